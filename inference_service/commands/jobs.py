@@ -1,0 +1,177 @@
+"""Commands of the upstream's side: submit a job, follow it, take its result. They need the base installation only."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+import click
+from pydantic import ValidationError
+from rich.table import Table
+
+from inference_service.client import Client
+from inference_service.display import ProgressDisplay, console, job_table, print_json, show_job
+from inference_service.errors import BadRequest, InputNotFound, error_from_row
+from inference_service.jobs import Job
+from inference_service.request import InputReference, OutputReference, Priority, SegmentRequest
+from inference_service.tables import JobState
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
+
+
+@click.command()
+@click.argument("volume", metavar="IN")
+@click.option("--model", required=True, help="Name of the model.")
+@click.option("--model-version", help="Version of the model; the highest installed otherwise.")
+@click.option("--priority", type=click.Choice([*Priority]), default=Priority.ROUTINE, show_default=True)
+@click.option("--prefix", help="Folder of the results in the output bucket; the job's id otherwise.")
+@click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the job is finished.")
+@json_option
+def submit(
+    volume: str,
+    model: str,
+    model_version: str | None,
+    priority: str,
+    prefix: str | None,
+    wait_for_end: bool,
+    as_json: bool,
+) -> None:
+    """Submit a segmentation of IN: a file, which is uploaded, or s3://bucket/key."""
+    with Client() as client:
+        request = SegmentRequest(
+            input=_input(client, volume),
+            model=model,
+            model_version=model_version,
+            priority=Priority(priority),
+            output=OutputReference(prefix=prefix),
+        )
+        job_id = client.submit(request)
+        if wait_for_end:
+            _follow(client, job_id, as_json=as_json)
+        elif as_json:
+            print_json({"job_id": str(job_id)})
+        else:
+            click.echo(job_id)
+
+
+@click.command()
+@job_argument
+@json_option
+def status(job_id: UUID, as_json: bool) -> None:
+    """Show a job."""
+    with Client() as client:
+        job = _found(client.status(job_id), job_id)
+        history = client.transitions(job_id)
+    if as_json:
+        print_json({**_as_dict(job), "transitions": [dataclasses.asdict(change) for change in history]})
+        return
+    console().print(job_table(job))
+    table = Table("at", "from", "to", "attempt", "worker", "detail", title="transitions", title_justify="left")
+    for change in history:
+        table.add_row(
+            f"{change.at:%Y-%m-%d %H:%M:%S}", change.from_state or "", change.to_state, str(change.attempt),
+            change.worker or "", change.detail or "",
+        )  # fmt: skip
+    console().print(table)
+
+
+@click.command()
+@job_argument
+@json_option
+def watch(job_id: UUID, as_json: bool) -> None:
+    """Follow a job until it is finished."""
+    with Client() as client:
+        _found(client.status(job_id), job_id)
+        _follow(client, job_id, as_json=as_json)
+
+
+@click.command()
+@job_argument
+@json_option
+def cancel(job_id: UUID, as_json: bool) -> None:
+    """Cancel a queued job; ask the worker of a running one to stop."""
+    with Client() as client:
+        job = _found(client.cancel(job_id), job_id)
+    if as_json:
+        print_json(_as_dict(job))
+    else:
+        click.echo(f"{job.state}, stop requested" if job.state is JobState.RUNNING else job.state)
+
+
+@click.command()
+@job_argument
+@click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), show_default=True)
+@json_option
+def result(job_id: UUID, folder: Path, as_json: bool) -> None:
+    """Download the mask and the report of a succeeded job."""
+    with Client() as client:
+        job = _found(client.status(job_id), job_id)
+        if job.error_code is not None:
+            raise error_from_row(job.error_code, job.error_message or "")
+        if job.result is None:
+            raise click.ClickException(f"job {job_id} has no result yet: it is {job.state}")
+        paths = [str(path) for path in client.result(job, folder)]
+    if as_json:
+        print_json(paths)
+    else:
+        click.echo("\n".join(paths))
+
+
+@click.command("jobs")
+@click.option("--state", type=click.Choice([*JobState]), help="Only jobs in this state.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@json_option
+def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
+    """List the newest jobs."""
+    with Client() as client:
+        found = client.list(state=JobState(state) if state else None, limit=limit)
+    if as_json:
+        print_json([_as_dict(job) for job in found])
+        return
+    table = Table("job", "state", "priority", "model", "created", "progress", "error")
+    for job in found:
+        request = job.request or {}
+        table.add_row(
+            str(job.id), job.state, request.get("priority", ""), request.get("model", ""),
+            f"{job.created_at:%Y-%m-%d %H:%M:%S}", f"{job.progress:.0%}", job.error_code or "",
+        )  # fmt: skip
+    console().print(table)
+
+
+def _input(client: Client, volume: str) -> InputReference:
+    if not volume.startswith("s3://"):
+        path = Path(volume)
+        if not path.is_file():
+            raise InputNotFound(f"there is no file {volume}")
+        return client.upload(path)
+    bucket, _, key = volume.removeprefix("s3://").partition("/")
+    try:
+        return InputReference(bucket=bucket, key=key)
+    except ValidationError as error:
+        raise BadRequest(f"{volume} is not s3://bucket/key") from error
+
+
+def _found(job: Job | None, job_id: UUID) -> Job:
+    if job is None:
+        raise click.ClickException(f"there is no job {job_id}")
+    return job
+
+
+def _follow(client: Client, job_id: UUID, *, as_json: bool) -> None:
+    """Shows a job's progress until it is finished, then how it ended; progress goes to standard error."""
+    with ProgressDisplay(console(stderr=True), {job_id: str(job_id)}) as display:
+        job = client.wait(job_id, progress=partial(show_job, display))
+    if as_json:
+        print_json(_as_dict(job))
+    elif job.error_code is None:
+        console().print(job_table(job))
+    if job.error_code is not None:
+        raise error_from_row(job.error_code, job.error_message or "")
+
+
+def _as_dict(job: Job) -> dict[str, object]:
+    return dataclasses.asdict(job)
+
+
+COMMANDS = (submit, status, watch, cancel, result, list_jobs)

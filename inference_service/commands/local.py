@@ -1,0 +1,115 @@
+"""Commands for one machine alone: segment a file, look at the models, run the demo or the stack."""
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from inference_service.display import ProgressDisplay, console, labels_table, print_json, timings_table
+from inference_service.settings import get_settings
+from inference_service.stages import overall_progress
+
+from .jobs import json_option
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--model", required=True, help="Name of the model.")
+@click.option("--model-version", help="Version of the model; the highest installed otherwise.")
+@json_option
+def segment(source: Path, target: Path, model: str, model_version: str | None, as_json: bool) -> None:
+    """Segment the file IN, without any server, into the folder OUT: mask.nii.gz and report.json."""
+    from inference_service.local import segment_locally
+
+    with ProgressDisplay(console(stderr=True), {source: source.name}) as display:
+        report = segment_locally(
+            source, target, get_settings(), model=model, version=model_version,
+            progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
+        )  # fmt: skip
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    screen = console()
+    screen.print(timings_table({"this file": report.timings_s}))
+    screen.print(labels_table(report.labels))
+    for warning in report.warnings:
+        screen.print(f"warning: {warning}")
+    screen.print(f"mask and report: {target}")
+
+
+@click.group()
+def models() -> None:
+    """Look at the installed models."""
+
+
+@models.command("list")
+@json_option
+def list_models(as_json: bool) -> None:
+    """List the installed models."""
+    from inference_service.models import list_models as find_all
+    from inference_service.models import read_model
+
+    found = [read_model(folder).manifest for folder in find_all(get_settings().models_path)]
+    if as_json:
+        print_json([manifest.model_dump(mode="json") for manifest in found])
+        return
+    table = Table("name", "version", "modality", "labels", "description")
+    for manifest in found:
+        labels = ", ".join(label.name for label in manifest.labels)
+        table.add_row(manifest.name, manifest.version, manifest.modality, labels, manifest.description)
+    console().print(table)
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version", required=False)
+def show(name: str, version: str | None) -> None:
+    """Print a model's manifest."""
+    from inference_service.models import find_model
+
+    print_json(find_model(get_settings().models_path, name, version).manifest.model_dump(mode="json"))
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version", required=False)
+@json_option
+def verify(name: str, version: str | None, as_json: bool) -> None:
+    """Load a model, check it against its manifest and run one window."""
+    from inference_service.local import verify_model
+
+    verified = verify_model(get_settings(), name, version)
+    if as_json:
+        print_json(verified)
+    else:
+        for key, value in verified.items():
+            click.echo(f"{key}: {value}")
+
+
+@click.command()
+@click.option("--input", "source", type=click.Path(path_type=Path), help="A scan; a synthetic chest CT otherwise.")
+@click.option("--model", default="ct-tissue", show_default=True, help="Name of the model.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True
+)
+def demo(source: Path | None, model: str, output: Path) -> None:
+    """Run the main job on embedded servers: queue, workers, model and back."""
+    from inference_service.demo import run_demo
+
+    run_demo(source, output, model=model, screen=console())
+
+
+@click.command()
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), default=Path("stack-data"), show_default=True,
+    help="Folder of the servers' data, logs and passwords.",
+)  # fmt: skip
+def stack(data: Path) -> None:
+    """Run embedded servers and a worker of each role until Ctrl-C."""
+    from inference_service.stack import run_stack
+
+    run_stack(data, screen=console())
+
+
+COMMANDS = (segment, models, demo, stack)

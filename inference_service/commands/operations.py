@@ -1,0 +1,94 @@
+"""Commands of the operator's side: bring a deployment up, look whether it is well, run a worker."""
+
+from datetime import timedelta
+from typing import NoReturn
+
+import click
+
+from inference_service.display import console, print_json
+from inference_service.settings import get_settings
+
+from .jobs import json_option
+
+_EXIT_UNAVAILABLE = 4
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database's schema up to date and make the buckets."""
+    from inference_service.deployment import prepare
+
+    prepare(get_settings())
+    click.echo("the schema is up to date and the buckets exist")
+
+
+@click.command()
+@json_option
+def check(as_json: bool) -> None:
+    """Look whether Redis, Postgres, MinIO, the models and the providers are usable."""
+    from inference_service.deployment import check as check_deployment
+
+    checks = check_deployment(get_settings())
+    if as_json:
+        print_json(
+            [
+                {"name": item.name, "usable": item.problem is None, "detail": item.problem or item.detail}
+                for item in checks
+            ]
+        )
+    else:
+        for item in checks:
+            click.echo(
+                f"{item.name:<10} {'ok' if item.problem is None else 'NOT USABLE'}: {item.problem or item.detail}"
+            )
+    if any(item.problem for item in checks):
+        raise SystemExit(_EXIT_UNAVAILABLE)
+
+
+@click.command()
+@click.option("--role", type=click.Choice(["gpu", "cpu"]), required=True)
+def worker(role: str) -> NoReturn:
+    """Run a worker: role gpu drains the priority queue first, role cpu the overflow queue."""
+    from inference_service.worker import Role, run_worker
+
+    raise SystemExit(run_worker(Role(role), get_settings()))
+
+
+@click.command()
+@click.option("--within", "within_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds.")
+def health(within_s: float) -> None:
+    """Tell whether the worker that touches HEALTH_PATH consumes; asks no server."""
+    from inference_service.deployment import is_fresh
+
+    path = get_settings().health_path
+    if path is None:
+        raise click.UsageError("HEALTH_PATH is not set: the worker leaves no sign of life")
+    if not is_fresh(path, within=timedelta(seconds=within_s)):
+        click.echo(f"no sign of life within {within_s:g} s", err=True)
+        raise SystemExit(_EXIT_UNAVAILABLE)
+    click.echo("the worker consumes")
+
+
+@click.command()
+@json_option
+def providers(as_json: bool) -> None:
+    """Show which ONNX Runtime providers are requested, usable and used here."""
+    from inference_service.providers import probe_providers, usable_providers
+
+    settings = get_settings()
+    lines = {
+        "requested": settings.onnx_providers,
+        "available": usable_providers(),
+        "using": settings.effective_onnx_providers,
+    }
+    refused = {probe.provider: probe.reason for probe in probe_providers() if probe.reason is not None}
+    if as_json:
+        print_json({**lines, "refused": refused})
+        return
+    for name, value in lines.items():
+        click.echo(f"ONNX providers {name}: {value}")
+    for provider, reason in refused.items():
+        console().print(f"{provider} is not usable: {reason}")
+
+
+COMMANDS = (migrate, check, worker, health, providers)

@@ -1,0 +1,104 @@
+"""What a deployment needs before its first job, and whether it has it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import text
+
+from inference_service.errors import ModelNotFound, ServiceError
+from inference_service.models import list_models, read_model
+from inference_service.queues import make_app, ping
+from inference_service.settings import Settings
+from inference_service.storage import Storage
+from inference_service.tables import connect, mapped_errors, migrate
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        problem: What is wrong with it; None where it is usable.
+        detail: What was found.
+    """
+
+    name: str
+    problem: str | None
+    detail: str = ""
+
+
+def prepare(settings: Settings) -> None:
+    """Brings the schema up to date and makes the buckets.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer or refuses.
+        StorageUnavailable: The object storage does not answer or refuses.
+    """
+    migrate(settings)
+    storage = Storage(settings)
+    for bucket in (settings.minio_input_bucket, settings.minio_output_bucket):
+        storage.ensure_bucket(bucket)
+
+
+def check(settings: Settings) -> list[Check]:
+    """Looks whether Redis, Postgres, the object storage, the models and the providers are usable."""
+    looks: dict[str, Callable[[Settings], str]] = {
+        "redis": _check_redis,
+        "postgres": _check_postgres,
+        "minio": _check_storage,
+        "models": _check_models,
+        "providers": _check_providers,
+    }
+    checks = []
+    for name, look in looks.items():
+        try:
+            checks.append(Check(name, None, look(settings)))
+        except ServiceError as error:
+            checks.append(Check(name, error.message))
+    return checks
+
+
+def is_fresh(health_path: Path, *, within: timedelta) -> bool:
+    """Whether a worker touched its health file lately."""
+    try:
+        touched = datetime.fromtimestamp(health_path.stat().st_mtime, tz=UTC)
+    except FileNotFoundError:
+        return False
+    return datetime.now(tz=UTC) - touched < within
+
+
+def _check_redis(settings: Settings) -> str:
+    ping(make_app(settings))
+    return "answers"
+
+
+def _check_postgres(settings: Settings) -> str:
+    engine = connect(settings)
+    with mapped_errors(), engine.connect() as connection:
+        jobs = connection.execute(text("SELECT count(*) FROM jobs")).scalar_one()
+    engine.dispose()
+    return f"answers, holds {jobs} job(s)"
+
+
+def _check_storage(settings: Settings) -> str:
+    storage = Storage(settings)
+    buckets = (settings.minio_input_bucket, settings.minio_output_bucket)
+    for bucket in buckets:
+        storage.require_bucket(bucket)
+    return f"answers, has the buckets {' and '.join(buckets)}"
+
+
+def _check_models(settings: Settings) -> str:
+    folders = list_models(settings.models_path)
+    if not folders:
+        raise ModelNotFound(f"no model is installed under MODELS_PATH {settings.models_path}")
+    for folder in folders:
+        read_model(folder).read_network()
+    return f"{len(folders)} installed, all as their manifests say"
+
+
+def _check_providers(settings: Settings) -> str:
+    return f"using {settings.effective_onnx_providers}"

@@ -1,0 +1,190 @@
+"""Every error of the service, each with the stable code that upstreams and operators rely on.
+
+    ServiceError
+    ├── PermanentError              the same job would fail again: never retried
+    │   ├── BadRequest              bad_request
+    │   ├── InputError
+    │   │   ├── InputNotFound       input_not_found
+    │   │   ├── InputTooLarge       input_too_large
+    │   │   ├── InputCorrupt        input_corrupt
+    │   │   ├── UnsupportedFormat   unsupported_format
+    │   │   ├── NotAVolume          not_a_volume
+    │   │   └── InconsistentGeometry  inconsistent_geometry
+    │   ├── ModelError
+    │   │   ├── ModelNotFound       model_not_found
+    │   │   └── ModelInvalid        model_invalid
+    │   ├── OutOfMemory             out_of_memory
+    │   ├── TimeLimit               time_limit
+    │   ├── JobCancelled            cancelled
+    │   └── InternalError           internal_error
+    └── TransientError              worth another attempt
+        ├── StorageUnavailable      storage_unavailable
+        ├── DatabaseUnavailable     database_unavailable
+        ├── QueueUnavailable        queue_unavailable
+        └── WorkerLost              worker_lost
+
+The message of a ServiceError is public: a sentence with the value and the remedy, free of paths, secrets and patient
+data. What only the operator may see travels as the exception's cause and ends in the log.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorCode(StrEnum):
+    """What a failed job's row says; the values are part of the contract."""
+
+    BAD_REQUEST = "bad_request"
+    INPUT_NOT_FOUND = "input_not_found"
+    INPUT_TOO_LARGE = "input_too_large"
+    INPUT_CORRUPT = "input_corrupt"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    NOT_A_VOLUME = "not_a_volume"
+    INCONSISTENT_GEOMETRY = "inconsistent_geometry"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_INVALID = "model_invalid"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIME_LIMIT = "time_limit"
+    WORKER_LOST = "worker_lost"
+    CANCELLED = "cancelled"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
+    DATABASE_UNAVAILABLE = "database_unavailable"
+    QUEUE_UNAVAILABLE = "queue_unavailable"
+    INTERNAL_ERROR = "internal_error"
+
+
+class ServiceError(Exception):
+    """The base of all errors that this service raises on purpose."""
+
+    code: ClassVar[ErrorCode]
+
+    @property
+    def message(self) -> str:
+        """The public sentence."""
+        return str(self)
+
+
+class PermanentError(ServiceError):
+    """The same job would fail in the same way again."""
+
+
+class TransientError(ServiceError):
+    """Another attempt may succeed."""
+
+
+class BadRequest(PermanentError):
+    """The request does not follow the contract."""
+
+    code = ErrorCode.BAD_REQUEST
+
+
+class InputError(PermanentError):
+    """The volume cannot be used."""
+
+
+class InputNotFound(InputError):
+    """No object lies at the bucket and key of the request."""
+
+    code = ErrorCode.INPUT_NOT_FOUND
+
+
+class InputTooLarge(InputError):
+    """The volume exceeds a limit of this deployment."""
+
+    code = ErrorCode.INPUT_TOO_LARGE
+
+
+class InputCorrupt(InputError):
+    """The file is truncated, damaged or not what its name says."""
+
+    code = ErrorCode.INPUT_CORRUPT
+
+
+class UnsupportedFormat(InputError):
+    """The file is of a kind that this service does not read."""
+
+    code = ErrorCode.UNSUPPORTED_FORMAT
+
+
+class NotAVolume(InputError):
+    """The file holds an image that is not one scalar 3-D volume."""
+
+    code = ErrorCode.NOT_A_VOLUME
+
+
+class InconsistentGeometry(InputError):
+    """The file does not say where its voxels lie in space."""
+
+    code = ErrorCode.INCONSISTENT_GEOMETRY
+
+
+class ModelError(PermanentError):
+    """The model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """No model of that name and version is installed."""
+
+    code = ErrorCode.MODEL_NOT_FOUND
+
+
+class ModelInvalid(ModelError):
+    """The model's manifest and its ONNX file do not agree with each other or with the service."""
+
+    code = ErrorCode.MODEL_INVALID
+
+
+class OutOfMemory(PermanentError):
+    """The job needs more memory than this worker has."""
+
+    code = ErrorCode.OUT_OF_MEMORY
+
+
+class TimeLimit(PermanentError):
+    """The job ran longer than its limit."""
+
+    code = ErrorCode.TIME_LIMIT
+
+
+class JobCancelled(PermanentError):
+    """The job was cancelled by its owner."""
+
+    code = ErrorCode.CANCELLED
+
+
+class InternalError(PermanentError):
+    """Something that nobody foresaw; the worker's log holds the traceback."""
+
+    code = ErrorCode.INTERNAL_ERROR
+
+
+class StorageUnavailable(TransientError):
+    """The object storage does not answer, or refuses the credentials."""
+
+    code = ErrorCode.STORAGE_UNAVAILABLE
+
+
+class DatabaseUnavailable(TransientError):
+    """Postgres does not answer, or refuses the credentials."""
+
+    code = ErrorCode.DATABASE_UNAVAILABLE
+
+
+class QueueUnavailable(TransientError):
+    """Redis does not answer, or refuses the credentials."""
+
+    code = ErrorCode.QUEUE_UNAVAILABLE
+
+
+class WorkerLost(TransientError):
+    """The worker died while it ran the job."""
+
+    code = ErrorCode.WORKER_LOST
+
+
+def error_from_row(code: str, message: str) -> ServiceError:
+    """The error that a failed job's row tells of."""
+    kinds: list[type[ServiceError]] = [ServiceError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return next(kind for kind in kinds if getattr(kind, "code", None) == code)(message)

@@ -1,0 +1,75 @@
+"""The pipeline on this machine's files, without any server."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from inference_service.errors import BadRequest, InputNotFound, ModelInvalid
+from inference_service.machine import usable_cpus
+from inference_service.models import find_model
+from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, load_session, segment_file
+from inference_service.report import Report
+from inference_service.settings import Settings
+from inference_service.stages import Progress, StageClock
+
+
+def segment_locally(
+    source: Path, target: Path, settings: Settings, *, model: str, version: str | None, progress: Progress
+) -> Report:
+    """Segments a file with all of this machine's CPUs.
+
+    Args:
+        source: The scan.
+        target: The folder that gets mask and report; made where it is missing, never with anything overwritten in it.
+        settings: Models, providers and limits.
+        model: Name of the model.
+        version: Its version; None takes the highest.
+        progress: Told of every stage and window.
+
+    Raises:
+        BadRequest: The folder holds a result already.
+        ServiceError: As the pipeline.
+    """
+    if not source.is_file():
+        raise InputNotFound(f"there is no file {source}")
+    taken = [name for name in (MASK_FILE, REPORT_FILE) if (target / name).exists()]
+    if taken:
+        raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
+    found = find_model(settings.models_path, model, version)
+    target.mkdir(parents=True, exist_ok=True)
+    # Inside the target, so that finished files move over at once, and a run that fails leaves nothing.
+    with TemporaryDirectory(prefix=".segment-", dir=target) as folder:
+        report = segment_file(
+            source, Path(folder), found, _engine(settings),
+            max_voxels=settings.max_voxels, clock=StageClock(), progress=progress,
+        )  # fmt: skip
+        for name in (MASK_FILE, REPORT_FILE):
+            (Path(folder) / name).rename(target / name)
+    return report
+
+
+def verify_model(settings: Settings, name: str, version: str | None) -> dict[str, object]:
+    """Loads a model as a worker would, and runs one window of noise through it.
+
+    Raises:
+        ModelNotFound: There is none of that name and version.
+        ModelInvalid: Manifest, file and network do not agree, or the network gives what is no number.
+    """
+    model = find_model(settings.models_path, name, version)
+    session = load_session(model, _engine(settings))
+    window = np.random.default_rng(0).normal(size=(1, 1, *model.manifest.window)).astype(np.float32)
+    logits = session.run(window)
+    if not np.isfinite(logits).all():
+        raise ModelInvalid(f"model {name}: the network gives values that are not finite")
+    return {
+        "model": f"{model.manifest.name} {model.manifest.version}",
+        "sha256": model.manifest.sha256,
+        "providers": session.providers,
+        "window": list(model.manifest.window),
+        "labels": {label.value: label.name for label in model.manifest.labels},
+    }
+
+
+def _engine(settings: Settings) -> Engine:
+    return Engine(tuple(settings.effective_onnx_providers), settings.intra_op_threads or usable_cpus())

@@ -1,0 +1,50 @@
+"""Log lines: text for people or JSON for machines, each with the job it belongs to."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+from uuid import UUID
+
+from pythonjsonlogger.json import JsonFormatter
+
+_NO_JOB = "-"
+_job_id: ContextVar[str] = ContextVar("job_id", default=_NO_JOB)
+
+_TEXT = "%(asctime)s %(levelname)s [%(processName)s] [job %(job_id)s] %(name)s: %(message)s"
+_JSON = "%(asctime)s %(levelname)s %(processName)s %(job_id)s %(name)s %(message)s"
+
+
+class JobFilter(logging.Filter):
+    """Adds `job_id` to every record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps all records."""
+        record.job_id = _job_id.get()
+        return True
+
+
+@contextmanager
+def logging_job(job_id: UUID) -> Iterator[None]:
+    """Marks what is logged inside the block with a job."""
+    token = _job_id.set(str(job_id))
+    try:
+        yield
+    finally:
+        _job_id.reset(token)
+
+
+def configure_logging(level: str, style: Literal["text", "json"]) -> None:
+    """Sends all log records of this process to standard error in one style."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(JobFilter())
+    if style == "json":
+        renamed = {"asctime": "time", "levelname": "level", "processName": "process", "name": "logger"}
+        handler.setFormatter(JsonFormatter(_JSON, rename_fields=renamed, json_ensure_ascii=False))
+    else:
+        handler.setFormatter(logging.Formatter(_TEXT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for chatty in ("urllib3", "alembic.runtime.plugins"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

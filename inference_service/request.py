@@ -1,0 +1,93 @@
+"""The task message: what an upstream sends, in any language, to have a volume segmented.
+
+The contract is published as JSON Schema in `docs/task-message.schema.json`, generated from here.
+"""
+
+import json
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from inference_service.errors import BadRequest
+
+TASK_NAME = "inference_service.segment"
+
+
+class Priority(StrEnum):
+    """Which queue a job waits in."""
+
+    URGENT = "urgent"
+    ROUTINE = "routine"
+
+
+def _plain_key(key: str) -> str:
+    parts = key.removesuffix("/").split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in key or re.search(r"[\x00-\x1f\x7f]", key):
+        raise ValueError("an object key has no empty, '.' or '..' part, no backslash and no control character")
+    return key
+
+
+ObjectKey = Annotated[str, Field(min_length=1, max_length=900), AfterValidator(_plain_key)]
+BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputReference(_Part):
+    """Where the volume lies."""
+
+    bucket: BucketName | None = Field(None, description="None takes the service's MINIO_INPUT_BUCKET.")
+    key: ObjectKey = Field(description="A NIfTI file.")
+
+
+class OutputReference(_Part):
+    """Where the results go, in the service's MINIO_OUTPUT_BUCKET."""
+
+    prefix: ObjectKey | None = Field(None, description="Folder of the results; None takes the job's id.")
+    formats: tuple[Literal["nifti"], ...] = Field(("nifti",), min_length=1)
+
+
+class Options(_Part):
+    """What a request may ask for beyond the model; nothing yet."""
+
+
+class SegmentRequest(_Part):
+    """One job."""
+
+    input: InputReference
+    model: str = Field(min_length=1, max_length=64)
+    model_version: str | None = Field(None, max_length=32, description="None takes the highest installed.")
+    priority: Priority = Priority.ROUTINE
+    output: OutputReference = OutputReference()
+    options: Options = Options()
+
+
+class TaskMessage(_Part):
+    """The keyword arguments of the Celery task `inference_service.segment`."""
+
+    job_id: UUID = Field(description="Also the Celery task's id. The same one sent twice is one job.")
+    request: SegmentRequest
+
+
+def parse_request(request: object) -> SegmentRequest:
+    """Validates a request as it came from the queue.
+
+    Raises:
+        BadRequest: It breaks the contract; the message names the field, never the value.
+    """
+    try:
+        return SegmentRequest.model_validate_json(json.dumps(request))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = ".".join(["request", *(str(part) for part in first["loc"])])
+        raise BadRequest(f"{field}: {first['msg']}") from error
+
+
+def task_message_schema() -> dict[str, Any]:
+    """The JSON Schema of the task's keyword arguments."""
+    return TaskMessage.model_json_schema()

@@ -1,0 +1,89 @@
+"""The configuration: environment variables (or a .env file), validated once per process.
+
+`.env.example` and `docs/settings.md` list every field; a test keeps all three equal.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from pydantic import Field, PositiveFloat, PositiveInt, RedisDsn, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inference_service.providers import CPU, usable_providers
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """What an operator can set; the descriptions are what `docs/settings.md` shows."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True)
+
+    redis_url: RedisDsn = Field(
+        RedisDsn("redis://127.0.0.1:6379/0"), description="The Redis that carries the queues, with its password."
+    )
+
+    postgres_server: str = Field("127.0.0.1", description="Postgres host.")
+    postgres_port: Port = Field(5432, description="Postgres port.")
+    postgres_user: str = Field("inference", description="Postgres user.")
+    postgres_password: SecretStr = Field(SecretStr(""), description="Postgres password.")
+    postgres_db: str = Field("inference", description="Postgres database.")
+
+    minio_endpoint: str = Field("127.0.0.1:9000", description="MinIO (or any S3) as host:port, without a scheme.")
+    minio_access_key: SecretStr = Field(SecretStr(""), description="MinIO access key.")
+    minio_secret_key: SecretStr = Field(SecretStr(""), description="MinIO secret key.")
+    minio_secure: bool = Field(False, description="Whether to speak TLS to MinIO.")
+    minio_region: str = Field("us-east-1", description="S3 region; MinIO's own default is us-east-1.")
+    minio_input_bucket: str = Field("volumes", description="Where volumes come from unless a request names a bucket.")
+    minio_output_bucket: str = Field("masks", description="Where masks and reports go.")
+
+    models_path: Path = Field(Path("models"), description="The folder of models: <name>/<version>/manifest.json.")
+    onnx_providers: list[str] = Field(
+        ["CUDAExecutionProvider", CPU],
+        description="JSON array of the ONNX Runtime execution providers requested, best first.",
+    )
+    require_gpu: bool = Field(False, description="Refuse to start where no requested GPU provider is usable.")
+    intra_op_threads: PositiveInt | None = Field(
+        None, description="Threads of one ONNX session; unset: the worker's CPUs divided by its concurrency."
+    )
+
+    worker_concurrency: PositiveInt | None = Field(
+        None, description="Jobs that one worker runs at a time; unset: 1 for role gpu, 2 for role cpu."
+    )
+    work_path: Path | None = Field(None, description="Folder for a job's temporary files; unset: the system's.")
+    health_path: Path | None = Field(
+        None, description="File that a worker touches while it consumes; unset: none is written and `health` says so."
+    )
+    max_attempts: PositiveInt = Field(3, description="How often a job is tried when the fault may pass.")
+    retry_delay_s: PositiveFloat = Field(2.0, description="Wait before a second attempt; doubled for each further one.")
+    lease_s: PositiveFloat = Field(
+        30.0, description="How long a running job stays its worker's without a sign of life."
+    )
+    time_limit_s: PositiveInt = Field(3600, description="A job that runs longer fails with time_limit.")
+
+    max_input_bytes: PositiveInt = Field(4 * 2**30, description="Largest input object, in bytes.")
+    max_voxels: PositiveInt = Field(2**30, description="Largest volume, in voxels.")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or one JSON object a line.")
+
+    @property
+    def effective_onnx_providers(self) -> list[str]:
+        """The requested providers that really work here, in the requested order, always ending in CPU."""
+        usable = usable_providers()
+        return [name for name in self.onnx_providers if name in usable and name != CPU] + [CPU]
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL of the jobs' database; it carries the password."""
+        password = quote(self.postgres_password.get_secret_value(), safe="")
+        user = quote(self.postgres_user, safe="")
+        return f"postgresql+psycopg2://{user}:{password}@{self.postgres_server}:{self.postgres_port}/{self.postgres_db}"
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process, read from the environment on first use."""
+    return Settings()

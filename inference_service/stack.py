@@ -1,0 +1,152 @@
+"""The whole service on one machine without Docker: embedded servers, schema, buckets and a worker of each role."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from inference_service.deployment import prepare
+from inference_service.embedded import EmbeddedServerError, start_servers
+from inference_service.server_process import log_tail, stopped_with_parent
+from inference_service.settings import Settings
+
+_POLL_S = 0.1
+_START_LIMIT_S = 120
+# A stopped stack does not wait for long jobs: they are queued again.
+_STOP_LIMIT_S = 5
+_ROLES = ("gpu", "cpu")
+_ENVIRONMENT_FILE = "stack.env"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack.
+
+    Attributes:
+        settings: How a client reaches it.
+        environment: The same as environment variables, passwords included.
+        worker_logs: The log of the worker of each role.
+    """
+
+    settings: Settings
+    environment: Mapping[str, str]
+    worker_logs: Mapping[str, Path]
+
+
+@contextmanager
+def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
+    """Starts everything, and stops it when the block ends, however it ends.
+
+    Args:
+        data_path: Folder of data, logs and passwords; a second start finds what the first one stored.
+        durable: Whether data must survive a crash of the machine.
+
+    Raises:
+        EmbeddedServerError: A server or a worker does not start.
+    """
+    with ExitStack() as stack:
+        servers = stack.enter_context(start_servers(data_path, durable=durable))
+        settings = settings_for(servers.environment)
+        prepare(settings)
+        workers = [stack.enter_context(start_worker(role, servers.environment, folder=data_path)) for role in _ROLES]
+        for worker in workers:
+            worker.wait_until_ready()
+        yield Stack(settings, servers.environment, {worker.role: worker.log_path for worker in workers})
+
+
+def settings_for(environment: Mapping[str, str]) -> Settings:
+    """The settings of this process with the servers of an environment in place of its own."""
+    return Settings.model_validate({name.lower(): value for name, value in environment.items()})
+
+
+@dataclass
+class WorkerProcess:
+    """A worker as a process of its own.
+
+    Attributes:
+        role: Its role.
+        log_path: Where its log goes.
+        health_path: The file that it touches while it consumes.
+    """
+
+    role: str
+    log_path: Path
+    health_path: Path
+    _process: subprocess.Popen[bytes]
+
+    def wait_until_ready(self) -> None:
+        """Waits until it consumes.
+
+        Raises:
+            EmbeddedServerError: It ended, or does not get there in time.
+        """
+        deadline = time.monotonic() + _START_LIMIT_S
+        while not self.health_path.exists():
+            if self._process.poll() is not None:
+                raise EmbeddedServerError(f"The {self.role} worker ended at its start.{log_tail(self.log_path)}")
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(f"The {self.role} worker is not ready.{log_tail(self.log_path)}")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Lets it finish its job, and kills it and its children where that takes too long."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@contextmanager
+def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> Iterator[WorkerProcess]:
+    """Starts a worker, and stops it when the block ends.
+
+    Args:
+        role: "gpu" or "cpu".
+        environment: What it gets besides this process's own variables.
+        folder: For its log and its health file.
+    """
+    log_path, health_path = folder / f"worker-{role}.log", folder / f"worker-{role}.health"
+    health_path.unlink(missing_ok=True)
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", role],
+            env={**os.environ, **environment, "HEALTH_PATH": str(health_path)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    worker = WorkerProcess(role, log_path, health_path, process)
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def run_stack(data_path: Path, *, screen: Console) -> None:
+    """Runs the stack until Ctrl-C, and says how to reach it.
+
+    The environment goes into a file beside the data that only its owner can read.
+    """
+    with start_stack(data_path) as stack:
+        environment_path = data_path.absolute() / _ENVIRONMENT_FILE
+        environment_path.touch(mode=0o600)
+        environment_path.write_text("".join(f"{name}={value}\n" for name, value in stack.environment.items()))
+        for log_path in stack.worker_logs.values():
+            screen.print(f"worker's log: {log_path}")
+        screen.print("The stack runs; Ctrl-C stops it. To reach it from another terminal:")
+        screen.print(f"  set -a; . {shlex.quote(str(environment_path))}; set +a", soft_wrap=True)
+        screen.print("  inference-service submit ct.nii.gz --model ct-tissue --wait")
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+        screen.print("stopping")

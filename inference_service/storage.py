@@ -1,0 +1,106 @@
+"""Objects in MinIO, or any S3: fetched to files, stored from files, sizes bounded, errors mapped to our own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
+from inference_service.settings import Settings
+
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 60.0
+# Retries within one call bridge a lost connection; a longer outage is the job's next attempt.
+_RETRIES = urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
+_CHUNK_BYTES = 2**20
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
+
+
+class Storage:
+    """The service's view of the object storage; safe to share between threads.
+
+    Args:
+        settings: Says where it is, and the credentials.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._minio = Minio(
+            settings.minio_endpoint,
+            access_key=settings.minio_access_key.get_secret_value(),
+            secret_key=settings.minio_secret_key.get_secret_value(),
+            secure=settings.minio_secure,
+            region=settings.minio_region,
+            http_client=urllib3.PoolManager(
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S), retries=_RETRIES
+            ),
+        )
+
+    def ensure_bucket(self, bucket: str) -> None:
+        """Makes a bucket where there is none."""
+        with _mapped_errors(bucket):
+            if not self._minio.bucket_exists(bucket):
+                self._minio.make_bucket(bucket)
+
+    def require_bucket(self, bucket: str) -> None:
+        """Raises StorageUnavailable where there is no such bucket."""
+        with _mapped_errors(bucket):
+            if not self._minio.bucket_exists(bucket):
+                raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
+
+    def fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
+        """Downloads an object into a file.
+
+        Raises:
+            InputNotFound: There is no such object.
+            InputTooLarge: It has more than `max_bytes`.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        with _mapped_errors(f"{bucket}/{key}"):
+            size = self._minio.stat_object(bucket, key).size or 0
+            if size > max_bytes:
+                raise InputTooLarge(f"the object has {size} bytes; this service takes at most {max_bytes}")
+            response = self._minio.get_object(bucket, key)
+            try:
+                with target.open("wb") as file:
+                    for chunk in response.stream(_CHUNK_BYTES):
+                        file.write(chunk)
+                        if file.tell() > size:
+                            raise StorageUnavailable("the object changed while it was fetched")
+            finally:
+                response.close()
+                response.release_conn()
+
+    def store(self, bucket: str, key: str, source: Path, *, content_type: str) -> None:
+        """Uploads a file.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        with _mapped_errors(f"{bucket}/{key}"):
+            self._minio.fput_object(bucket, key, str(source), content_type=content_type)
+
+    def exists(self, bucket: str, key: str) -> bool:
+        """Whether an object lies there."""
+        try:
+            with _mapped_errors(f"{bucket}/{key}"):
+                self._minio.stat_object(bucket, key)
+        except InputNotFound:
+            return False
+        return True
+
+
+@contextmanager
+def _mapped_errors(place: str) -> Iterator[None]:
+    try:
+        yield
+    except S3Error as error:
+        if error.code in _NOT_FOUND:
+            raise InputNotFound(f"there is no object at {place}") from error
+        raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
+    except (MinioException, HTTPError, OSError) as error:
+        raise StorageUnavailable(
+            "the object storage does not answer as S3 does: check endpoint and credentials"
+        ) from error

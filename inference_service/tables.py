@@ -1,0 +1,166 @@
+"""The tables in Postgres, the connection to it and its migrations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import UUID
+
+from psycopg2.errors import UndefinedTable
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Engine,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    create_engine,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from inference_service.errors import DatabaseUnavailable
+from inference_service.settings import Settings
+
+_CONNECT_TIMEOUT_S = 5
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+class JobState(StrEnum):
+    """Where a job is; see `docs/task-contract.md` for the transitions."""
+
+    QUEUED = "queued"
+    """Waits for a worker, or for its next attempt."""
+    RUNNING = "running"
+    """A worker holds its lease."""
+    SUCCEEDED = "succeeded"
+    """Mask and report are stored."""
+    FAILED = "failed"
+    """Ended without a result; the row has the code."""
+    CANCELLED = "cancelled"
+    """Ended by its owner."""
+
+
+FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+class Base(DeclarativeBase):
+    """The declarative base, with names for constraints, so that migrations can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        str: Text(),
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[str]: JSONB(none_as_null=True),
+    }
+
+
+class JobRow(Base):
+    """One job: what was asked, who runs it, and how it ended."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
+        Index(None, "state", "created_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    request: Mapped[dict[str, Any] | None] = mapped_column(comment="null where the message broke the contract")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    not_before: Mapped[datetime | None] = mapped_column(comment="when the next attempt is due")
+    cancel_requested: Mapped[bool] = mapped_column(server_default="false")
+    lease_owner: Mapped[str | None] = mapped_column(comment="the worker that runs it, or ran it last")
+    lease_token: Mapped[UUID | None] = mapped_column(comment="what every write of an outcome must present")
+    lease_expires_at: Mapped[datetime | None]
+
+    stage: Mapped[str | None]
+    progress: Mapped[float] = mapped_column(server_default="0")
+
+    model_name: Mapped[str | None]
+    model_version: Mapped[str | None]
+    model_sha256: Mapped[str | None]
+    providers: Mapped[list[str] | None] = mapped_column(comment="execution providers really used")
+    timings_s: Mapped[dict[str, Any] | None] = mapped_column(comment="seconds of each stage")
+    result: Mapped[dict[str, Any] | None] = mapped_column(comment="bucket and keys of mask and report")
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+
+
+class TransitionRow(Base):
+    """One change of a job's state."""
+
+    __tablename__ = "transitions"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    from_state: Mapped[str | None]
+    to_state: Mapped[str]
+    attempt: Mapped[int]
+    worker: Mapped[str | None]
+    detail: Mapped[str | None]
+
+
+def connect(settings: Settings) -> Engine:
+    """The pool of connections to the jobs' database. Built in the process that uses it, never before a fork."""
+    return create_engine(
+        settings.database_url,
+        pool_pre_ping=True,
+        pool_size=2,
+        max_overflow=8,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "inference-service"},
+    )
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turns a lost or refused connection, or missing tables, into DatabaseUnavailable; other errors pass."""
+    try:
+        yield
+    except ProgrammingError as error:
+        if isinstance(error.orig, UndefinedTable):
+            raise DatabaseUnavailable("the tables are missing: run `inference-service migrate`") from error
+        raise
+    except OperationalError as error:
+        raise DatabaseUnavailable("Postgres does not answer, or refuses the credentials") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailable("the connection to Postgres was lost") from error
+        raise
+
+
+def migrate(settings: Settings) -> None:
+    """Brings the schema up to date; runs one at a time wherever it is started.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer or refuses.
+    """
+    from alembic import command  # only a worker's installation has alembic
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = connect(settings)
+    with mapped_errors(), engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    engine.dispose()

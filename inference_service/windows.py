@@ -1,0 +1,120 @@
+"""Where the windows of a sliding-window inference lie and how much each of their voxels counts. Pure numerics."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Placement = Literal["snap", "even"]
+Blending = Literal["gaussian", "constant"]
+Shape = tuple[int, int, int]
+
+# Standard deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI).
+_SIGMA_PER_WINDOW = 1 / 8
+# Least weight, so that a voxel seen only by a window's corner is still divided by something (MONAI).
+_LEAST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where the windows of one volume lie.
+
+    Attributes:
+        axes: The volume's axes, that along which finished planes leave first.
+        pads: Voxels to add before and after each axis, so that a window fits.
+        starts: Along each axis, the first index of each window in the padded volume.
+    """
+
+    axes: tuple[int, int, int]
+    pads: tuple[tuple[int, int], ...]
+    starts: tuple[list[int], ...]
+
+    @property
+    def axis(self) -> int:
+        """The axis along which finished planes leave."""
+        return self.axes[0]
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return prod(len(starts) for starts in self.starts)
+
+
+def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placement) -> WindowPlan:
+    """Places windows so that they cover a volume.
+
+    The windows advance last along the axis that is longest in windows: then the fewest logits are held at a time.
+
+    Args:
+        shape: Voxels of the volume.
+        window: Voxels of a window; may exceed the volume.
+        overlap: Share of a window that its neighbour covers again, in [0, 1).
+        placement: See `window_starts`.
+
+    >>> plan_windows((4, 10, 3), (4, 4, 4), 0.25, "snap")
+    WindowPlan(axes=(1, 0, 2), pads=((0, 0), (0, 0), (0, 1)), starts=([0], [0, 3, 6], [0]))
+    """
+    longest = max(range(3), key=lambda axis: shape[axis] / window[axis])
+    second, third = (axis for axis in range(3) if axis != longest)
+    pads = tuple(padding(size, extent) for size, extent in zip(shape, window, strict=True))
+    starts = tuple(
+        window_starts(max(size, extent), extent, overlap, placement) for size, extent in zip(shape, window, strict=True)
+    )
+    return WindowPlan((longest, second, third), pads, starts)
+
+
+def window_starts(size: int, window: int, overlap: float, placement: Placement) -> list[int]:
+    """First index of each window along one axis.
+
+    Args:
+        size: Voxels along the axis; at least `window` (a smaller volume is padded first, see `padding`).
+        window: Voxels of a window.
+        overlap: Share of a window that its neighbour covers again, in [0, 1).
+        placement: "snap" goes in fixed steps and pushes the last window back inside (MONAI's dense_patch_slices);
+            "even" takes the fewest windows whose step does not exceed that one, and spreads them equally (nnU-Net's
+            compute_steps_for_sliding_window).
+
+    >>> window_starts(10, 4, 0.25, "snap"), window_starts(10, 4, 0.25, "even")
+    ([0, 3, 6], [0, 3, 6])
+    >>> window_starts(11, 4, 0.25, "snap"), window_starts(11, 4, 0.25, "even")
+    ([0, 3, 6, 7], [0, 2, 5, 7])
+    """
+    if size < window:
+        raise ValueError(f"expected an axis of at least one window ({window} voxels), got {size}")
+    if placement == "snap":
+        step = max(1, int(window * (1 - overlap)))
+        return [min(index * step, size - window) for index in range(ceil((size - window) / step) + 1)]
+    steps = ceil((size - window) / (window * (1 - overlap)))
+    return [round((size - window) * index / steps) if steps else 0 for index in range(steps + 1)]
+
+
+def padding(size: int, window: int) -> tuple[int, int]:
+    """Voxels to add before and after an axis so that a window fits: the smaller half first (MONAI, nnU-Net).
+
+    >>> padding(3, 8), padding(9, 8)
+    ((2, 3), (0, 0))
+    """
+    missing = max(0, window - size)
+    return missing // 2, missing - missing // 2
+
+
+def importance(window: Shape, blending: Blending) -> NDArray[np.float32]:
+    """Weight of each voxel of a window where windows overlap.
+
+    Args:
+        window: Voxels of a window.
+        blending: "gaussian" centres a Gaussian of an eighth of the window; "constant" weighs all voxels alike.
+
+    Returns:
+        Shape `window`, in (0, 1].
+    """
+    weights = np.ones(window, dtype=np.float32)
+    if blending == "gaussian":
+        for axis, size in enumerate(window):
+            offsets = np.arange(size, dtype=np.float32) - (size - 1) / 2
+            profile = np.exp(-(offsets**2) / (2 * (size * _SIGMA_PER_WINDOW) ** 2))
+            weights *= np.moveaxis(np.broadcast_to(profile.astype(np.float32), (1, 1, size)), 2, axis)
+        np.maximum(weights, _LEAST_WEIGHT, out=weights)
+    return weights
