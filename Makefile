@@ -29,7 +29,7 @@ check: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory test
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .

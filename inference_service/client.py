@@ -12,6 +12,7 @@ from celery import Celery
 from sqlalchemy import Engine as Database
 
 from inference_service import jobs
+from inference_service.errors import BadRequest
 from inference_service.jobs import Job, Transition
 from inference_service.queues import make_app, send
 from inference_service.request import InputReference, SegmentRequest
@@ -142,12 +143,12 @@ class Client:
             The files written: the mask, then the report.
 
         Raises:
-            ValueError: The job has no result.
+            BadRequest: The job has no result.
             InputNotFound: The objects are no longer there.
             StorageUnavailable: The object storage does not answer or refuses.
         """
         if job.result is None:
-            raise ValueError(f"job {job.id} has no result: it is {job.state}")
+            raise BadRequest(f"job {job.id} has no result: it is {job.state}")
         folder.mkdir(parents=True, exist_ok=True)
         files = []
         for key in (job.result["mask"], job.result["report"]):

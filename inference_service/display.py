@@ -18,13 +18,17 @@ from inference_service.tables import JobState
 
 # Plain lines come with each change of what is done and with each further tenth.
 _PLAIN_STEP = 0.1
+_FILE_WIDTH = 200
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The console for what comes from outside: brackets in it are text, not markup."""
-    return Console(stderr=stderr, markup=False, highlight=False)
+    """The console for what comes from outside: brackets in it are text, not markup. A file's lines are not cut."""
+    screen = Console(stderr=stderr, markup=False, highlight=False)
+    if not screen.is_terminal:
+        screen.width = _FILE_WIDTH
+    return screen
 
 
 def print_json(value: object) -> None:

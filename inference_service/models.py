@@ -4,7 +4,6 @@ The manifest says all that inference needs to know; running the network is left 
 """
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,11 +292,6 @@ def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs:
             raise ModelInvalid(f"model {_title(manifest)}: expected one {role} of shape {expected}, got {shapes}")
     if len(manifest.channels) != 1:
         raise ModelInvalid(f"model {_title(manifest)} wants {len(manifest.channels)} channels; a job brings one volume")
-
-
-def manifest_schema() -> str:
-    """The JSON Schema of `manifest.json`, as published in `docs/manifest.schema.json`."""
-    return json.dumps(Manifest.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
 def _versions(folder: Path) -> list[str]:

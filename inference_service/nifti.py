@@ -116,7 +116,6 @@ def _write(path: Path, voxels: NDArray[np.generic], header: Header) -> None:
     # No name and no time in the gzip header: equal volumes are equal files.
     with path.open("wb") as file, igzip.IGzipFile("", "wb", fileobj=file, mtime=0) as stream:
         header.write_to(stream)
-        stream.write(b"\0\0\0\0")
         stream.write(little_endian.ravel(order="F").data)
 
 

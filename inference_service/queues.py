@@ -25,7 +25,7 @@ _PING_TIMEOUT_S = 5
 def make_app(settings: Settings) -> Celery:
     """The Celery application, for a client to send with or a worker to run."""
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
-    app = Celery("inference_service", broker=str(settings.redis_url), set_as_current=False)
+    app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -38,7 +38,6 @@ def make_app(settings: Settings) -> Celery:
         task_soft_time_limit=settings.time_limit_s,
         task_time_limit=hard_limit_s,
         worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
         # The lease makes a redelivery harmless, so a blip of Redis need not kill a job in its middle.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry=True,

@@ -1,6 +1,5 @@
 """What is said about a finished mask: `report.json`, its model and its figures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +61,6 @@ class Report(_Part):
     def write(self, path: Path) -> None:
         """Writes the report as JSON."""
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def report_schema() -> str:
-    """The JSON Schema of `report.json`, as published in `docs/report.schema.json`."""
-    return json.dumps(Report.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
 def measure_labels(mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest) -> list[LabelReport]:

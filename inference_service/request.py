@@ -6,7 +6,7 @@ The contract is published as JSON Schema in `docs/task-message.schema.json`, gen
 import json
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -86,8 +86,3 @@ def parse_request(request: object) -> SegmentRequest:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(["request", *(str(part) for part in first["loc"])])
         raise BadRequest(f"{field}: {first['msg']}") from error
-
-
-def task_message_schema() -> dict[str, Any]:
-    """The JSON Schema of the task's keyword arguments."""
-    return TaskMessage.model_json_schema()

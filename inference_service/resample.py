@@ -19,6 +19,8 @@ Kinds = tuple[Kind, Kind, Kind]
 _SPLINE_ORDER: dict[Kind, Literal[0, 1, 3]] = {"nearest": 0, "linear": 1, "cubic": 3}
 # Bounds the memory of resizing: planes along the last axis that are in float32 at full resolution at a time.
 _PLANES_AT_A_TIME = 16
+# Spacings come from float32 headers: their noise must not decide which way a half voxel is rounded.
+_RATIO_DIGITS = 4
 # Weights below it are numerical dust of the spline's prefilter and do not make a plane needed.
 _NO_WEIGHT = 1e-9
 
@@ -30,7 +32,7 @@ def resized_shape(shape: Shape, spacing_mm: tuple[float, float, float], target_m
     (239, 239, 200)
     """
     i, j, k = (
-        max(1, round(size * spacing / target))
+        max(1, round(round(size * spacing / target, _RATIO_DIGITS)))
         for size, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
     )
     return i, j, k

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import Field, PositiveFloat, PositiveInt, RedisDsn, SecretStr
+from pydantic import Field, PositiveFloat, PositiveInt, RedisDsn, Secret, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_service.providers import CPU, usable_providers
@@ -21,8 +21,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True)
 
-    redis_url: RedisDsn = Field(
-        RedisDsn("redis://127.0.0.1:6379/0"), description="The Redis that carries the queues, with its password."
+    redis_url: Secret[RedisDsn] = Field(
+        Secret(RedisDsn("redis://127.0.0.1:6379/0")),
+        description="The Redis that carries the queues, with its password.",
     )
 
     postgres_server: str = Field("127.0.0.1", description="Postgres host.")
@@ -39,7 +40,7 @@ class Settings(BaseSettings):
     minio_input_bucket: str = Field("volumes", description="Where volumes come from unless a request names a bucket.")
     minio_output_bucket: str = Field("masks", description="Where masks and reports go.")
 
-    models_path: Path = Field(Path("models"), description="The folder of models: <name>/<version>/manifest.json.")
+    models_path: Path = Field(Path("models"), description="The folder of models: `<name>/<version>/manifest.json`.")
     onnx_providers: list[str] = Field(
         ["CUDAExecutionProvider", CPU],
         description="JSON array of the ONNX Runtime execution providers requested, best first.",
@@ -74,6 +75,11 @@ class Settings(BaseSettings):
         """The requested providers that really work here, in the requested order, always ending in CPU."""
         usable = usable_providers()
         return [name for name in self.onnx_providers if name in usable and name != CPU] + [CPU]
+
+    @property
+    def broker_url(self) -> str:
+        """The Redis URL for Celery; it carries the password."""
+        return str(self.redis_url.get_secret_value())
 
     @property
     def database_url(self) -> str:

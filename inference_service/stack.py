@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -37,7 +37,7 @@ class Stack:
     """
 
     settings: Settings
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     worker_logs: Mapping[str, Path]
 
 
@@ -58,6 +58,7 @@ def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
         prepare(settings)
         workers = [stack.enter_context(start_worker(role, servers.environment, folder=data_path)) for role in _ROLES]
         for worker in workers:
+            stack.callback(worker.ask_to_stop)
             worker.wait_until_ready()
         yield Stack(settings, servers.environment, {worker.role: worker.log_path for worker in workers})
 
@@ -81,6 +82,12 @@ class WorkerProcess:
     log_path: Path
     health_path: Path
     _process: subprocess.Popen[bytes]
+    _asked_to_stop: bool = False
+
+    @property
+    def pid(self) -> int:
+        """Process id of the parent, which is also part of the worker's name."""
+        return self._process.pid
 
     def wait_until_ready(self) -> None:
         """Waits until it consumes.
@@ -96,9 +103,15 @@ class WorkerProcess:
                 raise EmbeddedServerError(f"The {self.role} worker is not ready.{log_tail(self.log_path)}")
             time.sleep(_POLL_S)
 
+    def ask_to_stop(self) -> None:
+        """Lets it finish its job; asking once more would tell Celery to drop it."""
+        if not self._asked_to_stop:
+            self._asked_to_stop = True
+            self._process.terminate()
+
     def stop(self) -> None:
         """Lets it finish its job, and kills it and its children where that takes too long."""
-        self._process.terminate()
+        self.ask_to_stop()
         try:
             self._process.wait(_STOP_LIMIT_S)
         except subprocess.TimeoutExpired:

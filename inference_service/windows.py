@@ -87,7 +87,7 @@ def window_starts(size: int, window: int, overlap: float, placement: Placement) 
         step = max(1, int(window * (1 - overlap)))
         return [min(index * step, size - window) for index in range(ceil((size - window) / step) + 1)]
     steps = ceil((size - window) / (window * (1 - overlap)))
-    return [round((size - window) * index / steps) if steps else 0 for index in range(steps + 1)]
+    return [round((size - window) / steps * index) if steps else 0 for index in range(steps + 1)]
 
 
 def padding(size: int, window: int) -> tuple[int, int]:

@@ -42,6 +42,7 @@ def run_worker(role: Role, settings: Settings) -> int:
         InternalError: No ONNX Runtime works here, or none of the GPUs that REQUIRE_GPU asks for.
     """
     configure_logging(settings.log_level, settings.log_format)
+    signals.setup_logging.connect(_keep_logging)
     providers = settings.effective_onnx_providers
     log_providers(settings.onnx_providers, providers)
     _check_gpu(role, settings, providers)
@@ -76,6 +77,10 @@ def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
         )
     if role is Role.GPU:
         logger.warning("role gpu runs on the CPU: no requested GPU provider is usable here")
+
+
+def _keep_logging(**_: object) -> None:
+    """Listening is what keeps Celery from setting up the logging anew."""
 
 
 def _touch_while_consuming(path: Path) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import click
 from pydantic import ValidationError
-from rich.table import Table
+from rich.table import Column, Table
 
 from inference_service.client import Client
 from inference_service.display import ProgressDisplay, console, job_table, print_json, show_job
@@ -24,7 +24,12 @@ job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
 @click.argument("volume", metavar="IN")
 @click.option("--model", required=True, help="Name of the model.")
 @click.option("--model-version", help="Version of the model; the highest installed otherwise.")
-@click.option("--priority", type=click.Choice([*Priority]), default=Priority.ROUTINE, show_default=True)
+@click.option(
+    "--priority",
+    type=click.Choice([priority.value for priority in Priority]),
+    default=Priority.ROUTINE.value,
+    show_default=True,
+)
 @click.option("--prefix", help="Folder of the results in the output bucket; the job's id otherwise.")
 @click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the job is finished.")
 @json_option
@@ -119,7 +124,7 @@ def result(job_id: UUID, folder: Path, as_json: bool) -> None:
 
 
 @click.command("jobs")
-@click.option("--state", type=click.Choice([*JobState]), help="Only jobs in this state.")
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @json_option
 def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
@@ -129,7 +134,7 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
     if as_json:
         print_json([_as_dict(job) for job in found])
         return
-    table = Table("job", "state", "priority", "model", "created", "progress", "error")
+    table = Table(Column("job", no_wrap=True), "state", "priority", "model", "created", "progress", "error")
     for job in found:
         request = job.request or {}
         table.add_row(

@@ -1,6 +1,7 @@
 """Commands of the operator's side: bring a deployment up, look whether it is well, run a worker."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -91,4 +92,16 @@ def providers(as_json: bool) -> None:
         console().print(f"{provider} is not usable: {reason}")
 
 
-COMMANDS = (migrate, check, worker, health, providers)
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def reference(folder: Path) -> None:
+    """Write the generated pages of the documentation into FOLDER: JSON Schemas and the table of settings."""
+    from inference_service.reference import reference_pages
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in reference_pages().items():
+        (folder / name).write_text(page, encoding="utf-8")
+        click.echo(folder / name)
+
+
+COMMANDS = (migrate, check, worker, health, providers, reference)

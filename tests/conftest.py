@@ -1,0 +1,49 @@
+"""What all tests share: a clean environment and the real servers, started once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inference_service.deployment import prepare
+from inference_service.embedded import Servers, start_servers
+from inference_service.settings import Settings, get_settings
+from inference_service.stack import settings_for
+
+REPOSITORY = Path(__file__).parent.parent
+MODELS = REPOSITORY / "models"
+REAL_SCANS = REPOSITORY.parent / "shared" / "data" / "totalsegmentator"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """Nothing of the developer's own configuration reaches the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in Settings.model_fields:
+            patch.delenv(name.upper(), raising=False)
+        patch.setitem(Settings.model_config, "env_file", None)
+        patch.setenv("MODELS_PATH", str(MODELS))
+        get_settings.cache_clear()
+        yield
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Real Redis, PostgreSQL and S3 with schema and buckets, but no worker."""
+    with start_servers(tmp_path_factory.mktemp("servers"), durable=False) as running:
+        prepare(settings_for(running.environment))
+        yield running
+
+
+@pytest.fixture
+def settings(servers: Servers) -> Settings:
+    """Settings that reach the servers."""
+    return settings_for(servers.environment)
+
+
+@pytest.fixture(scope="session")
+def real_scans() -> Path:
+    """The folder of real CTs, which lies outside the repository."""
+    if not REAL_SCANS.is_dir():
+        pytest.skip(f"the real CTs are not here: {REAL_SCANS}")
+    return REAL_SCANS

@@ -1,0 +1,31 @@
+"""The whole service, running: embedded servers and a worker process of each role."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inference_service import Client
+from inference_service.nifti import write_volume
+from inference_service.phantom import chest_phantom
+from inference_service.stack import Stack, start_stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with start_stack(tmp_path_factory.mktemp("stack"), durable=False) as running:
+        yield running
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.settings) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic chest CT."""
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
+    return path

@@ -1,0 +1,209 @@
+"""The README's first command, and the command line over the running service."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import psutil
+import pytest
+
+from inference_service.stack import Stack
+
+LIMIT_S = 100.0
+COMMAND = [sys.executable, "-m", "inference_service"]
+# The usual ranges of HU of what each label of ct-tissue is called; the second model's names would have their own.
+USUAL_HU = {
+    "air": (-1050, -940),
+    "lung": (-940, -400),
+    "fat": (-200, -30),
+    "soft_tissue": (-20, 120),
+    "bone": (180, 900),
+}
+
+
+def started_by(mark: str) -> list[psutil.Process]:
+    """All processes, of whatever parent, that carry a mark in their environment, this one left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DEMO_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[str]:
+    """Recognises the processes of one test, and sees that none is left."""
+    mark = str(tmp_path)
+    yield mark
+    deadline = time.monotonic() + 10
+    while left := started_by(mark):
+        assert time.monotonic() < deadline, f"left running: {[process.cmdline() for process in left]}"
+        time.sleep(0.1)
+
+
+def run_demo(mark: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "demo", *map(str, arguments)], env={**os.environ, "DEMO_MARK": mark},
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+
+
+def assert_same_grid(mask_path: Path, scan_path: Path) -> None:
+    mask, scan = nibabel.Nifti1Image.from_filename(mask_path), nibabel.Nifti1Image.from_filename(scan_path)
+    assert mask.shape == scan.shape
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    for kind in ("sform", "qform"):
+        (mask_form, mask_code), (form, code) = (
+            getattr(image.header, f"get_{kind}")(coded=True) for image in (mask, scan)
+        )
+        assert mask_code == code
+        np.testing.assert_array_equal(mask_form, form)
+
+
+def test_the_demo_shows_the_main_job(mark: str, scan: Path, tmp_path: Path) -> None:
+    done = run_demo(mark, "--input", scan, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "ONNX providers requested: ['CUDAExecutionProvider', 'CPUExecutionProvider']",
+        "ONNX providers available: ['CPUExecutionProvider']",
+        "ONNX providers using: ['CPUExecutionProvider']",
+        "urgent: succeeded by gpu-",
+        "routine: succeeded by ",
+        "Stage timings",
+        "volume, mL",
+        "soft_tissue",
+        str(tmp_path / "out" / "mask.nii.gz"),
+    ):
+        assert expected in done.stdout
+    assert (tmp_path / "out" / "input.nii.gz").read_bytes() == scan.read_bytes()
+    assert_same_grid(tmp_path / "out" / "mask.nii.gz", scan)
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["model"]["name"] == "ct-tissue"
+
+
+def test_the_demo_on_a_real_scan_finds_each_tissue_in_its_range(mark: str, real_scans: Path, tmp_path: Path) -> None:
+    scan = real_scans / "example_ct.nii.gz"
+    done = run_demo(mark, "--input", scan, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_grid(tmp_path / "mask.nii.gz", scan)
+    mask, image = (
+        np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj) for path in (tmp_path / "mask.nii.gz", scan)
+    )
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    for label in report["labels"]:
+        if label["name"] in USUAL_HU:
+            low, high = USUAL_HU[label["name"]]
+            mean = image[mask == label["value"]].mean()
+            assert low < mean < high, label["name"]
+            assert mean == pytest.approx(label["intensity_mean"], abs=0.01)
+
+
+def test_a_bad_file_ends_the_demo_with_its_code(mark: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_text("Dear colleague,\n")
+    done = run_demo(mark, "--input", bad, "--output", tmp_path / "out")
+    assert done.returncode == 3
+    assert "error: unsupported_format:" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_ends_the_demo_before_anything_starts(mark: str, tmp_path: Path) -> None:
+    done = run_demo(mark, "--input", tmp_path / "none.nii.gz", "--output", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "error: input_not_found:" in done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["Starting", "Making", "running"])
+def test_the_demo_stops_all_that_it_started(mark: str, tmp_path: Path, sent: signal.Signals, moment: str) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "demo", "--output", str(tmp_path / "out")],
+        env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any(moment in line for line in process.stdout)
+        time.sleep(0.3)
+        process.send_signal(sent)
+        rest = process.stdout.read()
+    assert process.returncode != 0
+    assert "Traceback" not in rest
+    assert not (tmp_path / "out").exists()
+
+
+def run_cli(stack: Stack, *arguments: str | Path, code: int = 0) -> str:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], env={**os.environ, **stack.environment},
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_a_job_from_the_command_line(stack: Stack, scan: Path, tmp_path: Path) -> None:
+    job = json.loads(run_cli(stack, "submit", scan, "--model", "ct-tissue", "--priority", "urgent", "--wait", "--json"))
+    assert (job["state"], job["request"]["priority"]) == ("succeeded", "urgent")
+    job_id = job["id"]
+    assert json.loads(run_cli(stack, "status", job_id, "--json"))["transitions"][-1]["to_state"] == "succeeded"
+    assert "succeeded" in run_cli(stack, "status", job_id)
+    assert "succeeded" in run_cli(stack, "watch", job_id)
+    assert run_cli(stack, "cancel", job_id).strip() == "succeeded"
+    assert job_id in run_cli(stack, "jobs", "--json")
+    files = json.loads(run_cli(stack, "result", job_id, "--to", tmp_path, "--json"))
+    assert files == [str(tmp_path / "mask.nii.gz"), str(tmp_path / "report.json")]
+    assert_same_grid(tmp_path / "mask.nii.gz", scan)
+
+
+def test_a_stored_volume_is_submitted_by_its_address(stack: Stack) -> None:
+    message = run_cli(stack, "submit", "s3://volumes/no/such", "--model", "ct-tissue", "--wait", code=3)
+    assert "error: input_not_found: there is no object at volumes/no/such" in message
+
+
+def test_the_table_of_jobs_shows_whole_ids(stack: Stack, scan: Path) -> None:
+    job_id = run_cli(stack, "submit", scan, "--model", "ct-tissue").strip()
+    assert job_id in run_cli(stack, "jobs", "--limit", "1")
+
+
+def test_a_healthy_deployment_passes_its_check(stack: Stack) -> None:
+    lines = run_cli(stack, "check").splitlines()
+    assert [line.split()[0] for line in lines] == ["redis", "postgres", "minio", "models", "providers"]
+    assert all(" ok: " in line for line in lines)
+    assert "up to date" in run_cli(stack, "migrate")
+
+
+def test_a_check_names_what_is_not_usable(stack: Stack, tmp_path: Path) -> None:
+    broken = Stack(stack.settings, {**stack.environment, "MODELS_PATH": str(tmp_path), "POSTGRES_PORT": "1"}, {})
+    done = subprocess.run(
+        [*COMMAND, "check"], env={**os.environ, **broken.environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4
+    verdicts = {line.split()[0]: "NOT USABLE" in line for line in done.stdout.splitlines()}
+    assert verdicts == {"redis": False, "postgres": True, "minio": False, "models": True, "providers": False}
+
+
+def test_health_follows_the_workers_sign_of_life(stack: Stack, tmp_path: Path) -> None:
+    (log_path,) = (path for role, path in stack.worker_logs.items() if role == "cpu")
+    health_path = log_path.with_suffix(".health")
+    with_path = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(health_path)}, {})
+    assert "consumes" in run_cli(with_path, "health", "--within", "10")
+    before = health_path.stat().st_mtime
+    time.sleep(3)
+    assert health_path.stat().st_mtime > before
+    without = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(tmp_path / "none")}, {})
+    assert "no sign of life" in run_cli(without, "health", code=4)
+
+
+def test_a_gpu_that_is_required_and_missing_stops_the_worker(stack: Stack) -> None:
+    demanding = Stack(stack.settings, {**stack.environment, "REQUIRE_GPU": "true"}, {})
+    message = run_cli(demanding, "worker", "--role", "gpu", code=1)
+    assert "REQUIRE_GPU" in message
+    assert "nvidia-smi" in message

@@ -1,0 +1,93 @@
+"""The upstream's side, against the real servers, with no worker there."""
+
+import json
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from inference_service import Client
+from inference_service.errors import BadRequest, QueueUnavailable
+from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.request import InputReference, Priority, SegmentRequest, parse_request
+from inference_service.settings import Settings
+from inference_service.tables import JobState
+
+REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
+
+
+@pytest.fixture
+def client(settings: Settings) -> Client:
+    return Client(settings)
+
+
+@pytest.mark.parametrize(("priority", "queue"), [(Priority.URGENT, PRIORITY_QUEUE), (Priority.ROUTINE, OVERFLOW_QUEUE)])
+def test_a_job_is_recorded_and_sent_to_its_queue(
+    client: Client, settings: Settings, priority: Priority, queue: str
+) -> None:
+    request = REQUEST.model_copy(update={"priority": priority})
+    with Redis.from_url(settings.broker_url) as redis:
+        redis.delete(queue)
+        job_id = client.submit(request)
+        (message,) = redis.lrange(queue, 0, -1)
+        redis.delete(queue)
+    headers = json.loads(message)["headers"]
+    assert (headers["id"], headers["task"]) == (str(job_id), "inference_service.segment")
+    assert json.loads(message)["content-type"] == "application/json"
+    job = client.status(job_id)
+    assert job is not None
+    assert (job.state, parse_request(job.request)) == (JobState.QUEUED, request)
+
+
+def test_submitting_the_same_job_twice_gives_one_job(client: Client) -> None:
+    job_id = uuid4()
+    assert client.submit(REQUEST, job_id=job_id) == client.submit(REQUEST, job_id=job_id) == job_id
+    assert len(client.transitions(job_id)) == 1
+
+
+def test_a_lost_redis_is_named_and_the_job_stays_recorded(settings: Settings) -> None:
+    job_id = uuid4()
+    with Client(Settings.model_validate({**settings.model_dump(), "redis_url": "redis://127.0.0.1:1/0"})) as client:
+        with pytest.raises(QueueUnavailable):
+            client.submit(REQUEST, job_id=job_id)
+        assert client.status(job_id) is not None
+
+
+def test_an_upload_hides_the_name_of_the_file(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "Doe^Jane_19700101.nii.gz"
+    path.write_bytes(b"x")
+    assert "Doe" not in client.upload(path).key
+
+
+def test_waiting_ends_in_time_and_shows_the_job(client: Client) -> None:
+    job_id = client.submit(REQUEST)
+    seen: list[JobState] = []
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        client.wait(job_id, timeout_s=0.1, progress=lambda job: seen.append(job.state))
+    assert time.monotonic() - started < 5
+    assert set(seen) == {JobState.QUEUED}
+    client.cancel(job_id)
+    assert client.wait(job_id, timeout_s=5).state is JobState.CANCELLED
+
+
+def test_a_job_that_does_not_exist(client: Client) -> None:
+    assert client.status(uuid4()) is None
+    assert client.cancel(uuid4()) is None
+    with pytest.raises(KeyError):
+        client.wait(uuid4())
+
+
+def test_a_job_without_a_result_has_nothing_to_download(client: Client, tmp_path: Path) -> None:
+    job = client.status(client.submit(REQUEST))
+    assert job is not None
+    with pytest.raises(BadRequest):
+        client.result(job, tmp_path)
+
+
+def test_the_newest_jobs_are_listed(client: Client) -> None:
+    job_id = client.submit(REQUEST)
+    assert client.list(limit=1)[0].id == job_id
+    assert client.list(state=JobState.QUEUED, limit=1)[0].id == job_id

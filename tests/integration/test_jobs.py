@@ -1,0 +1,202 @@
+"""The life of a job, against a real Postgres."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine, func, update
+
+from inference_service import jobs
+from inference_service.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
+from inference_service.request import InputReference, SegmentRequest
+from inference_service.settings import Settings
+from inference_service.tables import JobRow, JobState, connect
+
+REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
+SUCCESS = jobs.Success(
+    result={"bucket": "masks", "mask": "a/mask.nii.gz", "report": "a/report.json"},
+    model_name="ct-tissue",
+    model_version="1",
+    model_sha256="0" * 64,
+    providers=["CPUExecutionProvider"],
+    timings_s={"fetch": 0.5},
+)
+
+
+@pytest.fixture
+def job_id(database: Engine) -> UUID:
+    job_id = uuid4()
+    assert jobs.create(database, job_id, REQUEST)
+    return job_id
+
+
+def claim(database: Engine, job_id: UUID, *, lease_s: float = 30.0, max_attempts: int = 3) -> jobs.Claim | None:
+    return jobs.claim(database, job_id, worker="w", lease_s=lease_s, max_attempts=max_attempts)
+
+
+def claimed(database: Engine, job_id: UUID) -> jobs.Claim:
+    held = claim(database, job_id)
+    assert held is not None
+    return held
+
+
+def expire(database: Engine, job_id: UUID) -> None:
+    with database.begin() as connection:
+        past = func.now() - timedelta(seconds=1)
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=past))
+
+
+def get(database: Engine, job_id: UUID) -> jobs.Job:
+    job = jobs.get(database, job_id)
+    assert job is not None
+    return job
+
+
+def history(database: Engine, job_id: UUID) -> list[tuple[str | None, str, int, str | None]]:
+    return [
+        (change.from_state, change.to_state, change.attempt, change.detail)
+        for change in jobs.transitions(database, job_id)
+    ]
+
+
+def test_the_same_job_created_twice_is_one_job(database: Engine, job_id: UUID) -> None:
+    other = REQUEST.model_copy(update={"model": "other"})
+    assert not jobs.create(database, job_id, other)
+    assert get(database, job_id).request == REQUEST.model_dump(mode="json")
+    assert history(database, job_id) == [(None, "queued", 0, None)]
+
+
+def test_a_claim_is_given_once(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    assert (held.attempt, held.worker, held.request) == (1, "w", REQUEST.model_dump(mode="json"))
+    assert claim(database, job_id) is None
+    job = get(database, job_id)
+    assert (job.state, job.attempt, job.lease_owner) == (JobState.RUNNING, 1, "w")
+    assert job.started_at is not None
+
+
+def test_of_many_claims_at_once_one_is_given(database: Engine, job_id: UUID) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda _: claim(database, job_id), range(16)))
+    assert sum(held is not None for held in claims) == 1
+
+
+def test_a_job_that_does_not_exist_is_not_claimed(database: Engine) -> None:
+    assert claim(database, uuid4()) is None
+
+
+def test_success_is_written_once_and_is_final(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    assert jobs.succeed(database, held, SUCCESS)
+    assert not jobs.succeed(database, held, SUCCESS)
+    assert not jobs.fail(database, held, InputCorrupt("x"))
+    assert claim(database, job_id) is None
+    job = get(database, job_id)
+    assert (job.state, job.finished, job.progress) == (JobState.SUCCEEDED, True, 1.0)
+    assert (job.result, job.providers, job.timings_s) == (SUCCESS.result, SUCCESS.providers, SUCCESS.timings_s)
+    assert (job.model_name, job.model_version, job.model_sha256) == ("ct-tissue", "1", "0" * 64)
+    assert job.finished_at is not None
+    assert history(database, job_id) == [
+        (None, "queued", 0, None),
+        ("queued", "running", 1, None),
+        ("running", "succeeded", 1, None),
+    ]
+
+
+def test_failure_keeps_code_and_message(database: Engine, job_id: UUID) -> None:
+    assert jobs.fail(database, claimed(database, job_id), InputCorrupt("the file is empty"))
+    job = get(database, job_id)
+    assert (job.state, job.error_code, job.error_message) == (JobState.FAILED, "input_corrupt", "the file is empty")
+    assert history(database, job_id)[-1] == ("running", "failed", 1, "input_corrupt")
+
+
+def test_an_attempt_given_back_is_followed_by_another(database: Engine, job_id: UUID) -> None:
+    assert jobs.give_back(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
+    assert get(database, job_id).state is JobState.QUEUED
+    assert claimed(database, job_id).attempt == 2
+    assert history(database, job_id)[2:] == [
+        ("running", "queued", 1, "storage_unavailable"),
+        ("queued", "running", 2, None),
+    ]
+
+
+def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothing(
+    database: Engine, job_id: UUID
+) -> None:
+    old = claimed(database, job_id)
+    expire(database, job_id)
+    new = claimed(database, job_id)
+    assert new.attempt == 2
+    assert not jobs.renew(database, old, lease_s=30, stage="windows", progress=0.5).held
+    assert not jobs.succeed(database, old, SUCCESS)
+    assert not jobs.fail(database, old, InputCorrupt("x"))
+    assert not jobs.give_back(database, old, delay_s=0, detail="x")
+    assert get(database, job_id).state is JobState.RUNNING
+    assert jobs.succeed(database, new, SUCCESS)
+
+
+def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Engine, job_id: UUID) -> None:
+    assert claim(database, job_id, max_attempts=1)
+    expire(database, job_id)
+    assert claim(database, job_id, max_attempts=1) is None
+    job = get(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "worker_lost")
+    assert history(database, job_id)[-1] == ("running", "failed", 1, "worker_lost")
+
+
+def test_a_renewal_writes_progress_and_extends_the_lease(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    expire(database, job_id)
+    renewal = jobs.renew(database, held, lease_s=30, stage="windows", progress=0.25)
+    assert renewal == jobs.Renewal(held=True, cancel_requested=False)
+    assert claim(database, job_id) is None
+    job = get(database, job_id)
+    assert (job.stage, job.progress) == ("windows", 0.25)
+
+
+def test_a_queued_job_is_cancelled_at_once(database: Engine, job_id: UUID) -> None:
+    job = jobs.cancel(database, job_id)
+    assert job is not None
+    assert (job.state, job.error_code) == (JobState.CANCELLED, "cancelled")
+    assert claim(database, job_id) is None
+    assert history(database, job_id)[-1] == ("queued", "cancelled", 0, "cancelled")
+
+
+def test_a_running_job_is_asked_to_stop(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    job = jobs.cancel(database, job_id)
+    assert job is not None
+    assert (job.state, job.cancel_requested) == (JobState.RUNNING, True)
+    assert jobs.renew(database, held, lease_s=30, stage=None, progress=0).cancel_requested
+    assert jobs.fail(database, held, JobCancelled("stopped"))
+    assert get(database, job_id).state is JobState.CANCELLED
+
+
+def test_a_finished_job_is_not_cancelled(database: Engine, job_id: UUID) -> None:
+    jobs.succeed(database, claimed(database, job_id), SUCCESS)
+    job = jobs.cancel(database, job_id)
+    assert job is not None
+    assert (job.state, job.cancel_requested) == (JobState.SUCCEEDED, False)
+    assert jobs.cancel(database, uuid4()) is None
+
+
+def test_the_newest_jobs_come_first(database: Engine, job_id: UUID) -> None:
+    newer = uuid4()
+    jobs.create(database, newer, REQUEST)
+    jobs.cancel(database, newer)
+    assert [job.id for job in jobs.latest(database, limit=2)] == [newer, job_id]
+    assert jobs.latest(database, state=JobState.CANCELLED, limit=1)[0].id == newer
+    assert newer not in {job.id for job in jobs.latest(database, state=JobState.QUEUED)}
+
+
+def test_a_refused_message_has_a_row_without_a_request(database: Engine) -> None:
+    job_id = uuid4()
+    assert jobs.create(database, job_id, None)
+    assert get(database, job_id).request is None
+
+
+def test_a_database_that_does_not_answer_is_named(settings: Settings) -> None:
+    nowhere = connect(settings.model_copy(update={"postgres_port": 1}))
+    with pytest.raises(DatabaseUnavailable):
+        jobs.get(nowhere, uuid4())

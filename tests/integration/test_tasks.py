@@ -1,0 +1,201 @@
+"""One message after another through a job runner in this process, against the real servers."""
+
+import json
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import nibabel
+import numpy as np
+import pytest
+from celery import Celery
+from redis import Redis
+from sqlalchemy import Engine as Database
+
+from inference_service import jobs
+from inference_service.embedded import Servers
+from inference_service.errors import DatabaseUnavailable
+from inference_service.nifti import write_volume
+from inference_service.phantom import chest_phantom
+from inference_service.pipeline import Engine
+from inference_service.queues import OVERFLOW_QUEUE, make_app
+from inference_service.settings import Settings
+from inference_service.storage import Storage
+from inference_service.tables import JobState
+from inference_service.tasks import JobRunner
+
+Request = dict[str, object]
+ENGINE = Engine(("CPUExecutionProvider",), 1)
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
+    return path
+
+
+@pytest.fixture
+def app(settings: Settings) -> Celery:
+    return make_app(settings)
+
+
+@pytest.fixture
+def runner(app: Celery, settings: Settings) -> JobRunner:
+    return JobRunner(app, settings, ENGINE, worker="w")
+
+
+@pytest.fixture
+def request_for_scan(storage: Storage, scan: Path) -> Request:
+    storage.store("volumes", "scan", scan, content_type="application/gzip")
+    return {"input": {"bucket": "volumes", "key": "scan"}, "model": "ct-tissue"}
+
+
+def run(runner: JobRunner, database: Database, request: object) -> jobs.Job:
+    job_id = uuid4()
+    runner.run({"job_id": str(job_id), "request": request}, task_id=str(job_id))
+    return get(database, job_id)
+
+
+def get(database: Database, job_id: UUID) -> jobs.Job:
+    job = jobs.get(database, job_id)
+    assert job is not None
+    return job
+
+
+def test_a_job_ends_with_mask_and_report(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request, scan: Path, tmp_path: Path
+) -> None:
+    job = run(runner, database, request_for_scan)
+    assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
+    assert job.result == {"bucket": "masks", "mask": f"{job.id}/mask.nii.gz", "report": f"{job.id}/report.json"}
+    for name in ("mask", "report"):
+        storage.fetch("masks", job.result[name], tmp_path / name, max_bytes=10**7)
+    (tmp_path / "mask").rename(tmp_path / "mask.nii.gz")
+    mask, image = nibabel.Nifti1Image.from_filename(tmp_path / "mask.nii.gz"), nibabel.Nifti1Image.from_filename(scan)
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    assert mask.shape == image.shape
+    assert len(np.unique(np.asarray(mask.dataobj))) == 6
+    report = json.loads((tmp_path / "report").read_bytes())
+    assert report["providers"] == job.providers == ["CPUExecutionProvider"]
+    assert (job.model_name, job.model_version, job.model_sha256) == ("ct-tissue", "1", report["model"]["sha256"])
+    assert set(job.timings_s or {}) >= {"fetch", "read", "preprocess", "windows", "map", "write", "store"}
+
+
+def test_a_message_delivered_again_changes_nothing(
+    runner: JobRunner, database: Database, request_for_scan: Request
+) -> None:
+    job = run(runner, database, request_for_scan)
+    runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
+    assert get(database, job.id) == job
+
+
+def test_results_of_another_job_are_not_overwritten(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request, tmp_path: Path
+) -> None:
+    prefix = f"kept/{uuid4()}"
+    kept = tmp_path / "kept"
+    kept.write_text("somebody's result")
+    storage.store("masks", f"{prefix}/report.json", kept, content_type="text/plain")
+    job = run(runner, database, {**request_for_scan, "output": {"prefix": prefix}})
+    assert (job.state, job.error_code) == (JobState.FAILED, "bad_request")
+    storage.fetch("masks", f"{prefix}/report.json", tmp_path / "now", max_bytes=100)
+    assert (tmp_path / "now").read_text() == "somebody's result"
+    assert not storage.exists("masks", f"{prefix}/mask.nii.gz")
+
+
+def test_a_malformed_request_of_a_job_that_was_recorded_well_runs_as_recorded(
+    runner: JobRunner, database: Database, request_for_scan: Request
+) -> None:
+    from inference_service.request import parse_request
+
+    job_id = uuid4()
+    jobs.create(database, job_id, parse_request(request_for_scan))
+    runner.run({"job_id": str(job_id), "request": {"model": 1}}, task_id=str(job_id))
+    assert get(database, job_id).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{}, {"request": None}, {"request": "x"}, {"request": []}, {"request": {"model": "m"}}, {"request": {}, "more": 1}],
+)
+def test_a_malformed_message_fails_as_bad_request(
+    runner: JobRunner, database: Database, message: dict[str, object]
+) -> None:
+    job_id = uuid4()
+    runner.run({**message, "job_id": str(job_id)}, task_id=str(uuid4()))
+    job = get(database, job_id)
+    assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "bad_request", 1)
+
+
+def test_the_task_id_stands_in_for_a_job_id_that_is_none(runner: JobRunner, database: Database) -> None:
+    task_id = uuid4()
+    runner.run({"job_id": "not a uuid", "request": {}}, task_id=str(task_id))
+    assert get(database, task_id).error_code == "bad_request"
+
+
+def test_a_message_without_any_id_is_dropped_and_said_so(runner: JobRunner, caplog: pytest.LogCaptureFixture) -> None:
+    runner.run({"request": {}}, task_id="no uuid either")
+    assert "dropped" in caplog.text
+
+
+def test_a_lost_storage_queues_the_job_for_another_attempt(
+    runner: JobRunner, database: Database, settings: Settings, servers: Servers, app: Celery,
+    request_for_scan: Request,
+) -> None:  # fmt: skip
+    redis = Redis.from_url(settings.broker_url)
+    redis.delete(OVERFLOW_QUEUE)
+    servers.s3.stop()
+    try:
+        job = run(runner, database, request_for_scan)
+    finally:
+        servers.s3.start()
+    assert (job.state, job.attempt, job.error_code) == (JobState.QUEUED, 1, None)
+    assert jobs.transitions(database, job.id)[-1].detail == "storage_unavailable"
+    (message,) = redis.lrange(OVERFLOW_QUEUE, 0, -1)
+    assert json.loads(message)["headers"]["id"] == str(job.id)
+    redis.delete(OVERFLOW_QUEUE)
+    redis.close()
+    runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
+    assert get(database, job.id).state is JobState.SUCCEEDED
+
+
+def test_the_last_attempt_fails_with_the_fault_that_stayed(
+    app: Celery, database: Database, settings: Settings, servers: Servers, request_for_scan: Request
+) -> None:
+    runner = JobRunner(app, settings.model_copy(update={"max_attempts": 1}), ENGINE, worker="w")
+    servers.s3.stop()
+    try:
+        job = run(runner, database, request_for_scan)
+    finally:
+        servers.s3.start()
+    assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
+
+
+def test_a_lost_database_leaves_the_message_in_the_queue(app: Celery, settings: Settings) -> None:
+    runner = JobRunner(app, settings.model_copy(update={"postgres_port": 1}), ENGINE, worker="w")
+    with pytest.raises(DatabaseUnavailable):
+        runner.run({"job_id": str(uuid4()), "request": {}}, task_id=str(uuid4()))
+
+
+def test_the_unforeseen_is_recorded_and_raised_again(
+    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a secret detail")
+
+    monkeypatch.setattr("inference_service.tasks.segment_file", broken)
+    job_id = uuid4()
+    with pytest.raises(ZeroDivisionError):
+        runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
+    job = get(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
+    assert "secret" not in (job.error_message or "")
+
+
+def test_a_job_leaves_no_temporary_file(
+    app: Celery, database: Database, settings: Settings, request_for_scan: Request, tmp_path: Path
+) -> None:
+    runner = JobRunner(app, settings.model_copy(update={"work_path": tmp_path}), ENGINE, worker="w")
+    assert run(runner, database, request_for_scan).state is JobState.SUCCEEDED
+    assert run(runner, database, {**request_for_scan, "model": "none"}).error_code == "model_not_found"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,61 @@
+"""What several unit tests share."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from nibabel.orientations import axcodes2ornt
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from inference_service.models import Manifest
+
+# The same examples on every machine, and no limit that a slow one could miss.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("repeatable")
+
+# Below 45° in all, so that the nearest orientation is not in doubt.
+_OBLIQUE_DEGREES = (8, -11, 14)
+
+
+@pytest.fixture(scope="session")
+def make_manifest() -> Callable[..., Manifest]:
+    """Builds a manifest from the fields that a test cares about; `values` are its labels' values."""
+
+    def make(*, values: Sequence[int] = (0, 1, 2, 3), **fields: object) -> Manifest:
+        plain = {
+            "name": "test",
+            "version": "1",
+            "description": "Labels for tests.",
+            "licence": "Apache-2.0",
+            "intended_use": "Tests.",
+            "modality": "CT",
+            "sha256": "0" * 64,
+            "channels": [{"name": "CT", "intensity": {"kind": "none"}}],
+            "orientation": "RAS",
+            "spacing_mm": (1.0, 1.0, 1.0),
+            "window": (5, 4, 3),
+            "activation": "softmax",
+            "labels": [{"name": f"label {value}", "value": value} for value in values],
+        }
+        return Manifest.model_validate(plain | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def oblique_affine() -> Callable[[str, Sequence[float]], NDArray[np.float64]]:
+    """Builds the affine of a rotated grid from its orientation and the spacing of its axes, in mm."""
+
+    def make(orientation: str, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+        directions = np.zeros((3, 3))
+        for axis, (world_axis, sign) in enumerate(axcodes2ornt(orientation)):
+            directions[int(world_axis), axis] = sign
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler("xyz", _OBLIQUE_DEGREES, degrees=True).as_matrix() @ directions
+        affine[:3, :3] *= spacing_mm
+        affine[:3, 3] = -91.5, 40.25, 700.125
+        return affine
+
+    return make

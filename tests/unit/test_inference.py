@@ -1,0 +1,213 @@
+import tracemalloc
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from inference_service.inference import Network, labels_from_logits, stream_logits
+from inference_service.models import Manifest
+from inference_service.windows import Shape, WindowPlan, importance, plan_windows
+
+MakeManifest = Callable[..., Manifest]
+
+SHAPES = st.tuples(*[st.integers(1, 9)] * 3)
+WINDOWS = st.tuples(*[st.integers(1, 5)] * 3)
+OVERLAPS = st.sampled_from([0.0, 0.25, 0.5, 0.8])
+PLACEMENTS = st.sampled_from(["snap", "even"])
+BLENDINGS = st.sampled_from(["gaussian", "constant"])
+
+# Bounds what float32 rounding does to a weighted mean of logits, relative to the largest.
+BLENDING_RTOL = 5e-6
+
+
+class ValueNetwork:
+    """Two channels: the values themselves, and their negatives. Keeps the windows that it is given."""
+
+    def __init__(self) -> None:
+        self.windows: list[NDArray[np.float32]] = []
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.windows.append(windows)
+        return np.concatenate([windows, -windows], axis=1)
+
+
+class ConstantNetwork:
+    """The same logits everywhere."""
+
+    def __init__(self, logits: Sequence[float]) -> None:
+        self.logits = np.array(logits, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.broadcast_to(self.logits, (1, self.logits.size, *windows.shape[2:])).copy()
+
+
+class PlaceNetwork:
+    """Logits that look random, and differ for one voxel from window to window: they depend on its place in each."""
+
+    def __init__(self, window: Shape) -> None:
+        self.places = np.random.default_rng(1).uniform(0.5, 5, (1, 3, *window)).astype(np.float32)
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(8 * np.sin(self.places * (windows + 2)), dtype=np.float32)
+
+
+def noise(shape: Shape) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def plan_for(shape: Shape, manifest: Manifest) -> WindowPlan:
+    return plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
+
+
+def streamed(image: NDArray[np.float32], network: Network, manifest: Manifest) -> NDArray[np.float32]:
+    """All logits, shape (labels, i, j, k)."""
+    plan = plan_for(image.shape, manifest)
+    planes = list(stream_logits(image, network, manifest, plan))
+    return np.moveaxis(np.stack(planes), 0, plan.axis + 1)
+
+
+def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> NDArray[np.float64]:
+    """The same by the textbook: the whole padded volume's logits in float64, one window added after the other."""
+    plan = plan_for(image.shape, manifest)
+    padded = np.pad(image, plan.pads, constant_values=manifest.padding_value)
+    weights = importance(manifest.window, manifest.blending).astype(np.float64)
+    logits, total = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
+    for corner in product(*plan.starts):
+        i, j, k = (slice(start, start + size) for start, size in zip(corner, manifest.window, strict=True))
+        logits[:, i, j, k] += weights * network.run(padded[np.newaxis, np.newaxis, i, j, k])[0]
+        total[i, j, k] += weights
+    i, j, k = (slice(before, before + size) for (before, _), size in zip(plan.pads, image.shape, strict=True))
+    return np.asarray((logits / total)[:, i, j, k])
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
+def test_identity_network_gives_the_image_back(
+    make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
+) -> None:
+    manifest = make_manifest(
+        window=window, overlap=overlap, placement=placement, blending=blending, values=(0, 1), padding_value=99.0
+    )
+    image = noise(shape)
+    logits = streamed(image, ValueNetwork(), manifest)
+    assert np.allclose(logits, [image, -image], rtol=BLENDING_RTOL, atol=BLENDING_RTOL)
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
+def test_blending_is_that_of_a_whole_volume(
+    make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
+) -> None:
+    manifest = make_manifest(
+        window=window, overlap=overlap, placement=placement, blending=blending, values=(0, 1, 2), padding_value=-1.5
+    )
+    image, network = noise(shape), PlaceNetwork(window)
+    assert np.allclose(streamed(image, network, manifest), dense(image, network, manifest), atol=8 * BLENDING_RTOL)
+
+
+@pytest.mark.parametrize("shape", [(13, 7, 5), (7, 13, 5), (7, 5, 13), (2, 3, 1)])
+@pytest.mark.parametrize("placement", ["snap", "even"])
+@pytest.mark.parametrize("blending", ["gaussian", "constant"])
+def test_constant_network_gives_constants(
+    make_manifest: MakeManifest, shape: Shape, placement: str, blending: str
+) -> None:
+    manifest = make_manifest(placement=placement, blending=blending, values=(0, 1, 2))
+    logits = streamed(noise(shape), ConstantNetwork([3.7, -250.0, 1e-3]), manifest)
+    assert logits.shape == (3, *shape)
+    for channel, expected in zip(logits, [3.7, -250.0, 1e-3], strict=True):
+        assert channel == pytest.approx(np.float32(expected), rel=BLENDING_RTOL)
+
+
+@pytest.mark.parametrize("shape", [(17, 7, 5), (7, 17, 5), (7, 5, 17), (3, 9, 2)])
+def test_network_sees_the_windows_of_the_plan_in_the_models_axis_order(
+    make_manifest: MakeManifest, shape: Shape
+) -> None:
+    manifest = make_manifest(window=(5, 4, 3), values=(0, 1), padding_value=-7.0)
+    plan = plan_for(shape, manifest)
+    image = np.asfortranarray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    network = ValueNetwork()
+    list(stream_logits(image, network, manifest, plan))
+    assert len(network.windows) == plan.count
+    for window in network.windows:
+        assert window.shape == (1, 1, 5, 4, 3)
+        assert window.dtype == np.float32
+        assert window.flags.c_contiguous
+    padded = np.pad(image, plan.pads, constant_values=-7.0)
+    expected = [padded[i : i + 5, j : j + 4, k : k + 3] for i, j, k in product(*plan.starts)]
+    assert {window.tobytes() for window in network.windows} == {window.tobytes() for window in expected}
+
+
+def test_windows_are_counted(make_manifest: MakeManifest) -> None:
+    manifest = make_manifest(values=(0, 1))
+    plan = plan_for((11, 6, 5), manifest)
+    counts: list[int] = []
+    list(stream_logits(noise((11, 6, 5)), ValueNetwork(), manifest, plan, on_window=counts.append))
+    assert counts == list(range(1, plan.count + 1))
+    assert plan.count > 10
+
+
+def test_what_on_window_raises_ends_the_run(make_manifest: MakeManifest) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        if done == 3:
+            raise Stop
+
+    manifest = make_manifest(values=(0, 1))
+    network = ValueNetwork()
+    with pytest.raises(Stop):
+        list(stream_logits(noise((11, 6, 5)), network, manifest, plan_for((11, 6, 5), manifest), on_window=stop))
+    assert len(network.windows) == 3
+
+
+@pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (4, 3, 2)])
+@pytest.mark.parametrize("placement", ["snap", "even"])
+def test_planes_leave_before_windows_that_do_not_touch_them_run(
+    make_manifest: MakeManifest, shape: Shape, placement: str
+) -> None:
+    manifest = make_manifest(placement=placement, values=(0, 1))
+    plan = plan_for(shape, manifest)
+    network = ValueNetwork()
+    deep = plan.starts[plan.axis]
+    for index, _ in enumerate(stream_logits(noise(shape), network, manifest, plan)):
+        touching = sum(start <= index + plan.pads[plan.axis][0] for start in deep)
+        assert len(network.windows) == touching * plan.count // len(deep)
+
+
+def test_memory_does_not_grow_with_the_volume(make_manifest: MakeManifest) -> None:
+    shape = (12, 600, 12)
+    manifest = make_manifest(window=(12, 12, 12), values=(0, 1))
+    image, network, plan = noise(shape), ConstantNetwork([1.0, 2.0]), plan_for(shape, manifest)
+    tracemalloc.start()
+    for _ in stream_logits(image, network, manifest, plan):
+        pass
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole_logits_bytes = 2 * image.nbytes
+    assert peak_bytes < whole_logits_bytes / 4
+
+
+def test_softmax_takes_the_highest_and_the_first_of_equals(make_manifest: MakeManifest) -> None:
+    logits = np.array([[[1, 5, 2, 0, -9]], [[1, 5, 3, 0, -8]], [[0, 6, 3, 0, -7]]], dtype=np.float32)
+    labels = labels_from_logits(logits, make_manifest(values=(4, 300, 2)), np.uint16)
+    assert labels.tolist() == [[4, 2, 300, 4, 2]]
+    assert labels.dtype == np.uint16
+
+
+def test_softmax_is_argmax(make_manifest: MakeManifest) -> None:
+    values = (7, 0, 65535, 256, 3)
+    logits = np.random.default_rng(0).integers(-2, 3, (5, 20, 30)).astype(np.float32)
+    before = logits.copy()
+    labels = labels_from_logits(logits, make_manifest(values=values), np.uint16)
+    assert np.array_equal(labels, np.array(values)[logits.argmax(axis=0)])
+    assert np.array_equal(logits, before)
+
+
+def test_sigmoid_takes_the_last_above_one_half_and_0_where_there_is_none(make_manifest: MakeManifest) -> None:
+    logits = np.array([[[-1, 9, 9, -1, 0]], [[-1, -1, 1e-6, -1, 0]], [[-1, -1, -1, 5, 0]]], dtype=np.float32)
+    labels = labels_from_logits(logits, make_manifest(values=(5, 3, 1000), activation="sigmoid"), np.uint16)
+    assert labels.tolist() == [[0, 5, 3, 1000, 0]]
+    assert labels.dtype == np.uint16

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from inference_service.models import LargestComponent, PostProcessing, RemoveSmall
+from inference_service.postprocess import clean
+
+
+def mask_of(*components: tuple[int, tuple[slice | int, slice | int, slice | int]]) -> NDArray[np.uint8]:
+    mask = np.zeros((12, 9, 7), dtype=np.uint8, order="F")
+    for value, box in components:
+        mask[box] = value
+    return mask
+
+
+def cleaned(
+    mask: NDArray[np.unsignedinteger], *steps: PostProcessing, voxel_volume_ml: float = 0.001
+) -> NDArray[np.unsignedinteger]:
+    result = mask.copy()
+    clean(result, steps, voxel_volume_ml=voxel_volume_ml)
+    return result
+
+
+def largest(*labels: int) -> LargestComponent:
+    return LargestComponent(step="largest_component", labels=labels)
+
+
+def remove_small(*labels: int, min_volume_ml: float) -> RemoveSmall:
+    return RemoveSmall(step="remove_small", labels=labels, min_volume_ml=min_volume_ml)
+
+
+BIG = (slice(0, 3), slice(0, 3), slice(0, 3))
+MIDDLE = (slice(5, 7), slice(5, 7), slice(5, 7))
+SMALL = (slice(10, 12), 8, 0)
+
+
+def test_largest_component_alone_is_kept() -> None:
+    assert np.array_equal(cleaned(mask_of((1, SMALL), (1, BIG), (1, MIDDLE)), largest(1)), mask_of((1, BIG)))
+
+
+def test_each_label_keeps_its_own_largest() -> None:
+    mask = mask_of((1, BIG), (1, (11, 8, 6)), (2, MIDDLE), (2, SMALL), (3, (4, 4, 4)), (3, (9, 0, 0)))
+    expected = mask_of((1, BIG), (2, MIDDLE), (3, (4, 4, 4)), (3, (9, 0, 0)))
+    assert np.array_equal(cleaned(mask, largest(1, 2)), expected)
+
+
+def test_touching_labels_are_not_one_component() -> None:
+    mask = mask_of((1, (slice(0, 2), 0, 0)), (2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
+    expected = mask_of((2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
+    assert np.array_equal(cleaned(mask, largest(1)), expected)
+
+
+@pytest.mark.parametrize("second", [(3, 3, 3), (3, 3, 2), (3, 2, 2)])
+def test_voxels_that_share_a_corner_belong_together(second: tuple[int, int, int]) -> None:
+    mask = mask_of((1, BIG), (1, second))
+    assert np.array_equal(cleaned(mask, largest(1)), mask)
+
+
+def test_small_components_are_dropped_by_their_volume_in_ml() -> None:
+    voxel_volume_ml = 0.7 * 0.8 * 5 / 1000
+    mask = mask_of((1, BIG), (1, MIDDLE), (1, SMALL))
+    volumes = [count * voxel_volume_ml for count in (27, 8, 2)]
+    for kept in range(4):
+        step = remove_small(1, min_volume_ml=[*volumes, 1e-9][kept] * 1.001)
+        expected = mask_of(*[(1, box) for box in (BIG, MIDDLE, SMALL)][:kept])
+        assert np.array_equal(cleaned(mask, step, voxel_volume_ml=voxel_volume_ml), expected)
+
+
+def test_component_of_just_the_least_volume_stays() -> None:
+    mask = mask_of((1, MIDDLE), (1, SMALL))
+    assert np.array_equal(cleaned(mask, remove_small(1, min_volume_ml=2.0), voxel_volume_ml=0.25), mask_of((1, MIDDLE)))
+
+
+def test_other_labels_and_absent_ones_are_left_alone() -> None:
+    mask = mask_of((2, BIG), (2, SMALL))
+    for step in (largest(1), remove_small(1, min_volume_ml=9.0), largest(200)):
+        assert np.array_equal(cleaned(mask, step), mask)
+    empty = np.zeros((3, 1, 2), dtype=np.uint16)
+    assert np.array_equal(cleaned(empty, largest(300), remove_small(1, min_volume_ml=1.0)), empty)
+
+
+def test_steps_go_in_order() -> None:
+    mask = mask_of((1, SMALL), (1, BIG), (2, MIDDLE))
+    steps = (largest(1), remove_small(1, 2, min_volume_ml=0.01))
+    assert np.array_equal(cleaned(mask, *steps), mask_of((1, BIG)))
+
+
+@given(st.integers(0, 2**20))
+def test_random_masks_lose_whole_components_only(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = np.asfortranarray(random.choice([0, 1, 300], (6, 5, 4), p=[0.8, 0.1, 0.1]).astype(np.uint16))
+    result = cleaned(mask, largest(300))
+    assert np.array_equal(result[mask != 300], mask[mask != 300])
+    kept, rest = result == 300, (mask == 300) & (result == 0)
+    for voxel in np.argwhere(kept):
+        assert not (rest & (np.abs(np.indices(mask.shape).T - voxel).max(axis=-1).T <= 1)).any()
+    assert kept.any() == (mask == 300).any()

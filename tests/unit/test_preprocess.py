@@ -1,0 +1,175 @@
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.models import Intensity, Manifest
+from inference_service.preprocess import normalise, prepare
+from inference_service.volume import Affine, Volume
+
+MakeManifest = Callable[..., Manifest]
+MakeAffine = Callable[[str, Sequence[float]], Affine]
+Doubles = NDArray[np.float64]
+Fields = dict[str, object]
+
+# Bounds float32 rounding of intensities near 1 made from intensities near 1000.
+CLOSE = 1e-5
+
+
+def ct(x: Doubles) -> Doubles:
+    return np.asarray((np.clip(x, -900, 300) - 80) / 120)
+
+
+def z_score(x: Doubles) -> Doubles:
+    return np.asarray((x - x.mean()) / x.std())
+
+
+def z_score_nonzero(x: Doubles) -> Doubles:
+    return np.where(x == 0, 0, (x - x[x != 0].mean()) / x[x != 0].std())
+
+
+def percentiles(x: Doubles) -> Doubles:
+    low, high = np.percentile(x, [5, 90])
+    return np.asarray(-1 + 3 * (x - low) / (high - low))
+
+
+def min_max(x: Doubles) -> Doubles:
+    return np.asarray(-1 + 4 * (x - x.min()) / (x.max() - x.min()))
+
+
+def fixed_range(x: Doubles) -> Doubles:
+    return -1 + 2 * (x + 200) / 500
+
+
+CT: Fields = {"kind": "ct", "clip": (-900, 300), "mean": 80.0, "std": 120.0}
+Z_SCORE: Fields = {"kind": "z_score"}
+Z_SCORE_NONZERO: Fields = {"kind": "z_score", "nonzero_only": True}
+PERCENTILES: Fields = {"kind": "percentiles", "percentiles": (5, 90), "output": (-1, 2)}
+MIN_MAX: Fields = {"kind": "min_max", "output": (-1, 3)}
+FIXED_RANGE: Fields = {"kind": "fixed_range", "input": (-200, 300), "output": (-1, 1)}
+
+FORMULAS: list[tuple[Fields, Callable[[Doubles], Doubles]]] = [
+    (CT, ct),
+    (Z_SCORE, z_score),
+    (Z_SCORE_NONZERO, z_score_nonzero),
+    (PERCENTILES, lambda x: np.clip(percentiles(x), -1, 2)),
+    (PERCENTILES | {"clip": False}, percentiles),
+    (MIN_MAX, min_max),
+    (FIXED_RANGE, lambda x: np.clip(fixed_range(x), -1, 1)),
+    (FIXED_RANGE | {"clip": False}, fixed_range),
+    ({"kind": "none"}, lambda x: x),
+]
+
+
+def intensity_of(make_manifest: MakeManifest, fields: Fields) -> Intensity:
+    return make_manifest(channels=[{"name": "CT", "intensity": fields}]).channels[0].intensity
+
+
+def hounsfield(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Values from about -1500 to 1500, a fifth of them 0."""
+    random = np.random.default_rng(0)
+    values = random.normal(50, 500, shape)
+    return np.where(random.random(shape) < 0.2, 0, values).astype(np.float32)
+
+
+@pytest.mark.parametrize(("fields", "formula"), FORMULAS)
+def test_intensities_follow_their_formula(
+    make_manifest: MakeManifest, fields: Fields, formula: Callable[[Doubles], Doubles]
+) -> None:
+    image = hounsfield((11, 7, 5))
+    expected = formula(image.astype(np.float64))
+    normalise(image, intensity_of(make_manifest, fields))
+    assert image.dtype == np.float32
+    assert np.allclose(image, expected, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [(Z_SCORE, 0), (Z_SCORE_NONZERO, 0), (PERCENTILES, -1), (PERCENTILES | {"clip": False}, -1), (MIN_MAX, -1)],
+)
+@pytest.mark.parametrize("value", [0.0, 0.1, -1024.3])
+def test_constant_volumes_divide_by_something(
+    make_manifest: MakeManifest, fields: Fields, expected: float, value: float
+) -> None:
+    image = np.full((5, 4, 3), value, dtype=np.float32)
+    normalise(image, intensity_of(make_manifest, fields))
+    assert (image == expected).all()
+
+
+def test_views_are_normalised_in_place(make_manifest: MakeManifest) -> None:
+    image = hounsfield((6, 5, 4))
+    expected = z_score_nonzero(image.astype(np.float64))
+    normalise(image.transpose(2, 0, 1)[::-1], intensity_of(make_manifest, Z_SCORE_NONZERO))
+    assert np.allclose(image, expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("LPS", "SAR"), ("RAS", "RAS"), ("PIR", "LSA"), ("SLP", "RAI"), ("ASL", "IPR")]
+)
+@pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("cubic", 3)])
+def test_image_has_the_models_axes_and_spacing(
+    make_manifest: MakeManifest,
+    oblique_affine: MakeAffine,
+    source: str,
+    target: str,
+    interpolation: str,
+    order: Literal[1, 3],
+) -> None:
+    spacing = (2.0, 1.5, 1.2)
+    volume = Volume(hounsfield((6, 11, 15)), oblique_affine(source, spacing))
+    change = ornt_transform(axcodes2ornt(source), axcodes2ornt(target))
+    scan = apply_orientation(volume.voxels, change)
+    scan_spacing = [spacing[list(change[:, 0]).index(axis)] for axis in range(3)]
+    model_spacing = (2.5, 1.0, 1.4)
+    ratios = [round(n * s / m) / n for n, s, m in zip(scan.shape, scan_spacing, model_spacing, strict=True)]
+    expected = ndimage.zoom(scan.astype(np.float64), ratios, order=order, mode="nearest", grid_mode=True)
+
+    prepared = prepare(volume, make_manifest(orientation=target, spacing_mm=model_spacing, interpolation=interpolation))
+    assert prepared.image.shape == expected.shape
+    assert len({round(ratio, 3) for ratio in ratios}) == 3
+    assert np.allclose(prepared.image, expected, rtol=CLOSE, atol=0.01)
+
+
+@pytest.mark.parametrize("source", ["RAS", "LPS", "PIR", "SLA"])
+def test_axes_run_where_the_model_says(make_manifest: MakeManifest, oblique_affine: MakeAffine, source: str) -> None:
+    affine = oblique_affine(source, (2.0, 1.5, 3.0))
+    world_mm = np.moveaxis(np.indices((6, 7, 8)), 0, 3) @ affine[:3, :3].T + affine[:3, 3]
+    spacing = Volume(world_mm[..., 0], affine).spacing_mm
+    world_axes = [next(i for i, letters in enumerate(("LR", "PA", "IS")) if code in letters) for code in source]
+    by_world_axis = dict(zip(world_axes, spacing, strict=True))
+    manifest = make_manifest(orientation="SPR", spacing_mm=[by_world_axis[axis] for axis in (2, 1, 0)])
+    for axis, (world_axis, sign) in enumerate(((2, 1), (1, -1), (0, 1))):
+        image = prepare(Volume(world_mm[..., world_axis], affine), manifest).image
+        steps = sign * np.diff(image, axis=axis)
+        assert (steps > 0.8 * by_world_axis[world_axis]).all()
+
+
+def test_intensities_are_those_of_the_manifest(make_manifest: MakeManifest) -> None:
+    volume = Volume(hounsfield((6, 5, 4)).astype(np.int16), np.eye(4))
+    image = prepare(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}])).image
+    assert np.allclose(image, ct(volume.voxels.astype(np.float64)), atol=CLOSE)
+    assert volume.voxels.dtype == np.int16
+    assert volume.voxels.min() < -900
+
+
+def test_thick_slices_are_taken_apart_along_the_models_axes(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine
+) -> None:
+    voxels = hounsfield((8, 7, 4))
+    volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
+    manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
+    prepared = prepare(volume, manifest)
+    assert prepared.logits_kinds == ("nearest", "linear", "linear")
+    assert np.array_equal(prepared.image, np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
+    assert prepare(volume, make_manifest(separate_axis_above=6)).logits_kinds == ("linear", "linear", "linear")
+
+
+def test_prepared_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
+    voxels = hounsfield((4, 5, 6))
+    manifest = make_manifest(orientation="IAR")
+    prepared = prepare(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest)
+    assert np.array_equal(prepared.image, prepared.reorientation.apply(voxels))

@@ -1,0 +1,133 @@
+"""Documentation that cannot rot: what is generated is up to date, what is written names what exists."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from dotenv import dotenv_values
+from jsonschema import Draft202012Validator
+
+from inference_service.cli import main
+from inference_service.errors import ErrorCode
+from inference_service.reference import reference_pages
+from inference_service.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = reference_pages()
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(PAGES[f"{name}.schema.json"]))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command line in the shell blocks of a page."""
+    blocks = re.findall(r"^```(?:sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line and not line.startswith("#")]
+
+
+def all_commands() -> list[tuple[str, list[str]]]:
+    return [(page.name, words) for page in MARKDOWN for words in commands(page.read_text(encoding="utf-8")) if words]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_generated_pages_are_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run `inference-service reference docs`"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.endswith(".json")])
+def test_the_schemas_are_valid_json_schemas(name: str) -> None:
+    Draft202012Validator.check_schema(json.loads(PAGES[name]))
+
+
+def test_the_message_schema_takes_what_the_service_takes() -> None:
+    message = {
+        "job_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
+        "request": {"input": {"key": "ct/1.nii.gz"}, "model": "ct-chest", "priority": "urgent", "model_version": None},
+    }
+    assert validator("task-message").is_valid(message)
+    assert not validator("task-message").is_valid({**message, "extra": 1})
+    assert not validator("task-message").is_valid({"job_id": message["job_id"], "request": {"model": "ct-chest"}})
+
+
+def test_the_manifest_schema_takes_the_installed_model() -> None:
+    manifest = json.loads((REPOSITORY / "models/ct-tissue/1/manifest.json").read_bytes())
+    assert validator("manifest").is_valid(manifest)
+    assert not validator("manifest").is_valid({**manifest, "activation": "relu"})
+    assert not validator("manifest").is_valid({**manifest, "channels": []})
+
+
+def test_the_example_environment_lists_every_setting_and_no_other() -> None:
+    lines = (REPOSITORY / ".env.example").read_text(encoding="utf-8").splitlines()
+    names = [match[1] for line in lines if (match := re.match(r"#? ?([A-Z][A-Z0-9_]+)=", line))]
+    assert names == [name.upper() for name in Settings.model_fields]
+
+
+def test_the_example_environment_is_valid_and_its_comments_show_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    (tmp_path / "all").write_text(re.sub(r"^# (?=[A-Z][A-Z0-9_]+=)", "", text, flags=re.MULTILINE))
+    given = set(dotenv_values(REPOSITORY / ".env.example"))
+    monkeypatch.delenv("MODELS_PATH")
+    for name, value in dotenv_values(tmp_path / "all").items():
+        monkeypatch.setenv(name, value or "")
+    settings = Settings()
+    for name, field in Settings.model_fields.items():
+        if name.upper() not in given:
+            assert getattr(settings, name) == field.default, name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 120
+
+
+def test_there_are_commands_to_check() -> None:
+    names = {words[0] for _, words in all_commands()}
+    assert {"make", "inference-service"} <= names
+
+
+@pytest.mark.parametrize(("page", "words"), all_commands(), ids=lambda value: " ".join(value) if value else None)
+def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        assert targets
+        assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+    elif words[0] == "inference-service":
+        parse(main, words[1:])
+    else:
+        assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python"}, f"{page}: who checks {words[0]}?"
+
+
+def parse(command: click.Command, words: list[str]) -> None:
+    """Lets click take the words apart without running anything."""
+    if isinstance(command, click.Group):
+        subcommand = command.commands[words[0]]
+        parse(subcommand, words[1:])
+    else:
+        command.make_context(command.name, list(words), resilient_parsing=False)
+
+
+def test_every_command_is_documented() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in MARKDOWN)
+    for name in main.commands:
+        assert f"inference-service {name}" in text or f"`{name}" in text, name
+
+
+def test_every_error_code_is_documented() -> None:
+    contract = (DOCS / "task-contract.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", contract, flags=re.MULTILINE)) >= set(ErrorCode)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in MARKDOWN:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,222 @@
+import weakref
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.resample import Kind, Kinds, Shape, axis_kinds, axis_matrix, map_planes, resize, resized_shape
+
+Order = Literal[0, 1, 3]
+
+SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
+KINDS: tuple[Kind, ...] = ("nearest", "linear", "cubic")
+ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
+
+# Bounds float32 rounding of an interpolated value of standard deviation 1.
+CLOSE = 2e-5
+# Logits nearer to each other than this may swap places in float32.
+TIE = 1e-5
+
+
+def noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def zoomed(image: NDArray[np.float32], shape: Shape, orders: tuple[Order, Order, Order]) -> NDArray[np.float64]:
+    """The image on a grid of the same extent by SciPy, axis by axis in float64."""
+    result = image.astype(np.float64)
+    for axis, (size, order) in enumerate(zip(shape, orders, strict=True)):
+        ratios = [1.0, 1.0, 1.0]
+        ratios[axis] = size / image.shape[axis]
+        result = ndimage.zoom(result, ratios, order=order, mode="nearest", grid_mode=True)
+    return result
+
+
+def labels_of(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.asarray(logits.argmax(axis=0), dtype=np.uint8)
+
+
+def mapped(logits: NDArray[np.float32], shape: Shape, kinds: Kinds = ("linear",) * 3) -> NDArray[np.uint8]:
+    """Maps logits (labels, d, h, w)."""
+    labels = np.full(shape, 255, dtype=np.uint8)
+    planes = np.moveaxis(logits, 1, 0)
+    map_planes(planes, depth=len(planes), decide=labels_of, target=labels, kinds=kinds)
+    return labels
+
+
+def clear(logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where the highest logit leads by more than rounding can change."""
+    second, first = np.sort(logits, axis=0)[-2:]
+    return np.asarray(first - second > TIE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "target", "expected"),
+    [
+        ((512, 512, 60), (0.7, 0.7, 5.0), (1.5, 1.5, 1.5), (239, 239, 200)),
+        ((10, 20, 30), (1.0, 2.0, 3.0), (3.0, 1.0, 2.0), (3, 40, 45)),
+        ((1, 2, 3), (0.1, 0.1, 0.1), (9.0, 9.0, 0.1), (1, 1, 3)),
+    ],
+)
+def test_resized_shape_covers_the_extent(
+    shape: Shape, spacing: tuple[float, float, float], target: tuple[float, float, float], expected: Shape
+) -> None:
+    assert resized_shape(shape, spacing, target) == expected
+
+
+@pytest.mark.parametrize(
+    ("spacing", "threshold", "expected"),
+    [
+        ((0.7, 0.7, 5.0), None, ("cubic", "cubic", "cubic")),
+        ((0.7, 0.7, 5.0), 3, ("cubic", "cubic", "nearest")),
+        ((6.5, 2.0, 3.0), 3, ("nearest", "cubic", "cubic")),
+        ((2.0, 6.0, 3.0), 3, ("cubic", "cubic", "cubic")),
+        ((2.0, 6.1, 3.0), 3, ("cubic", "nearest", "cubic")),
+    ],
+)
+def test_thick_slices_are_not_interpolated_across(
+    spacing: tuple[float, float, float], threshold: float | None, expected: Kinds
+) -> None:
+    assert axis_kinds(spacing, "cubic", threshold) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_rows_of_a_matrix_sum_to_1(kind: Kind, size_in: int, size_out: int) -> None:
+    matrix = axis_matrix(size_in, size_out, kind)
+    assert matrix.shape == (size_out, size_in)
+    assert matrix.sum(axis=1) == pytest.approx(1, abs=CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_grid_changes_nothing(kind: Kind) -> None:
+    image = noise((5, 7, 4))
+    assert np.array_equal(resize(image, (5, 7, 4), (kind, kind, kind)), image)
+    assert np.allclose(axis_matrix(9, 9, kind), np.eye(9), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(SHAPES, SHAPES)
+def test_constants_stay_constant(kind: Kind, shape: Shape, target: Shape) -> None:
+    resized = resize(np.full(shape, -1024, dtype=np.int16), target, (kind, kind, kind))
+    assert resized.shape == target
+    assert resized.dtype == np.float32
+    assert resized == pytest.approx(-1024, rel=CLOSE)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("linear", 1), ("cubic", 3)])
+@given(SHAPES, SHAPES)
+def test_resizing_is_scipys_zoom(kind: Kind, order: Order, shape: Shape, target: Shape) -> None:
+    image = noise(shape)
+    assert np.allclose(
+        resize(image, target, (kind, kind, kind)), zoomed(image, target, (order, order, order)), atol=CLOSE
+    )
+
+
+def test_resizing_goes_on_past_the_planes_of_one_step() -> None:
+    image = noise((3, 4, 50))
+    assert np.allclose(resize(image, (5, 3, 31), ("linear",) * 3), zoomed(image, (5, 3, 31), (1, 1, 1)), atol=CLOSE)
+
+
+def test_kinds_belong_to_their_axes() -> None:
+    image = noise((5, 6, 7))
+    resized = resize(image, (9, 4, 12), ("nearest", "linear", "cubic"))
+    assert np.allclose(resized, zoomed(image, (9, 4, 12), (0, 1, 3)), atol=CLOSE)
+
+
+def test_nearest_takes_the_voxel_that_covers_the_centre() -> None:
+    image = np.arange(3, dtype=np.float32).reshape(3, 1, 1)
+    assert resize(image, (7, 1, 1), ("nearest",) * 3).ravel().tolist() == [0, 0, 1, 1, 1, 2, 2]
+
+
+def test_views_are_resized_as_arrays_are() -> None:
+    image = noise((6, 5, 4))
+    view = image.transpose(2, 0, 1)[::-1, :, ::-1]
+    assert np.array_equal(
+        resize(view, (7, 3, 9), ("linear",) * 3), resize(np.ascontiguousarray(view), (7, 3, 9), ("linear",) * 3)
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("size", [4, 7, 15, 23])
+def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
+    extent_mm = 30.0
+
+    def centres_mm(count: int) -> NDArray[np.float64]:
+        return np.asarray((np.arange(count) + 0.5) * extent_mm / count)
+
+    shape, target = [1, 1, 1], [1, 1, 1]
+    shape[axis], target[axis] = 10, size
+    image = centres_mm(10).reshape(shape)
+    resized = resize(image, (target[0], target[1], target[2]), ("linear",) * 3).ravel()
+    inside = (centres_mm(size) >= centres_mm(10)[0]) & (centres_mm(size) <= centres_mm(10)[-1])
+    assert inside.sum() >= size - 4
+    assert resized[inside] == pytest.approx(centres_mm(size)[inside], rel=1e-6)
+
+
+@given(SHAPES, SHAPES)
+def test_mapping_planes_is_interpolating_all_logits(shape: Shape, target: Shape) -> None:
+    logits = noise((3, *shape))
+    full = np.stack([zoomed(channel, target, (1, 1, 1)) for channel in logits])
+    sure = clear(full)
+    assert np.array_equal(mapped(logits, target)[sure], full.argmax(axis=0)[sure])
+    assert sure.mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"), [((5, 6, 7), (11, 13, 9)), ((11, 13, 9), (5, 6, 7)), ((4, 1, 9), (1, 3, 4))]
+)
+@pytest.mark.parametrize("kinds", [("nearest", "linear", "linear"), ("linear", "linear", "nearest")])
+def test_mapping_planes_keeps_to_each_axis_kind(shape: Shape, target: Shape, kinds: Kinds) -> None:
+    logits = noise((4, *shape))
+    full = np.stack(
+        [zoomed(channel, target, (ORDERS[kinds[0]], ORDERS[kinds[1]], ORDERS[kinds[2]])) for channel in logits]
+    )
+    sure = clear(full)
+    assert np.array_equal(mapped(logits, target, kinds)[sure], full.argmax(axis=0)[sure])
+
+
+def test_mapping_planes_writes_through_a_reversed_and_transposed_view() -> None:
+    logits = noise((3, 5, 4, 6))
+    expected = mapped(logits, (9, 7, 8))
+    mask = np.zeros((8, 9, 7), dtype=np.uint8, order="F")
+    target = mask.transpose(1, 2, 0)[::-1, :, ::-1]
+    map_planes(np.moveaxis(logits, 1, 0), depth=5, decide=labels_of, target=target, kinds=("linear",) * 3)
+    assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(2, 0, 1))
+    assert expected.max() == 2
+
+
+@pytest.mark.parametrize(("depth", "rows"), [(6, 17), (17, 6), (9, 9), (31, 3), (1, 5), (5, 1)])
+def test_planes_are_taken_when_they_are_needed_and_let_go_after(depth: int, rows: int) -> None:
+    logits = noise((depth, 2, 3, 4))
+    taken = 0
+    alive: list[weakref.ref[NDArray[np.float32]]] = []
+    seen: list[tuple[int, int]] = []
+
+    def planes() -> Iterator[NDArray[np.float32]]:
+        nonlocal taken
+        for _ in range(depth):
+            taken += 1
+            alive.append(weakref.ref(plane := logits[taken - 1].copy()))
+            yield plane
+            del plane
+
+    def decide(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+        seen.append((taken, sum(reference() is not None for reference in alive)))
+        return labels_of(logits)
+
+    target = np.zeros((rows, 3, 4), dtype=np.uint8)
+    map_planes(planes(), depth=depth, decide=decide, target=target, kinds=("linear",) * 3)
+    centres = np.clip((np.arange(rows) + 0.5) * depth / rows - 0.5, 0, depth - 1)
+    assert [count for count, _ in seen] == (np.ceil(centres - CLOSE).astype(int) + 1).tolist()
+    assert max(count for _, count in seen) <= 2
+
+
+def test_noise_of_a_float32_spacing_does_not_decide_the_size() -> None:
+    sizes = {resized_shape((17, 17, 17), (spacing,) * 3, (1.6, 1.6, 1.6)) for spacing in (0.8, float(np.float32(0.8)))}
+    assert sizes == {(8, 8, 8)}
