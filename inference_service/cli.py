@@ -9,6 +9,7 @@ from types import FrameType
 
 import click
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from inference_service.commands import jobs, local, operations
 from inference_service.errors import BadRequest, InputError, ModelError, ServiceError, TransientError
@@ -25,6 +26,9 @@ class _Group(click.Group):
         except ServiceError as error:
             click.echo(f"error: {error.code}: {error.message}", err=True)
             ctx.exit(_exit_code(error))
+        except SettingsError as error:
+            click.echo(f"error: {error}: expected JSON", err=True)
+            ctx.exit(_EXIT_USAGE)
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_input=False):
                 click.echo(f"error: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", err=True)

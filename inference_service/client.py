@@ -8,17 +8,14 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from celery import Celery
-from sqlalchemy import Engine as Database
-
 from inference_service import jobs
 from inference_service.errors import BadRequest
 from inference_service.jobs import Job, Transition
-from inference_service.queues import make_app, send
+from inference_service.queues import App, make_app, send
 from inference_service.request import InputReference, SegmentRequest
 from inference_service.settings import Settings, get_settings
 from inference_service.storage import Storage
-from inference_service.tables import JobState, connect
+from inference_service.tables import Database, JobState, connect
 
 _POLL_S = 0.5
 
@@ -34,7 +31,7 @@ class Client:
         self._settings = settings or get_settings()
 
     @cached_property
-    def _app(self) -> Celery:
+    def _app(self) -> App:
         return make_app(self._settings)
 
     @cached_property

@@ -10,7 +10,7 @@ from uuid import UUID
 from rich.console import Console
 
 from inference_service.client import Client
-from inference_service.display import ProgressDisplay, labels_table, show_job, timings_table
+from inference_service.display import ProgressDisplay, labels_table, object_address, show_job, timings_table
 from inference_service.errors import InputNotFound, InternalError, TimeLimit, error_from_row
 from inference_service.jobs import Job
 from inference_service.nifti import compress, write_volume
@@ -74,6 +74,7 @@ def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Con
     report = Report.model_validate_json(report_path.read_bytes())
     for job in jobs:
         screen.print(f"{names[job.id]}: {job.state} by {job.lease_owner} on {', '.join(job.providers or [])}")
+        screen.print(f"  {object_address(job, 'mask')}")
     screen.print(timings_table({names[job.id]: job.timings_s or {} for job in jobs}))
     screen.print(labels_table(report.labels))
     for path in (output / _INPUT_FILE, mask_path, report_path):

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import text
-
+from inference_service import jobs
 from inference_service.errors import ModelNotFound, ServiceError
 from inference_service.models import list_models, read_model
 from inference_service.queues import make_app, ping
 from inference_service.settings import Settings
 from inference_service.storage import Storage
-from inference_service.tables import connect, mapped_errors, migrate
+from inference_service.tables import connect, migrate
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,10 @@ def _check_redis(settings: Settings) -> str:
 
 
 def _check_postgres(settings: Settings) -> str:
-    engine = connect(settings)
-    with mapped_errors(), engine.connect() as connection:
-        jobs = connection.execute(text("SELECT count(*) FROM jobs")).scalar_one()
-    engine.dispose()
-    return f"answers, holds {jobs} job(s)"
+    database = connect(settings)
+    found = jobs.count(database)
+    database.dispose()
+    return f"answers, holds {found} job(s)"
 
 
 def _check_storage(settings: Settings) -> str:

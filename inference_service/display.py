@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from uuid import UUID
 
 from rich.console import Console
@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 from inference_service.jobs import Job
-from inference_service.report import LabelReport
 from inference_service.stages import STAGES
 from inference_service.tables import JobState
+
+if TYPE_CHECKING:  # the report's own module needs the worker's part
+    from inference_service.report import LabelReport
 
 # Plain lines come with each change of what is done and with each further tenth.
 _PLAIN_STEP = 0.1
@@ -80,6 +82,11 @@ def show_job(display: ProgressDisplay[UUID], job: Job) -> None:
     display.show(job.id, doing, job.progress)
 
 
+def object_address(job: Job, name: str) -> str | None:
+    """Where a result of a job lies, None where it has none."""
+    return f"s3://{job.result['bucket']}/{job.result[name]}" if job.result else None
+
+
 def job_table(job: Job) -> Table:
     """A job's row, without what is empty."""
     table = Table(show_header=False, box=None)
@@ -96,8 +103,8 @@ def job_table(job: Job) -> Table:
         "started": job.started_at,
         "finished": job.finished_at,
         "error": f"{job.error_code}: {job.error_message}" if job.error_code else None,
-        "mask": f"s3://{job.result['bucket']}/{job.result['mask']}" if job.result else None,
-        "report": f"s3://{job.result['bucket']}/{job.result['report']}" if job.result else None,
+        "mask": object_address(job, "mask"),
+        "report": object_address(job, "report"),
     }
     for name, value in rows.items():
         if value:
@@ -116,7 +123,7 @@ def timings_table(timings_s: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def labels_table(labels: Sequence[LabelReport]) -> Table:
+def labels_table(labels: "Sequence[LabelReport]") -> Table:
     """Volume and intensity of each label."""
     table = Table("label", "name", "volume, mL", "mean", "std", title="Labels", title_justify="left")
     for label in labels:

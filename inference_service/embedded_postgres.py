@@ -20,6 +20,7 @@ from inference_service.server_process import (
     Account,
     EmbeddedServerError,
     Server,
+    kill_group,
     log_tail,
     server_environment,
 )
@@ -126,7 +127,7 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
         if not durable:
             options.append("--no-sync")
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
                 cwd=unfinished,
                 env=server_environment(),
@@ -137,12 +138,18 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
                 user=account.uid if account else None,
                 group=account.gid if account else None,
                 extra_groups=[] if account else None,
-                check=False,
             )
         except OSError as error:
             raise EmbeddedServerError(f"initdb cannot be started: {error}") from error
-    if done.returncode != 0:
-        raise EmbeddedServerError(f"initdb failed with status {done.returncode}.{log_tail(log_path)}")
+        with process:
+            try:
+                status = process.wait()
+            except BaseException:
+                # The servers that it runs go on writing otherwise, while our caller already clears the folder.
+                kill_group(process)
+                raise
+    if status != 0:
+        raise EmbeddedServerError(f"initdb failed with status {status}.{log_tail(log_path)}")
     unfinished.rename(data)
 
 

@@ -183,8 +183,8 @@ class WorkerLost(TransientError):
 
 
 def error_from_row(code: str, message: str) -> ServiceError:
-    """The error that a failed job's row tells of."""
+    """The error that a failed job's row tells of; InternalError for a code that this version does not know."""
     kinds: list[type[ServiceError]] = [ServiceError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return next(kind for kind in kinds if getattr(kind, "code", None) == code)(message)
+    return next((kind for kind in kinds if getattr(kind, "code", None) == code), InternalError)(message)

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.errors import ErrorCode, JobCancelled, ServiceError, WorkerLost
 from inference_service.request import SegmentRequest
-from inference_service.tables import FINAL_STATES, JobRow, JobState, TransitionRow, mapped_errors
+from inference_service.tables import FINAL_STATES, Database, JobRow, JobState, TransitionRow, mapped_errors
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ _JOB_COLUMNS = [getattr(JobRow, column.name) for column in fields(Job)]
 _TRANSITION_COLUMNS = [getattr(TransitionRow, column.name) for column in fields(Transition)]
 
 
-def create(engine: Engine, job_id: UUID, request: SegmentRequest | None) -> bool:
+def create(database: Database, job_id: UUID, request: SegmentRequest | None) -> bool:
     """Writes a queued job, unless there is one of that id already.
 
     Args:
-        engine: The database.
+        database: The database.
         job_id: Chosen by the upstream.
         request: None where the message broke the contract, so that the refusal has a row to stand in.
 
@@ -133,7 +133,7 @@ def create(engine: Engine, job_id: UUID, request: SegmentRequest | None) -> bool
         Whether the row is new.
     """
     values = {"id": job_id, "state": JobState.QUEUED, "request": request and request.model_dump(mode="json")}
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         statement = upsert(JobRow).values(values).on_conflict_do_nothing().returning(JobRow.id)
         created = connection.execute(statement).first() is not None
         if created:
@@ -141,7 +141,7 @@ def create(engine: Engine, job_id: UUID, request: SegmentRequest | None) -> bool
     return created
 
 
-def claim(engine: Engine, job_id: UUID, *, worker: str, lease_s: float, max_attempts: int) -> Claim | None:
+def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_attempts: int) -> Claim | None:
     """Takes a job to run it: a queued one, or a running one whose lease has expired.
 
     A job whose lease expired on its last attempt is ended as worker_lost.
@@ -149,7 +149,7 @@ def claim(engine: Engine, job_id: UUID, *, worker: str, lease_s: float, max_atte
     Returns:
         None where the job is finished or alive elsewhere: there is nothing to do.
     """
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         row = connection.execute(
             select(
                 JobRow.state, JobRow.attempt, JobRow.request, (JobRow.lease_expires_at < func.now()).label("expired")
@@ -176,7 +176,7 @@ def claim(engine: Engine, job_id: UUID, *, worker: str, lease_s: float, max_atte
     return Claim(job_id, attempt, token, worker, row.request)
 
 
-def renew(engine: Engine, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:
+def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:
     """Extends a lease and writes how far the job is."""
     statement = (
         update(JobRow)
@@ -184,40 +184,40 @@ def renew(engine: Engine, claim: Claim, *, lease_s: float, stage: str | None, pr
         .values(lease_expires_at=func.now() + timedelta(seconds=lease_s), stage=stage, progress=progress)
         .returning(JobRow.cancel_requested)
     )
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         row = connection.execute(statement).one_or_none()
     return Renewal(held=row is not None, cancel_requested=row is not None and row.cancel_requested)
 
 
-def succeed(engine: Engine, claim: Claim, success: Success) -> bool:
+def succeed(database: Database, claim: Claim, success: Success) -> bool:
     """Ends a job well; the last write of an attempt. Returns whether the lease still stood."""
     values = {column.name: getattr(success, column.name) for column in fields(Success)}
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         return _leave(connection, claim, JobState.SUCCEEDED, values={**values, "progress": 1.0, "stage": None})
 
 
-def fail(engine: Engine, claim: Claim, error: ServiceError) -> bool:
+def fail(database: Database, claim: Claim, error: ServiceError) -> bool:
     """Ends a job with an error's code and message, cancelled ones as such. Returns whether the lease still stood."""
     state = JobState.CANCELLED if error.code == ErrorCode.CANCELLED else JobState.FAILED
     values = {"error_code": error.code, "error_message": error.message}
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         return _leave(connection, claim, state, values=values, detail=error.code)
 
 
-def give_back(engine: Engine, claim: Claim, *, delay_s: float, detail: str) -> bool:
+def give_back(database: Database, claim: Claim, *, delay_s: float, detail: str) -> bool:
     """Queues a job again for another attempt. Returns whether the lease still stood."""
     values = {"not_before": func.now() + timedelta(seconds=delay_s)}
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         return _leave(connection, claim, JobState.QUEUED, values=values, detail=detail)
 
 
-def cancel(engine: Engine, job_id: UUID) -> Job | None:
+def cancel(database: Database, job_id: UUID) -> Job | None:
     """Cancels a queued job, asks the worker of a running one to stop, and leaves a finished one alone.
 
     Returns:
         The job afterwards; None where there is none.
     """
-    with mapped_errors(), engine.begin() as connection:
+    with mapped_errors(), database.begin() as connection:
         row = connection.execute(
             select(JobRow.state, JobRow.attempt).where(JobRow.id == job_id).with_for_update()
         ).one_or_none()
@@ -225,29 +225,35 @@ def cancel(engine: Engine, job_id: UUID) -> Job | None:
             _end(connection, job_id, row.state, row.attempt, JobState.CANCELLED, JobCancelled(_CANCELLED_EARLY))
         elif row is not None and row.state == JobState.RUNNING:
             connection.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
-    return get(engine, job_id)
+    return get(database, job_id)
 
 
-def get(engine: Engine, job_id: UUID) -> Job | None:
+def get(database: Database, job_id: UUID) -> Job | None:
     """The job as its row stands now; None where there is none."""
-    with mapped_errors(), engine.connect() as connection:
+    with mapped_errors(), database.connect() as connection:
         row = connection.execute(select(*_JOB_COLUMNS).where(JobRow.id == job_id)).one_or_none()
     return _job(row._asdict()) if row else None
 
 
-def latest(engine: Engine, *, state: JobState | None = None, limit: int = 50) -> list[Job]:
+def latest(database: Database, *, state: JobState | None = None, limit: int = 50) -> list[Job]:
     """The jobs created last, newest first."""
     statement = select(*_JOB_COLUMNS).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit)
     if state is not None:
         statement = statement.where(JobRow.state == state)
-    with mapped_errors(), engine.connect() as connection:
+    with mapped_errors(), database.connect() as connection:
         return [_job(row._asdict()) for row in connection.execute(statement)]
 
 
-def transitions(engine: Engine, job_id: UUID) -> Sequence[Transition]:
+def count(database: Database) -> int:
+    """How many jobs there are."""
+    with mapped_errors(), database.connect() as connection:
+        return connection.execute(select(func.count()).select_from(JobRow)).scalar_one()
+
+
+def transitions(database: Database, job_id: UUID) -> Sequence[Transition]:
     """All changes of a job's state, oldest first."""
     statement = select(*_TRANSITION_COLUMNS).where(TransitionRow.job_id == job_id).order_by(TransitionRow.id)
-    with mapped_errors(), engine.connect() as connection:
+    with mapped_errors(), database.connect() as connection:
         return [Transition(**row._asdict()) for row in connection.execute(statement)]
 
 

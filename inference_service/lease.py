@@ -5,12 +5,11 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Engine
-
 from inference_service import jobs
 from inference_service.errors import DatabaseUnavailable, JobCancelled
 from inference_service.logs import logging_job
 from inference_service.stages import Stage, overall_progress
+from inference_service.tables import Database
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +25,13 @@ class Lease:
     """Holds a claim while its block runs.
 
     Args:
-        engine: The database.
+        database: The database.
         claim: The attempt.
         lease_s: How long the lease lasts beyond each renewal.
     """
 
-    def __init__(self, engine: Engine, claim: jobs.Claim, *, lease_s: float) -> None:
-        self._engine, self._claim, self._lease_s = engine, claim, lease_s
+    def __init__(self, database: Database, claim: jobs.Claim, *, lease_s: float) -> None:
+        self._database, self._claim, self._lease_s = database, claim, lease_s
         self._stage: Stage = "fetch"
         self._progress = 0.0
         self._ended: Exception | None = None
@@ -70,7 +69,7 @@ class Lease:
 
     def _renew(self) -> None:
         renewal = jobs.renew(
-            self._engine, self._claim, lease_s=self._lease_s, stage=self._stage, progress=self._progress
+            self._database, self._claim, lease_s=self._lease_s, stage=self._stage, progress=self._progress
         )
         if not renewal.held:
             self._ended = LeaseLost("another attempt holds the lease")

@@ -231,7 +231,7 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
         ModelNotFound: There is none.
         ModelInvalid: Its manifest is wrong.
     """
-    if not re.match(NAME_PATTERN, name) or (version is not None and not re.match(VERSION_PATTERN, version)):
+    if not re.fullmatch(NAME_PATTERN, name) or (version is not None and not re.fullmatch(VERSION_PATTERN, version)):
         raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))
     versions = _versions(models_path / name)
     if not versions:
@@ -247,7 +247,7 @@ def list_models(models_path: Path) -> list[Path]:
     """Lists the folders of all installed models, each version on its own, ordered by name and version."""
     if not models_path.is_dir():
         return []
-    names = sorted(folder for folder in models_path.iterdir() if re.match(NAME_PATTERN, folder.name))
+    names = sorted(folder for folder in models_path.iterdir() if re.fullmatch(NAME_PATTERN, folder.name))
     return [name / version for name in names for version in _versions(name)]
 
 
@@ -297,7 +297,9 @@ def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs:
 def _versions(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    versions = [child.name for child in folder.iterdir() if child.is_dir() and re.match(VERSION_PATTERN, child.name)]
+    versions = [
+        child.name for child in folder.iterdir() if child.is_dir() and re.fullmatch(VERSION_PATTERN, child.name)
+    ]
     return sorted(versions, key=lambda version: [int(part) for part in version.split(".")])
 
 

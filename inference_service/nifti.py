@@ -29,7 +29,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_ERRORS = (EOFError, BadGzipFile, cast("type[Exception]", igzip_lib.error))
 _HEADER_KINDS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _SINGLE_FILE_MAGIC = {348: b"n+1", 540: b"n+2"}
-_MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+# By the spatial code of xyzt_units (metre, millimetre, micron); every other code is taken for millimetres.
+_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+_SPATIAL_UNIT_BITS = 0b111
 _GEOMETRY_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
@@ -96,7 +98,10 @@ def write_volume(path: Path, volume: Volume) -> None:
     header.set_data_dtype(volume.voxels.dtype)
     header.set_data_shape(volume.shape)
     header.set_xyzt_units("mm")
-    header.set_qform(volume.affine, code="scanner")
+    try:
+        header.set_qform(volume.affine, code="scanner", strip_shears=False)
+    except HeaderDataError:
+        header["qform_code"] = 0
     header.set_sform(volume.affine, code="scanner")
     _write(path, volume.voxels, header)
 
@@ -148,9 +153,9 @@ def _read_header(stream: BinaryIO) -> Header:
     header: Header = _HEADER_KINDS[size].from_fileobj(BytesIO(start + rest), check=False)
     if not bytes(header["magic"]).startswith(_SINGLE_FILE_MAGIC[size]):
         raise UnsupportedFormat("only single-file NIfTI (magic n+1 or n+2) is read, not .hdr/.img pairs or Analyze")
-    extension = int(header["vox_offset"]) - size
-    if not 0 <= extension <= _MOST_EXTENSION_BYTES or len(stream.read(extension)) < extension:
-        raise InputCorrupt(f"the header puts the voxels at byte {int(header['vox_offset'])}, where there are none")
+    extension = float(header["vox_offset"]) - size
+    if not 0 <= extension <= _MOST_EXTENSION_BYTES or len(stream.read(int(extension))) < int(extension):
+        raise InputCorrupt(f"the header puts the voxels at byte {header['vox_offset']}, where there are none")
     return header
 
 
@@ -171,29 +176,34 @@ def _volume_shape(header: Header, max_voxels: int) -> tuple[int, int, int]:
 def _affine(header: Header, shape: tuple[int, int, int]) -> Affine:
     try:
         affine = header.get_sform(coded=True)[0]
-        affine = header.get_qform(coded=True)[0] if affine is None else affine
+        affine = _with_qfac(header).get_qform(coded=True)[0] if affine is None else affine
     except (HeaderDataError, ValueError) as error:
         raise InconsistentGeometry("the header's qform is not a rotation") from error
     if affine is None:
         raise InconsistentGeometry("neither sform nor qform says where the voxels lie: both codes are 0")
-    unit = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
-    affine = np.vstack([affine[:3] * unit, [0, 0, 0, 1]]).astype(np.float64)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        not np.isfinite(affine).all()
-        or (lengths < _LEAST_SPACING_MM).any()
-        or (lengths * shape > _MOST_EXTENT_MM).any()
-    ):
+    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        affine = np.vstack([affine[:3] * unit, [0, 0, 0, 1]]).astype(np.float64)
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        extents_mm = lengths * shape
+    if not np.isfinite(affine).all() or (lengths < _LEAST_SPACING_MM).any() or (extents_mm > _MOST_EXTENT_MM).any():
         raise InconsistentGeometry(f"the voxels' spacing makes no sense: {lengths.tolist()} mm")
     if abs(np.linalg.det(affine[:3, :3] / lengths)) < _LEAST_DETERMINANT:
         raise InconsistentGeometry("the affine is singular: its axes lie in one plane")
     return affine
 
 
+def _with_qfac(header: Header) -> Header:
+    """The standard reads a qfac of 0 as 1; nibabel refuses it."""
+    header = header.copy()
+    header["pixdim"][0] = header["pixdim"][0] or 1
+    return header
+
+
 def _read_array(stream: BinaryIO, header: Header, shape: tuple[int, int, int]) -> NDArray[np.generic]:
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise UnsupportedFormat(f"NIfTI data type {int(header['datatype'])} is not known") from error
     if dtype.kind not in "iuf":
         raise NotAVolume(f"expected one real number a voxel, got {header.get_value_label('datatype')}")
@@ -225,7 +235,9 @@ def _scale(raw: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
         return native
     if not np.isfinite(intercept):
         raise InputCorrupt("the header's scl_inter is not a number")
-    scaled = native.astype(np.float32)
-    scaled *= np.float32(slope)
-    scaled += np.float32(intercept)
+    # What leaves the range of float32 becomes infinite, and is counted and replaced with the other infinite voxels.
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = native.astype(np.float32)
+        scaled *= np.float32(slope)
+        scaled += np.float32(intercept)
     return scaled

@@ -16,10 +16,10 @@ from inference_service.models import Manifest, Model, check_signature
 from inference_service.nifti import write_mask
 from inference_service.postprocess import clean
 from inference_service.preprocess import prepare
-from inference_service.providers import Session
 from inference_service.readers import read_scan
 from inference_service.report import InputReport, ModelReport, Report, measure_labels
 from inference_service.resample import map_planes
+from inference_service.sessions import Session
 from inference_service.stages import Progress, StageClock
 from inference_service.volume import Volume
 from inference_service.windows import plan_windows

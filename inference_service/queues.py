@@ -10,6 +10,9 @@ from inference_service.errors import QueueUnavailable
 from inference_service.request import TASK_NAME, Priority, SegmentRequest
 from inference_service.settings import Settings
 
+# What other modules call the application.
+App = Celery
+
 PRIORITY_QUEUE = "priority"
 OVERFLOW_QUEUE = "overflow"
 _QUEUE_OF = {Priority.URGENT: PRIORITY_QUEUE, Priority.ROUTINE: OVERFLOW_QUEUE}
@@ -22,7 +25,7 @@ _SOCKET_TIMEOUT_S = 30
 _PING_TIMEOUT_S = 5
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(settings: Settings) -> App:
     """The Celery application, for a client to send with or a worker to run."""
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
@@ -54,7 +57,7 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def ping(app: Celery) -> None:
+def ping(app: App) -> None:
     """Speaks to Redis once.
 
     Raises:
@@ -67,7 +70,7 @@ def ping(app: Celery) -> None:
         raise QueueUnavailable("Redis does not answer, or refuses the credentials") from error
 
 
-def send(app: Celery, job_id: UUID, request: SegmentRequest, *, delay_s: float | None = None) -> None:
+def send(app: App, job_id: UUID, request: SegmentRequest, *, delay_s: float | None = None) -> None:
     """Puts a job's message on the queue that its priority says.
 
     Raises:

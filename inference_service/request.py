@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from inference_service.errors import BadRequest
 
 TASK_NAME = "inference_service.segment"
+# S3 takes 1024 bytes; a prefix is followed by the name of a result.
+_MOST_KEY_BYTES = 900
+_MOST_FIELD_CHARACTERS = 64
 
 
 class Priority(StrEnum):
@@ -24,13 +27,15 @@ class Priority(StrEnum):
 
 
 def _plain_key(key: str) -> str:
+    if len(key.encode()) > _MOST_KEY_BYTES:
+        raise ValueError(f"an object key has at most {_MOST_KEY_BYTES} bytes")
     parts = key.removesuffix("/").split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in key or re.search(r"[\x00-\x1f\x7f]", key):
         raise ValueError("an object key has no empty, '.' or '..' part, no backslash and no control character")
     return key
 
 
-ObjectKey = Annotated[str, Field(min_length=1, max_length=900), AfterValidator(_plain_key)]
+ObjectKey = Annotated[str, Field(min_length=1), AfterValidator(_plain_key)]
 BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
 
 
@@ -61,7 +66,9 @@ class SegmentRequest(_Part):
 
     input: InputReference
     model: str = Field(min_length=1, max_length=64)
-    model_version: str | None = Field(None, max_length=32, description="None takes the highest installed.")
+    model_version: str | None = Field(
+        None, min_length=1, max_length=32, description="None takes the highest installed."
+    )
     priority: Priority = Priority.ROUTINE
     output: OutputReference = OutputReference()
     options: Options = Options()
@@ -81,8 +88,13 @@ def parse_request(request: object) -> SegmentRequest:
         BadRequest: It breaks the contract; the message names the field, never the value.
     """
     try:
-        return SegmentRequest.model_validate_json(json.dumps(request))
+        text = json.dumps(request)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRequest("request: expected JSON values, nested as the contract says") from error
+    try:
+        return SegmentRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(["request", *(str(part) for part in first["loc"])])
+        # An unknown field's name is the sender's own text, of any length.
+        field = ".".join(["request", *(str(part)[:_MOST_FIELD_CHARACTERS] for part in first["loc"])])
         raise BadRequest(f"{field}: {first['msg']}") from error

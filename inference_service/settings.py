@@ -6,13 +6,13 @@
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
 
-from pydantic import Field, PositiveFloat, PositiveInt, RedisDsn, Secret, SecretStr
+from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_service.providers import CPU, usable_providers
 
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     postgres_password: SecretStr = Field(SecretStr(""), description="Postgres password.")
     postgres_db: str = Field("inference", description="Postgres database.")
 
-    minio_endpoint: str = Field("127.0.0.1:9000", description="MinIO (or any S3) as host:port, without a scheme.")
+    minio_endpoint: str = Field(
+        "127.0.0.1:9000", pattern=r"^[^/\s]+$", description="MinIO (or any S3) as host:port, without a scheme."
+    )
     minio_access_key: SecretStr = Field(SecretStr(""), description="MinIO access key.")
     minio_secret_key: SecretStr = Field(SecretStr(""), description="MinIO secret key.")
     minio_secure: bool = Field(False, description="Whether to speak TLS to MinIO.")
@@ -58,10 +60,8 @@ class Settings(BaseSettings):
         None, description="File that a worker touches while it consumes; unset: none is written and `health` says so."
     )
     max_attempts: PositiveInt = Field(3, description="How often a job is tried when the fault may pass.")
-    retry_delay_s: PositiveFloat = Field(2.0, description="Wait before a second attempt; doubled for each further one.")
-    lease_s: PositiveFloat = Field(
-        30.0, description="How long a running job stays its worker's without a sign of life."
-    )
+    retry_delay_s: Seconds = Field(2.0, description="Wait before a second attempt; doubled for each further one.")
+    lease_s: Seconds = Field(30.0, description="How long a running job stays its worker's without a sign of life.")
     time_limit_s: PositiveInt = Field(3600, description="A job that runs longer fails with time_limit.")
 
     max_input_bytes: PositiveInt = Field(4 * 2**30, description="Largest input object, in bytes.")
@@ -74,19 +74,13 @@ class Settings(BaseSettings):
     def effective_onnx_providers(self) -> list[str]:
         """The requested providers that really work here, in the requested order, always ending in CPU."""
         usable = usable_providers()
-        return [name for name in self.onnx_providers if name in usable and name != CPU] + [CPU]
+        requested = dict.fromkeys(self.onnx_providers)
+        return [name for name in requested if name in usable and name != CPU] + [CPU]
 
     @property
     def broker_url(self) -> str:
         """The Redis URL for Celery; it carries the password."""
         return str(self.redis_url.get_secret_value())
-
-    @property
-    def database_url(self) -> str:
-        """The SQLAlchemy URL of the jobs' database; it carries the password."""
-        password = quote(self.postgres_password.get_secret_value(), safe="")
-        user = quote(self.postgres_user, safe="")
-        return f"postgresql+psycopg2://{user}:{password}@{self.postgres_server}:{self.postgres_port}/{self.postgres_db}"
 
 
 @cache

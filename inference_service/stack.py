@@ -15,7 +15,7 @@ from rich.console import Console
 
 from inference_service.deployment import prepare
 from inference_service.embedded import EmbeddedServerError, start_servers
-from inference_service.server_process import log_tail, stopped_with_parent
+from inference_service.server_process import kill_group, log_tail, stopped_with_parent
 from inference_service.settings import Settings
 
 _POLL_S = 0.1
@@ -115,8 +115,7 @@ class WorkerProcess:
         try:
             self._process.wait(_STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            kill_group(self._process)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from psycopg2.errors import UndefinedTable
 from sqlalchemy import (
+    URL,
     BigInteger,
     CheckConstraint,
     DateTime,
@@ -27,6 +28,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from inference_service.errors import DatabaseUnavailable
 from inference_service.settings import Settings
+
+# What other modules call the pool of connections.
+Database = Engine
 
 _CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -120,10 +124,22 @@ class TransitionRow(Base):
     detail: Mapped[str | None]
 
 
-def connect(settings: Settings) -> Engine:
+def database_url(settings: Settings) -> URL:
+    """Where the jobs' database is; it carries the password, which its text does not show."""
+    return URL.create(
+        "postgresql+psycopg2",
+        username=settings.postgres_user,
+        password=settings.postgres_password.get_secret_value(),
+        host=settings.postgres_server,
+        port=settings.postgres_port,
+        database=settings.postgres_db,
+    )
+
+
+def connect(settings: Settings) -> Database:
     """The pool of connections to the jobs' database. Built in the process that uses it, never before a fork."""
     return create_engine(
-        settings.database_url,
+        database_url(settings),
         pool_pre_ping=True,
         pool_size=2,
         max_overflow=8,

@@ -9,9 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import UUID
 
-from celery import Celery, Task
+from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
-from sqlalchemy import Engine as Database
 
 from inference_service import jobs
 from inference_service.errors import (
@@ -27,12 +26,12 @@ from inference_service.lease import Lease, LeaseLost
 from inference_service.logs import logging_job
 from inference_service.models import find_model
 from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, segment_file
-from inference_service.queues import send
+from inference_service.queues import App, send
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
 from inference_service.settings import Settings
 from inference_service.stages import StageClock
 from inference_service.storage import Storage
-from inference_service.tables import connect
+from inference_service.tables import Database, connect
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ _CONTENT_TYPES = {MASK_FILE: "application/gzip", REPORT_FILE: "application/json"
 _DATABASE_PAUSE_S = 5.0
 
 
-def register(app: Celery, runner: "JobRunner") -> None:
+def register(app: App, runner: "JobRunner") -> None:
     """Adds the task to a worker's application."""
 
     @app.task(name=TASK_NAME, bind=True)
@@ -64,7 +63,7 @@ class JobRunner:
         worker: The worker's name, for rows and logs.
     """
 
-    def __init__(self, app: Celery, settings: Settings, engine: Engine, *, worker: str) -> None:
+    def __init__(self, app: App, settings: Settings, engine: Engine, *, worker: str) -> None:
         self._app, self._settings, self._engine, self._worker = app, settings, engine, worker
 
     @cached_property

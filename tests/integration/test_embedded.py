@@ -27,6 +27,7 @@ from inference_service import server_process
 from inference_service.embedded import EmbeddedServerError, Servers, start_servers
 from inference_service.embedded_postgres import postgres_home, postgres_server
 from inference_service.settings import Settings
+from inference_service.tables import database_url
 
 NAMES = ("redis", "postgres", "s3")
 GONE_LIMIT_S = 5.0
@@ -110,8 +111,9 @@ def test_settings_of_the_environment_reach_all_three(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     settings = Settings()
-    assert redis.Redis.from_url(str(settings.redis_url)).ping()
-    with closing(psycopg2.connect(settings.database_url.replace("+psycopg2", ""))) as connection:
+    assert redis.Redis.from_url(settings.broker_url).ping()
+    postgres = database_url(settings).set(drivername="postgresql").render_as_string(hide_password=False)
+    with closing(psycopg2.connect(postgres)) as connection:
         assert connection.info.dbname == "inference"
     client = Minio(
         settings.minio_endpoint,

@@ -1,0 +1,140 @@
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from inference_service import trial
+from inference_service.errors import ModelInvalid, OutOfMemory
+from inference_service.providers import CPU
+from inference_service.sessions import Session
+
+WINDOW: NDArray[np.float32] = np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)
+# Beyond the address space of any machine, so that the allocation fails at once.
+ENORMOUS = [1 << 20, 1 << 20, 1 << 4, 2, 2]
+
+
+def network(
+    nodes: Sequence[onnx.NodeProto],
+    *,
+    inputs: Sequence[str] = ("x",),
+    outputs: Sequence[str] = ("y",),
+    constants: Sequence[onnx.TensorProto] = (),
+) -> bytes:
+    """An ONNX file whose inputs and outputs are of free size."""
+    free: list[str | int | None] = [1, 1, "i", "j", "k"]
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, free) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 5) for name in outputs],
+        list(constants),
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+def shape_constant(values: Sequence[int]) -> onnx.TensorProto:
+    return helper.make_tensor("s", TensorProto.INT64, [len(values)], values)
+
+
+DOUBLE = network([helper.make_node("Add", ["x", "x"], ["y"])])
+
+
+def test_a_session_runs_its_network() -> None:
+    session = Session(DOUBLE, providers=[CPU], threads=1)
+    logits = session.run(WINDOW)
+    np.testing.assert_array_equal(logits, 2 * WINDOW)
+    assert logits.dtype == np.float32
+    assert session.providers == [CPU]
+
+
+def test_free_dimensions_are_none() -> None:
+    session = Session(DOUBLE, providers=[CPU])
+    assert session.input_shapes == [[1, 1, None, None, None]]
+    assert session.output_shapes == [[1, 1, None, None, None]]
+
+
+def test_fixed_dimensions_are_numbers() -> None:
+    session = Session(trial._NETWORK, providers=[CPU])
+    assert session.input_shapes == session.output_shapes == [[1, 1, 2, 2, 2]]
+
+
+def test_several_outputs_have_a_shape_each() -> None:
+    double = network(
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["x"], ["z"])], outputs=("y", "z")
+    )
+    assert len(Session(double, providers=[CPU]).output_shapes) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        trial._NETWORK[:-20],
+        network([helper.make_node("NoSuchOperator", ["x"], ["y"])]),
+        network([helper.make_node("Identity", ["missing"], ["y"])]),
+        network(
+            [helper.make_node("Identity", ["w"], ["y"])],
+            inputs=(),
+            constants=[helper.make_tensor("w", TensorProto.FLOAT, [1] * 5, [1.0])],
+        ),
+    ],
+    ids=["empty", "garbage", "truncated", "unknown operator", "loose end", "no input"],
+)
+def test_what_is_no_network_is_an_invalid_model(content: bytes) -> None:
+    with pytest.raises(ModelInvalid):
+        Session(content, providers=[CPU])
+
+
+@pytest.mark.parametrize(
+    ("content", "window"),
+    [
+        (trial._NETWORK, WINDOW),
+        (DOUBLE, WINDOW[0]),
+        (
+            network([helper.make_node("Reshape", ["x", "s"], ["y"])], constants=[shape_constant([1, 1, 5, 5, 5])]),
+            WINDOW,
+        ),
+    ],
+    ids=["other shape", "other rank", "an operator that fails"],
+)
+def test_a_run_that_fails_is_an_invalid_model(content: bytes, window: NDArray[np.float32]) -> None:
+    session = Session(content, providers=[CPU])
+    with pytest.raises(ModelInvalid) as caught:
+        session.run(window)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_window_beyond_memory_is_out_of_memory() -> None:
+    expand = network([helper.make_node("Expand", ["x", "s"], ["y"])], constants=[shape_constant(ENORMOUS)])
+    session = Session(expand, providers=[CPU])
+    with pytest.raises(OutOfMemory):
+        session.run(np.ones((1, 1, 1, 1, 1), dtype=np.float32))
+
+
+FAILED_ALLOCATIONS = [
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("Exception during initialization: std::bad_alloc"),
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory"),
+    onnxruntime.capi.onnxruntime_pybind11_state.EPFail("Failed to allocate memory for requested buffer of size 8"),
+    MemoryError("std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize("error", FAILED_ALLOCATIONS, ids=lambda error: type(error).__name__)
+def test_failed_allocations_are_out_of_memory(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    session = Session(DOUBLE, providers=[CPU])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(OutOfMemory) as caught:
+        session.run(WINDOW)
+    assert caught.value.__cause__ is error
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OutOfMemory):
+        Session(DOUBLE, providers=[CPU])

@@ -1,0 +1,185 @@
+from pathlib import Path
+
+import pytest
+from pydantic import RedisDsn, Secret, SecretStr, ValidationError
+from pydantic_settings import SettingsError
+
+from inference_service.settings import Settings, get_settings
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+# Each differs from its default.
+VALUES: dict[str, tuple[str, object]] = {
+    "REDIS_URL": ("rediss://:pw@redis.example:6380/2", Secret(RedisDsn("rediss://:pw@redis.example:6380/2"))),
+    "POSTGRES_SERVER": ("db.example", "db.example"),
+    "POSTGRES_PORT": ("5433", 5433),
+    "POSTGRES_USER": ("segmenter", "segmenter"),
+    "POSTGRES_PASSWORD": ("postgres-secret", SecretStr("postgres-secret")),
+    "POSTGRES_DB": ("segmentation", "segmentation"),
+    "MINIO_ENDPOINT": ("s3.example:443", "s3.example:443"),
+    "MINIO_ACCESS_KEY": ("access-secret", SecretStr("access-secret")),
+    "MINIO_SECRET_KEY": ("minio-secret", SecretStr("minio-secret")),
+    "MINIO_SECURE": ("true", True),
+    "MINIO_REGION": ("eu-central-1", "eu-central-1"),
+    "MINIO_INPUT_BUCKET": ("scans", "scans"),
+    "MINIO_OUTPUT_BUCKET": ("results", "results"),
+    "MODELS_PATH": ("/srv/models", Path("/srv/models")),
+    "ONNX_PROVIDERS": (f'["{TENSORRT}", "{CUDA}"]', [TENSORRT, CUDA]),
+    "REQUIRE_GPU": ("1", True),
+    "INTRA_OP_THREADS": ("3", 3),
+    "WORKER_CONCURRENCY": ("4", 4),
+    "WORK_PATH": ("/var/tmp/work", Path("/var/tmp/work")),
+    "HEALTH_PATH": ("/run/worker.health", Path("/run/worker.health")),
+    "MAX_ATTEMPTS": ("5", 5),
+    "RETRY_DELAY_S": ("0.5", 0.5),
+    "LEASE_S": ("12.5", 12.5),
+    "TIME_LIMIT_S": ("60", 60),
+    "MAX_INPUT_BYTES": ("1000", 1000),
+    "MAX_VOXELS": ("2000", 2000),
+    "LOG_LEVEL": ("DEBUG", "DEBUG"),
+    "LOG_FORMAT": ("json", "json"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_variable_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv(field.upper(), raising=False)
+        monkeypatch.delenv(field, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(VALUES) == {field.upper() for field in Settings.model_fields}
+    defaults = Settings()
+    for name, (text, _) in VALUES.items():
+        monkeypatch.setenv(name, text)
+    settings = Settings()
+    for name, (_, value) in VALUES.items():
+        assert getattr(settings, name.lower()) == value, name
+        assert getattr(defaults, name.lower()) != value, name
+
+
+def test_defaults_reach_servers_on_this_machine() -> None:
+    settings = Settings()
+    assert settings.broker_url == "redis://127.0.0.1:6379/0"
+    assert (settings.postgres_server, settings.postgres_port) == ("127.0.0.1", 5432)
+    assert (settings.minio_endpoint, settings.minio_secure) == ("127.0.0.1:9000", False)
+    assert (settings.minio_input_bucket, settings.minio_output_bucket) == ("volumes", "masks")
+    assert settings.onnx_providers == [CUDA, CPU]
+    assert (settings.require_gpu, settings.max_attempts, settings.lease_s) == (False, 3, 30.0)
+    assert settings.max_voxels == 1_073_741_824
+
+
+def test_a_dotenv_file_is_read_and_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(Settings.model_config, "env_file", ".env")
+    (tmp_path / ".env").write_text("POSTGRES_DB=from-file\nPOSTGRES_USER=from-file\nUNRELATED=1\n")
+    monkeypatch.setenv("POSTGRES_USER", "from-environment")
+    settings = Settings()
+    assert (settings.postgres_db, settings.postgres_user) == ("from-file", "from-environment")
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTRA_OP_THREADS", "")
+    monkeypatch.setenv("POSTGRES_PORT", "")
+    assert (Settings().intra_op_threads, Settings().postgres_port) == (None, 5432)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("REDIS_URL", "http://redis.example"),
+        ("POSTGRES_PORT", "abc"),
+        ("POSTGRES_PORT", "0"),
+        ("POSTGRES_PORT", "65536"),
+        ("MINIO_ENDPOINT", "http://127.0.0.1:9000"),
+        ("MINIO_SECURE", "perhaps"),
+        ("ONNX_PROVIDERS", '{"CPUExecutionProvider": 1}'),
+        ("ONNX_PROVIDERS", '["CPUExecutionProvider", 1]'),
+        ("INTRA_OP_THREADS", "0"),
+        ("WORKER_CONCURRENCY", "-1"),
+        ("MAX_ATTEMPTS", "0"),
+        ("RETRY_DELAY_S", "0"),
+        ("RETRY_DELAY_S", "inf"),
+        ("LEASE_S", "-30"),
+        ("LEASE_S", "nan"),
+        ("LEASE_S", "inf"),
+        ("TIME_LIMIT_S", "1.5"),
+        ("MAX_INPUT_BYTES", "4 GB"),
+        ("MAX_VOXELS", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_bad_value_is_refused_and_its_field_named(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert {problem["loc"][0] for problem in caught.value.errors()} == {name.lower()}
+
+
+def test_providers_that_are_not_json_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_PROVIDERS", "CPUExecutionProvider")
+    with pytest.raises(SettingsError, match="onnx_providers"):
+        Settings()
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(Settings(), "postgres_port", 1)  # noqa: B010 - mypy knows that it is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("POSTGRES_PASSWORD", "hush"),
+        ("MINIO_ACCESS_KEY", "hush"),
+        ("MINIO_SECRET_KEY", "hush"),
+        ("REDIS_URL", "redis://:hush@127.0.0.1:6379/0"),
+    ],
+)
+def test_secrets_stay_out_of_repr_and_str(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(name, text)
+    settings = Settings()
+    assert "hush" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("requested", "usable", "expected"),
+    [
+        ([CUDA, CPU], [CUDA, CPU], [CUDA, CPU]),
+        ([CUDA, TENSORRT, CPU], [TENSORRT, CUDA, CPU], [CUDA, TENSORRT, CPU]),
+        ([TENSORRT, CUDA, CPU], [CUDA, CPU], [CUDA, CPU]),
+        ([CPU, CUDA], [CUDA, CPU], [CUDA, CPU]),
+        ([CUDA], [CUDA, CPU], [CUDA, CPU]),
+        ([CPU, CPU], [CPU], [CPU]),
+        ([CUDA], [CPU], [CPU]),
+        ([], [CUDA, CPU], [CPU]),
+        (["AzureExecutionProvider", CPU], [CPU], [CPU]),
+        (["NoSuchProvider", CUDA], [CUDA, CPU], [CUDA, CPU]),
+    ],
+)
+def test_effective_providers(
+    monkeypatch: pytest.MonkeyPatch, requested: list[str], usable: list[str], expected: list[str]
+) -> None:
+    monkeypatch.setattr("inference_service.settings.usable_providers", lambda: usable)
+    assert Settings.model_validate({"onnx_providers": requested}).effective_onnx_providers == expected
+
+
+def test_values_given_by_lower_case_name_stand_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PORT", "1111")
+    monkeypatch.setenv("POSTGRES_DB", "from-environment")
+    settings = Settings.model_validate({"postgres_port": "2222", "redis_url": "redis://127.0.0.1:7000/0"})
+    assert (settings.postgres_port, settings.broker_url) == (2222, "redis://127.0.0.1:7000/0")
+    assert settings.postgres_db == "from-environment"
+    assert settings.postgres_user == "inference"
+
+
+def test_get_settings_reads_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    get_settings.cache_clear()
+    monkeypatch.setenv("POSTGRES_DB", "first")
+    first = get_settings()
+    monkeypatch.setenv("POSTGRES_DB", "second")
+    assert get_settings() is first
+    assert first.postgres_db == "first"
+    get_settings.cache_clear()

@@ -1,0 +1,61 @@
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from inference_service import trial
+from inference_service.providers import CPU, RESULT_MARK
+
+CUDA, AZURE = "CUDAExecutionProvider", "AzureExecutionProvider"
+
+
+def results(text: str) -> list[dict[str, str | None]]:
+    return [json.loads(line.removeprefix(RESULT_MARK)) for line in text.splitlines() if line.startswith(RESULT_MARK)]
+
+
+def test_the_probe_network_is_the_convolution_that_it_is_said_to_be() -> None:
+    around = [1, 1, 2, 2, 2]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1] * 5, np.ones(1, np.float32).tobytes(), raw=True)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, around)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, around)],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    assert model.SerializeToString(deterministic=True) == trial._NETWORK
+
+
+class FallingBack(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """ONNX Runtime where CUDA's libraries are missing: it takes the request and runs on the CPU."""
+
+    def __init__(self, model: bytes, options: object, providers: Sequence[str]) -> None:
+        super().__init__(model, options, providers=[CPU])
+
+
+def test_a_provider_that_falls_back_silently_is_not_usable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallingBack)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, AZURE, CPU])
+    trial.main()
+    assert results(capsys.readouterr().out) == [
+        {"provider": CPU, "reason": None},
+        {"provider": CUDA, "reason": f"ONNX Runtime fell back to {[CPU]}"},
+    ]
+
+
+def test_a_provider_that_fails_gives_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.EPFail("CUDA driver version is insufficient")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    trial.main()
+    assert results(capsys.readouterr().out) == [{"provider": CUDA, "reason": "CUDA driver version is insufficient"}]
