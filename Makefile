@@ -2,7 +2,7 @@
 VENV    ?= .venv
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
-INPUT   ?=
+export INPUT
 READY   := $(VENV)/.ready
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
@@ -20,7 +20,7 @@ $(READY): locks/dev.txt pyproject.toml
 	@touch $@
 
 demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a file of yours)
-	@$(BIN)/inference-service demo $(if $(INPUT),--input "$(INPUT)")
+	@$(BIN)/inference-service demo $${INPUT:+--input "$$INPUT"}
 
 test: $(READY) ## run all tests on embedded servers
 	$(BIN)/pytest

@@ -49,7 +49,8 @@ def main() -> None:
 
     Exit codes: 0 done, 2 usage, 3 the input or request was refused, 4 a service is unavailable, 1 anything else.
     """
-    signal.signal(signal.SIGTERM, _leave)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _leave)
 
 
 for command in (*jobs.COMMANDS, *local.COMMANDS, *operations.COMMANDS):
@@ -62,6 +63,6 @@ def _exit_code(error: ServiceError) -> int:
     return _EXIT_REFUSED if isinstance(error, BadRequest | InputError | ModelError) else _EXIT_FAILED
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """Lets SIGTERM unwind what is open, as Ctrl-C does, so that nothing started is left behind."""
-    sys.exit(128 + signal.SIGTERM)
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Lets a signal unwind what is open, as Ctrl-C does, so that nothing started is left behind."""
+    sys.exit(128 + number)

@@ -9,7 +9,7 @@ from typing import Self
 from uuid import UUID, uuid4
 
 from inference_service import jobs
-from inference_service.errors import BadRequest
+from inference_service.errors import BadRequest, QueueUnavailable
 from inference_service.jobs import Job, Transition
 from inference_service.queues import App, make_app, send
 from inference_service.request import InputReference, SegmentRequest
@@ -84,7 +84,10 @@ class Client:
         """
         job_id = job_id or uuid4()
         jobs.create(self._database, job_id, request)
-        send(self._app, job_id, request)
+        try:
+            send(self._app, job_id, request)
+        except QueueUnavailable as error:
+            raise QueueUnavailable(f"{error}; job {job_id} is recorded: submit it again with the same id") from error
         return job_id
 
     def status(self, job_id: UUID) -> Job | None:

@@ -13,10 +13,12 @@ from inference_service.client import Client
 from inference_service.display import ProgressDisplay, labels_table, object_address, show_job, timings_table
 from inference_service.errors import InputNotFound, InternalError, TimeLimit, error_from_row
 from inference_service.jobs import Job
+from inference_service.models import find_model
 from inference_service.nifti import compress, write_volume
 from inference_service.phantom import chest_phantom
 from inference_service.report import Report
 from inference_service.request import Priority, SegmentRequest
+from inference_service.settings import get_settings
 from inference_service.stack import Stack, start_stack
 
 _INPUT_FILE = "input.nii.gz"
@@ -39,6 +41,7 @@ def run_demo(source: Path | None, output: Path, *, model: str, screen: Console) 
     """
     if source is not None and not source.is_file():
         raise InputNotFound(f"there is no file {source}")
+    find_model(get_settings().models_path, model)
     with TemporaryDirectory(prefix="inference-demo-") as folder:
         screen.print("Starting Redis, PostgreSQL, S3 and two workers …")
         with start_stack(Path(folder), durable=False) as stack:

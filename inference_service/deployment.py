@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from inference_service import jobs
 from inference_service.errors import ModelNotFound, ServiceError
@@ -58,15 +56,6 @@ def check(settings: Settings) -> list[Check]:
         except ServiceError as error:
             checks.append(Check(name, error.message))
     return checks
-
-
-def is_fresh(health_path: Path, *, within: timedelta) -> bool:
-    """Whether a worker touched its health file lately."""
-    try:
-        touched = datetime.fromtimestamp(health_path.stat().st_mtime, tz=UTC)
-    except FileNotFoundError:
-        return False
-    return datetime.now(tz=UTC) - touched < within
 
 
 def _check_redis(settings: Settings) -> str:

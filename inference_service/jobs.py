@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
 
 from inference_service.errors import ErrorCode, JobCancelled, ServiceError, WorkerLost
 from inference_service.request import SegmentRequest
@@ -71,6 +72,7 @@ class Claim:
         token: The lease's; an outcome is written only while it is the row's.
         worker: Who runs it.
         request: As the row has it.
+        output_place: What an earlier attempt reserved for the results.
     """
 
     job_id: UUID
@@ -78,6 +80,7 @@ class Claim:
     token: UUID
     worker: str
     request: dict[str, Any] | None
+    output_place: str | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Success:
 _ATTEMPTS_USED_UP = "the worker was lost on every attempt"
 _CANCELLED_EARLY = "the job was cancelled before it started"
 
+_EXPIRED = JobRow.lease_expires_at < func.now()
 _JOB_COLUMNS = [getattr(JobRow, column.name) for column in fields(Job)]
 _TRANSITION_COLUMNS = [getattr(TransitionRow, column.name) for column in fields(Transition)]
 
@@ -152,7 +156,11 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
     with mapped_errors(), database.begin() as connection:
         row = connection.execute(
             select(
-                JobRow.state, JobRow.attempt, JobRow.request, (JobRow.lease_expires_at < func.now()).label("expired")
+                JobRow.state,
+                JobRow.attempt,
+                JobRow.request,
+                JobRow.output_place,
+                _EXPIRED.label("expired"),
             )
             .where(JobRow.id == job_id)
             .with_for_update()
@@ -173,7 +181,21 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
             )
         )  # fmt: skip
         _record(connection, job_id, row.state, JobState.RUNNING, attempt=attempt, worker=worker)
-    return Claim(job_id, attempt, token, worker, row.request)
+    return Claim(job_id, attempt, token, worker, row.request, row.output_place)
+
+
+def reserve_output(database: Database, claim: Claim, place: str) -> bool:
+    """Reserves where an attempt's results go; the reservation ends when the job fails or is cancelled.
+
+    Returns:
+        False where another job has it, or the lease no longer stands.
+    """
+    statement = update(JobRow).where(*_held(claim)).values(output_place=place).returning(JobRow.id)
+    try:
+        with mapped_errors(), database.begin() as connection:
+            return connection.execute(statement).first() is not None
+    except IntegrityError:
+        return False
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:

@@ -66,6 +66,22 @@ class Lease:
                     self._renew()
                 except DatabaseUnavailable:
                     logger.warning("the lease could not be renewed: Postgres does not answer")
+                except Exception as error:
+                    # The thread's own boundary: the work must not go on without anybody renewing its lease.
+                    logger.exception("the lease can no longer be renewed")
+                    self._ended = error
+
+    def renew(self) -> None:
+        """Renews the lease now, and sees that it still stands before something is written outside the database.
+
+        Raises:
+            LeaseLost: The lease is no longer this attempt's.
+            JobCancelled: The job's owner wants it ended.
+            DatabaseUnavailable: Nobody knows.
+        """
+        self._renew()
+        if self._ended is not None:
+            raise self._ended
 
     def _renew(self) -> None:
         renewal = jobs.renew(

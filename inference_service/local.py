@@ -1,11 +1,12 @@
 """The pipeline on this machine's files, without any server."""
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from inference_service.errors import BadRequest, InputNotFound, ModelInvalid
+from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory
 from inference_service.machine import usable_cpus
 from inference_service.models import find_model
 from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, load_session, segment_file
@@ -37,15 +38,18 @@ def segment_locally(
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
     found = find_model(settings.models_path, model, version)
-    target.mkdir(parents=True, exist_ok=True)
-    # Inside the target, so that finished files move over at once, and a run that fails leaves nothing.
-    with TemporaryDirectory(prefix=".segment-", dir=target) as folder:
-        report = segment_file(
-            source, Path(folder), found, _engine(settings),
-            max_voxels=settings.max_voxels, clock=StageClock(), progress=progress,
-        )  # fmt: skip
+    # Elsewhere first: a run that fails leaves nothing.
+    with TemporaryDirectory(prefix="segment-", dir=settings.work_path) as folder:
+        try:
+            report = segment_file(
+                source, Path(folder), found, _engine(settings),
+                max_voxels=settings.max_voxels, clock=StageClock(), progress=progress,
+            )  # fmt: skip
+        except MemoryError as error:
+            raise OutOfMemory("the scan needs more memory than this machine has") from error
+        target.mkdir(parents=True, exist_ok=True)
         for name in (MASK_FILE, REPORT_FILE):
-            (Path(folder) / name).rename(target / name)
+            shutil.move(Path(folder) / name, target / name)
     return report
 
 

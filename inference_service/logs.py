@@ -45,6 +45,7 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
         handler.setFormatter(JsonFormatter(_JSON, rename_fields=renamed, json_ensure_ascii=False))
     else:
         handler.setFormatter(logging.Formatter(_TEXT))
+    logging.captureWarnings(True)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("urllib3", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -21,14 +21,12 @@ from pydantic import (
 )
 
 from inference_service.errors import ModelInvalid, ModelNotFound
+from inference_service.request import NAME_PATTERN, VERSION_PATTERN
 from inference_service.volume import AXIS_CODES
 
 MANIFEST_FILE = "manifest.json"
 NETWORK_FILE = "model.onnx"
 
-# Names become path components, so the patterns are what confines a request to the models' folder.
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -49,10 +49,10 @@ def looks_like_nifti(path: Path) -> bool:
     """Whether the file's content, gzipped or not, begins as a NIfTI header does.
 
     Raises:
-        InputCorrupt: It is gzipped, and already its first bytes cannot be unpacked.
+        InputCorrupt: It is empty, or its first bytes cannot be unpacked.
     """
     with _open(path) as stream:
-        return _header_size(stream.read(4)) is not None
+        return _header_size(_first_bytes(stream)) is not None
 
 
 def read_nifti(path: Path, max_voxels: int) -> tuple[Volume, Header]:
@@ -135,15 +135,20 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         raise InputCorrupt("the file's gzip stream is truncated or damaged") from error
 
 
+def _first_bytes(stream: BinaryIO) -> bytes:
+    start = stream.read(4)
+    if not start:
+        raise InputCorrupt("the file is empty")
+    return start
+
+
 def _header_size(start: bytes) -> int | None:
     sizes = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
     return next((size for size in sizes if size in _HEADER_KINDS), None)
 
 
 def _read_header(stream: BinaryIO) -> Header:
-    start = stream.read(4)
-    if not start:
-        raise InputCorrupt("the file is empty")
+    start = _first_bytes(stream)
     size = _header_size(start)
     if size is None:
         raise UnsupportedFormat("the file is not NIfTI: its first bytes are not those of a NIfTI-1 or NIfTI-2 header")

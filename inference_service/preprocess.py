@@ -1,10 +1,12 @@
 """From the scan to what the network expects: orientation, resolution and intensities as the manifest says."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.errors import InputTooLarge
 from inference_service.models import (
     CtIntensity,
     FixedRangeIntensity,
@@ -14,11 +16,13 @@ from inference_service.models import (
     PercentilesIntensity,
     ZScoreIntensity,
 )
-from inference_service.resample import Kinds, axis_kinds, resize, resized_shape
+from inference_service.resample import Kinds, Shape, axis_kinds, resize, resized_shape
 from inference_service.volume import Reorientation, Volume, reorientation
 
 # Keeps a constant volume from dividing by zero, as in nnU-Net.
 _LEAST_SPREAD = 1e-8
+# Bounds the matrices of resampling, which are as large as an axis of the scan times one of the grid: 64 MiB each.
+_LONGEST_AXIS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,44 @@ class Prepared:
     logits_kinds: Kinds
 
 
-def prepare(volume: Volume, manifest: Manifest) -> Prepared:
-    """Reorients, resamples and normalises a volume."""
+def prepare(volume: Volume, manifest: Manifest, *, max_voxels: int) -> Prepared:
+    """Reorients, resamples and normalises a volume.
+
+    Args:
+        volume: The scan; its values are finite.
+        manifest: Says what the network expects.
+        max_voxels: Larger grids are refused before they are allocated.
+
+    Raises:
+        InputTooLarge: An axis or the grid that the scan becomes, filled up to the window, is too large.
+    """
     change = reorientation(volume.orientation, manifest.orientation)
     scan = change.apply(volume.voxels)
     scan_spacing = change.apply_triple(volume.spacing_mm)
-    shape = resized_shape(change.apply_triple(volume.shape), scan_spacing, manifest.spacing_mm)
+    scan_shape = change.apply_triple(volume.shape)
+    shape = resized_shape(scan_shape, scan_spacing, manifest.spacing_mm)
+    _check_size(scan_shape, shape, manifest, max_voxels)
     kinds = axis_kinds(scan_spacing, manifest.interpolation, manifest.separate_axis_above)
     image = resize(scan, shape, kinds)
     normalise(image, manifest.channels[0].intensity)
     return Prepared(image, change, axis_kinds(scan_spacing, "linear", manifest.separate_axis_above))
+
+
+def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:
+    if max(scan) > _LONGEST_AXIS:
+        raise InputTooLarge(f"the scan has an axis of {max(scan)} voxels; this service takes at most {_LONGEST_AXIS}")
+    spacing = f"at the model's spacing of {' × '.join(f'{mm:g}' for mm in manifest.spacing_mm)} mm"
+    padded = [max(size, extent) for size, extent in zip(grid, manifest.window, strict=True)]
+    if max(padded) > _LONGEST_AXIS:
+        raise InputTooLarge(
+            f"the scan gets an axis of {max(padded)} voxels {spacing}; this service takes at most {_LONGEST_AXIS}"
+        )
+    # Resizing goes by way of a grid that still has the scan's last axis.
+    voxels = max(prod(padded), prod(grid[:2]) * scan[2])
+    if voxels > max_voxels:
+        raise InputTooLarge(
+            f"the scan becomes a grid of {voxels} voxels {spacing}; this service takes at most {max_voxels}"
+        )
 
 
 def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:

@@ -41,6 +41,9 @@ def make_app(settings: Settings) -> App:
         task_soft_time_limit=settings.time_limit_s,
         task_time_limit=hard_limit_s,
         worker_prefetch_multiplier=1,
+        # On SIGQUIT, before running jobs are stopped and their messages go back to the queue.
+        worker_soft_shutdown_timeout=settings.shutdown_grace_s,
+        worker_redirect_stdouts=False,
         # The lease makes a redelivery harmless, so a blip of Redis need not kill a job in its middle.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry=True,

@@ -54,8 +54,6 @@ def read_scan(path: Path, *, max_voxels: int) -> Scan:
     Raises:
         InputError: No reader accepts the file, or the one that does refuses it.
     """
-    if path.stat().st_size == 0:
-        raise InputCorrupt("the file is empty")
     for reader in READERS:
         if reader.accepts(path):
             volume, grid = reader.read(path, max_voxels)

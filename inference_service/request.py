@@ -13,6 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from inference_service.errors import BadRequest
 
+# Names and versions become path components: the patterns confine them to the models' folder.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
+
 TASK_NAME = "inference_service.segment"
 # S3 takes 1024 bytes; a prefix is followed by the name of a result.
 _MOST_KEY_BYTES = 900
@@ -35,8 +39,18 @@ def _plain_key(key: str) -> str:
     return key
 
 
-ObjectKey = Annotated[str, Field(min_length=1), AfterValidator(_plain_key)]
-BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+def _s3_bucket(name: str) -> str:
+    if any(pair in name for pair in ("..", ".-", "-.")) or re.fullmatch(r"[0-9]+(\.[0-9]+){3}", name):
+        raise ValueError("a bucket name has no '..', '.-' or '-.' and is no IP address")
+    return name
+
+
+ObjectKey = Annotated[
+    str,
+    Field(min_length=1, description="At most 900 bytes; no empty, . or .. part, no backslash, no control character."),
+    AfterValidator(_plain_key),
+]
+BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"), AfterValidator(_s3_bucket)]
 
 
 class _Part(BaseModel):
@@ -65,10 +79,8 @@ class SegmentRequest(_Part):
     """One job."""
 
     input: InputReference
-    model: str = Field(min_length=1, max_length=64)
-    model_version: str | None = Field(
-        None, min_length=1, max_length=32, description="None takes the highest installed."
-    )
+    model: str = Field(pattern=NAME_PATTERN)
+    model_version: str | None = Field(None, pattern=VERSION_PATTERN, description="None takes the highest installed.")
     priority: Priority = Priority.ROUTINE
     output: OutputReference = OutputReference()
     options: Options = Options()
@@ -95,6 +107,6 @@ def parse_request(request: object) -> SegmentRequest:
         return SegmentRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        # An unknown field's name is the sender's own text, of any length.
-        field = ".".join(["request", *(str(part)[:_MOST_FIELD_CHARACTERS] for part in first["loc"])])
-        raise BadRequest(f"{field}: {first['msg']}") from error
+        # An unknown field's name is the sender's own text, of any length, and NUL is more than Postgres takes.
+        field = ".".join(["request", *(ascii(part).strip("'")[:_MOST_FIELD_CHARACTERS] for part in first["loc"])])
+        raise BadRequest(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error

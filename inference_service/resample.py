@@ -1,10 +1,10 @@
-"""Changing the resolution of an image, and bringing logits back to the scan's grid as labels. Pure numerics.
+"""Changing the resolution of an image. Pure numerics.
 
 Two grids cover the same extent: their outer edges coincide, not the centres of their first voxels (nnU-Net's rule, and
 PyTorch's align_corners=False). Interpolation here is separable, so that each axis is one matrix and BLAS does the work.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -16,13 +16,12 @@ Shape = tuple[int, int, int]
 Kind = Literal["nearest", "linear", "cubic"]
 Kinds = tuple[Kind, Kind, Kind]
 
-_SPLINE_ORDER: dict[Kind, Literal[0, 1, 3]] = {"nearest": 0, "linear": 1, "cubic": 3}
 # Bounds the memory of resizing: planes along the last axis that are in float32 at full resolution at a time.
 _PLANES_AT_A_TIME = 16
 # Spacings come from float32 headers: their noise must not decide which way a half voxel is rounded.
 _RATIO_DIGITS = 4
-# Weights below it are numerical dust of the spline's prefilter and do not make a plane needed.
-_NO_WEIGHT = 1e-9
+# Those of two scans; a large one takes 64 MiB.
+_MATRICES_KEPT = 6
 
 
 def resized_shape(shape: Shape, spacing_mm: tuple[float, float, float], target_mm: tuple[float, float, float]) -> Shape:
@@ -58,12 +57,54 @@ def axis_kinds(spacing_mm: tuple[float, float, float], kind: Kind, separate_axis
     return kinds[0], kinds[1], kinds[2]
 
 
-@lru_cache(maxsize=32)
+@dataclass(frozen=True)
+class Taps:
+    """What each sample of a resampled axis is made of: (1 - weight)·first + weight·second.
+
+    Attributes:
+        first: Index of the sample at or before it.
+        second: The next one; `first` again where the weight is 0.
+        weight: In [0, 1).
+    """
+
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+    @property
+    def pairs(self) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], ...]:
+        """Indices and weights of the first and of the second."""
+        return (self.first, 1 - self.weight), (self.second, self.weight)
+
+
+def axis_taps(size_in: int, size_out: int, kind: Kind) -> Taps:
+    """The samples that resampling one axis takes; beyond the outermost centres the edge value holds.
+
+    >>> taps = axis_taps(2, 4, "linear")
+    >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
+    ([0, 0, 0, 1], [0, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
+    """
+    if kind == "nearest":
+        # In floats, rounding noise included: of two samples equally near, the one that SciPy's order 0 takes.
+        first = np.clip(np.floor(_centres(size_in, size_out) + 0.5).astype(np.intp), 0, size_in - 1)
+        return Taps(first, first, np.zeros(size_out, dtype=np.float32))
+    # In units of 1 / unit voxels, so that whole positions are whole and no weight is the dust of rounding.
+    unit = 2 * size_out
+    positions = np.arange(1, unit, 2) * size_in - size_out
+    first, rest = np.divmod(np.clip(positions, 0, unit * (size_in - 1)), unit)
+    return Taps(first, first + (rest > 0), (rest / unit).astype(np.float32))
+
+
+def _centres(size_in: int, size_out: int) -> NDArray[np.float64]:
+    return np.asarray((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5)
+
+
+@lru_cache(maxsize=_MATRICES_KEPT)
 def axis_matrix(size_in: int, size_out: int, kind: Kind) -> NDArray[np.float32]:
-    """The linear operator that resamples one axis: what SciPy makes of each unit vector.
+    """The linear operator that resamples one axis.
 
     Beyond the outermost centres the edge value holds. The cubic kind is the interpolating spline of order 3, as in
-    nnU-Net's resampling of images.
+    nnU-Net's resampling of images: what SciPy makes of each unit vector.
 
     Returns:
         Shape (size_out, size_in); its rows sum to 1.
@@ -71,12 +112,14 @@ def axis_matrix(size_in: int, size_out: int, kind: Kind) -> NDArray[np.float32]:
     >>> axis_matrix(2, 4, "linear").tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
-    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    order = _SPLINE_ORDER[kind]
-    columns = [
-        ndimage.map_coordinates(unit, centres[np.newaxis], order=order, mode="nearest") for unit in np.eye(size_in)
-    ]
-    matrix = np.stack(columns, axis=1).astype(np.float32)
+    matrix = np.zeros((size_out, size_in), dtype=np.float32)
+    if kind == "cubic":
+        centres = _centres(size_in, size_out)
+        for column, unit in enumerate(np.eye(size_in)):
+            matrix[:, column] = ndimage.map_coordinates(unit, centres[np.newaxis], order=3, mode="nearest")
+    else:
+        for index, weight in axis_taps(size_in, size_out, kind).pairs:
+            matrix[np.arange(size_out), index] += weight
     matrix.setflags(write=False)
     return matrix
 
@@ -103,45 +146,6 @@ def resize(image: NDArray[np.generic], shape: Shape, kinds: Kinds) -> NDArray[np
     if shape[2] != depth:
         planes = np.tensordot(along_k, planes, axes=(1, 0))
     return np.moveaxis(planes, 0, 2)
-
-
-def map_planes(
-    planes: Iterable[NDArray[np.float32]],
-    *,
-    depth: int,
-    decide: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]],
-    target: NDArray[np.unsignedinteger],
-    kinds: Sequence[Kind],
-) -> None:
-    """Interpolates logits to the scan's grid plane by plane, and writes the labels decided there.
-
-    No more planes of logits are held than one plane of the target depends on.
-
-    Args:
-        planes: `depth` planes of logits in order, each of shape (labels, h, w).
-        depth: Planes along the first axis of the logits' grid.
-        decide: Turns logits (labels, H, W) into labels (H, W).
-        target: Shape (D, H, W), written in place; a view will do.
-        kinds: Interpolation along the target's axes.
-    """
-    incoming = enumerate(planes)
-    held: dict[int, NDArray[np.float32]] = {}
-    matrices: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-    for row, weights in enumerate(axis_matrix(depth, target.shape[0], kinds[0])):
-        needed = np.flatnonzero(np.abs(weights) > _NO_WEIGHT).tolist()
-        held = {index: plane for index, plane in held.items() if index >= needed[0]}
-        while needed[-1] not in held:
-            index, plane = next(incoming)
-            if index >= needed[0]:
-                held[index] = plane
-        first = held[needed[0]]
-        if matrices is None:
-            matrices = (
-                axis_matrix(first.shape[1], target.shape[1], kinds[1]),
-                axis_matrix(first.shape[2], target.shape[2], kinds[2]),
-            )
-        blended = first if len(needed) == 1 else sum(weights[index] * held[index] for index in needed)
-        target[row] = decide(_resize_plane(np.asarray(blended), *matrices))
 
 
 def _resize_plane(

@@ -47,7 +47,9 @@ class Settings(BaseSettings):
         ["CUDAExecutionProvider", CPU],
         description="JSON array of the ONNX Runtime execution providers requested, best first.",
     )
-    require_gpu: bool = Field(False, description="Refuse to start where no requested GPU provider is usable.")
+    require_gpu: bool = Field(
+        False, description="A worker of role gpu refuses to start where no requested GPU is usable."
+    )
     intra_op_threads: PositiveInt | None = Field(
         None, description="Threads of one ONNX session; unset: the worker's CPUs divided by its concurrency."
     )
@@ -62,10 +64,13 @@ class Settings(BaseSettings):
     max_attempts: PositiveInt = Field(3, description="How often a job is tried when the fault may pass.")
     retry_delay_s: Seconds = Field(2.0, description="Wait before a second attempt; doubled for each further one.")
     lease_s: Seconds = Field(30.0, description="How long a running job stays its worker's without a sign of life.")
+    shutdown_grace_s: Seconds = Field(
+        60.0, description="How long a worker told to quit (SIGQUIT) lets its jobs run on before they go back."
+    )
     time_limit_s: PositiveInt = Field(3600, description="A job that runs longer fails with time_limit.")
 
     max_input_bytes: PositiveInt = Field(4 * 2**30, description="Largest input object, in bytes.")
-    max_voxels: PositiveInt = Field(2**30, description="Largest volume, in voxels.")
+    max_voxels: PositiveInt = Field(2**29, description="Largest volume in voxels, as read and on the model's grid.")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or one JSON object a line.")

@@ -20,8 +20,9 @@ from inference_service.settings import Settings
 
 _POLL_S = 0.1
 _START_LIMIT_S = 120
-# A stopped stack does not wait for long jobs: they are queued again.
+# A stopped stack does not wait for long jobs: their messages go back, and their leases run out.
 _STOP_LIMIT_S = 5
+_GRACE_S = "0.5"
 _ROLES = ("gpu", "cpu")
 _ENVIRONMENT_FILE = "stack.env"
 
@@ -110,12 +111,15 @@ class WorkerProcess:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Lets it finish its job, and kills it and its children where that takes too long."""
+        """Lets it finish its job; where that takes too long, has it give the job back, and at last kills it."""
         self.ask_to_stop()
-        try:
-            self._process.wait(_STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            kill_group(self._process)
+        for signal_number in (signal.SIGQUIT, signal.SIGKILL):
+            try:
+                self._process.wait(_STOP_LIMIT_S)
+                return
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal_number)
+        kill_group(self._process)
 
 
 @contextmanager
@@ -132,7 +136,7 @@ def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> 
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", role],
-            env={**os.environ, **environment, "HEALTH_PATH": str(health_path)},
+            env={**os.environ, **environment, "HEALTH_PATH": str(health_path), "SHUTDOWN_GRACE_S": _GRACE_S},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -40,13 +40,13 @@ class Storage:
 
     def ensure_bucket(self, bucket: str) -> None:
         """Makes a bucket where there is none."""
-        with _mapped_errors(bucket):
+        with _mapped_errors():
             if not self._minio.bucket_exists(bucket):
                 self._minio.make_bucket(bucket)
 
     def require_bucket(self, bucket: str) -> None:
         """Raises StorageUnavailable where there is no such bucket."""
-        with _mapped_errors(bucket):
+        with _mapped_errors():
             if not self._minio.bucket_exists(bucket):
                 raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
 
@@ -58,18 +58,21 @@ class Storage:
             InputTooLarge: It has more than `max_bytes`.
             StorageUnavailable: The storage does not answer or refuses.
         """
-        with _mapped_errors(f"{bucket}/{key}"):
+        partial = target.with_name(f".{target.name}.part")
+        with _mapped_errors():
             size = self._minio.stat_object(bucket, key).size or 0
             if size > max_bytes:
                 raise InputTooLarge(f"the object has {size} bytes; this service takes at most {max_bytes}")
             response = self._minio.get_object(bucket, key)
             try:
-                with target.open("wb") as file:
+                with partial.open("wb") as file:
                     for chunk in response.stream(_CHUNK_BYTES):
                         file.write(chunk)
                         if file.tell() > size:
                             raise StorageUnavailable("the object changed while it was fetched")
+                partial.rename(target)
             finally:
+                partial.unlink(missing_ok=True)
                 response.close()
                 response.release_conn()
 
@@ -79,13 +82,13 @@ class Storage:
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
         """
-        with _mapped_errors(f"{bucket}/{key}"):
+        with _mapped_errors():
             self._minio.fput_object(bucket, key, str(source), content_type=content_type)
 
     def exists(self, bucket: str, key: str) -> bool:
         """Whether an object lies there."""
         try:
-            with _mapped_errors(f"{bucket}/{key}"):
+            with _mapped_errors():
                 self._minio.stat_object(bucket, key)
         except InputNotFound:
             return False
@@ -93,12 +96,12 @@ class Storage:
 
 
 @contextmanager
-def _mapped_errors(place: str) -> Iterator[None]:
+def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except S3Error as error:
         if error.code in _NOT_FOUND:
-            raise InputNotFound(f"there is no object at {place}") from error
+            raise InputNotFound("there is no object at the bucket and key of the request") from error
         raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
     except (MinioException, HTTPError, OSError) as error:
         raise StorageUnavailable(

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
@@ -33,6 +34,7 @@ from inference_service.settings import Settings
 Database = Engine
 
 _CONNECT_TIMEOUT_S = 5
+_SILENCE_LIMIT_S = 15
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
@@ -80,6 +82,13 @@ class JobRow(Base):
     __table_args__ = (
         CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
         Index(None, "state", "created_at"),
+        # Of jobs that have or may still get a result, no two write to the same place.
+        Index(
+            "uq_jobs_output_place",
+            "output_place",
+            unique=True,
+            postgresql_where=text("state NOT IN ('failed', 'cancelled')"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -88,6 +97,8 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+    output_place: Mapped[str | None] = mapped_column(comment="bucket and prefix that its results are reserved")
 
     attempt: Mapped[int] = mapped_column(server_default="0")
     not_before: Mapped[datetime | None] = mapped_column(comment="when the next attempt is due")
@@ -141,9 +152,17 @@ def connect(settings: Settings) -> Database:
     return create_engine(
         database_url(settings),
         pool_pre_ping=True,
+        # A statement's parameters hold requests, and errors end in the log.
+        hide_parameters=True,
         pool_size=2,
         max_overflow=8,
-        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "inference-service"},
+        connect_args={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            # A server that is silently gone is noticed by the kernel, or the renewal of a lease would wait for ever.
+            "tcp_user_timeout": _SILENCE_LIMIT_S * 1000,
+            "keepalives_idle": _SILENCE_LIMIT_S,
+            "application_name": "inference-service",
+        },
     )
 
 

@@ -18,6 +18,7 @@ from inference_service.errors import (
     DatabaseUnavailable,
     InternalError,
     OutOfMemory,
+    QueueUnavailable,
     ServiceError,
     TimeLimit,
     TransientError,
@@ -36,8 +37,8 @@ from inference_service.tables import Database, connect
 logger = logging.getLogger(__name__)
 
 _CONTENT_TYPES = {MASK_FILE: "application/gzip", REPORT_FILE: "application/json"}
-# Wait before a message goes back to the queue because no row could be read or written for it.
-_DATABASE_PAUSE_S = 5.0
+# Wait before a message goes back to the queue because Postgres, or for another attempt Redis, is out of reach.
+_OUTAGE_PAUSE_S = 5.0
 
 
 def register(app: App, runner: "JobRunner") -> None:
@@ -47,9 +48,9 @@ def register(app: App, runner: "JobRunner") -> None:
     def segment(task: "Task[..., None]", /, *args: object, **message: object) -> None:
         try:
             runner.run(message if not args else {}, task_id=str(task.request.id))
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, QueueUnavailable) as error:
             logger.warning("the message goes back to its queue: %s", error)
-            time.sleep(_DATABASE_PAUSE_S)
+            time.sleep(_OUTAGE_PAUSE_S)
             raise Reject(error.code, requeue=True) from error
 
 
@@ -101,9 +102,18 @@ class JobRunner:
                 lease_s=self._settings.lease_s, max_attempts=self._settings.max_attempts,
             )  # fmt: skip
             if claim is None:
-                logger.info("nothing to do: the job is finished, or runs elsewhere")
-                return
-            self._attempt(claim, refusal)
+                self._look_again_later(job_id)
+            else:
+                self._attempt(claim, refusal)
+
+    def _look_again_later(self, job_id: UUID) -> None:
+        """A job that runs elsewhere may be a dead worker's: its message must not be the last one."""
+        job = jobs.get(self._database, job_id)
+        if job is None or job.finished or job.request is None:
+            logger.info("nothing to do: the job is finished, or being refused")
+            return
+        logger.info("the job runs elsewhere: its message comes back when the lease could have expired")
+        send(self._app, job_id, parse_request(job.request), delay_s=self._settings.lease_s)
 
     def _attempt(self, claim: jobs.Claim, refusal: BadRequest | None) -> None:
         logger.info("attempt %d starts", claim.attempt)
@@ -130,13 +140,13 @@ class JobRunner:
         model = find_model(settings.models_path, request.model, request.model_version)
         prefix = (request.output.prefix or str(claim.job_id)).removesuffix("/")
         keys = {name: f"{prefix}/{name}" for name in (MASK_FILE, REPORT_FILE)}
-        self._refuse_overwriting(claim, keys)
         with (
             Lease(self._database, claim, lease_s=settings.lease_s) as lease,
             TemporaryDirectory(prefix="job-", dir=settings.work_path) as folder,
         ):
             source = Path(folder, "input")
             with clock.stage("fetch"):
+                self._reserve_output(claim, prefix, keys)
                 bucket = request.input.bucket or settings.minio_input_bucket
                 self._storage.fetch(bucket, request.input.key, source, max_bytes=settings.max_input_bytes)
             report = segment_file(
@@ -145,8 +155,8 @@ class JobRunner:
             )  # fmt: skip
             lease.progress("store", 0.0)
             with clock.stage("store"):
+                lease.renew()
                 self._store(Path(folder), keys)
-            lease.progress("store", 1.0)
             success = jobs.Success(
                 result={"bucket": settings.minio_output_bucket, "mask": keys[MASK_FILE], "report": keys[REPORT_FILE]},
                 model_name=report.model.name,
@@ -160,11 +170,15 @@ class JobRunner:
             raise LeaseLost("the lease was lost before the result was recorded")
         logger.info("succeeded on %s: %s", report.providers, _seconds(clock))
 
-    def _refuse_overwriting(self, claim: jobs.Claim, keys: Mapping[str, str]) -> None:
-        """A first attempt finds nothing of its own, so what lies there is somebody else's result."""
-        for key in keys.values():
-            if claim.attempt == 1 and self._storage.exists(self._settings.minio_output_bucket, key):
-                raise BadRequest(f"request.output.prefix: {key} exists already; choose a prefix that holds no result")
+    def _reserve_output(self, claim: jobs.Claim, prefix: str, keys: Mapping[str, str]) -> None:
+        """Makes sure that nothing is overwritten but what an earlier attempt of the same job has left."""
+        bucket = self._settings.minio_output_bucket
+        place = f"{bucket}/{prefix}"
+        if claim.output_place == place:
+            return
+        taken = any(self._storage.exists(bucket, key) for key in keys.values())
+        if taken or not jobs.reserve_output(self._database, claim, place):
+            raise BadRequest("request.output.prefix: a result is there already, or another job is about to write it")
 
     def _store(self, folder: Path, keys: Mapping[str, str]) -> None:
         for name, key in keys.items():
@@ -190,6 +204,8 @@ class JobRunner:
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:
+    if "refused" in message:
+        raise BadRequest(str(message["refused"]))
     unknown = sorted(set(message) - {"job_id", "request"})
     if unknown:
         raise BadRequest(f"the task takes job_id and request only, got also {len(unknown)} other argument(s)")

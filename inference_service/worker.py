@@ -8,6 +8,7 @@ from pathlib import Path
 
 from celery import signals
 
+from inference_service.consumer import SafeConsumer
 from inference_service.errors import InternalError
 from inference_service.logs import configure_logging
 from inference_service.machine import usable_cpus
@@ -16,6 +17,7 @@ from inference_service.providers import GPUS, log_providers
 from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app
 from inference_service.settings import Settings
 from inference_service.tasks import JobRunner, register
+from inference_service.transport import install
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,16 @@ def run_worker(role: Role, settings: Settings) -> int:
     concurrency = settings.worker_concurrency or _CONCURRENCY[role]
     threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
     logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(_QUEUES[role]), concurrency, threads)
+    install()
+    engine = Engine(tuple(providers), threads, strict=settings.require_gpu and role is Role.GPU)
     app = make_app(settings)
     name = f"{role}-{os.getpid()}@{socket.gethostname()}"
-    register(app, JobRunner(app, settings, Engine(tuple(providers), threads), worker=name))
+    register(app, JobRunner(app, settings, engine, worker=name))
     if settings.health_path is not None:
         _touch_while_consuming(settings.health_path)
     worker = app.Worker(
         hostname=name,
+        consumer_cls=SafeConsumer,
         pool="prefork",
         concurrency=concurrency,
         queues=list(_QUEUES[role]),
@@ -68,15 +73,14 @@ def run_worker(role: Role, settings: Settings) -> int:
 
 
 def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
-    if any(provider in GPUS for provider in providers):
+    if role is not Role.GPU or any(provider in GPUS for provider in providers):
         return
     if settings.require_gpu:
         raise InternalError(
             "REQUIRE_GPU is set and no requested GPU provider is usable: check the driver with nvidia-smi, that the "
             "container sees the GPU, and that the extra `gpu` is installed"
         )
-    if role is Role.GPU:
-        logger.warning("role gpu runs on the CPU: no requested GPU provider is usable here")
+    logger.warning("role gpu runs on the CPU: no requested GPU provider is usable here")
 
 
 def _keep_logging(**_: object) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 from uuid import UUID
 
 import click
-from pydantic import ValidationError
 from rich.table import Column, Table
 
 from inference_service.client import Client
 from inference_service.display import ProgressDisplay, console, job_table, print_json, show_job
-from inference_service.errors import BadRequest, InputNotFound, error_from_row
+from inference_service.errors import InputNotFound, error_from_row
 from inference_service.jobs import Job
-from inference_service.request import InputReference, OutputReference, Priority, SegmentRequest
+from inference_service.request import Priority, parse_request
 from inference_service.tables import JobState
 
+_S3 = "s3://"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
 
@@ -31,6 +31,7 @@ job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
     show_default=True,
 )
 @click.option("--prefix", help="Folder of the results in the output bucket; the job's id otherwise.")
+@click.option("--job-id", type=click.UUID, help="The job's id; a new one otherwise. The same one is the same job.")
 @click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the job is finished.")
 @json_option
 def submit(
@@ -39,19 +40,25 @@ def submit(
     model_version: str | None,
     priority: str,
     prefix: str | None,
+    job_id: UUID | None,
     wait_for_end: bool,
     as_json: bool,
 ) -> None:
     """Submit a segmentation of IN: a file, which is uploaded, or s3://bucket/key."""
+    # Validated whole before anything is uploaded: a refused request leaves no scan behind.
+    request = parse_request(
+        {
+            "input": _reference(volume),
+            "model": model,
+            "model_version": model_version,
+            "priority": priority,
+            "output": {"prefix": prefix},
+        }
+    )
     with Client() as client:
-        request = SegmentRequest(
-            input=_input(client, volume),
-            model=model,
-            model_version=model_version,
-            priority=Priority(priority),
-            output=OutputReference(prefix=prefix),
-        )
-        job_id = client.submit(request)
+        if not volume.startswith(_S3):
+            request = request.model_copy(update={"input": client.upload(Path(volume))})
+        job_id = client.submit(request, job_id=job_id)
         if wait_for_end:
             _follow(client, job_id, as_json=as_json)
         elif as_json:
@@ -106,17 +113,15 @@ def cancel(job_id: UUID, as_json: bool) -> None:
 
 @click.command()
 @job_argument
-@click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), show_default=True)
+@click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder; JOB otherwise.")
 @json_option
-def result(job_id: UUID, folder: Path, as_json: bool) -> None:
+def result(job_id: UUID, folder: Path | None, as_json: bool) -> None:
     """Download the mask and the report of a succeeded job."""
     with Client() as client:
         job = _found(client.status(job_id), job_id)
         if job.error_code is not None:
             raise error_from_row(job.error_code, job.error_message or "")
-        if job.result is None:
-            raise click.ClickException(f"job {job_id} has no result yet: it is {job.state}")
-        paths = [str(path) for path in client.result(job, folder)]
+        paths = [str(path) for path in client.result(job, folder or Path(str(job_id)))]
     if as_json:
         print_json(paths)
     else:
@@ -144,17 +149,14 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
     console().print(table)
 
 
-def _input(client: Client, volume: str) -> InputReference:
-    if not volume.startswith("s3://"):
-        path = Path(volume)
-        if not path.is_file():
-            raise InputNotFound(f"there is no file {volume}")
-        return client.upload(path)
-    bucket, _, key = volume.removeprefix("s3://").partition("/")
-    try:
-        return InputReference(bucket=bucket, key=key)
-    except ValidationError as error:
-        raise BadRequest(f"{volume} is not s3://bucket/key") from error
+def _reference(volume: str) -> dict[str, str]:
+    """The input of a request; for a file, which is not uploaded yet, one that stands in for it."""
+    if volume.startswith(_S3):
+        bucket, _, key = volume.removeprefix(_S3).partition("/")
+        return {"bucket": bucket, "key": key}
+    if not Path(volume).is_file():
+        raise InputNotFound("there is no such file")
+    return {"key": "uploads"}
 
 
 def _found(job: Job | None, job_id: UUID) -> Job:

@@ -20,6 +20,8 @@ from .jobs import json_option
 @json_option
 def segment(source: Path, target: Path, model: str, model_version: str | None, as_json: bool) -> None:
     """Segment the file IN, without any server, into the folder OUT: mask.nii.gz and report.json."""
+    if target.suffix in (".gz", ".nii"):
+        raise click.BadParameter("OUT is a folder, which gets mask.nii.gz and report.json", param_hint="OUT")
     from inference_service.local import segment_locally
 
     with ProgressDisplay(console(stderr=True), {source: source.name}) as display:
@@ -64,6 +66,7 @@ def list_models(as_json: bool) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("version", required=False)
+@click.option("--json", is_flag=True, expose_value=False, help="Print JSON, which a manifest is anyway.")
 def show(name: str, version: str | None) -> None:
     """Print a model's manifest."""
     from inference_service.models import find_model

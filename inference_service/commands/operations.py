@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from inference_service.display import console, print_json
+from inference_service.health import is_fresh
 from inference_service.settings import get_settings
 
 from .jobs import json_option
@@ -15,12 +16,18 @@ _EXIT_UNAVAILABLE = 4
 
 
 @click.command()
-def migrate() -> None:
+@json_option
+def migrate(as_json: bool) -> None:
     """Bring the database's schema up to date and make the buckets."""
     from inference_service.deployment import prepare
 
-    prepare(get_settings())
-    click.echo("the schema is up to date and the buckets exist")
+    settings = get_settings()
+    prepare(settings)
+    buckets = [settings.minio_input_bucket, settings.minio_output_bucket]
+    if as_json:
+        print_json({"schema": "up to date", "buckets": buckets})
+    else:
+        click.echo(f"the schema is up to date, the buckets {' and '.join(buckets)} exist")
 
 
 @click.command()
@@ -57,17 +64,19 @@ def worker(role: str) -> NoReturn:
 
 @click.command()
 @click.option("--within", "within_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds.")
-def health(within_s: float) -> None:
+@json_option
+def health(within_s: float, as_json: bool) -> None:
     """Tell whether the worker that touches HEALTH_PATH consumes; asks no server."""
-    from inference_service.deployment import is_fresh
-
     path = get_settings().health_path
     if path is None:
         raise click.UsageError("HEALTH_PATH is not set: the worker leaves no sign of life")
-    if not is_fresh(path, within=timedelta(seconds=within_s)):
-        click.echo(f"no sign of life within {within_s:g} s", err=True)
+    consumes = is_fresh(path, within=timedelta(seconds=within_s))
+    if as_json:
+        print_json({"consumes": consumes})
+    else:
+        click.echo("the worker consumes" if consumes else f"no sign of life within {within_s:g} s", err=not consumes)
+    if not consumes:
         raise SystemExit(_EXIT_UNAVAILABLE)
-    click.echo("the worker consumes")
 
 
 @click.command()

@@ -122,7 +122,7 @@ def test_a_missing_file_ends_the_demo_before_anything_starts(mark: str, tmp_path
     assert "error: input_not_found:" in done.stderr
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["Starting", "Making", "running"])
 def test_the_demo_stops_all_that_it_started(mark: str, tmp_path: Path, sent: signal.Signals, moment: str) -> None:
     with subprocess.Popen(
@@ -165,7 +165,7 @@ def test_a_job_from_the_command_line(stack: Stack, scan: Path, tmp_path: Path) -
 
 def test_a_stored_volume_is_submitted_by_its_address(stack: Stack) -> None:
     message = run_cli(stack, "submit", "s3://volumes/no/such", "--model", "ct-tissue", "--wait", code=3)
-    assert "error: input_not_found: there is no object at volumes/no/such" in message
+    assert "error: input_not_found: there is no object" in message
 
 
 def test_the_table_of_jobs_shows_whole_ids(stack: Stack, scan: Path) -> None:

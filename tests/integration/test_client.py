@@ -1,14 +1,21 @@
 """The upstream's side, against the real servers, with no worker there."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from redis import Redis
 
 from inference_service import Client
+from inference_service.embedded import Servers
 from inference_service.errors import BadRequest, QueueUnavailable
 from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.request import InputReference, Priority, SegmentRequest, parse_request
@@ -91,3 +98,52 @@ def test_the_newest_jobs_are_listed(client: Client) -> None:
     job_id = client.submit(REQUEST)
     assert client.list(limit=1)[0].id == job_id
     assert client.list(state=JobState.QUEUED, limit=1)[0].id == job_id
+
+
+# Sends one job and says which modules that took.
+SUBMITTING = """
+import sys
+from inference_service import Client
+from inference_service.request import InputReference, SegmentRequest
+
+with Client() as client:
+    job = client.status(client.submit(SegmentRequest(input=InputReference(key="x"), model="ct-tissue")))
+    client.cancel(job.id)
+print(" ".join({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def installed_with(distribution: str) -> set[str]:
+    """A distribution and all that it requires without any extra, by normalised name."""
+    found: set[str] = set()
+    waiting = {Requirement(distribution)}
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found:
+            continue
+        found.add(name)
+        for text in metadata.requires(requirement.name) or []:
+            needed = Requirement(text)
+            extras = requirement.extras or {""}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.add(needed)
+    return found
+
+
+def test_a_client_takes_nothing_that_the_base_installation_lacks(servers: Servers) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMITTING], env={**os.environ, **servers.environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    homes = metadata.packages_distributions()
+    taken = {
+        canonicalize_name(home)
+        for module in done.stdout.split()
+        for home in homes.get(module, [])
+        if len(homes[module]) == 1
+    }
+    assert {"celery", "minio", "sqlalchemy"} <= taken
+    # What puts itself into every process of this environment by a .pth file is not the client's.
+    assert taken - installed_with("inference-service") <= {"editables", "setuptools"}

@@ -147,7 +147,7 @@ def test_listen_on_loopback_only(servers: Servers) -> None:
     listening = {
         (connection.laddr.ip, connection.laddr.port)
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in ports
     }
     assert listening == {("127.0.0.1", port) for port in ports}
 

@@ -1,6 +1,9 @@
 """One message after another through a job runner in this process, against the real servers."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -18,10 +21,12 @@ from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
 from inference_service.pipeline import Engine
 from inference_service.queues import OVERFLOW_QUEUE, make_app
+from inference_service.request import parse_request
 from inference_service.settings import Settings
 from inference_service.storage import Storage
 from inference_service.tables import JobState
 from inference_service.tasks import JobRunner
+from inference_service.volume import Volume
 
 Request = dict[str, object]
 ENGINE = Engine(("CPUExecutionProvider",), 1)
@@ -106,8 +111,6 @@ def test_results_of_another_job_are_not_overwritten(
 def test_a_malformed_request_of_a_job_that_was_recorded_well_runs_as_recorded(
     runner: JobRunner, database: Database, request_for_scan: Request
 ) -> None:
-    from inference_service.request import parse_request
-
     job_id = uuid4()
     jobs.create(database, job_id, parse_request(request_for_scan))
     runner.run({"job_id": str(job_id), "request": {"model": 1}}, task_id=str(job_id))
@@ -199,3 +202,84 @@ def test_a_job_leaves_no_temporary_file(
     assert run(runner, database, request_for_scan).state is JobState.SUCCEEDED
     assert run(runner, database, {**request_for_scan, "model": "none"}).error_code == "model_not_found"
     assert list(tmp_path.iterdir()) == []
+
+
+def other_scan(storage: Storage, folder: Path) -> Request:
+    """A scan whose mask differs from the phantom's on every voxel: bone alone."""
+    path = folder / "bone.nii.gz"
+    write_volume(path, Volume(np.full((20, 21, 22), 500, np.int16), np.diag([1.5, 1.5, 1.5, 1.0])))
+    storage.store("volumes", "bone", path, content_type="application/gzip")
+    return {"input": {"bucket": "volumes", "key": "bone"}, "model": "ct-tissue"}
+
+
+def stored_mask(storage: Storage, job: jobs.Job, folder: Path) -> bytes:
+    assert job.result is not None
+    storage.fetch("masks", job.result["mask"], folder / "stored", max_bytes=10**7)
+    return (folder / "stored").read_bytes()
+
+
+def test_of_two_jobs_at_once_with_one_prefix_one_is_refused(
+    app: Celery, database: Database, settings: Settings, storage: Storage, request_for_scan: Request, tmp_path: Path
+) -> None:
+    output = {"output": {"prefix": f"race/{uuid4()}"}}
+    requests = [{**request_for_scan, **output}, {**other_scan(storage, tmp_path), **output}]
+    alone = [run(JobRunner(app, settings, ENGINE, worker="w"), database, {**r, "output": {}}) for r in requests]
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(lambda r: run(JobRunner(app, settings, ENGINE, worker="w"), database, r), requests))
+    assert sorted(str(job.state) for job in ended) == ["failed", "succeeded"]
+    (winner,) = (index for index, job in enumerate(ended) if job.state is JobState.SUCCEEDED)
+    assert ended[1 - winner].error_code == "bad_request"
+    assert stored_mask(storage, ended[winner], tmp_path) == stored_mask(storage, alone[winner], tmp_path)
+
+
+def test_a_later_attempt_does_not_overwrite_another_jobs_result(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request, tmp_path: Path
+) -> None:
+    output = {"output": {"prefix": f"second/{uuid4()}"}}
+    first = run(runner, database, {**request_for_scan, **output})
+    before = stored_mask(storage, first, tmp_path)
+    second = {**other_scan(storage, tmp_path), **output}
+    job_id = uuid4()
+    jobs.create(database, job_id, parse_request(second))
+    claim = jobs.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
+    assert claim is not None
+    assert jobs.give_back(database, claim, delay_s=0, detail="storage_unavailable")
+    runner.run({"job_id": str(job_id), "request": second}, task_id=str(job_id))
+    assert get(database, job_id).error_code == "bad_request"
+    assert stored_mask(storage, first, tmp_path) == before
+
+
+def test_a_failed_job_frees_its_prefix(runner: JobRunner, database: Database, request_for_scan: Request) -> None:
+    output = {"output": {"prefix": f"freed/{uuid4()}"}}
+    missing = {**request_for_scan, **output, "input": {"bucket": "volumes", "key": "no/such"}}
+    assert run(runner, database, missing).error_code == "input_not_found"
+    assert run(runner, database, {**request_for_scan, **output}).state is JobState.SUCCEEDED
+
+
+def test_the_message_of_a_job_that_runs_elsewhere_comes_back_later(
+    runner: JobRunner, database: Database, settings: Settings, request_for_scan: Request
+) -> None:
+    job_id = uuid4()
+    jobs.create(database, job_id, parse_request(request_for_scan))
+    claim = jobs.claim(database, job_id, worker="dead", lease_s=0.2, max_attempts=3)
+    assert claim is not None
+    with Redis.from_url(settings.broker_url) as redis:
+        redis.delete(OVERFLOW_QUEUE)
+        runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
+        (message,) = redis.lrange(OVERFLOW_QUEUE, 0, -1)
+        redis.delete(OVERFLOW_QUEUE)
+    headers = json.loads(message)["headers"]
+    assert headers["id"] == str(job_id)
+    due = datetime.fromisoformat(headers["eta"]) - datetime.now(tz=UTC)
+    assert timedelta(seconds=20) < due <= timedelta(seconds=settings.lease_s)
+    time.sleep(0.3)
+    runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
+    job = get(database, job_id)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+
+
+@pytest.mark.parametrize("change", [{"model": "a\0b"}, {"model_version": "1\0"}, {"x\0y": 1}])
+def test_a_nul_character_is_a_bad_request(
+    runner: JobRunner, database: Database, request_for_scan: Request, change: Request
+) -> None:
+    assert run(runner, database, {**request_for_scan, **change}).error_code == "bad_request"

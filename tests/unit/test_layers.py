@@ -12,12 +12,24 @@ NAME = PACKAGE.name
 
 # A module imports from lower levels only; each stands on the lowest that it can.
 LEVELS: tuple[set[str], ...] = (
-    {"commands.__init__", "errors", "logs", "machine", "resample", "server_process", "stages", "volume", "windows"},
-    {"embedded_postgres", "models", "nifti", "phantom", "providers", "request", "sessions"},
-    {"embedded", "inference", "postprocess", "preprocess", "readers", "report", "settings", "trial"},
-    {"pipeline", "queues", "reference", "storage", "tables"},
-    {"jobs", "local"},
-    {"client", "deployment", "display", "lease"},
+    {
+        "commands.__init__",
+        "errors",
+        "health",
+        "logs",
+        "machine",
+        "resample",
+        "server_process",
+        "stages",
+        "transport",
+        "volume",
+        "windows",
+    },
+    {"embedded_postgres", "mapping", "nifti", "phantom", "providers", "request", "sessions"},
+    {"consumer", "embedded", "models", "readers", "settings", "trial"},
+    {"inference", "postprocess", "preprocess", "queues", "report", "storage", "tables"},
+    {"jobs", "pipeline", "reference"},
+    {"client", "deployment", "display", "lease", "local"},
     {"__init__", "commands.jobs", "stack", "tasks"},
     {"demo", "worker"},
     {"commands.local", "commands.operations"},
@@ -27,21 +39,24 @@ LEVELS: tuple[set[str], ...] = (
 # Third-party libraries, and the modules that know them.
 HOMES: dict[str, set[str]] = {
     "alembic": {"tables"},
-    "celery": {"queues", "tasks", "worker"},
+    "celery": {"consumer", "queues", "tasks", "worker"},
     "isal": {"nifti"},
-    "kombu": {"queues"},
+    "kombu": {"consumer", "queues", "transport"},
     "minio": {"storage", "embedded"},
     "nibabel": {"nifti"},
     "onnxruntime": {"sessions", "trial"},
     "psycopg2": {"tables", "embedded_postgres"},
     "pydicom": set(),
-    "redis": {"embedded"},
-    "scipy": {"resample", "postprocess"},
+    "redis": {"embedded", "transport"},
+    "scipy": {"mapping", "resample", "postprocess"},
     "sqlalchemy": {"tables", "jobs"},
     "threadpoolctl": {"pipeline"},
 }
 # What the image goes through, and what none of it may know of.
-NUMERICS = {"volume", "windows", "resample", "preprocess", "inference", "postprocess", "nifti", "readers", "pipeline"}
+NUMERICS = {
+    "volume", "windows", "resample", "preprocess", "inference", "mapping", "postprocess",
+    "nifti", "readers", "pipeline",
+}  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "client", "lease", "tasks", "worker"}
 
 # A client's installation lacks these.

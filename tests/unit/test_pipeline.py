@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
-from inference_service.errors import InputTooLarge, ModelInvalid
+from inference_service import pipeline
+from inference_service.errors import InputTooLarge, InternalError, ModelInvalid
 from inference_service.models import Manifest, Model
 from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, load_session, segment_file, segment_volume
 from inference_service.report import Report
+from inference_service.sessions import Session
 from inference_service.stages import Stage, StageClock, overall_progress
 from inference_service.volume import Affine, Volume
 
@@ -69,7 +71,7 @@ def spacing_of(orientation: str) -> list[float]:
 
 
 def segment(volume: Volume, manifest: Manifest, *values: float) -> NDArray[np.unsignedinteger]:
-    return segment_volume(volume, manifest, NearestValueNetwork(*values), clock=StageClock())[0]
+    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6, clock=StageClock())[0]
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -98,7 +100,7 @@ def test_network_sees_the_scan_along_its_own_axes(
         orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION), window=expected.shape
     )
     network = NearestValueNetwork(0, 1, 2, 3)
-    mask, windows = segment_volume(volume, manifest, network, clock=StageClock())
+    mask, windows = segment_volume(volume, manifest, network, max_voxels=10**6, clock=StageClock())
     assert windows == len(network.images) == 1
     assert np.array_equal(network.images[0], expected)
     assert np.array_equal(mask, volume.voxels)
@@ -154,7 +156,9 @@ def test_thick_slices_are_taken_apart_on_the_way_back_too(make_manifest: MakeMan
 def test_sigmoid_channels_write_over_earlier_ones(make_manifest: MakeManifest) -> None:
     voxels = label_scan((7, 4, 5))
     manifest = make_manifest(activation="sigmoid", values=(2, 300, 1), window=WINDOW)
-    mask, _ = segment_volume(Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), clock=StageClock())
+    mask, _ = segment_volume(
+        Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6, clock=StageClock()
+    )
     assert mask.dtype == np.uint16
     assert np.array_equal(mask, np.array([0, 2, 1, 1])[voxels])
 
@@ -365,3 +369,18 @@ def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, mo
             tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, clock=StageClock(), progress=progress
         )
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
+
+
+def test_a_strict_engine_refuses_a_model_that_falls_back(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OnTheCpu(Session):
+        def __init__(self, network: bytes, *, providers: Sequence[str], threads: int | None = None) -> None:
+            super().__init__(network, providers=["CPUExecutionProvider"], threads=threads)
+
+    monkeypatch.setattr(pipeline, "Session", OnTheCpu)
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert load_session(model, Engine(providers, 1)).providers == ["CPUExecutionProvider"]
+    assert "does not run on CUDAExecutionProvider" in caplog.text
+    with pytest.raises(InternalError, match="does not run on CUDAExecutionProvider"):
+        load_session(model, Engine(providers, 1, strict=True))

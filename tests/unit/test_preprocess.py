@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -7,6 +8,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from inference_service.errors import InputTooLarge
 from inference_service.models import Intensity, Manifest
 from inference_service.preprocess import normalise, prepare
 from inference_service.volume import Affine, Volume
@@ -16,6 +18,7 @@ MakeAffine = Callable[[str, Sequence[float]], Affine]
 Doubles = NDArray[np.float64]
 Fields = dict[str, object]
 
+MAX_VOXELS = 10**6
 # Bounds float32 rounding of intensities near 1 made from intensities near 1000.
 CLOSE = 1e-5
 
@@ -128,7 +131,8 @@ def test_image_has_the_models_axes_and_spacing(
     ratios = [round(n * s / m) / n for n, s, m in zip(scan.shape, scan_spacing, model_spacing, strict=True)]
     expected = ndimage.zoom(scan.astype(np.float64), ratios, order=order, mode="nearest", grid_mode=True)
 
-    prepared = prepare(volume, make_manifest(orientation=target, spacing_mm=model_spacing, interpolation=interpolation))
+    manifest = make_manifest(orientation=target, spacing_mm=model_spacing, interpolation=interpolation)
+    prepared = prepare(volume, manifest, max_voxels=MAX_VOXELS)
     assert prepared.image.shape == expected.shape
     assert len({round(ratio, 3) for ratio in ratios}) == 3
     assert np.allclose(prepared.image, expected, rtol=CLOSE, atol=0.01)
@@ -143,14 +147,14 @@ def test_axes_run_where_the_model_says(make_manifest: MakeManifest, oblique_affi
     by_world_axis = dict(zip(world_axes, spacing, strict=True))
     manifest = make_manifest(orientation="SPR", spacing_mm=[by_world_axis[axis] for axis in (2, 1, 0)])
     for axis, (world_axis, sign) in enumerate(((2, 1), (1, -1), (0, 1))):
-        image = prepare(Volume(world_mm[..., world_axis], affine), manifest).image
+        image = prepare(Volume(world_mm[..., world_axis], affine), manifest, max_voxels=MAX_VOXELS).image
         steps = sign * np.diff(image, axis=axis)
         assert (steps > 0.8 * by_world_axis[world_axis]).all()
 
 
 def test_intensities_are_those_of_the_manifest(make_manifest: MakeManifest) -> None:
     volume = Volume(hounsfield((6, 5, 4)).astype(np.int16), np.eye(4))
-    image = prepare(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}])).image
+    image = prepare(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}]), max_voxels=MAX_VOXELS).image
     assert np.allclose(image, ct(volume.voxels.astype(np.float64)), atol=CLOSE)
     assert volume.voxels.dtype == np.int16
     assert volume.voxels.min() < -900
@@ -162,14 +166,67 @@ def test_thick_slices_are_taken_apart_along_the_models_axes(
     voxels = hounsfield((8, 7, 4))
     volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
     manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
-    prepared = prepare(volume, manifest)
+    prepared = prepare(volume, manifest, max_voxels=MAX_VOXELS)
     assert prepared.logits_kinds == ("nearest", "linear", "linear")
     assert np.array_equal(prepared.image, np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
-    assert prepare(volume, make_manifest(separate_axis_above=6)).logits_kinds == ("linear", "linear", "linear")
+    prepared = prepare(volume, make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
+    assert prepared.logits_kinds == ("linear", "linear", "linear")
 
 
 def test_prepared_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
     voxels = hounsfield((4, 5, 6))
     manifest = make_manifest(orientation="IAR")
-    prepared = prepare(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest)
+    prepared = prepare(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest, max_voxels=MAX_VOXELS)
     assert np.array_equal(prepared.image, prepared.reorientation.apply(voxels))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "window", "message"),
+    [
+        ((1, 4097, 1), (1, 1, 1), (5, 4, 3), r"the scan has an axis of 4097 voxels; this service takes at most 4096"),
+        (
+            (1, 1, 50), (1, 1, 100), (5, 4, 3),
+            r"the scan gets an axis of 5000 voxels at the model's spacing of 1 × 1 × 1 mm; .* at most 4096",
+        ),
+        (
+            (10, 20, 30), (8, 7, 6), (5, 4, 3),
+            r"the scan becomes a grid of 2016000 voxels at the model's spacing of 1 × 1 × 1 mm; .* at most 1000000",
+        ),
+        ((1, 1, 1), (1, 1, 1), (101, 102, 103), r"a grid of 1061106 voxels"),
+        ((1, 1, 4000), (40, 30, 0.1), (5, 4, 3), r"a grid of 4800000 voxels"),
+    ],
+)  # fmt: skip
+def test_large_grids_are_refused_before_they_are_allocated(
+    make_manifest: MakeManifest,
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    window: tuple[int, int, int],
+    message: str,
+) -> None:
+    volume = Volume(np.zeros(shape, dtype=np.int16), np.diag([*spacing, 1.0]))
+    manifest = make_manifest(window=window, interpolation="cubic")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputTooLarge, match=message):
+            prepare(volume, manifest, max_voxels=MAX_VOXELS)
+        assert tracemalloc.get_traced_memory()[1] < 10**5
+    finally:
+        tracemalloc.stop()
+
+
+def test_grids_as_large_as_the_limit_are_taken(make_manifest: MakeManifest) -> None:
+    volume = Volume(np.zeros((3, 1, 4), dtype=np.int16), np.diag([2.0, 3.0, 2.0, 1.0]))
+    manifest = make_manifest(window=(5, 4, 3))
+    assert prepare(volume, manifest, max_voxels=6 * 4 * 8).image.shape == (6, 3, 8)
+    with pytest.raises(InputTooLarge, match=r"192 voxels.*at most 191"):
+        prepare(volume, manifest, max_voxels=6 * 4 * 8 - 1)
+
+
+def test_long_axes_take_memory_in_proportion(make_manifest: MakeManifest) -> None:
+    volume = Volume(np.zeros((4096, 1, 1), dtype=np.int16), np.diag([0.5, 1.0, 1.0, 1.0]))
+    tracemalloc.start()
+    try:
+        assert prepare(volume, make_manifest(), max_voxels=MAX_VOXELS).image.shape == (2048, 1, 1)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()

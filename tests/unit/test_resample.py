@@ -1,15 +1,13 @@
-import weakref
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.resample import Kind, Kinds, Shape, axis_kinds, axis_matrix, map_planes, resize, resized_shape
+from inference_service.resample import Kind, Kinds, Shape, axis_kinds, axis_matrix, axis_taps, resize, resized_shape
 
 Order = Literal[0, 1, 3]
 
@@ -19,8 +17,6 @@ ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
 
 # Bounds float32 rounding of an interpolated value of standard deviation 1.
 CLOSE = 2e-5
-# Logits nearer to each other than this may swap places in float32.
-TIE = 1e-5
 
 
 def noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -35,24 +31,6 @@ def zoomed(image: NDArray[np.float32], shape: Shape, orders: tuple[Order, Order,
         ratios[axis] = size / image.shape[axis]
         result = ndimage.zoom(result, ratios, order=order, mode="nearest", grid_mode=True)
     return result
-
-
-def labels_of(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.asarray(logits.argmax(axis=0), dtype=np.uint8)
-
-
-def mapped(logits: NDArray[np.float32], shape: Shape, kinds: Kinds = ("linear",) * 3) -> NDArray[np.uint8]:
-    """Maps logits (labels, d, h, w)."""
-    labels = np.full(shape, 255, dtype=np.uint8)
-    planes = np.moveaxis(logits, 1, 0)
-    map_planes(planes, depth=len(planes), decide=labels_of, target=labels, kinds=kinds)
-    return labels
-
-
-def clear(logits: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where the highest logit leads by more than rounding can change."""
-    second, first = np.sort(logits, axis=0)[-2:]
-    return np.asarray(first - second > TIE)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +69,22 @@ def test_rows_of_a_matrix_sum_to_1(kind: Kind, size_in: int, size_out: int) -> N
     matrix = axis_matrix(size_in, size_out, kind)
     assert matrix.shape == (size_out, size_in)
     assert matrix.sum(axis=1) == pytest.approx(1, abs=CLOSE)
+
+
+@example(2, 49)
+@example(7, 2)
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_taps_are_what_scipy_takes(size_in: int, size_out: int) -> None:
+    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    for kind in ("nearest", "linear"):
+        taps = axis_taps(size_in, size_out, kind)
+        assert (taps.first >= 0).all()
+        assert (taps.second <= size_in - 1).all()
+        assert np.array_equal(taps.second - taps.first, taps.weight > 0)
+        scipys = ndimage.map_coordinates(
+            np.arange(size_in, dtype=np.float64), centres[np.newaxis], order=ORDERS[kind], mode="nearest"
+        )
+        assert taps.first + taps.weight == pytest.approx(scipys, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,64 +151,6 @@ def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
     inside = (centres_mm(size) >= centres_mm(10)[0]) & (centres_mm(size) <= centres_mm(10)[-1])
     assert inside.sum() >= size - 4
     assert resized[inside] == pytest.approx(centres_mm(size)[inside], rel=1e-6)
-
-
-@given(SHAPES, SHAPES)
-def test_mapping_planes_is_interpolating_all_logits(shape: Shape, target: Shape) -> None:
-    logits = noise((3, *shape))
-    full = np.stack([zoomed(channel, target, (1, 1, 1)) for channel in logits])
-    sure = clear(full)
-    assert np.array_equal(mapped(logits, target)[sure], full.argmax(axis=0)[sure])
-    assert sure.mean() > 0.9
-
-
-@pytest.mark.parametrize(
-    ("shape", "target"), [((5, 6, 7), (11, 13, 9)), ((11, 13, 9), (5, 6, 7)), ((4, 1, 9), (1, 3, 4))]
-)
-@pytest.mark.parametrize("kinds", [("nearest", "linear", "linear"), ("linear", "linear", "nearest")])
-def test_mapping_planes_keeps_to_each_axis_kind(shape: Shape, target: Shape, kinds: Kinds) -> None:
-    logits = noise((4, *shape))
-    full = np.stack(
-        [zoomed(channel, target, (ORDERS[kinds[0]], ORDERS[kinds[1]], ORDERS[kinds[2]])) for channel in logits]
-    )
-    sure = clear(full)
-    assert np.array_equal(mapped(logits, target, kinds)[sure], full.argmax(axis=0)[sure])
-
-
-def test_mapping_planes_writes_through_a_reversed_and_transposed_view() -> None:
-    logits = noise((3, 5, 4, 6))
-    expected = mapped(logits, (9, 7, 8))
-    mask = np.zeros((8, 9, 7), dtype=np.uint8, order="F")
-    target = mask.transpose(1, 2, 0)[::-1, :, ::-1]
-    map_planes(np.moveaxis(logits, 1, 0), depth=5, decide=labels_of, target=target, kinds=("linear",) * 3)
-    assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(2, 0, 1))
-    assert expected.max() == 2
-
-
-@pytest.mark.parametrize(("depth", "rows"), [(6, 17), (17, 6), (9, 9), (31, 3), (1, 5), (5, 1)])
-def test_planes_are_taken_when_they_are_needed_and_let_go_after(depth: int, rows: int) -> None:
-    logits = noise((depth, 2, 3, 4))
-    taken = 0
-    alive: list[weakref.ref[NDArray[np.float32]]] = []
-    seen: list[tuple[int, int]] = []
-
-    def planes() -> Iterator[NDArray[np.float32]]:
-        nonlocal taken
-        for _ in range(depth):
-            taken += 1
-            alive.append(weakref.ref(plane := logits[taken - 1].copy()))
-            yield plane
-            del plane
-
-    def decide(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-        seen.append((taken, sum(reference() is not None for reference in alive)))
-        return labels_of(logits)
-
-    target = np.zeros((rows, 3, 4), dtype=np.uint8)
-    map_planes(planes(), depth=depth, decide=decide, target=target, kinds=("linear",) * 3)
-    centres = np.clip((np.arange(rows) + 0.5) * depth / rows - 0.5, 0, depth - 1)
-    assert [count for count, _ in seen] == (np.ceil(centres - CLOSE).astype(int) + 1).tolist()
-    assert max(count for _, count in seen) <= 2
 
 
 def test_noise_of_a_float32_spacing_does_not_decide_the_size() -> None:

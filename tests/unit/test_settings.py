@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "MAX_ATTEMPTS": ("5", 5),
     "RETRY_DELAY_S": ("0.5", 0.5),
     "LEASE_S": ("12.5", 12.5),
+    "SHUTDOWN_GRACE_S": ("7", 7.0),
     "TIME_LIMIT_S": ("60", 60),
     "MAX_INPUT_BYTES": ("1000", 1000),
     "MAX_VOXELS": ("2000", 2000),
@@ -68,7 +69,7 @@ def test_defaults_reach_servers_on_this_machine() -> None:
     assert (settings.minio_input_bucket, settings.minio_output_bucket) == ("volumes", "masks")
     assert settings.onnx_providers == [CUDA, CPU]
     assert (settings.require_gpu, settings.max_attempts, settings.lease_s) == (False, 3, 30.0)
-    assert settings.max_voxels == 1_073_741_824
+    assert settings.max_voxels == 536_870_912
 
 
 def test_a_dotenv_file_is_read_and_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

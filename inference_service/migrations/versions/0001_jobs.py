@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("output_place", sa.Text(), nullable=True, comment="bucket and prefix that its results are reserved"),
         sa.Column("attempt", sa.Integer(), server_default="0", nullable=False),
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=True, comment="when the next attempt is due"),
         sa.Column("cancel_requested", sa.Boolean(), server_default="false", nullable=False),
@@ -42,6 +43,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index(op.f("ix_jobs_state_created_at"), "jobs", ["state", "created_at"], unique=False)
+    op.create_index(
+        "uq_jobs_output_place",
+        "jobs",
+        ["output_place"],
+        unique=True,
+        postgresql_where=sa.text("state NOT IN ('failed', 'cancelled')"),
+    )
     op.create_table(
         "transitions",
         sa.Column("id", sa.BigInteger(), nullable=False),
@@ -62,5 +70,6 @@ def downgrade() -> None:
     """Drops both tables."""
     op.drop_index(op.f("ix_transitions_job_id"), table_name="transitions")
     op.drop_table("transitions")
+    op.drop_index("uq_jobs_output_place", table_name="jobs")
     op.drop_index(op.f("ix_jobs_state_created_at"), table_name="jobs")
     op.drop_table("jobs")
