@@ -4,6 +4,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -138,8 +139,13 @@ def unharmed(stack: Stack, client: Client, scan: Path) -> Iterator[None]:
 
 def processes() -> set[tuple[int, float]]:
     """The workers and their children, told apart from later ones with the same process id."""
-    family = psutil.Process().children(recursive=True)
-    return {(one.pid, one.create_time()) for one in family if {"worker", "--role"} <= set(one.cmdline())}
+    workers = set()
+    for one in psutil.Process().children(recursive=True):
+        # Processes of the servers come and go meanwhile.
+        with suppress(psutil.Error):
+            if {"worker", "--role"} <= set(one.cmdline()):
+                workers.add((one.pid, one.create_time()))
+    return workers
 
 
 def row(client: Client, job_id: UUID) -> Job:
