@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.models import Manifest
+from inference_service.manifest import Manifest
 from inference_service.windows import WindowPlan, importance
 
 

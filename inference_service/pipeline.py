@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from inference_service.errors import InternalError
 from inference_service.inference import Network, labels_from_logits, stream_logits
+from inference_service.manifest import Manifest
 from inference_service.mapping import map_planes
-from inference_service.models import Manifest, Model, check_signature
+from inference_service.models import Model, check_signature
 from inference_service.nifti import write_mask
 from inference_service.postprocess import clean
 from inference_service.preprocess import prepare

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.models import LargestComponent, PostProcessing
+from inference_service.manifest import LargestComponent, PostProcessing
 
 # 26-connected: voxels that share a corner belong together.
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)

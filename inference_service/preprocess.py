@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.errors import InputTooLarge
-from inference_service.models import (
+from inference_service.manifest import (
     CtIntensity,
     FixedRangeIntensity,
     Intensity,

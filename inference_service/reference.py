@@ -4,7 +4,7 @@ import json
 
 from pydantic import Secret, SecretStr
 
-from inference_service.models import Manifest
+from inference_service.manifest import Manifest
 from inference_service.report import Report
 from inference_service.request import TaskMessage
 from inference_service.settings import Settings

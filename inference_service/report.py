@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from inference_service.models import Manifest
+from inference_service.manifest import Manifest
 from inference_service.volume import Volume
 
 # Planes whose histogram is taken at a time: bounds the memory of the statistics.

@@ -9,7 +9,7 @@ from nibabel.orientations import axcodes2ornt
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from inference_service.models import Manifest
+from inference_service.manifest import Manifest
 
 # The same examples on every machine, and no limit that a slow one could miss.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)

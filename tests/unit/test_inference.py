@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from inference_service.inference import Network, labels_from_logits, stream_logits
-from inference_service.models import Manifest
+from inference_service.manifest import Manifest
 from inference_service.windows import Shape, WindowPlan, importance, plan_windows
 
 MakeManifest = Callable[..., Manifest]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.inference import labels_from_logits
+from inference_service.manifest import Manifest
 from inference_service.mapping import map_planes
-from inference_service.models import Manifest
 from inference_service.resample import Kind, Kinds, Shape, axis_taps
 
 Floats = NDArray[np.float32]

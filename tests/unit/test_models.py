@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from inference_service.errors import ModelInvalid, ModelNotFound
-from inference_service.models import Manifest, check_signature, find_model, list_models, read_model
+from inference_service.manifest import Manifest
+from inference_service.models import check_signature, find_model, list_models, read_model
 
 NETWORK = b"an ONNX file"
 VALID: dict[str, object] = {

@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from inference_service import pipeline
 from inference_service.errors import InputTooLarge, InternalError, ModelInvalid
-from inference_service.models import Manifest, Model
+from inference_service.manifest import Manifest
+from inference_service.models import Model
 from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, load_session, segment_file, segment_volume
 from inference_service.report import Report
 from inference_service.sessions import Session

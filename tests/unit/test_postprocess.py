@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from inference_service.models import LargestComponent, PostProcessing, RemoveSmall
+from inference_service.manifest import LargestComponent, PostProcessing, RemoveSmall
 from inference_service.postprocess import clean
 
 

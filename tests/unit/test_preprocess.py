@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.errors import InputTooLarge
-from inference_service.models import Intensity, Manifest
+from inference_service.manifest import Intensity, Manifest
 from inference_service.preprocess import normalise, prepare
 from inference_service.volume import Affine, Volume
 

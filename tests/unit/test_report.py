@@ -7,7 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from inference_service.models import Manifest
+from inference_service.manifest import Manifest
 from inference_service.report import InputReport, LabelReport, ModelReport, Report, measure_labels
 from inference_service.volume import Volume
 

@@ -1,0 +1,169 @@
+"""What a model's `manifest.json` says: all that inference needs to know but the weights.
+
+It can say what nnU-Net's plans and a MONAI bundle say about inference; `docs/models.md` shows how.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from inference_service.request import NAME_PATTERN, VERSION_PATTERN
+from inference_service.volume import AXIS_CODES
+
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Percent = Annotated[float, Field(ge=0, le=100)]
+WindowShape = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+def _increasing(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError(f"expected a range from low to high, got {list(bounds)}")
+    return bounds
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_increasing)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CtIntensity(_Strict):
+    """Clip to `clip`, subtract `mean`, divide by `std`: nnU-Net's CTNormalization with the data set's fingerprint."""
+
+    kind: Literal["ct"]
+    clip: Range
+    mean: float
+    std: PositiveFloat
+
+
+class ZScoreIntensity(_Strict):
+    """Subtract the volume's own mean and divide by its standard deviation: nnU-Net's ZScoreNormalization, MONAI's
+    NormalizeIntensity; `nonzero_only` takes and normalises voxels other than 0 alone."""
+
+    kind: Literal["z_score"]
+    nonzero_only: bool = False
+
+
+class PercentilesIntensity(_Strict):
+    """Map the volume's own `percentiles` to `output`: MONAI's ScaleIntensityRangePercentiles."""
+
+    kind: Literal["percentiles"]
+    percentiles: Annotated[tuple[Percent, Percent], AfterValidator(_increasing)]
+    output: Range = (0.0, 1.0)
+    clip: bool = True
+
+
+class MinMaxIntensity(_Strict):
+    """Map the volume's own minimum and maximum to `output`: MONAI's ScaleIntensity, nnU-Net's RescaleTo01."""
+
+    kind: Literal["min_max"]
+    output: Range = (0.0, 1.0)
+
+
+class FixedRangeIntensity(_Strict):
+    """Map the range `input` to `output`: MONAI's ScaleIntensityRange, nnU-Net's RGBTo01 with input 0…255."""
+
+    kind: Literal["fixed_range"]
+    input: Range
+    output: Range = (0.0, 1.0)
+    clip: bool = True
+
+
+class NoIntensity(_Strict):
+    """Feed the values as they are: nnU-Net's NoNormalization."""
+
+    kind: Literal["none"]
+
+
+Intensity = Annotated[
+    CtIntensity | ZScoreIntensity | PercentilesIntensity | MinMaxIntensity | FixedRangeIntensity | NoIntensity,
+    Field(discriminator="kind"),
+]
+
+
+class Channel(_Strict):
+    """One input channel of the network."""
+
+    name: str = Field(min_length=1, max_length=64)
+    intensity: Intensity
+
+
+class Label(_Strict):
+    """What one output channel of the network stands for."""
+
+    name: str = Field(min_length=1, max_length=64)
+    value: int = Field(ge=0, le=65535, description="The value in the mask.")
+
+
+class LargestComponent(_Strict):
+    """Keep each label's largest 26-connected component alone."""
+
+    step: Literal["largest_component"]
+    labels: tuple[int, ...] = Field(min_length=1)
+
+
+class RemoveSmall(_Strict):
+    """Drop the 26-connected components of each label that are smaller than `min_volume_ml`."""
+
+    step: Literal["remove_small"]
+    labels: tuple[int, ...] = Field(min_length=1)
+    min_volume_ml: PositiveFloat
+
+
+PostProcessing = Annotated[LargestComponent | RemoveSmall, Field(discriminator="step")]
+
+
+class Manifest(_Strict):
+    """Everything about a model but its weights."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    version: str = Field(pattern=VERSION_PATTERN)
+    description: str = Field(min_length=1)
+    licence: str = Field(min_length=1, description="SPDX identifier of the weights' licence.")
+    intended_use: str = Field(min_length=1)
+    modality: Literal["CT", "MR", "PT", "US", "other"]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of model.onnx.")
+
+    channels: tuple[Channel, ...] = Field(min_length=1, description="Input channels, in the network's order.")
+    orientation: str = Field(
+        description="Towards where each of the network's spatial axes runs, for example RAS, or SPL for z, y, x arrays."
+    )
+    spacing_mm: Spacing = Field(description="Voxel size along the network's axes.")
+    interpolation: Literal["linear", "cubic"] = Field("linear", description="How the scan is resampled to spacing_mm.")
+    separate_axis_above: PositiveFloat | None = Field(
+        None,
+        description="Where the scan's largest spacing exceeds its smallest by more than this factor, nearest-neighbour "
+        "interpolation along that axis (3 in nnU-Net).",
+    )
+
+    window: WindowShape
+    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a window that its neighbour covers again.")
+    placement: Literal["snap", "even"] = Field(
+        "snap", description="snap: fixed step, the last window pushed back inside (MONAI); even: equal steps (nnU-Net)."
+    )
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    padding_value: float = Field(
+        0.0, description="What surrounds a volume smaller than the window, after the intensities."
+    )
+
+    activation: Literal["softmax", "sigmoid"] = Field(
+        description="softmax: the label of the highest output channel; sigmoid: every channel above 0.5 writes its "
+        "label, later channels over earlier ones."
+    )
+    labels: tuple[Label, ...] = Field(min_length=1, description="One for each output channel, in the network's order.")
+    postprocessing: tuple[PostProcessing, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if sorted(AXIS_CODES.get(code, -1) for code in self.orientation) != [0, 1, 2]:
+            raise ValueError(f"orientation must name each of L/R, P/A and I/S once, got {self.orientation!r}")
+        values = [label.value for label in self.labels]
+        if len(set(values)) != len(values) or len({label.name for label in self.labels}) != len(values):
+            raise ValueError("labels must differ in name and in value")
+        if self.activation == "sigmoid" and 0 in values:
+            raise ValueError("a sigmoid model has no background channel: label value 0 is what no channel claims")
+        unknown = {value for step in self.postprocessing for value in step.labels} - set(values)
+        if unknown:
+            raise ValueError(f"postprocessing names label values that the model does not have: {sorted(unknown)}")
+        return self
