@@ -45,9 +45,9 @@ def register(app: App, runner: "JobRunner") -> None:
     """Adds the task to a worker's application."""
 
     @app.task(name=TASK_NAME, bind=True)
-    def segment(task: "Task[..., None]", /, *args: object, **message: object) -> None:
+    def segment(task: "Task[..., None]", /, **message: object) -> None:
         try:
-            runner.run(message if not args else {}, task_id=str(task.request.id))
+            runner.run(message, task_id=str(task.request.id))
         except (DatabaseUnavailable, QueueUnavailable) as error:
             logger.warning("the message goes back to its queue: %s", error)
             time.sleep(_OUTAGE_PAUSE_S)
@@ -84,6 +84,7 @@ class JobRunner:
 
         Raises:
             DatabaseUnavailable: Nothing could be recorded: the message must stay in the queue.
+            QueueUnavailable: Another attempt is due and could not be sent: likewise.
         """
         job_id = _uuid(message.get("job_id")) or _uuid(task_id)
         if job_id is None:
@@ -204,14 +205,10 @@ class JobRunner:
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:
+    """The request of a message; `consumer` has looked at its arguments, and says in `refused` what is wrong."""
     if "refused" in message:
         raise BadRequest(str(message["refused"]))
-    unknown = sorted(set(message) - {"job_id", "request"})
-    if unknown:
-        raise BadRequest(f"the task takes job_id and request only, got also {len(unknown)} other argument(s)")
-    if "request" not in message:
-        raise BadRequest("the task's keyword argument request is missing")
-    return parse_request(message["request"])
+    return parse_request(message.get("request"))
 
 
 def _uuid(value: object) -> UUID | None:
