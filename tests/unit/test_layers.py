@@ -18,6 +18,7 @@ LEVELS: tuple[set[str], ...] = (
         "health",
         "logs",
         "machine",
+        "parallel",
         "resample",
         "server_process",
         "stages",
