@@ -1,29 +1,33 @@
 # Set-up goes into .venv; every target makes sure of it first.
-VENV    ?= .venv
+# Which ONNX Runtime: cpu, or openvino in an environment beside it. They exclude one another.
+ENGINE  ?= cpu
+VENV    ?= .venv$(if $(filter-out cpu,$(ENGINE)),-$(ENGINE))
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
 export INPUT
 READY   := $(VENV)/.ready
+# Of its own, for it holds gigabytes of what others run.
+BENCH   := .venv-bench
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock models clean
+.PHONY: help demo test check format lock bench models clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
 
-$(READY): locks/dev.txt pyproject.toml
+$(READY): locks/dev-$(ENGINE).txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r locks/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r locks/dev-$(ENGINE).txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a file of yours)
 	@$(BIN)/inference-service demo $${INPUT:+--input "$$INPUT"}
 
-test: $(READY) ## run all tests on embedded servers
-	$(BIN)/pytest
+test: $(READY) ## run all tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
+	$(BIN)/pytest $(TESTS)
 
 check: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -37,10 +41,19 @@ format: $(READY) ## format the code
 
 lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(COMPILE) --extra cpu --extra embedded --extra dev --output-file locks/dev.txt
+	$(COMPILE) --extra cpu --extra embedded --extra dev --output-file locks/dev-cpu.txt
+	$(COMPILE) --extra openvino --extra embedded --extra dev --output-file locks/dev-openvino.txt
 	$(COMPILE) --extra cpu --output-file locks/cpu.txt
 	$(COMPILE) --extra gpu --output-file locks/gpu.txt
 	$(COMPILE) --extra openvino --output-file locks/openvino.txt
 
+bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtime and nnU-Net (ARGS="--only job")
+	@$(BENCH)/bin/python -m benchmarks $(ARGS)
+
+$(BENCH)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
 clean: ## remove the virtual environment and what runs have left
-	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

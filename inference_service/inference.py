@@ -4,22 +4,38 @@ Memory holds the logits of one window's depth, not of the whole volume: planes t
 touches leave at once.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import product
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, combinations, islice, pairwise, product
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.errors import OutOfMemory
 from inference_service.manifest import Manifest
-from inference_service.windows import WindowPlan, importance
+from inference_service.parallel import ALONE, Threads
+from inference_service.windows import Shape, WindowPlan, importance
+
+logger = logging.getLogger(__name__)
+
+Corner = tuple[int, ...]
+Hold = Callable[[tuple[int, ...]], NDArray[np.float32]]
+
+# Finished planes that are divided by their weights, and brought into one piece of memory each, at a time.
+_PLANES_AT_A_TIME = 8
 
 
 class Network(Protocol):
     """What the engine needs of a loaded model."""
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turns windows (batch, channels, *window) into logits (batch, labels, *window)."""
+        """Turns windows (batch, channels, *window) into logits (batch, labels, *window), a new array."""
+
+
+def in_memory(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Where logits are held unless the caller knows better: zeros in memory."""
+    return np.zeros(shape, dtype=np.float32)
 
 
 def stream_logits(
@@ -28,6 +44,9 @@ def stream_logits(
     manifest: Manifest,
     plan: WindowPlan,
     *,
+    batch: int = 1,
+    threads: Threads = ALONE,
+    hold: Hold = in_memory,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Iterator[NDArray[np.float32]]:
     """Runs the network over an image.
@@ -35,52 +54,150 @@ def stream_logits(
     Args:
         image: Shape (i, j, k), on the model's grid and normalised.
         network: The loaded model.
-        manifest: Says window, blending, labels and padding.
+        manifest: Says window, blending, mirroring, labels and padding.
         plan: Where the windows lie.
+        batch: Windows that the network is given at a time, always as many: the last ones are filled up. Halved where
+            they need more memory than there is.
+        threads: For what is not the network.
+        hold: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
+            what the network takes for itself is taken.
         on_window: Called after each window with the number of windows done; what it raises ends the run.
 
     Yields:
         The blended logits of each plane along the plan's axis in order: shape (labels, h, w), h and w in array order.
+
+    Raises:
+        OutOfMemory: A single window needs more memory than there is.
     """
     if any(before or after for before, after in plan.pads):
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
-    inside = [range(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
-    inside_h, inside_w = (slice(inside[axis].start, inside[axis].stop) for axis in plan.axes[1:])
-    for index, plane in enumerate(_stream_padded(image, network, manifest, plan, on_window)):
-        if index in inside[plan.axis]:
+    inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
+    inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
+    results = _results(image, network, manifest, plan, batch)
+    planes = _blended(results, image.shape, manifest, plan, threads, hold, on_window)
+    for index, plane in enumerate(planes):
+        if inside[plan.axis].start <= index < inside[plan.axis].stop:
             yield plane[:, inside_h, inside_w]
 
 
-def _stream_padded(
-    image: NDArray[np.float32],
-    network: Network,
+def _results(
+    image: NDArray[np.float32], network: Network, manifest: Manifest, plan: WindowPlan, batch: int
+) -> Iterator[NDArray[np.float32]]:
+    """The network's logits (labels, *window) of every window, mirrored ones flipped back, in the plan's order."""
+    flips = mirrorings(manifest.mirror_axes)
+    wanted = list(product(_corners(plan), flips))
+    done = 0
+    while done < len(wanted):
+        now = wanted[done : done + batch]
+        filled = now + now[-1:] * (batch - len(now))
+        windows = np.empty((batch, 1, *manifest.window), dtype=np.float32)
+        for window, (corner, flip) in zip(windows, filled, strict=True):
+            window[0] = np.flip(image[_box(corner, manifest.window)], flip)
+        try:
+            logits = network.run(windows)
+        except OutOfMemory:
+            if batch == 1:
+                raise
+            batch //= 2
+            logger.warning("a batch of %d windows does not fit into memory: %d from now on", batch * 2, batch)
+            continue
+        for (_, flip), result in zip(now, logits, strict=False):
+            yield np.flip(result, tuple(axis + 1 for axis in flip))
+        done += len(now)
+        # The next run's are made while nobody holds these.
+        del logits, result
+
+
+def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The ways of flipping some axes, none first: every combination of them, as nnU-Net's test-time augmentation.
+
+    >>> mirrorings((0, 2))
+    [(), (0,), (2,), (0, 2)]
+    """
+    return [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
+
+
+def _corners(plan: WindowPlan) -> list[Corner]:
+    """The first voxel of each window, those that lie first along the plan's axis first."""
+    ordered = product(*(plan.starts[axis] for axis in plan.axes))
+    places = [plan.axes.index(axis) for axis in range(3)]
+    return [tuple(corner[place] for place in places) for corner in ordered]
+
+
+def _box(corner: Corner, window: Shape) -> tuple[slice, slice, slice]:
+    i, j, k = (slice(start, start + size) for start, size in zip(corner, window, strict=True))
+    return i, j, k
+
+
+def _blended(
+    results: Iterator[NDArray[np.float32]],
+    shape: tuple[int, ...],
     manifest: Manifest,
     plan: WindowPlan,
+    threads: Threads,
+    hold: Hold,
     on_window: Callable[[int], None],
 ) -> Iterator[NDArray[np.float32]]:
-    """Everything here but what the network sees has the plan's axis first: (labels, d, h, w)."""
-    axis = plan.axis
-    weights = np.moveaxis(importance(manifest.window, manifest.blending), axis, 0)
-    image = np.moveaxis(image, axis, 0)
-    depth, height, width = weights.shape
-    deep, high, wide = (plan.starts[of] for of in plan.axes)
-    logits = np.zeros((len(manifest.labels), depth, *image.shape[1:]), dtype=np.float32)
-    total_weight = np.zeros((depth, *image.shape[1:]), dtype=np.float32)
-    done = 0
-    for start, following in zip(deep, [*deep[1:], image.shape[0]], strict=True):
-        for top, left in product(high, wide):
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            window = np.moveaxis(image[start : start + depth, rows, columns], 0, axis)
-            result = network.run(np.ascontiguousarray(window)[np.newaxis, np.newaxis])[0]
-            logits[:, :, rows, columns] += np.moveaxis(result, axis + 1, 1) * weights
-            total_weight[:, rows, columns] += weights
-            done += 1
-            on_window(done)
-        leaving = following - start
-        yield from np.moveaxis(logits[:, :leaving] / total_weight[:leaving], 1, 0)
-        for held in (np.moveaxis(logits, 1, 0), total_weight):
-            held[: depth - leaving] = held[leaving:]
-            held[depth - leaving :] = 0
+    """Adds windows up, and yields the planes (labels, h, w) that no later one touches."""
+    axis, depth = plan.axis, manifest.window[plan.axis]
+    weights = importance(manifest.window, manifest.blending)
+    times = len(mirrorings(manifest.mirror_axes))
+    extent = [depth if each == axis else size for each, size in enumerate(shape)]
+    first = next(results)
+    logits = hold((len(first), *extent))
+    total = np.zeros(extent, dtype=np.float32)
+    results = chain([first], results)
+    del first
+    corners = _corners(plan)
+    for index, (corner, after) in enumerate(pairwise([*corners, shape]), start=1):
+        box = _box(tuple(0 if each == axis else start for each, start in enumerate(corner)), manifest.window)
+        for result in islice(results, times):
+            _add(result, weights, logits[:, *box], threads)
+            del result
+        total[box] += weights * times
+        on_window(index)
+        leaving = after[axis] - corner[axis]
+        yield from _leave(np.moveaxis(logits, axis + 1, 1), np.moveaxis(total, axis, 0), leaving, threads)
+
+
+def _add(
+    result: NDArray[np.float32], weights: NDArray[np.float32], held: NDArray[np.float32], threads: Threads
+) -> None:
+    """Adds a window's weighted logits to those held: (labels, *window) all. A row at a time stays in the cache."""
+
+    def add(part: slice) -> None:
+        for row in range(*part.indices(len(weights))):
+            weighted = result[:, row]
+            weighted *= weights[row]
+            held[:, row] += weighted
+
+    threads.each_slice(len(weights), add)
+
+
+def _leave(
+    logits: NDArray[np.float32], total: NDArray[np.float32], leaving: int, threads: Threads
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the first planes of logits (labels, depth, h, w), divided by their total weight, and moves up the rest."""
+    for start in range(0, leaving, _PLANES_AT_A_TIME):
+        now = slice(start, min(start + _PLANES_AT_A_TIME, leaving))
+        yield from _divided(logits[:, now], total[now], threads)
+    if leaving:
+        # One label at a time, as numpy copies what it moves within an array.
+        for held in (*logits, total):
+            held[: len(held) - leaving] = held[leaving:]
+            held[len(held) - leaving :] = 0
+
+
+def _divided(logits: NDArray[np.float32], total: NDArray[np.float32], threads: Threads) -> NDArray[np.float32]:
+    """Means (depth, labels, h, w) from weighted sums (labels, depth, h, w)."""
+    labels, depth, *plane = logits.shape
+    means = np.empty((depth, labels, *plane), dtype=np.float32)
+
+    def divide(part: slice) -> None:
+        np.divide(logits[part], total, out=np.moveaxis(means, 0, 1)[part])
+
+    threads.each_slice(labels, divide)
+    return means
 
 
 def labels_from_logits(

@@ -1,15 +1,22 @@
 """The pipeline on this machine's files, without any server."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from inference_service.engine import Engine, load_session, session_warnings
 from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory
 from inference_service.machine import usable_cpus
 from inference_service.models import find_model
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, load_session, segment_file
+from inference_service.parallel import Threads
+from inference_service.pipeline import MASK_FILE, REPORT_FILE, segment_file, segment_volume
+from inference_service.providers import Precision
+from inference_service.readers import read_scan
 from inference_service.report import Report
 from inference_service.settings import Settings
 from inference_service.stages import Progress, StageClock
@@ -62,18 +69,69 @@ def verify_model(settings: Settings, name: str, version: str | None) -> dict[str
     """
     model = find_model(settings.models_path, name, version)
     session = load_session(model, _engine(settings))
-    window = np.random.default_rng(0).normal(size=(1, 1, *model.manifest.window)).astype(np.float32)
-    logits = session.run(window)
+    shape = (session.batch or 1, 1, *model.manifest.window)
+    logits = session.run(np.random.default_rng(0).normal(size=shape).astype(np.float32))
     if not np.isfinite(logits).all():
         raise ModelInvalid(f"model {name}: the network gives values that are not finite")
     return {
         "model": f"{model.manifest.name} {model.manifest.version}",
         "sha256": model.manifest.sha256,
         "providers": session.providers,
+        "precision": session.precision,
         "window": list(model.manifest.window),
         "labels": {label.value: label.name for label in model.manifest.labels},
     }
 
 
+def compare_precisions(
+    settings: Settings, name: str, version: str | None, *, precision: Precision, source: Path
+) -> dict[str, object]:
+    """Segments a scan in fp32 and in another precision, whether or not the manifest allows it yet.
+
+    Returns:
+        Share of the scan's voxels with equal labels; for each label that occurs the Dice coefficient of its two masks;
+        seconds of the network in each precision.
+
+    Raises:
+        BadRequest: The other precision cannot be computed here.
+        ServiceError: As the pipeline.
+    """
+    model = find_model(settings.models_path, name, version)
+    model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
+    volume = read_scan(source, max_voxels=settings.max_voxels).volume
+    masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
+    seconds: dict[Precision, float] = {}
+    for each in dict.fromkeys(("fp32", precision)):
+        engine, clock = replace(_engine(settings), precision=each), StageClock()
+        session = load_session(model, engine)
+        if session.precision != each:
+            raise BadRequest("; ".join(session_warnings(model, engine, session)))
+        with Threads(engine.threads) as threads:
+            segmented = segment_volume(
+                volume, model.manifest, session, max_voxels=settings.max_voxels, clock=clock, threads=threads
+            )
+        masks[each], seconds[each] = segmented.mask, round(clock.seconds["network"], 3)
+    first, second = masks["fp32"], masks[precision]
+    return {
+        "precision": precision,
+        "label_agreement": float(np.mean(first == second)),
+        "dice": {
+            label.name: _dice(first == label.value, second == label.value)
+            for label in model.manifest.labels
+            if label.value in first or label.value in second
+        },
+        "network_s": seconds,
+    }
+
+
+def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float(2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second)))
+
+
 def _engine(settings: Settings) -> Engine:
-    return Engine(tuple(settings.effective_onnx_providers), settings.intra_op_threads or usable_cpus())
+    return Engine(
+        tuple(settings.effective_onnx_providers),
+        settings.intra_op_threads or usable_cpus(),
+        precision=settings.onnx_precision,
+        batch=settings.window_batch,
+    )

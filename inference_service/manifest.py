@@ -5,8 +5,18 @@ It can say what nnU-Net's plans and a MONAI bundle say about inference; `docs/mo
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
+from inference_service.providers import Precision
 from inference_service.request import NAME_PATTERN, VERSION_PATTERN
 from inference_service.volume import AXIS_CODES
 
@@ -111,6 +121,23 @@ class RemoveSmall(_Strict):
     min_volume_ml: PositiveFloat
 
 
+class NonzeroCrop(_Strict):
+    """Leave out what surrounds the voxels that are not 0, but for `margin_mm`: nnU-Net's crop to non-zero."""
+
+    kind: Literal["nonzero"]
+    margin_mm: NonNegativeFloat = 0.0
+
+
+class BodyCrop(_Strict):
+    """Leave out what surrounds the largest connected region above `threshold`, in the scan's unit (HU for CT), but for
+    `margin_mm`."""
+
+    kind: Literal["body"]
+    threshold: float = -500.0
+    margin_mm: NonNegativeFloat = 10.0
+
+
+Crop = Annotated[NonzeroCrop | BodyCrop, Field(discriminator="kind")]
 PostProcessing = Annotated[LargestComponent | RemoveSmall, Field(discriminator="step")]
 
 
@@ -131,10 +158,21 @@ class Manifest(_Strict):
     )
     spacing_mm: Spacing = Field(description="Voxel size along the network's axes.")
     interpolation: Literal["linear", "cubic"] = Field("linear", description="How the scan is resampled to spacing_mm.")
+    intensity_before_resampling: bool = Field(
+        False,
+        description="Whether intensities are mapped on the scan's own grid, before it is resampled (nnU-Net), rather "
+        "than after (most MONAI bundles).",
+    )
     separate_axis_above: PositiveFloat | None = Field(
         None,
         description="Where the scan's largest spacing exceeds its smallest by more than this factor, nearest-neighbour "
         "interpolation along that axis (3 in nnU-Net).",
+    )
+
+    crop: Crop | None = Field(
+        None,
+        description="What of the scan is looked at at all; the rest is 0 in the mask. The grid of spacing_mm, and "
+        "intensities that depend on the whole scan, are those of what is left.",
     )
 
     window: WindowShape
@@ -145,6 +183,17 @@ class Manifest(_Strict):
     blending: Literal["gaussian", "constant"] = "gaussian"
     padding_value: float = Field(
         0.0, description="What surrounds a volume smaller than the window, after the intensities."
+    )
+
+    mirror_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
+        (),
+        description="Test-time augmentation: each window is run once for every combination of these axes flipped, and "
+        "the logits are averaged (nnU-Net's mirroring). Three axes take eight times as long.",
+    )
+    precisions: tuple[Precision, ...] = Field(
+        ("fp32",),
+        description="What the network may be computed in: bf16 only where `models verify --precision bf16` has shown "
+        "that it agrees with fp32.",
     )
 
     activation: Literal["softmax", "sigmoid"] = Field(
@@ -158,6 +207,10 @@ class Manifest(_Strict):
     def _consistent(self) -> Self:
         if sorted(AXIS_CODES.get(code, -1) for code in self.orientation) != [0, 1, 2]:
             raise ValueError(f"orientation must name each of L/R, P/A and I/S once, got {self.orientation!r}")
+        if len(set(self.mirror_axes)) != len(self.mirror_axes):
+            raise ValueError(f"mirror_axes must differ, got {list(self.mirror_axes)}")
+        if "fp32" not in self.precisions:
+            raise ValueError("precisions must hold fp32, which every provider computes in")
         values = [label.value for label in self.labels]
         if len(set(values)) != len(values) or len({label.name for label in self.labels}) != len(values):
             raise ValueError("labels must differ in name and in value")

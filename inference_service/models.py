@@ -111,11 +111,12 @@ def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs:
     Raises:
         ModelInvalid: It does not.
     """
+    batch = inputs[0][0] if inputs and inputs[0] else None
     for role, shapes, channels in (
         ("input", inputs, len(manifest.channels)),
         ("output", outputs, len(manifest.labels)),
     ):
-        expected = [1, channels, *manifest.window]
+        expected = [batch or "any", channels, *manifest.window]
         fits = len(shapes) == 1 and len(shapes[0]) == len(expected)
         if not fits or any(got not in (None, want) for got, want in zip(shapes[0], expected, strict=True)):
             raise ModelInvalid(f"model {_title(manifest)}: expected one {role} of shape {expected}, got {shapes}")

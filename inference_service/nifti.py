@@ -234,7 +234,8 @@ def _check_tail(stream: BinaryIO) -> None:
 
 
 def _scale(raw: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
-    native = raw.astype(raw.dtype.newbyteorder("="), copy=False)
+    """Native values scaled as the header says: in `raw`'s memory, which is given up, or in one float32 array more."""
+    native = raw if raw.dtype.isnative else raw.byteswap(inplace=True).view(raw.dtype.newbyteorder("="))
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0 or (slope, intercept) == (1, 0):
         return native
@@ -242,7 +243,7 @@ def _scale(raw: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
         raise InputCorrupt("the header's scl_inter is not a number")
     # What leaves the range of float32 becomes infinite, and is counted and replaced with the other infinite voxels.
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = native.astype(np.float32)
+        scaled = native.astype(np.float32, copy=False)
         scaled *= np.float32(slope)
         scaled += np.float32(intercept)
     return scaled

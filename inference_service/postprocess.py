@@ -11,6 +11,9 @@ from inference_service.manifest import LargestComponent, PostProcessing
 # 26-connected: voxels that share a corner belong together.
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
+# Bounds the memory of counting, which takes 8 bytes a voxel.
+_VOXELS_AT_A_TIME = 2**22
+
 
 def clean(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *, voxel_volume_ml: float) -> None:
     """Applies post-processing steps in order; what they drop becomes 0.
@@ -31,7 +34,7 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
         return
     inside = mask[box]
     components, count = ndimage.label(inside == label, structure=_NEIGHBOURS)
-    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    sizes = _sizes(components, count)
     sizes[0] = 0
     if isinstance(step, LargestComponent):
         dropped = np.arange(count + 1) != sizes.argmax()
@@ -41,6 +44,18 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
     inside[dropped[components]] = 0
 
 
+def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp]:
+    """Voxels of each component, the background's first."""
+    flat = components.ravel(order="K")
+    sizes = np.zeros(count + 1, dtype=np.intp)
+    for start in range(0, flat.size, _VOXELS_AT_A_TIME):
+        sizes += np.bincount(flat[start : start + _VOXELS_AT_A_TIME], minlength=count + 1)
+    return sizes
+
+
 def _bounding_box(where: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    boxes = ndimage.find_objects(where.view(np.uint8))
-    return boxes[0] if boxes and boxes[0] is not None else None
+    across_k = np.asarray(where.any(axis=2))
+    spans = [np.flatnonzero(line) for line in (across_k.any(axis=1), across_k.any(axis=0), where.any(axis=(0, 1)))]
+    if not spans[0].size:
+        return None
+    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from inference_service.errors import InternalError
 
 logger = logging.getLogger(__name__)
 
+Precision = Literal["fp32", "bf16"]
+
 CPU = "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
 # Begins the lines of the trial that are results: libraries print what they like.
 RESULT_MARK = "provider-trial "

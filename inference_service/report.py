@@ -7,10 +7,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from inference_service.manifest import Manifest
+from inference_service.parallel import ALONE, Threads
+from inference_service.providers import Precision
 from inference_service.volume import Volume
 
-# Planes whose histogram is taken at a time: bounds the memory of the statistics.
-_PLANES_AT_A_TIME = 16
+# Statistics are taken slab by slab: of integers by a histogram while it is small, else in pieces that fit into a cache.
+_VOXELS_OF_A_SLAB = 2**20
+_MOST_BINS = 2**20
+_VOXELS_AT_A_TIME = 2**15
+_LANES = 8
 
 
 class _Part(BaseModel):
@@ -25,6 +30,10 @@ class InputReport(_Part):
     spacing_mm: tuple[float, float, float]
     orientation: str = Field(description="Towards where each axis of the file runs, for example LPS.")
     affine: list[list[float]] = Field(description="Voxel index to RAS+ mm, 4×4.")
+    cropped_to: list[tuple[int, int]] | None = Field(
+        description="Where the model's manifest asks for a crop: the first voxel that was looked at along each axis of "
+        "the file, and the one after the last; null where all was."
+    )
 
 
 class ModelReport(_Part):
@@ -53,6 +62,7 @@ class Report(_Part):
     input: InputReport
     model: ModelReport
     providers: list[str] = Field(description="ONNX Runtime execution providers really in use, best first.")
+    precision: Precision = Field(description="What the network was computed in.")
     windows: int = Field(description="How many windows the network ran on.")
     labels: list[LabelReport]
     timings_s: dict[str, float] = Field(description="Seconds of each stage up to the writing of the mask.")
@@ -63,35 +73,91 @@ class Report(_Part):
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def measure_labels(mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest) -> list[LabelReport]:
+def measure_labels(
+    mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest, *, threads: Threads = ALONE
+) -> list[LabelReport]:
     """Counts each label's voxels and describes the intensities under it.
 
     Args:
         mask: Shape (i, j, k), on the scan's grid.
-        volume: The scan.
+        volume: The scan. What is not in Fortran order, as read from a file, is copied.
         manifest: Names the labels.
+        threads: Share the work; the result is the same for any number of them.
     """
-    size = max(label.value for label in manifest.labels) + 1
-    count, total, squares = np.zeros(size), np.zeros(size), np.zeros(size)
-    for start in range(0, mask.shape[2], _PLANES_AT_A_TIME):
-        values = mask[:, :, start : start + _PLANES_AT_A_TIME].ravel(order="F")
-        intensities = volume.voxels[:, :, start : start + _PLANES_AT_A_TIME].ravel(order="F").astype(np.float64)
-        count += np.bincount(values, minlength=size)
-        total += np.bincount(values, weights=intensities, minlength=size)
-        squares += np.bincount(values, weights=intensities**2, minlength=size)
-    reports = []
-    for label in manifest.labels:
-        voxels = int(count[label.value])
-        mean = float(total[label.value] / voxels) if voxels else None
-        variance = squares[label.value] / voxels - mean**2 if mean is not None else 0.0
-        reports.append(
-            LabelReport(
-                value=label.value,
-                name=label.name,
-                voxels=voxels,
-                volume_ml=voxels * volume.voxel_volume_ml,
-                intensity_mean=mean,
-                intensity_std=float(np.sqrt(max(variance, 0.0))) if mean is not None else None,
-            )
+    values, intensities = mask.ravel(order="F"), volume.voxels.ravel(order="F")
+    places = np.full(np.iinfo(mask.dtype).max + 1, len(manifest.labels))
+    places[[label.value for label in manifest.labels]] = np.arange(len(manifest.labels))
+    starts = range(0, mask.size, _VOXELS_OF_A_SLAB)
+    slabs = np.empty((len(starts), 3, len(manifest.labels) + 1))
+
+    def work(part: slice) -> None:
+        for slab, start in zip(slabs[part], starts[part], strict=True):
+            here = slice(start, start + _VOXELS_OF_A_SLAB)
+            slab[:] = _figures(places.take(values[here]), intensities[here], len(manifest.labels) + 1)
+
+    threads.each_slice(len(slabs), work)
+    counts, means, squares = _merged(slabs)
+    return [
+        LabelReport(
+            value=label.value,
+            name=label.name,
+            voxels=int(count),
+            volume_ml=int(count) * volume.voxel_volume_ml,
+            intensity_mean=float(mean) if count else None,
+            intensity_std=float(np.sqrt(square / count)) if count else None,
         )
-    return reports
+        for label, count, mean, square in zip(manifest.labels, counts, means, squares, strict=False)
+    ]
+
+
+def _figures(places: NDArray[np.intp], intensities: NDArray[np.generic], size: int) -> NDArray[np.float64]:
+    """Count, mean and sum of squared deviations of the intensities at each place.
+
+    Args:
+        places: Shape (n,); changed.
+        intensities: Shape (n,).
+        size: How many places there are.
+
+    Returns:
+        Shape (3, size).
+    """
+    if np.issubdtype(intensities.dtype, np.integer):
+        least = int(intensities.min())
+        levels = int(intensities.max()) - least + 1
+        if levels * size <= _MOST_BINS:
+            return _figures_of_integers(places, intensities, size, least, levels)
+    # A bin that was just added to is slow to add to again, and neighbours have the same label mostly.
+    lanes = np.resize(np.arange(_LANES) * size, _VOXELS_AT_A_TIME)
+    figures = []
+    for start in range(0, len(places), _VOXELS_AT_A_TIME):
+        bins = places[start : start + _VOXELS_AT_A_TIME]
+        bins += lanes[: len(bins)]
+        here = intensities[start : start + _VOXELS_AT_A_TIME].astype(np.float64)
+        counts = np.bincount(bins, minlength=_LANES * size)
+        means = np.bincount(bins, here, _LANES * size) / np.maximum(counts, 1)
+        here -= means.take(bins)
+        here *= here
+        figures.append([counts, means, np.bincount(bins, here, _LANES * size)])
+    return _merged(np.asarray(figures).reshape(-1, 3, _LANES, size).swapaxes(1, 2).reshape(-1, 3, size))
+
+
+def _figures_of_integers(
+    places: NDArray[np.intp], intensities: NDArray[np.generic], size: int, least: int, levels: int
+) -> NDArray[np.float64]:
+    """The same by one histogram of places and intensities, which lie from `least` on at so many levels."""
+    places *= levels
+    places -= least
+    np.add(places, intensities, out=places, casting="unsafe")
+    histogram = np.bincount(places, minlength=size * levels).reshape(size, levels).astype(np.float64)
+    scale = np.arange(least, least + levels, dtype=np.float64)
+    counts = histogram.sum(axis=1)
+    means = histogram @ scale / np.maximum(counts, 1)
+    return np.stack([counts, means, (histogram * (scale - means[:, np.newaxis]) ** 2).sum(axis=1)])
+
+
+def _merged(figures: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The figures, shape (3, labels), of all parts, shape (parts, 3, labels), as by Chan, Golub and LeVeque (1983)."""
+    counts, means, squares = figures.swapaxes(0, 1)
+    count = counts.sum(axis=0)
+    mean = (counts * means).sum(axis=0) / np.maximum(count, 1)
+    return np.stack([count, mean, (squares + counts * (means - mean) ** 2).sum(axis=0)])

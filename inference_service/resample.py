@@ -1,27 +1,32 @@
 """Changing the resolution of an image. Pure numerics.
 
 Two grids cover the same extent: their outer edges coincide, not the centres of their first voxels (nnU-Net's rule, and
-PyTorch's align_corners=False). Interpolation here is separable, so that each axis is one matrix and BLAS does the work.
+PyTorch's align_corners=False). Interpolation here is separable, so that each axis is one sparse matrix.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
+
+from inference_service.parallel import ALONE, Threads
 
 Shape = tuple[int, int, int]
 Kind = Literal["nearest", "linear", "cubic"]
 Kinds = tuple[Kind, Kind, Kind]
+Mapping = Callable[[NDArray[np.float32]], None]
 
-# Bounds the memory of resizing: planes along the last axis that are in float32 at full resolution at a time.
-_PLANES_AT_A_TIME = 16
+# Bounds the memory of resizing: planes of the result that are made at a time.
+_PLANES_AT_A_TIME = 8
 # Spacings come from float32 headers: their noise must not decide which way a half voxel is rounded.
 _RATIO_DIGITS = 4
-# Those of two scans; a large one takes 64 MiB.
-_MATRICES_KEPT = 6
+# Samples on either side that a cubic spline is taken to depend on. Their weights fall by 3.7 from one to the next, and
+# those too small for float32 are left out.
+_SPLINE_REACH = 24
+_LEAST_WEIGHT = 1e-8
 
 
 def resized_shape(shape: Shape, spacing_mm: tuple[float, float, float], target_mm: tuple[float, float, float]) -> Shape:
@@ -99,61 +104,130 @@ def _centres(size_in: int, size_out: int) -> NDArray[np.float64]:
     return np.asarray((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5)
 
 
-@lru_cache(maxsize=_MATRICES_KEPT)
-def axis_matrix(size_in: int, size_out: int, kind: Kind) -> NDArray[np.float32]:
-    """The linear operator that resamples one axis.
+def axis_matrix(size_in: int, size_out: int, kind: Kind) -> sparse.csr_array[np.float32]:
+    """The linear operator that resamples one axis; between equal grids the identity, as every kind interpolates.
 
     Beyond the outermost centres the edge value holds. The cubic kind is the interpolating spline of order 3, as in
-    nnU-Net's resampling of images: what SciPy makes of each unit vector.
+    nnU-Net's resampling of images, which takes some 27 samples.
 
     Returns:
         Shape (size_out, size_in); its rows sum to 1.
 
-    >>> axis_matrix(2, 4, "linear").tolist()
+    >>> axis_matrix(2, 4, "linear").toarray().tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
-    matrix = np.zeros((size_out, size_in), dtype=np.float32)
-    if kind == "cubic":
-        centres = _centres(size_in, size_out)
-        for column, unit in enumerate(np.eye(size_in)):
-            matrix[:, column] = ndimage.map_coordinates(unit, centres[np.newaxis], order=3, mode="nearest")
-    else:
-        for index, weight in axis_taps(size_in, size_out, kind).pairs:
-            matrix[np.arange(size_out), index] += weight
-    matrix.setflags(write=False)
+    if kind == "cubic" and size_in != size_out:
+        return _spline_matrix(size_in, size_out)
+    taps = axis_taps(size_in, size_out, "nearest" if size_in == size_out else kind)
+    columns, weights = (np.concatenate(parts) for parts in zip(*taps.pairs, strict=True))
+    rows = np.tile(np.arange(size_out), 2)
+    return _without_dust(sparse.csr_array((weights, (rows, columns)), shape=(size_out, size_in)))
+
+
+def _spline_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
+    """What SciPy makes of unit vectors, many at a time: so far apart that each sample sees the nearest only."""
+    centres = _centres(size_in, size_out)
+    lowest = np.floor(centres).astype(np.intp) - _SPLINE_REACH
+    dense = np.zeros((2 * _SPLINE_REACH, size_out))
+    columns = np.empty(dense.shape, dtype=np.intp)
+    for first in range(len(dense)):
+        comb = np.zeros(size_in)
+        comb[first :: len(dense)] = 1
+        columns[first] = lowest + (first - lowest) % len(dense)
+        ndimage.map_coordinates(comb, centres[np.newaxis], dense[first], order=3, mode="nearest")
+    rows, inside = np.broadcast_to(np.arange(size_out), dense.shape), (columns >= 0) & (columns < size_in)
+    values = dense[inside].astype(np.float32), (rows[inside], columns[inside])
+    return _without_dust(sparse.csr_array(values, shape=(size_out, size_in)))
+
+
+def _without_dust(matrix: sparse.csr_array[np.float32]) -> sparse.csr_array[np.float32]:
+    matrix.data[np.abs(matrix.data) < _LEAST_WEIGHT] = 0
+    matrix.eliminate_zeros()
     return matrix
 
 
-def resize(image: NDArray[np.generic], shape: Shape, kinds: Kinds) -> NDArray[np.float32]:
+def resize(
+    image: NDArray[np.generic],
+    shape: Shape,
+    kinds: Kinds,
+    *,
+    before: Mapping | None = None,
+    threads: Threads = ALONE,
+) -> NDArray[np.float32]:
     """Resamples an image to a grid of the same extent.
+
+    Goes along the axis that is slowest in memory, so that a scan is read once and in the order it lies. Besides the
+    result, each thread holds one plane of the scan in float32 and, already resampled within themselves, those planes
+    that `_PLANES_AT_A_TIME` of the result are made of: at most 16 if linear, 39 if cubic from 300 to 200.
 
     Args:
         image: Shape (i, j, k), any real dtype; a view will do.
         shape: Voxels of the target grid.
         kinds: Interpolation along each axis.
+        before: Applied to the image's values first, plane by plane.
+        threads: Share the work, and the result is the same for any number of them. Let BLAS use one thread meanwhile.
 
     Returns:
-        A new array of shape `shape`.
+        A new array of shape `shape`, whose axes lie in memory in the order of the image's.
     """
-    along_i, along_j, along_k = (
-        axis_matrix(size, target, kind) for size, target, kind in zip(image.shape, shape, kinds, strict=True)
-    )
-    depth = image.shape[2]
-    planes = np.empty((depth, shape[0], shape[1]), dtype=np.float32)
-    for start in range(0, depth, _PLANES_AT_A_TIME):
-        chunk = np.ascontiguousarray(np.moveaxis(image[:, :, start : start + _PLANES_AT_A_TIME], 2, 0), np.float32)
-        planes[start : start + len(chunk)] = _resize_plane(chunk, along_i, along_j)
-    if shape[2] != depth:
-        planes = np.tensordot(along_k, planes, axes=(1, 0))
-    return np.moveaxis(planes, 0, 2)
+    slowest_first = sorted(range(3), key=lambda axis: -abs(image.strides[axis]))
+    across, *along = (axis_matrix(image.shape[axis], shape[axis], kinds[axis]) for axis in slowest_first)
+    used = np.unique(across.indices)
+    planes = image.transpose(slowest_first)
+    resized = np.empty([shape[axis] for axis in slowest_first], dtype=np.float32)
+    bands = [across[start : start + _PLANES_AT_A_TIME, used] for start in range(0, len(resized), _PLANES_AT_A_TIME)]
+    # The widest of all, so that whatever bands a thread gets, it adds up in the same order.
+    width = max(int(np.ptp(band.indices)) for band in bands) + 1
+
+    def work(part: slice) -> None:
+        first = part.start * _PLANES_AT_A_TIME
+        taken = (_resize_plane(planes[index], before, *along) for index in used[bands[part.start].indices.min() :])
+        _blend_planes(taken, bands[part], width, resized[first:])
+
+    threads.each_slice(len(bands), work)
+    return resized.transpose(np.argsort(slowest_first))
+
+
+def _blend_planes(
+    planes: Iterator[NDArray[np.float32]],
+    bands: Sequence[sparse.csr_array[np.float32]],
+    width: int,
+    blended: NDArray[np.float32],
+) -> None:
+    """Writes the planes that some adjoining bands of a matrix make.
+
+    Args:
+        planes: From the first that the first band needs on; taken when they are needed.
+        bands: Rows of the matrix, a few planes of the result each.
+        width: The most neighbouring planes that a band needs.
+        blended: Written from its first plane on.
+    """
+    # Plane n lies in row n % width, which no band needs any longer. Rows not yet filled count with weight 0.
+    ring = np.zeros((width, blended[0].size), dtype=np.float32)
+    taken = int(bands[0].indices.min())
+    for band in bands:
+        for index in range(taken, band.indices.max() + 1):
+            ring[index % width] = next(planes).reshape(-1)
+            taken = index + 1
+        needed = np.unique(band.indices)
+        weights = np.zeros((band.shape[0], width), dtype=np.float32)
+        weights[:, needed % width] = band.toarray()[:, needed]
+        np.matmul(weights, ring, out=blended[: len(weights)].reshape(len(weights), -1))
+        blended = blended[len(weights) :]
 
 
 def _resize_plane(
-    planes: NDArray[np.float32], along_h: NDArray[np.float32], along_w: NDArray[np.float32]
+    plane: NDArray[np.generic],
+    before: Mapping | None,
+    along_h: sparse.csr_array[np.float32],
+    along_w: sparse.csr_array[np.float32],
 ) -> NDArray[np.float32]:
-    """Resamples planes (n, h, w) along their two axes; an axis whose size stays is not touched."""
+    """Resamples a plane (h, w) along its two axes; an axis whose size stays is not touched."""
+    resized = np.array(plane, dtype=np.float32, order="C")
+    if before is not None:
+        before(resized)
     if along_h.shape[0] != along_h.shape[1]:
-        planes = np.matmul(along_h, planes)
+        resized = along_h @ resized
     if along_w.shape[0] != along_w.shape[1]:
-        planes = np.matmul(planes, along_w.T)
-    return planes
+        resized = (along_w @ resized.T).T
+    return resized

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from inference_service.providers import CPU, usable_providers
+from inference_service.providers import CPU, Precision, usable_providers
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -47,17 +47,29 @@ class Settings(BaseSettings):
         ["CUDAExecutionProvider", CPU],
         description="JSON array of the ONNX Runtime execution providers requested, best first.",
     )
+    onnx_precision: Precision = Field(
+        "fp32",
+        description="What networks compute in: bf16 where the provider (OpenVINO), the CPU and the model's manifest "
+        "allow it, and fp32 elsewhere.",
+    )
+    window_batch: PositiveInt = Field(
+        1, description="Windows that a network is given at a time; on a GPU more may be faster."
+    )
     require_gpu: bool = Field(
         False, description="A worker of role gpu refuses to start where no requested GPU is usable."
     )
     intra_op_threads: PositiveInt | None = Field(
-        None, description="Threads of one ONNX session; unset: the worker's CPUs divided by its concurrency."
+        None, description="Threads of one job; unset: the worker's CPUs divided by its concurrency."
     )
 
     worker_concurrency: PositiveInt | None = Field(
         None, description="Jobs that one worker runs at a time; unset: 1 for role gpu, 2 for role cpu."
     )
-    work_path: Path | None = Field(None, description="Folder for a job's temporary files; unset: the system's.")
+    work_path: Path | None = Field(
+        None,
+        description="Folder for a job's temporary files, best on a disk: logits that do not fit into memory go there. "
+        "Unset: the system's.",
+    )
     health_path: Path | None = Field(
         None, description="File that a worker touches while it consumes; unset: none is written and `health` says so."
     )

@@ -13,6 +13,7 @@ from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from inference_service import jobs
+from inference_service.engine import Engine
 from inference_service.errors import (
     BadRequest,
     DatabaseUnavailable,
@@ -26,7 +27,7 @@ from inference_service.errors import (
 from inference_service.lease import Lease, LeaseLost
 from inference_service.logs import logging_job
 from inference_service.models import find_model
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, segment_file
+from inference_service.pipeline import MASK_FILE, REPORT_FILE, segment_file
 from inference_service.queues import App, send
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
 from inference_service.settings import Settings

@@ -5,6 +5,7 @@ World frame: RAS+ millimetres (x to the patient's right, y to the front, z to th
 such as "LPS" says towards where each array axis runs. Files are left to `nifti`, changing resolution to `resample`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TypeAlias, TypeVar
@@ -17,6 +18,7 @@ AXIS_CODES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 _LETTERS = ("LR", "PA", "IS")
 
 Affine: TypeAlias = NDArray[np.float64]
+Box: TypeAlias = tuple[slice, slice, slice]
 Voxel = TypeVar("Voxel", bound=np.generic)
 Value = TypeVar("Value")
 
@@ -54,6 +56,12 @@ class Volume:
         """Volume of one voxel; the determinant, so that shear is counted right."""
         return voxel_volume_ml(self.affine)
 
+    def cropped(self, kept: Box) -> "Volume":
+        """Views a part of the volume, at its own place in the world."""
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [side.start for side in kept]
+        return Volume(self.voxels[kept], affine)
+
 
 @dataclass(frozen=True)
 class Reorientation:
@@ -76,6 +84,16 @@ class Reorientation:
         """Reorders what belongs to the axes, such as a shape or a spacing."""
         i, j, k = self.axes
         return values[i], values[j], values[k]
+
+
+def box(sides: Iterable[tuple[int, int]]) -> Box:
+    """A part of an array, from the first index and the one after the last along each axis.
+
+    >>> box([(1, 3), (0, 2), (4, 5)])
+    (slice(1, 3, None), slice(0, 2, None), slice(4, 5, None))
+    """
+    i, j, k = (slice(start, stop) for start, stop in sides)
+    return i, j, k
 
 
 def spacing_mm(affine: Affine) -> tuple[float, float, float]:

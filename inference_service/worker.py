@@ -9,10 +9,10 @@ from pathlib import Path
 from celery import signals
 
 from inference_service.consumer import SafeConsumer
+from inference_service.engine import Engine
 from inference_service.errors import InternalError
 from inference_service.logs import configure_logging
 from inference_service.machine import usable_cpus
-from inference_service.pipeline import Engine
 from inference_service.providers import GPUS, log_providers
 from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app
 from inference_service.settings import Settings
@@ -52,7 +52,14 @@ def run_worker(role: Role, settings: Settings) -> int:
     threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
     logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(_QUEUES[role]), concurrency, threads)
     install()
-    engine = Engine(tuple(providers), threads, strict=settings.require_gpu and role is Role.GPU)
+    engine = Engine(
+        tuple(providers),
+        threads,
+        strict=settings.require_gpu and role is Role.GPU,
+        precision=settings.onnx_precision,
+        batch=settings.window_batch,
+        jobs=concurrency,
+    )
     app = make_app(settings)
     name = f"{role}-{os.getpid()}@{socket.gethostname()}"
     register(app, JobRunner(app, settings, engine, worker=name))

@@ -1,11 +1,13 @@
 """Commands for one machine alone: segment a file, look at the models, run the demo or the stack."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.table import Table
 
 from inference_service.display import ProgressDisplay, console, labels_table, print_json, timings_table
+from inference_service.providers import Precision
 from inference_service.settings import get_settings
 from inference_service.stages import overall_progress
 
@@ -77,12 +79,22 @@ def show(name: str, version: str | None) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("version", required=False)
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="Compare it with fp32 on the volume.")
+@click.option("--volume", type=click.Path(path_type=Path), help="A scan to compare on.")
 @json_option
-def verify(name: str, version: str | None, as_json: bool) -> None:
-    """Load a model, check it against its manifest and run one window."""
-    from inference_service.local import verify_model
+def verify(name: str, version: str | None, precision: Precision | None, volume: Path | None, as_json: bool) -> None:
+    """Load a model, check it against its manifest and run one window.
 
-    verified = verify_model(get_settings(), name, version)
+    With --precision and --volume, segment the volume in that precision and in fp32 too, and tell how far they agree.
+    """
+    if (precision is None) != (volume is None):
+        raise click.UsageError("--precision and --volume go together")
+    from inference_service.local import compare_precisions, verify_model
+
+    settings = get_settings()
+    verified = verify_model(settings, name, version)
+    if precision is not None and volume is not None:
+        verified |= compare_precisions(settings, name, version, precision=precision, source=volume)
     if as_json:
         print_json(verified)
     else:

@@ -16,10 +16,10 @@ from sqlalchemy import Engine as Database
 
 from inference_service import jobs
 from inference_service.embedded import Servers
+from inference_service.engine import Engine
 from inference_service.errors import DatabaseUnavailable
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
-from inference_service.pipeline import Engine
 from inference_service.queues import OVERFLOW_QUEUE, make_app
 from inference_service.request import parse_request
 from inference_service.settings import Settings

@@ -1,5 +1,6 @@
 """What several unit tests share."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import settings
 from nibabel.orientations import axcodes2ornt
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from scipy.spatial.transform import Rotation
 
 from inference_service.manifest import Manifest
+from inference_service.models import Model
 
 # The same examples on every machine, and no limit that a slow one could miss.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
@@ -17,6 +20,7 @@ settings.load_profile("repeatable")
 
 # Below 45° in all, so that the nearest orientation is not in doubt.
 _OBLIQUE_DEGREES = (8, -11, 14)
+MODEL_WINDOW = (5, 4, 3)
 
 
 @pytest.fixture(scope="session")
@@ -57,5 +61,39 @@ def oblique_affine() -> Callable[[str, Sequence[float]], NDArray[np.float64]]:
         affine[:3, :3] *= spacing_mm
         affine[:3, 3] = -91.5, 40.25, 700.125
         return affine
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Manifest]
+) -> Callable[..., Model]:
+    """Installs a model whose network is a convolution of one voxel; its label is the nearest of 0…3."""
+
+    def make(
+        *, channels: int = 1, labels: int = 4, outputs: int = 1, batch: int | str = "batch", **fields: object
+    ) -> Model:
+        values = np.arange(labels, dtype=np.float32)
+        weights = np.zeros((labels, channels, 1, 1, 1), dtype=np.float32)
+        weights[:, 0, 0, 0, 0] = values
+        nodes = [helper.make_node("Conv", ["volume", "weights", "biases"], ["logits"], kernel_shape=[1, 1, 1])]
+        nodes += [helper.make_node("Identity", ["logits"], ["again"])] * (outputs - 1)
+        graph = helper.make_graph(
+            nodes,
+            "nearest",
+            [helper.make_tensor_value_info("volume", TensorProto.FLOAT, [batch, channels, *MODEL_WINDOW])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, labels, *MODEL_WINDOW])
+                for name in ("logits", "again")[:outputs]
+            ],
+            [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(-(values**2) / 2, "biases")],
+        )
+        network = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+        content: bytes = network.SerializeToString()
+        folder = tmp_path_factory.mktemp("model")
+        (folder / "model.onnx").write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return Model(make_manifest(**{"sha256": sha256, "window": MODEL_WINDOW, **fields}), folder)
 
     return make

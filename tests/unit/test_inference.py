@@ -1,6 +1,7 @@
 import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import product
+from math import ceil
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from inference_service.inference import Network, labels_from_logits, stream_logits
+from inference_service.errors import OutOfMemory
+from inference_service.inference import Network, in_memory, labels_from_logits, stream_logits
 from inference_service.manifest import Manifest
+from inference_service.parallel import Threads
 from inference_service.windows import Shape, WindowPlan, importance, plan_windows
 
 MakeManifest = Callable[..., Manifest]
@@ -42,7 +45,7 @@ class ConstantNetwork:
         self.logits = np.array(logits, dtype=np.float32).reshape(1, -1, 1, 1, 1)
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.broadcast_to(self.logits, (1, self.logits.size, *windows.shape[2:])).copy()
+        return np.broadcast_to(self.logits, (len(windows), self.logits.size, *windows.shape[2:])).copy()
 
 
 class PlaceNetwork:
@@ -175,6 +178,110 @@ def test_planes_leave_before_windows_that_do_not_touch_them_run(
     for index, _ in enumerate(stream_logits(noise(shape), network, manifest, plan)):
         touching = sum(start <= index + plan.pads[plan.axis][0] for start in deep)
         assert len(network.windows) == touching * plan.count // len(deep)
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, st.integers(1, 7))
+def test_batches_are_of_one_size_and_give_what_single_windows_do(
+    make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, batch: int
+) -> None:
+    manifest = make_manifest(window=window, overlap=overlap, placement=placement, values=(0, 1, 2))
+    plan = plan_for(shape, manifest)
+    sizes: list[int] = []
+
+    class Batches(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            sizes.append(len(windows))
+            return super().run(windows)
+
+    image = noise(shape)
+    planes = np.stack(list(stream_logits(image, Batches(window), manifest, plan, batch=batch)))
+    assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork(window), manifest, plan))))
+    assert sizes == [batch] * ceil(plan.count / batch)
+
+
+def test_batches_that_do_not_fit_into_memory_are_halved(
+    make_manifest: MakeManifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: list[int] = []
+
+    class Small(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            sizes.append(len(windows))
+            if len(windows) > 2:
+                raise OutOfMemory("too large")
+            return super().run(windows)
+
+    manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
+    image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
+    planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batch=8)))
+    assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan))))
+    assert sizes == [8, 4] + [2] * ceil(plan.count / 2)
+    assert "a batch of 4 windows does not fit into memory: 2 from now on" in caplog.text
+
+
+def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_manifest: MakeManifest) -> None:
+    class Full:
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            raise OutOfMemory("too large")
+
+    manifest = make_manifest(values=(0, 1))
+    with pytest.raises(OutOfMemory, match="too large"):
+        list(stream_logits(noise((6, 5, 4)), Full(), manifest, plan_for((6, 5, 4), manifest), batch=4))
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[int, ...], batch: int) -> None:
+    class Mirrored:
+        """The textbook's: each window run in every mirroring, flipped back, and averaged."""
+
+        def __init__(self, network: Network) -> None:
+            self.network = network
+
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            flips = [tuple(axis + 2 for axis in axes if chosen >> axis & 1) for chosen in range(8)]
+            each = {flip: np.flip(self.network.run(np.flip(windows, flip)), flip) for flip in flips}
+            assert len(each) == 2 ** len(axes)
+            return np.asarray(np.mean(list(each.values()), axis=0), dtype=np.float32)
+
+    shape, window = (9, 6, 5), (4, 5, 3)
+    image, network = noise(shape), PlaceNetwork(window)
+    plain = make_manifest(window=window, values=(0, 1, 2))
+    mirrored = make_manifest(window=window, values=(0, 1, 2), mirror_axes=axes)
+    plan = plan_for(shape, plain)
+    expected = np.stack(list(stream_logits(image, Mirrored(network), plain, plan)))
+    counts: list[int] = []
+    got = np.stack(list(stream_logits(image, network, mirrored, plan, batch=batch, on_window=counts.append)))
+    assert np.allclose(got, expected, atol=8 * BLENDING_RTOL)
+    assert not np.allclose(got, np.stack(list(stream_logits(image, network, plain, plan))), atol=0.1)
+    assert counts == list(range(1, plan.count + 1))
+
+
+@pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23)])
+def test_threads_change_no_bit(make_manifest: MakeManifest, shape: Shape) -> None:
+    manifest = make_manifest(values=(0, 1, 2))
+    image, network, plan = noise(shape), PlaceNetwork((5, 4, 3)), plan_for(shape, manifest)
+    alone = np.stack(list(stream_logits(image, network, manifest, plan)))
+    with Threads(3) as threads:
+        assert np.array_equal(np.stack(list(stream_logits(image, network, manifest, plan, threads=threads))), alone)
+
+
+@pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (2, 1, 3)])
+def test_logits_are_held_where_the_caller_says_once_the_network_has_run(
+    make_manifest: MakeManifest, shape: Shape
+) -> None:
+    manifest = make_manifest(window=(5, 4, 3), values=(0, 1, 2))
+    plan, network = plan_for(shape, manifest), ValueNetwork()
+    held: list[tuple[tuple[int, ...], int]] = []
+
+    def hold(extent: tuple[int, ...]) -> NDArray[np.float32]:
+        held.append((extent, len(network.windows)))
+        return in_memory(extent)
+
+    list(stream_logits(noise(shape), network, make_manifest(window=(5, 4, 3), values=(0, 1)), plan, hold=hold))
+    expected = [max(size, extent) for size, extent in zip(shape, (5, 4, 3), strict=True)]
+    expected[plan.axis] = (5, 4, 3)[plan.axis]
+    assert held == [((2, *expected), 1)]
 
 
 def test_memory_does_not_grow_with_the_volume(make_manifest: MakeManifest) -> None:

@@ -19,19 +19,18 @@ LEVELS: tuple[set[str], ...] = (
         "logs",
         "machine",
         "parallel",
-        "resample",
         "server_process",
         "stages",
         "transport",
         "volume",
         "windows",
     },
-    {"embedded_postgres", "mapping", "nifti", "phantom", "providers", "request", "sessions"},
-    {"consumer", "embedded", "manifest", "readers", "settings", "trial"},
-    {"inference", "models", "postprocess", "preprocess", "queues", "report", "storage", "tables"},
-    {"jobs", "pipeline", "reference"},
-    {"client", "deployment", "display", "lease", "local"},
-    {"__init__", "commands.jobs", "stack", "tasks"},
+    {"embedded_postgres", "memory", "nifti", "phantom", "providers", "request", "resample"},
+    {"consumer", "embedded", "manifest", "mapping", "readers", "sessions", "settings"},
+    {"crop", "inference", "models", "postprocess", "preprocess", "queues", "report", "storage", "tables", "trial"},
+    {"engine", "jobs", "reference"},
+    {"client", "deployment", "display", "lease", "pipeline"},
+    {"__init__", "commands.jobs", "local", "stack", "tasks"},
     {"demo", "worker"},
     {"commands.local", "commands.operations"},
     {"cli"},
@@ -49,14 +48,14 @@ HOMES: dict[str, set[str]] = {
     "psycopg2": {"tables", "embedded_postgres"},
     "pydicom": set(),
     "redis": {"embedded", "transport"},
-    "scipy": {"mapping", "resample", "postprocess"},
+    "scipy": {"crop", "mapping", "resample", "postprocess"},
     "sqlalchemy": {"tables", "jobs"},
     "threadpoolctl": {"pipeline"},
 }
 # What the image goes through, and what none of it may know of.
 NUMERICS = {
-    "volume", "windows", "resample", "preprocess", "inference", "mapping", "postprocess",
-    "nifti", "readers", "pipeline",
+    "volume", "windows", "crop", "resample", "preprocess", "inference", "mapping", "postprocess",
+    "nifti", "parallel", "memory", "readers", "engine", "pipeline",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "client", "lease", "tasks", "worker"}
 

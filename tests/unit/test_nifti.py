@@ -159,6 +159,24 @@ def test_values_are_scaled_as_the_header_says(read: Callable[[bytes], Volume], d
     np.testing.assert_array_equal(volume.voxels, expected, strict=True)
 
 
+@pytest.mark.parametrize(("dtype", "arrays"), [("<f4", 1), (">f4", 1), ("<i2", 1.5), (">i2", 1.5)])
+def test_scaling_holds_no_copy_more_than_it_must(tmp_path: Path, dtype: str, arrays: float) -> None:
+    header = nibabel.Nifti1Header(endianness=dtype[0])
+    header.set_data_dtype(dtype)
+    header.set_data_shape((128, 128, 128))
+    header.set_sform(STRAIGHT, code=1)
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = 2, 1, 352
+    path = tmp_path / "scan.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + np.full(128**3, 3, dtype).tobytes())
+    tracemalloc.start()
+    try:
+        volume = read_nifti(path, 128**3)[0]
+        assert tracemalloc.get_traced_memory()[1] < arrays * 128**3 * 4 + 3 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert (volume.voxels == 7).all()
+
+
 @pytest.mark.parametrize("slope", [0.0, NAN, INF])
 def test_a_slope_of_zero_or_none_means_no_scaling(read: Callable[[bytes], Volume], slope: float) -> None:
     volume = read(changed_file({"scl_slope": slope, "scl_inter": 7}))

@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -8,16 +9,15 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
-from inference_service import pipeline
-from inference_service.errors import InputTooLarge, InternalError, ModelInvalid
+from inference_service.engine import Engine
+from inference_service.errors import InputTooLarge, ModelInvalid, OutOfMemory
 from inference_service.manifest import Manifest
+from inference_service.memory import Memory
 from inference_service.models import Model
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, Engine, load_session, segment_file, segment_volume
+from inference_service.pipeline import MASK_FILE, REPORT_FILE, segment_file, segment_volume
 from inference_service.report import Report
-from inference_service.sessions import Session
 from inference_service.stages import Stage, StageClock, overall_progress
 from inference_service.volume import Affine, Volume
 
@@ -72,7 +72,7 @@ def spacing_of(orientation: str) -> list[float]:
 
 
 def segment(volume: Volume, manifest: Manifest, *values: float) -> NDArray[np.unsignedinteger]:
-    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6, clock=StageClock())[0]
+    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6, clock=StageClock()).mask
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -101,10 +101,10 @@ def test_network_sees_the_scan_along_its_own_axes(
         orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION), window=expected.shape
     )
     network = NearestValueNetwork(0, 1, 2, 3)
-    mask, windows = segment_volume(volume, manifest, network, max_voxels=10**6, clock=StageClock())
-    assert windows == len(network.images) == 1
+    segmented = segment_volume(volume, manifest, network, max_voxels=10**6, clock=StageClock())
+    assert segmented.windows == len(network.images) == 1
     assert np.array_equal(network.images[0], expected)
-    assert np.array_equal(mask, volume.voxels)
+    assert np.array_equal(segmented.mask, volume.voxels)
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RIA", "ASL"])
@@ -157,9 +157,9 @@ def test_thick_slices_are_taken_apart_on_the_way_back_too(make_manifest: MakeMan
 def test_sigmoid_channels_write_over_earlier_ones(make_manifest: MakeManifest) -> None:
     voxels = label_scan((7, 4, 5))
     manifest = make_manifest(activation="sigmoid", values=(2, 300, 1), window=WINDOW)
-    mask, _ = segment_volume(
+    mask = segment_volume(
         Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6, clock=StageClock()
-    )
+    ).mask
     assert mask.dtype == np.uint16
     assert np.array_equal(mask, np.array([0, 2, 1, 1])[voxels])
 
@@ -187,36 +187,6 @@ def test_mask_is_cleaned_on_the_scans_grid(make_manifest: MakeManifest) -> None:
         step = {"step": "remove_small", "labels": [1], "min_volume_ml": least_ml}
         manifest = make_manifest(values=(0, 1), spacing_mm=(2, 2, 2), postprocessing=[step])
         assert np.array_equal(segment(Volume(voxels, affine), manifest, 0, 1), expected)
-
-
-@pytest.fixture(scope="module")
-def make_model(tmp_path_factory: pytest.TempPathFactory, make_manifest: MakeManifest) -> MakeModel:
-    """Installs a model whose network is a convolution of one voxel; its label is the nearest of 0…3."""
-
-    def make(*, channels: int = 1, labels: int = 4, outputs: int = 1, **fields: object) -> Model:
-        values = np.arange(labels, dtype=np.float32)
-        weights = np.zeros((labels, channels, 1, 1, 1), dtype=np.float32)
-        weights[:, 0, 0, 0, 0] = values
-        nodes = [helper.make_node("Conv", ["volume", "weights", "biases"], ["logits"], kernel_shape=[1, 1, 1])]
-        nodes += [helper.make_node("Identity", ["logits"], ["again"])] * (outputs - 1)
-        graph = helper.make_graph(
-            nodes,
-            "nearest",
-            [helper.make_tensor_value_info("volume", TensorProto.FLOAT, ["batch", channels, *WINDOW])],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", labels, *WINDOW])
-                for name in ("logits", "again")[:outputs]
-            ],
-            [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(-(values**2) / 2, "biases")],
-        )
-        network = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
-        content: bytes = network.SerializeToString()
-        folder = tmp_path_factory.mktemp("model")
-        (folder / "model.onnx").write_bytes(content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return Model(make_manifest(**{"sha256": sha256, "window": WINDOW, **fields}), folder)
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -276,12 +246,14 @@ def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine:
     assert np.array(report.input.affine) == pytest.approx(affine, rel=1e-6)
     assert report.model.model_dump() == {"name": "test", "version": "1", "sha256": model.manifest.sha256}
     assert report.providers == ["CPUExecutionProvider"]
+    assert report.precision == "fp32"
+    assert report.input.cropped_to is None
     assert report.windows == 1 * 3 * 2
     assert [label.voxels for label in report.labels] == np.bincount(voxels.ravel()).tolist()
     assert [label.intensity_mean for label in report.labels] == [0, 1, 2, 3]
     assert report.labels[1].volume_ml == pytest.approx(report.labels[1].voxels * 0.0036)
     assert set(report.timings_s) == {
-        "read", "model_load", "preprocess", "windows", "map", "postprocess", "report", "write",
+        "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "write",
     }  # fmt: skip
     assert report.timings_s == clock.seconds
     assert min(report.timings_s.values()) > 0
@@ -304,15 +276,15 @@ def test_provider_that_is_not_used_is_told_of(tmp_path: Path, model: Model, obli
     engine = Engine(("NoSuchExecutionProvider", "CPUExecutionProvider"), threads=1)
     report = run(tmp_path / "scan.nii", tmp_path, model, engine)
     assert report.providers == ["CPUExecutionProvider"]
-    assert report.warnings == ["the model does not run on NoSuchExecutionProvider"]
+    assert report.warnings == ["the model: it does not run on NoSuchExecutionProvider"]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"sha256": "0" * 64}, "expected sha256 0000"),
-        ({"channels": 2}, r"expected one input of shape \[1, 1, 5, 4, 3\], got \[\[None, 2, 5, 4, 3\]\]"),
-        ({"labels": 3}, r"expected one output of shape \[1, 4, 5, 4, 3\], got \[\[None, 3, 5, 4, 3\]\]"),
+        ({"channels": 2}, r"expected one input of shape \['any', 1, 5, 4, 3\], got \[\[None, 2, 5, 4, 3\]\]"),
+        ({"labels": 3}, r"expected one output of shape \['any', 4, 5, 4, 3\], got \[\[None, 3, 5, 4, 3\]\]"),
         ({"outputs": 2}, "expected one output of shape"),
         ({"window": (5, 4, 4)}, "expected one input of shape"),
     ],
@@ -330,12 +302,6 @@ def test_larger_scans_are_refused(tmp_path: Path, model: Model) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     with pytest.raises(InputTooLarge, match="140 voxels"):
         segment_file(tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=139, clock=StageClock())
-
-
-def test_session_stays_warm(make_model: MakeModel) -> None:
-    model = make_model()
-    assert load_session(model, CPU) is load_session(Model(model.manifest, model.folder), CPU)
-    assert load_session(model, CPU) is not load_session(model, Engine(CPU.providers, threads=2))
 
 
 def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
@@ -372,16 +338,72 @@ def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
 
-def test_a_strict_engine_refuses_a_model_that_falls_back(
-    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_a_crop_leaves_out_is_0_and_told_of(
+    tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine
 ) -> None:
-    class OnTheCpu(Session):
-        def __init__(self, network: bytes, *, providers: Sequence[str], threads: int | None = None) -> None:
-            super().__init__(network, providers=["CPUExecutionProvider"], threads=threads)
+    voxels = np.zeros((9, 11, 8), dtype=np.int16)
+    voxels[2:7, 3:9, 1:4] = label_scan((5, 6, 3))
+    voxels[2, 3, 1] = voxels[6, 8, 3] = 3
+    write_scan(tmp_path / "scan.nii", voxels, oblique_affine("PLI", spacing_of("PLI")))
+    fields = {"orientation": MODEL_ORIENTATION, "spacing_mm": spacing_of(MODEL_ORIENTATION)}
+    whole = run(tmp_path / "scan.nii", tmp_path, make_model(**fields))
+    report = run(tmp_path / "scan.nii", tmp_path, make_model(crop={"kind": "nonzero"}, **fields))
+    assert report.input.cropped_to == [(2, 7), (3, 9), (1, 4)]
+    assert report.windows < whole.windows
+    assert report.labels == whole.labels
+    assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
 
-    monkeypatch.setattr(pipeline, "Session", OnTheCpu)
-    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert load_session(model, Engine(providers, 1)).providers == ["CPUExecutionProvider"]
-    assert "does not run on CUDAExecutionProvider" in caplog.text
-    with pytest.raises(InternalError, match="does not run on CUDAExecutionProvider"):
-        load_session(model, Engine(providers, 1, strict=True))
+
+def test_intensities_are_those_of_the_cropped_scan(make_manifest: MakeManifest) -> None:
+    voxels = np.zeros((12, 10, 8), dtype=np.float32)
+    voxels[3:6, 2:6, 1:4] = 5 + np.arange(36).reshape(3, 4, 3)
+    z_score = [{"name": "CT", "intensity": {"kind": "z_score"}}]
+    manifest = make_manifest(channels=z_score, crop={"kind": "nonzero"}, window=(3, 4, 3), values=(0, 1))
+    network = NearestValueNetwork(0, 1)
+    segment_volume(Volume(voxels, np.eye(4)), manifest, network, max_voxels=10**6, clock=StageClock())
+    (image,) = network.images
+    assert image.mean() == pytest.approx(0, abs=1e-5)
+    assert image.std() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("model_batch", ["batch", 1, 3])
+def test_batches_change_nothing_in_the_mask(
+    tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine, model_batch: int | str
+) -> None:
+    voxels = label_scan((7, 4, 5))
+    write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
+    model = make_model(batch=model_batch, orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION))
+    report = run(tmp_path / "scan.nii", tmp_path, model, replace(CPU, batch=4, threads=2))
+    assert report.warnings == []
+    assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
+
+
+def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_manifest: MakeManifest) -> None:
+    network = NearestValueNetwork(0, 1, 2, 3)
+    with pytest.raises(OutOfMemory, match=r"needs 0\.1 GiB of memory, and this worker has 0\.1 GiB"):
+        segment_volume(
+            Volume(label_scan((7, 4, 5)), np.eye(4)), make_manifest(), network,
+            max_voxels=10**6, clock=StageClock(), memory=Memory(spare=lambda jobs: 128 * 2**20),
+        )  # fmt: skip
+    assert network.images == []
+
+
+def test_logits_on_disk_give_the_same_mask_and_a_note(tmp_path: Path, make_manifest: MakeManifest) -> None:
+    class Shrinking:
+        """Memory that the network takes for itself."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def __call__(self, jobs: int) -> int:
+            self.asked += 1
+            return 2**40 if self.asked == 1 else 0
+
+    voxels = label_scan((17, 4, 5))
+    segmented = segment_volume(
+        Volume(voxels, np.eye(4)), make_manifest(), NearestValueNetwork(0, 1, 2, 3),
+        max_voxels=10**6, clock=StageClock(), memory=Memory(tmp_path, spare=Shrinking()),
+    )  # fmt: skip
+    assert np.array_equal(segmented.mask, voxels)
+    (note,) = segmented.notes
+    assert note.endswith("they were held on disk")

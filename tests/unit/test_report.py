@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from inference_service.manifest import Manifest
+from inference_service.parallel import Threads
 from inference_service.report import InputReport, LabelReport, ModelReport, Report, measure_labels
 from inference_service.volume import Volume
 
@@ -55,6 +56,35 @@ def test_spread_of_a_constant_is_never_the_root_of_a_negative(make_manifest: Mak
     assert report.intensity_std == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["i2", ">i2", "u2", "i4", "f4", ">f4", "f8"])
+@pytest.mark.parametrize("offset", [0, 10**4, 10**9])
+def test_figures_hold_for_every_kind_of_intensity(make_manifest: MakeManifest, dtype: str, offset: int) -> None:
+    random = np.random.default_rng(0)
+    values = (0, 2, 700)
+    mask = np.array(random.choice((*values, 9), (130, 110, 80)), dtype=np.uint16, order="F")
+    intensities = random.normal(300, 40, mask.shape) + 500 * (mask == 2)
+    if np.dtype(dtype).itemsize > 2:
+        intensities += offset
+    volume = Volume(np.asfortranarray(intensities.astype(dtype)), np.eye(4))
+    manifest = make_manifest(values=values)
+    reports = measure_labels(mask, volume, manifest)
+    for report in reports:
+        inside = volume.voxels[mask == report.value].astype(np.float64)
+        assert report.voxels == inside.size
+        assert report.intensity_mean == pytest.approx(inside.mean(), rel=CLOSE)
+        assert report.intensity_std == pytest.approx(inside.std(), rel=1e-7)
+    with Threads(3) as threads:
+        assert measure_labels(mask, volume, manifest, threads=threads) == reports
+
+
+def test_integers_of_all_their_range_are_measured(make_manifest: MakeManifest) -> None:
+    extremes = np.array([-(2**31), 2**31 - 1, 5, 5], dtype=np.int32).reshape(4, 1, 1)
+    mask = np.array([1, 1, 0, 0], dtype=np.uint8).reshape(4, 1, 1)
+    five, both = measure_labels(mask, Volume(extremes, np.eye(4)), make_manifest(values=(0, 1)))
+    assert (five.intensity_mean, five.intensity_std) == (5, 0)
+    assert (both.intensity_mean, both.intensity_std) == (-0.5, 2**31 - 0.5)
+
+
 def test_voxels_of_no_label_are_not_counted(make_manifest: MakeManifest) -> None:
     mask = np.array([0, 0, 5, 2], dtype=np.uint8).reshape(2, 2, 1)
     volume = Volume(np.array([9, 9, 1, 3], dtype=np.int16).reshape(2, 2, 1), np.eye(4))
@@ -67,10 +97,16 @@ def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
     report = Report(
         service_version="1",
         input=InputReport(
-            sha256="0" * 64, shape=(2, 3, 4), spacing_mm=(1, 2, 3), orientation="LPS", affine=np.eye(4).tolist()
+            sha256="0" * 64,
+            shape=(2, 3, 4),
+            spacing_mm=(1, 2, 3),
+            orientation="LPS",
+            affine=np.eye(4).tolist(),
+            cropped_to=None,
         ),
         model=ModelReport(name="test", version="1", sha256="0" * 64),
         providers=["CPUExecutionProvider"],
+        precision="fp32",
         windows=4,
         labels=[label],
         timings_s={"read": 0.5},

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper
 
 from inference_service import trial
 from inference_service.errors import ModelInvalid, OutOfMemory
-from inference_service.providers import CPU
+from inference_service.providers import CPU, OPENVINO, Precision
 from inference_service.sessions import Session
 
 WINDOW: NDArray[np.float32] = np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)
@@ -23,9 +24,10 @@ def network(
     inputs: Sequence[str] = ("x",),
     outputs: Sequence[str] = ("y",),
     constants: Sequence[onnx.TensorProto] = (),
+    batch: int | str = 1,
 ) -> bytes:
     """An ONNX file whose inputs and outputs are of free size."""
-    free: list[str | int | None] = [1, 1, "i", "j", "k"]
+    free: list[str | int | None] = [batch, 1, "i", "j", "k"]
     graph = helper.make_graph(
         list(nodes),
         "test",
@@ -115,6 +117,46 @@ def test_a_window_beyond_memory_is_out_of_memory() -> None:
     session = Session(expand, providers=[CPU])
     with pytest.raises(OutOfMemory):
         session.run(np.ones((1, 1, 1, 1, 1), dtype=np.float32))
+
+
+def test_the_cpu_provider_has_all_of_a_network() -> None:
+    assert Session(DOUBLE, providers=[CPU]).whole
+
+
+def test_a_batch_is_free_or_fixed() -> None:
+    assert Session(DOUBLE, providers=[CPU]).batch == 1
+    free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
+    assert Session(free, providers=[CPU]).batch is None
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_openvino_is_told_threads_and_precision(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, hint: str
+) -> None:
+    opened: list[tuple[list[tuple[str, dict[str, str]]], str]] = []
+
+    def open_session(
+        content: bytes, options: onnxruntime.SessionOptions, providers: list[tuple[str, dict[str, str]]]
+    ) -> None:
+        try:
+            fallback = options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        except RuntimeError:
+            fallback = "0"
+        opened.append((providers, fallback))
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("no")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(ModelInvalid):
+        Session(DOUBLE, providers=[OPENVINO, CPU], threads=3, precision=precision)
+    (alone, without_fallback), (both, with_fallback) = opened
+    assert alone == both[:1]
+    assert (without_fallback, with_fallback) == ("1", "0")
+    (name, options), cpu = both
+    assert (name, options["device_type"]) == (OPENVINO, "CPU")
+    assert json.loads(options["load_config"]) == {
+        "CPU": {"INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": 3}
+    }
+    assert cpu == (CPU, {})
 
 
 FAILED_ALLOCATIONS = [

@@ -25,6 +25,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "MINIO_OUTPUT_BUCKET": ("results", "results"),
     "MODELS_PATH": ("/srv/models", Path("/srv/models")),
     "ONNX_PROVIDERS": (f'["{TENSORRT}", "{CUDA}"]', [TENSORRT, CUDA]),
+    "ONNX_PRECISION": ("bf16", "bf16"),
+    "WINDOW_BATCH": ("4", 4),
     "REQUIRE_GPU": ("1", True),
     "INTRA_OP_THREADS": ("3", 3),
     "WORKER_CONCURRENCY": ("4", 4),

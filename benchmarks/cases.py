@@ -1,0 +1,128 @@
+"""The five cases: which sides, on which networks and volumes."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from benchmarks.measurement import CaseName, NetworkName, Shape, Side
+
+Source = Literal["window", "volume", "scan"]
+
+# Case 5 takes minutes a run.
+_ROUNDS_LESS = {"nnunet": 1}
+_LEAST_VOXELS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What all sides of a case are given.
+
+    Attributes:
+        name: What tables and results call it.
+        network: The weights.
+        source: One window or one volume of noise, or a phantom's scan in a file.
+        shape: Voxels of the source.
+    """
+
+    name: str
+    network: NetworkName
+    source: Source
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: What `--only` takes.
+        title: What its table is called.
+        subjects: Each is measured on its own.
+        sides: The first is what the others are compared with in the table.
+        compared: Pairs of sides whose labels are compared: a side, and its reference.
+    """
+
+    name: CaseName
+    title: str
+    subjects: tuple[Subject, ...]
+    sides: tuple[Side, ...]
+    compared: tuple[tuple[str, str], ...] = ()
+
+    def rounds(self, asked: int) -> int:
+        """How often each side runs."""
+        return max(1, asked - _ROUNDS_LESS.get(self.name, 0))
+
+    def scaled(self, scale: float) -> "Case":
+        """The same with smaller volumes, to try the benchmark itself."""
+        return replace(self, subjects=tuple(_scaled(subject, scale) for subject in self.subjects))
+
+
+def _scaled(subject: Subject, scale: float) -> Subject:
+    if subject.source == "window" or scale == 1:
+        return subject
+    i, j, k = (max(_LEAST_VOXELS, round(size * scale)) for size in subject.shape)
+    return _volume(subject.network, subject.source, (i, j, k))
+
+
+def _volume(network: NetworkName, source: Source, shape: Shape) -> Subject:
+    return Subject("×".join(map(str, shape)), network, source, shape)
+
+
+FORWARD = Case(
+    "forward",
+    "Forward pass of one window",
+    (
+        Subject("0.35 M, 96³", "0.35 M", "window", (96, 96, 96)),
+        Subject("5.6 M, 96³", "5.6 M", "window", (96, 96, 96)),
+        Subject("31 M, 128³", "31 M", "window", (128, 128, 128)),
+    ),
+    (
+        Side("torch", "forward_torch"),
+        Side("onnxruntime-cpu", "forward_onnx", "cpu"),
+        Side("onnxruntime-openvino", "forward_onnx", "openvino"),
+        Side("onnxruntime-openvino-bf16", "forward_onnx", "openvino", "bf16"),
+    ),
+)
+SLIDING_WINDOW = Case(
+    "sliding-window",
+    "Sliding window in memory, labels included",
+    (_volume("5.6 M", "volume", (256, 256, 160)),),
+    (
+        Side("monai-torch", "window_monai"),
+        Side("monai-onnxruntime-cpu", "window_monai", "cpu"),
+        Side("monai-onnxruntime-openvino", "window_monai", "openvino"),
+        Side("ours-cpu", "window_ours", "cpu"),
+        Side("ours-openvino", "window_ours", "openvino"),
+        Side("ours-openvino-bf16", "window_ours", "openvino", "bf16"),
+    ),
+    (
+        ("ours-cpu", "monai-onnxruntime-cpu"),
+        ("ours-openvino", "monai-onnxruntime-openvino"),
+        ("ours-cpu", "monai-torch"),
+        ("ours-openvino", "monai-torch"),
+        ("ours-openvino-bf16", "monai-torch"),
+    ),
+)
+JOB = Case(
+    "job",
+    "Whole job, file to file",
+    (_volume("5.6 M", "scan", (512, 512, 300)),),
+    (Side("ours-openvino", "job_ours", "openvino"), Side("ours-cpu", "job_ours", "cpu")),
+)
+GROWTH = Case(
+    "growth",
+    "Whole job by the scan's length",
+    tuple(_volume("0.35 M", "scan", (512, 512, slices)) for slices in (150, 300, 600, 1200)),
+    (Side("ours-openvino", "job_ours", "openvino"),),
+)
+NNUNET = Case(
+    "nnunet",
+    "Whole job against nnU-Net's predictor",
+    (_volume("31 M", "scan", (512, 512, 300)),),
+    (
+        Side("nnunet", "job_nnunet"),
+        Side("ours-openvino", "job_ours", "openvino"),
+        Side("ours-openvino-bf16", "job_ours", "openvino", "bf16"),
+    ),
+    (("ours-openvino", "nnunet"), ("ours-openvino-bf16", "nnunet"), ("ours-openvino-bf16", "ours-openvino")),
+)
+CASES = {case.name: case for case in (FORWARD, SLIDING_WINDOW, JOB, GROWTH, NNUNET)}

@@ -1,0 +1,40 @@
+"""Our engine as our sides use it."""
+
+from benchmarks.measurement import Precision, Task
+from benchmarks.onnx import PROVIDERS
+from benchmarks.watch import MemoryWatch, NetworkClock
+from benchmarks.workspace import Workspace
+from inference_service.engine import Engine
+from inference_service.models import Model, read_model
+
+
+def task_engine(task: Task) -> Engine:
+    """The engine that a side runs on; strict, so that no other provider takes the place of the one that is measured."""
+    if task.side.provider is None:
+        raise ValueError(f"side {task.side.name} names no provider")
+    return Engine((PROVIDERS[task.side.provider],), task.threads, strict=True, precision=task.side.precision)
+
+
+def task_model(task: Task) -> Model:
+    """The model of a side's case."""
+    return read_model(Workspace(task.workspace).model(task.case))
+
+
+def check_precision(task: Task, used: Precision) -> None:
+    """Makes sure that the engine has not taken fp32 where a side is about bf16.
+
+    Raises:
+        RuntimeError: It has, as it does on a CPU that does not compute in it.
+    """
+    if used != task.side.precision:
+        raise RuntimeError(f"expected the network in {task.side.precision}, got {used}")
+
+
+def check_watched(memory: MemoryWatch, network: NetworkClock) -> None:
+    """Makes sure that what a side measures is what the engine did.
+
+    Raises:
+        RuntimeError: The engine loads or runs its network by another way than the side watches.
+    """
+    if not (memory.loads and network.runs):
+        raise RuntimeError(f"expected the network loaded and run, watched {memory.loads} loads and {network.runs} runs")

@@ -1,0 +1,52 @@
+"""Writes what a case's sides are given: networks, models, volumes and scans, each once."""
+
+import numpy as np
+from scipy import ndimage
+
+from benchmarks.cases import Case, Subject
+from benchmarks.measurement import Shape
+from benchmarks.models import write_model
+from benchmarks.networks import NETWORKS, save
+from benchmarks.nnunet_folder import write_nnunet_folder
+from benchmarks.workspace import Workspace
+from inference_service.nifti import write_volume
+from inference_service.phantom import chest_phantom
+
+_SEED = 1
+_SMOOTHING_VOXELS = 2.0
+# Of the phantoms; the model's grid is coarser.
+_SCAN_SPACING_MM = (0.7, 0.7, 1.0)
+
+
+def write_inputs(case: Case, workspace: Workspace) -> None:
+    """Writes all that a case needs and that no case before it has written."""
+    for subject in case.subjects:
+        onnx, weights = workspace.onnx(subject.network), workspace.weights(subject.network)
+        if not onnx.exists():
+            save(NETWORKS[subject.network], weights=weights, onnx=onnx)
+        if not workspace.source(subject).exists():
+            _write_source(subject, workspace)
+    programs = {side.program for side in case.sides}
+    network = case.subjects[0].network
+    if programs & {"window_ours", "job_ours"}:
+        write_model(workspace.model(case.name), case.name, NETWORKS[network], workspace.onnx(network))
+    if "job_nnunet" in programs:
+        write_nnunet_folder(workspace.nnunet, NETWORKS[network], workspace.weights(network))
+
+
+def _write_source(subject: Subject, workspace: Workspace) -> None:
+    path = workspace.source(subject)
+    if subject.source == "scan":
+        write_volume(path, chest_phantom(subject.shape, _SCAN_SPACING_MM))
+        return
+    noise = np.random.default_rng(_SEED).standard_normal(subject.shape, np.float32)
+    if subject.source == "volume":
+        noise = _smoothed(noise, subject.shape)
+    np.save(path, noise)
+
+
+def _smoothed(noise: np.ndarray[Shape, np.dtype[np.float32]], shape: Shape) -> np.ndarray[Shape, np.dtype[np.float32]]:
+    smooth = np.empty(shape, np.float32)
+    ndimage.gaussian_filter(noise, _SMOOTHING_VOXELS, output=smooth)
+    smooth /= smooth.std()
+    return smooth

@@ -1,0 +1,47 @@
+"""What a result's reader must know of the machine, and nothing that names it."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from inference_service.machine import usable_cpus
+
+_CPU_INFO, _MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+_FLAGS = {
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
+}  # fmt: skip
+_PACKAGES = (
+    "inference-service", "numpy", "scipy", "nibabel", "isal", "onnx", "onnxruntime-openvino",
+    "torch", "monai", "nnunetv2", "dynamic-network-architectures", "SimpleITK",
+)  # fmt: skip
+
+
+def describe_machine() -> dict[str, object]:
+    """CPU, memory and packages."""
+    cpu, memory = _fields(_CPU_INFO), _fields(_MEMORY_INFO)
+    return {
+        "cpu": cpu.get("model name", platform.machine()),
+        "cpu_flags": sorted(_FLAGS & set(cpu.get("flags", "").split())),
+        "cpus": os.cpu_count(),
+        "usable_cpus": usable_cpus(),
+        "memory_gb": round(int(memory["MemTotal"].split()[0]) * 1024 / 1e9, 1),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The first value of each `key : value` line."""
+    fields: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,43 @@
+"""Our whole job: a file in, a mask's file and a report out, the model's loading included."""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+from benchmarks.engine import check_precision, check_watched, task_engine, task_model
+from benchmarks.labels import copy_labels
+from benchmarks.measurement import Run, Task
+from benchmarks.models import MAX_VOXELS
+from benchmarks.watch import MemoryWatch, NetworkClock
+from inference_service import pipeline
+from inference_service.engine import Engine, load_session
+from inference_service.models import Model
+from inference_service.pipeline import MASK_FILE, segment_file
+from inference_service.sessions import Session
+from inference_service.stages import StageClock
+
+
+def run(task: Task) -> Run:
+    """Measures the side."""
+    network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
+
+    def watched(model: Model, engine: Engine) -> Session:
+        with memory.loading():
+            return load_session(model, engine)
+
+    with (
+        TemporaryDirectory(dir=task.workspace) as target,
+        patch.object(pipeline, "load_session", watched),
+        patch.object(Session, "run", network.timed(Session.run)),
+    ):
+        start = time.perf_counter()
+        model, engine = task_model(task), task_engine(task)
+        report = segment_file(task.source, Path(target), model, engine, max_voxels=MAX_VOXELS, clock=clock)
+        seconds = time.perf_counter() - start
+        memory.finish()
+        if task.labels:
+            copy_labels(Path(target) / MASK_FILE, task.labels)
+    check_precision(task, report.precision)
+    check_watched(memory, network)
+    return Run(seconds, network.seconds, network.runs, memory.peak_mb, memory.above_model_mb, dict(clock.seconds))

@@ -1,0 +1,38 @@
+"""Our sliding window over a volume in memory."""
+
+import time
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.engine import check_precision, check_watched, task_engine, task_model
+from benchmarks.measurement import Run, Task
+from benchmarks.models import MAX_VOXELS, SPACING_MM
+from benchmarks.watch import MemoryWatch, NetworkClock
+from inference_service.engine import load_session
+from inference_service.parallel import Threads
+from inference_service.pipeline import segment_volume
+from inference_service.sessions import Session
+from inference_service.stages import StageClock
+from inference_service.volume import Volume
+
+
+def run(task: Task) -> Run:
+    """Measures the side."""
+    network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
+    model = task_model(task)
+    with memory.loading():
+        session = load_session(model, task_engine(task))
+    check_precision(task, session.precision)
+    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    volume = Volume(np.load(task.source), affine)
+    session.run(np.zeros((1, 1, *model.manifest.window), np.float32))
+    with Threads(task.threads) as threads, patch.object(Session, "run", network.timed(Session.run)):
+        start = time.perf_counter()
+        segmented = segment_volume(volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads)
+        seconds = time.perf_counter() - start
+    memory.finish()
+    check_watched(memory, network)
+    if task.labels:
+        np.save(task.labels, segmented.mask)
+    return Run(seconds, network.seconds, network.runs, memory.peak_mb, memory.above_model_mb, dict(clock.seconds))

@@ -1,0 +1,230 @@
+"""From all measurements to medians, ratios and the flat summary that the project's goals are checked against."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+
+from benchmarks.measurement import Agreement, CaseName, Measurement, Shape
+
+_SLICES = 300
+_BYTES_PER_MB = 1_000_000
+# int16 of the scan and uint8 of the mask.
+_BYTES_PER_VOXEL = 2 + 1
+
+
+class NotMeasured(Exception):
+    """A figure needs a side that did not run."""
+
+
+@dataclass(frozen=True)
+class Median:
+    """Medians over the rounds of one side; each field on its own."""
+
+    case: CaseName
+    subject: str
+    shape: Shape
+    side: str
+    rounds: int
+    seconds: float
+    network_s: float
+    outside_network_s: float
+    peak_mb: float
+    above_model_mb: float
+    stages_s: dict[str, float]
+
+
+class Measured:
+    """All that was measured, by what a figure asks for."""
+
+    def __init__(self, measurements: Iterable[Measurement], agreements: Iterable[Agreement]) -> None:
+        self.medians = medians(measurements)
+        self._agreements = list(agreements)
+
+    def sides(self, case: CaseName, side: str) -> list[Median]:
+        """One side of a case, for each subject that it was measured on."""
+        found = [median for median in self.medians if (median.case, median.side) == (case, side)]
+        if not found:
+            raise NotMeasured(f"{case} {side}")
+        return found
+
+    def side(self, case: CaseName, side: str) -> Median:
+        """One side of a case that has one subject."""
+        (median,) = self.sides(case, side)
+        return median
+
+    def speedup(self, case: CaseName, side: str, reference: str) -> float:
+        """How many times faster a side is."""
+        return self.side(case, reference).seconds / self.side(case, side).seconds
+
+    def peak_ratio(self, case: CaseName, side: str, reference: str) -> float:
+        """Peak memory of a side's process as a share of another's."""
+        return self.side(case, side).peak_mb / self.side(case, reference).peak_mb
+
+    def agreement(self, case: CaseName, side: str, reference: str) -> float:
+        """The share of voxels with equal labels."""
+        for agreement in self._agreements:
+            if (agreement.case, agreement.side, agreement.reference) == (case, side, reference):
+                return agreement.share
+        raise NotMeasured(f"{case} {side} {reference}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One key of the summary.
+
+    Attributes:
+        of: Works it out; raises NotMeasured.
+        goal: What the project wants of it.
+    """
+
+    of: Callable[[Measured], float]
+    goal: str = ""
+
+
+def medians(measurements: Iterable[Measurement]) -> list[Median]:
+    """The median of each side on each subject, in the order of first appearance."""
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault((measurement.case, measurement.subject, measurement.side), []).append(measurement)
+    return [_median(group) for group in groups.values()]
+
+
+def _median(group: list[Measurement]) -> Median:
+    first, runs = group[0], [measurement.run for measurement in group]
+    return Median(
+        case=first.case,
+        subject=first.subject,
+        shape=first.shape,
+        side=first.side,
+        rounds=len(runs),
+        seconds=statistics.median(run.seconds for run in runs),
+        network_s=statistics.median(run.network_s for run in runs),
+        outside_network_s=statistics.median(run.seconds - run.network_s for run in runs),
+        peak_mb=statistics.median(run.peak_mb for run in runs),
+        above_model_mb=statistics.median(run.above_model_mb for run in runs),
+        stages_s={stage: statistics.median(run.stages_s.get(stage, 0.0) for run in runs) for stage in runs[0].stages_s},
+    )
+
+
+def slope(x: Iterable[float], y: Iterable[float]) -> float:
+    """Of the straight line through points by least squares.
+
+    >>> slope([1, 2, 3], [5, 7, 9])
+    2.0
+    """
+    return statistics.linear_regression(list(x), list(y)).slope
+
+
+def exponent(x: Iterable[float], y: Iterable[float]) -> float:
+    """The power of x that y grows with: the slope through their logarithms.
+
+    >>> round(exponent([1, 2, 4], [3, 12, 48]), 9)
+    2.0
+    """
+    return slope([math.log(value) for value in x], [math.log(value) for value in y])
+
+
+def _growth(measured: Measured) -> list[Median]:
+    found = measured.sides("growth", "ours-openvino")
+    if len(found) < 2:
+        raise NotMeasured("growth needs two lengths")
+    return found
+
+
+def _growth_exponent(measured: Measured) -> float:
+    """Without the model's loading, which is constant and would flatter it."""
+    found = _growth(measured)
+    return exponent(
+        [median.shape[2] for median in found],
+        [median.seconds - median.stages_s.get("model_load", 0.0) for median in found],
+    )
+
+
+def _growth_memory(measured: Measured) -> float:
+    found = _growth(measured)
+    return _SLICES * slope([median.shape[2] for median in found], [median.peak_mb for median in found])
+
+
+def _scan_and_mask(measured: Measured) -> float:
+    return _SLICES * prod(_growth(measured)[0].shape[:2]) * _BYTES_PER_VOXEL / _BYTES_PER_MB
+
+
+def _ours_file_to_file(measured: Measured) -> list[Median]:
+    return [measured.side("job", side) for side in ("ours-openvino", "ours-cpu")]
+
+
+def _outside_share(measured: Measured, side: str) -> float:
+    median = measured.side("sliding-window", side)
+    return median.outside_network_s / median.seconds
+
+
+def _speedup(case: CaseName, side: str, reference: str) -> Callable[[Measured], float]:
+    return lambda measured: measured.speedup(case, side, reference)
+
+
+def _peak(case: CaseName, side: str, reference: str) -> Callable[[Measured], float]:
+    return lambda measured: measured.peak_ratio(case, side, reference)
+
+
+def _agreement(case: CaseName, side: str, reference: str) -> Callable[[Measured], float]:
+    return lambda measured: measured.agreement(case, side, reference)
+
+
+def _worst(
+    choose: Callable[[Iterable[float]], float], *figures: Callable[[Measured], float]
+) -> Callable[[Measured], float]:
+    return lambda measured: choose(figure(measured) for figure in figures)
+
+
+_SAME_PROVIDER = (("ours-cpu", "monai-onnxruntime-cpu"), ("ours-openvino", "monai-onnxruntime-openvino"))
+_SW: CaseName = "sliding-window"
+
+SUMMARY: dict[str, Figure] = {
+    "sw_speedup_vs_monai_torch_openvino": Figure(_speedup(_SW, "ours-openvino", "monai-torch"), "≥ 3"),
+    "sw_speedup_vs_monai_torch_cpu": Figure(_speedup(_SW, "ours-cpu", "monai-torch"), "≥ 1.4"),
+    "sw_speedup_vs_monai_ort": Figure(_worst(min, *(_speedup(_SW, *pair) for pair in _SAME_PROVIDER)), "≥ 1"),
+    "sw_outside_network_fraction": Figure(lambda measured: _outside_share(measured, "ours-openvino"), "≤ 0.05"),
+    "sw_peak_memory_vs_monai": Figure(
+        _worst(max, *(_peak(_SW, side, "monai-torch") for side in ("ours-openvino", "ours-cpu"))), "≤ 0.5"
+    ),
+    "sw_label_agreement": Figure(_worst(min, *(_agreement(_SW, *pair) for pair in _SAME_PROVIDER)), "≥ 0.9999"),
+    "job_outside_network_s": Figure(
+        lambda measured: max(median.outside_network_s for median in _ours_file_to_file(measured)), "≤ 8"
+    ),
+    "job_peak_above_model_mb": Figure(
+        lambda measured: max(median.above_model_mb for median in _ours_file_to_file(measured)), "≤ 1500"
+    ),
+    "growth_time_exponent": Figure(_growth_exponent, "≈ 1"),
+    "growth_memory_mb_per_300_slices": Figure(_growth_memory, "scan and mask"),
+    "nnunet_speedup": Figure(_speedup("nnunet", "ours-openvino", "nnunet"), "≥ 3"),
+    "nnunet_speedup_bf16": Figure(_speedup("nnunet", "ours-openvino-bf16", "nnunet"), "≥ 5"),
+    "nnunet_peak_memory_ratio": Figure(_peak("nnunet", "ours-openvino", "nnunet"), "≤ 0.4"),
+}
+DETAILS: dict[str, Figure] = {
+    **{
+        f"sw_speedup_{side}_vs_{reference}": Figure(_speedup(_SW, side, reference))
+        for side, reference in (*_SAME_PROVIDER, ("ours-openvino-bf16", "monai-torch"))
+    },
+    **{
+        f"sw_peak_memory_{side}_vs_{reference}": Figure(_peak(_SW, side, reference))
+        for side, reference in _SAME_PROVIDER
+    },
+    "sw_outside_network_fraction_ours_cpu": Figure(lambda measured: _outside_share(measured, "ours-cpu")),
+    "growth_scan_and_mask_mb_per_300_slices": Figure(_scan_and_mask),
+    "nnunet_label_agreement": Figure(_agreement("nnunet", "ours-openvino", "nnunet")),
+    "nnunet_label_agreement_bf16": Figure(_agreement("nnunet", "ours-openvino-bf16", "nnunet")),
+    "nnunet_peak_memory_ratio_bf16": Figure(_peak("nnunet", "ours-openvino-bf16", "nnunet")),
+}
+
+
+def work_out(figures: dict[str, Figure], measured: Measured) -> dict[str, float]:
+    """The figures whose sides have all run."""
+    values = {}
+    for key, figure in figures.items():
+        try:
+            values[key] = figure.of(measured)
+        except NotMeasured:
+            continue
+    return values

@@ -1,0 +1,81 @@
+"""What a side's process measures of itself: its memory, and the time its network takes."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+# What it takes to make the kernel forget the peak so far (proc_pid_clear_refs(5)).
+_FORGET_PEAK = "5"
+_BYTES_PER_KIB, _BYTES_PER_MB = 1024, 1_000_000
+
+
+class MemoryWatch:
+    """Follows this process's resident memory from here on, and keeps what the model takes apart."""
+
+    def __init__(self) -> None:
+        self.peak_mb = _status_mb("VmHWM")
+        self.above_model_mb = 0.0
+        self.loads = 0
+        self._base_mb = self._forget()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around the loading of the model: what stays of it is the model's, what it needs for a moment the peak's."""
+        self.finish()
+        before = self._forget()
+        yield
+        self.peak_mb = max(self.peak_mb, _status_mb("VmHWM"))
+        self._base_mb += self._forget() - before
+        self.loads += 1
+
+    def finish(self) -> None:
+        """Takes the peak since the last look into account."""
+        peak = _status_mb("VmHWM")
+        self.peak_mb = max(self.peak_mb, peak)
+        self.above_model_mb = max(self.above_model_mb, peak - self._base_mb)
+
+    def _forget(self) -> float:
+        """Gives back what is free, forgets the peak, and returns what is held."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR_REFS.write_text(_FORGET_PEAK)
+        return _status_mb("VmRSS")
+
+
+class NetworkClock:
+    """Adds up the runs of a network."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.runs = 0
+
+    def timed(self, run: Callable[P, R]) -> Callable[P, R]:
+        """Makes a function's calls count as the network's."""
+
+        @wraps(run)
+        def timing(*args: P.args, **kwargs: P.kwargs) -> R:
+            start = time.perf_counter()
+            try:
+                return run(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+                self.runs += 1
+
+        return timing
+
+
+def _status_mb(field: str) -> float:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * _BYTES_PER_KIB / _BYTES_PER_MB
+    raise LookupError(f"expected {field} in {_STATUS}, found none")

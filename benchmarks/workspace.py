@@ -1,0 +1,46 @@
+"""Where inputs and labels lie in the benchmark's temporary folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cases import Subject
+from benchmarks.measurement import CaseName, NetworkName
+
+_ENDINGS = {"window": ".npy", "volume": ".npy", "scan": ".nii.gz"}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that the benchmark makes before, and removes after."""
+
+    root: Path
+
+    def weights(self, network: NetworkName) -> Path:
+        """The network's state for PyTorch."""
+        return self.root / f"{_plain(network)}.pt"
+
+    def onnx(self, network: NetworkName) -> Path:
+        """The same network, exported."""
+        return self.root / f"{_plain(network)}.onnx"
+
+    def source(self, subject: Subject) -> Path:
+        """A subject's input."""
+        i, j, k = subject.shape
+        return self.root / f"{subject.source}-{i}-{j}-{k}{_ENDINGS[subject.source]}"
+
+    def model(self, case: CaseName) -> Path:
+        """The model folder of our sides of a case."""
+        return self.root / "models" / case / "1"
+
+    @property
+    def nnunet(self) -> Path:
+        """What nnU-Net calls a trained model's output folder."""
+        return self.root / "nnunet"
+
+    def labels(self, case: CaseName, subject: Subject, side: str) -> Path:
+        """The labels that one side made."""
+        return self.root / f"labels-{case}-{'-'.join(map(str, subject.shape))}-{side}.npy"
+
+
+def _plain(network: NetworkName) -> str:
+    return network.replace(" ", "")

@@ -1,0 +1,82 @@
+"""How networks run in this process, and the few sessions that stay warm in it."""
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+
+from inference_service.errors import InternalError
+from inference_service.machine import has_bfloat16
+from inference_service.manifest import Manifest
+from inference_service.models import Model, check_signature
+from inference_service.providers import OPENVINO, Precision
+from inference_service.sessions import Session
+
+logger = logging.getLogger(__name__)
+
+# Loaded networks that a process keeps between jobs: the least recently used one goes when another is loaded.
+_WARM_SESSIONS = 2
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How networks run in this process.
+
+    Attributes:
+        providers: Execution providers, best first; what the settings call effective.
+        threads: Threads of a job, those of its session and those of everything else.
+        strict: Whether a model that does not run on all of the providers is refused, rather than warned of.
+        precision: What networks compute in where their manifest, provider and CPU allow it.
+        batch: Windows that a network is given at a time, where its own batch dimension is free.
+        jobs: How many jobs share this machine's memory.
+    """
+
+    providers: tuple[str, ...]
+    threads: int = 1
+    strict: bool = False
+    precision: Precision = "fp32"
+    batch: int = 1
+    jobs: int = 1
+
+
+@lru_cache(maxsize=_WARM_SESSIONS)
+def load_session(model: Model, engine: Engine) -> Session:
+    """Loads a model, or takes its session from memory where it is still warm.
+
+    Raises:
+        ModelInvalid: Its sha256, inputs or outputs are not what its manifest says.
+        InternalError: The engine is strict, and the model does not run on all of its providers.
+    """
+    precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
+    session = Session(model.read_network(), providers=engine.providers, threads=engine.threads, precision=precision)
+    check_signature(model.manifest, session.input_shapes, session.output_shapes)
+    if engine.strict and (unused := _unused_providers(engine, session)):
+        raise InternalError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")
+    for warning in session_warnings(model, engine, session):
+        logger.warning("model %s: %s", model.manifest.name, warning)
+    return session
+
+
+def _unused_providers(engine: Engine, session: Session) -> list[str]:
+    return [provider for provider in engine.providers if provider not in session.providers]
+
+
+def _why_not(precision: Precision, manifest: Manifest, engine: Engine) -> str | None:
+    """Why a network is not computed in a precision other than fp32; None where it is."""
+    if precision == "fp32":
+        return None
+    if precision not in manifest.precisions:
+        return "its manifest does not allow it"
+    if engine.providers[0] != OPENVINO:
+        return f"{engine.providers[0]} does not compute in it; {OPENVINO} does"
+    return None if has_bfloat16() else "this CPU does not compute in it"
+
+
+def session_warnings(model: Model, engine: Engine, session: Session) -> list[str]:
+    """What about a model's session is not as its worker's settings ask for, in words."""
+    unused = _unused_providers(engine, session)
+    warnings = [f"it does not run on {provider}" for provider in unused]
+    if not unused and not session.whole:
+        warnings.append(f"a part of it does not run on {engine.providers[0]}")
+    if reason := _why_not(engine.precision, model.manifest, engine):
+        warnings.append(f"it runs in fp32, not in {engine.precision}: {reason}")
+    return warnings

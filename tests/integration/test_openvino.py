@@ -1,0 +1,128 @@
+"""OpenVINO for real: `make test ENGINE=openvino` installs it."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from inference_service.engine import Engine, load_session
+from inference_service.machine import has_bfloat16
+from inference_service.manifest import Manifest
+from inference_service.models import Model
+from inference_service.nifti import write_volume
+from inference_service.pipeline import segment_file
+from inference_service.providers import CPU, OPENVINO, Precision, probe_providers
+from inference_service.readers import read_scan
+from inference_service.sessions import Session
+from inference_service.settings import Settings
+from inference_service.stages import StageClock
+from inference_service.volume import Volume
+
+pytestmark = pytest.mark.skipif(
+    OPENVINO not in onnxruntime.get_available_providers(),
+    reason="this environment has another ONNX Runtime than the extra `openvino`'s: make test ENGINE=openvino",
+)
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16: neither AVX512-BF16 nor AMX")
+
+WINDOW = (16, 16, 16)
+LABELS = 3
+
+
+def network(last_operator: str = "Identity") -> bytes:
+    """Two convolutions of random weights, normalised in between as in a U-Net."""
+    random = np.random.default_rng(0)
+    first = random.normal(size=(8, 1, 3, 3, 3)).astype(np.float32)
+    second = random.normal(size=(LABELS, 8, 3, 3, 3)).astype(np.float32)
+    ones, zeros = np.ones(8, dtype=np.float32), np.zeros(8, dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "first"], ["a"], kernel_shape=[3, 3, 3], pads=[1] * 6),
+            helper.make_node("InstanceNormalization", ["a", "ones", "zeros"], ["b"]),
+            helper.make_node("LeakyRelu", ["b"], ["c"]),
+            helper.make_node("Conv", ["c", "second"], ["d"], kernel_shape=[3, 3, 3], pads=[1] * 6),
+            helper.make_node(last_operator, ["d"], ["y"]),
+        ],
+        "convolutions",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, *WINDOW])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(array, name)
+            for name, array in {"first": first, "second": second, "ones": ones, "zeros": zeros}.items()
+        ],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def windows() -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(size=(2, 1, *WINDOW)).astype(np.float32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    (tmp_path / "model.onnx").write_bytes(network())
+    manifest = Manifest.model_validate(
+        {
+            "name": "convolutions", "version": "1", "description": "Labels for tests.", "licence": "Apache-2.0",
+            "intended_use": "Tests.", "modality": "CT",
+            "sha256": hashlib.sha256(network()).hexdigest(),
+            "channels": [{"name": "CT", "intensity": {"kind": "z_score"}}],
+            "orientation": "RAS", "spacing_mm": (1.5, 1.5, 1.5), "window": WINDOW, "activation": "softmax",
+            "labels": [{"name": f"label {value}", "value": value} for value in range(LABELS)],
+            "precisions": ["fp32", "bf16"],
+        }
+    )  # fmt: skip
+    return Model(manifest, tmp_path)
+
+
+def relative_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def test_it_passes_its_trial_and_is_effective() -> None:
+    assert [probe.reason for probe in probe_providers() if probe.provider == OPENVINO] == [None]
+    assert Settings(onnx_providers=[OPENVINO]).effective_onnx_providers == [OPENVINO, CPU]
+
+
+def test_all_of_a_network_runs_on_it_and_gives_what_the_cpu_gives(windows: NDArray[np.float32]) -> None:
+    session = Session(network(), providers=[OPENVINO, CPU], threads=2)
+    assert session.whole
+    assert session.providers == [OPENVINO, CPU]
+    assert relative_error(session.run(windows), Session(network(), providers=[CPU]).run(windows)) < 1e-4
+
+
+def test_an_operator_that_it_does_not_have_is_noticed(windows: NDArray[np.float32]) -> None:
+    session = Session(network("Det"), providers=[OPENVINO, CPU], threads=1)
+    assert not session.whole
+    assert session.run(windows).shape == (2, LABELS, WINDOW[0])
+
+
+@needs_bfloat16
+def test_bf16_is_less_exact_and_close(windows: NDArray[np.float32]) -> None:
+    exact = Session(network(), providers=[CPU]).run(windows)
+    session = Session(network(), providers=[OPENVINO, CPU], threads=1, precision="bf16")
+    assert session.whole
+    assert 1e-4 < relative_error(session.run(windows), exact) < 5e-2
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])
+def test_a_scan_is_segmented_on_it(tmp_path: Path, model: Model, precision: Precision) -> None:
+    voxels = np.random.default_rng(2).integers(-1000, 1000, (40, 30, 50), dtype=np.int16)
+    write_volume(tmp_path / "scan.nii.gz", Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])))
+    engines = {CPU: Engine((CPU,)), OPENVINO: Engine((OPENVINO, CPU), threads=2, precision=precision, batch=2)}
+    masks = {}
+    for name, engine in engines.items():
+        target = tmp_path / name
+        target.mkdir()
+        report = segment_file(tmp_path / "scan.nii.gz", target, model, engine, max_voxels=10**6, clock=StageClock())
+        assert report.providers[0] == name
+        assert report.warnings == []
+        masks[name] = read_scan(target / "mask.nii.gz", max_voxels=10**6).volume.voxels
+    assert report.precision == precision
+    assert load_session(model, engines[OPENVINO]).whole
+    assert np.mean(masks[CPU] == masks[OPENVINO]) > (0.999 if precision == "fp32" else 0.97)

@@ -1,0 +1,100 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from inference_service import machine
+
+GIB = 2**30
+
+
+def write(path: Path, text: str | int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def sixteen_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 16 GiB, 10 of them available, without cgroups; this process takes none of them."""
+    kib = GIB // 1024
+    meminfo = (
+        f"MemTotal:       {16 * kib} kB\nMemFree:          1024 kB\nMemAvailable:   {10 * kib} kB\nHugePages_Total: 0"
+    )
+    monkeypatch.setattr(machine, "_MEMINFO", write(tmp_path / "meminfo", meminfo))
+    monkeypatch.setattr(machine, "_OWN_PAGES", write(tmp_path / "statm", "100 0 0 0 0 0 0"))
+    for name in ("_CGROUP_V1_MEMORY", "_CGROUP_V2_MEMORY", "_CGROUP_V1_QUOTA", "_CGROUP_V1_PERIOD", "_CGROUP_V2_QUOTA"):
+        monkeypatch.setattr(machine, name, tmp_path / name)
+
+
+def limit_v2(tmp_path: Path, limit: str | int, used: int, cached: int) -> None:
+    folder = tmp_path / "_CGROUP_V2_MEMORY"
+    write(folder / "memory.max", limit)
+    write(folder / "memory.current", used)
+    write(folder / "memory.stat", f"anon 5\ninactive_file {cached}\nactive_file 7")
+
+
+def limit_v1(tmp_path: Path, limit: str | int, used: int, cached: int) -> None:
+    folder = tmp_path / "_CGROUP_V1_MEMORY"
+    write(folder / "memory.limit_in_bytes", limit)
+    write(folder / "memory.usage_in_bytes", used)
+    write(folder / "memory.stat", f"cache 5\ntotal_inactive_file {cached}")
+
+
+def test_without_a_limit_it_is_what_the_machine_has_available() -> None:
+    assert machine.spare_memory_bytes() == 10 * GIB
+
+
+@pytest.mark.parametrize("limit", [limit_v1, limit_v2])
+def test_a_containers_limit_counts_less_what_it_uses_but_not_its_cached_files(tmp_path: Path, limit: object) -> None:
+    assert callable(limit)
+    limit(tmp_path, 8 * GIB, 7 * GIB, 2 * GIB)
+    assert machine.spare_memory_bytes() == 3 * GIB
+
+
+@pytest.mark.parametrize("unlimited", [(limit_v2, "max"), (limit_v1, 2**63 - 4096)])
+def test_no_limit_is_no_limit(tmp_path: Path, unlimited: tuple[object, str | int]) -> None:
+    limit, value = unlimited
+    assert callable(limit)
+    limit(tmp_path, value, 7 * GIB, GIB)
+    assert machine.spare_memory_bytes() == 10 * GIB
+
+
+def test_a_job_takes_its_share_at_most_less_what_it_has(tmp_path: Path) -> None:
+    assert machine.spare_memory_bytes(2) == 8 * GIB
+    write(tmp_path / "statm", f"9 {3 * GIB // os.sysconf('SC_PAGE_SIZE')} 0")
+    assert machine.spare_memory_bytes(2) == 5 * GIB
+    assert machine.spare_memory_bytes(8) == 0
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu amx_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("model name : bf16 in name only", False),
+    ],
+)
+def test_bfloat16_is_what_the_cpu_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, expected: bool
+) -> None:
+    monkeypatch.setattr(machine, "_CPUINFO", write(tmp_path / "cpuinfo", cpuinfo))
+    assert machine.has_bfloat16() is expected
+
+
+def test_cpus_are_the_affinity_cut_by_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert machine.usable_cpus() == 6
+    write(tmp_path / "_CGROUP_V2_QUOTA", "250000 100000")
+    assert machine.usable_cpus() == 3
+    write(tmp_path / "_CGROUP_V2_QUOTA", "max 100000")
+    assert machine.usable_cpus() == 6
+    (tmp_path / "_CGROUP_V2_QUOTA").unlink()
+    write(tmp_path / "_CGROUP_V1_QUOTA", "50000")
+    write(tmp_path / "_CGROUP_V1_PERIOD", "100000")
+    assert machine.usable_cpus() == 1
+    write(tmp_path / "_CGROUP_V1_QUOTA", "-1")
+    assert machine.usable_cpus() == 6
