@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.errors import OutOfMemory
+from inference_service.errors import ModelInvalid, OutOfMemory
 from inference_service.manifest import Manifest
 from inference_service.parallel import ALONE, Threads
 from inference_service.windows import Shape, WindowPlan, importance
@@ -68,6 +68,7 @@ def stream_logits(
 
     Raises:
         OutOfMemory: A single window needs more memory than there is.
+        ModelInvalid: The network gives values that are not numbers.
     """
     if any(before or after for before, after in plan.pads):
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
@@ -195,34 +196,8 @@ def _divided(logits: NDArray[np.float32], total: NDArray[np.float32], threads: T
 
     def divide(part: slice) -> None:
         np.divide(logits[part], total, out=np.moveaxis(means, 0, 1)[part])
+        if np.isnan(means[:, part].min()):
+            raise ModelInvalid("the model's network gives values that are not numbers")
 
     threads.each_slice(labels, divide)
     return means
-
-
-def labels_from_logits(
-    logits: NDArray[np.float32], manifest: Manifest, dtype: type[np.unsignedinteger]
-) -> NDArray[np.unsignedinteger]:
-    """Decides the label of each voxel.
-
-    Args:
-        logits: Shape (labels, h, w).
-        manifest: Says the activation and each channel's label.
-        dtype: What holds the label values.
-
-    Returns:
-        Shape (h, w). For softmax the label of the highest channel, the first of equals; for sigmoid the last of the
-        labels above one half, 0 where there is none.
-    """
-    values = [label.value for label in manifest.labels]
-    if manifest.activation == "sigmoid":
-        labels = np.zeros(logits.shape[1:], dtype=dtype)
-        for channel, value in zip(logits, values, strict=True):
-            labels[channel > 0] = value
-        return labels
-    labels = np.full(logits.shape[1:], values[0], dtype=dtype)
-    highest = logits[0].copy()
-    for channel, value in zip(logits[1:], values[1:], strict=True):
-        np.copyto(labels, value, where=channel > highest)
-        np.maximum(highest, channel, out=highest)
-    return labels

@@ -8,20 +8,22 @@ whose corners differ are interpolated.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from inference_service.parallel import ALONE, Threads
 from inference_service.resample import Kind, Taps, axis_taps
 
 _T = TypeVar("_T", bound=np.generic)
 Decide = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]
 
-# Bounds the memory of interpolating: points whose logits are held at a time.
-_POINTS_AT_A_TIME = 2**15
+# Logits that a thread works on at a time: few enough for a core's cache, enough for threads not to wait for the GIL.
+_VALUES_AT_A_TIME = 2**18
+# Planes written at a time to a target whose neighbouring bytes are of neighbouring planes: a line of the cache.
+_PLANES_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class _Plane:
     """One plane of the logits' grid.
 
     Attributes:
-        logits: Shape (h·w, labels), contiguous: one point's logits lie together.
+        logits: Shape (h·w, labels), contiguous: one point's logits lie together. Of no labels
+            where nothing is interpolated.
         labels: Shape (h, w), decided from them.
     """
 
@@ -42,18 +45,31 @@ class _Grids:
     """How a plane of the target lies over one of the logits.
 
     Attributes:
-        source: Voxels of a plane of logits, (h, w).
         rows: What each row of the target is made of.
         columns: What each column of the target is made of.
-        corners: Shape (H·W, 4): the points of the source that each point of the target lies between.
-        weights: Shape (H·W, 4): theirs, of sum 1.
+        corners: Shape (H, W, 4): the points of the source that each point of the target lies between.
+        weights: Shape (H, W, 4): theirs, of sum 1.
     """
 
-    source: tuple[int, int]
     rows: Taps
     columns: Taps
     corners: NDArray[np.int32]
     weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Points of the target whose labels differ at their corners.
+
+    Attributes:
+        points: Where they lie, ascending.
+        source: Within which range of the source their corners lie.
+        operator: Takes the logits (points, labels) of that range to theirs.
+    """
+
+    points: NDArray[np.intp]
+    source: slice
+    operator: sparse.csr_array
 
 
 def map_planes(
@@ -63,10 +79,13 @@ def map_planes(
     decide: Decide,
     target: NDArray[np.unsignedinteger],
     kinds: Sequence[Kind],
+    threads: Threads = ALONE,
 ) -> None:
     """Interpolates logits to the scan's grid plane by plane, and writes the labels decided there.
 
-    A plane is taken when a plane of the target depends on it; two are held at a time.
+    A plane is taken when a plane of the target depends on it; two are held at a time. Besides, 32 bytes are for each
+    point of a plane of the target, as many again for those that are interpolated, for each thread five pieces of
+    `_VALUES_AT_A_TIME`, and `_PLANES_AT_A_TIME` planes of the target where its first axis is its fastest.
 
     Args:
         planes: `depth` planes of logits in order, each of shape (labels, h, w).
@@ -74,42 +93,45 @@ def map_planes(
         decide: Turns logits (labels, ...) into labels (...). What it says of some logits it says of their means too.
         target: Shape (D, H, W), written in place; a view will do.
         kinds: Interpolation along the target's axes, linear or nearest.
+        threads: Share the work, and the result is the same for any number of them.
     """
     incoming = enumerate(planes)
     held: dict[int, _Plane] = {}
     grids: _Grids | None = None
     along = axis_taps(depth, target.shape[0], kinds[0])
     pairs = list(zip(along.first.tolist(), along.second.tolist(), strict=True))
-    for (near, far), rows in groupby(range(len(pairs)), key=pairs.__getitem__):
+    band = _band(target)
+    for (start, near, far), rows in groupby(range(len(pairs)), key=lambda row: (row - row % len(band), *pairs[row])):
         held = {index: plane for index, plane in held.items() if index >= near}
         while far not in held:
             index, logits = next(incoming)
             if index >= near:
-                held[index] = _Plane(_points_first(logits), decide(logits))
+                interpolated = bool(along.weight.any()) or logits.shape[1:] != target.shape[1:]
+                held[index] = _hold(logits, decide, target.dtype, threads, interpolated=interpolated)
             del logits
         if grids is None:
             grids = _lay_over(held[far].labels.shape, target.shape[1:], kinds[1:])
         here = list(rows)
-        between = slice(here[0], here[-1] + 1)
-        _map_between(held[near], held[far], along.weight[between], grids, decide, target[between])
+        between, written = slice(here[0], here[-1] + 1), band[here[0] - start : here[-1] + 1 - start]
+        _map_between(held[near], held[far], along.weight[between], grids, decide, written, threads)
+        if band is not target and between.stop in (start + len(band), len(target)):
+            _write(band, target[start : between.stop], threads)
 
 
-def _map_between(
-    first: _Plane,
-    second: _Plane,
-    weights: NDArray[np.float32],
-    grids: _Grids,
-    decide: Decide,
-    target: NDArray[np.unsignedinteger],
-) -> None:
-    """Writes the planes of the target that lie between two planes of logits, by the second one's weights there."""
-    labels, mixed = _agreed(first.labels, second.labels, grids)
-    operators = [_operator(points, grids) for points in mixed]
-    for plane, weight in zip(target, weights, strict=True):
-        blended = _blend(first.logits, second.logits, weight)
-        for points, operator in zip(mixed, operators, strict=True):
-            labels.put(points, decide(_points_last(operator @ blended)))
-        plane[...] = labels
+def _band(target: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+    """Where planes are gathered before they are written: the target itself unless its first axis is its fastest."""
+    first, *others = (abs(stride) for stride in target.strides)
+    return target if first >= min(others) else np.empty_like(target[:_PLANES_AT_A_TIME], order="C")
+
+
+def _write(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: Threads) -> None:
+    """Copies the first planes of a band, row by row, so that what is written stays in the cache."""
+
+    def work(part: slice) -> None:
+        for row in range(part.start, part.stop):
+            target[:, row] = band[: len(target), row]
+
+    threads.each_slice(target.shape[1], work)
 
 
 def _lay_over(source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[Kind]) -> _Grids:
@@ -121,35 +143,90 @@ def _lay_over(source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[
         for j, (column, column_weight) in enumerate(columns.pairs):
             np.add.outer(row * w, column, out=corners[:, :, i, j], casting="same_kind")
             np.multiply.outer(row_weight, column_weight, out=weights[:, :, i, j])
-    return _Grids((h, w), rows, columns, corners.reshape(-1, 4), weights.reshape(-1, 4))
+    return _Grids(rows, columns, corners.reshape(height, width, 4), weights.reshape(height, width, 4))
+
+
+def _hold(
+    logits: NDArray[np.float32],
+    decide: Decide,
+    dtype: np.dtype[np.unsignedinteger],
+    threads: Threads,
+    *,
+    interpolated: bool,
+) -> _Plane:
+    kept = logits if interpolated else logits[:0]
+    points = np.empty((*kept.shape[1:], len(kept)), dtype=np.float32)
+    labels = np.empty(logits.shape[1:], dtype=dtype)
+    step = max(1, _VALUES_AT_A_TIME // logits[:, 0].size)
+
+    def work(part: slice) -> None:
+        for start in range(part.start, part.stop, step):
+            rows = slice(start, min(start + step, part.stop))
+            labels[rows] = decide(logits[:, rows])
+            points[rows] = kept[:, rows].transpose(1, 2, 0)
+
+    threads.each_slice(len(labels), work)
+    return _Plane(points.reshape(labels.size, len(kept)), labels)
+
+
+def _map_between(
+    first: _Plane,
+    second: _Plane,
+    weights: NDArray[np.float32],
+    grids: _Grids,
+    decide: Decide,
+    target: NDArray[np.unsignedinteger],
+    threads: Threads,
+) -> None:
+    """Writes the planes of the target that lie between two planes of logits, by the second one's weights there."""
+
+    def work(rows: slice) -> None:
+        labels, points = _agreed(first.labels, second.labels, grids, rows)
+        count = 1 + points.size * first.logits.shape[1] // _VALUES_AT_A_TIME
+        pieces = [_mixed(some, grids, rows) for some in np.array_split(points, count) if some.size]
+        for plane, weight in zip(target[:, rows], weights, strict=True):
+            for mixed in pieces:
+                blended = _blend(first.logits[mixed.source], second.logits[mixed.source], weight)
+                labels.reshape(-1)[mixed.points] = decide(np.ascontiguousarray((mixed.operator @ blended).T))
+            plane[...] = labels
+
+    threads.each_slice(len(grids.rows.first), work)
 
 
 def _agreed(
-    first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger], grids: _Grids
-) -> tuple[NDArray[np.unsignedinteger], list[NDArray[np.intp]]]:
-    """The labels of the target's points between two planes, and where they are not known without interpolating."""
-    least, greatest = np.minimum(first, second), np.maximum(first, second)
+    first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger], grids: _Grids, rows: slice
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.intp]]:
+    """The labels of some rows of the target between two planes, and which points are not known without interpolating.
+
+    Returns:
+        Labels, shape (rows, W), and flat indices into them.
+    """
+    near, far = grids.rows.first[rows], grids.rows.second[rows]
+    source = slice(near[0], far[-1] + 1)
+    least, greatest = np.minimum(first[source], second[source]), np.maximum(first[source], second[source])
     if grids.rows.weight.any():
         np.minimum(least[:-1], least[1:], out=least[:-1])
         np.maximum(greatest[:-1], greatest[1:], out=greatest[:-1])
     if grids.columns.weight.any():
         np.minimum(least[:, :-1], least[:, 1:], out=least[:, :-1])
         np.maximum(greatest[:, :-1], greatest[:, 1:], out=greatest[:, :-1])
-    points = np.flatnonzero(_spread(least != greatest, grids))
-    return _spread(least, grids), np.split(points, range(_POINTS_AT_A_TIME, len(points), _POINTS_AT_A_TIME))
+    cells = near - near[0], grids.columns.first
+    return _spread(least, *cells), np.flatnonzero(_spread(least != greatest, *cells))
 
 
-def _spread(cells: NDArray[_T], grids: _Grids) -> NDArray[_T]:
+def _spread(of_cells: NDArray[_T], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[_T]:
     """What holds in the cell of each point of the target."""
-    return cells.take(grids.columns.first, axis=1).take(grids.rows.first, axis=0)
+    return of_cells.take(columns, axis=1).take(rows, axis=0)
 
 
-def _operator(points: NDArray[np.intp], grids: _Grids) -> sparse.csr_array:
-    """Takes the logits of a plane, shape (h·w, labels), to those of some points of the target."""
-    weights = grids.weights.take(points, axis=0).reshape(-1)
-    corners = grids.corners.take(points, axis=0).reshape(-1)
+def _mixed(points: NDArray[np.intp], grids: _Grids, rows: slice) -> _Mixed:
+    corners = grids.corners[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
+    weights = grids.weights[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
+    source = slice(int(corners.min()), int(corners.max()) + 1)
+    corners -= corners.dtype.type(source.start)
     starts = np.arange(0, corners.size + 1, 4, dtype=np.int32)
-    return sparse.csr_array((weights, corners, starts), shape=(len(points), prod(grids.source)))
+    operator = sparse.csr_array((weights, corners, starts), shape=(len(points), source.stop - source.start))
+    return _Mixed(points, source, operator)
 
 
 def _blend(first: NDArray[np.float32], second: NDArray[np.float32], weight: np.float32) -> NDArray[np.float32]:
@@ -158,11 +235,3 @@ def _blend(first: NDArray[np.float32], second: NDArray[np.float32], weight: np.f
     blended = first * (1 - weight)
     blended += second * weight
     return blended
-
-
-def _points_first(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    return logits.reshape(len(logits), -1).T.copy()
-
-
-def _points_last(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(logits.T)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from inference_service.crop import crop_box
+from inference_service.decide import labels_from_logits
 from inference_service.engine import Engine, load_session, session_warnings
-from inference_service.inference import Network, labels_from_logits, stream_logits
+from inference_service.inference import Network, stream_logits
 from inference_service.manifest import Manifest
 from inference_service.mapping import map_planes
 from inference_service.memory import Memory
@@ -150,7 +151,8 @@ def segment_volume(
         prepared = prepare(
             volume.cropped(kept), manifest, max_voxels=max_voxels, require=memory.require, threads=threads
         )
-    dtype = np.uint8 if max(label.value for label in manifest.labels) <= np.iinfo(np.uint8).max else np.uint16
+    values = [label.value for label in manifest.labels]
+    dtype = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
     mask = np.zeros(volume.shape, dtype=dtype, order="F")
     plan = plan_windows(prepared.image.shape, manifest.window, manifest.overlap, manifest.placement)
     planes = stream_logits(
@@ -162,9 +164,10 @@ def segment_volume(
         map_planes(
             clock.each("windows", planes),
             depth=prepared.image.shape[plan.axis],
-            decide=partial(labels_from_logits, manifest=manifest, dtype=dtype),
+            decide=partial(labels_from_logits, activation=manifest.activation, values=values, dtype=dtype),
             target=np.moveaxis(prepared.reorientation.apply(mask[kept]), plan.axis, 0),
             kinds=[prepared.logits_kinds[axis] for axis in plan.axes],
+            threads=threads,
         )
     progress("postprocess", 0.0)
     with clock.stage("postprocess"):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from inference_service.errors import OutOfMemory
-from inference_service.inference import Network, in_memory, labels_from_logits, stream_logits
+from inference_service.errors import ModelInvalid, OutOfMemory
+from inference_service.inference import Network, in_memory, stream_logits
 from inference_service.manifest import Manifest
 from inference_service.parallel import Threads
 from inference_service.windows import Shape, WindowPlan, importance, plan_windows
@@ -229,6 +229,21 @@ def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_man
         list(stream_logits(noise((6, 5, 4)), Full(), manifest, plan_for((6, 5, 4), manifest), batch=4))
 
 
+@pytest.mark.parametrize("place", [(0, 0, 0, 0, 0), (0, 1, 4, 2, 1)])
+def test_a_network_that_gives_no_numbers_is_an_invalid_model(
+    make_manifest: MakeManifest, place: tuple[int, ...]
+) -> None:
+    class Broken(ConstantNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            logits = super().run(windows)
+            logits[place] = np.nan
+            return logits
+
+    manifest = make_manifest(values=(0, 1))
+    with pytest.raises(ModelInvalid, match="not numbers"):
+        list(stream_logits(noise((9, 6, 5)), Broken([1, 2]), manifest, plan_for((9, 6, 5), manifest)))
+
+
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[int, ...], batch: int) -> None:
@@ -295,26 +310,3 @@ def test_memory_does_not_grow_with_the_volume(make_manifest: MakeManifest) -> No
     tracemalloc.stop()
     whole_logits_bytes = 2 * image.nbytes
     assert peak_bytes < whole_logits_bytes / 4
-
-
-def test_softmax_takes_the_highest_and_the_first_of_equals(make_manifest: MakeManifest) -> None:
-    logits = np.array([[[1, 5, 2, 0, -9]], [[1, 5, 3, 0, -8]], [[0, 6, 3, 0, -7]]], dtype=np.float32)
-    labels = labels_from_logits(logits, make_manifest(values=(4, 300, 2)), np.uint16)
-    assert labels.tolist() == [[4, 2, 300, 4, 2]]
-    assert labels.dtype == np.uint16
-
-
-def test_softmax_is_argmax(make_manifest: MakeManifest) -> None:
-    values = (7, 0, 65535, 256, 3)
-    logits = np.random.default_rng(0).integers(-2, 3, (5, 20, 30)).astype(np.float32)
-    before = logits.copy()
-    labels = labels_from_logits(logits, make_manifest(values=values), np.uint16)
-    assert np.array_equal(labels, np.array(values)[logits.argmax(axis=0)])
-    assert np.array_equal(logits, before)
-
-
-def test_sigmoid_takes_the_last_above_one_half_and_0_where_there_is_none(make_manifest: MakeManifest) -> None:
-    logits = np.array([[[-1, 9, 9, -1, 0]], [[-1, -1, 1e-6, -1, 0]], [[-1, -1, -1, 5, 0]]], dtype=np.float32)
-    labels = labels_from_logits(logits, make_manifest(values=(5, 3, 1000), activation="sigmoid"), np.uint16)
-    assert labels.tolist() == [[0, 5, 3, 1000, 0]]
-    assert labels.dtype == np.uint16

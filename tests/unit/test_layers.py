@@ -14,6 +14,7 @@ NAME = PACKAGE.name
 LEVELS: tuple[set[str], ...] = (
     {
         "commands.__init__",
+        "decide",
         "errors",
         "health",
         "logs",
@@ -54,7 +55,7 @@ HOMES: dict[str, set[str]] = {
 }
 # What the image goes through, and what none of it may know of.
 NUMERICS = {
-    "volume", "windows", "crop", "resample", "preprocess", "inference", "mapping", "postprocess",
+    "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
     "nifti", "parallel", "memory", "readers", "engine", "pipeline",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "client", "lease", "tasks", "worker"}

@@ -1,22 +1,26 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import permutations
 from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.inference import labels_from_logits
-from inference_service.manifest import Manifest
+from inference_service import mapping
+from inference_service.decide import labels_from_logits
 from inference_service.mapping import map_planes
+from inference_service.parallel import ALONE, Threads
 from inference_service.resample import Kind, Kinds, Shape, axis_taps
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.unsignedinteger]
 Order = Literal[0, 1]
+Activation = Literal["softmax", "sigmoid"]
 
 SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
 LINEAR: Kinds = ("linear", "linear", "linear")
@@ -45,12 +49,16 @@ def last_above_zero(logits: Floats) -> Labels:
 
 
 def mapped(
-    logits: Floats, shape: Shape, kinds: Kinds = LINEAR, decide: Callable[[Floats], Labels] = highest
+    logits: Floats,
+    shape: Shape,
+    kinds: Kinds = LINEAR,
+    decide: Callable[[Floats], Labels] = highest,
+    threads: Threads = ALONE,
 ) -> NDArray[np.uint8]:
     """Maps logits (labels, d, h, w)."""
     labels = np.full(shape, 255, dtype=np.uint8)
     planes = np.moveaxis(logits, 1, 0)
-    map_planes(planes, depth=len(planes), decide=decide, target=labels, kinds=kinds)
+    map_planes(planes, depth=len(planes), decide=decide, target=labels, kinds=kinds, threads=threads)
     return labels
 
 
@@ -78,10 +86,26 @@ def zoomed(image: Floats, shape: Shape, kinds: Kinds) -> NDArray[np.float64]:
     return result
 
 
+@pytest.fixture(params=[2**18, 40, 1], ids=["all at once", "some at a time", "one at a time"])
+def at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapping, "_VALUES_AT_A_TIME", request.param)
+        yield
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[Threads]:
+    with Threads(request.param) as threads:
+        yield threads
+
+
+@pytest.mark.usefixtures("at_a_time")
 @pytest.mark.parametrize("decide", [highest, last_above_zero])
 @pytest.mark.parametrize("step", [None, 1, 3])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS), st.integers(1, 5), st.integers(0, 2**32))
 def test_mapping_is_deciding_on_all_interpolated_logits(
+    threads: Threads,
     decide: Callable[[Floats], Labels],
     step: int | None,
     shape: Shape,
@@ -95,7 +119,7 @@ def test_mapping_is_deciding_on_all_interpolated_logits(
         # Coarse logits are full of ties, at the corners and between them.
         logits = (np.round(logits / step) * step).astype(np.float32)
     expected = decide(interpolated(logits, target, kinds))
-    assert np.array_equal(mapped(logits, target, kinds, decide), expected)
+    assert np.array_equal(mapped(logits, target, kinds, decide, threads), expected)
 
 
 @pytest.mark.parametrize("decide", [highest, last_above_zero])
@@ -103,12 +127,12 @@ def test_mapping_is_deciding_on_all_interpolated_logits(
     ("shape", "target"), [((9, 40, 50), (13, 171, 207)), ((30, 60, 50), (11, 25, 33)), ((10, 20, 30), (10, 60, 30))]
 )
 def test_smooth_logits_are_mapped_as_if_all_were_interpolated(
-    decide: Callable[[Floats], Labels], shape: Shape, target: Shape
+    threads: Threads, decide: Callable[[Floats], Labels], shape: Shape, target: Shape
 ) -> None:
     logits = ndimage.gaussian_filter(noise((4, *shape)), (0, 2, 4, 4))
     for kinds in ALL_KINDS:
         expected = decide(interpolated(logits, target, kinds))
-        assert np.array_equal(mapped(logits, target, kinds, decide), expected)
+        assert np.array_equal(mapped(logits, target, kinds, decide, threads), expected)
         assert len(np.unique(expected)) >= 4
 
 
@@ -122,15 +146,15 @@ def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Kin
     assert sure.mean() > 0.9
 
 
+@given(SHAPES, st.sampled_from(ALL_KINDS))
+def test_equal_grids_take_the_labels_as_they_are(shape: Shape, kinds: Kinds) -> None:
+    logits = noise((3, *shape))
+    assert np.array_equal(mapped(logits, shape, kinds), highest(logits))
+
+
 @pytest.mark.parametrize(("activation", "values"), [("softmax", (0, 7, 3)), ("sigmoid", (2, 300, 1))])
-def test_labels_are_those_of_the_manifest(
-    make_manifest: Callable[..., Manifest], activation: str, values: tuple[int, ...]
-) -> None:
-    manifest = make_manifest(activation=activation, values=values)
-
-    def decide(logits: Floats) -> Labels:
-        return labels_from_logits(logits, manifest, np.uint16)
-
+def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[int, ...]) -> None:
+    decide = partial(labels_from_logits, activation=activation, values=values, dtype=np.uint16)
     logits = noise((3, 4, 5, 6))
     labels = np.zeros((7, 9, 8), dtype=np.uint16)
     map_planes(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, kinds=LINEAR)
@@ -138,13 +162,18 @@ def test_labels_are_those_of_the_manifest(
     assert set(values) <= set(labels.ravel().tolist())
 
 
-def test_a_view_reversed_and_transposed_is_written_through() -> None:
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("planes_at_a_time", [2, 64])
+def test_a_view_reversed_and_transposed_is_written_through(
+    monkeypatch: pytest.MonkeyPatch, threads: Threads, axes: tuple[int, int, int], planes_at_a_time: int
+) -> None:
+    monkeypatch.setattr(mapping, "_PLANES_AT_A_TIME", planes_at_a_time)
     logits = noise((3, 5, 4, 6))
     expected = mapped(logits, (9, 7, 8))
-    mask = np.zeros((8, 9, 7), dtype=np.uint8, order="F")
-    target = mask.transpose(1, 2, 0)[::-1, :, ::-1]
-    map_planes(np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, kinds=LINEAR)
-    assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(2, 0, 1))
+    mask = np.full([(9, 7, 8)[axis] for axis in axes], 255, dtype=np.uint8)
+    target = mask.transpose(np.argsort(axes))[::-1, :, ::-1]
+    map_planes(np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, kinds=LINEAR, threads=threads)
+    assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(axes))
     assert expected.max() == 2
 
 
@@ -171,7 +200,7 @@ def test_one_label_everywhere_needs_no_interpolation() -> None:
         return highest(logits)
 
     assert (mapped(np.abs(noise((1, 4, 5, 6))), (9, 11, 13), decide=decide) == 0).all()
-    assert [shape for shape in shapes if shape != (0,)] == [(5, 6)] * 4
+    assert shapes == [(5, 6)] * 4
 
 
 @pytest.mark.parametrize(("depth", "rows"), [(6, 17), (17, 6), (9, 9), (31, 3), (1, 5), (5, 1), (15, 5)])
@@ -192,7 +221,7 @@ def test_planes_are_taken_when_they_are_needed(depth: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [100, 50, 3])
-def test_no_more_than_two_planes_are_held(rows: int) -> None:
+def test_no_more_than_two_planes_are_held(threads: Threads, rows: int) -> None:
     labels, height, width, depth = 30, 40, 50, 50
     target = np.zeros((rows, 4, 5), dtype=np.uint8)
 
@@ -202,7 +231,7 @@ def test_no_more_than_two_planes_are_held(rows: int) -> None:
 
     tracemalloc.start()
     try:
-        map_planes(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR)
+        map_planes(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR, threads=threads)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
