@@ -167,7 +167,7 @@ def _add(
     """Adds a window's weighted logits to those held: (labels, *window) all. A row at a time stays in the cache."""
 
     def add(part: slice) -> None:
-        for row in range(*part.indices(len(weights))):
+        for row in range(part.start, part.stop):
             weighted = result[:, row]
             weighted *= weights[row]
             held[:, row] += weighted
@@ -182,22 +182,29 @@ def _leave(
     for start in range(0, leaving, _PLANES_AT_A_TIME):
         now = slice(start, min(start + _PLANES_AT_A_TIME, leaving))
         yield from _divided(logits[:, now], total[now], threads)
-    if leaving:
+    held = [*logits, total]
+
+    def move_up(part: slice) -> None:
         # One label at a time, as numpy copies what it moves within an array.
-        for held in (*logits, total):
-            held[: len(held) - leaving] = held[leaving:]
-            held[len(held) - leaving :] = 0
+        for planes in held[part]:
+            planes[: len(planes) - leaving] = planes[leaving:]
+            planes[len(planes) - leaving :] = 0
+
+    if leaving:
+        threads.each_slice(len(held), move_up)
 
 
 def _divided(logits: NDArray[np.float32], total: NDArray[np.float32], threads: Threads) -> NDArray[np.float32]:
     """Means (depth, labels, h, w) from weighted sums (labels, depth, h, w)."""
-    labels, depth, *plane = logits.shape
-    means = np.empty((depth, labels, *plane), dtype=np.float32)
+    labels, depth, height, width = logits.shape
+    means = np.empty((depth, labels, height, width), dtype=np.float32)
 
     def divide(part: slice) -> None:
-        np.divide(logits[part], total, out=np.moveaxis(means, 0, 1)[part])
-        if np.isnan(means[:, part].min()):
+        # A row at a time stays in the cache, along whatever axis the planes lie.
+        for row in range(part.start, part.stop):
+            np.divide(logits[:, :, row], total[:, row], out=means[:, :, row].swapaxes(0, 1))
+        if np.isnan(means[:, :, part].min()):
             raise ModelInvalid("the model's network gives values that are not numbers")
 
-    threads.each_slice(labels, divide)
+    threads.each_slice(height, divide)
     return means

@@ -16,6 +16,7 @@ from inference_service.manifest import (
     Intensity,
     Manifest,
     MinMaxIntensity,
+    NoIntensity,
     PercentilesIntensity,
     ZScoreIntensity,
 )
@@ -34,7 +35,7 @@ class Prepared:
     """A volume ready for the network.
 
     Attributes:
-        image: Shape (i, j, k) along the model's axes, on its grid, normalised.
+        image: Shape (i, j, k) along the model's axes, on its grid, normalised; a view of the scan where that is all.
         reorientation: From the scan's axes to the model's.
         logits_kinds: Interpolation that brings logits back to the scan's grid, along the model's axes.
     """
@@ -73,7 +74,9 @@ def prepare(
     require(_bytes(scan_shape, shape, manifest))
     kinds = axis_kinds(scan_spacing, manifest.interpolation, manifest.separate_axis_above)
     intensity = manifest.channels[0].intensity
-    if manifest.intensity_before_resampling:
+    if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
+        image = cast("NDArray[np.float32]", scan)
+    elif manifest.intensity_before_resampling:
         image = resize(scan, shape, kinds, before=fit_intensity(scan, intensity), threads=threads)
     else:
         image = resize(scan, shape, kinds, threads=threads)
