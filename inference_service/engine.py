@@ -47,7 +47,11 @@ def load_session(model: Model, engine: Engine) -> Session:
         InternalError: The engine is strict, and the model does not run on all of its providers.
     """
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
-    session = Session(model.read_network(), providers=engine.providers, threads=engine.threads, precision=precision)
+    network = model.read_network()
+    session = Session(network, providers=engine.providers, threads=engine.threads, precision=precision)
+    if precision != "fp32" and not session.whole:
+        # What runs elsewhere runs in fp32: a mixture is not what anybody has verified.
+        session = Session(network, providers=engine.providers, threads=engine.threads)
     check_signature(model.manifest, session.input_shapes, session.output_shapes)
     if engine.strict and (unused := _unused_providers(engine, session)):
         raise InternalError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")
@@ -57,7 +61,8 @@ def load_session(model: Model, engine: Engine) -> Session:
 
 
 def _unused_providers(engine: Engine, session: Session) -> list[str]:
-    return [provider for provider in engine.providers if provider not in session.providers]
+    """Where the first provider has all of a network, the others are not needed."""
+    return [] if session.whole else [provider for provider in engine.providers if provider not in session.providers]
 
 
 def _why_not(precision: Precision, manifest: Manifest, engine: Engine) -> str | None:
@@ -77,6 +82,7 @@ def session_warnings(model: Model, engine: Engine, session: Session) -> list[str
     warnings = [f"it does not run on {provider}" for provider in unused]
     if not unused and not session.whole:
         warnings.append(f"a part of it does not run on {engine.providers[0]}")
-    if reason := _why_not(engine.precision, model.manifest, engine):
+    if session.precision != engine.precision:
+        reason = _why_not(engine.precision, model.manifest, engine) or "not all of it runs where that is computed"
         warnings.append(f"it runs in fp32, not in {engine.precision}: {reason}")
     return warnings

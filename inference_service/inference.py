@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 Corner = tuple[int, ...]
 Hold = Callable[[tuple[int, ...]], NDArray[np.float32]]
 
-# Finished planes that are divided by their weights, and brought into one piece of memory each, at a time.
+# Finished planes that are divided by their weights, and brought into one piece of memory each, at a time; fewer where
+# they are large.
 _PLANES_AT_A_TIME = 8
+_LEAVING_BYTES = 32 * 2**20
 
 
 class Network(Protocol):
@@ -45,6 +47,7 @@ def stream_logits(
     plan: WindowPlan,
     *,
     batch: int = 1,
+    smaller_batch: bool = True,
     threads: Threads = ALONE,
     hold: Hold = in_memory,
     on_window: Callable[[int], None] = lambda done: None,
@@ -56,8 +59,9 @@ def stream_logits(
         network: The loaded model.
         manifest: Says window, blending, mirroring, labels and padding.
         plan: Where the windows lie.
-        batch: Windows that the network is given at a time, always as many: the last ones are filled up. Halved where
-            they need more memory than there is.
+        batch: Windows that the network is given at a time, always as many: the last ones are filled up.
+        smaller_batch: Whether the network takes fewer too: then the batch is halved where it needs more memory than
+            there is.
         threads: For what is not the network.
         hold: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
             what the network takes for itself is taken.
@@ -67,14 +71,14 @@ def stream_logits(
         The blended logits of each plane along the plan's axis in order: shape (labels, h, w), h and w in array order.
 
     Raises:
-        OutOfMemory: A single window needs more memory than there is.
-        ModelInvalid: The network gives values that are not numbers.
+        OutOfMemory: The least batch needs more memory than there is.
+        ModelInvalid: The network gives another shape than it should, or values that are not finite.
     """
     if any(before or after for before, after in plan.pads):
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
     inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
-    results = _results(image, network, manifest, plan, batch)
+    results = _results(image, network, manifest, plan, batch, smaller_batch=smaller_batch)
     planes = _blended(results, image.shape, manifest, plan, threads, hold, on_window)
     for index, plane in enumerate(planes):
         if inside[plan.axis].start <= index < inside[plan.axis].stop:
@@ -82,7 +86,13 @@ def stream_logits(
 
 
 def _results(
-    image: NDArray[np.float32], network: Network, manifest: Manifest, plan: WindowPlan, batch: int
+    image: NDArray[np.float32],
+    network: Network,
+    manifest: Manifest,
+    plan: WindowPlan,
+    batch: int,
+    *,
+    smaller_batch: bool,
 ) -> Iterator[NDArray[np.float32]]:
     """The network's logits (labels, *window) of every window, mirrored ones flipped back, in the plan's order."""
     flips = mirrorings(manifest.mirror_axes)
@@ -97,11 +107,14 @@ def _results(
         try:
             logits = network.run(windows)
         except OutOfMemory:
-            if batch == 1:
+            if batch == 1 or not smaller_batch:
                 raise
             batch //= 2
             logger.warning("a batch of %d windows does not fit into memory: %d from now on", batch * 2, batch)
             continue
+        expected = (batch, len(manifest.labels), *manifest.window)
+        if logits.shape != expected:
+            raise ModelInvalid(f"the model's network gives logits of shape {logits.shape}, expected {expected}")
         for (_, flip), result in zip(now, logits, strict=False):
             yield np.flip(result, tuple(axis + 1 for axis in flip))
         done += len(now)
@@ -179,8 +192,9 @@ def _leave(
     logits: NDArray[np.float32], total: NDArray[np.float32], leaving: int, threads: Threads
 ) -> Iterator[NDArray[np.float32]]:
     """Yields the first planes of logits (labels, depth, h, w), divided by their total weight, and moves up the rest."""
-    for start in range(0, leaving, _PLANES_AT_A_TIME):
-        now = slice(start, min(start + _PLANES_AT_A_TIME, leaving))
+    step = max(1, min(_PLANES_AT_A_TIME, _LEAVING_BYTES // logits[:, 0].nbytes))
+    for start in range(0, leaving, step):
+        now = slice(start, min(start + step, leaving))
         yield from _divided(logits[:, now], total[now], threads)
     held = [*logits, total]
 
@@ -203,8 +217,8 @@ def _divided(logits: NDArray[np.float32], total: NDArray[np.float32], threads: T
         # A row at a time stays in the cache, along whatever axis the planes lie.
         for row in range(part.start, part.stop):
             np.divide(logits[:, :, row], total[:, row], out=means[:, :, row].swapaxes(0, 1))
-        if np.isnan(means[:, :, part].min()):
-            raise ModelInvalid("the model's network gives values that are not numbers")
+        if not np.isfinite(means[:, :, part].sum()):
+            raise ModelInvalid("the model's network gives values that are not finite")
 
     threads.each_slice(height, divide)
     return means

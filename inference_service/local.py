@@ -13,8 +13,7 @@ from inference_service.engine import Engine, load_session, session_warnings
 from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory
 from inference_service.machine import usable_cpus
 from inference_service.models import find_model
-from inference_service.parallel import Threads
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, segment_file, segment_volume
+from inference_service.pipeline import MASK_FILE, REPORT_FILE, numeric_threads, segment_file, segment_volume
 from inference_service.providers import Precision
 from inference_service.readers import read_scan
 from inference_service.report import Report
@@ -39,14 +38,13 @@ def segment_locally(
         BadRequest: The folder holds a result already.
         ServiceError: As the pipeline.
     """
-    if not source.is_file():
-        raise InputNotFound(f"there is no file {source}")
+    _check_file(source)
     taken = [name for name in (MASK_FILE, REPORT_FILE) if (target / name).exists()]
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
     found = find_model(settings.models_path, model, version)
     # Elsewhere first: a run that fails leaves nothing.
-    with TemporaryDirectory(prefix="segment-", dir=settings.work_path) as folder:
+    with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
         try:
             report = segment_file(
                 source, Path(folder), found, _engine(settings),
@@ -96,6 +94,7 @@ def compare_precisions(
         BadRequest: The other precision cannot be computed here.
         ServiceError: As the pipeline.
     """
+    _check_file(source)
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
     volume = read_scan(source, max_voxels=settings.max_voxels).volume
@@ -106,10 +105,12 @@ def compare_precisions(
         session = load_session(model, engine)
         if session.precision != each:
             raise BadRequest("; ".join(session_warnings(model, engine, session)))
-        with Threads(engine.threads) as threads:
+        with numeric_threads(engine.threads) as threads:
             segmented = segment_volume(
-                volume, model.manifest, session, max_voxels=settings.max_voxels, clock=clock, threads=threads
-            )
+                volume, model.manifest, session,
+                max_voxels=settings.max_voxels, clock=clock, threads=threads,
+                batch=session.batch or engine.batch, smaller_batch=session.batch is None,
+            )  # fmt: skip
         masks[each], seconds[each] = segmented.mask, round(clock.seconds["network"], 3)
     first, second = masks["fp32"], masks[precision]
     return {
@@ -122,6 +123,11 @@ def compare_precisions(
         },
         "network_s": seconds,
     }
+
+
+def _check_file(source: Path) -> None:
+    if not source.is_file():
+        raise InputNotFound(f"there is no file {source}")
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -2,14 +2,13 @@
 
 import os
 import re
-from math import ceil
+from collections.abc import Iterator
+from contextlib import suppress
+from math import ceil, inf
 from pathlib import Path
 
-_CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-_CGROUP_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-_CGROUP_V2_MEMORY = Path("/sys/fs/cgroup")
-_CGROUP_V1_MEMORY = Path("/sys/fs/cgroup/memory")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _CPUINFO = Path("/proc/cpuinfo")
 _OWN_PAGES = Path("/proc/self/statm")
@@ -23,14 +22,33 @@ def usable_cpus() -> int:
 
 
 def _quota_cpus() -> float | None:
+    quotas = []
+    for folder in _cgroup_folders("cpu"):
+        with suppress(OSError, ValueError):  # no such group, or "max": no limit
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
+            if int(quota) > 0:
+                quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(controller: str) -> Iterator[Path]:
+    """This process's own group and those around it, of which each may have a limit; version 2's as well as 1's.
+
+    A container sees its own group at the top, whatever path it has outside.
+    """
+    yield from (_CGROUPS, _CGROUPS / controller)
     try:
-        if _CGROUP_V2_QUOTA.exists():
-            quota, period = _CGROUP_V2_QUOTA.read_text().split()
-        else:
-            quota, period = _CGROUP_V1_QUOTA.read_text(), _CGROUP_V1_PERIOD.read_text()
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no cgroup, or "max": no limit
-        return None
+        own = [line.split(":", 2) for line in _OWN_CGROUPS.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in own:
+        if not controllers or controller in controllers.split(","):
+            top = _CGROUPS / (controller if controllers else "")
+            group = top / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def has_bfloat16() -> bool:
@@ -52,26 +70,26 @@ def spare_memory_bytes(jobs: int = 1) -> int:
         The least of what the machine has available, what its container has, and what is left of this process's share.
     """
     machine = _fields(_MEMINFO, unit=1024)
-    total, spare = machine["MemTotal"], machine["MemAvailable"]
-    limit, used = _cgroup_memory()
-    if limit is not None:
+    total: float = machine["MemTotal"]
+    spare: float = machine["MemAvailable"]
+    for folder in _cgroup_folders("memory"):
+        limit, used = _cgroup_memory(folder)
         total, spare = min(total, limit), min(spare, limit - used)
     own = int(_OWN_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return max(0, min(spare, total // jobs - own))
+    return int(max(0, min(spare, total / jobs - own)))
 
 
-def _cgroup_memory() -> tuple[int | None, int]:
-    """The cgroup's limit, None where there is none, and what it uses but for cached files that can go at any time."""
+def _cgroup_memory(folder: Path) -> tuple[float, int]:
+    """A group's limit, and what it uses but for cached files that can go at any time."""
     try:
-        if (_CGROUP_V2_MEMORY / "memory.max").exists():
-            folder, limit, used, reclaimable = _CGROUP_V2_MEMORY, "memory.max", "memory.current", "inactive_file"
+        if (folder / "memory.max").exists():
+            limit, used, reclaimable = "memory.max", "memory.current", "inactive_file"
         else:
-            folder, limit = _CGROUP_V1_MEMORY, "memory.limit_in_bytes"
-            used, reclaimable = "memory.usage_in_bytes", "total_inactive_file"
+            limit, used, reclaimable = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
         cached = _fields(folder / "memory.stat")[reclaimable]
         return int((folder / limit).read_text()), int((folder / used).read_text()) - cached
-    except (OSError, ValueError, KeyError):  # no cgroup, or "max": no limit
-        return None, 0
+    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+        return inf, 0
 
 
 def _fields(path: Path, *, unit: int = 1) -> dict[str, int]:

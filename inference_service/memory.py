@@ -1,7 +1,7 @@
 """Whether a job fits into memory: asked before it takes it, as nobody is asked by the kernel that kills for it."""
 
 import logging
-import shutil
+import os
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # What a job takes for a while beside its large arrays: planes, tables of the mapping, statistics.
 _BESIDES_BYTES = 128 * 2**20
-_GIB = 2**30
+_GIB, _MIB = 2**30, 2**20
 
 
 class Memory:
@@ -39,7 +39,7 @@ class Memory:
         self.notes: list[str] = []
 
     def require(self, size_bytes: int) -> None:
-        """Makes sure that arrays of some size fit.
+        """Makes sure that so many bytes more fit.
 
         Raises:
             OutOfMemory: They do not.
@@ -47,8 +47,8 @@ class Memory:
         wanted, spare = size_bytes + _BESIDES_BYTES, self._spare(self._jobs)
         if wanted > spare:
             raise OutOfMemory(
-                f"the scan on the model's grid needs {wanted / _GIB:.1f} GiB of memory, and this worker has "
-                f"{spare / _GIB:.1f} GiB for it"
+                f"the scan and its image on the model's grid need {_size(wanted)} of memory more, and this worker has "
+                f"{_size(spare)}"
             )
 
     def hold(self, shape: tuple[int, ...], *, besides: int = 0) -> NDArray[np.float32]:
@@ -65,11 +65,21 @@ class Memory:
         spare = self._spare(self._jobs) - besides - _BESIDES_BYTES
         if size_bytes <= spare:
             return np.zeros(shape, dtype=np.float32)
-        text = f"the logits of one window's depth need {size_bytes / _GIB:.1f} GiB, and this worker has "
-        text += f"{max(0, spare) / _GIB:.1f} GiB of memory for them"
-        if self._folder is None or size_bytes > shutil.disk_usage(self._folder).free:
+        text = f"the logits of one window's depth need {_size(size_bytes)}, and this worker has "
+        text += f"{_size(max(0, spare))} of memory for them"
+        if self._folder is None:
             raise OutOfMemory(text)
+        try:
+            with TemporaryFile(dir=self._folder) as file:
+                # Now, as a disk that is full when the pages are written ends the process.
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+                held = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+        except OSError as error:
+            raise OutOfMemory(f"{text}, nor is there room on the disk") from error
         logger.warning("%s: they are held on disk", text)
         self.notes.append(f"{text}: they were held on disk")
-        with TemporaryFile(dir=self._folder) as file:
-            return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        return held
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB else f"{size_bytes / _MIB:.0f} MiB"

@@ -5,7 +5,7 @@ Only geometry is copied to a mask: a header's texts may hold patient data.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile
 from io import BytesIO
@@ -23,6 +23,7 @@ from inference_service.errors import InconsistentGeometry, InputCorrupt, InputTo
 from inference_service.volume import Affine, Volume
 
 Header = nibabel.Nifti1Header
+Require = Callable[[int], None]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # isal's stubs call its exception class an instance.
@@ -55,12 +56,13 @@ def looks_like_nifti(path: Path) -> bool:
         return _header_size(_first_bytes(stream)) is not None
 
 
-def read_nifti(path: Path, max_voxels: int) -> tuple[Volume, Header]:
+def read_nifti(path: Path, max_voxels: int, require: Require = lambda size_bytes: None) -> tuple[Volume, Header]:
     """Reads a volume.
 
     Args:
         path: The file; its name does not matter.
         max_voxels: More are refused before anything is allocated.
+        require: Told how many bytes are about to be taken; what it raises ends the reading.
 
     Returns:
         The volume, its values scaled as the header says, and the header, which `write_mask` takes the grid from.
@@ -72,7 +74,7 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[Volume, Header]:
         header = _read_header(stream)
         shape = _volume_shape(header, max_voxels)
         affine = _affine(header, shape)
-        raw = _read_array(stream, header, shape)
+        raw = _read_array(stream, header, shape, require)
     return Volume(_scale(raw, header), affine), header
 
 
@@ -205,13 +207,16 @@ def _with_qfac(header: Header) -> Header:
     return header
 
 
-def _read_array(stream: BinaryIO, header: Header, shape: tuple[int, int, int]) -> NDArray[np.generic]:
+def _read_array(stream: BinaryIO, header: Header, shape: tuple[int, int, int], require: Require) -> NDArray[np.generic]:
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
         raise UnsupportedFormat(f"NIfTI data type {int(header['datatype'])} is not known") from error
     if dtype.kind not in "iuf":
         raise NotAVolume(f"expected one real number a voxel, got {header.get_value_label('datatype')}")
+    # The voxels as they are; what scaling them takes besides, or looking for those that are not finite.
+    besides = 0 if dtype == np.float32 or _scaling(header) is None else 4
+    require(prod(shape) * (dtype.itemsize + max(besides, dtype.kind == "f")))
     array = np.empty(shape, dtype=dtype, order="F")
     wanted = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
     got = 0
@@ -233,12 +238,19 @@ def _check_tail(stream: BinaryIO) -> None:
             raise InputCorrupt("the file goes on long after its last voxel")
 
 
+def _scaling(header: Header) -> tuple[float, float] | None:
+    """Slope and intercept; None where values stay as they are."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    return None if not np.isfinite(slope) or slope == 0 or (slope, intercept) == (1, 0) else (slope, intercept)
+
+
 def _scale(raw: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
     """Native values scaled as the header says: in `raw`'s memory, which is given up, or in one float32 array more."""
     native = raw if raw.dtype.isnative else raw.byteswap(inplace=True).view(raw.dtype.newbyteorder("="))
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if not np.isfinite(slope) or slope == 0 or (slope, intercept) == (1, 0):
+    scaling = _scaling(header)
+    if scaling is None:
         return native
+    slope, intercept = scaling
     if not np.isfinite(intercept):
         raise InputCorrupt("the header's scl_inter is not a number")
     # What leaves the range of float32 becomes infinite, and is counted and replaced with the other infinite voxels.

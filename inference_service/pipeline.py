@@ -1,9 +1,12 @@
 """From a file to a mask and a report: the whole of a job that needs no server, shared by the worker and `segment`."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,9 @@ from inference_service.windows import plan_windows
 
 MASK_FILE = "mask.nii.gz"
 REPORT_FILE = "report.json"
+
+# Divided by their weights, two by two; held by the mapping; on their way to it.
+_PLANES_UNDER_WAY = 6
 
 
 def segment_file(
@@ -62,19 +68,19 @@ def segment_file(
         ModelInvalid: The model cannot be used.
         OutOfMemory: The model needs more memory than there is.
     """
+    memory = Memory(target, engine.jobs)
     progress("read", 0.0)
     with clock.stage("read"):
-        scan = read_scan(source, max_voxels=max_voxels)
+        scan = read_scan(source, max_voxels=max_voxels, require=memory.require)
         sha256 = _sha256(source)
     progress("model_load", 0.0)
     with clock.stage("model_load"):
         session = load_session(model, engine)
-    # BLAS has threads of its own, which would fight with these for the cores.
-    with threadpool_limits(1, user_api="blas"), Threads(engine.threads) as threads:
+    with numeric_threads(engine.threads) as threads:
         segmented = segment_volume(
             scan.volume, model.manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
-            batch=session.batch or engine.batch, threads=threads, memory=Memory(target, engine.jobs),
+            batch=session.batch or engine.batch, smaller_batch=session.batch is None, threads=threads, memory=memory,
         )  # fmt: skip
         progress("report", 0.0)
         with clock.stage("report"):
@@ -96,6 +102,13 @@ def segment_file(
     )
     report.write(target / REPORT_FILE)
     return report
+
+
+@contextmanager
+def numeric_threads(count: int) -> Iterator[Threads]:
+    """The threads of one job, and none but them: BLAS has its own, which would fight with these for the cores."""
+    with threadpool_limits(1, user_api="blas"), Threads(count) as threads:
+        yield threads
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ def segment_volume(
     clock: StageClock,
     progress: Progress = lambda stage, share: None,
     batch: int = 1,
+    smaller_batch: bool = True,
     threads: Threads = ALONE,
     memory: Memory | None = None,
 ) -> Segmented:
@@ -137,6 +151,7 @@ def segment_volume(
         clock: Takes the seconds of each stage.
         progress: Told of every stage and window.
         batch: Windows that the network is given at a time.
+        smaller_batch: Whether it takes fewer too.
         threads: For all that is not the network.
         memory: What there is of it; None asks the machine.
 
@@ -145,19 +160,22 @@ def segment_volume(
         OutOfMemory: The job needs more memory than there is.
     """
     memory = memory or Memory()
+    values = [label.value for label in manifest.labels]
+    dtype = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
+    mask = np.zeros(volume.shape, dtype=dtype, order="F")
     progress("preprocess", 0.0)
     with clock.stage("preprocess"):
         kept = crop_box(volume, manifest.crop)
         prepared = prepare(
-            volume.cropped(kept), manifest, max_voxels=max_voxels, require=memory.require, threads=threads
-        )
-    values = [label.value for label in manifest.labels]
-    dtype = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
-    mask = np.zeros(volume.shape, dtype=dtype, order="F")
+            volume.cropped(kept), manifest, max_voxels=max_voxels, threads=threads,
+            # The mask's zeros take no memory before they are written.
+            require=lambda size_bytes: memory.require(size_bytes + mask.nbytes),
+        )  # fmt: skip
     plan = plan_windows(prepared.image.shape, manifest.window, manifest.overlap, manifest.placement)
     planes = stream_logits(
         prepared.image, _Timed(network, clock), manifest, plan,
-        batch=batch, threads=threads, hold=partial(memory.hold, besides=mask.nbytes),
+        batch=batch, smaller_batch=smaller_batch, threads=threads,
+        hold=lambda shape: memory.hold(shape, besides=mask.nbytes + _planes_bytes(shape, plan.axis)),
         on_window=lambda done: progress("windows", done / plan.count),
     )  # fmt: skip
     with clock.stage("map"):
@@ -173,6 +191,11 @@ def segment_volume(
     with clock.stage("postprocess"):
         clean(mask, manifest.postprocessing, voxel_volume_ml=volume.voxel_volume_ml)
     return Segmented(mask, plan.count, kept, memory.notes)
+
+
+def _planes_bytes(held: tuple[int, ...], axis: int) -> int:
+    """What planes take on their way from the logits held, of shape (labels, i, j, k), to the scan's grid."""
+    return 4 * prod(held) // held[axis + 1] * _PLANES_UNDER_WAY
 
 
 class _Timed:

@@ -59,7 +59,7 @@ def prepare(
         volume: The scan; its values are finite.
         manifest: Says what the network expects.
         max_voxels: Larger grids are refused before they are allocated.
-        require: Told how many bytes the scan is about to take; what it raises ends the job.
+        require: Told how many bytes the image is about to take; what it raises ends the job.
         threads: For resampling.
 
     Raises:
@@ -71,8 +71,8 @@ def prepare(
     scan_shape = change.apply_triple(volume.shape)
     shape = resized_shape(scan_shape, scan_spacing, manifest.spacing_mm)
     _check_size(scan_shape, shape, manifest, max_voxels)
-    require(_bytes(scan_shape, shape, manifest))
-    kinds = axis_kinds(scan_spacing, manifest.interpolation, manifest.separate_axis_above)
+    require(_bytes(shape, manifest))
+    kinds = axis_kinds(scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above)
     intensity = manifest.channels[0].intensity
     if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
         image = cast("NDArray[np.float32]", scan)
@@ -81,7 +81,8 @@ def prepare(
     else:
         image = resize(scan, shape, kinds, threads=threads)
         normalise(image, intensity)
-    return Prepared(image, change, axis_kinds(scan_spacing, "linear", manifest.separate_axis_above))
+    back = axis_kinds(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
+    return Prepared(image, change, back)
 
 
 def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:
@@ -104,9 +105,10 @@ def _padded(grid: Shape, manifest: Manifest) -> Shape:
     return i, j, k
 
 
-def _bytes(scan: Shape, grid: Shape, manifest: Manifest) -> int:
-    """What a scan takes from here on: its mask, and its image on the model's grid, twice where it is filled up."""
-    return prod(scan) + 4 * (prod(grid) + prod(_padded(grid, manifest)))
+def _bytes(grid: Shape, manifest: Manifest) -> int:
+    """What the image on the model's grid takes, once more where it is filled up."""
+    padded = _padded(grid, manifest)
+    return 4 * (prod(grid) + (prod(padded) if padded != grid else 0))
 
 
 def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from inference_service.errors import InputCorrupt, UnsupportedFormat
-from inference_service.nifti import Header, looks_like_nifti, read_nifti
+from inference_service.nifti import Header, Require, looks_like_nifti, read_nifti
 from inference_service.volume import Volume
 
 
@@ -33,30 +33,32 @@ class Reader:
     Attributes:
         kind: What it reads, in words.
         accepts: Whether a file's content is of that kind; what is wrong inside it is for `read` to say.
-        read: Gives the volume and its grid, or raises the InputError that says why not.
+        read: Gives the volume and its grid, or raises the InputError that says why not. Is given the most voxels, and
+            what is to be told how many bytes it is about to take.
     """
 
     kind: str
     accepts: Callable[[Path], bool]
-    read: Callable[[Path, int], tuple[Volume, Header]]
+    read: Callable[[Path, int, Require], tuple[Volume, Header]]
 
 
 READERS = (Reader("NIfTI-1 or NIfTI-2, plain or gzipped", looks_like_nifti, read_nifti),)
 
 
-def read_scan(path: Path, *, max_voxels: int) -> Scan:
+def read_scan(path: Path, *, max_voxels: int, require: Require = lambda size_bytes: None) -> Scan:
     """Reads a volume with the first reader that accepts the file.
 
     Args:
         path: The file.
         max_voxels: More are refused before anything is allocated.
+        require: Told how many bytes are about to be taken; what it raises ends the reading.
 
     Raises:
         InputError: No reader accepts the file, or the one that does refuses it.
     """
     for reader in READERS:
         if reader.accepts(path):
-            volume, grid = reader.read(path, max_voxels)
+            volume, grid = reader.read(path, max_voxels, require)
             return Scan(volume, grid, _replace_non_finite(volume))
     raise UnsupportedFormat(
         f"the file is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"

@@ -121,7 +121,7 @@ def _figures(places: NDArray[np.intp], intensities: NDArray[np.generic], size: i
     Returns:
         Shape (3, size).
     """
-    if np.issubdtype(intensities.dtype, np.integer):
+    if np.issubdtype(intensities.dtype, np.integer) and intensities.dtype.itemsize < places.dtype.itemsize:
         least = int(intensities.min())
         levels = int(intensities.max()) - least + 1
         if levels * size <= _MOST_BINS:

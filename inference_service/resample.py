@@ -17,6 +17,7 @@ from inference_service.parallel import ALONE, Threads
 Shape = tuple[int, int, int]
 Kind = Literal["nearest", "linear", "cubic"]
 Kinds = tuple[Kind, Kind, Kind]
+Spacing = tuple[float, float, float]
 Mapping = Callable[[NDArray[np.float32]], None]
 
 # Bounds the memory of resizing: planes of the result that are made at a time.
@@ -29,7 +30,7 @@ _SPLINE_REACH = 24
 _LEAST_WEIGHT = 1e-8
 
 
-def resized_shape(shape: Shape, spacing_mm: tuple[float, float, float], target_mm: tuple[float, float, float]) -> Shape:
+def resized_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
     """Voxels of the grid that covers the same extent at another spacing, the nearest whole number on each axis.
 
     >>> resized_shape((512, 512, 300), (0.7, 0.7, 1.0), (1.5, 1.5, 1.5))
@@ -42,23 +43,28 @@ def resized_shape(shape: Shape, spacing_mm: tuple[float, float, float], target_m
     return i, j, k
 
 
-def axis_kinds(spacing_mm: tuple[float, float, float], kind: Kind, separate_axis_above: float | None) -> Kinds:
+def axis_kinds(source_mm: Spacing, target_mm: Spacing, kind: Kind, separate_axis_above: float | None) -> Kinds:
     """Kind of interpolation along each axis: nearest along the axis of thick slices where the model asks for it.
 
+    As nnU-Net's determine_do_sep_z_and_axis: the grid that is left decides, or else the one that is gone to, and where
+    two axes are equally thick none is taken apart.
+
     Args:
-        spacing_mm: Spacing of the scan.
+        source_mm: Spacing of the grid that is resampled.
+        target_mm: Spacing that it gets.
         kind: What the other axes get.
         separate_axis_above: The ratio of the largest to the smallest spacing above which the largest one's axis is
             taken apart (nnU-Net's separate z, 3 there); None: never.
 
-    >>> axis_kinds((0.7, 0.7, 5.0), "cubic", 3)
+    >>> axis_kinds((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), "cubic", 3)
     ('cubic', 'cubic', 'nearest')
     """
-    if separate_axis_above is None or max(spacing_mm) <= separate_axis_above * min(spacing_mm):
-        return kind, kind, kind
-    thick = max(range(3), key=lambda axis: spacing_mm[axis])
     kinds = [kind, kind, kind]
-    kinds[thick] = "nearest"
+    for spacing in (source_mm, target_mm):
+        if separate_axis_above is not None and max(spacing) > separate_axis_above * min(spacing):
+            if spacing.count(max(spacing)) == 1:
+                kinds[spacing.index(max(spacing))] = "nearest"
+            break
     return kinds[0], kinds[1], kinds[2]
 
 
@@ -156,6 +162,9 @@ def resize(
 ) -> NDArray[np.float32]:
     """Resamples an image to a grid of the same extent.
 
+    Where a cubic spline overshoots, the result is cut to the range of the image's values, or of each slice's where one
+    axis is not cubic, as scikit-image does for nnU-Net.
+
     Goes along the axis that is slowest in memory, so that a scan is read once and in the order it lies. Besides the
     result, each thread holds one plane of the scan in float32 and, already resampled within themselves, those planes
     that `_PLANES_AT_A_TIME` of the result are made of: at most 16 if linear, 39 if cubic from 300 to 200.
@@ -178,13 +187,22 @@ def resize(
     bands = [across[start : start + _PLANES_AT_A_TIME, used] for start in range(0, len(resized), _PLANES_AT_A_TIME)]
     # The widest of all, so that whatever bands a thread gets, it adds up in the same order.
     width = max(int(np.ptp(band.indices)) for band in bands) + 1
+    limits = _Limits([image.shape[axis] for axis in slowest_first], [kinds[axis] for axis in slowest_first])
+
+    def taken(index: int) -> NDArray[np.float32]:
+        plane = np.array(planes[index], dtype=np.float32, order="C")
+        if before is not None:
+            before(plane)
+        limits.see(index, plane)
+        return _resize_plane(plane, *along)
 
     def work(part: slice) -> None:
         first = part.start * _PLANES_AT_A_TIME
-        taken = (_resize_plane(planes[index], before, *along) for index in used[bands[part.start].indices.min() :])
-        _blend_planes(taken, bands[part], width, resized[first:])
+        _blend_planes(map(taken, used[bands[part.start].indices.min() :]), bands[part], width, resized[first:])
 
     threads.each_slice(len(bands), work)
+    if image.shape != shape:
+        limits.clip(resized)
     return resized.transpose(np.argsort(slowest_first))
 
 
@@ -217,17 +235,51 @@ def _blend_planes(
 
 
 def _resize_plane(
-    plane: NDArray[np.generic],
-    before: Mapping | None,
-    along_h: sparse.csr_array[np.float32],
-    along_w: sparse.csr_array[np.float32],
+    plane: NDArray[np.float32], along_h: sparse.csr_array[np.float32], along_w: sparse.csr_array[np.float32]
 ) -> NDArray[np.float32]:
     """Resamples a plane (h, w) along its two axes; an axis whose size stays is not touched."""
-    resized = np.array(plane, dtype=np.float32, order="C")
-    if before is not None:
-        before(resized)
     if along_h.shape[0] != along_h.shape[1]:
-        resized = along_h @ resized
+        plane = along_h @ plane
     if along_w.shape[0] != along_w.shape[1]:
-        resized = (along_w @ resized.T).T
-    return resized
+        plane = (along_w @ plane.T).T
+    return plane
+
+
+class _Limits:
+    """The range of an image's values, as they are seen plane by plane, for cubic splines to be cut to.
+
+    Args:
+        shape: The image's, its planes along the first axis.
+        kinds: Interpolation along each axis. Along one that is not cubic, each slice has a range of its own.
+    """
+
+    def __init__(self, shape: Sequence[int], kinds: Sequence[Kind]) -> None:
+        self._needed = "cubic" in kinds
+        self._apart = [axis for axis, kind in enumerate(kinds) if kind != "cubic" and self._needed]
+        self._across = tuple({1, 2} - set(self._apart))
+        self._kinds = kinds
+        # Of each plane, and of each slice within it where those are apart.
+        within = [size if axis in self._apart else 1 for axis, size in enumerate(shape)]
+        self._low = np.full((shape[0], *within[1:]), np.inf, dtype=np.float32)
+        self._high = -self._low
+
+    def see(self, index: int, plane: NDArray[np.float32]) -> None:
+        """Takes a plane (h, w) into account."""
+        if self._needed:
+            axes = tuple(axis - 1 for axis in self._across)
+            self._low[index] = plane.min(axis=axes, keepdims=True)
+            self._high[index] = plane.max(axis=axes, keepdims=True)
+
+    def clip(self, resized: NDArray[np.float32]) -> None:
+        """Cuts the resampled image to the range, in place."""
+        if not self._needed:
+            return
+        low, high = self._low, self._high
+        for axis, kind in enumerate(self._kinds):
+            if axis in self._apart:
+                taps = axis_taps(low.shape[axis], resized.shape[axis], kind)
+                low = np.minimum(low.take(taps.first, axis), low.take(taps.second, axis))
+                high = np.maximum(high.take(taps.first, axis), high.take(taps.second, axis))
+            else:
+                low, high = low.min(axis, keepdims=True), high.max(axis, keepdims=True)
+        np.clip(resized, low, high, out=resized)

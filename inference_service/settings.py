@@ -3,6 +3,7 @@
 `.env.example` and `docs/settings.md` list every field; a test keeps all three equal.
 """
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from inference_service.errors import InternalError
 from inference_service.providers import CPU, Precision, usable_providers
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -93,6 +95,17 @@ class Settings(BaseSettings):
         usable = usable_providers()
         requested = dict.fromkeys(self.onnx_providers)
         return [name for name in requested if name in usable and name != CPU] + [CPU]
+
+    @property
+    def usable_work_path(self) -> Path | None:
+        """`work_path`, looked at.
+
+        Raises:
+            InternalError: It is not a folder that can be written to.
+        """
+        if self.work_path is not None and not (self.work_path.is_dir() and os.access(self.work_path, os.W_OK)):
+            raise InternalError(f"WORK_PATH: {self.work_path} is not a folder that can be written to")
+        return self.work_path
 
     @property
     def broker_url(self) -> str:

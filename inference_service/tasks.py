@@ -144,7 +144,7 @@ class JobRunner:
         keys = {name: f"{prefix}/{name}" for name in (MASK_FILE, REPORT_FILE)}
         with (
             Lease(self._database, claim, lease_s=settings.lease_s) as lease,
-            TemporaryDirectory(prefix="job-", dir=settings.work_path) as folder,
+            TemporaryDirectory(prefix="job-", dir=settings.usable_work_path) as folder,
         ):
             source = Path(folder, "input")
             with clock.stage("fetch"):

@@ -76,10 +76,13 @@ def show(name: str, version: str | None) -> None:
     print_json(find_model(get_settings().models_path, name, version).manifest.model_dump(mode="json"))
 
 
+_REDUCED = [precision for precision in get_args(Precision) if precision != "fp32"]
+
+
 @models.command()
 @click.argument("name")
 @click.argument("version", required=False)
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="Compare it with fp32 on the volume.")
+@click.option("--precision", type=click.Choice(_REDUCED), help="Compare it with fp32 on the volume.")
 @click.option("--volume", type=click.Path(path_type=Path), help="A scan to compare on.")
 @json_option
 def verify(name: str, version: str | None, precision: Precision | None, volume: Path | None, as_json: bool) -> None:

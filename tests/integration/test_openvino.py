@@ -1,6 +1,7 @@
 """OpenVINO for real: `make test ENGINE=openvino` installs it."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from inference_service.engine import Engine, load_session
+from inference_service.local import compare_precisions
 from inference_service.machine import has_bfloat16
 from inference_service.manifest import Manifest
 from inference_service.models import Model
@@ -23,7 +25,8 @@ from inference_service.stages import StageClock
 from inference_service.volume import Volume
 
 pytestmark = pytest.mark.skipif(
-    OPENVINO not in onnxruntime.get_available_providers(),
+    # Where it is asked for, its absence is a failure.
+    OPENVINO not in onnxruntime.get_available_providers() and os.environ.get("ENGINE") != "openvino",
     reason="this environment has another ONNX Runtime than the extra `openvino`'s: make test ENGINE=openvino",
 )
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16: neither AVX512-BF16 nor AMX")
@@ -32,7 +35,7 @@ WINDOW = (16, 16, 16)
 LABELS = 3
 
 
-def network(last_operator: str = "Identity") -> bytes:
+def network(last_operator: str = "Identity", batch: int | str = "batch") -> bytes:
     """Two convolutions of random weights, normalised in between as in a U-Net."""
     random = np.random.default_rng(0)
     first = random.normal(size=(8, 1, 3, 3, 3)).astype(np.float32)
@@ -47,7 +50,7 @@ def network(last_operator: str = "Identity") -> bytes:
             helper.make_node(last_operator, ["d"], ["y"]),
         ],
         "convolutions",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, *WINDOW])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 1, *WINDOW])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [
             numpy_helper.from_array(array, name)
@@ -63,21 +66,26 @@ def windows() -> NDArray[np.float32]:
     return np.random.default_rng(1).normal(size=(2, 1, *WINDOW)).astype(np.float32)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    (tmp_path / "model.onnx").write_bytes(network())
+@pytest.fixture(params=["batch", 2])
+def model(tmp_path: Path, request: pytest.FixtureRequest) -> Model:
+    """Installed where settings would look for it, with a free and with a fixed batch."""
+    folder = tmp_path / "models" / "convolutions" / "1"
+    folder.mkdir(parents=True)
+    content = network(batch=request.param)
+    (folder / "model.onnx").write_bytes(content)
     manifest = Manifest.model_validate(
         {
             "name": "convolutions", "version": "1", "description": "Labels for tests.", "licence": "Apache-2.0",
             "intended_use": "Tests.", "modality": "CT",
-            "sha256": hashlib.sha256(network()).hexdigest(),
+            "sha256": hashlib.sha256(content).hexdigest(),
             "channels": [{"name": "CT", "intensity": {"kind": "z_score"}}],
             "orientation": "RAS", "spacing_mm": (1.5, 1.5, 1.5), "window": WINDOW, "activation": "softmax",
             "labels": [{"name": f"label {value}", "value": value} for value in range(LABELS)],
             "precisions": ["fp32", "bf16"],
         }
     )  # fmt: skip
-    return Model(manifest, tmp_path)
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return Model(manifest, folder)
 
 
 def relative_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -108,6 +116,23 @@ def test_bf16_is_less_exact_and_close(windows: NDArray[np.float32]) -> None:
     session = Session(network(), providers=[OPENVINO, CPU], threads=1, precision="bf16")
     assert session.whole
     assert 1e-4 < relative_error(session.run(windows), exact) < 5e-2
+
+
+@needs_bfloat16
+def test_precisions_are_compared(tmp_path: Path, model: Model) -> None:
+    voxels = np.random.default_rng(2).integers(-1000, 1000, (40, 30, 50), dtype=np.int16)
+    write_volume(tmp_path / "scan.nii.gz", Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])))
+    settings = Settings(onnx_providers=[OPENVINO], models_path=tmp_path / "models")
+    compared = compare_precisions(
+        settings, model.manifest.name, None, precision="bf16", source=tmp_path / "scan.nii.gz"
+    )
+    assert compared["precision"] == "bf16"
+    agreement, dice = compared["label_agreement"], compared["dice"]
+    assert isinstance(agreement, float)
+    assert isinstance(dice, dict)
+    assert 0.97 < agreement < 1
+    assert set(dice) == {"label 0", "label 1", "label 2"}
+    assert all(0.9 < value < 1 for value in dice.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])

@@ -244,6 +244,30 @@ def test_a_model_is_verified() -> None:
     assert "sha256: " in run("models", "verify", MODEL, "1").stdout
 
 
+@pytest.mark.parametrize(
+    "options", [("--precision", "bf16"), ("--volume", "ct.nii"), ("--precision", "fp32", "--volume", "ct.nii")]
+)
+def test_a_comparison_needs_another_precision_and_a_volume(options: tuple[str, ...]) -> None:
+    assert run("models", "verify", MODEL, *options).exit_code == 2
+
+
+def test_a_precision_that_cannot_be_computed_here_is_refused(tmp_path: Path) -> None:
+    write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
+    result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "ct.nii.gz")
+    assert result.exit_code == 3
+    assert f"error: bad_request: it runs in fp32, not in bf16: {CPU} does not compute in it" in result.stderr
+    result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "missing.nii.gz")
+    assert (result.exit_code, result.stderr.splitlines()[-1][:22]) == (3, "error: input_not_found")
+
+
+def test_a_work_path_that_is_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
+    monkeypatch.setenv("WORK_PATH", str(tmp_path / "missing"))
+    result = run("segment", "ct.nii.gz", "out", "--model", MODEL)
+    assert result.exit_code == 1
+    assert "error: internal_error: WORK_PATH: " in result.stderr
+
+
 def test_a_model_that_was_changed_is_not_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(MODELS / MODEL / "1", tmp_path / "models" / MODEL / "1")
     monkeypatch.setenv("MODELS_PATH", str(tmp_path / "models"))

@@ -89,6 +89,24 @@ def test_a_provider_that_has_but_a_part_of_the_model_is_told_of(
 
 
 @pytest.mark.usefixtures("_bfloat16")
+def test_a_model_that_is_not_whole_on_openvino_runs_in_fp32(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_module, "Session", OnAll)
+    assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
+    assert "it runs in fp32, not in bf16: not all of it runs where that is computed" in caplog.text
+
+
+def test_a_strict_engine_takes_a_model_that_its_first_provider_has_all_of(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_module, "Session", OnOpenvino)
+    engine = Engine((OPENVINO, "CUDAExecutionProvider", "CPUExecutionProvider"), strict=True)
+    assert load_session(make_model(), engine).whole
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("_bfloat16")
 def test_bf16_is_computed_where_all_allow_it(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "Session", OnOpenvino)
     model = make_model(precisions=BOTH)

@@ -219,6 +219,31 @@ def test_batches_that_do_not_fit_into_memory_are_halved(
     assert "a batch of 4 windows does not fit into memory: 2 from now on" in caplog.text
 
 
+def test_a_fixed_batch_that_does_not_fit_into_memory_is_out_of_memory(make_manifest: MakeManifest) -> None:
+    class Fixed:
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            assert len(windows) == 4
+            raise OutOfMemory("too large")
+
+    manifest = make_manifest(values=(0, 1))
+    plan = plan_for((6, 5, 4), manifest)
+    with pytest.raises(OutOfMemory, match="too large"):
+        list(stream_logits(noise((6, 5, 4)), Fixed(), manifest, plan, batch=4, smaller_batch=False))
+
+
+@pytest.mark.parametrize("wrong", [(1, 2, 5, 4, 3), (3, 2, 5, 4, 3), (2, 1, 5, 4, 3), (2, 2, 5, 4, 4)])
+def test_a_network_that_gives_another_shape_is_an_invalid_model(
+    make_manifest: MakeManifest, wrong: tuple[int, ...]
+) -> None:
+    class Wrong:
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.zeros(wrong, dtype=np.float32)
+
+    manifest = make_manifest(values=(0, 1))
+    with pytest.raises(ModelInvalid, match="of shape"):
+        list(stream_logits(noise((9, 6, 5)), Wrong(), manifest, plan_for((9, 6, 5), manifest), batch=2))
+
+
 def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_manifest: MakeManifest) -> None:
     class Full:
         def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -230,17 +255,18 @@ def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_man
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0, 0, 0), (0, 1, 4, 2, 1)])
-def test_a_network_that_gives_no_numbers_is_an_invalid_model(
-    make_manifest: MakeManifest, place: tuple[int, ...]
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_network_that_gives_no_finite_values_is_an_invalid_model(
+    make_manifest: MakeManifest, place: tuple[int, ...], value: float
 ) -> None:
     class Broken(ConstantNetwork):
         def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
             logits = super().run(windows)
-            logits[place] = np.nan
+            logits[place] = value
             return logits
 
     manifest = make_manifest(values=(0, 1))
-    with pytest.raises(ModelInvalid, match="not numbers"):
+    with pytest.raises(ModelInvalid, match="not finite"):
         list(stream_logits(noise((9, 6, 5)), Broken([1, 2]), manifest, plan_for((9, 6, 5), manifest)))
 
 

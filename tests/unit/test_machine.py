@@ -23,19 +23,19 @@ def sixteen_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(machine, "_MEMINFO", write(tmp_path / "meminfo", meminfo))
     monkeypatch.setattr(machine, "_OWN_PAGES", write(tmp_path / "statm", "100 0 0 0 0 0 0"))
-    for name in ("_CGROUP_V1_MEMORY", "_CGROUP_V2_MEMORY", "_CGROUP_V1_QUOTA", "_CGROUP_V1_PERIOD", "_CGROUP_V2_QUOTA"):
-        monkeypatch.setattr(machine, name, tmp_path / name)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
 
 
-def limit_v2(tmp_path: Path, limit: str | int, used: int, cached: int) -> None:
-    folder = tmp_path / "_CGROUP_V2_MEMORY"
+def limit_v2(tmp_path: Path, limit: str | int, used: int, cached: int, group: str = "") -> None:
+    folder = tmp_path / "cgroup" / group
     write(folder / "memory.max", limit)
     write(folder / "memory.current", used)
     write(folder / "memory.stat", f"anon 5\ninactive_file {cached}\nactive_file 7")
 
 
-def limit_v1(tmp_path: Path, limit: str | int, used: int, cached: int) -> None:
-    folder = tmp_path / "_CGROUP_V1_MEMORY"
+def limit_v1(tmp_path: Path, limit: str | int, used: int, cached: int, group: str = "") -> None:
+    folder = tmp_path / "cgroup" / "memory" / group
     write(folder / "memory.limit_in_bytes", limit)
     write(folder / "memory.usage_in_bytes", used)
     write(folder / "memory.stat", f"cache 5\ntotal_inactive_file {cached}")
@@ -58,6 +58,17 @@ def test_no_limit_is_no_limit(tmp_path: Path, unlimited: tuple[object, str | int
     assert callable(limit)
     limit(tmp_path, value, 7 * GIB, GIB)
     assert machine.spare_memory_bytes() == 10 * GIB
+
+
+@pytest.mark.parametrize(("limit", "own"), [(limit_v1, "5:cpu,memory:/a/b"), (limit_v2, "0::/a/b")])
+def test_the_least_limit_of_all_groups_around_the_process_counts(tmp_path: Path, limit: object, own: str) -> None:
+    assert callable(limit)
+    write(tmp_path / "own", own)
+    limit(tmp_path, 9 * GIB, 0, 0, group="a/b")
+    limit(tmp_path, 6 * GIB, GIB, 0, group="a")
+    limit(tmp_path, 8 * GIB, 0, 0)
+    limit(tmp_path, GIB, 0, 0, group="elsewhere")
+    assert machine.spare_memory_bytes() == 5 * GIB
 
 
 def test_a_job_takes_its_share_at_most_less_what_it_has(tmp_path: Path) -> None:
@@ -88,13 +99,17 @@ def test_cpus_are_the_affinity_cut_by_the_quota(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert machine.usable_cpus() == 6
-    write(tmp_path / "_CGROUP_V2_QUOTA", "250000 100000")
+    v2, v1 = tmp_path / "cgroup" / "cpu.max", tmp_path / "cgroup" / "cpu"
+    write(v2, "250000 100000")
     assert machine.usable_cpus() == 3
-    write(tmp_path / "_CGROUP_V2_QUOTA", "max 100000")
+    write(v2, "max 100000")
     assert machine.usable_cpus() == 6
-    (tmp_path / "_CGROUP_V2_QUOTA").unlink()
-    write(tmp_path / "_CGROUP_V1_QUOTA", "50000")
-    write(tmp_path / "_CGROUP_V1_PERIOD", "100000")
+    write(tmp_path / "own", "0::/a")
+    write(tmp_path / "cgroup" / "a" / "cpu.max", "400000 100000")
+    assert machine.usable_cpus() == 4
+    (tmp_path / "own").unlink()
+    write(v1 / "cpu.cfs_quota_us", "50000")
+    write(v1 / "cpu.cfs_period_us", "100000")
     assert machine.usable_cpus() == 1
-    write(tmp_path / "_CGROUP_V1_QUOTA", "-1")
+    write(v1 / "cpu.cfs_quota_us", "-1")
     assert machine.usable_cpus() == 6

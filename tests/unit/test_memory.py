@@ -1,7 +1,7 @@
-import shutil
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def spare(mib: int) -> Callable[[int], int]:
 
 def test_what_fits_is_allowed_and_what_does_not_is_out_of_memory() -> None:
     Memory(spare=spare(1128)).require(1000 * MIB)
-    with pytest.raises(OutOfMemory, match=r"needs 1\.1 GiB of memory, and this worker has 1\.1 GiB"):
+    with pytest.raises(OutOfMemory, match=r"need 1\.1 GiB of memory more, and this worker has 1\.1 GiB"):
         Memory(spare=spare(1127)).require(1000 * MIB)
 
 
@@ -50,7 +50,7 @@ def test_logits_that_do_not_fit_are_held_in_a_file_without_a_name(
     held += 1.5
     assert (held == 1.5).all()
     assert budget.notes == [
-        "the logits of one window's depth need 0.0 GiB, and this worker has 0.0 GiB of memory for them: they were held "
+        "the logits of one window's depth need 32 MiB, and this worker has 31 MiB of memory for them: they were held "
         "on disk"
     ]
     assert "held on disk" in caplog.text
@@ -59,8 +59,14 @@ def test_logits_that_do_not_fit_are_held_in_a_file_without_a_name(
 def test_without_a_disk_that_holds_them_it_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutOfMemory):
         Memory(spare=spare(130)).hold((4, MIB, 2))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5))
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(OutOfMemory, match="nor is there room on the disk"):
+        Memory(tmp_path / "missing", spare=spare(130)).hold((4, MIB, 2))
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutOfMemory, match="nor is there room on the disk"):
         Memory(tmp_path, spare=spare(130)).hold((4, MIB, 2))
 
 

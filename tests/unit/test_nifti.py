@@ -538,3 +538,26 @@ def test_a_damaged_header_gives_a_volume_or_a_service_error(
         assert tracemalloc.get_traced_memory()[1] < MOST_ALLOCATED_BYTES
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "bytes_a_voxel"),
+    [("i2", 1, 2), ("i2", 2, 6), ("<f4", 2, 5), ("f8", 1, 9), ("f8", 2, 12)],
+)
+def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path, dtype: str, slope: float, bytes_a_voxel: int) -> None:
+    class Enough(Exception):
+        pass
+
+    def require(size_bytes: int) -> None:
+        asked.append(size_bytes)
+        raise Enough
+
+    asked: list[int] = []
+    image = nibabel.Nifti1Image(np.ones((30, 40, 50), dtype=dtype), np.eye(4))
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    content = bytearray(gzip.decompress((tmp_path / "scan.nii.gz").read_bytes()))
+    content[112:120] = struct.pack("<ff", slope, 0)
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(Enough):
+        read_nifti(tmp_path / "scan.nii.gz", 10**6, require)
+    assert asked == [30 * 40 * 50 * bytes_a_voxel]

@@ -117,3 +117,17 @@ def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
     jsonschema.validate(written, Report.model_json_schema())
     assert written["labels"][0]["intensity_mean"] is None
     assert Report.model_validate_json((tmp_path / "report.json").read_bytes()) == report
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [(np.uint64, (2**63 + 5, 2**63 + 9)), (np.uint64, (2**60, 2**60 + 3)), (np.int64, (-(2**62), 7))],
+)
+def test_integers_of_64_bits_are_counted_right(
+    make_manifest: Callable[..., Manifest], dtype: type[np.generic], values: tuple[int, int]
+) -> None:
+    mask = (np.arange(120) % 2).astype(np.uint8).reshape(4, 5, 6, order="F")
+    voxels = np.where(mask, np.array(values[1], dtype), np.array(values[0], dtype))
+    labels = measure_labels(mask, Volume(np.asfortranarray(voxels), np.eye(4)), make_manifest(values=(0, 1)))
+    assert [label.voxels for label in labels] == [60, 60]
+    assert [label.intensity_mean for label in labels] == pytest.approx([float(value) for value in values])

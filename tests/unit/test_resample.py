@@ -1,5 +1,6 @@
 import tracemalloc
 from collections.abc import Callable
+from itertools import permutations
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.parallel import Threads
-from inference_service.resample import Kind, Kinds, Shape, axis_kinds, axis_matrix, axis_taps, resize, resized_shape
+from inference_service.resample import (
+    Kind,
+    Kinds,
+    Shape,
+    Spacing,
+    axis_kinds,
+    axis_matrix,
+    axis_taps,
+    resize,
+    resized_shape,
+)
 
 Order = Literal[0, 1, 3]
 
@@ -51,19 +62,25 @@ def test_resized_shape_covers_the_extent(
 
 
 @pytest.mark.parametrize(
-    ("spacing", "threshold", "expected"),
+    ("source", "target", "threshold", "expected"),
     [
-        ((0.7, 0.7, 5.0), None, ("cubic", "cubic", "cubic")),
-        ((0.7, 0.7, 5.0), 3, ("cubic", "cubic", "nearest")),
-        ((6.5, 2.0, 3.0), 3, ("nearest", "cubic", "cubic")),
-        ((2.0, 6.0, 3.0), 3, ("cubic", "cubic", "cubic")),
-        ((2.0, 6.1, 3.0), 3, ("cubic", "nearest", "cubic")),
+        ((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), None, ("cubic", "cubic", "cubic")),
+        ((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "nearest")),
+        ((6.5, 2.0, 3.0), (1.0, 1.0, 1.0), 3, ("nearest", "cubic", "cubic")),
+        ((2.0, 6.0, 3.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "cubic")),
+        ((2.0, 6.1, 3.0), (1.0, 1.0, 1.0), 3, ("cubic", "nearest", "cubic")),
+        # The other grid's thick slices count where this one has none.
+        ((1.0, 1.0, 1.0), (3.6, 0.6, 0.6), 3, ("nearest", "cubic", "cubic")),
+        ((1.0, 1.0, 4.0), (3.6, 0.6, 0.6), 3, ("cubic", "cubic", "nearest")),
+        # Two thick axes are none to take apart.
+        ((5.0, 5.0, 1.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "cubic")),
+        ((5.0, 5.0, 1.0), (0.5, 0.5, 4.0), 3, ("cubic", "cubic", "cubic")),
     ],
 )
 def test_thick_slices_are_not_interpolated_across(
-    spacing: tuple[float, float, float], threshold: float | None, expected: Kinds
+    source: Spacing, target: Spacing, threshold: float | None, expected: Kinds
 ) -> None:
-    assert axis_kinds(spacing, "cubic", threshold) == expected
+    assert axis_kinds(source, target, "cubic", threshold) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,9 +127,29 @@ def test_constants_stay_constant(kind: Kind, shape: Shape, target: Shape) -> Non
 @given(SHAPES, SHAPES)
 def test_resizing_is_scipys_zoom(kind: Kind, order: Order, shape: Shape, target: Shape) -> None:
     image = noise(shape)
-    assert np.allclose(
-        resize(image, target, (kind, kind, kind)), zoomed(image, target, (order, order, order)), atol=CLOSE
-    )
+    # The spline does not leave the range of the image, as in scikit-image.
+    expected = np.clip(zoomed(image, target, (order, order, order)), image.min(), image.max())
+    assert np.allclose(resize(image, target, (kind, kind, kind)), expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize("thick", [0, 1, 2])
+@pytest.mark.parametrize("memory_order", list(permutations(range(3))))
+def test_a_spline_stays_in_the_range_of_each_slice_that_is_taken_apart(
+    thick: int, memory_order: tuple[int, int, int]
+) -> None:
+    shape, target = (9, 8, 7), (13, 5, 11)
+    image = np.where(noise(shape) > 0, 1, -1) * np.moveaxis(np.arange(1.0, shape[thick] + 1)[:, None, None], 0, thick)
+    laid = image.transpose(memory_order).copy().transpose(np.argsort(memory_order))
+    kinds: list[Kind] = ["cubic", "cubic", "cubic"]
+    kinds[thick] = "nearest"
+    got = np.moveaxis(resize(laid, target, (kinds[0], kinds[1], kinds[2])), thick, 0)
+    taken = axis_taps(shape[thick], target[thick], "nearest").first
+    flat = tuple(size for axis, size in enumerate(target) if axis != thick)
+    for plane, index in zip(got, taken, strict=True):
+        slice_ = np.take(image, index, thick)[np.newaxis].astype(np.float32)
+        expected = np.clip(zoomed(slice_, (1, flat[0], flat[1]), (0, 3, 3)), slice_.min(), slice_.max())[0]
+        assert np.allclose(plane, expected, atol=CLOSE)
+    assert np.abs(got).max() == pytest.approx(shape[thick])
 
 
 def test_resizing_goes_on_past_the_planes_of_one_step() -> None:
