@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from inference_service.errors import InternalError
 from inference_service.machine import has_bfloat16
@@ -48,10 +48,12 @@ def load_session(model: Model, engine: Engine) -> Session:
     """
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
     network = model.read_network()
-    session = Session(network, providers=engine.providers, threads=engine.threads, precision=precision)
+    # Jobs that share their machine must not burn one another's cores.
+    open_session = partial(Session, network, providers=engine.providers, threads=engine.threads, spin=engine.jobs == 1)
+    session = open_session(precision=precision)
     if precision != "fp32" and not session.whole:
         # What runs elsewhere runs in fp32: a mixture is not what anybody has verified.
-        session = Session(network, providers=engine.providers, threads=engine.threads)
+        session = open_session()
     check_signature(model.manifest, session.input_shapes, session.output_shapes)
     if engine.strict and (unused := _unused_providers(engine, session)):
         raise InternalError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")

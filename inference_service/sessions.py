@@ -34,6 +34,7 @@ class Session:
         providers: Execution providers, best first.
         threads: Threads that one run may use; None leaves it to ONNX Runtime.
         precision: What the network computes in; only OpenVINO knows another than fp32.
+        spin: Whether threads that wait for one another burn their cores, which is a little faster on cores of one's own.
 
     Attributes:
         precision: As asked for.
@@ -51,10 +52,11 @@ class Session:
         providers: Sequence[str],
         threads: int | None = None,
         precision: Precision = "fp32",
+        spin: bool = False,
     ) -> None:
         self.precision = precision
         try:
-            self._session, self.whole = _open(network, list(providers), threads, precision)
+            self._session, self.whole = _open(network, list(providers), threads, precision, spin)
         except _ERRORS as error:
             otherwise = "ONNX Runtime cannot load the model's network"
             raise _mapped(error, what="the model", otherwise=otherwise) from error
@@ -106,18 +108,18 @@ class Session:
 
 
 def _open(
-    network: bytes, providers: list[str], threads: int | None, precision: Precision
+    network: bytes, providers: list[str], threads: int | None, precision: Precision, spin: bool
 ) -> tuple[onnxruntime.InferenceSession, bool]:
     """Opens a session, and says whether all of the network is on the first provider."""
     chosen = [(name, _provider_options(name, threads, precision)) for name in providers]
     if providers[0] != CPU:
         # ONNX Runtime names a provider as in use even where it has nothing to do: this way it must have all of it.
-        options = _session_options(threads)
+        options = _session_options(threads, spin)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.log_severity_level = _FATAL
         with suppress(*_ERRORS):
             return onnxruntime.InferenceSession(network, options, providers=chosen[:1]), True
-    return onnxruntime.InferenceSession(network, _session_options(threads), providers=chosen), providers[0] == CPU
+    return onnxruntime.InferenceSession(network, _session_options(threads, spin), providers=chosen), providers[0] == CPU
 
 
 def _give_back_free_memory() -> None:
@@ -126,13 +128,12 @@ def _give_back_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _session_options(threads: int | None) -> onnxruntime.SessionOptions:
+def _session_options(threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     # Planned ahead, a network's buffers take a quarter more memory, and it runs no faster on a CPU.
     options.enable_mem_pattern = False
-    # Workers share their machine: a thread that waits must not burn its neighbour's core.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     return options
 
 

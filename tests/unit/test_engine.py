@@ -21,9 +21,15 @@ class OnTheCpu(Session):
     """Where every other provider falls back."""
 
     def __init__(
-        self, network: bytes, *, providers: Sequence[str], threads: int | None = None, precision: Precision = "fp32"
+        self,
+        network: bytes,
+        *,
+        providers: Sequence[str],
+        threads: int | None = None,
+        precision: Precision = "fp32",
+        spin: bool = False,
     ) -> None:
-        super().__init__(network, providers=["CPUExecutionProvider"], threads=threads, precision=precision)
+        super().__init__(network, providers=["CPUExecutionProvider"], threads=threads, precision=precision, spin=spin)
         self.whole = False
 
 
@@ -39,9 +45,15 @@ class OnOpenvino(OnAll):
     """Where OpenVINO has all of the network."""
 
     def __init__(
-        self, network: bytes, *, providers: Sequence[str], threads: int | None = None, precision: Precision = "fp32"
+        self,
+        network: bytes,
+        *,
+        providers: Sequence[str],
+        threads: int | None = None,
+        precision: Precision = "fp32",
+        spin: bool = False,
     ) -> None:
-        super().__init__(network, providers=providers, threads=threads, precision=precision)
+        super().__init__(network, providers=providers, threads=threads, precision=precision, spin=spin)
         self.whole = True
 
 
