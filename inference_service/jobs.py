@@ -5,7 +5,7 @@ job, and every change of state leaves a transition in the same transaction. Time
 of workers do not matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
@@ -218,10 +218,22 @@ def succeed(database: Database, claim: Claim, success: Success) -> bool:
         return _leave(connection, claim, JobState.SUCCEEDED, values={**values, "progress": 1.0, "stage": None})
 
 
-def fail(database: Database, claim: Claim, error: ServiceError) -> bool:
-    """Ends a job with an error's code and message, cancelled ones as such. Returns whether the lease still stood."""
+def fail(
+    database: Database, claim: Claim, error: ServiceError, *, timings_s: Mapping[str, float] | None = None
+) -> bool:
+    """Ends a job with an error's code and message, cancelled ones as such.
+
+    Args:
+        database: Where.
+        claim: The attempt that failed.
+        error: Why.
+        timings_s: Seconds of each stage that it came to.
+
+    Returns:
+        Whether the lease still stood.
+    """
     state = JobState.CANCELLED if error.code == ErrorCode.CANCELLED else JobState.FAILED
-    values = {"error_code": error.code, "error_message": error.message}
+    values = {"error_code": error.code, "error_message": error.message, "timings_s": timings_s}
     with mapped_errors(), database.begin() as connection:
         return _leave(connection, claim, state, values=values, detail=error.code)
 

@@ -63,7 +63,9 @@ class Report(_Part):
     model: ModelReport
     providers: list[str] = Field(description="ONNX Runtime execution providers really in use, best first.")
     precision: Precision = Field(description="What the network was computed in.")
-    windows: int = Field(description="How many windows the network ran on.")
+    windows: int = Field(
+        description="How many windows cover the scan; mirrored, the network runs several times on each."
+    )
     labels: list[LabelReport]
     timings_s: dict[str, float] = Field(description="Seconds of each stage up to the writing of the mask.")
     warnings: list[str]

@@ -34,7 +34,7 @@ class Session:
         providers: Execution providers, best first.
         threads: Threads that one run may use; None leaves it to ONNX Runtime.
         precision: What the network computes in; only OpenVINO knows another than fp32.
-        spin: Whether threads that wait for one another burn their cores, which is a little faster on cores of one's own.
+        spin: Whether threads that wait for one another burn their cores: a little faster where nobody else needs them.
 
     Attributes:
         precision: As asked for.

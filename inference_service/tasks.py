@@ -119,26 +119,27 @@ class JobRunner:
 
     def _attempt(self, claim: jobs.Claim, refusal: BadRequest | None) -> None:
         logger.info("attempt %d starts", claim.attempt)
+        clock = StageClock()
         try:
             if claim.request is None:
                 raise refusal or BadRequest("the job's row has no request")
-            self._segment(claim, parse_request(claim.request))
+            self._segment(claim, parse_request(claim.request), clock)
         except LeaseLost:
             logger.warning("attempt %d stops: another one holds the job", claim.attempt)
         except TransientError as error:
-            self._try_again(claim, error)
+            self._try_again(claim, error, clock)
         except ServiceError as error:
-            self._fail(claim, error)
+            self._fail(claim, error, clock)
         except SoftTimeLimitExceeded:
-            self._fail(claim, TimeLimit(f"the job ran longer than {self._settings.time_limit_s} s"))
+            self._fail(claim, TimeLimit(f"the job ran longer than {self._settings.time_limit_s} s"), clock)
         except MemoryError:
-            self._fail(claim, OutOfMemory("the job needs more memory than this worker has"))
+            self._fail(claim, OutOfMemory("the job needs more memory than this worker has"), clock)
         except Exception:
-            self._fail(claim, InternalError("something unforeseen went wrong; the worker's log says what"))
+            self._fail(claim, InternalError("something unforeseen went wrong; the worker's log says what"), clock)
             raise
 
-    def _segment(self, claim: jobs.Claim, request: SegmentRequest) -> None:
-        settings, clock = self._settings, StageClock()
+    def _segment(self, claim: jobs.Claim, request: SegmentRequest, clock: StageClock) -> None:
+        settings = self._settings
         model = find_model(settings.models_path, request.model, request.model_version)
         prefix = (request.output.prefix or str(claim.job_id)).removesuffix("/")
         keys = {name: f"{prefix}/{name}" for name in (MASK_FILE, REPORT_FILE)}
@@ -188,9 +189,9 @@ class JobRunner:
                 self._settings.minio_output_bucket, key, folder / name, content_type=_CONTENT_TYPES[name]
             )
 
-    def _try_again(self, claim: jobs.Claim, error: TransientError) -> None:
+    def _try_again(self, claim: jobs.Claim, error: TransientError, clock: StageClock) -> None:
         if claim.attempt >= self._settings.max_attempts:
-            self._fail(claim, error)
+            self._fail(claim, error, clock)
             return
         delay_s = self._settings.retry_delay_s * 2 ** (claim.attempt - 1)
         logger.warning("attempt %d failed, another follows in %.0f s: %s", claim.attempt, delay_s, error)
@@ -198,10 +199,10 @@ class JobRunner:
         if jobs.give_back(self._database, claim, delay_s=delay_s, detail=error.code):
             send(self._app, claim.job_id, parse_request(claim.request), delay_s=delay_s)
 
-    def _fail(self, claim: jobs.Claim, error: ServiceError) -> None:
-        logger.warning("%s: %s", error.code, error.message)
+    def _fail(self, claim: jobs.Claim, error: ServiceError, clock: StageClock) -> None:
+        logger.warning("%s: %s; %s", error.code, error.message, _seconds(clock))
         logger.debug("the cause", exc_info=error)
-        if not jobs.fail(self._database, claim, error):
+        if not jobs.fail(self._database, claim, error, timings_s=clock.seconds):
             logger.warning("attempt %d could not record its end: another one holds the job", claim.attempt)
 
 

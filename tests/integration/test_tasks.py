@@ -192,6 +192,7 @@ def test_the_unforeseen_is_recorded_and_raised_again(
         runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
     job = get(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
+    assert set(job.timings_s or {}) >= {"fetch"}
     assert "secret" not in (job.error_message or "")
 
 
