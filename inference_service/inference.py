@@ -159,7 +159,6 @@ def _blended(
     extent = [depth if each == axis else size for each, size in enumerate(shape)]
     first = next(results)
     logits = hold((len(first), *extent))
-    total = np.zeros(extent, dtype=np.float32)
     results = chain([first], results)
     del first
     corners = _corners(plan)
@@ -168,10 +167,11 @@ def _blended(
         for result in islice(results, times):
             _add(result, weights, logits[:, *box], threads)
             del result
-        total[box] += weights * times
         on_window(index)
-        leaving = after[axis] - corner[axis]
-        yield from _leave(np.moveaxis(logits, axis + 1, 1), np.moveaxis(total, axis, 0), leaving, threads)
+        leaving = range(corner[axis], after[axis])
+        yield from _leave(
+            np.moveaxis(logits, axis + 1, 1), leaving, plan, times * np.moveaxis(weights, axis, 0), threads
+        )
 
 
 def _add(
@@ -189,23 +189,47 @@ def _add(
 
 
 def _leave(
-    logits: NDArray[np.float32], total: NDArray[np.float32], leaving: int, threads: Threads
+    logits: NDArray[np.float32],
+    leaving: range,
+    plan: WindowPlan,
+    weights: NDArray[np.float32],
+    threads: Threads,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yields the first planes of logits (labels, depth, h, w), divided by their total weight, and moves up the rest."""
+    """Yields the first planes of those held, divided by their total weight, and moves up the rest.
+
+    Args:
+        logits: Shape (labels, depth, h, w).
+        leaving: Which planes of the volume go.
+        plan: Where the windows lie.
+        weights: A window's, shape (depth, h, w).
+        threads: Share the work.
+    """
     step = max(1, min(_PLANES_AT_A_TIME, _LEAVING_BYTES // logits[:, 0].nbytes))
-    for start in range(0, leaving, step):
-        now = slice(start, min(start + step, leaving))
-        yield from _divided(logits[:, now], total[now], threads)
-    held = [*logits, total]
+    for start in range(0, len(leaving), step):
+        now = slice(start, min(start + step, len(leaving)))
+        total = np.zeros((now.stop - now.start, *logits.shape[2:]), dtype=np.float32)
+        for plane, index in zip(total, leaving[now], strict=True):
+            _add_weights(plane, index, plan, weights)
+        yield from _divided(logits[:, now], total, threads)
 
     def move_up(part: slice) -> None:
         # One label at a time, as numpy copies what it moves within an array.
-        for planes in held[part]:
-            planes[: len(planes) - leaving] = planes[leaving:]
-            planes[len(planes) - leaving :] = 0
+        for planes in logits[part]:
+            planes[: len(planes) - len(leaving)] = planes[len(leaving) :]
+            planes[len(planes) - len(leaving) :] = 0
 
     if leaving:
-        threads.each_slice(len(held), move_up)
+        threads.each_slice(len(logits), move_up)
+
+
+def _add_weights(plane: NDArray[np.float32], index: int, plan: WindowPlan, weights: NDArray[np.float32]) -> None:
+    """Adds the weights of all windows that a plane (h, w) of the volume lies in."""
+    depth, height, width = weights.shape
+    deep, high, wide = (plan.starts[axis] for axis in plan.axes)
+    for start in deep:
+        if start <= index < start + depth:
+            for top, left in product(high, wide):
+                plane[top : top + height, left : left + width] += weights[index - start]
 
 
 def _divided(logits: NDArray[np.float32], total: NDArray[np.float32], threads: Threads) -> NDArray[np.float32]:
