@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-ver
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock bench models clean
+.PHONY: help demo test check format lock soak bench models clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -46,6 +46,9 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(COMPILE) --extra cpu --output-file locks/cpu.txt
 	$(COMPILE) --extra gpu --output-file locks/gpu.txt
 	$(COMPILE) --extra openvino --output-file locks/openvino.txt
+
+soak: $(READY) ## kill parts of the service at random for 15 minutes and count what comes to harm (ARGS="--minutes 2 --jobs 100")
+	@$(BIN)/python tests/soak.py $(ARGS)
 
 bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtime and nnU-Net (ARGS="--only job")
 	@$(BENCH)/bin/python -m benchmarks $(ARGS)

@@ -1,5 +1,6 @@
 """The upstream's side: submit jobs, follow them, take their results. Needs the base installation only."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -9,14 +10,20 @@ from typing import Self
 from uuid import UUID, uuid4
 
 from inference_service import jobs
+from inference_service.dispatch import dispatch
 from inference_service.errors import BadRequest, QueueUnavailable
-from inference_service.jobs import Job, Transition
-from inference_service.queues import App, make_app, send
+from inference_service.jobs import Job, Transition, Unsent
+from inference_service.queues import App, look, make_app
 from inference_service.request import InputReference, SegmentRequest
 from inference_service.settings import Settings, get_settings
 from inference_service.storage import Storage
 from inference_service.tables import Database, JobState, connect
+from inference_service.workers import Worker, known_workers
 
+logger = logging.getLogger(__name__)
+
+# An upload or a download that gets no answer is tried again for so long.
+_PATIENCE_S = 5.0
 _POLL_S = 0.5
 
 
@@ -40,7 +47,7 @@ class Client:
 
     @cached_property
     def _storage(self) -> Storage:
-        return Storage(self._settings)
+        return Storage(self._settings, patience_s=_PATIENCE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -79,15 +86,17 @@ class Client:
             The job's id.
 
         Raises:
-            DatabaseUnavailable: The job could not be recorded.
-            QueueUnavailable: It is recorded, but Redis did not take it: submit again with the same job_id.
+            DatabaseUnavailable: Nobody knows whether the job was recorded: submit it again with the same id.
         """
         job_id = job_id or uuid4()
-        jobs.create(self._database, job_id, request)
-        try:
-            send(self._app, job_id, request)
-        except QueueUnavailable as error:
-            raise QueueUnavailable(f"{error}; job {job_id} is recorded: submit it again with the same id") from error
+        if jobs.create(self._database, job_id, request):
+            job = Unsent(job_id, request.model_dump(mode="json"), attempt=0)
+            depth = self._settings.priority_max_depth
+            try:
+                dispatch(self._app, self._database, [job], look(self._app), priority_max_depth=depth)
+            except QueueUnavailable as error:
+                # Recorded is safe: a worker sends it when Redis is back.
+                logger.warning("job %s waits in Postgres: %s", job_id, error)
         return job_id
 
     def status(self, job_id: UUID) -> Job | None:
@@ -101,6 +110,10 @@ class Client:
     def list(self, *, state: JobState | None = None, limit: int = 50) -> Sequence[Job]:
         """The jobs created last, newest first."""
         return jobs.latest(self._database, state=state, limit=limit)
+
+    def workers(self) -> Sequence[Worker]:
+        """The workers seen within a day, and what they run."""
+        return known_workers(self._database)
 
     def wait(
         self, job_id: UUID, *, timeout_s: float | None = None, progress: Callable[[Job], None] = lambda job: None

@@ -196,6 +196,9 @@ class Manifest(_Strict):
         "that it agrees with fp32.",
     )
 
+    time_limit_s: PositiveInt | None = Field(
+        None, description="A job of this model that runs longer fails with time_limit; TIME_LIMIT_S at most."
+    )
     activation: Literal["softmax", "sigmoid"] = Field(
         description="softmax: the label of the highest output channel; sigmoid: every channel above 0.5 writes its "
         "label, later channels over earlier ones."

@@ -1,13 +1,19 @@
 """The two Redis queues and the Celery application that speaks to them."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
+from kombu.utils.scheduling import priority_cycle
+from redis.exceptions import RedisError
 
 from inference_service.errors import QueueUnavailable
-from inference_service.request import TASK_NAME, Priority, SegmentRequest
+from inference_service.request import TASK_NAME, Priority
 from inference_service.settings import Settings
 
 # What other modules call the application.
@@ -15,9 +21,10 @@ App = Celery
 
 PRIORITY_QUEUE = "priority"
 OVERFLOW_QUEUE = "overflow"
-_QUEUE_OF = {Priority.URGENT: PRIORITY_QUEUE, Priority.ROUTINE: OVERFLOW_QUEUE}
+QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
+"""In the order in which a worker that consumes both drains them."""
 
-# From a job's soft limit, where it can still record its end, to the kill.
+# A job ends itself at its limit; one that hangs where Python cannot act is killed so much later.
 _HARD_LIMIT_MARGIN_S = 60
 # A message is delivered again when it was not acknowledged for this long beyond the hard limit.
 _VISIBILITY_MARGIN_S = 300
@@ -38,11 +45,8 @@ def make_app(settings: Settings) -> App:
         task_create_missing_queues=False,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        task_soft_time_limit=settings.time_limit_s,
         task_time_limit=hard_limit_s,
         worker_prefetch_multiplier=1,
-        # On SIGQUIT, before running jobs are stopped and their messages go back to the queue.
-        worker_soft_shutdown_timeout=settings.shutdown_grace_s,
         worker_redirect_stdouts=False,
         # The lease makes a redelivery harmless, so a blip of Redis need not kill a job in its middle.
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -50,9 +54,8 @@ def make_app(settings: Settings) -> App:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "visibility_timeout": hard_limit_s + _VISIBILITY_MARGIN_S,
-            # Queues are drained in the order in which a worker names them; the default takes turns.
-            "queue_order_strategy": "priority",
+            "visibility_timeout": settings.visibility_timeout_s or hard_limit_s + _VISIBILITY_MARGIN_S,
+            "queue_order_strategy": f"{__name__}:UrgentFirst",
             "socket_timeout": _SOCKET_TIMEOUT_S,
             "socket_keepalive": True,
         },
@@ -66,26 +69,89 @@ def ping(app: App) -> None:
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
     """
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_PING_TIMEOUT_S)
-    except OperationalError as error:
-        raise QueueUnavailable("Redis does not answer, or refuses the credentials") from error
+    with _mapped_errors(), app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_PING_TIMEOUT_S)
 
 
-def send(app: App, job_id: UUID, request: SegmentRequest, *, delay_s: float | None = None) -> None:
-    """Puts a job's message on the queue that its priority says.
+@dataclass(frozen=True)
+class RedisState:
+    """Redis as it is now.
+
+    Attributes:
+        run: Another one after each restart, which may have cost messages.
+        depths: How many messages wait in each queue.
+    """
+
+    run: str
+    depths: Mapping[str, int]
+
+
+def look(app: App) -> RedisState:
+    """Asks Redis who it is and what waits there.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
     """
-    try:
+    with _mapped_errors(), app.connection_or_acquire() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_PING_TIMEOUT_S)
+        pipeline = connection.default_channel.client.pipeline(transaction=False).info("server")
+        for queue in QUEUES:
+            pipeline.llen(queue)
+        server, *depths = pipeline.execute()
+    return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)))
+
+
+def queue_for(priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None) -> str:
+    """Where a job's message goes.
+
+    Args:
+        priority: The job's; whatever is not urgent is routine.
+        depths: How many messages wait in each queue.
+        priority_max_depth: An urgent job goes to the overflow queue where so many wait for the GPU, and fewer there.
+    """
+    if priority != Priority.URGENT:
+        return OVERFLOW_QUEUE
+    full = priority_max_depth is not None and depths[PRIORITY_QUEUE] >= priority_max_depth
+    return OVERFLOW_QUEUE if full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] else PRIORITY_QUEUE
+
+
+def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:
+    """Puts a job's message on a queue; the request is the contract's JSON.
+
+    Raises:
+        QueueUnavailable: Redis does not answer or refuses.
+    """
+    with _mapped_errors():
         app.send_task(
             TASK_NAME,
-            kwargs={"job_id": str(job_id), "request": request.model_dump(mode="json")},
+            kwargs={"job_id": str(job_id), "request": request},
             task_id=str(job_id),
-            queue=_QUEUE_OF[request.priority],
-            countdown=delay_s,
+            queue=queue,
         )
-    except OperationalError as error:
+
+
+def consume(app: App, queue: str, *, worker: str, wanted: bool) -> None:
+    """Has a worker take up a queue or drop it; done in its own event loop, as its consumer is not made for threads.
+
+    Raises:
+        QueueUnavailable: Redis does not answer or refuses.
+    """
+    change = app.control.add_consumer if wanted else app.control.cancel_consumer
+    with _mapped_errors():
+        change(queue, destination=[worker])
+
+
+class UrgentFirst(priority_cycle):  # type: ignore[type-arg]  # generic in the stubs only
+    """The order of queues that kombu asks Redis in, whenever a worker took them up: one is drained before the next."""
+
+    def update(self, it: Iterable[str]) -> None:
+        """Takes the queues up."""
+        super().update(sorted(it, key=QUEUES.index))
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, RedisError) as error:
         raise QueueUnavailable("Redis does not answer, or refuses the credentials") from error

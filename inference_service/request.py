@@ -72,7 +72,13 @@ class OutputReference(_Part):
 
 
 class Options(_Part):
-    """What a request may ask for beyond the model; nothing yet."""
+    """What a request may ask for beyond the model."""
+
+    reuse: bool = Field(
+        False,
+        description="Take the result of an earlier job with the same input, model and options, where there is one, "
+        "instead of running the model.",
+    )
 
 
 class SegmentRequest(_Part):

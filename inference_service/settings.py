@@ -75,13 +75,41 @@ class Settings(BaseSettings):
     health_path: Path | None = Field(
         None, description="File that a worker touches while it consumes; unset: none is written and `health` says so."
     )
+    metrics_port: Port | None = Field(
+        None, description="Where a worker serves metrics in Prometheus' format; unset: nowhere."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that METRICS_PORT is bound to.")
+
     max_attempts: PositiveInt = Field(3, description="How often a job is tried when the fault may pass.")
     retry_delay_s: Seconds = Field(2.0, description="Wait before a second attempt; doubled for each further one.")
-    lease_s: Seconds = Field(30.0, description="How long a running job stays its worker's without a sign of life.")
-    shutdown_grace_s: Seconds = Field(
-        60.0, description="How long a worker told to quit (SIGQUIT) lets its jobs run on before they go back."
+    outage_patience_s: Seconds = Field(
+        60.0, description="How long an attempt waits for MinIO or Postgres to answer again before it counts as failed."
     )
-    time_limit_s: PositiveInt = Field(3600, description="A job that runs longer fails with time_limit.")
+    lease_s: Seconds = Field(30.0, description="How long a running job stays its worker's without a sign of life.")
+    sweep_period_s: Seconds = Field(
+        5.0, description="How often a worker says that it is alive and looks for jobs that nobody holds."
+    )
+    shutdown_grace_s: Seconds = Field(
+        60.0, description="How long a worker told to stop lets its jobs run on before others get them."
+    )
+    time_limit_s: PositiveInt = Field(
+        3600, description="A job that runs longer fails with time_limit; a model's manifest can only shorten it."
+    )
+
+    visibility_timeout_s: PositiveInt | None = Field(
+        None,
+        description="When Redis hands out a message again that nobody has acknowledged; unset: well after "
+        "TIME_LIMIT_S. It need not be longer than a job: what comes twice runs once.",
+    )
+
+    priority_max_depth: PositiveInt | None = Field(
+        20,
+        description="An urgent job goes to the overflow queue where that many wait in the priority queue and fewer "
+        "there. Looked at when the Python client or a sweeper sends it.",
+    )
+    cpu_standby_s: Seconds = Field(
+        30.0, description="A worker of role cpu takes urgent jobs too while no worker of role gpu was seen for so long."
+    )
 
     max_input_bytes: PositiveInt = Field(4 * 2**30, description="Largest input object, in bytes.")
     max_voxels: PositiveInt = Field(2**29, description="Largest volume in voxels, as read and on the model's grid.")

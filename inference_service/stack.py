@@ -21,7 +21,7 @@ from inference_service.settings import Settings
 _POLL_S = 0.1
 _START_LIMIT_S = 120
 # A stopped stack does not wait for long jobs: their messages go back, and their leases run out.
-_STOP_LIMIT_S = 5
+_STOP_LIMIT_S = 10
 _GRACE_S = "0.5"
 _ROLES = ("gpu", "cpu")
 _ENVIRONMENT_FILE = "stack.env"
@@ -105,21 +105,26 @@ class WorkerProcess:
             time.sleep(_POLL_S)
 
     def ask_to_stop(self) -> None:
-        """Lets it finish its job; asking once more would tell Celery to drop it."""
+        """Has it finish its jobs, or give them back where that takes longer than its time of grace."""
         if not self._asked_to_stop:
             self._asked_to_stop = True
             self._process.terminate()
 
     def stop(self) -> None:
-        """Lets it finish its job; where that takes too long, has it give the job back, and at last kills it."""
+        """Asks it to stop, and kills it where that takes too long."""
         self.ask_to_stop()
-        for signal_number in (signal.SIGQUIT, signal.SIGKILL):
-            try:
-                self._process.wait(_STOP_LIMIT_S)
-                return
-            except subprocess.TimeoutExpired:
-                self._process.send_signal(signal_number)
-        kill_group(self._process)
+        try:
+            self.wait_until_ended(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            kill_group(self._process)
+
+    def wait_until_ended(self, limit_s: float) -> None:
+        """Waits until it has ended.
+
+        Raises:
+            TimeoutExpired: It has not in time.
+        """
+        self._process.wait(limit_s)
 
 
 @contextmanager
@@ -136,7 +141,7 @@ def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> 
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", role],
-            env={**os.environ, **environment, "HEALTH_PATH": str(health_path), "SHUTDOWN_GRACE_S": _GRACE_S},
+            env={**os.environ, "SHUTDOWN_GRACE_S": _GRACE_S, **environment, "HEALTH_PATH": str(health_path)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
 from inference_service.settings import Settings
 
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 60.0
-# Retries within one call bridge a lost connection; a longer outage is the job's next attempt.
-_RETRIES = urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
+_LONGEST_WAIT_S = 5.0
 _CHUNK_BYTES = 2**20
+_SERVER_ERROR = 500
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
+
+
+class _NoAnswer(StorageUnavailable):
+    """An outage, which may pass, unlike a refusal."""
 
 
 class Storage:
@@ -24,9 +30,16 @@ class Storage:
 
     Args:
         settings: Says where it is, and the credentials.
+        patience_s: How long a call that gets no answer is made again.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patience_s: float = 0.0) -> None:
+        self._patiently = Retrying(
+            retry=retry_if_exception_type(_NoAnswer),
+            wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
+            stop=stop_after_delay(patience_s),
+            reraise=True,
+        )
         self._minio = Minio(
             settings.minio_endpoint,
             access_key=settings.minio_access_key.get_secret_value(),
@@ -34,7 +47,7 @@ class Storage:
             secure=settings.minio_secure,
             region=settings.minio_region,
             http_client=urllib3.PoolManager(
-                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S), retries=_RETRIES
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S), retries=False
             ),
         )
 
@@ -58,6 +71,9 @@ class Storage:
             InputTooLarge: It has more than `max_bytes`.
             StorageUnavailable: The storage does not answer or refuses.
         """
+        self._patiently(self._fetch, bucket, key, target, max_bytes=max_bytes)
+
+    def _fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
         partial = target.with_name(f".{target.name}.part")
         with _mapped_errors():
             size = self._minio.stat_object(bucket, key).size or 0
@@ -82,17 +98,45 @@ class Storage:
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
         """
+        self._patiently(self._store, bucket, key, source, content_type)
+
+    def _store(self, bucket: str, key: str, source: Path, content_type: str) -> None:
         with _mapped_errors():
             self._minio.fput_object(bucket, key, str(source), content_type=content_type)
+
+    def copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
+        """Copies an object within the storage.
+
+        Raises:
+            InputNotFound: There is no such object.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        self._patiently(self._copy, source_bucket, source_key, bucket, key)
+
+    def _copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
+        with _mapped_errors():
+            self._minio.copy_object(bucket, key, CopySource(source_bucket, source_key))
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Removes an object, if there is one.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        with _mapped_errors():
+            self._minio.remove_object(bucket, key)
 
     def exists(self, bucket: str, key: str) -> bool:
         """Whether an object lies there."""
         try:
-            with _mapped_errors():
-                self._minio.stat_object(bucket, key)
+            self._patiently(self._look, bucket, key)
         except InputNotFound:
             return False
         return True
+
+    def _look(self, bucket: str, key: str) -> None:
+        with _mapped_errors():
+            self._minio.stat_object(bucket, key)
 
 
 @contextmanager
@@ -102,8 +146,7 @@ def _mapped_errors() -> Iterator[None]:
     except S3Error as error:
         if error.code in _NOT_FOUND:
             raise InputNotFound("there is no object at the bucket and key of the request") from error
-        raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
+        kind = _NoAnswer if error.response.status >= _SERVER_ERROR else StorageUnavailable
+        raise kind(f"the object storage refuses: {error.code}") from error
     except (MinioException, HTTPError, OSError) as error:
-        raise StorageUnavailable(
-            "the object storage does not answer as S3 does: check endpoint and credentials"
-        ) from error
+        raise _NoAnswer("the object storage does not answer as S3 does: check endpoint and credentials") from error

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
 
 from inference_service.errors import DatabaseUnavailable
 from inference_service.settings import Settings
@@ -82,13 +83,15 @@ class JobRow(Base):
     __table_args__ = (
         CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
         Index(None, "state", "created_at"),
-        # Of jobs that have or may still get a result, no two write to the same place.
+        Index("ix_jobs_input_sha256", "input_sha256", "model_sha256", postgresql_where=text("state = 'succeeded'")),
+        # No two jobs write to the same place.
+        Index("uq_jobs_output_place", "output_place", unique=True),
         Index(
-            "uq_jobs_output_place",
-            "output_place",
-            unique=True,
-            postgresql_where=text("state NOT IN ('failed', 'cancelled')"),
+            "ix_jobs_uncleared",
+            "id",
+            postgresql_where=text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
         ),
+        Index(None, "finished_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -100,7 +103,14 @@ class JobRow(Base):
 
     output_place: Mapped[str | None] = mapped_column(comment="bucket and prefix that its results are reserved")
 
+    queue: Mapped[str | None] = mapped_column(comment="where its message went last")
+    dispatched_at: Mapped[datetime | None] = mapped_column(comment="when; null while it has yet to be sent")
+    dispatched_to: Mapped[str | None] = mapped_column(comment="the run of Redis that took it")
+
     attempt: Mapped[int] = mapped_column(server_default="0")
+    excused: Mapped[int] = mapped_column(
+        server_default="0", comment="attempts given back by workers that were told to stop"
+    )
     not_before: Mapped[datetime | None] = mapped_column(comment="when the next attempt is due")
     cancel_requested: Mapped[bool] = mapped_column(server_default="false")
     lease_owner: Mapped[str | None] = mapped_column(comment="the worker that runs it, or ran it last")
@@ -116,6 +126,7 @@ class JobRow(Base):
     providers: Mapped[list[str] | None] = mapped_column(comment="execution providers really used")
     timings_s: Mapped[dict[str, Any] | None] = mapped_column(comment="seconds of each stage")
     result: Mapped[dict[str, Any] | None] = mapped_column(comment="bucket and keys of mask and report")
+    input_sha256: Mapped[str | None] = mapped_column(comment="of the volume as it was stored")
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
 
@@ -135,6 +146,20 @@ class TransitionRow(Base):
     detail: Mapped[str | None]
 
 
+class WorkerRow(Base):
+    """One worker that is, or lately was, alive."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str]
+    concurrency: Mapped[int]
+    providers: Mapped[list[str]] = mapped_column(comment="execution providers in use")
+    queues: Mapped[list[str]] = mapped_column(comment="consumed now, in order")
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="when it last consumed")
+
+
 def database_url(settings: Settings) -> URL:
     """Where the jobs' database is; it carries the password, which its text does not show."""
     return URL.create(
@@ -147,21 +172,28 @@ def database_url(settings: Settings) -> URL:
     )
 
 
-def connect(settings: Settings) -> Database:
-    """The pool of connections to the jobs' database. Built in the process that uses it, never before a fork."""
+def connect(settings: Settings, *, pooled: bool = True) -> Database:
+    """Where connections to the jobs' database come from.
+
+    Args:
+        settings: Say where it is.
+        pooled: Whether connections are kept between uses; a pool is built in the process that uses it, never before
+            a fork.
+    """
+    pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
     return create_engine(
         database_url(settings),
-        pool_pre_ping=True,
         # A statement's parameters hold requests, and errors end in the log.
         hide_parameters=True,
-        pool_size=2,
-        max_overflow=8,
+        **(pool if pooled else {"poolclass": NullPool}),
         connect_args={
             "connect_timeout": _CONNECT_TIMEOUT_S,
             # A server that is silently gone is noticed by the kernel, or the renewal of a lease would wait for ever.
             "tcp_user_timeout": _SILENCE_LIMIT_S * 1000,
             "keepalives_idle": _SILENCE_LIMIT_S,
             "application_name": "inference-service",
+            # A process that is frozen in its middle keeps nobody else from a row.
+            "options": f"-c idle_in_transaction_session_timeout={_SILENCE_LIMIT_S * 1000}",
         },
     )
 

@@ -1,55 +1,65 @@
 """The Celery task: one message, one attempt of one job, from the claim to the outcome in its row."""
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import UUID
 
 from celery import Task
-from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject
+from celery.worker.request import Request
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from inference_service import jobs
+from inference_service import attempts, jobs
 from inference_service.engine import Engine
 from inference_service.errors import (
     BadRequest,
     DatabaseUnavailable,
+    InputNotFound,
     InternalError,
     OutOfMemory,
-    QueueUnavailable,
     ServiceError,
-    TimeLimit,
+    StorageUnavailable,
     TransientError,
 )
 from inference_service.lease import Lease, LeaseLost
 from inference_service.logs import logging_job
-from inference_service.models import find_model
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, segment_file
-from inference_service.queues import App, send
+from inference_service.models import Model, find_model
+from inference_service.pipeline import segment_file
+from inference_service.queues import App
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
+from inference_service.results import Output
 from inference_service.settings import Settings
 from inference_service.stages import StageClock
 from inference_service.storage import Storage
 from inference_service.tables import Database, connect
+from inference_service.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_CONTENT_TYPES = {MASK_FILE: "application/gzip", REPORT_FILE: "application/json"}
-# Wait before a message goes back to the queue because Postgres, or for another attempt Redis, is out of reach.
+# Wait before a message goes back to the queue because Postgres is out of reach.
 _OUTAGE_PAUSE_S = 5.0
+_LONGEST_WAIT_S = 5.0
 
 
-def register(app: App, runner: "JobRunner") -> None:
-    """Adds the task to a worker's application."""
+def register(app: App, runner: "JobRunner", request_class: type[Request]) -> None:
+    """Adds the task to a worker's application.
 
-    @app.task(name=TASK_NAME, bind=True)
+    Args:
+        app: The application.
+        runner: Does the work, in the children.
+        request_class: Celery's view of a task in the parent.
+    """
+
+    @app.task(name=TASK_NAME, bind=True, Request=request_class)
     def segment(task: "Task[..., None]", /, **message: object) -> None:
         try:
             runner.run(message, task_id=str(task.request.id))
-        except (DatabaseUnavailable, QueueUnavailable) as error:
+        except DatabaseUnavailable as error:
             logger.warning("the message goes back to its queue: %s", error)
             time.sleep(_OUTAGE_PAUSE_S)
             raise Reject(error.code, requeue=True) from error
@@ -59,14 +69,14 @@ class JobRunner:
     """Runs jobs in a worker's child process, which opens its own connections and sessions on first use.
 
     Args:
-        app: Sends a job again when another attempt is due.
         settings: The worker's.
         engine: What networks run on.
+        workspace: For temporary files.
         worker: The worker's name, for rows and logs.
     """
 
-    def __init__(self, app: App, settings: Settings, engine: Engine, *, worker: str) -> None:
-        self._app, self._settings, self._engine, self._worker = app, settings, engine, worker
+    def __init__(self, settings: Settings, engine: Engine, workspace: Workspace, *, worker: str) -> None:
+        self._settings, self._engine, self._workspace, self._worker = settings, engine, workspace, worker
 
     @cached_property
     def _database(self) -> Database:
@@ -74,7 +84,7 @@ class JobRunner:
 
     @cached_property
     def _storage(self) -> Storage:
-        return Storage(self._settings)
+        return Storage(self._settings, patience_s=self._settings.outage_patience_s)
 
     def run(self, message: Mapping[str, object], *, task_id: str) -> None:
         """Handles one message.
@@ -85,7 +95,6 @@ class JobRunner:
 
         Raises:
             DatabaseUnavailable: Nothing could be recorded: the message must stay in the queue.
-            QueueUnavailable: Another attempt is due and could not be sent: likewise.
         """
         job_id = _uuid(message.get("job_id")) or _uuid(task_id)
         if job_id is None:
@@ -99,111 +108,167 @@ class JobRunner:
             except BadRequest as error:
                 refusal = error
             jobs.create(self._database, job_id, request)
-            claim = jobs.claim(
+            claim = attempts.claim(
                 self._database, job_id, worker=self._worker,
                 lease_s=self._settings.lease_s, max_attempts=self._settings.max_attempts,
             )  # fmt: skip
             if claim is None:
-                self._look_again_later(job_id)
-            else:
-                self._attempt(claim, refusal)
+                logger.info("nothing to do: the job is finished, not due yet, or runs elsewhere")
+                return None
+            return _Attempt(claim, self._settings, self._engine, self._database, self._storage, self._workspace).run(
+                refusal
+            )
 
-    def _look_again_later(self, job_id: UUID) -> None:
-        """A job that runs elsewhere may be a dead worker's: its message must not be the last one."""
-        job = jobs.get(self._database, job_id)
-        if job is None or job.finished or job.request is None:
-            logger.info("nothing to do: the job is finished, or being refused")
-            return
-        logger.info("the job runs elsewhere: its message comes back when the lease could have expired")
-        send(self._app, job_id, parse_request(job.request), delay_s=self._settings.lease_s)
 
-    def _attempt(self, claim: jobs.Claim, refusal: BadRequest | None) -> None:
-        logger.info("attempt %d starts", claim.attempt)
-        clock = StageClock()
+class _Attempt:
+    """One attempt, whose lease is held."""
+
+    def __init__(
+        self,
+        claim: attempts.Claim,
+        settings: Settings,
+        engine: Engine,
+        database: Database,
+        storage: Storage,
+        workspace: Workspace,
+    ) -> None:
+        self._claim, self._settings, self._engine = claim, settings, engine
+        self._database, self._storage, self._workspace = database, storage, workspace
+        self._clock = StageClock()
+        self._output: Output | None = None
+        self._patiently = Retrying(
+            retry=retry_if_exception_type(DatabaseUnavailable),
+            wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
+            stop=stop_after_delay(settings.outage_patience_s),
+            reraise=True,
+        )
+
+    def run(self, refusal: BadRequest | None) -> None:
+        """Runs it, and records how it ends.
+
+        Args:
+            refusal: What is wrong with the message, should the row have no request.
+        """
+        logger.info("attempt %d starts", self._claim.attempt)
         try:
-            if claim.request is None:
+            if self._claim.request is None:
                 raise refusal or BadRequest("the job's row has no request")
-            self._segment(claim, parse_request(claim.request), clock)
-        except LeaseLost:
-            logger.warning("attempt %d stops: another one holds the job", claim.attempt)
+            self._segment(parse_request(self._claim.request))
+        except LeaseLost as error:
+            logger.warning("attempt %d stops: %s", self._claim.attempt, error)
         except TransientError as error:
-            self._try_again(claim, error, clock)
+            self._try_again(error)
         except ServiceError as error:
-            self._fail(claim, error, clock)
-        except SoftTimeLimitExceeded:
-            self._fail(claim, TimeLimit(f"the job ran longer than {self._settings.time_limit_s} s"), clock)
+            self._fail(error)
         except MemoryError:
-            self._fail(claim, OutOfMemory("the job needs more memory than this worker has"), clock)
+            self._fail(OutOfMemory("the job needs more memory than this worker has"))
         except Exception:
-            self._fail(claim, InternalError("something unforeseen went wrong; the worker's log says what"), clock)
-            raise
+            logger.exception("attempt %d: something unforeseen", self._claim.attempt)
+            self._fail(InternalError("something unforeseen went wrong; the worker's log says what"))
 
-    def _segment(self, claim: jobs.Claim, request: SegmentRequest, clock: StageClock) -> None:
+    def _segment(self, request: SegmentRequest) -> None:
         settings = self._settings
         model = find_model(settings.models_path, request.model, request.model_version)
-        prefix = (request.output.prefix or str(claim.job_id)).removesuffix("/")
-        keys = {name: f"{prefix}/{name}" for name in (MASK_FILE, REPORT_FILE)}
+        prefix = (request.output.prefix or str(self._claim.job_id)).removesuffix("/")
+        self._output = output = Output(self._storage, f"{settings.minio_output_bucket}/{prefix}")
         with (
-            Lease(self._database, claim, lease_s=settings.lease_s) as lease,
-            TemporaryDirectory(prefix="job-", dir=settings.usable_work_path) as folder,
-        ):
-            source = Path(folder, "input")
-            with clock.stage("fetch"):
-                self._reserve_output(claim, prefix, keys)
+            Lease(
+                self._database, self._claim, lease_s=settings.lease_s,
+                time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
+                fail=self._record_failure,
+            ) as lease,
+            self._workspace.folder(self._claim.job_id) as folder,
+        ):  # fmt: skip
+            source = folder / "input"
+            with self._clock.stage("fetch"):
+                self._patiently(output.reserve, self._database, self._claim)
                 bucket = request.input.bucket or settings.minio_input_bucket
                 self._storage.fetch(bucket, request.input.key, source, max_bytes=settings.max_input_bytes)
-            report = segment_file(
-                source, Path(folder), model, self._engine,
-                max_voxels=settings.max_voxels, clock=clock, progress=lease.progress,
-            )  # fmt: skip
-            lease.progress("store", 0.0)
-            with clock.stage("store"):
-                lease.renew()
-                self._store(Path(folder), keys)
-            success = jobs.Success(
-                result={"bucket": settings.minio_output_bucket, "mask": keys[MASK_FILE], "report": keys[REPORT_FILE]},
-                model_name=report.model.name,
-                model_version=report.model.version,
-                model_sha256=report.model.sha256,
-                providers=report.providers,
-                timings_s=clock.seconds,
-            )
-            written = jobs.succeed(self._database, claim, success)
+            success = self._reuse(request, model, source, output, lease) or self._compute(model, source, output, lease)
+            written = self._patiently(attempts.succeed, self._database, self._claim, success)
         if not written:
-            raise LeaseLost("the lease was lost before the result was recorded")
-        logger.info("succeeded on %s: %s", report.providers, _seconds(clock))
+            raise LeaseLost("another one holds the job")
+        logger.info("succeeded on %s: %s", success.providers, _seconds(self._clock))
 
-    def _reserve_output(self, claim: jobs.Claim, prefix: str, keys: Mapping[str, str]) -> None:
-        """Makes sure that nothing is overwritten but what an earlier attempt of the same job has left."""
-        bucket = self._settings.minio_output_bucket
-        place = f"{bucket}/{prefix}"
-        if claim.output_place == place:
+    def _reuse(
+        self, request: SegmentRequest, model: Model, source: Path, output: Output, lease: Lease
+    ) -> attempts.Success | None:
+        """Takes an earlier job's result, where the request allows it and there is one."""
+        if not request.options.reuse:
+            return None
+        with source.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        manifest = model.manifest
+        earlier = jobs.same_work(
+            self._database, input_sha256=sha256, model_sha256=manifest.sha256, request=request
+        )  # fmt: skip
+        if earlier is None or earlier.result is None:
+            return None
+        try:
+            with self._clock.stage("store"):
+                output.copy(earlier.result, before_each=partial(self._patiently, lease.renew))
+        except InputNotFound:
+            logger.info("the result of job %s is no longer there", earlier.id)
+            return None
+        logger.info("took the result of job %s", earlier.id)
+        return attempts.Success(
+            result=output.result,
+            input_sha256=sha256,
+            model_name=manifest.name,
+            model_version=manifest.version,
+            model_sha256=manifest.sha256,
+            providers=earlier.providers or [],
+            timings_s=self._clock.seconds,
+            detail=f"reused {earlier.id}",
+        )
+
+    def _compute(self, model: Model, source: Path, output: Output, lease: Lease) -> attempts.Success:
+        report = segment_file(
+            source, source.parent, model, self._engine,
+            max_voxels=self._settings.max_voxels, clock=self._clock, progress=lease.progress,
+        )  # fmt: skip
+        lease.progress("store", 0.0)
+        with self._clock.stage("store"):
+            output.store(source.parent, before_each=partial(self._patiently, lease.renew))
+        return attempts.Success(
+            result=output.result,
+            input_sha256=report.input.sha256,
+            model_name=report.model.name,
+            model_version=report.model.version,
+            model_sha256=report.model.sha256,
+            providers=report.providers,
+            timings_s=self._clock.seconds,
+        )
+
+    def _try_again(self, error: TransientError) -> None:
+        if self._claim.left == 0:
+            self._fail(error)
             return
-        taken = any(self._storage.exists(bucket, key) for key in keys.values())
-        if taken or not jobs.reserve_output(self._database, claim, place):
-            raise BadRequest("request.output.prefix: a result is there already, or another job is about to write it")
-
-    def _store(self, folder: Path, keys: Mapping[str, str]) -> None:
-        for name, key in keys.items():
-            self._storage.store(
-                self._settings.minio_output_bucket, key, folder / name, content_type=_CONTENT_TYPES[name]
-            )
-
-    def _try_again(self, claim: jobs.Claim, error: TransientError, clock: StageClock) -> None:
-        if claim.attempt >= self._settings.max_attempts:
-            self._fail(claim, error, clock)
-            return
-        delay_s = self._settings.retry_delay_s * 2 ** (claim.attempt - 1)
-        logger.warning("attempt %d failed, another follows in %.0f s: %s", claim.attempt, delay_s, error)
+        delay_s = self._settings.retry_delay_s * 2 ** (self._claim.attempt - 1)
+        logger.warning("attempt %d failed, another follows in %.0f s: %s", self._claim.attempt, delay_s, error)
         logger.debug("the cause", exc_info=error)
-        if jobs.give_back(self._database, claim, delay_s=delay_s, detail=error.code):
-            send(self._app, claim.job_id, parse_request(claim.request), delay_s=delay_s)
+        held = self._patiently(
+            attempts.give_back, self._database, self._claim, delay_s=delay_s, detail=error.code
+        )  # fmt: skip
+        if not held:
+            logger.warning("attempt %d ended late: another one holds the job", self._claim.attempt)
 
-    def _fail(self, claim: jobs.Claim, error: ServiceError, clock: StageClock) -> None:
-        logger.warning("%s: %s; %s", error.code, error.message, _seconds(clock))
+    def _fail(self, error: ServiceError) -> None:
+        logger.warning("%s: %s; %s", error.code, error.message, _seconds(self._clock))
         logger.debug("the cause", exc_info=error)
-        if not jobs.fail(self._database, claim, error, timings_s=clock.seconds):
-            logger.warning("attempt %d could not record its end: another one holds the job", claim.attempt)
+        if self._record_failure(error) and self._output is not None:
+            try:
+                self._output.discard(self._database, self._claim.job_id)
+            except (StorageUnavailable, DatabaseUnavailable) as problem:
+                logger.warning("a sweeper will remove what the attempt may have stored: %s", problem)
+
+    def _record_failure(self, error: ServiceError) -> bool:
+        held = self._patiently(
+            attempts.fail, self._database, self._claim, error, timings_s=dict(self._clock.seconds)
+        )  # fmt: skip
+        if not held:
+            logger.warning("attempt %d could not record its end: another one holds the job", self._claim.attempt)
+        return bool(held)
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:

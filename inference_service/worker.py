@@ -3,33 +3,32 @@
 import logging
 import os
 import socket
-from enum import StrEnum
 from pathlib import Path
+from uuid import UUID
 
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import Terminated, WorkerLostError
 from celery import signals
+from celery.worker.request import Request
 
 from inference_service.consumer import SafeConsumer
 from inference_service.engine import Engine
-from inference_service.errors import InternalError
+from inference_service.errors import InternalError, TimeLimit
 from inference_service.logs import configure_logging
 from inference_service.machine import usable_cpus
 from inference_service.providers import GPUS, log_providers
-from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app
+from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, QUEUES, make_app
 from inference_service.settings import Settings
+from inference_service.supervisor import Supervisor
 from inference_service.tasks import JobRunner, register
 from inference_service.transport import install
+from inference_service.workers import Identity, Role
+from inference_service.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-class Role(StrEnum):
-    """What a worker is there for."""
-
-    GPU = "gpu"
-    CPU = "cpu"
-
-
-# A queue is drained before the next one is looked at.
+# Role cpu takes up the priority queue too while no worker of role gpu is alive.
 _QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
 _CONCURRENCY = {Role.GPU: 1, Role.CPU: 2}
 
@@ -62,9 +61,18 @@ def run_worker(role: Role, settings: Settings) -> int:
     )
     app = make_app(settings)
     name = f"{role}-{os.getpid()}@{socket.gethostname()}"
-    register(app, JobRunner(app, settings, engine, worker=name))
-    if settings.health_path is not None:
-        _touch_while_consuming(settings.health_path)
+    workspace = Workspace(settings.usable_work_path)
+    abandoned = workspace.remove_abandoned()
+    if abandoned:
+        logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)
+
+    def consumed() -> list[str]:
+        consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
+        return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
+
+    supervisor = Supervisor(app, settings, Identity(name, role, concurrency, providers), workspace, queues=consumed)
+    register(app, JobRunner(settings, engine, workspace, worker=name), _watched_by(supervisor))
+    _follow(supervisor, settings.health_path)
     worker = app.Worker(
         hostname=name,
         consumer_cls=SafeConsumer,
@@ -75,7 +83,11 @@ def run_worker(role: Role, settings: Settings) -> int:
         without_gossip=True,
         without_mingle=True,
     )
-    worker.start()
+    try:
+        worker.start()
+    finally:
+        supervisor.stop()
+        workspace.close()
     return int(worker.exitcode or 0)
 
 
@@ -94,11 +106,32 @@ def _keep_logging(**_: object) -> None:
     """Listening is what keeps Celery from setting up the logging anew."""
 
 
-def _touch_while_consuming(path: Path) -> None:
-    """Celery's heartbeat beats in its event loop while the broker is connected, so a stale file means trouble."""
+def _watched_by(supervisor: Supervisor) -> type[Request]:
+    """Celery's view of a task in the parent, which learns first that a child is dead."""
 
-    def touch(**_: object) -> None:
-        path.touch()
+    class WatchedRequest(Request):
+        def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+            super().on_failure(exc_info, send_failed_event, return_ok)
+            error = getattr(exc_info.exception, "exc", exc_info.exception)
+            if isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt):
+                supervisor.lost(UUID(self.id))
 
-    signals.worker_ready.connect(touch, weak=False)
-    signals.heartbeat_sent.connect(touch, weak=False)
+        def on_timeout(self, soft: bool, timeout: float) -> None:
+            super().on_timeout(soft, timeout)
+            supervisor.lost(UUID(self.id), TimeLimit(f"the job was still running after {timeout:g} s"))
+
+    return WatchedRequest
+
+
+def _follow(supervisor: Supervisor, health_path: Path | None) -> None:
+    """Celery's heartbeat beats in its event loop while the broker is connected, so that its absence means trouble."""
+
+    def beat(**_: object) -> None:
+        supervisor.beat()
+        if health_path is not None:
+            health_path.touch()
+
+    signals.worker_ready.connect(lambda **_: supervisor.start(), weak=False)
+    signals.worker_ready.connect(beat, weak=False)
+    signals.heartbeat_sent.connect(beat, weak=False)
+    signals.worker_shutting_down.connect(lambda **_: supervisor.stopping(), weak=False)

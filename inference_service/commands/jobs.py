@@ -31,6 +31,9 @@ job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
     show_default=True,
 )
 @click.option("--prefix", help="Folder of the results in the output bucket; the job's id otherwise.")
+@click.option(
+    "--reuse", is_flag=True, help="Take an earlier result for the same input, model and options if there is one."
+)
 @click.option("--job-id", type=click.UUID, help="The job's id; a new one otherwise. The same one is the same job.")
 @click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the job is finished.")
 @json_option
@@ -40,6 +43,7 @@ def submit(
     model_version: str | None,
     priority: str,
     prefix: str | None,
+    reuse: bool,
     job_id: UUID | None,
     wait_for_end: bool,
     as_json: bool,
@@ -53,6 +57,7 @@ def submit(
             "model_version": model_version,
             "priority": priority,
             "output": {"prefix": prefix},
+            "options": {"reuse": reuse},
         }
     )
     with Client() as client:
@@ -149,6 +154,24 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
     console().print(table)
 
 
+@click.command("workers")
+@json_option
+def list_workers(as_json: bool) -> None:
+    """List the workers seen within a day: who is alive, what each one consumes and runs."""
+    with Client() as client:
+        found = client.workers()
+    if as_json:
+        print_json([dataclasses.asdict(worker) for worker in found])
+        return
+    table = Table(Column("worker", no_wrap=True), "role", "seen, s ago", "queues", "providers", "jobs")
+    for worker in found:
+        table.add_row(
+            worker.name, worker.role, f"{worker.silent_s:.0f}", ", ".join(worker.queues),
+            ", ".join(worker.providers), "\n".join(str(job_id) for job_id in worker.jobs),
+        )  # fmt: skip
+    console().print(table)
+
+
 def _reference(volume: str) -> dict[str, str]:
     """The input of a request; for a file, which is not uploaded yet, one that stands in for it."""
     if volume.startswith(_S3):
@@ -181,4 +204,4 @@ def _as_dict(job: Job) -> dict[str, object]:
     return dataclasses.asdict(job)
 
 
-COMMANDS = (submit, status, watch, cancel, result, list_jobs)
+COMMANDS = (submit, status, watch, cancel, result, list_jobs, list_workers)

@@ -57,7 +57,8 @@ def check(as_json: bool) -> None:
 @click.option("--role", type=click.Choice(["gpu", "cpu"]), required=True)
 def worker(role: str) -> NoReturn:
     """Run a worker: role gpu drains the priority queue first, role cpu the overflow queue."""
-    from inference_service.worker import Role, run_worker
+    from inference_service.worker import run_worker
+    from inference_service.workers import Role
 
     raise SystemExit(run_worker(Role(role), get_settings()))
 

@@ -16,7 +16,7 @@ from redis import Redis
 
 from inference_service import Client
 from inference_service.embedded import Servers
-from inference_service.errors import BadRequest, QueueUnavailable
+from inference_service.errors import BadRequest
 from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.request import InputReference, Priority, SegmentRequest, parse_request
 from inference_service.settings import Settings
@@ -45,7 +45,7 @@ def test_a_job_is_recorded_and_sent_to_its_queue(
     assert json.loads(message)["content-type"] == "application/json"
     job = client.status(job_id)
     assert job is not None
-    assert (job.state, parse_request(job.request)) == (JobState.QUEUED, request)
+    assert (job.state, parse_request(job.request), job.queue) == (JobState.QUEUED, request, queue)
 
 
 def test_submitting_the_same_job_twice_gives_one_job(client: Client) -> None:
@@ -54,12 +54,12 @@ def test_submitting_the_same_job_twice_gives_one_job(client: Client) -> None:
     assert len(client.transitions(job_id)) == 1
 
 
-def test_a_lost_redis_is_named_and_the_job_stays_recorded(settings: Settings) -> None:
-    job_id = uuid4()
+def test_a_job_submitted_without_redis_waits_to_be_sent(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     with Client(Settings.model_validate({**settings.model_dump(), "redis_url": "redis://127.0.0.1:1/0"})) as client:
-        with pytest.raises(QueueUnavailable):
-            client.submit(REQUEST, job_id=job_id)
-        assert client.status(job_id) is not None
+        job = client.status(client.submit(REQUEST))
+    assert job is not None
+    assert (job.state, job.queue) == (JobState.QUEUED, None)
+    assert f"job {job.id} waits in Postgres" in caplog.text
 
 
 def test_an_upload_hides_the_name_of_the_file(client: Client, tmp_path: Path) -> None:

@@ -1,21 +1,24 @@
 """The life of a job, against a real Postgres."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, func, update
 
-from inference_service import jobs
+from inference_service import attempts, jobs
 from inference_service.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
-from inference_service.request import InputReference, SegmentRequest
+from inference_service.request import InputReference, Options, Priority, SegmentRequest
 from inference_service.settings import Settings
 from inference_service.tables import JobRow, JobState, connect
 
 REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
-SUCCESS = jobs.Success(
+SUCCESS = attempts.Success(
     result={"bucket": "masks", "mask": "a/mask.nii.gz", "report": "a/report.json"},
+    input_sha256="1" * 64,
     model_name="ct-tissue",
     model_version="1",
     model_sha256="0" * 64,
@@ -31,11 +34,11 @@ def job_id(database: Engine) -> UUID:
     return job_id
 
 
-def claim(database: Engine, job_id: UUID, *, lease_s: float = 30.0, max_attempts: int = 3) -> jobs.Claim | None:
-    return jobs.claim(database, job_id, worker="w", lease_s=lease_s, max_attempts=max_attempts)
+def claim(database: Engine, job_id: UUID, *, lease_s: float = 30.0, max_attempts: int = 3) -> attempts.Claim | None:
+    return attempts.claim(database, job_id, worker="w", lease_s=lease_s, max_attempts=max_attempts)
 
 
-def claimed(database: Engine, job_id: UUID) -> jobs.Claim:
+def claimed(database: Engine, job_id: UUID) -> attempts.Claim:
     held = claim(database, job_id)
     assert held is not None
     return held
@@ -88,9 +91,9 @@ def test_a_job_that_does_not_exist_is_not_claimed(database: Engine) -> None:
 
 def test_success_is_written_once_and_is_final(database: Engine, job_id: UUID) -> None:
     held = claimed(database, job_id)
-    assert jobs.succeed(database, held, SUCCESS)
-    assert not jobs.succeed(database, held, SUCCESS)
-    assert not jobs.fail(database, held, InputCorrupt("x"))
+    assert attempts.succeed(database, held, SUCCESS)
+    assert not attempts.succeed(database, held, SUCCESS)
+    assert not attempts.fail(database, held, InputCorrupt("x"))
     assert claim(database, job_id) is None
     job = get(database, job_id)
     assert (job.state, job.finished, job.progress) == (JobState.SUCCEEDED, True, 1.0)
@@ -105,14 +108,14 @@ def test_success_is_written_once_and_is_final(database: Engine, job_id: UUID) ->
 
 
 def test_failure_keeps_code_and_message(database: Engine, job_id: UUID) -> None:
-    assert jobs.fail(database, claimed(database, job_id), InputCorrupt("the file is empty"))
+    assert attempts.fail(database, claimed(database, job_id), InputCorrupt("the file is empty"))
     job = get(database, job_id)
     assert (job.state, job.error_code, job.error_message) == (JobState.FAILED, "input_corrupt", "the file is empty")
     assert history(database, job_id)[-1] == ("running", "failed", 1, "input_corrupt")
 
 
 def test_an_attempt_given_back_is_followed_by_another(database: Engine, job_id: UUID) -> None:
-    assert jobs.give_back(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
+    assert attempts.give_back(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
     assert get(database, job_id).state is JobState.QUEUED
     assert claimed(database, job_id).attempt == 2
     assert history(database, job_id)[2:] == [
@@ -128,12 +131,12 @@ def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothi
     expire(database, job_id)
     new = claimed(database, job_id)
     assert new.attempt == 2
-    assert not jobs.renew(database, old, lease_s=30, stage="windows", progress=0.5).held
-    assert not jobs.succeed(database, old, SUCCESS)
-    assert not jobs.fail(database, old, InputCorrupt("x"))
-    assert not jobs.give_back(database, old, delay_s=0, detail="x")
+    assert not attempts.renew(database, old, lease_s=30, stage="windows", progress=0.5).held
+    assert not attempts.succeed(database, old, SUCCESS)
+    assert not attempts.fail(database, old, InputCorrupt("x"))
+    assert not attempts.give_back(database, old, delay_s=0, detail="x")
     assert get(database, job_id).state is JobState.RUNNING
-    assert jobs.succeed(database, new, SUCCESS)
+    assert attempts.succeed(database, new, SUCCESS)
 
 
 def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Engine, job_id: UUID) -> None:
@@ -148,8 +151,8 @@ def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Engine, job_id
 def test_a_renewal_writes_progress_and_extends_the_lease(database: Engine, job_id: UUID) -> None:
     held = claimed(database, job_id)
     expire(database, job_id)
-    renewal = jobs.renew(database, held, lease_s=30, stage="windows", progress=0.25)
-    assert renewal == jobs.Renewal(held=True, cancel_requested=False)
+    renewal = attempts.renew(database, held, lease_s=30, stage="windows", progress=0.25)
+    assert renewal == attempts.Renewal(held=True, cancel_requested=False)
     assert claim(database, job_id) is None
     job = get(database, job_id)
     assert (job.stage, job.progress) == ("windows", 0.25)
@@ -168,13 +171,13 @@ def test_a_running_job_is_asked_to_stop(database: Engine, job_id: UUID) -> None:
     job = jobs.cancel(database, job_id)
     assert job is not None
     assert (job.state, job.cancel_requested) == (JobState.RUNNING, True)
-    assert jobs.renew(database, held, lease_s=30, stage=None, progress=0).cancel_requested
-    assert jobs.fail(database, held, JobCancelled("stopped"))
+    assert attempts.renew(database, held, lease_s=30, stage=None, progress=0).cancel_requested
+    assert attempts.fail(database, held, JobCancelled("stopped"))
     assert get(database, job_id).state is JobState.CANCELLED
 
 
 def test_a_finished_job_is_not_cancelled(database: Engine, job_id: UUID) -> None:
-    jobs.succeed(database, claimed(database, job_id), SUCCESS)
+    attempts.succeed(database, claimed(database, job_id), SUCCESS)
     job = jobs.cancel(database, job_id)
     assert job is not None
     assert (job.state, job.cancel_requested) == (JobState.SUCCEEDED, False)
@@ -200,3 +203,47 @@ def test_a_database_that_does_not_answer_is_named(settings: Settings) -> None:
     nowhere = connect(settings.model_copy(update={"postgres_port": 1}))
     with pytest.raises(DatabaseUnavailable):
         jobs.get(nowhere, uuid4())
+
+
+def test_an_attempt_that_is_not_due_is_not_claimed(database: Engine, job_id: UUID) -> None:
+    assert attempts.give_back(database, claimed(database, job_id), delay_s=30, detail="storage_unavailable")
+    assert claim(database, job_id) is None
+    assert get(database, job_id).state is JobState.QUEUED
+
+
+def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Engine, job_id: UUID) -> None:
+    claimed(database, job_id)
+    jobs.cancel(database, job_id)
+    expire(database, job_id)
+    assert claim(database, job_id) is None
+    assert get(database, job_id).state is JobState.CANCELLED
+
+
+def test_a_place_stays_reserved_until_it_is_cleared(database: Engine, job_id: UUID) -> None:
+    place = f"masks/{job_id}"
+    held = claimed(database, job_id)
+    assert attempts.reserve_output(database, held, place)
+    assert not attempts.reserved_in_vain(database, job_id, place)
+    attempts.fail(database, held, InputCorrupt("x"))
+    assert attempts.reserved_in_vain(database, job_id, place)
+    other = uuid4()
+    jobs.create(database, other, REQUEST)
+    assert not attempts.reserve_output(database, claimed(database, other), place)
+    attempts.release_output(database, job_id)
+    assert not attempts.reserved_in_vain(database, job_id, place)
+    third = uuid4()
+    jobs.create(database, third, REQUEST)
+    assert attempts.reserve_output(database, claimed(database, third), place)
+
+
+def test_the_same_work_is_found_by_what_went_in(database: Engine, job_id: UUID) -> None:
+    network = uuid4().hex * 2
+    success = dataclasses.replace(SUCCESS, model_sha256=network)
+    asked: dict[str, Any] = {"input_sha256": "1" * 64, "model_sha256": network, "request": REQUEST}
+    assert jobs.same_work(database, **asked) is None
+    attempts.succeed(database, claimed(database, job_id), success)
+    assert jobs.same_work(database, **asked) == get(database, job_id)
+    reusing = REQUEST.model_copy(update={"options": Options(reuse=True), "priority": Priority.URGENT})
+    assert jobs.same_work(database, **asked | {"request": reusing}) == get(database, job_id)
+    assert jobs.same_work(database, **asked | {"input_sha256": "2" * 64}) is None
+    assert jobs.same_work(database, **asked | {"model_sha256": "2" * 64}) is None

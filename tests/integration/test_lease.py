@@ -2,25 +2,36 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine
 
-from inference_service import jobs
-from inference_service.errors import JobCancelled
+from inference_service import attempts, jobs
+from inference_service.errors import JobCancelled, ServiceError, TimeLimit
 from inference_service.lease import Lease, LeaseLost
 
 LIMIT_S = 10.0
 
 
 @pytest.fixture
-def claim(database: Engine) -> jobs.Claim:
+def claim(database: Engine) -> attempts.Claim:
     job_id = uuid4()
     jobs.create(database, job_id, None)
-    held = jobs.claim(database, job_id, worker="w", lease_s=0.6, max_attempts=3)
+    held = attempts.claim(database, job_id, worker="w", lease_s=0.6, max_attempts=3)
     assert held is not None
     return held
+
+
+def held(database: Engine, claim: attempts.Claim, **changes: Any) -> Lease:
+    """A lease whose end would be unforeseen."""
+
+    def unforeseen(*_: object) -> None:
+        raise AssertionError("nothing was to be ended by force")
+
+    options: dict[str, Any] = {"lease_s": 0.6, "time_limit_s": 60.0, "fail": unforeseen, "end": unforeseen}
+    return Lease(database, claim, **options | changes)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -38,33 +49,57 @@ def raises(kind: type[Exception], lease: Lease) -> bool:
     return False
 
 
-def test_a_kept_lease_outlives_its_length(database: Engine, claim: jobs.Claim) -> None:
-    with Lease(database, claim, lease_s=0.6):
+def test_a_kept_lease_outlives_its_length(database: Engine, claim: attempts.Claim) -> None:
+    with held(database, claim):
         time.sleep(1.2)
-        assert jobs.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is None
+        assert attempts.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is None
     time.sleep(0.7)
-    assert jobs.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is not None
+    assert attempts.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is not None
 
 
-def test_progress_reaches_the_row(database: Engine, claim: jobs.Claim) -> None:
+def test_progress_reaches_the_row(database: Engine, claim: attempts.Claim) -> None:
     def stage() -> str | None:
         job = jobs.get(database, claim.job_id)
         assert job is not None
         return job.stage
 
-    with Lease(database, claim, lease_s=0.6) as lease:
+    with held(database, claim) as lease:
         lease.progress("preprocess", 0.0)
         wait_for(lambda: stage() == "preprocess")
 
 
-def test_a_cancellation_ends_the_work(database: Engine, claim: jobs.Claim) -> None:
-    with Lease(database, claim, lease_s=0.6) as lease:
+def test_a_cancellation_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
+    with held(database, claim) as lease:
         lease.progress("windows", 0.1)
         jobs.cancel(database, claim.job_id)
         wait_for(lambda: raises(JobCancelled, lease))
 
 
-def test_a_lost_lease_ends_the_work(database: Engine, claim: jobs.Claim) -> None:
-    with Lease(database, claim, lease_s=0.6) as lease:
-        jobs.fail(database, claim, JobCancelled("by another hand"))
+def test_a_lost_lease_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
+    with held(database, claim) as lease:
+        attempts.fail(database, claim, JobCancelled("by another hand"))
         wait_for(lambda: raises(LeaseLost, lease))
+
+
+def test_a_time_limit_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
+    with held(database, claim, time_limit_s=0.3) as lease:
+        lease.progress("windows", 0.1)
+        wait_for(lambda: raises(TimeLimit, lease))
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "time_limit", "lost"])
+def test_work_that_goes_on_is_ended_by_force(database: Engine, claim: attempts.Claim, reason: str) -> None:
+    ended: list[str] = []
+
+    def fail(error: ServiceError) -> None:
+        ended.append(str(error.code))
+
+    time_limit_s = 0.3 if reason == "time_limit" else 60.0
+    with held(database, claim, time_limit_s=time_limit_s, fail=fail, end=lambda: ended.append("end")):
+        if reason == "cancelled":
+            jobs.cancel(database, claim.job_id)
+        if reason == "lost":
+            attempts.fail(database, claim, JobCancelled("by another hand"))
+        wait_for(lambda: "end" in ended)
+    # What another attempt holds is not ours to end.
+    assert ended == (["end"] if reason == "lost" else [reason, "end"])

@@ -2,31 +2,31 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import nibabel
 import numpy as np
 import pytest
-from celery import Celery
-from redis import Redis
 from sqlalchemy import Engine as Database
 
-from inference_service import jobs
+from inference_service import attempts, jobs
 from inference_service.embedded import Servers
 from inference_service.engine import Engine
-from inference_service.errors import DatabaseUnavailable
+from inference_service.errors import DatabaseUnavailable, InternalError
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
-from inference_service.queues import OVERFLOW_QUEUE, make_app
 from inference_service.request import parse_request
 from inference_service.settings import Settings
 from inference_service.storage import Storage
 from inference_service.tables import JobState
 from inference_service.tasks import JobRunner
 from inference_service.volume import Volume
+from inference_service.workspace import Workspace
 
 Request = dict[str, object]
 ENGINE = Engine(("CPUExecutionProvider",), 1)
@@ -40,13 +40,22 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def app(settings: Settings) -> Celery:
-    return make_app(settings)
+def make_runner(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., JobRunner]]:
+    """A runner of jobs with settings of its own; an outage costs it an attempt at once."""
+    with ExitStack() as stack:
+
+        def make(**changes: object) -> JobRunner:
+            workspace = Workspace(tmp_path)
+            stack.callback(workspace.close)
+            own = settings.model_copy(update={"outage_patience_s": 0.1, "retry_delay_s": 0.1, **changes})
+            return JobRunner(own, ENGINE, workspace, worker="w")
+
+        yield make
 
 
 @pytest.fixture
-def runner(app: Celery, settings: Settings) -> JobRunner:
-    return JobRunner(app, settings, ENGINE, worker="w")
+def runner(make_runner: Callable[..., JobRunner]) -> JobRunner:
+    return make_runner()
 
 
 @pytest.fixture
@@ -142,11 +151,8 @@ def test_a_message_without_any_id_is_dropped_and_said_so(runner: JobRunner, capl
 
 
 def test_a_lost_storage_queues_the_job_for_another_attempt(
-    runner: JobRunner, database: Database, settings: Settings, servers: Servers, app: Celery,
-    request_for_scan: Request,
-) -> None:  # fmt: skip
-    redis = Redis.from_url(settings.broker_url)
-    redis.delete(OVERFLOW_QUEUE)
+    runner: JobRunner, database: Database, servers: Servers, request_for_scan: Request
+) -> None:
     servers.s3.stop()
     try:
         job = run(runner, database, request_for_scan)
@@ -154,55 +160,49 @@ def test_a_lost_storage_queues_the_job_for_another_attempt(
         servers.s3.start()
     assert (job.state, job.attempt, job.error_code) == (JobState.QUEUED, 1, None)
     assert jobs.transitions(database, job.id)[-1].detail == "storage_unavailable"
-    (message,) = redis.lrange(OVERFLOW_QUEUE, 0, -1)
-    assert json.loads(message)["headers"]["id"] == str(job.id)
-    redis.delete(OVERFLOW_QUEUE)
-    redis.close()
+    time.sleep(0.2)
     runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
     assert get(database, job.id).state is JobState.SUCCEEDED
 
 
 def test_the_last_attempt_fails_with_the_fault_that_stayed(
-    app: Celery, database: Database, settings: Settings, servers: Servers, request_for_scan: Request
+    make_runner: Callable[..., JobRunner], database: Database, servers: Servers, request_for_scan: Request
 ) -> None:
-    runner = JobRunner(app, settings.model_copy(update={"max_attempts": 1}), ENGINE, worker="w")
     servers.s3.stop()
     try:
-        job = run(runner, database, request_for_scan)
+        job = run(make_runner(max_attempts=1), database, request_for_scan)
     finally:
         servers.s3.start()
     assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
 
 
-def test_a_lost_database_leaves_the_message_in_the_queue(app: Celery, settings: Settings) -> None:
-    runner = JobRunner(app, settings.model_copy(update={"postgres_port": 1}), ENGINE, worker="w")
+def test_a_lost_database_leaves_the_message_in_the_queue(make_runner: Callable[..., JobRunner]) -> None:
+    runner = make_runner(postgres_port=1)
     with pytest.raises(DatabaseUnavailable):
         runner.run({"job_id": str(uuid4()), "request": {}}, task_id=str(uuid4()))
 
 
-def test_the_unforeseen_is_recorded_and_raised_again(
-    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_unforeseen_is_recorded_and_logged(
+    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a secret detail")
 
     monkeypatch.setattr("inference_service.tasks.segment_file", broken)
-    job_id = uuid4()
-    with pytest.raises(ZeroDivisionError):
-        runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
-    job = get(database, job_id)
+    job = run(runner, database, request_for_scan)
     assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
+    assert "a secret detail" in caplog.text
     assert set(job.timings_s or {}) >= {"fetch"}
     assert "secret" not in (job.error_message or "")
 
 
 def test_a_job_leaves_no_temporary_file(
-    app: Celery, database: Database, settings: Settings, request_for_scan: Request, tmp_path: Path
+    runner: JobRunner, database: Database, request_for_scan: Request, tmp_path: Path
 ) -> None:
-    runner = JobRunner(app, settings.model_copy(update={"work_path": tmp_path}), ENGINE, worker="w")
     assert run(runner, database, request_for_scan).state is JobState.SUCCEEDED
     assert run(runner, database, {**request_for_scan, "model": "none"}).error_code == "model_not_found"
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 def other_scan(storage: Storage, folder: Path) -> Request:
@@ -220,13 +220,14 @@ def stored_mask(storage: Storage, job: jobs.Job, folder: Path) -> bytes:
 
 
 def test_of_two_jobs_at_once_with_one_prefix_one_is_refused(
-    app: Celery, database: Database, settings: Settings, storage: Storage, request_for_scan: Request, tmp_path: Path
-) -> None:
+    make_runner: Callable[..., JobRunner], database: Database, storage: Storage, request_for_scan: Request,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     output = {"output": {"prefix": f"race/{uuid4()}"}}
     requests = [{**request_for_scan, **output}, {**other_scan(storage, tmp_path), **output}]
-    alone = [run(JobRunner(app, settings, ENGINE, worker="w"), database, {**r, "output": {}}) for r in requests]
+    alone = [run(make_runner(), database, {**r, "output": {}}) for r in requests]
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(lambda r: run(JobRunner(app, settings, ENGINE, worker="w"), database, r), requests))
+        ended = list(pool.map(lambda r: run(make_runner(), database, r), requests))
     assert sorted(str(job.state) for job in ended) == ["failed", "succeeded"]
     (winner,) = (index for index, job in enumerate(ended) if job.state is JobState.SUCCEEDED)
     assert ended[1 - winner].error_code == "bad_request"
@@ -242,9 +243,9 @@ def test_a_later_attempt_does_not_overwrite_another_jobs_result(
     second = {**other_scan(storage, tmp_path), **output}
     job_id = uuid4()
     jobs.create(database, job_id, parse_request(second))
-    claim = jobs.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
+    claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
     assert claim is not None
-    assert jobs.give_back(database, claim, delay_s=0, detail="storage_unavailable")
+    assert attempts.give_back(database, claim, delay_s=0, detail="storage_unavailable")
     runner.run({"job_id": str(job_id), "request": second}, task_id=str(job_id))
     assert get(database, job_id).error_code == "bad_request"
     assert stored_mask(storage, first, tmp_path) == before
@@ -257,26 +258,49 @@ def test_a_failed_job_frees_its_prefix(runner: JobRunner, database: Database, re
     assert run(runner, database, {**request_for_scan, **output}).state is JobState.SUCCEEDED
 
 
-def test_the_message_of_a_job_that_runs_elsewhere_comes_back_later(
-    runner: JobRunner, database: Database, settings: Settings, request_for_scan: Request
+def test_the_message_of_a_job_that_runs_elsewhere_is_dropped(
+    runner: JobRunner, database: Database, request_for_scan: Request
 ) -> None:
     job_id = uuid4()
     jobs.create(database, job_id, parse_request(request_for_scan))
-    claim = jobs.claim(database, job_id, worker="dead", lease_s=0.2, max_attempts=3)
-    assert claim is not None
-    with Redis.from_url(settings.broker_url) as redis:
-        redis.delete(OVERFLOW_QUEUE)
-        runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
-        (message,) = redis.lrange(OVERFLOW_QUEUE, 0, -1)
-        redis.delete(OVERFLOW_QUEUE)
-    headers = json.loads(message)["headers"]
-    assert headers["id"] == str(job_id)
-    due = datetime.fromisoformat(headers["eta"]) - datetime.now(tz=UTC)
-    assert timedelta(seconds=20) < due <= timedelta(seconds=settings.lease_s)
+    assert attempts.claim(database, job_id, worker="other", lease_s=0.2, max_attempts=3)
+    message = {"job_id": str(job_id), "request": request_for_scan}
+    runner.run(message, task_id=str(job_id))
+    assert (get(database, job_id).state, get(database, job_id).attempt) == (JobState.RUNNING, 1)
     time.sleep(0.3)
-    runner.run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
-    job = get(database, job_id)
-    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    runner.run(message, task_id=str(job_id))
+    assert (get(database, job_id).state, get(database, job_id).attempt) == (JobState.SUCCEEDED, 2)
+
+
+def test_what_a_failed_job_may_have_stored_is_removed(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    store = Storage.store
+
+    def half(self: Storage, bucket: str, key: str, *rest: Any, **options: Any) -> None:
+        if key.endswith("report.json"):
+            raise InternalError("half of it is there")
+        store(self, bucket, key, *rest, **options)
+
+    monkeypatch.setattr(Storage, "store", half)
+    job = run(runner, database, request_for_scan)
+    assert job.error_code == "internal_error"
+    assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
+    assert not attempts.reserved_in_vain(database, job.id, f"masks/{job.id}")
+
+
+def test_a_result_that_is_no_longer_there_is_computed_again(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request
+) -> None:
+    reusing = {**request_for_scan, "options": {"reuse": True}}
+    first = run(runner, database, request_for_scan)
+    assert jobs.transitions(database, run(runner, database, reusing).id)[-1].detail == f"reused {first.id}"
+    for job in jobs.latest(database, state=JobState.SUCCEEDED, limit=1000):
+        storage.remove("masks", f"{job.id}/mask.nii.gz")
+    again = run(runner, database, reusing)
+    assert (again.state, jobs.transitions(database, again.id)[-1].detail) == (JobState.SUCCEEDED, None)
+    assert storage.exists("masks", f"{again.id}/mask.nii.gz")
 
 
 @pytest.mark.parametrize("change", [{"model": "a\0b"}, {"model_version": "1\0"}, {"x\0y": 1}])

@@ -25,15 +25,18 @@ LEVELS: tuple[set[str], ...] = (
         "transport",
         "volume",
         "windows",
+        "workspace",
     },
     {"embedded_postgres", "memory", "nifti", "phantom", "providers", "request", "resample"},
     {"consumer", "embedded", "manifest", "mapping", "readers", "sessions", "settings"},
     {"crop", "inference", "models", "postprocess", "preprocess", "queues", "report", "storage", "tables", "trial"},
-    {"engine", "jobs", "reference"},
-    {"client", "deployment", "display", "lease", "pipeline"},
-    {"__init__", "commands.jobs", "local", "stack", "tasks"},
-    {"demo", "worker"},
-    {"commands.local", "commands.operations"},
+    {"engine", "jobs", "reference", "workers"},
+    {"attempts", "deployment", "dispatch", "display", "pipeline"},
+    {"client", "lease", "local", "results", "stack", "sweep"},
+    {"__init__", "commands.jobs", "demo", "metrics", "tasks"},
+    {"commands.local", "supervisor"},
+    {"worker"},
+    {"commands.operations"},
     {"cli"},
     {"__main__"},
 )
@@ -48,9 +51,11 @@ HOMES: dict[str, set[str]] = {
     "onnxruntime": {"sessions", "trial"},
     "psycopg2": {"tables", "embedded_postgres"},
     "pydicom": set(),
-    "redis": {"embedded", "transport"},
+    "prometheus_client": {"metrics"},
+    "redis": {"embedded", "queues", "transport"},
     "scipy": {"crop", "mapping", "resample", "postprocess"},
-    "sqlalchemy": {"tables", "jobs"},
+    "sqlalchemy": {"tables", "jobs", "attempts", "sweep", "workers", "metrics"},
+    "tenacity": {"storage", "tasks"},
     "threadpoolctl": {"pipeline"},
 }
 # What the image goes through, and what none of it may know of.
@@ -58,10 +63,10 @@ NUMERICS = {
     "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
     "nifti", "parallel", "memory", "readers", "engine", "pipeline",
 }  # fmt: skip
-INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "client", "lease", "tasks", "worker"}
+INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "attempts", "client", "lease", "tasks", "worker"}
 
 # A client's installation lacks these.
-WORKERS_PART = ("numpy", "scipy", "nibabel", "onnxruntime", "isal", "alembic", "threadpoolctl")
+WORKERS_PART = ("numpy", "scipy", "nibabel", "onnxruntime", "isal", "alembic", "threadpoolctl", "prometheus_client")
 
 
 def module_name(path: Path) -> str:

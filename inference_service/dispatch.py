@@ -1,0 +1,33 @@
+"""Putting recorded jobs on their queues, and noting in their rows that it was done."""
+
+from collections.abc import Iterable
+
+from inference_service.jobs import Unsent, mark_dispatched
+from inference_service.queues import App, RedisState, queue_for, send
+from inference_service.tables import Database, mapped_errors
+
+
+def dispatch(
+    app: App, database: Database, jobs: Iterable[Unsent], redis: RedisState, *, priority_max_depth: int | None
+) -> None:
+    """Sends jobs to the queues that their priorities say. Sent twice, a job runs once all the same.
+
+    Args:
+        app: Speaks to Redis.
+        database: Where their rows are, committed.
+        jobs: What to send.
+        redis: As seen before: should it restart meanwhile, the sweeper finds messages that went to a run that is over.
+        priority_max_depth: See `queues.queue_for`.
+
+    Raises:
+        QueueUnavailable: Redis does not answer or refuses: the rows still say what is to be sent.
+        DatabaseUnavailable: Something was sent, but its row does not say so: the sweeper sends it once more.
+    """
+    depths = dict(redis.depths)
+    with mapped_errors(), database.connect() as connection:
+        for job in jobs:
+            queue = queue_for(job.request.get("priority"), depths, priority_max_depth=priority_max_depth)
+            send(app, job.id, job.request, queue=queue)
+            depths[queue] += 1
+            with connection.begin():
+                mark_dispatched(connection, job, queue=queue, run=redis.run)

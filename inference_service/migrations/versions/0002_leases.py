@@ -1,0 +1,69 @@
+"""What was sent where, excused attempts, the input's hash, and the workers that are alive."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Adds columns to the jobs and the table of workers."""
+    op.add_column("jobs", sa.Column("queue", sa.Text(), comment="where its message went last"))
+    op.add_column(
+        "jobs",
+        sa.Column("dispatched_at", sa.DateTime(timezone=True), comment="when; null while it has yet to be sent"),
+    )
+    op.add_column("jobs", sa.Column("dispatched_to", sa.Text(), comment="the run of Redis that took it"))
+    op.add_column(
+        "jobs",
+        sa.Column(
+            "excused", sa.Integer(), server_default="0", nullable=False,
+            comment="attempts given back by workers that were told to stop",
+        ),
+    )  # fmt: skip
+    op.add_column("jobs", sa.Column("input_sha256", sa.Text(), comment="of the volume as it was stored"))
+    op.create_index(
+        "ix_jobs_input_sha256", "jobs", ["input_sha256", "model_sha256"],
+        postgresql_where=sa.text("state = 'succeeded'"),
+    )  # fmt: skip
+    # From now on a job that ended without results has a place only until it is cleared.
+    op.execute("UPDATE jobs SET output_place = NULL WHERE state IN ('failed', 'cancelled')")
+    op.drop_index("uq_jobs_output_place", table_name="jobs")
+    op.create_index("uq_jobs_output_place", "jobs", ["output_place"], unique=True)
+    op.create_index(
+        "ix_jobs_uncleared", "jobs", ["id"],
+        postgresql_where=sa.text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
+    )  # fmt: skip
+    op.create_index(op.f("ix_jobs_finished_at"), "jobs", ["finished_at"])
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("concurrency", sa.Integer(), nullable=False),
+        sa.Column("providers", postgresql.JSONB(), nullable=False, comment="execution providers in use"),
+        sa.Column("queues", postgresql.JSONB(), nullable=False, comment="consumed now, in order"),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False,
+            comment="when it last consumed",
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
+    )  # fmt: skip
+
+
+def downgrade() -> None:
+    """Drops them."""
+    op.drop_table("workers")
+    for name in ("ix_jobs_finished_at", "ix_jobs_uncleared", "uq_jobs_output_place"):
+        op.drop_index(name, table_name="jobs")
+    op.create_index(
+        "uq_jobs_output_place", "jobs", ["output_place"], unique=True,
+        postgresql_where=sa.text("state NOT IN ('failed', 'cancelled')"),
+    )  # fmt: skip
+    op.drop_index("ix_jobs_input_sha256", table_name="jobs")
+    for column in ("input_sha256", "excused", "dispatched_to", "dispatched_at", "queue"):
+        op.drop_column("jobs", column)

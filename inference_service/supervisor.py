@@ -1,0 +1,185 @@
+"""What a worker's parent process does besides consuming: it looks after jobs that nobody holds, and reports itself.
+
+A thread does so every few seconds. The process forks children whenever one dies, and a fork must not copy a connection
+or a held lock: so it waits while the thread looks, and the thread leaves no connection to Postgres behind.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from inference_service import sweep, workers
+from inference_service.dispatch import dispatch
+from inference_service.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
+from inference_service.metrics import Metrics
+from inference_service.queues import PRIORITY_QUEUE, App, RedisState, consume, look
+from inference_service.results import Output
+from inference_service.settings import Settings
+from inference_service.storage import Storage
+from inference_service.tables import connect
+from inference_service.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+# Celery's heart beats every two seconds while the worker is connected and its event loop turns.
+_ALIVE_WITHIN_S = 10.0
+
+
+class Supervisor:
+    """The thread.
+
+    Args:
+        app: Speaks to Redis.
+        settings: The worker's.
+        identity: What the worker is.
+        workspace: Its folder for temporary files.
+        queues: Tells what it consumes now.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        identity: workers.Identity,
+        workspace: Workspace,
+        *,
+        queues: Callable[[], Sequence[str]],
+    ) -> None:
+        self._app, self._settings, self._identity, self._workspace = app, settings, identity, workspace
+        self._queues = queues
+        self._database = connect(settings, pooled=False)
+        self._storage = Storage(settings)
+        self._metrics = Metrics(identity.name, self._database)
+        self._beat = time.monotonic()
+        self._lost: list[tuple[UUID, ServiceError | None]] = []
+        self._stop_at: float | None = None
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._looking = threading.Lock()
+
+    def start(self) -> None:
+        """Starts the thread, once the children are there."""
+        lock = self._looking
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+        if self._settings.metrics_port is not None:
+            try:
+                self._metrics.serve(self._settings.metrics_host, self._settings.metrics_port)
+            except OSError as error:
+                logger.error("METRICS_PORT: no metrics are served: %s", error)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Notes that the worker consumes."""
+        self._beat = time.monotonic()
+
+    def lost(self, job_id: UUID, error: ServiceError | None = None) -> None:
+        """Notes that the process that ran a job is dead.
+
+        Args:
+            job_id: The job.
+            error: What ends the job; None where it may have another attempt.
+        """
+        self._lost.append((job_id, error))
+        self._wake.set()
+
+    def stopping(self) -> None:
+        """Notes that the worker was told to stop: jobs that run when the time of grace is over go to others."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + self._settings.shutdown_grace_s
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Ends the thread, when no child is left: what they held goes to others."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._stop_at = time.monotonic()
+        self._look(last=True)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            with self._looking:
+                self._look()
+            self._wake.wait(self._pause_s())
+            self._wake.clear()
+
+    def _pause_s(self) -> float:
+        period_s = self._settings.sweep_period_s
+        if self._stop_at is None or self._grace_is_over():
+            return period_s
+        return min(period_s, max(0.0, self._stop_at - time.monotonic()))
+
+    def _grace_is_over(self) -> bool:
+        return self._stop_at is not None and time.monotonic() >= self._stop_at
+
+    def _look(self, *, last: bool = False) -> None:
+        """Does all there is to do. An outage ends it: the next look finds what this one left."""
+        try:
+            self._take_back()
+            if last:
+                workers.leave(self._database, self._identity.name)
+            elif time.monotonic() - self._beat < _ALIVE_WITHIN_S:
+                workers.report_alive(self._database, self._identity, queues=self._queues())
+            self._sweep()
+            self._metrics.look(lease_s=self._settings.lease_s)
+            redis = look(self._app)
+            self._metrics.measure_queues(redis)
+            self._send_unsent(redis)
+            if not last and self._stop_at is None:
+                self._stand_by()
+        except (DatabaseUnavailable, QueueUnavailable) as error:
+            logger.warning("jobs that nobody holds are not looked after: %s", error)
+        except Exception:
+            logger.exception("jobs that nobody holds are not looked after")
+
+    def _take_back(self) -> None:
+        """Takes back what this worker's own children no longer do."""
+        name, limit = self._identity.name, self._settings.max_attempts
+        while self._lost:
+            job_id, error = self._lost[0]
+            self._workspace.remove(job_id)
+            if error is None:
+                self._metrics.count_ended(sweep.take_back_lost(self._database, job_id, worker=name, max_attempts=limit))
+            else:
+                self._metrics.count_ended(sweep.end_lost(self._database, job_id, worker=name, error=error))
+            del self._lost[0]
+        if self._grace_is_over():
+            self._metrics.count_ended(sweep.release(self._database, worker=name, max_attempts=limit))
+
+    def _sweep(self) -> None:
+        """Does what one worker at a time does for all."""
+        settings = self._settings
+        with sweep.one_at_a_time(self._database) as mine:
+            if not mine:
+                return
+            ended = sweep.take_back_expired(self._database, max_attempts=settings.max_attempts)
+            ended += sweep.end_unreadable(self._database, older_than_s=settings.lease_s)
+            self._metrics.count_ended(ended)
+            try:
+                for job_id, place in sweep.uncleared(self._database):
+                    Output(self._storage, place).discard(self._database, job_id)
+            except StorageUnavailable as error:
+                logger.warning("what failed jobs may have stored is not removed: %s", error)
+
+    def _send_unsent(self, redis: RedisState) -> None:
+        with sweep.one_at_a_time(self._database) as mine:
+            unsent = sweep.unsent(self._database, redis, patience_s=self._settings.lease_s) if mine else []
+            dispatch(
+                self._app, self._database, unsent, redis, priority_max_depth=self._settings.priority_max_depth
+            )  # fmt: skip
+        if unsent:
+            logger.info("%d job(s) without a message were sent", len(unsent))
+
+    def _stand_by(self) -> None:
+        """Takes up the priority queue while no worker of role gpu is alive, and drops it when one is back."""
+        if self._identity.role is not workers.Role.CPU:
+            return
+        wanted = not workers.gpu_is_alive(self._database, within_s=self._settings.cpu_standby_s)
+        if wanted == (PRIORITY_QUEUE in self._queues()):
+            return
+        logger.info("the priority queue is %s", "taken up: no GPU worker is alive" if wanted else "left to the GPU")
+        consume(self._app, PRIORITY_QUEUE, worker=self._identity.name, wanted=wanted)

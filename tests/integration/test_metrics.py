@@ -1,0 +1,85 @@
+"""What a worker tells Prometheus, from a real Postgres."""
+
+import time
+import urllib.request
+from uuid import uuid4
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, delete
+
+from inference_service import attempts, jobs
+from inference_service.errors import InputCorrupt, WorkerLost
+from inference_service.metrics import Metrics
+from inference_service.queues import RedisState
+from inference_service.request import InputReference, SegmentRequest
+from inference_service.server_process import free_port
+from inference_service.sweep import Ended
+from inference_service.tables import JobRow
+
+REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
+LEASE_S = 30.0
+
+
+def claimed(database: Engine, *, worker: str) -> attempts.Claim:
+    job_id = uuid4()
+    jobs.create(database, job_id, REQUEST)
+    claim = attempts.claim(database, job_id, worker=worker, lease_s=LEASE_S, max_attempts=3)
+    assert claim is not None
+    return claim
+
+
+@pytest.fixture
+def worker() -> str:
+    return f"w-{uuid4()}"
+
+
+def test_what_a_worker_ended_is_counted_once(database: Engine, worker: str) -> None:
+    metrics = Metrics(worker, database)
+    value = metrics.registry.get_sample_value
+    metrics.look(lease_s=LEASE_S)
+    # Longer than what a look leaves for the next one.
+    time.sleep(2.1)
+    attempts.fail(database, claimed(database, worker=worker), InputCorrupt("x"), timings_s={"fetch": 0.5})
+    attempts.fail(database, claimed(database, worker="another"), InputCorrupt("x"))
+    time.sleep(2.1)
+    for _ in range(2):
+        metrics.look(lease_s=LEASE_S)
+        failed = {"state": "failed", "code": "input_corrupt"}
+        assert value("inference_jobs_finished_total", failed) == 1
+        assert value("inference_attempts_total") == 1
+        assert value("inference_stage_seconds_sum", {"stage": "fetch"}) == 0.5
+        assert value("inference_job_seconds_count") == 1
+    metrics.count_ended([Ended(uuid4(), name, WorkerLost("x")) for name in ("dead", worker)])
+    assert value("inference_jobs_finished_total", {"state": "failed", "code": "worker_lost"}) == 1
+
+
+def test_how_the_service_stands(database: Engine, worker: str) -> None:
+    with database.begin() as connection:
+        connection.execute(delete(JobRow))
+    metrics = Metrics(worker, database)
+    value = metrics.registry.get_sample_value
+    metrics.look(lease_s=LEASE_S)
+    assert (value("inference_jobs", {"state": "queued"}), value("inference_lease_age_seconds")) == (0, 0)
+    for _ in range(2):
+        jobs.create(database, uuid4(), REQUEST)
+    claimed(database, worker=worker)
+    time.sleep(0.2)
+    metrics.look(lease_s=LEASE_S)
+    metrics.measure_queues(RedisState("run", {"priority": 3, "overflow": 4}))
+    assert value("inference_jobs", {"state": "queued"}) == 2
+    assert value("inference_jobs", {"state": "running"}) == 1
+    assert value("inference_queue_depth", {"queue": "priority"}) == 3
+    assert value("inference_oldest_queued_seconds") == pytest.approx(0.2, abs=5)
+    assert 0.2 <= (value("inference_lease_age_seconds") or 0) < 10
+
+
+def test_they_are_served(database: Engine, worker: str) -> None:
+    metrics, port = Metrics(worker, database), free_port()
+    metrics.look(lease_s=LEASE_S)
+    metrics.serve("127.0.0.1", port)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        families = {family.name for family in text_string_to_metric_families(response.read().decode())}
+    assert {"inference_jobs", "inference_queue_depth", "inference_jobs_finished"} <= families
+    with pytest.raises(OSError, match="in use"):
+        Metrics(worker, database).serve("127.0.0.1", port)

@@ -1,0 +1,261 @@
+"""A soak: small jobs all the time, while parts of the service are killed at random. For `make soak`, not for the tests.
+
+First the service's own time per job is measured while all is well. The exit status tells whether a job was lost, stuck
+or had two outcomes.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from statistics import median, quantiles
+from uuid import UUID, uuid4
+
+import psutil
+from faults import PERIODS, Service, child_of, freeze, kill, start_service
+
+from inference_service.deployment import prepare
+from inference_service.display import console
+from inference_service.embedded import start_servers
+from inference_service.errors import TransientError
+from inference_service.jobs import Job
+from inference_service.nifti import write_volume
+from inference_service.phantom import chest_phantom
+from inference_service.queues import make_app, send
+from inference_service.request import Priority, SegmentRequest
+from inference_service.stack import WorkerProcess, settings_for
+from inference_service.tables import JobState
+
+# Faults cost attempts, which a job that is only unlucky must not run out of.
+WORKER = {**PERIODS, "MAX_ATTEMPTS": "20", "OUTAGE_PATIENCE_S": "10"}
+ROLES = ("gpu", "cpu")
+# From one fault's end to the next one.
+PAUSE_S = (1.0, 6.0)
+SETTLE_LIMIT_S = 180.0
+SCREEN = console()
+SLOW_SHARE = 0.1
+
+
+class Soak:
+    """Two workers that are started again whenever they end, jobs that come in, and faults."""
+
+    def __init__(self, service: Service, seed: int) -> None:
+        self._service, self._random = service, random.Random(seed)
+        self._workers: dict[str, tuple[WorkerProcess, ExitStack]] = {}
+        self._app = make_app(settings_for(service.servers.environment))
+        self.injected: Counter[str] = Counter()
+        self.jobs: list[UUID] = []
+
+    def keep_workers(self) -> None:
+        """Starts the workers that are not there."""
+        for role in ROLES:
+            if role in self._workers and psutil.pid_exists(self._workers[role][0].pid):
+                with suppress(psutil.NoSuchProcess):
+                    if psutil.Process(self._workers[role][0].pid).status() != psutil.STATUS_ZOMBIE:
+                        continue
+            self.stop_worker(role)
+            stack = ExitStack()
+            self._workers[role] = (stack.enter_context(self._service.worker(role, **WORKER)), stack)
+
+    def stop_worker(self, role: str) -> None:
+        """Stops a worker, if there is one."""
+        if role in self._workers:
+            self._workers.pop(role)[1].close()
+
+    def submit(self) -> None:
+        """Submits one job, again and again where the database is away."""
+        request = SegmentRequest(
+            input=self._service.scan,
+            model="slow" if self._random.random() < SLOW_SHARE else "quick",
+            priority=self._random.choice(list(Priority)),
+        )
+        job_id = uuid4()
+        while True:
+            with suppress(TransientError):
+                self._service.client.submit(request, job_id=job_id)
+                self.jobs.append(job_id)
+                return
+            time.sleep(0.5)
+
+    def inject(self) -> None:
+        """One fault of any kind."""
+        faults: list[Callable[[], None]] = [
+            self.kill_child, self.kill_worker, self.stop_and_start, self.freeze_worker, self.restart_redis,
+            self.empty_redis, self.restart_postgres, self.restart_storage, self.deliver_twice,
+        ]  # fmt: skip
+        fault = self._random.choice(faults)
+        self.injected[fault.__name__] += 1
+        with suppress(psutil.NoSuchProcess, TransientError, ValueError):
+            fault()
+
+    def _any(self) -> WorkerProcess:
+        return self._workers[self._random.choice(ROLES)][0]
+
+    def kill_child(self) -> None:
+        """A worker's process for jobs dies."""
+        os.kill(child_of(self._any()), signal.SIGKILL)
+
+    def kill_worker(self) -> None:
+        """A worker dies whole."""
+        kill(self._any())
+
+    def stop_and_start(self) -> None:
+        """A worker is told to stop."""
+        self.stop_worker(self._random.choice(ROLES))
+
+    def freeze_worker(self) -> None:
+        """A worker is frozen past its leases."""
+        worker = self._any()
+        freeze(worker)
+        time.sleep(float(PERIODS["LEASE_S"]) + 2)
+        freeze(worker, thaw=True)
+
+    def restart_redis(self) -> None:
+        """Redis crashes and comes back."""
+        self._service.servers.redis.kill()
+        time.sleep(self._random.uniform(0, 3))
+        self._service.servers.redis.start()
+
+    def empty_redis(self) -> None:
+        """Redis crashes and comes back with nothing."""
+        self._service.lose_redis_data()
+
+    def restart_postgres(self) -> None:
+        """Postgres crashes and comes back."""
+        self._service.servers.postgres.kill()
+        time.sleep(self._random.uniform(0, 3))
+        self._service.servers.postgres.start()
+
+    def restart_storage(self) -> None:
+        """The object storage is away for a while."""
+        self._service.servers.s3.kill()
+        time.sleep(self._random.uniform(0, 20))
+        self._service.servers.s3.start()
+
+    def deliver_twice(self) -> None:
+        """Messages of jobs, some of them finished, come again."""
+        for job in self._service.client.list(limit=5):
+            send(self._app, job.id, job.request or {}, queue="overflow")
+
+    def problems(self) -> list[str]:
+        """What is wrong with the jobs, after all is quiet."""
+        found = []
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        for job_id in self.jobs:
+            job = self._service.client.status(job_id)
+            while job is not None and not job.finished and time.monotonic() < deadline:
+                time.sleep(0.5)
+                job = self._service.client.status(job_id)
+            if job is None or not job.finished:
+                found.append(f"{job_id}: {'lost' if job is None else f'stuck as {job.state}'}")
+                continue
+            try:
+                self._service.assert_succeeded(job_id)
+            except AssertionError as error:
+                found.append(f"{job_id}: {job.state} {job.error_code}: {str(error).splitlines()[:1]}")
+        return found
+
+
+def outside_s(job: Job, claimed_at: float, finished_at: float) -> float:
+    """From an attempt's claim to its end, without the stages of its work."""
+    return finished_at - claimed_at - sum((job.timings_s or {}).values())
+
+
+def measure_idle(service: Service, count: int) -> None:
+    """The service's own time for a job while all servers are idle, and how fast jobs are enqueued."""
+    request = SegmentRequest(input=service.scan, model="quick")
+    before, inside = [], []
+    with service.worker("cpu"):
+        for _ in range(count):
+            started = time.time()
+            job = service.finished(service.client.submit(request))
+            claimed, finished = (at.timestamp() for at in (job.started_at, job.finished_at) if at is not None)
+            before.append(claimed - started)
+            inside.append(outside_s(job, claimed, finished))
+    total = [a + b for a, b in zip(before, inside, strict=True)]
+    SCREEN.print(
+        f"idle, {count} jobs: submit to claim {1e3 * median(before):.0f} ms, claim to end without the stages "
+        f"{1e3 * median(inside):.0f} ms, together {1e3 * median(total):.0f} ms "
+        f"(p99 {1e3 * quantiles(total, n=100)[98]:.0f} ms)"
+    )
+    started = time.time()
+    waiting = [service.client.submit(request) for _ in range(10 * count)]
+    SCREEN.print(f"one client enqueues {len(waiting) / (time.time() - started):.0f} jobs/s")
+    for job_id in waiting:
+        service.client.cancel(job_id)
+
+
+def report(service: Service, soak: Soak, seconds: float) -> None:
+    """What the soak cost."""
+    attempts, outside, waited = Counter[int](), [], []
+    for job_id in soak.jobs:
+        job = service.finished(job_id)
+        attempts[job.attempt] += 1
+        changes = service.client.transitions(job_id)
+        claimed = next(change.at for change in reversed(changes) if change.to_state == JobState.RUNNING)
+        outside.append(outside_s(job, claimed.timestamp(), changes[-1].at.timestamp()))
+        waited.append((changes[-1].at - job.created_at).total_seconds())
+    SCREEN.print(f"{len(soak.jobs)} jobs in {seconds:.0f} s: {60 * len(soak.jobs) / seconds:.0f} a minute")
+    SCREEN.print(f"outside the stages, of the attempt that succeeded: median {1e3 * median(outside):.0f} ms, "
+          f"p99 {1e3 * quantiles(outside, n=100)[98]:.0f} ms")  # fmt: skip
+    SCREEN.print(f"created to finished: median {median(waited):.1f} s, longest {max(waited):.1f} s")
+    SCREEN.print(f"attempts: {dict(sorted(attempts.items()))}")
+    SCREEN.print(f"faults: {sum(soak.injected.values())}: {dict(soak.injected.most_common())}")
+
+
+def run(service: Service, *, jobs: int, minutes: float, seed: int) -> int:
+    """Submits the jobs evenly over the time, with faults all along; returns how many came to harm."""
+    soak = Soak(service, seed)
+    soak.keep_workers()
+    started = time.monotonic()
+
+    def submit_all() -> None:
+        for number in range(jobs):
+            time.sleep(max(0.0, started + number * 60 * minutes / jobs - time.monotonic()))
+            soak.submit()
+
+    upstream = threading.Thread(target=submit_all)
+    upstream.start()
+    while upstream.is_alive() or time.monotonic() - started < 60 * minutes:
+        time.sleep(random.Random(seed + len(soak.jobs)).uniform(*PAUSE_S))
+        soak.inject()
+        soak.keep_workers()
+    found = soak.problems()
+    report(service, soak, time.monotonic() - started)
+    for role in ROLES:
+        soak.stop_worker(role)
+    for problem in found:
+        SCREEN.print(problem)
+    SCREEN.print(f"lost, stuck, or without exactly one good outcome: {len(found)}")
+    return len(found)
+
+
+def main() -> None:
+    """Reads the command line and runs it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--idle", type=int, default=100, help="jobs of the measurement before")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soak-") as name, ExitStack() as stack:
+        folder = Path(name)
+        scan = folder / "scan.nii.gz"
+        write_volume(scan, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
+        servers = stack.enter_context(start_servers(folder / "servers", durable=False))
+        prepare(settings_for(servers.environment))
+        service = stack.enter_context(start_service(servers, folder, scan, slow_layers=2))
+        measure_idle(service, options.idle)
+        sys.exit(run(service, jobs=options.jobs, minutes=options.minutes, seed=options.seed) > 0)
+
+
+if __name__ == "__main__":
+    main()
