@@ -77,6 +77,10 @@ class Lease:
         self._stop.set()
         self._thread.join()
 
+    def release(self) -> None:
+        """Ends the keeping, once the outcome is recorded; clearing up after it may take its time."""
+        self._stop.set()
+
     def progress(self, stage: Stage, share: float) -> None:
         """Notes how far the job is, for the next renewal to write.
 

@@ -8,7 +8,7 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
@@ -21,10 +21,6 @@ _SERVER_ERROR = 500
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
 
 
-class _NoAnswer(StorageUnavailable):
-    """An outage, which may pass, unlike a refusal."""
-
-
 class Storage:
     """The service's view of the object storage; safe to share between threads.
 
@@ -35,7 +31,7 @@ class Storage:
 
     def __init__(self, settings: Settings, *, patience_s: float = 0.0) -> None:
         self._patiently = Retrying(
-            retry=retry_if_exception_type(_NoAnswer),
+            retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
             stop=stop_after_delay(patience_s),
             reraise=True,
@@ -139,6 +135,13 @@ class Storage:
             self._minio.stat_object(bucket, key)
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is an outage rather than a refusal."""
+    cause = error.__cause__
+    refused = isinstance(cause, S3Error) and cause.response.status < _SERVER_ERROR
+    return isinstance(error, StorageUnavailable) and not refused
+
+
 @contextmanager
 def _mapped_errors() -> Iterator[None]:
     try:
@@ -146,7 +149,8 @@ def _mapped_errors() -> Iterator[None]:
     except S3Error as error:
         if error.code in _NOT_FOUND:
             raise InputNotFound("there is no object at the bucket and key of the request") from error
-        kind = _NoAnswer if error.response.status >= _SERVER_ERROR else StorageUnavailable
-        raise kind(f"the object storage refuses: {error.code}") from error
+        raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
     except (MinioException, HTTPError, OSError) as error:
-        raise _NoAnswer("the object storage does not answer as S3 does: check endpoint and credentials") from error
+        raise StorageUnavailable(
+            "the object storage does not answer as S3 does: check endpoint and credentials"
+        ) from error

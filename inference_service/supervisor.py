@@ -6,6 +6,7 @@ or a held lock: so it waits while the thread looks, and the thread leaves no con
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ class Supervisor:
         identity: What the worker is.
         workspace: Its folder for temporary files.
         queues: Tells what it consumes now.
+        taken: Tells how many messages it has taken so far; None while it runs any.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class Supervisor:
         workspace: Workspace,
         *,
         queues: Callable[[], Sequence[str]],
+        taken: Callable[[], int | None],
     ) -> None:
         self._app, self._settings, self._identity, self._workspace = app, settings, identity, workspace
-        self._queues = queues
+        self._queues, self._taken = queues, taken
+        self._idle_at: tuple[int | None, float] = (None, 0.0)
         self._database = connect(settings, pooled=False)
         self._storage = Storage(settings)
         self._metrics = Metrics(identity.name, self._database)
@@ -131,6 +135,7 @@ class Supervisor:
             self._send_unsent(redis)
             if not last and self._stop_at is None:
                 self._stand_by()
+                self._see_that_it_consumes(redis)
         except (DatabaseUnavailable, QueueUnavailable) as error:
             logger.warning("jobs that nobody holds are not looked after: %s", error)
         except Exception:
@@ -173,6 +178,16 @@ class Supervisor:
             )  # fmt: skip
         if unsent:
             logger.info("%d job(s) without a message were sent", len(unsent))
+
+    def _see_that_it_consumes(self, redis: RedisState) -> None:
+        """Ends a worker that takes no message though some wait, as has happened to consumers that lost a connection."""
+        taken, now = self._taken(), time.monotonic()
+        waits = any(redis.depths[queue] for queue in workers.QUEUES[self._identity.role])
+        if taken is None or not waits or taken != self._idle_at[0]:
+            self._idle_at = (taken, now)
+        elif now - self._idle_at[1] > 2 * self._settings.lease_s:
+            logger.critical("messages wait and this worker takes none: it ends, for whoever runs it to start another")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _stand_by(self) -> None:
         """Takes up the priority queue while no worker of role gpu is alive, and drops it when one is back."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from inference_service.attempts import EXPIRED, last_error
@@ -104,12 +104,9 @@ def unsent(database: Database, redis: RedisState, *, patience_s: float) -> list[
     later = aliased(JobRow)
     patience = timedelta(seconds=patience_s)
     due = or_(JobRow.not_before <= func.now(), and_(JobRow.not_before.is_(None), _older(JobRow.created_at, patience)))
-    overtaken = exists().where(
-        later.queue == JobRow.queue,
-        later.dispatched_at > JobRow.dispatched_at + patience,
-        later.state != JobState.QUEUED,
-        later.started_at.is_not(None),
-    )
+    started = and_(later.state != JobState.QUEUED, later.started_at.is_not(None))
+    newest_start = select(func.max(later.dispatched_at)).where(later.queue == JobRow.queue, started).scalar_subquery()
+    overtaken = newest_start > JobRow.dispatched_at + patience
     empty = [queue for queue, depth in redis.depths.items() if depth == 0]
     gone = and_(_older(JobRow.dispatched_at, patience), or_(JobRow.queue.in_(empty), overtaken))
     lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.dispatched_to != redis.run, gone))

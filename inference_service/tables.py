@@ -92,6 +92,12 @@ class JobRow(Base):
             postgresql_where=text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
         ),
         Index(None, "finished_at"),
+        Index(
+            "ix_jobs_started",
+            "queue",
+            "dispatched_at",
+            postgresql_where=text("state <> 'queued' AND started_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -186,6 +186,7 @@ class _Attempt:
                 self._storage.fetch(bucket, request.input.key, source, max_bytes=settings.max_input_bytes)
             success = self._reuse(request, model, source, output, lease) or self._compute(model, source, output, lease)
             written = self._patiently(attempts.succeed, self._database, self._claim, success)
+            lease.release()
         if not written:
             raise LeaseLost("another one holds the job")
         logger.info("succeeded on %s: %s", success.providers, _seconds(self._clock))

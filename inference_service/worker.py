@@ -9,6 +9,7 @@ from uuid import UUID
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import signals
+from celery.worker import state
 from celery.worker.request import Request
 
 from inference_service.consumer import SafeConsumer
@@ -17,19 +18,18 @@ from inference_service.errors import InternalError, TimeLimit
 from inference_service.logs import configure_logging
 from inference_service.machine import usable_cpus
 from inference_service.providers import GPUS, log_providers
-from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, QUEUES, make_app
+from inference_service.queues import QUEUES, make_app
 from inference_service.settings import Settings
 from inference_service.supervisor import Supervisor
 from inference_service.tasks import JobRunner, register
 from inference_service.transport import install
+from inference_service.workers import QUEUES as ROLE_QUEUES
 from inference_service.workers import Identity, Role
 from inference_service.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-# Role cpu takes up the priority queue too while no worker of role gpu is alive.
-_QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
 _CONCURRENCY = {Role.GPU: 1, Role.CPU: 2}
 
 
@@ -49,7 +49,7 @@ def run_worker(role: Role, settings: Settings) -> int:
     _check_gpu(role, settings, providers)
     concurrency = settings.worker_concurrency or _CONCURRENCY[role]
     threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
-    logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(_QUEUES[role]), concurrency, threads)
+    logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(ROLE_QUEUES[role]), concurrency, threads)
     install()
     engine = Engine(
         tuple(providers),
@@ -70,7 +70,9 @@ def run_worker(role: Role, settings: Settings) -> int:
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
 
-    supervisor = Supervisor(app, settings, Identity(name, role, concurrency, providers), workspace, queues=consumed)
+    supervisor = Supervisor(
+        app, settings, Identity(name, role, concurrency, providers), workspace, queues=consumed, taken=_taken
+    )
     register(app, JobRunner(settings, engine, workspace, worker=name), _watched_by(supervisor))
     _follow(supervisor, settings.health_path)
     worker = app.Worker(
@@ -78,7 +80,7 @@ def run_worker(role: Role, settings: Settings) -> int:
         consumer_cls=SafeConsumer,
         pool="prefork",
         concurrency=concurrency,
-        queues=list(_QUEUES[role]),
+        queues=list(ROLE_QUEUES[role]),
         quiet=True,
         without_gossip=True,
         without_mingle=True,
@@ -104,6 +106,11 @@ def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
 
 def _keep_logging(**_: object) -> None:
     """Listening is what keeps Celery from setting up the logging anew."""
+
+
+def _taken() -> int | None:
+    """How many messages this worker has taken; None while it runs any."""
+    return None if state.reserved_requests else sum(state.total_count.values())
 
 
 def _watched_by(supervisor: Supervisor) -> type[Request]:

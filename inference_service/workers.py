@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.tables import Database, JobRow, JobState, WorkerRow, mapped_errors
 
 _FORGOTTEN_AFTER = timedelta(days=1)
@@ -19,6 +20,10 @@ class Role(StrEnum):
 
     GPU = "gpu"
     CPU = "cpu"
+
+
+QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
+"""What a worker of each role always consumes."""
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,23 @@ def test_a_cpu_worker_stands_in_for_the_gpu_worker(service: Service) -> None:
             assert "gpu-" in str(service.finished(done).lease_owner)
 
 
+def test_a_worker_that_takes_nothing_ends(service: Service) -> None:
+    """As after a lost connection: the worker lives, its heart beats, and it consumes no more."""
+    app = make_app(settings_for(service.servers.environment))
+    with service.worker("gpu") as worker:
+        until_queues(service, worker, ["priority", "overflow"])
+        name = next(known.name for known in service.client.workers() if f"-{worker.pid}@" in known.name)
+        for queue in ("priority", "overflow"):
+            app.control.cancel_consumer(queue, destination=[name])
+        until_queues(service, worker, [])
+        job_id = service.submit("quick")
+        worker.wait_until_ended(LIMIT_S)
+        assert "messages wait and this worker takes none" in worker.log_path.read_text()
+        assert name not in {known.name for known in service.client.workers()}
+    with service.worker():
+        service.assert_succeeded(job_id)
+
+
 def test_urgent_jobs_spill_where_the_gpus_queue_is_deep(service: Service) -> None:
     service.lose_redis_data()
     urgent = [service.submit("quick", priority=Priority.URGENT) for _ in range(22)]

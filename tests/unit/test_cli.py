@@ -307,6 +307,7 @@ def test_providers_are_shown() -> None:
         ("result", JOB),
         ("jobs",),
         ("jobs", "--json"),
+        ("workers",),
         ("migrate",),
         ("submit", "s3://volumes/a.nii", "--model", MODEL),
     ],
@@ -316,14 +317,6 @@ def test_without_postgres_commands_exit_4(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (4, "")
     assert result.stderr == "error: database_unavailable: Postgres does not answer, or refuses the credentials\n"
-
-
-@pytest.mark.usefixtures("no_servers")
-def test_submit_without_redis_exits_4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_service.jobs.create", lambda *_: None)
-    result = run("submit", "s3://volumes/a.nii", "--model", MODEL)
-    assert (result.exit_code, result.stdout) == (4, "")
-    assert result.stderr.startswith("error: queue_unavailable: ")
 
 
 @pytest.mark.usefixtures("no_servers")

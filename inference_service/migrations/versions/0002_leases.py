@@ -39,6 +39,10 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
     )  # fmt: skip
     op.create_index(op.f("ix_jobs_finished_at"), "jobs", ["finished_at"])
+    op.create_index(
+        "ix_jobs_started", "jobs", ["queue", "dispatched_at"],
+        postgresql_where=sa.text("state <> 'queued' AND started_at IS NOT NULL"),
+    )  # fmt: skip
     op.create_table(
         "workers",
         sa.Column("name", sa.Text(), nullable=False),
@@ -58,7 +62,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drops them."""
     op.drop_table("workers")
-    for name in ("ix_jobs_finished_at", "ix_jobs_uncleared", "uq_jobs_output_place"):
+    for name in ("ix_jobs_started", "ix_jobs_finished_at", "ix_jobs_uncleared", "uq_jobs_output_place"):
         op.drop_index(name, table_name="jobs")
     op.create_index(
         "uq_jobs_output_place", "jobs", ["output_place"], unique=True,
