@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError
 from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
 from inference_service.settings import Settings
 
-_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 60.0
+_CONNECT_TIMEOUT_S = 5.0
 _LONGEST_WAIT_S = 5.0
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
@@ -27,9 +27,10 @@ class Storage:
     Args:
         settings: Says where it is, and the credentials.
         patience_s: How long a call that gets no answer is made again.
+        silence_s: How long one call waits for the next byte of an answer.
     """
 
-    def __init__(self, settings: Settings, *, patience_s: float = 0.0) -> None:
+    def __init__(self, settings: Settings, *, patience_s: float = 0.0, silence_s: float = 60.0) -> None:
         self._patiently = Retrying(
             retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
@@ -43,7 +44,7 @@ class Storage:
             secure=settings.minio_secure,
             region=settings.minio_region,
             http_client=urllib3.PoolManager(
-                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S), retries=False
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=silence_s), retries=False
             ),
         )
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Celery's heart beats every two seconds while the worker is connected and its event loop turns.
 _ALIVE_WITHIN_S = 10.0
+# Forks wait while the thread does, so it waits for nobody for long.
+_SILENCE_LIMIT_S = 5.0
 
 
 class Supervisor:
@@ -55,7 +57,7 @@ class Supervisor:
         self._queues, self._taken = queues, taken
         self._idle_at: tuple[int | None, float] = (None, 0.0)
         self._database = connect(settings, pooled=False)
-        self._storage = Storage(settings)
+        self._storage = Storage(settings, silence_s=_SILENCE_LIMIT_S)
         self._metrics = Metrics(identity.name, self._database)
         self._beat = time.monotonic()
         self._lost: list[tuple[UUID, ServiceError | None]] = []
@@ -148,12 +150,12 @@ class Supervisor:
             job_id, error = self._lost[0]
             self._workspace.remove(job_id)
             if error is None:
-                self._metrics.count_ended(sweep.take_back_lost(self._database, job_id, worker=name, max_attempts=limit))
+                sweep.take_back_lost(self._database, job_id, worker=name, max_attempts=limit)
             else:
-                self._metrics.count_ended(sweep.end_lost(self._database, job_id, worker=name, error=error))
+                sweep.end_lost(self._database, job_id, worker=name, error=error)
             del self._lost[0]
         if self._grace_is_over():
-            self._metrics.count_ended(sweep.release(self._database, worker=name, max_attempts=limit))
+            sweep.release(self._database, worker=name, max_attempts=limit)
 
     def _sweep(self) -> None:
         """Does what one worker at a time does for all."""

@@ -187,6 +187,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
             a fork.
     """
     pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
+    limits = ["idle_in_transaction_session_timeout", *([] if pooled else ["statement_timeout"])]
     return create_engine(
         database_url(settings),
         # A statement's parameters hold requests, and errors end in the log.
@@ -199,7 +200,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
             "keepalives_idle": _SILENCE_LIMIT_S,
             "application_name": "inference-service",
             # A process that is frozen in its middle keeps nobody else from a row.
-            "options": f"-c idle_in_transaction_session_timeout={_SILENCE_LIMIT_S * 1000}",
+            "options": " ".join(f"-c {limit}={_SILENCE_LIMIT_S * 1000}" for limit in limits),
         },
     )
 
