@@ -1,5 +1,9 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -52,6 +56,24 @@ def test_a_session_runs_its_network() -> None:
     np.testing.assert_array_equal(logits, 2 * WINDOW)
     assert logits.dtype == np.float32
     assert session.providers == [CPU]
+
+
+TELLING = """
+import time
+from inference_service.trial import main
+
+main()
+time.sleep(2)
+"""
+
+
+def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry leaves an identifier and a database in the user's folder as soon as it has a session."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = {**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", TELLING], env=environment, capture_output=True, text=True, check=True)
+    assert '"reason": null' in done.stdout
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_free_dimensions_are_none() -> None:
