@@ -8,7 +8,7 @@ export INPUT
 READY   := $(VENV)/.ready
 # Of its own, for it holds gigabytes of what others run.
 BENCH   := .venv-bench
-COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
@@ -41,11 +41,12 @@ format: $(READY) ## format the code
 
 lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(COMPILE) --extra cpu --extra embedded --extra dev --output-file locks/dev-cpu.txt
-	$(COMPILE) --extra openvino --extra embedded --extra dev --output-file locks/dev-openvino.txt
-	$(COMPILE) --extra cpu --output-file locks/cpu.txt
-	$(COMPILE) --extra gpu --output-file locks/gpu.txt
-	$(COMPILE) --extra openvino --output-file locks/openvino.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra embedded --extra dev --output-file locks/dev-cpu.txt
+	$(COMPILE) pyproject.toml --extra openvino --extra embedded --extra dev --output-file locks/dev-openvino.txt
+	$(COMPILE) pyproject.toml --extra cpu --output-file locks/cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --output-file locks/gpu.txt
+	$(COMPILE) pyproject.toml --extra openvino --output-file locks/openvino.txt
+	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --output-file locks/build.txt
 
 soak: $(READY) ## kill parts of the service at random for 15 minutes and count what comes to harm (ARGS="--minutes 2 --jobs 100")
 	@$(BIN)/python tests/soak.py $(ARGS)

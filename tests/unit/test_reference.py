@@ -65,7 +65,8 @@ def test_the_manifest_schema_takes_the_installed_model() -> None:
 
 
 def test_the_example_environment_lists_every_setting_and_no_other() -> None:
-    lines = (REPOSITORY / ".env.example").read_text(encoding="utf-8").splitlines()
+    text = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    lines = text.partition("\n# Docker compose only")[0].splitlines()
     names = [match[1] for line in lines if (match := re.match(r"#? ?([A-Z][A-Z0-9_]+)=", line))]
     assert names == [name.upper() for name in Settings.model_fields]
 
@@ -103,6 +104,13 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
         assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
     elif words[0] == "inference-service":
         parse(main, words[1:])
+    elif words[:2] == ["docker", "compose"]:
+        files = [word for word in words if word.endswith(".yml")]
+        assert all((REPOSITORY / file).is_file() for file in files)
+        services = {name for word in words for name in re.findall(r"inference-worker-\w+", word)}
+        assert all(any(name in (REPOSITORY / file).read_text() for file in files) for name in services)
+    elif words[0] == "cp":
+        assert (REPOSITORY / words[1]).is_file()
     else:
         assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python"}, f"{page}: who checks {words[0]}?"
 

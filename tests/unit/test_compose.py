@@ -1,0 +1,88 @@
+"""The compose files: every mode renders, and every variable is written down."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]
+SECRETS = dict.fromkeys(("REDIS_PASSWORD", "POSTGRES_PASSWORD", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"), "secret1")
+MODES = (("cpu",), ("gpu",), ("gpu", "cpu"))
+
+
+def compose_command() -> list[str] | None:
+    """Compose v2 where there is one, else the classic."""
+    if shutil.which("docker"):
+        found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+        if found.returncode == 0:
+            return ["docker", "compose"]
+    return ["docker-compose"] if shutil.which("docker-compose") else None
+
+
+COMPOSE = compose_command()
+needs_compose = pytest.mark.skipif(COMPOSE is None, reason="there is neither docker compose nor docker-compose here")
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands in for a developer's own .env."""
+    path = tmp_path_factory.mktemp("compose") / "empty.env"
+    path.touch()
+    return path
+
+
+def config(empty: Path, mode: tuple[str, ...], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    files = ["docker-compose.yml", *(f"docker-compose.{part}.yml" for part in mode)]
+    return subprocess.run(
+        [*(COMPOSE or []), "--env-file", str(empty), *(word for file in files for word in ("-f", file)), "config"],
+        cwd=REPOSITORY, env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@needs_compose
+@pytest.mark.parametrize("mode", MODES, ids="+".join)
+def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
+    done = config(empty, mode, SECRETS)
+    assert done.returncode == 0, done.stderr
+    for part in mode:
+        assert f"inference-worker-{part}:" in done.stdout
+    for service in ("redis", "postgres", "minio", "migrate"):
+        assert re.search(rf"^  {service}:$", done.stdout, flags=re.MULTILINE)
+    assert done.stdout.count("read_only: true") == 1 + len(mode)
+
+
+@needs_compose
+@pytest.mark.parametrize("name", SECRETS)
+def test_an_unset_password_is_named(empty: Path, name: str) -> None:
+    done = config(empty, ("cpu",), {**SECRETS, name: ""})
+    assert done.returncode != 0
+    assert f"set {name}" in done.stderr
+
+
+def test_every_variable_is_written_down() -> None:
+    used = {name for file in FILES for name in re.findall(r"\$\{([A-Z_]+)", file.read_text(encoding="utf-8"))}
+    example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    assert {name for name in used if not re.search(rf"^(# )?{name}=", example, flags=re.MULTILINE)} == set()
+    pages = "".join(
+        (REPOSITORY / "docs" / page).read_text(encoding="utf-8") for page in ("settings.md", "deployment.md")
+    )
+    assert {name for name in used if f"`{name}`" not in pages} == set()
+
+
+def test_the_example_shows_the_defaults_of_compose() -> None:
+    example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", example.partition("# Docker compose only")[2], flags=re.MULTILINE))
+    defaults: dict[str, str] = {}
+    for file in FILES:
+        defaults |= dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", file.read_text(encoding="utf-8")))
+    assert shown == {name: defaults[name] for name in shown}
+
+
+def test_no_build_context_holds_secrets_or_scans() -> None:
+    ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".env", ".git", "stack-data", "demo-output"} <= set(ignored)
