@@ -3,7 +3,9 @@
 Every outcome is written on condition that the lease's token still stands: of two attempts only one can end a job.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
@@ -111,7 +113,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
             update(JobRow)
             .where(JobRow.id == job_id)
             .values(
-                state=JobState.RUNNING, attempt=attempt, lease_owner=worker, lease_token=token,
+                state=JobState.RUNNING, attempt=attempt, lease_owner=worker, lease_pid=os.getpid(), lease_token=token,
                 lease_expires_at=func.now() + timedelta(seconds=lease_s), not_before=None, stage=None, progress=0.0,
                 started_at=func.coalesce(JobRow.started_at, func.now()),
             )
@@ -121,7 +123,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
 
 
 def reserve_output(database: Database, claim: Claim, place: str) -> bool:
-    """Reserves where an attempt's results go; of a job that fails or is cancelled, `release_output` ends it.
+    """Reserves where an attempt's results go; of a job that fails or is cancelled, `releasing_output` ends it.
 
     Returns:
         False where another job has it, or the lease no longer stands.
@@ -134,19 +136,20 @@ def reserve_output(database: Database, claim: Claim, place: str) -> bool:
         return False
 
 
-def reserved_in_vain(database: Database, job_id: UUID, place: str) -> bool:
-    """Whether a job that ended without results still has a place reserved for them."""
-    ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
-    statement = select(JobRow.id).where(JobRow.id == job_id, ended, JobRow.output_place == place)
-    with mapped_errors(), database.connect() as connection:
-        return connection.execute(statement).first() is not None
+@contextmanager
+def releasing_output(database: Database, job_id: UUID, place: str) -> Iterator[bool]:
+    """Ends a reservation when the block ends; nobody else does, or gets the place, until then.
 
-
-def release_output(database: Database, job_id: UUID) -> None:
-    """Ends the reservation of a job that ended without results, once nothing lies there any more."""
+    Yields:
+        Whether the place is reserved for a job that ended without results, so that it may be cleared.
+    """
     ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
+    reserved = select(JobRow.id).where(JobRow.id == job_id, ended, JobRow.output_place == place)
     with mapped_errors(), database.begin() as connection:
-        connection.execute(update(JobRow).where(JobRow.id == job_id, ended).values(output_place=None))
+        ours = connection.execute(reserved.with_for_update(skip_locked=True)).first() is not None
+        yield ours
+        if ours:
+            connection.execute(update(JobRow).where(JobRow.id == job_id).values(output_place=None))
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:
@@ -192,14 +195,18 @@ def fail(
 
 
 def give_back(database: Database, claim: Claim, *, delay_s: float, detail: str) -> bool:
-    """Queues a job again for another attempt, which the sweeper sends when it is due.
+    """Queues a job again for another attempt, which the sweeper sends when it is due; ends one that is to be cancelled.
 
     Returns:
         Whether the lease still stood.
     """
     values = {"not_before": func.now() + timedelta(seconds=delay_s), "dispatched_at": None}
     with mapped_errors(), database.begin() as connection:
-        return _leave(connection, claim, JobState.QUEUED, values=values, detail=detail)
+        left = _leave(connection, claim, JobState.QUEUED, values=values, detail=detail)
+        unwanted = select(JobRow.id).where(JobRow.id == claim.job_id, JobRow.cancel_requested)
+        if left and connection.execute(unwanted).first() is not None:
+            end_job(connection, claim.job_id, JobState.QUEUED, claim.attempt, last_error(cancelled=True))
+        return left
 
 
 def last_error(*, cancelled: bool) -> ServiceError:

@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from inference_service import jobs
 from inference_service.dispatch import dispatch
-from inference_service.errors import BadRequest, QueueUnavailable
+from inference_service.errors import BadRequest, DatabaseUnavailable, QueueUnavailable
 from inference_service.jobs import Job, Transition, Unsent
 from inference_service.queues import App, look, make_app
 from inference_service.request import InputReference, SegmentRequest
@@ -128,10 +130,17 @@ class Client:
         Raises:
             KeyError: There is no such job.
             TimeoutError: It is not finished in time.
+            DatabaseUnavailable: Postgres has not answered for OUTAGE_PATIENCE_S, or all that time.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        patiently = Retrying(
+            retry=retry_if_exception_type(DatabaseUnavailable),
+            wait=wait_fixed(_POLL_S),
+            stop=stop_after_delay(self._settings.outage_patience_s if timeout_s is None else timeout_s),
+            reraise=True,
+        )
         while True:
-            job = self.status(job_id)
+            job = patiently(self.status, job_id)
             if job is None:
                 raise KeyError(job_id)
             progress(job)

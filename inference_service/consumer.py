@@ -87,7 +87,8 @@ def write_anew(message: Message) -> None:
     if message.headers.get("task") != TASK_NAME:
         raise NotOurTask
     kwargs = _arguments(message)
-    task_id = _uuid(message.headers.get("id")) or _uuid(kwargs.get("job_id"))
+    # The job's id first: what Celery's parent process says of a task must be said of that job.
+    task_id = _uuid(kwargs.get("job_id")) or _uuid(message.headers.get("id"))
     if task_id is None:
         raise NoJobId
     message.headers = {"lang": "py", "task": TASK_NAME, "id": task_id, **_eta(message.headers.get("eta"))}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from inference_service import jobs
 from inference_service.errors import ModelNotFound, ServiceError
 from inference_service.models import list_models, read_model
-from inference_service.queues import make_app, ping
+from inference_service.queues import look, make_app
 from inference_service.settings import Settings
 from inference_service.storage import Storage
 from inference_service.tables import connect, migrate
@@ -50,17 +50,17 @@ def check(settings: Settings) -> list[Check]:
         "providers": _check_providers,
     }
     checks = []
-    for name, look in looks.items():
+    for name, look_at in looks.items():
         try:
-            checks.append(Check(name, None, look(settings)))
+            checks.append(Check(name, None, look_at(settings)))
         except ServiceError as error:
             checks.append(Check(name, error.message))
     return checks
 
 
 def _check_redis(settings: Settings) -> str:
-    ping(make_app(settings))
-    return "answers"
+    depths = look(make_app(settings)).depths
+    return "answers, " + ", ".join(f"{depth} message(s) wait in {queue}" for queue, depth in depths.items())
 
 
 def _check_postgres(settings: Settings) -> str:

@@ -1,6 +1,6 @@
 """Putting recorded jobs on their queues, and noting in their rows that it was done."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from inference_service.jobs import Unsent, mark_dispatched
 from inference_service.queues import App, RedisState, queue_for, send
@@ -8,7 +8,7 @@ from inference_service.tables import Database, mapped_errors
 
 
 def dispatch(
-    app: App, database: Database, jobs: Iterable[Unsent], redis: RedisState, *, priority_max_depth: int | None
+    app: App, database: Database, jobs: Sequence[Unsent], redis: RedisState, *, priority_max_depth: int | None
 ) -> None:
     """Sends jobs to the queues that their priorities say. Sent twice, a job runs once all the same.
 
@@ -23,6 +23,8 @@ def dispatch(
         QueueUnavailable: Redis does not answer or refuses: the rows still say what is to be sent.
         DatabaseUnavailable: Something was sent, but its row does not say so: the sweeper sends it once more.
     """
+    if not jobs:
+        return
     depths = dict(redis.depths)
     with mapped_errors(), database.connect() as connection:
         for job in jobs:

@@ -164,8 +164,16 @@ def transitions(database: Database, job_id: UUID) -> Sequence[Transition]:
         return [Transition(**row._asdict()) for row in connection.execute(statement)]
 
 
-def same_work(database: Database, *, input_sha256: str, model_sha256: str, request: SegmentRequest) -> Job | None:
-    """The job that succeeded last with the same input, network, formats and options other than `reuse`.
+def same_work(
+    database: Database, request: SegmentRequest, *, input_sha256: str, model: tuple[str, str, str]
+) -> Job | None:
+    """The job that succeeded last with the same input, model, formats and options other than `reuse`.
+
+    Args:
+        database: The database.
+        request: What is asked for now.
+        input_sha256: Of its input.
+        model: Its name, version and sha256.
 
     Returns:
         None where there is none.
@@ -177,7 +185,9 @@ def same_work(database: Database, *, input_sha256: str, model_sha256: str, reque
         .where(
             JobRow.state == JobState.SUCCEEDED,
             JobRow.input_sha256 == input_sha256,
-            JobRow.model_sha256 == model_sha256,
+            JobRow.model_name == model[0],
+            JobRow.model_version == model[1],
+            JobRow.model_sha256 == model[2],
             JobRow.request["options"].op("-")("reuse") == asked["options"],
             JobRow.request["output"]["formats"] == asked["output"]["formats"],
         )

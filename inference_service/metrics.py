@@ -47,6 +47,11 @@ class Metrics:
         self._oldest = Gauge(
             "inference_oldest_queued_seconds", "Since when the oldest queued job waits.", registry=self.registry
         )
+        self._looked = Gauge(
+            "inference_looked_timestamp_seconds",
+            "When this worker last looked after the service: what the gauges say is as old.",
+            registry=self.registry,
+        )
         self._lease_age = Gauge(
             "inference_lease_age_seconds",
             "Since when the lease was not renewed that was not for the longest time.",
@@ -108,6 +113,10 @@ class Metrics:
         self._jobs.labels("running").set(running)
         self._oldest.set(waiting_s)
         self._lease_age.set(float(expired_s) + lease_s)
+
+    def looked(self) -> None:
+        """Notes that all that there was to look at was looked at."""
+        self._looked.set_to_current_time()
 
     def measure_queues(self, redis: RedisState) -> None:
         """Notes how many messages wait."""

@@ -28,12 +28,17 @@ QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
 _HARD_LIMIT_MARGIN_S = 60
 # A message is delivered again when it was not acknowledged for this long beyond the hard limit.
 _VISIBILITY_MARGIN_S = 300
-_SOCKET_TIMEOUT_S = 30
+_SOCKET_TIMEOUT_S = 30.0
 _PING_TIMEOUT_S = 5
 
 
-def make_app(settings: Settings) -> App:
-    """The Celery application, for a client to send with or a worker to run."""
+def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App:
+    """The Celery application, for a client to send with or a worker to run.
+
+    Args:
+        settings: Say where Redis is, and the limits.
+        silence_s: How long a Redis that says nothing is waited for.
+    """
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
@@ -56,21 +61,11 @@ def make_app(settings: Settings) -> App:
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_s or hard_limit_s + _VISIBILITY_MARGIN_S,
             "queue_order_strategy": f"{__name__}:UrgentFirst",
-            "socket_timeout": _SOCKET_TIMEOUT_S,
+            "socket_timeout": silence_s,
             "socket_keepalive": True,
         },
     )
     return app
-
-
-def ping(app: App) -> None:
-    """Speaks to Redis once.
-
-    Raises:
-        QueueUnavailable: Redis does not answer or refuses.
-    """
-    with _mapped_errors(), app.connection_for_write() as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_PING_TIMEOUT_S)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,6 @@ class Output:
             StorageUnavailable: The object storage does not answer or refuses.
             DatabaseUnavailable: Postgres does not.
         """
-        if attempts.reserved_in_vain(database, job_id, self._place):
-            for key in self._keys.values():
+        with attempts.releasing_output(database, job_id, self._place) as ours:
+            for key in self._keys.values() if ours else ():
                 self._storage.remove(self._bucket, key)
-            attempts.release_output(database, job_id)

@@ -6,9 +6,9 @@
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr
+from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_service.errors import InternalError
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     priority_max_depth: PositiveInt | None = Field(
         20,
         description="An urgent job goes to the overflow queue where that many wait in the priority queue and fewer "
-        "there. Looked at when the Python client or a sweeper sends it.",
+        "there. Looked at when the Python client or a sweeper sends it. Set it high where there is no CPU worker.",
     )
     cpu_standby_s: Seconds = Field(
         30.0, description="A worker of role cpu takes urgent jobs too while no worker of role gpu was seen for so long."
@@ -116,6 +116,12 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or one JSON object a line.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.cpu_standby_s < 2 * self.sweep_period_s:
+            raise ValueError("CPU_STANDBY_S must be twice SWEEP_PERIOD_S at least, as a worker reports itself so often")
+        return self
 
     @property
     def effective_onnx_providers(self) -> list[str]:

@@ -16,7 +16,7 @@ from inference_service import sweep, workers
 from inference_service.dispatch import dispatch
 from inference_service.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
 from inference_service.metrics import Metrics
-from inference_service.queues import PRIORITY_QUEUE, App, RedisState, consume, look
+from inference_service.queues import PRIORITY_QUEUE, RedisState, consume, look, make_app
 from inference_service.results import Output
 from inference_service.settings import Settings
 from inference_service.storage import Storage
@@ -35,7 +35,6 @@ class Supervisor:
     """The thread.
 
     Args:
-        app: Speaks to Redis.
         settings: The worker's.
         identity: What the worker is.
         workspace: Its folder for temporary files.
@@ -45,7 +44,6 @@ class Supervisor:
 
     def __init__(
         self,
-        app: App,
         settings: Settings,
         identity: workers.Identity,
         workspace: Workspace,
@@ -53,14 +51,17 @@ class Supervisor:
         queues: Callable[[], Sequence[str]],
         taken: Callable[[], int | None],
     ) -> None:
-        self._app, self._settings, self._identity, self._workspace = app, settings, identity, workspace
+        self._settings, self._identity, self._workspace = settings, identity, workspace
+        self._app = make_app(settings, silence_s=_SILENCE_LIMIT_S)
         self._queues, self._taken = queues, taken
         self._idle_at: tuple[int | None, float] = (None, 0.0)
         self._database = connect(settings, pooled=False)
         self._storage = Storage(settings, silence_s=_SILENCE_LIMIT_S)
         self._metrics = Metrics(identity.name, self._database)
         self._beat = time.monotonic()
-        self._lost: list[tuple[UUID, ServiceError | None]] = []
+        self._lost: list[tuple[UUID, int, ServiceError | None]] = []
+        self.gave_up = False
+        """Whether it has ended a worker that took no messages."""
         self._stop_at: float | None = None
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -81,14 +82,15 @@ class Supervisor:
         """Notes that the worker consumes."""
         self._beat = time.monotonic()
 
-    def lost(self, job_id: UUID, error: ServiceError | None = None) -> None:
+    def lost(self, job_id: UUID, pid: int, error: ServiceError | None = None) -> None:
         """Notes that the process that ran a job is dead.
 
         Args:
             job_id: The job.
+            pid: The process.
             error: What ends the job; None where it may have another attempt.
         """
-        self._lost.append((job_id, error))
+        self._lost.append((job_id, pid, error))
         self._wake.set()
 
     def stopping(self) -> None:
@@ -138,6 +140,8 @@ class Supervisor:
             if not last and self._stop_at is None:
                 self._stand_by()
                 self._see_that_it_consumes(redis)
+            self._clear()
+            self._metrics.looked()
         except (DatabaseUnavailable, QueueUnavailable) as error:
             logger.warning("jobs that nobody holds are not looked after: %s", error)
         except Exception:
@@ -147,12 +151,12 @@ class Supervisor:
         """Takes back what this worker's own children no longer do."""
         name, limit = self._identity.name, self._settings.max_attempts
         while self._lost:
-            job_id, error = self._lost[0]
-            self._workspace.remove(job_id)
+            job_id, pid, error = self._lost[0]
+            self._workspace.remove(job_id, pid)
             if error is None:
-                sweep.take_back_lost(self._database, job_id, worker=name, max_attempts=limit)
+                sweep.take_back_lost(self._database, job_id, worker=name, pid=pid, max_attempts=limit)
             else:
-                sweep.end_lost(self._database, job_id, worker=name, error=error)
+                sweep.end_lost(self._database, job_id, worker=name, pid=pid, error=error)
             del self._lost[0]
         if self._grace_is_over():
             sweep.release(self._database, worker=name, max_attempts=limit)
@@ -166,11 +170,17 @@ class Supervisor:
             ended = sweep.take_back_expired(self._database, max_attempts=settings.max_attempts)
             ended += sweep.end_unreadable(self._database, older_than_s=settings.lease_s)
             self._metrics.count_ended(ended)
-            try:
-                for job_id, place in sweep.uncleared(self._database):
-                    Output(self._storage, place).discard(self._database, job_id)
-            except StorageUnavailable as error:
-                logger.warning("what failed jobs may have stored is not removed: %s", error)
+
+    def _clear(self) -> None:
+        """Removes what jobs without results may have stored, and what dead workers have left here."""
+        try:
+            for job_id, place in sweep.uncleared(self._database):
+                Output(self._storage, place).discard(self._database, job_id)
+        except StorageUnavailable as error:
+            logger.warning("what failed jobs may have stored is not removed: %s", error)
+        abandoned = self._workspace.remove_abandoned()
+        if abandoned:
+            logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)
 
     def _send_unsent(self, redis: RedisState) -> None:
         with sweep.one_at_a_time(self._database) as mine:
@@ -189,6 +199,7 @@ class Supervisor:
             self._idle_at = (taken, now)
         elif now - self._idle_at[1] > 2 * self._settings.lease_s:
             logger.critical("messages wait and this worker takes none: it ends, for whoever runs it to start another")
+            self.gave_up = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _stand_by(self) -> None:

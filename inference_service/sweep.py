@@ -7,12 +7,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, or_, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, not_, or_, select, update
 
 from inference_service.attempts import EXPIRED, last_error
 from inference_service.errors import BadRequest, ServiceError
@@ -25,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Any number that nothing else in the database takes: "sweep" in ASCII.
 _LOCK = 0x7377656570
 _MOST_AT_ONCE = 1000
+_MOST_CLEARED = 20
 _NO_REQUEST = "the message broke the contract, and the worker that was to say how was lost"
 
 
@@ -48,22 +48,23 @@ def take_back_expired(database: Database, *, max_attempts: int) -> list[Ended]:
     return _take_back(database, EXPIRED, max_attempts=max_attempts, detail="lease_expired", excuse=False)
 
 
-def take_back_lost(database: Database, job_id: UUID, *, worker: str, max_attempts: int) -> list[Ended]:
+def take_back_lost(database: Database, job_id: UUID, *, worker: str, pid: int, max_attempts: int) -> list[Ended]:
     """Does so for a job whose process in a worker is known to be dead."""
-    held = and_(JobRow.state == JobState.RUNNING, JobRow.id == job_id, JobRow.lease_owner == worker)
+    held = and_(_held_by(worker), JobRow.id == job_id, JobRow.lease_pid == pid)
     return _take_back(database, held, max_attempts=max_attempts, detail="worker_lost", excuse=False)
 
 
 def release(database: Database, *, worker: str, max_attempts: int) -> list[Ended]:
     """Queues all jobs again that a worker holds, as it is told to stop; their attempts do not count."""
-    held = and_(JobRow.state == JobState.RUNNING, JobRow.lease_owner == worker)
-    return _take_back(database, held, max_attempts=max_attempts, detail="worker_stopped", excuse=True)
+    return _take_back(
+        database, _held_by(worker), max_attempts=max_attempts, detail="worker_stopped", excuse=True
+    )  # fmt: skip
 
 
-def end_lost(database: Database, job_id: UUID, *, worker: str, error: ServiceError) -> list[Ended]:
+def end_lost(database: Database, job_id: UUID, *, worker: str, pid: int, error: ServiceError) -> list[Ended]:
     """Ends a job whose process in a worker is known to be dead."""
     with mapped_errors(), database.begin() as connection:
-        held = and_(JobRow.state == JobState.RUNNING, JobRow.id == job_id, JobRow.lease_owner == worker)
+        held = and_(_held_by(worker), JobRow.id == job_id, JobRow.lease_pid == pid)
         return [_end(connection, row, error) for row in _locked(connection, held)]
 
 
@@ -80,7 +81,7 @@ def uncleared(database: Database) -> list[tuple[UUID, str]]:
     ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
     statement = select(JobRow.id, JobRow.output_place).where(ended, JobRow.output_place.is_not(None))
     with mapped_errors(), database.connect() as connection:
-        return [(row.id, row.output_place) for row in connection.execute(statement.limit(_MOST_AT_ONCE))]
+        return [(row.id, row.output_place) for row in connection.execute(statement.limit(_MOST_CLEARED))]
 
 
 @contextmanager
@@ -101,31 +102,45 @@ def unsent(database: Database, redis: RedisState, *, patience_s: float) -> list[
         redis: As it is now.
         patience_s: What was created or sent less than that ago may still be on its way.
     """
-    later = aliased(JobRow)
     patience = timedelta(seconds=patience_s)
-    due = or_(JobRow.not_before <= func.now(), and_(JobRow.not_before.is_(None), _older(JobRow.created_at, patience)))
-    started = and_(later.state != JobState.QUEUED, later.started_at.is_not(None))
-    newest_start = select(func.max(later.dispatched_at)).where(later.queue == JobRow.queue, started).scalar_subquery()
-    overtaken = newest_start > JobRow.dispatched_at + patience
     empty = [queue for queue, depth in redis.depths.items() if depth == 0]
-    gone = and_(_older(JobRow.dispatched_at, patience), or_(JobRow.queue.in_(empty), overtaken))
-    lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.dispatched_to != redis.run, gone))
-    statement = (
-        select(JobRow.id, JobRow.request, JobRow.attempt)
-        .where(
-            JobRow.state == JobState.QUEUED,
-            JobRow.request.is_not(None),
-            or_(and_(JobRow.dispatched_at.is_(None), due), lost),
-        )
-        .order_by(JobRow.created_at)
-        .limit(_MOST_AT_ONCE)
-    )
     with mapped_errors(), database.connect() as connection:
+        overtaken = [
+            and_(JobRow.queue == queue, JobRow.dispatched_at < newest - patience)
+            for queue in redis.depths
+            if (newest := _newest_start(connection, queue)) is not None
+        ]
+        young = and_(JobRow.not_before.is_(None), JobRow.created_at > func.now() - patience)
+        due = and_(or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()), not_(young))
+        missing = and_(_older(JobRow.dispatched_at, patience), or_(JobRow.queue.in_(empty), *overtaken))
+        lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.dispatched_to != redis.run, missing))
+        statement = (
+            select(JobRow.id, JobRow.request, JobRow.attempt)
+            .where(
+                JobRow.state == JobState.QUEUED,
+                JobRow.request.is_not(None),
+                or_(and_(JobRow.dispatched_at.is_(None), due), lost),
+            )
+            .order_by(JobRow.created_at)
+            .limit(_MOST_AT_ONCE)
+        )
         return [Unsent(*row) for row in connection.execute(statement)]
 
 
-def _older(time: ColumnElement[Any] | Any, age: timedelta) -> ColumnElement[bool]:
-    return time < func.now() - age
+def _newest_start(connection: Connection, queue: str) -> datetime | None:
+    """When the message was sent that was sent last of those whose job has been started."""
+    started = and_(JobRow.state != JobState.QUEUED, JobRow.started_at.is_not(None))
+    statement = select(func.max(JobRow.dispatched_at)).where(JobRow.queue == queue, started)
+    return connection.execute(statement).scalar_one()
+
+
+def _held_by(worker: str) -> ColumnElement[bool]:
+    return and_(JobRow.state == JobState.RUNNING, JobRow.lease_owner == worker)
+
+
+def _older(time: Any, age: timedelta) -> ColumnElement[bool]:
+    older: ColumnElement[bool] = time < func.now() - age
+    return older
 
 
 def _take_back(

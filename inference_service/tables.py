@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
@@ -91,7 +91,9 @@ class JobRow(Base):
             "id",
             postgresql_where=text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
         ),
+        Index(None, "created_at"),
         Index(None, "finished_at"),
+        Index("ix_jobs_unreadable", "id", postgresql_where=text("state = 'queued' AND request IS NULL")),
         Index(
             "ix_jobs_started",
             "queue",
@@ -120,6 +122,7 @@ class JobRow(Base):
     not_before: Mapped[datetime | None] = mapped_column(comment="when the next attempt is due")
     cancel_requested: Mapped[bool] = mapped_column(server_default="false")
     lease_owner: Mapped[str | None] = mapped_column(comment="the worker that runs it, or ran it last")
+    lease_pid: Mapped[int | None] = mapped_column(comment="the process of that worker which does")
     lease_token: Mapped[UUID | None] = mapped_column(comment="what every write of an outcome must present")
     lease_expires_at: Mapped[datetime | None]
 
@@ -207,7 +210,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Turns a lost or refused connection, or missing tables, into DatabaseUnavailable; other errors pass."""
+    """Turns a server that is away, read-only or without our tables into DatabaseUnavailable; other errors pass."""
     try:
         yield
     except ProgrammingError as error:
@@ -216,6 +219,9 @@ def mapped_errors() -> Iterator[None]:
         raise
     except OperationalError as error:
         raise DatabaseUnavailable("Postgres does not answer, or refuses the credentials") from error
+    except InternalError as error:
+        # Such as a server that is read-only, as one that was demoted at a failover.
+        raise DatabaseUnavailable("Postgres takes no writes now") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseUnavailable("the connection to Postgres was lost") from error

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 # Wait before a message goes back to the queue because Postgres is out of reach.
 _OUTAGE_PAUSE_S = 5.0
 _LONGEST_WAIT_S = 5.0
+# Before another attempt.
+_LONGEST_DELAY_S = 300.0
 
 
 def register(app: App, runner: "JobRunner", request_class: type[Request]) -> None:
@@ -200,8 +202,9 @@ class _Attempt:
         with source.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = model.manifest
-        earlier = jobs.same_work(
-            self._database, input_sha256=sha256, model_sha256=manifest.sha256, request=request
+        earlier = self._patiently(
+            jobs.same_work, self._database, request,
+            input_sha256=sha256, model=(manifest.name, manifest.version, manifest.sha256),
         )  # fmt: skip
         if earlier is None or earlier.result is None:
             return None
@@ -245,7 +248,8 @@ class _Attempt:
         if self._claim.left == 0:
             self._fail(error)
             return
-        delay_s = self._settings.retry_delay_s * 2 ** (self._claim.attempt - 1)
+        counted = self._settings.max_attempts - self._claim.left
+        delay_s = min(self._settings.retry_delay_s * 2 ** (counted - 1), _LONGEST_DELAY_S)
         logger.warning("attempt %d failed, another follows in %.0f s: %s", self._claim.attempt, delay_s, error)
         logger.debug("the cause", exc_info=error)
         held = self._patiently(

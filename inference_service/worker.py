@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -62,19 +63,15 @@ def run_worker(role: Role, settings: Settings) -> int:
     app = make_app(settings)
     name = f"{role}-{os.getpid()}@{socket.gethostname()}"
     workspace = Workspace(settings.usable_work_path)
-    abandoned = workspace.remove_abandoned()
-    if abandoned:
-        logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)
 
     def consumed() -> list[str]:
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
 
-    supervisor = Supervisor(
-        app, settings, Identity(name, role, concurrency, providers), workspace, queues=consumed, taken=_taken
-    )
+    identity = Identity(name, role, concurrency, providers)
+    supervisor = Supervisor(settings, identity, workspace, queues=consumed, taken=_taken)
     register(app, JobRunner(settings, engine, workspace, worker=name), _watched_by(supervisor))
-    _follow(supervisor, settings.health_path)
+    _follow(supervisor, settings.health_path, consumes=lambda: bool(consumed()))
     worker = app.Worker(
         hostname=name,
         consumer_cls=SafeConsumer,
@@ -90,7 +87,7 @@ def run_worker(role: Role, settings: Settings) -> int:
     finally:
         supervisor.stop()
         workspace.close()
-    return int(worker.exitcode or 0)
+    return int(worker.exitcode or supervisor.gave_up)
 
 
 def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
@@ -120,20 +117,25 @@ def _watched_by(supervisor: Supervisor) -> type[Request]:
         def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
             super().on_failure(exc_info, send_failed_event, return_ok)
             error = getattr(exc_info.exception, "exc", exc_info.exception)
-            if isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt):
-                supervisor.lost(UUID(self.id))
+            lost = isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
+            if lost and self.worker_pid:
+                supervisor.lost(UUID(self.id), int(self.worker_pid))
 
         def on_timeout(self, soft: bool, timeout: float) -> None:
             super().on_timeout(soft, timeout)
-            supervisor.lost(UUID(self.id), TimeLimit(f"the job was still running after {timeout:g} s"))
+            if self.worker_pid:
+                error = TimeLimit(f"the job was still running after {timeout:g} s")
+                supervisor.lost(UUID(self.id), int(self.worker_pid), error)
 
     return WatchedRequest
 
 
-def _follow(supervisor: Supervisor, health_path: Path | None) -> None:
+def _follow(supervisor: Supervisor, health_path: Path | None, *, consumes: Callable[[], bool]) -> None:
     """Celery's heartbeat beats in its event loop while the broker is connected, so that its absence means trouble."""
 
     def beat(**_: object) -> None:
+        if not consumes():
+            return
         supervisor.beat()
         if health_path is not None:
             health_path.touch()

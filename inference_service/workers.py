@@ -82,8 +82,10 @@ def leave(database: Database, name: str) -> None:
 
 
 def gpu_is_alive(database: Database, *, within_s: float) -> bool:
-    """Whether a worker of role gpu was seen lately."""
-    seen = exists().where(WorkerRow.role == Role.GPU, WorkerRow.seen_at > func.now() - timedelta(seconds=within_s))
+    """Whether a worker of role gpu was seen consuming the priority queue lately."""
+    consuming = WorkerRow.queues.contains([PRIORITY_QUEUE])
+    lately = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
+    seen = exists().where(WorkerRow.role == Role.GPU, consuming, lately)
     with mapped_errors(), database.connect() as connection:
         return bool(connection.execute(select(seen)).scalar_one())
 

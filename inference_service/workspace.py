@@ -33,12 +33,12 @@ class Workspace:
     @contextmanager
     def folder(self, job_id: UUID) -> Iterator[Path]:
         """A folder for one attempt, removed when the block ends."""
-        with tempfile.TemporaryDirectory(prefix=f"{job_id}-", dir=self._path) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{job_id}-{os.getpid()}-", dir=self._path) as folder:
             yield Path(folder)
 
-    def remove(self, job_id: UUID) -> None:
+    def remove(self, job_id: UUID, pid: int) -> None:
         """Removes what a dead process has left of a job."""
-        for folder in self._path.glob(f"{job_id}-*"):
+        for folder in self._path.glob(f"{job_id}-{pid}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_abandoned(self) -> int:

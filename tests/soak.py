@@ -41,7 +41,7 @@ ROLES = ("gpu", "cpu")
 PAUSE_S = (1.0, 6.0)
 SETTLE_LIMIT_S = 180.0
 SCREEN = console()
-SLOW_SHARE = 0.1
+SLOW_SHARE = 0.3
 
 
 class Soak:
@@ -53,6 +53,7 @@ class Soak:
         self._app = make_app(settings_for(service.servers.environment))
         self.injected: Counter[str] = Counter()
         self.jobs: list[UUID] = []
+        self.cancelled: set[UUID] = set()
 
     def keep_workers(self) -> None:
         """Starts the workers that are not there."""
@@ -89,12 +90,13 @@ class Soak:
         """One fault of any kind."""
         faults: list[Callable[[], None]] = [
             self.kill_child, self.kill_worker, self.stop_and_start, self.freeze_worker, self.restart_redis,
-            self.empty_redis, self.restart_postgres, self.restart_storage, self.deliver_twice,
+            self.empty_redis, self.restart_postgres, self.restart_storage, self.deliver_twice, self.cancel,
         ]  # fmt: skip
         fault = self._random.choice(faults)
-        self.injected[fault.__name__] += 1
+        # A worker may end, or a server be away, just when it is its turn.
         with suppress(psutil.NoSuchProcess, TransientError, ValueError):
             fault()
+            self.injected[fault.__name__] += 1
 
     def _any(self) -> WorkerProcess:
         return self._workers[self._random.choice(ROLES)][0]
@@ -145,6 +147,14 @@ class Soak:
         for job in self._service.client.list(limit=5):
             send(self._app, job.id, job.request or {}, queue="overflow")
 
+    def cancel(self) -> None:
+        """A job that is not finished is no longer wanted."""
+        for job in self._service.client.list(limit=20):
+            if not job.finished:
+                self.cancelled.add(job.id)
+                self._service.client.cancel(job.id)
+                return
+
     def problems(self) -> list[str]:
         """What is wrong with the jobs, after all is quiet."""
         found = []
@@ -158,7 +168,10 @@ class Soak:
                 found.append(f"{job_id}: {'lost' if job is None else f'stuck as {job.state}'}")
                 continue
             try:
-                self._service.assert_succeeded(job_id)
+                if job_id in self.cancelled and job.state is JobState.CANCELLED:
+                    self._service.assert_ended(job_id, JobState.CANCELLED, "cancelled")
+                else:
+                    self._service.assert_succeeded(job_id)
             except AssertionError as error:
                 found.append(f"{job_id}: {job.state} {job.error_code}: {str(error).splitlines()[:1]}")
         return found
@@ -198,6 +211,8 @@ def report(service: Service, soak: Soak, seconds: float) -> None:
     attempts, outside, waited = Counter[int](), [], []
     for job_id in soak.jobs:
         job = service.finished(job_id)
+        if job.state is not JobState.SUCCEEDED:
+            continue
         attempts[job.attempt] += 1
         changes = service.client.transitions(job_id)
         claimed = next(change.at for change in reversed(changes) if change.to_state == JobState.RUNNING)
@@ -207,7 +222,9 @@ def report(service: Service, soak: Soak, seconds: float) -> None:
     SCREEN.print(f"outside the stages, of the attempt that succeeded: median {1e3 * median(outside):.0f} ms, "
           f"p99 {1e3 * quantiles(outside, n=100)[98]:.0f} ms")  # fmt: skip
     SCREEN.print(f"created to finished: median {median(waited):.1f} s, longest {max(waited):.1f} s")
-    SCREEN.print(f"attempts: {dict(sorted(attempts.items()))}")
+    SCREEN.print(
+        f"attempts: {dict(sorted(attempts.items()))}; cancelled before their end: {len(soak.jobs) - len(outside)}"
+    )
     SCREEN.print(f"faults: {sum(soak.injected.values())}: {dict(soak.injected.most_common())}")
 
 

@@ -232,12 +232,15 @@ def test_work_that_does_not_end_itself_is_ended(service: Service) -> None:
     """A window of several seconds cannot be interrupted, but its process can."""
     models = Path(service.environment["MODELS_PATH"])
     install_model(models, "very-slow", layers=120)
-    with service.worker():
+    with service.worker() as worker:
         job_id = service.submit("very-slow")
         service.until(job_id, lambda job: job.stage == "windows")
+        child = child_of(worker)
         service.client.cancel(job_id)
         service.assert_ended(job_id, JobState.CANCELLED, "cancelled")
         service.assert_succeeded(service.submit("quick"))
+        assert "its process is ended" in worker.log_path.read_text()
+        assert child_of(worker) != child
         deadline = time.monotonic() + LIMIT_S
         while list(Path(service.folder).glob("inference-service-worker-*/*")) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -3,11 +3,10 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, func, update
+from sqlalchemy import Engine, create_engine, func, update
 
 from inference_service import attempts, jobs
 from inference_service.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
@@ -221,29 +220,54 @@ def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Engine, job_id:
 
 def test_a_place_stays_reserved_until_it_is_cleared(database: Engine, job_id: UUID) -> None:
     place = f"masks/{job_id}"
+
+    def another_gets_it() -> bool:
+        other = uuid4()
+        jobs.create(database, other, REQUEST)
+        return attempts.reserve_output(database, claimed(database, other), place)
+
     held = claimed(database, job_id)
     assert attempts.reserve_output(database, held, place)
-    assert not attempts.reserved_in_vain(database, job_id, place)
+    with attempts.releasing_output(database, job_id, place) as ours:
+        assert not ours
     attempts.fail(database, held, InputCorrupt("x"))
-    assert attempts.reserved_in_vain(database, job_id, place)
-    other = uuid4()
-    jobs.create(database, other, REQUEST)
-    assert not attempts.reserve_output(database, claimed(database, other), place)
-    attempts.release_output(database, job_id)
-    assert not attempts.reserved_in_vain(database, job_id, place)
-    third = uuid4()
-    jobs.create(database, third, REQUEST)
-    assert attempts.reserve_output(database, claimed(database, third), place)
+    assert not another_gets_it()
+    with attempts.releasing_output(database, job_id, place) as ours:
+        assert ours
+        # Of two that clear at once, only one does.
+        with attempts.releasing_output(database, job_id, place) as also_ours:
+            assert not also_ours
+    assert another_gets_it()
+    with attempts.releasing_output(database, job_id, place) as ours:
+        assert not ours
+
+
+def test_an_unwanted_job_is_not_tried_again(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    jobs.cancel(database, job_id)
+    assert attempts.give_back(database, held, delay_s=30, detail="storage_unavailable")
+    assert get(database, job_id).state is JobState.CANCELLED
+
+
+def test_a_server_that_takes_no_writes_is_an_outage(database: Engine) -> None:
+    read_only = create_engine(database.url, connect_args={"options": "-c default_transaction_read_only=on"})
+    with pytest.raises(DatabaseUnavailable):
+        jobs.create(read_only, uuid4(), REQUEST)
+    read_only.dispose()
 
 
 def test_the_same_work_is_found_by_what_went_in(database: Engine, job_id: UUID) -> None:
     network = uuid4().hex * 2
     success = dataclasses.replace(SUCCESS, model_sha256=network)
-    asked: dict[str, Any] = {"input_sha256": "1" * 64, "model_sha256": network, "request": REQUEST}
-    assert jobs.same_work(database, **asked) is None
+    model = ("ct-tissue", "1", network)
+
+    def found(request: SegmentRequest = REQUEST, *, sha256: str = "1" * 64, by: tuple[str, str, str] = model) -> bool:
+        return jobs.same_work(database, request, input_sha256=sha256, model=by) == get(database, job_id)
+
+    assert not found()
     attempts.succeed(database, claimed(database, job_id), success)
-    assert jobs.same_work(database, **asked) == get(database, job_id)
-    reusing = REQUEST.model_copy(update={"options": Options(reuse=True), "priority": Priority.URGENT})
-    assert jobs.same_work(database, **asked | {"request": reusing}) == get(database, job_id)
-    assert jobs.same_work(database, **asked | {"input_sha256": "2" * 64}) is None
-    assert jobs.same_work(database, **asked | {"model_sha256": "2" * 64}) is None
+    assert found()
+    assert found(REQUEST.model_copy(update={"options": Options(reuse=True), "priority": Priority.URGENT}))
+    assert not found(sha256="2" * 64)
+    assert not found(by=("ct-tissue", "2", network))
+    assert not found(by=("ct-tissue", "1", "2" * 64))

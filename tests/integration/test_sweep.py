@@ -1,5 +1,6 @@
 """Jobs that nobody holds, against a real Postgres."""
 
+import os
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -83,10 +84,12 @@ def test_a_job_to_be_cancelled_ends_as_such(database: Engine) -> None:
 def test_only_the_dead_process_of_this_worker_is_taken_back(database: Engine) -> None:
     mine, another = running(database), running(database, worker="another")
     for job_id in (mine, another):
-        sweep.take_back_lost(database, job_id, worker="w", max_attempts=3)
+        sweep.take_back_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
     assert state(database, mine) == ("queued", None)
     assert state(database, another) == ("running", None)
-    sweep.end_lost(database, another, worker="another", error=TimeLimit("too long"))
+    sweep.end_lost(database, another, worker="another", pid=1, error=TimeLimit("too long"))
+    assert state(database, another) == ("running", None)
+    sweep.end_lost(database, another, worker="another", pid=os.getpid(), error=TimeLimit("too long"))
     assert state(database, another) == ("failed", "time_limit")
 
 

@@ -287,7 +287,8 @@ def test_what_a_failed_job_may_have_stored_is_removed(
     job = run(runner, database, request_for_scan)
     assert job.error_code == "internal_error"
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
-    assert not attempts.reserved_in_vain(database, job.id, f"masks/{job.id}")
+    with attempts.releasing_output(database, job.id, f"masks/{job.id}") as reserved:
+        assert not reserved
 
 
 def test_a_result_that_is_no_longer_there_is_computed_again(

@@ -55,7 +55,7 @@ HOMES: dict[str, set[str]] = {
     "redis": {"embedded", "queues", "transport"},
     "scipy": {"crop", "mapping", "resample", "postprocess"},
     "sqlalchemy": {"tables", "jobs", "attempts", "sweep", "workers", "metrics"},
-    "tenacity": {"storage", "tasks"},
+    "tenacity": {"client", "storage", "tasks"},
     "threadpoolctl": {"pipeline"},
 }
 # What the image goes through, and what none of it may know of.

@@ -46,7 +46,9 @@ def test_what_a_dead_child_left_is_removed(tmp_path: Path) -> None:
     workspace, job_id = Workspace(tmp_path), uuid4()
     with workspace.folder(job_id) as mine, workspace.folder(uuid4()) as another:
         (mine / "input").write_text("a scan")
-        workspace.remove(job_id)
+        workspace.remove(job_id, os.getpid() + 1)
+        assert mine.exists()
+        workspace.remove(job_id, os.getpid())
         assert not mine.exists()
         assert another.exists()
         mine.mkdir()

@@ -25,6 +25,7 @@ def upgrade() -> None:
             comment="attempts given back by workers that were told to stop",
         ),
     )  # fmt: skip
+    op.add_column("jobs", sa.Column("lease_pid", sa.Integer(), comment="the process of that worker which does"))
     op.add_column("jobs", sa.Column("input_sha256", sa.Text(), comment="of the volume as it was stored"))
     op.create_index(
         "ix_jobs_input_sha256", "jobs", ["input_sha256", "model_sha256"],
@@ -38,7 +39,11 @@ def upgrade() -> None:
         "ix_jobs_uncleared", "jobs", ["id"],
         postgresql_where=sa.text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
     )  # fmt: skip
+    op.create_index(op.f("ix_jobs_created_at"), "jobs", ["created_at"])
     op.create_index(op.f("ix_jobs_finished_at"), "jobs", ["finished_at"])
+    op.create_index(
+        "ix_jobs_unreadable", "jobs", ["id"], postgresql_where=sa.text("state = 'queued' AND request IS NULL")
+    )
     op.create_index(
         "ix_jobs_started", "jobs", ["queue", "dispatched_at"],
         postgresql_where=sa.text("state <> 'queued' AND started_at IS NOT NULL"),
@@ -62,12 +67,19 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drops them."""
     op.drop_table("workers")
-    for name in ("ix_jobs_started", "ix_jobs_finished_at", "ix_jobs_uncleared", "uq_jobs_output_place"):
+    for name in (
+        "ix_jobs_started",
+        "ix_jobs_unreadable",
+        "ix_jobs_finished_at",
+        "ix_jobs_created_at",
+        "ix_jobs_uncleared",
+        "uq_jobs_output_place",
+    ):
         op.drop_index(name, table_name="jobs")
     op.create_index(
         "uq_jobs_output_place", "jobs", ["output_place"], unique=True,
         postgresql_where=sa.text("state NOT IN ('failed', 'cancelled')"),
     )  # fmt: skip
     op.drop_index("ix_jobs_input_sha256", table_name="jobs")
-    for column in ("input_sha256", "excused", "dispatched_to", "dispatched_at", "queue"):
+    for column in ("input_sha256", "lease_pid", "excused", "dispatched_to", "dispatched_at", "queue"):
         op.drop_column("jobs", column)
