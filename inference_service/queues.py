@@ -60,6 +60,8 @@ def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App
         broker_connection_max_retries=None,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_s or hard_limit_s + _VISIBILITY_MARGIN_S,
+            # Look for such messages every ten seconds, not every hundred.
+            "unacked_restore_throttle": 1,
             "queue_order_strategy": f"{__name__}:UrgentFirst",
             "socket_timeout": silence_s,
             "socket_keepalive": True,
