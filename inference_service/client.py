@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
-
 from inference_service import jobs
 from inference_service.dispatch import dispatch
 from inference_service.errors import BadRequest, DatabaseUnavailable, QueueUnavailable
 from inference_service.jobs import Job, Transition, Unsent
+from inference_service.patience import patiently
 from inference_service.queues import App, look, make_app
 from inference_service.request import InputReference, SegmentRequest
 from inference_service.settings import Settings, get_settings
@@ -133,14 +132,12 @@ class Client:
             DatabaseUnavailable: Postgres has not answered for OUTAGE_PATIENCE_S, or all that time.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        patiently = Retrying(
-            retry=retry_if_exception_type(DatabaseUnavailable),
-            wait=wait_fixed(_POLL_S),
-            stop=stop_after_delay(self._settings.outage_patience_s if timeout_s is None else timeout_s),
-            reraise=True,
+        look_again = patiently(
+            lambda error: isinstance(error, DatabaseUnavailable),
+            for_s=self._settings.outage_patience_s if timeout_s is None else timeout_s,
         )
         while True:
-            job = patiently(self.status, job_id)
+            job = look_again(self.status, job_id)
             if job is None:
                 raise KeyError(job_id)
             progress(job)

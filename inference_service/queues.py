@@ -29,7 +29,7 @@ _HARD_LIMIT_MARGIN_S = 60
 # A message is delivered again when it was not acknowledged for this long beyond the hard limit.
 _VISIBILITY_MARGIN_S = 300
 _SOCKET_TIMEOUT_S = 30.0
-_PING_TIMEOUT_S = 5
+_CONNECT_TIMEOUT_S = 5
 
 
 def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App:
@@ -90,7 +90,7 @@ def look(app: App) -> RedisState:
         QueueUnavailable: Redis does not answer or refuses.
     """
     with _mapped_errors(), app.connection_or_acquire() as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_PING_TIMEOUT_S)
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
         pipeline = connection.default_channel.client.pipeline(transaction=False).info("server")
         for queue in QUEUES:
             pipeline.llen(queue)

@@ -8,14 +8,13 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
+from inference_service.patience import patiently
 from inference_service.settings import Settings
 
 _CONNECT_TIMEOUT_S = 5.0
-_LONGEST_WAIT_S = 5.0
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
@@ -31,12 +30,7 @@ class Storage:
     """
 
     def __init__(self, settings: Settings, *, patience_s: float = 0.0, silence_s: float = 60.0) -> None:
-        self._patiently = Retrying(
-            retry=retry_if_exception(_may_pass),
-            wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
-            stop=stop_after_delay(patience_s),
-            reraise=True,
-        )
+        self._patiently = patiently(_may_pass, for_s=patience_s)
         self._minio = Minio(
             settings.minio_endpoint,
             access_key=settings.minio_access_key.get_secret_value(),

@@ -194,7 +194,7 @@ class Supervisor:
     def _see_that_it_consumes(self, redis: RedisState) -> None:
         """Ends a worker that takes no message though some wait, as has happened to consumers that lost a connection."""
         taken, now = self._taken(), time.monotonic()
-        waits = any(redis.depths[queue] for queue in workers.QUEUES[self._identity.role])
+        waits = any(redis.depths[queue] for queue in workers.ROLE_QUEUES[self._identity.role])
         if taken is None or not waits or taken != self._idle_at[0]:
             self._idle_at = (taken, now)
         elif now - self._idle_at[1] > 2 * self._settings.lease_s:

@@ -12,7 +12,6 @@ from uuid import UUID
 from celery import Task
 from celery.exceptions import Reject
 from celery.worker.request import Request
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from inference_service import attempts, jobs
 from inference_service.engine import Engine
@@ -29,6 +28,7 @@ from inference_service.errors import (
 from inference_service.lease import Lease, LeaseLost
 from inference_service.logs import logging_job
 from inference_service.models import Model, find_model
+from inference_service.patience import patiently
 from inference_service.pipeline import segment_file
 from inference_service.queues import App
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 # Wait before a message goes back to the queue because Postgres is out of reach.
 _OUTAGE_PAUSE_S = 5.0
-_LONGEST_WAIT_S = 5.0
 # Before another attempt.
 _LONGEST_DELAY_S = 300.0
 
@@ -116,10 +115,9 @@ class JobRunner:
             )  # fmt: skip
             if claim is None:
                 logger.info("nothing to do: the job is finished, not due yet, or runs elsewhere")
-                return None
-            return _Attempt(claim, self._settings, self._engine, self._database, self._storage, self._workspace).run(
-                refusal
-            )
+                return
+            attempt = _Attempt(claim, self._settings, self._engine, self._database, self._storage, self._workspace)
+            attempt.run(refusal)
 
 
 class _Attempt:
@@ -138,12 +136,9 @@ class _Attempt:
         self._database, self._storage, self._workspace = database, storage, workspace
         self._clock = StageClock()
         self._output: Output | None = None
-        self._patiently = Retrying(
-            retry=retry_if_exception_type(DatabaseUnavailable),
-            wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
-            stop=stop_after_delay(settings.outage_patience_s),
-            reraise=True,
-        )
+        self._patiently = patiently(
+            lambda error: isinstance(error, DatabaseUnavailable), for_s=settings.outage_patience_s
+        )  # fmt: skip
 
     def run(self, refusal: BadRequest | None) -> None:
         """Runs it, and records how it ends.

@@ -24,12 +24,10 @@ from inference_service.settings import Settings
 from inference_service.supervisor import Supervisor
 from inference_service.tasks import JobRunner, register
 from inference_service.transport import install
-from inference_service.workers import QUEUES as ROLE_QUEUES
-from inference_service.workers import Identity, Role
+from inference_service.workers import ROLE_QUEUES, Identity, Role
 from inference_service.workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
 
 _CONCURRENCY = {Role.GPU: 1, Role.CPU: 2}
 

@@ -22,7 +22,7 @@ class Role(StrEnum):
     CPU = "cpu"
 
 
-QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
+ROLE_QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
 """What a worker of each role always consumes."""
 
 

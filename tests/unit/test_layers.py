@@ -20,6 +20,7 @@ LEVELS: tuple[set[str], ...] = (
         "logs",
         "machine",
         "parallel",
+        "patience",
         "server_process",
         "stages",
         "transport",
@@ -55,7 +56,7 @@ HOMES: dict[str, set[str]] = {
     "redis": {"embedded", "queues", "transport"},
     "scipy": {"crop", "mapping", "resample", "postprocess"},
     "sqlalchemy": {"tables", "jobs", "attempts", "sweep", "workers", "metrics"},
-    "tenacity": {"client", "storage", "tasks"},
+    "tenacity": {"patience"},
     "threadpoolctl": {"pipeline"},
 }
 # What the image goes through, and what none of it may know of.
