@@ -5,7 +5,7 @@ Every outcome is written on condition that the lease's token still stands: of tw
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
@@ -106,6 +106,12 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
             return None
         left = max_attempts - (row.attempt - row.excused)
         if row.cancel_requested or left <= 0:
+            # Whoever ends a job counts it.
+            connection.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id)
+                .values(lease_owner=worker, started_at=func.coalesce(JobRow.started_at, func.now()))
+            )
             end_job(connection, job_id, row.state, row.attempt, last_error(cancelled=row.cancel_requested))
             return None
         token, attempt = uuid4(), row.attempt + 1
@@ -134,6 +140,17 @@ def reserve_output(database: Database, claim: Claim, place: str) -> bool:
             return connection.execute(statement).first() is not None
     except IntegrityError:
         return False
+
+
+def reserve_for_clearing(database: Database, job_id: UUID, place: str) -> None:
+    """Reserves a place anew for a job that ended without results, where an attempt that lost it stored something late.
+
+    Where another job has the place by now, nothing is done: its own results lie there, or are about to.
+    """
+    ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
+    statement = update(JobRow).where(JobRow.id == job_id, ended).values(output_place=place)
+    with suppress(IntegrityError), mapped_errors(), database.begin() as connection:
+        connection.execute(statement)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from inference_service import attempts
-from inference_service.errors import DatabaseUnavailable, JobCancelled, ServiceError, TimeLimit
+from inference_service.errors import DatabaseUnavailable, JobCancelled, TimeLimit
 from inference_service.logs import logging_job
 from inference_service.stages import Stage, overall_progress
 from inference_service.tables import Database
@@ -44,7 +44,7 @@ class Lease:
         claim: The attempt.
         lease_s: How long the lease lasts beyond each renewal.
         time_limit_s: How long the block may run.
-        fail: Records the end of work that does not end itself, just before its process is ended.
+        last_words: Records why work ends that does not end itself, just before its process is ended.
         end: Ends the process.
     """
 
@@ -55,11 +55,11 @@ class Lease:
         *,
         lease_s: float,
         time_limit_s: float,
-        fail: Callable[[ServiceError], object],
+        last_words: Callable[[Exception], object],
         end: Callable[[], None] = end_process,
     ) -> None:
         self._database, self._claim, self._lease_s = database, claim, lease_s
-        self._fail, self._end = fail, end
+        self._last_words, self._end = last_words, end
         self._time_limit_s, self._deadline = time_limit_s, time.monotonic() + time_limit_s
         self._stage: Stage = "fetch"
         self._progress = 0.0
@@ -137,8 +137,7 @@ class Lease:
     def _end_by_force(self, reason: Exception) -> None:
         logger.warning("the work does not end itself, so its process is ended: %s", reason)
         try:
-            if isinstance(reason, ServiceError):
-                self._fail(reason)
+            self._last_words(reason)
         except Exception:
             logger.exception("its end could not be recorded")
         finally:

@@ -26,6 +26,7 @@ class Output:
 
     def __init__(self, storage: Storage, place: str) -> None:
         self._storage, self._place = storage, place
+        self._touched = False
         self._bucket, _, prefix = place.partition("/")
         self._keys = {name: f"{prefix}/{name}" for name in _CONTENT_TYPES}
 
@@ -59,6 +60,7 @@ class Output:
         """
         for name, key in self._keys.items():
             before_each()
+            self._touched = True
             self._storage.store(self._bucket, key, folder / name, content_type=_CONTENT_TYPES[name])
 
     def copy(self, result: Mapping[str, str], *, before_each: Callable[[], None]) -> None:
@@ -70,7 +72,17 @@ class Output:
         """
         for name in ("mask", "report"):
             before_each()
+            self._touched = True
             self._storage.copy(result["bucket"], result[name], self._bucket, self.result[name])
+
+    def abandon(self, database: Database, job_id: UUID) -> None:
+        """Leaves what was stored to a sweeper, should the job have ended without results meanwhile.
+
+        Raises:
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        if self._touched:
+            attempts.reserve_for_clearing(database, job_id, self._place)
 
     def discard(self, database: Database, job_id: UUID) -> None:
         """Removes what attempts of a job have left, and ends the reservation; the job failed or was cancelled.

@@ -1,5 +1,6 @@
 """The tables in Postgres, the connection to it and its migrations."""
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 
+import psycopg2
 from psycopg2.errors import UndefinedTable
+from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
 from sqlalchemy import (
     URL,
     BigInteger,
@@ -36,6 +39,8 @@ Database = Engine
 
 _CONNECT_TIMEOUT_S = 5
 _SILENCE_LIMIT_S = 15
+# What waits for a row gets it once the server has dropped a frozen client, so the server's limits come first.
+_ANSWER_LIMIT_S = _SILENCE_LIMIT_S + 5
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
@@ -206,6 +211,22 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
             "options": " ".join(f"-c {limit}={_SILENCE_LIMIT_S * 1000}" for limit in limits),
         },
     )
+
+
+def limit_silence() -> None:
+    """Has all connections of this process fail where Postgres says nothing for long, be it frozen in its middle.
+
+    For a process of our own: psycopg2 has no COPY and no large objects then, and a migration may take its time.
+    """
+    set_wait_callback(_wait)
+
+
+def _wait(connection: psycopg2.extensions.connection) -> None:
+    while (wanted := connection.poll()) != POLL_OK:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLOUT if wanted == POLL_WRITE else select.POLLIN)
+        if not poll.poll(_ANSWER_LIMIT_S * 1000):
+            raise psycopg2.OperationalError(f"Postgres has said nothing for {_ANSWER_LIMIT_S} s")
 
 
 @contextmanager

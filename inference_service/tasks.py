@@ -153,6 +153,7 @@ class _Attempt:
             self._segment(parse_request(self._claim.request))
         except LeaseLost as error:
             logger.warning("attempt %d stops: %s", self._claim.attempt, error)
+            self._abandon()
         except TransientError as error:
             self._try_again(error)
         except ServiceError as error:
@@ -172,7 +173,7 @@ class _Attempt:
             Lease(
                 self._database, self._claim, lease_s=settings.lease_s,
                 time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
-                fail=self._record_failure,
+                last_words=self._last_words,
             ) as lease,
             self._workspace.folder(self._claim.job_id) as folder,
         ):  # fmt: skip
@@ -261,6 +262,16 @@ class _Attempt:
                 self._output.discard(self._database, self._claim.job_id)
             except (StorageUnavailable, DatabaseUnavailable) as problem:
                 logger.warning("a sweeper will remove what the attempt may have stored: %s", problem)
+
+    def _last_words(self, reason: Exception) -> None:
+        if isinstance(reason, ServiceError):
+            self._record_failure(reason)
+        else:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        if self._output is not None:
+            self._patiently(self._output.abandon, self._database, self._claim.job_id)
 
     def _record_failure(self, error: ServiceError) -> bool:
         held = self._patiently(

@@ -22,6 +22,7 @@ from inference_service.providers import GPUS, log_providers
 from inference_service.queues import QUEUES, make_app
 from inference_service.settings import Settings
 from inference_service.supervisor import Supervisor
+from inference_service.tables import limit_silence
 from inference_service.tasks import JobRunner, register
 from inference_service.transport import install
 from inference_service.workers import ROLE_QUEUES, Identity, Role
@@ -50,6 +51,7 @@ def run_worker(role: Role, settings: Settings) -> int:
     threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
     logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(ROLE_QUEUES[role]), concurrency, threads)
     install()
+    limit_silence()
     engine = Engine(
         tuple(providers),
         threads,

@@ -54,6 +54,19 @@ def test_what_a_worker_ended_is_counted_once(database: Engine, worker: str) -> N
     assert value("inference_jobs_finished_total", {"state": "failed", "code": "worker_lost"}) == 1
 
 
+def test_a_job_that_a_worker_finds_at_its_end_is_counted_by_it(database: Engine, worker: str) -> None:
+    metrics = Metrics(worker, database)
+    metrics.look(lease_s=LEASE_S)
+    job_id = uuid4()
+    jobs.create(database, job_id, REQUEST)
+    assert attempts.claim(database, job_id, worker="dead", lease_s=-1, max_attempts=1)
+    assert attempts.claim(database, job_id, worker=worker, lease_s=LEASE_S, max_attempts=1) is None
+    time.sleep(2.1)
+    metrics.look(lease_s=LEASE_S)
+    lost = {"state": "failed", "code": "worker_lost"}
+    assert metrics.registry.get_sample_value("inference_jobs_finished_total", lost) == 1
+
+
 def test_how_the_service_stands(database: Engine, worker: str) -> None:
     with database.begin() as connection:
         connection.execute(delete(JobRow))

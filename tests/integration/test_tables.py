@@ -1,17 +1,22 @@
-"""Schema and migrations, against a real Postgres."""
+"""Schema, migrations and lost connections, against a real Postgres."""
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
+import psycopg2.extensions
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from inference_service import jobs
+from inference_service import jobs, tables
+from inference_service.embedded import Servers
 from inference_service.errors import DatabaseUnavailable
 from inference_service.settings import Settings
-from inference_service.tables import Base, connect, migrate
+from inference_service.tables import Base, connect, limit_silence, migrate
 
 
 @pytest.fixture
@@ -53,3 +58,45 @@ def test_missing_tables_are_said_to_want_a_migration(empty_database: Settings) -
 def test_a_wrong_password_is_database_unavailable(settings: Settings) -> None:
     with pytest.raises(DatabaseUnavailable):
         migrate(Settings.model_validate({**settings.model_dump(), "postgres_password": "wrong"}))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tables, "_ANSWER_LIMIT_S", 0.5)
+    limit_silence()
+    yield
+    psycopg2.extensions.set_wait_callback(None)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_says_nothing_is_not_waited_for(database: Engine) -> None:
+    with database.connect() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        with frozen(pid), pytest.raises(DatabaseUnavailable), tables.mapped_errors():
+            connection.execute(text("SELECT 1"))
+    assert jobs.get(database, uuid4()) is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_nor_is_one_that_takes_no_connection(servers: Servers, settings: Settings) -> None:
+    engine = connect(settings)
+    assert servers.postgres.pid is not None
+    with frozen(servers.postgres.pid), pytest.raises(DatabaseUnavailable):
+        jobs.get(engine, uuid4())
+    assert jobs.get(engine, uuid4()) is None
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_statement_may_take_as_long_as_that(database: Engine) -> None:
+    with database.connect() as connection:
+        assert connection.execute(text("SELECT 1 FROM pg_sleep(0.2)")).scalar_one() == 1

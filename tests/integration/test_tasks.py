@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine as Database
 
-from inference_service import attempts, jobs
+from inference_service import attempts, jobs, sweep
 from inference_service.embedded import Servers
 from inference_service.engine import Engine
 from inference_service.errors import DatabaseUnavailable, InternalError
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
 from inference_service.request import parse_request
+from inference_service.results import Output
 from inference_service.settings import Settings
 from inference_service.storage import Storage
 from inference_service.tables import JobState
@@ -289,6 +290,46 @@ def test_what_a_failed_job_may_have_stored_is_removed(
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
     with attempts.releasing_output(database, job.id, f"masks/{job.id}") as reserved:
         assert not reserved
+
+
+def test_what_a_lost_attempt_stores_late_is_removed(
+    make_runner: Callable[..., JobRunner], database: Database, storage: Storage, request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    job_id = uuid4()
+    place = f"masks/{job_id}"
+    store = Storage.store
+
+    def late(self: Storage, bucket: str, key: str, *rest: Any, **options: Any) -> None:
+        if get(database, job_id).state is JobState.RUNNING:
+            (ended,) = sweep.release(database, worker="w", max_attempts=0)
+            assert ended.job_id == job_id
+            Output(self, place).discard(database, job_id)
+        store(self, bucket, key, *rest, **options)
+
+    monkeypatch.setattr(Storage, "store", late)
+    make_runner().run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
+    assert get(database, job_id).error_code == "worker_lost"
+    assert storage.exists("masks", f"{job_id}/mask.nii.gz")
+    assert (job_id, place) in sweep.uncleared(database)
+    Output(storage, place).discard(database, job_id)
+    assert not storage.exists("masks", f"{job_id}/mask.nii.gz")
+
+
+def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -> None:
+    first, second = uuid4(), uuid4()
+    place = f"masks/{first}"
+    for job_id in (first, second):
+        jobs.create(database, job_id, None)
+        claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
+        assert claim is not None
+        if job_id == first:
+            attempts.fail(database, claim, InternalError("x"))
+        else:
+            assert attempts.reserve_output(database, claim, place)
+    attempts.reserve_for_clearing(database, first, place)
+    with attempts.releasing_output(database, first, place) as ours:
+        assert not ours
 
 
 def test_a_result_that_is_no_longer_there_is_computed_again(
