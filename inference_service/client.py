@@ -92,9 +92,8 @@ class Client:
         job_id = job_id or uuid4()
         if jobs.create(self._database, job_id, request):
             job = Unsent(job_id, request.model_dump(mode="json"), attempt=0)
-            depth = self._settings.priority_max_depth
             try:
-                dispatch(self._app, self._database, [job], look(self._app), priority_max_depth=depth)
+                dispatch(self._app, self._database, [job], look(self._app), settings=self._settings)
             except QueueUnavailable as error:
                 # Recorded is safe: a worker sends it when Redis is back.
                 logger.warning("job %s waits in Postgres: %s", job_id, error)

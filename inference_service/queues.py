@@ -1,6 +1,6 @@
 """The two Redis queues and the Celery application that speaks to them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,18 +98,22 @@ def look(app: App) -> RedisState:
     return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)))
 
 
-def queue_for(priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None) -> str:
+def queue_for(
+    priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None, cpu_is_alive: Callable[[], bool]
+) -> str:
     """Where a job's message goes.
 
     Args:
         priority: The job's; whatever is not urgent is routine.
         depths: How many messages wait in each queue.
         priority_max_depth: An urgent job goes to the overflow queue where so many wait for the GPU, and fewer there.
+        cpu_is_alive: Whether anybody but the GPU takes from there; asked only where it matters.
     """
     if priority != Priority.URGENT:
         return OVERFLOW_QUEUE
     full = priority_max_depth is not None and depths[PRIORITY_QUEUE] >= priority_max_depth
-    return OVERFLOW_QUEUE if full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] else PRIORITY_QUEUE
+    spills = full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] and cpu_is_alive()
+    return OVERFLOW_QUEUE if spills else PRIORITY_QUEUE
 
 
 def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:

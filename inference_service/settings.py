@@ -104,8 +104,8 @@ class Settings(BaseSettings):
 
     priority_max_depth: PositiveInt | None = Field(
         20,
-        description="An urgent job goes to the overflow queue where that many wait in the priority queue and fewer "
-        "there. Looked at when the Python client or a sweeper sends it. Set it high where there is no CPU worker.",
+        description="An urgent job goes to the overflow queue where that many wait in the priority queue, fewer there, "
+        "and a worker of role cpu is alive. Looked at when the Python client or a sweeper sends it.",
     )
     cpu_standby_s: Seconds = Field(
         30.0, description="A worker of role cpu takes urgent jobs too while no worker of role gpu was seen for so long."

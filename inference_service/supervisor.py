@@ -185,9 +185,7 @@ class Supervisor:
     def _send_unsent(self, redis: RedisState) -> None:
         with sweep.one_at_a_time(self._database) as mine:
             unsent = sweep.unsent(self._database, redis, patience_s=self._settings.lease_s) if mine else []
-            dispatch(
-                self._app, self._database, unsent, redis, priority_max_depth=self._settings.priority_max_depth
-            )  # fmt: skip
+            dispatch(self._app, self._database, unsent, redis, settings=self._settings)
         if unsent:
             logger.info("%d job(s) without a message were sent", len(unsent))
 
@@ -206,7 +204,7 @@ class Supervisor:
         """Takes up the priority queue while no worker of role gpu is alive, and drops it when one is back."""
         if self._identity.role is not workers.Role.CPU:
             return
-        wanted = not workers.gpu_is_alive(self._database, within_s=self._settings.cpu_standby_s)
+        wanted = not workers.is_alive(self._database, workers.Role.GPU, within_s=self._settings.cpu_standby_s)
         if wanted == (PRIORITY_QUEUE in self._queues()):
             return
         logger.info("the priority queue is %s", "taken up: no GPU worker is alive" if wanted else "left to the GPU")

@@ -81,11 +81,11 @@ def leave(database: Database, name: str) -> None:
         connection.execute(delete(WorkerRow).where(WorkerRow.name == name))
 
 
-def gpu_is_alive(database: Database, *, within_s: float) -> bool:
-    """Whether a worker of role gpu was seen consuming the priority queue lately."""
-    consuming = WorkerRow.queues.contains([PRIORITY_QUEUE])
+def is_alive(database: Database, role: Role, *, within_s: float) -> bool:
+    """Whether a worker of a role was seen lately, consuming the queue that it is there for."""
+    consuming = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
     lately = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
-    seen = exists().where(WorkerRow.role == Role.GPU, consuming, lately)
+    seen = exists().where(WorkerRow.role == role, consuming, lately)
     with mapped_errors(), database.connect() as connection:
         return bool(connection.execute(select(seen)).scalar_one())
 

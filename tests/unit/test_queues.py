@@ -40,19 +40,20 @@ def test_urgent_jobs_are_asked_for_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("priority", "urgent", "routine", "most", "queue"),
+    ("priority", "urgent", "routine", "most", "cpu", "queue"),
     [
-        ("urgent", 0, 0, 3, PRIORITY_QUEUE),
-        ("urgent", 2, 0, 3, PRIORITY_QUEUE),
-        ("urgent", 3, 0, 3, OVERFLOW_QUEUE),
-        ("urgent", 3, 3, 3, PRIORITY_QUEUE),
-        ("urgent", 99, 0, None, PRIORITY_QUEUE),
-        ("routine", 0, 99, 3, OVERFLOW_QUEUE),
-        (None, 0, 0, 3, OVERFLOW_QUEUE),
+        ("urgent", 0, 0, 3, True, PRIORITY_QUEUE),
+        ("urgent", 2, 0, 3, True, PRIORITY_QUEUE),
+        ("urgent", 3, 0, 3, True, OVERFLOW_QUEUE),
+        ("urgent", 3, 0, 3, False, PRIORITY_QUEUE),
+        ("urgent", 3, 3, 3, True, PRIORITY_QUEUE),
+        ("urgent", 99, 0, None, True, PRIORITY_QUEUE),
+        ("routine", 0, 99, 3, False, OVERFLOW_QUEUE),
+        (None, 0, 0, 3, False, OVERFLOW_QUEUE),
     ],
 )
 def test_an_urgent_job_spills_where_it_is_done_sooner(
-    priority: str | None, urgent: int, routine: int, most: int | None, queue: str
+    priority: str | None, urgent: int, routine: int, most: int | None, cpu: bool, queue: str
 ) -> None:
     depths = {PRIORITY_QUEUE: urgent, OVERFLOW_QUEUE: routine}
-    assert queue_for(priority, depths, priority_max_depth=most) == queue
+    assert queue_for(priority, depths, priority_max_depth=most, cpu_is_alive=lambda: cpu) == queue
