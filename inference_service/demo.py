@@ -98,7 +98,7 @@ def _wait(client: Client, job_ids: Iterable[UUID], display: ProgressDisplay[UUID
 
 
 def _print_providers(stack: Stack, screen: Console) -> None:
-    for role, log_path in stack.worker_logs.items():
-        for line in log_path.read_text(encoding="utf-8").splitlines():
+    for worker in stack.workers:
+        for line in worker.log_path.read_text(encoding="utf-8").splitlines():
             if "ONNX providers" in line:
-                screen.print(f"worker {role}: {line[line.index('ONNX providers') :]}", soft_wrap=True)
+                screen.print(f"worker {worker.role}: {line[line.index('ONNX providers') :]}", soft_wrap=True)

@@ -2,11 +2,10 @@
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from inference_service.server_process import kill_group, log_tail, stopped_with_
 from inference_service.settings import Settings
 
 _POLL_S = 0.1
+# Between looks at the workers, and so between the starts of one that cannot live.
+_RESTART_S = 2.0
 _START_LIMIT_S = 120
 # A stopped stack does not wait for long jobs: their messages go back, and their leases run out.
 _STOP_LIMIT_S = 10
@@ -34,12 +35,12 @@ class Stack:
     Attributes:
         settings: How a client reaches it.
         environment: The same as environment variables, passwords included.
-        worker_logs: The log of the worker of each role.
+        workers: One of each role.
     """
 
     settings: Settings
     environment: Mapping[str, str] = field(repr=False)
-    worker_logs: Mapping[str, Path]
+    workers: Sequence["WorkerProcess"]
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
         for worker in workers:
             stack.callback(worker.ask_to_stop)
             worker.wait_until_ready()
-        yield Stack(settings, servers.environment, {worker.role: worker.log_path for worker in workers})
+        yield Stack(settings, servers.environment, workers)
 
 
 def settings_for(environment: Mapping[str, str]) -> Settings:
@@ -69,26 +70,58 @@ def settings_for(environment: Mapping[str, str]) -> Settings:
     return Settings.model_validate({name.lower(): value for name, value in environment.items()})
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkerProcess:
     """A worker as a process of its own.
 
     Attributes:
         role: Its role.
-        log_path: Where its log goes.
-        health_path: The file that it touches while it consumes.
+        environment: What it gets besides this process's own variables.
+        folder: For its log and its health file.
     """
 
     role: str
-    log_path: Path
-    health_path: Path
-    _process: subprocess.Popen[bytes]
-    _asked_to_stop: bool = False
+    environment: Mapping[str, str] = field(repr=False)
+    folder: Path
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _asked_to_stop: bool = field(default=False, init=False)
+
+    @property
+    def log_path(self) -> Path:
+        """Where its log goes."""
+        return self.folder / f"worker-{self.role}.log"
+
+    @property
+    def health_path(self) -> Path:
+        """The file that it touches while it consumes."""
+        return self.folder / f"worker-{self.role}.health"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its parent process."""
+        if self._process is None:
+            raise RuntimeError("the worker was not started")
+        return self._process
 
     @property
     def pid(self) -> int:
         """Process id of the parent, which is also part of the worker's name."""
-        return self._process.pid
+        return self.process.pid
+
+    def start(self) -> None:
+        """Starts it, once more where it has ended; the log goes on."""
+        self.health_path.unlink(missing_ok=True)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", self.role],
+                env={
+                    **os.environ, "SHUTDOWN_GRACE_S": _GRACE_S, **self.environment, "HEALTH_PATH": str(self.health_path)
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def wait_until_ready(self) -> None:
         """Waits until it consumes.
@@ -98,7 +131,7 @@ class WorkerProcess:
         """
         deadline = time.monotonic() + _START_LIMIT_S
         while not self.health_path.exists():
-            if self._process.poll() is not None:
+            if self.process.poll() is not None:
                 raise EmbeddedServerError(f"The {self.role} worker ended at its start.{log_tail(self.log_path)}")
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(f"The {self.role} worker is not ready.{log_tail(self.log_path)}")
@@ -108,7 +141,7 @@ class WorkerProcess:
         """Has it finish its jobs, or give them back where that takes longer than its time of grace."""
         if not self._asked_to_stop:
             self._asked_to_stop = True
-            self._process.terminate()
+            self.process.terminate()
 
     def stop(self) -> None:
         """Asks it to stop, and kills it where that takes too long."""
@@ -116,7 +149,7 @@ class WorkerProcess:
         try:
             self.wait_until_ended(_STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
-            kill_group(self._process)
+            kill_group(self.process)
 
     def wait_until_ended(self, limit_s: float) -> None:
         """Waits until it has ended.
@@ -124,30 +157,14 @@ class WorkerProcess:
         Raises:
             TimeoutExpired: It has not in time.
         """
-        self._process.wait(limit_s)
+        self.process.wait(limit_s)
 
 
 @contextmanager
 def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> Iterator[WorkerProcess]:
-    """Starts a worker, and stops it when the block ends.
-
-    Args:
-        role: "gpu" or "cpu".
-        environment: What it gets besides this process's own variables.
-        folder: For its log and its health file.
-    """
-    log_path, health_path = folder / f"worker-{role}.log", folder / f"worker-{role}.health"
-    health_path.unlink(missing_ok=True)
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", role],
-            env={**os.environ, "SHUTDOWN_GRACE_S": _GRACE_S, **environment, "HEALTH_PATH": str(health_path)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    worker = WorkerProcess(role, log_path, health_path, process)
+    """Starts a worker, and stops it when the block ends; the arguments are WorkerProcess's."""
+    worker = WorkerProcess(role, environment, folder)
+    worker.start()
     try:
         yield worker
     finally:
@@ -155,7 +172,7 @@ def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> 
 
 
 def run_stack(data_path: Path, *, screen: Console) -> None:
-    """Runs the stack until Ctrl-C, and says how to reach it.
+    """Runs the stack until Ctrl-C, and says how to reach it; a worker that ends is followed by another.
 
     The environment goes into a file beside the data that only its owner can read.
     """
@@ -163,11 +180,16 @@ def run_stack(data_path: Path, *, screen: Console) -> None:
         environment_path = data_path.absolute() / _ENVIRONMENT_FILE
         environment_path.touch(mode=0o600)
         environment_path.write_text("".join(f"{name}={value}\n" for name, value in stack.environment.items()))
-        for log_path in stack.worker_logs.values():
-            screen.print(f"worker's log: {log_path}")
+        for worker in stack.workers:
+            screen.print(f"worker's log: {worker.log_path}")
         screen.print("The stack runs; Ctrl-C stops it. To reach it from another terminal:")
         screen.print(f"  set -a; . {shlex.quote(str(environment_path))}; set +a", soft_wrap=True)
         screen.print("  inference-service submit ct.nii.gz --model ct-tissue --wait")
         with suppress(KeyboardInterrupt):
-            signal.pause()
+            while True:
+                time.sleep(_RESTART_S)
+                for worker in stack.workers:
+                    if worker.process.poll() is not None:
+                        screen.print(f"the {worker.role} worker ended; another one starts")
+                        worker.start()
         screen.print("stopping")

@@ -15,6 +15,7 @@ from uuid import UUID
 from inference_service import sweep, workers
 from inference_service.dispatch import dispatch
 from inference_service.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
+from inference_service.lease import end_process
 from inference_service.metrics import Metrics
 from inference_service.queues import PRIORITY_QUEUE, RedisState, consume, look, make_app
 from inference_service.results import Output
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 _ALIVE_WITHIN_S = 10.0
 # Forks wait while the thread does, so it waits for nobody for long.
 _SILENCE_LIMIT_S = 5.0
+# A worker that has not ended so long after its time of grace hangs.
+_HANG_LIMIT_S = 30.0
 
 
 class Supervisor:
@@ -40,6 +43,7 @@ class Supervisor:
         workspace: Its folder for temporary files.
         queues: Tells what it consumes now.
         taken: Tells how many messages it has taken so far; None while it runs any.
+        end: Ends the process at once.
     """
 
     def __init__(
@@ -50,10 +54,11 @@ class Supervisor:
         *,
         queues: Callable[[], Sequence[str]],
         taken: Callable[[], int | None],
+        end: Callable[[], None] = end_process,
     ) -> None:
         self._settings, self._identity, self._workspace = settings, identity, workspace
         self._app = make_app(settings, silence_s=_SILENCE_LIMIT_S)
-        self._queues, self._taken = queues, taken
+        self._queues, self._taken, self._end = queues, taken, end
         self._idle_at: tuple[int | None, float] = (None, 0.0)
         self._database = connect(settings, pooled=False)
         self._storage = Storage(settings, silence_s=_SILENCE_LIMIT_S)
@@ -112,6 +117,7 @@ class Supervisor:
         while not self._ended.is_set():
             with self._looking:
                 self._look()
+            self._end_if_hanging()
             self._wake.wait(self._pause_s())
             self._wake.clear()
 
@@ -146,6 +152,12 @@ class Supervisor:
             logger.warning("jobs that nobody holds are not looked after: %s", error)
         except Exception:
             logger.exception("jobs that nobody holds are not looked after")
+
+    def _end_if_hanging(self) -> None:
+        """Ends a worker that was told to stop and does not, as its consumer may have lost its way."""
+        if self._stop_at is not None and time.monotonic() > self._stop_at + _HANG_LIMIT_S:
+            logger.critical("the worker does not stop, so its process is ended; its jobs are given back")
+            self._end()
 
     def _take_back(self) -> None:
         """Takes back what this worker's own children no longer do."""

@@ -122,6 +122,30 @@ def test_a_missing_file_ends_the_demo_before_anything_starts(mark: str, tmp_path
     assert "error: input_not_found:" in done.stderr
 
 
+def test_the_stack_starts_a_worker_anew_that_ends(mark: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "stack", "--data", str(tmp_path / "data")],
+        env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any("Ctrl-C stops it" in line for line in process.stdout)
+        (worker,) = (
+            child for child in psutil.Process(process.pid).children()
+            if child.cmdline()[-3:] == ["worker", "--role", "cpu"]
+        )  # fmt: skip
+        worker.kill()
+        assert any("the cpu worker ended; another one starts" in line for line in process.stdout)
+        health_path = tmp_path / "data" / "worker-cpu.health"
+        deadline = time.monotonic() + 60
+        while not health_path.exists():
+            assert time.monotonic() < deadline, "no other worker came up"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert "stopping" in process.stdout.read()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["Starting", "Making", "running"])
 def test_the_demo_stops_all_that_it_started(mark: str, tmp_path: Path, sent: signal.Signals, moment: str) -> None:
@@ -181,7 +205,7 @@ def test_a_healthy_deployment_passes_its_check(stack: Stack) -> None:
 
 
 def test_a_check_names_what_is_not_usable(stack: Stack, tmp_path: Path) -> None:
-    broken = Stack(stack.settings, {**stack.environment, "MODELS_PATH": str(tmp_path), "POSTGRES_PORT": "1"}, {})
+    broken = Stack(stack.settings, {**stack.environment, "MODELS_PATH": str(tmp_path), "POSTGRES_PORT": "1"}, [])
     done = subprocess.run(
         [*COMMAND, "check"], env={**os.environ, **broken.environment}, capture_output=True, text=True, check=False
     )
@@ -191,19 +215,18 @@ def test_a_check_names_what_is_not_usable(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_health_follows_the_workers_sign_of_life(stack: Stack, tmp_path: Path) -> None:
-    (log_path,) = (path for role, path in stack.worker_logs.items() if role == "cpu")
-    health_path = log_path.with_suffix(".health")
-    with_path = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(health_path)}, {})
+    (health_path,) = (worker.health_path for worker in stack.workers if worker.role == "cpu")
+    with_path = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(health_path)}, [])
     assert "consumes" in run_cli(with_path, "health", "--within", "10")
     before = health_path.stat().st_mtime
     time.sleep(3)
     assert health_path.stat().st_mtime > before
-    without = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(tmp_path / "none")}, {})
+    without = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(tmp_path / "none")}, [])
     assert "no sign of life" in run_cli(without, "health", code=4)
 
 
 def test_a_gpu_that_is_required_and_missing_stops_the_worker(stack: Stack) -> None:
-    demanding = Stack(stack.settings, {**stack.environment, "REQUIRE_GPU": "true"}, {})
+    demanding = Stack(stack.settings, {**stack.environment, "REQUIRE_GPU": "true"}, [])
     message = run_cli(demanding, "worker", "--role", "gpu", code=1)
     assert "REQUIRE_GPU" in message
     assert "nvidia-smi" in message

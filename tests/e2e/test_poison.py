@@ -125,12 +125,12 @@ def queue(stack: Stack) -> Iterator[Redis]:
 def unharmed(stack: Stack, client: Client, scan: Path) -> Iterator[None]:
     """Afterwards a good job succeeds in the same processes, and nothing of a patient is in the logs."""
     before = processes()
-    assert len(before) >= len(stack.worker_logs)
+    assert len(before) >= len(stack.workers)
     yield
     job_id = client.submit(SegmentRequest(input=client.upload(scan), model="ct-tissue"))
     assert client.wait(job_id, timeout_s=LIMIT_S).state is JobState.SUCCEEDED
     assert processes() == before
-    for path in stack.worker_logs.values():
+    for path in (worker.log_path for worker in stack.workers):
         log = path.read_text()
         assert PATIENT not in log
         assert b64encode(PATIENT.encode()).decode() not in log
@@ -206,5 +206,5 @@ def test_an_unacknowledged_message_goes_back_to_its_queue(stack: Stack, queue: R
 
 
 def dropped(stack: Stack) -> int:
-    lines = [line for path in stack.worker_logs.values() for line in path.read_text().splitlines()]
+    lines = [line for worker in stack.workers for line in worker.log_path.read_text().splitlines()]
     return sum(" ERROR " in line and ("was dropped (" in line or "was refused (" in line) for line in lines)

@@ -182,7 +182,7 @@ def test_a_pickled_message_is_never_opened(stack: Stack, client: Client, scan: P
 
 
 def test_operators_find_the_provider_lines(stack: Stack) -> None:
-    for log_path in stack.worker_logs.values():
+    for log_path in (worker.log_path for worker in stack.workers):
         lines = [line.partition("ONNX providers ")[2] for line in log_path.read_text().splitlines()]
         assert [line for line in lines if line] == [
             "requested: ['CUDAExecutionProvider', 'CPUExecutionProvider']",
@@ -212,7 +212,7 @@ def test_logs_as_json_carry_the_job(stack: Stack, client: Client, scan: Path, tm
 def test_secrets_do_not_reach_the_logs(stack: Stack, client: Client) -> None:
     secrets = [stack.environment[name] for name in ("POSTGRES_PASSWORD", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY")]
     secrets.append(stack.environment["REDIS_URL"].split(":")[2].partition("@")[0])
-    for log_path in stack.worker_logs.values():
+    for log_path in (worker.log_path for worker in stack.workers):
         text = log_path.read_text()
         assert text
         assert not any(secret in text for secret in secrets)

@@ -198,6 +198,17 @@ def test_the_unforeseen_is_recorded_and_logged(
     assert "secret" not in (job.error_message or "")
 
 
+def test_a_failed_allocation_is_not_tried_again(
+    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        np.empty(2**62, np.uint8)
+
+    monkeypatch.setattr("inference_service.tasks.segment_file", greedy)
+    job = run(runner, database, request_for_scan)
+    assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "out_of_memory", 1)
+
+
 def test_a_job_leaves_no_temporary_file(
     runner: JobRunner, database: Database, request_for_scan: Request, tmp_path: Path
 ) -> None:
