@@ -44,7 +44,8 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(COMPILE) pyproject.toml --extra cpu --extra embedded --extra dev --output-file locks/dev-cpu.txt
 	$(COMPILE) pyproject.toml --extra openvino --extra embedded --extra dev --output-file locks/dev-openvino.txt
 	$(COMPILE) pyproject.toml --extra cpu --output-file locks/cpu.txt
-	$(COMPILE) pyproject.toml --extra gpu --output-file locks/gpu.txt
+	echo 'onnxruntime-gpu<1.27' | $(COMPILE) pyproject.toml - --extra gpu --output-file locks/gpu-cuda12.txt
+	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --output-file locks/gpu-cuda13.txt
 	$(COMPILE) pyproject.toml --extra openvino --output-file locks/openvino.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --output-file locks/build.txt
 

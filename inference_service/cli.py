@@ -31,7 +31,7 @@ class _Group(click.Group):
             ctx.exit(_EXIT_USAGE)
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_input=False):
-                click.echo(f"error: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", err=True)
+                click.echo(f"error: {': '.join([*map(str, problem['loc']), problem['msg']])}", err=True)
             ctx.exit(_EXIT_USAGE)
         except ModuleNotFoundError as error:
             click.echo(

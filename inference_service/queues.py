@@ -1,5 +1,6 @@
 """The two Redis queues and the Celery application that speaks to them."""
 
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
+        broker_use_ssl=_tls(settings),
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -68,6 +70,13 @@ def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App
         },
     )
     return app
+
+
+def _tls(settings: Settings) -> dict[str, object] | None:
+    if not settings.broker_url.startswith("rediss:"):
+        return None
+    authorities = {"ssl_ca_certs": str(settings.tls_ca_path)} if settings.tls_ca_path else {}
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **authorities}
 
 
 @dataclass(frozen=True)

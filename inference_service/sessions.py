@@ -4,6 +4,7 @@ import ctypes
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from inference_service.errors import ModelInvalid, OutOfMemory, ServiceError
-from inference_service.providers import CPU, OPENVINO, Precision
+from inference_service.providers import CPU, GPUS, OPENVINO, Precision
 
 _ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
@@ -55,6 +56,8 @@ class Session:
         spin: bool = False,
     ) -> None:
         self.precision = precision
+        if any(provider in GPUS for provider in providers):
+            _load_cuda()
         try:
             self._session, self.whole = _open(network, list(providers), threads, precision, spin)
         except _ERRORS as error:
@@ -105,6 +108,12 @@ class Session:
             otherwise = "the model's network fails on a window of its declared shape"
             raise _mapped(error, what="a window of this model", otherwise=otherwise) from error
         return np.asarray(logits, dtype=np.float32)
+
+
+@cache
+def _load_cuda() -> None:
+    """Loads CUDA and cuDNN from NVIDIA's wheels: ONNX Runtime's own library looks in the system's folders only."""
+    onnxruntime.preload_dlls()
 
 
 def _open(

@@ -7,6 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,32 +18,53 @@ from inference_service.providers import CPU, Precision, usable_providers
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+_SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
+_SECRET_FILE = "File that has it instead, as Docker's and Kubernetes' secrets are."
+
 
 class Settings(BaseSettings):
     """What an operator can set; the descriptions are what `docs/settings.md` shows."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
+    )
 
     redis_url: Secret[RedisDsn] = Field(
         Secret(RedisDsn("redis://127.0.0.1:6379/0")),
-        description="The Redis that carries the queues, with its password.",
+        description="The Redis that carries the queues; `rediss://` speaks TLS.",
     )
+    redis_password: SecretStr | None = Field(
+        None, description="Password of Redis, of any characters; unset: the one in REDIS_URL, if any."
+    )
+    redis_password_file: Path | None = Field(None, description=_SECRET_FILE)
 
     postgres_server: str = Field("127.0.0.1", description="Postgres host.")
     postgres_port: Port = Field(5432, description="Postgres port.")
     postgres_user: str = Field("inference", description="Postgres user.")
     postgres_password: SecretStr = Field(SecretStr(""), description="Postgres password.")
+    postgres_password_file: Path | None = Field(None, description=_SECRET_FILE)
     postgres_db: str = Field("inference", description="Postgres database.")
+    postgres_sslmode: Literal["disable", "prefer", "require", "verify-full"] = Field(
+        "prefer", description="TLS to Postgres, as libpq has it; verify-full alone is safe from others on the network."
+    )
 
     minio_endpoint: str = Field(
         "127.0.0.1:9000", pattern=r"^[^/\s]+$", description="MinIO (or any S3) as host:port, without a scheme."
     )
     minio_access_key: SecretStr = Field(SecretStr(""), description="MinIO access key.")
+    minio_access_key_file: Path | None = Field(None, description=_SECRET_FILE)
     minio_secret_key: SecretStr = Field(SecretStr(""), description="MinIO secret key.")
+    minio_secret_key_file: Path | None = Field(None, description=_SECRET_FILE)
     minio_secure: bool = Field(False, description="Whether to speak TLS to MinIO.")
     minio_region: str = Field("us-east-1", description="S3 region; MinIO's own default is us-east-1.")
     minio_input_bucket: str = Field("volumes", description="Where volumes come from unless a request names a bucket.")
     minio_output_bucket: str = Field("masks", description="Where masks and reports go.")
+
+    tls_ca_path: Path | None = Field(
+        None,
+        description="PEM file of the authorities that may vouch for the three servers where TLS is spoken; unset: "
+        "those that this machine trusts.",
+    )
 
     models_path: Path = Field(Path("models"), description="The folder of models: `<name>/<version>/manifest.json`.")
     onnx_providers: list[str] = Field(
@@ -117,6 +139,19 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or one JSON object a line.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: dict[str, object]) -> dict[str, object]:
+        files = {name: values[f"{name}_file"] for name in _SECRETS if values.get(f"{name}_file")}
+        for name, path in files.items():
+            if values.get(name):
+                raise ValueError(f"{name.upper()} and {name.upper()}_FILE exclude each other")
+            try:
+                values = {**values, name: Path(str(path)).read_text(encoding="utf-8").rstrip("\r\n")}
+            except (OSError, UnicodeError) as error:
+                raise ValueError(f"{name.upper()}_FILE cannot be read: {type(error).__name__}") from None
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.cpu_standby_s < 2 * self.sweep_period_s:
@@ -144,7 +179,13 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         """The Redis URL for Celery; it carries the password."""
-        return str(self.redis_url.get_secret_value())
+        url = str(self.redis_url.get_secret_value())
+        if self.redis_password is None:
+            return url
+        parts = urlsplit(url)
+        user, _, server = parts.netloc.rpartition("@")
+        password = quote(self.redis_password.get_secret_value(), safe="")
+        return parts._replace(netloc=f"{user.partition(':')[0]}:{password}@{server}").geturl()
 
 
 @cache

@@ -38,7 +38,9 @@ class Storage:
             secure=settings.minio_secure,
             region=settings.minio_region,
             http_client=urllib3.PoolManager(
-                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=silence_s), retries=False
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=silence_s),
+                retries=False,
+                ca_certs=str(settings.tls_ca_path) if settings.tls_ca_path else None,
             ),
         )
 

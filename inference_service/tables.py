@@ -195,6 +195,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
             a fork.
     """
     pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
+    verified = settings.postgres_sslmode == "verify-full"
     limits = ["idle_in_transaction_session_timeout", *([] if pooled else ["statement_timeout"])]
     return create_engine(
         database_url(settings),
@@ -204,6 +205,8 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
         connect_args={
             "connect_timeout": _CONNECT_TIMEOUT_S,
             # A server that is silently gone is noticed by the kernel, or the renewal of a lease would wait for ever.
+            "sslmode": settings.postgres_sslmode,
+            **({"sslrootcert": str(settings.tls_ca_path or "system")} if verified else {}),
             "tcp_user_timeout": _SILENCE_LIMIT_S * 1000,
             "keepalives_idle": _SILENCE_LIMIT_S,
             "application_name": "inference-service",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from inference_service.settings import Settings
+
 REPOSITORY = Path(__file__).parents[2]
 FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]
 SECRETS = dict.fromkeys(("REDIS_PASSWORD", "POSTGRES_PASSWORD", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"), "secret1")
@@ -72,6 +74,25 @@ def test_every_variable_is_written_down() -> None:
         (REPOSITORY / "docs" / page).read_text(encoding="utf-8") for page in ("settings.md", "deployment.md")
     )
     assert {name for name in used if f"`{name}`" not in pages} == set()
+
+
+def test_every_setting_of_a_job_reaches_the_workers() -> None:
+    passed = set(re.findall(r"^      ([A-Z_]+):", "".join(file.read_text() for file in FILES), flags=re.MULTILINE))
+    # The images set the paths, and servers in the same network speak no TLS.
+    fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
+    metrics = {"METRICS_PORT", "METRICS_HOST"}
+    settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}
+    assert settings - passed == fixed | metrics
+
+
+@needs_compose
+def test_a_machine_without_a_gpu_runs_the_gpu_worker_all_the_same(empty: Path) -> None:
+    with_gpu, without = (
+        config(empty, ("gpu",), {**SECRETS, "GPU_DEVICES": kind}).stdout for kind in ("nvidia", "none")
+    )
+    assert "driver: nvidia" in with_gpu
+    assert "inference-worker-gpu" in without
+    assert "nvidia" not in without
 
 
 def test_the_example_shows_the_defaults_of_compose() -> None:

@@ -121,7 +121,9 @@ def parse(command: click.Command, words: list[str]) -> None:
         subcommand = command.commands[words[0]]
         parse(subcommand, words[1:])
     else:
-        command.make_context(command.name, list(words), resilient_parsing=False)
+        # Click keeps what a command's first context says about its help.
+        above = click.Context(main, **main.context_settings)
+        command.make_context(command.name, list(words), parent=above)
 
 
 def test_every_command_is_documented() -> None:

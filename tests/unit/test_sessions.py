@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from inference_service import trial
+from inference_service import sessions, trial
 from inference_service.errors import ModelInvalid, OutOfMemory
 from inference_service.providers import CPU, OPENVINO, Precision
 from inference_service.sessions import Session
@@ -149,6 +149,25 @@ def test_a_batch_is_free_or_fixed() -> None:
     assert Session(DOUBLE, providers=[CPU]).batch == 1
     free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
     assert Session(free, providers=[CPU]).batch is None
+
+
+@pytest.mark.parametrize(("providers", "loads"), [([CPU], 0), (["CUDAExecutionProvider", CPU], 1)])
+def test_cuda_is_loaded_from_its_wheels_before_a_session_wants_it(
+    monkeypatch: pytest.MonkeyPatch, providers: list[str], loads: int
+) -> None:
+    loaded = []
+
+    def opened(*_: object, **__: object) -> onnxruntime.InferenceSession:
+        assert len(loaded) == loads
+        return InferenceSession(DOUBLE, providers=[CPU])
+
+    InferenceSession = onnxruntime.InferenceSession  # noqa: N806
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("cuda"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    sessions._load_cuda.cache_clear()
+    for _ in range(2):
+        Session(DOUBLE, providers=providers)
+    sessions._load_cuda.cache_clear()
 
 
 @pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])

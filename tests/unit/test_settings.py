@@ -11,6 +11,9 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # Each differs from its default.
 VALUES: dict[str, tuple[str, object]] = {
     "REDIS_URL": ("rediss://:pw@redis.example:6380/2", Secret(RedisDsn("rediss://:pw@redis.example:6380/2"))),
+    "REDIS_PASSWORD": ("redis-secret", SecretStr("redis-secret")),
+    "POSTGRES_SSLMODE": ("verify-full", "verify-full"),
+    "TLS_CA_PATH": ("/etc/ca.pem", Path("/etc/ca.pem")),
     "POSTGRES_SERVER": ("db.example", "db.example"),
     "POSTGRES_PORT": ("5433", 5433),
     "POSTGRES_USER": ("segmenter", "segmenter"),
@@ -60,7 +63,7 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_every_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(VALUES) == {field.upper() for field in Settings.model_fields}
+    assert set(VALUES) == {field.upper() for field in Settings.model_fields if not field.endswith("_file")}
     defaults = Settings()
     for name, (text, _) in VALUES.items():
         monkeypatch.setenv(name, text)
@@ -146,12 +149,60 @@ def test_settings_cannot_be_changed() -> None:
         ("MINIO_ACCESS_KEY", "hush"),
         ("MINIO_SECRET_KEY", "hush"),
         ("REDIS_URL", "redis://:hush@127.0.0.1:6379/0"),
+        ("REDIS_PASSWORD", "hush"),
     ],
 )
 def test_secrets_stay_out_of_repr_and_str(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(name, text)
     settings = Settings()
     assert "hush" not in f"{settings!r} {settings}"
+
+
+def test_a_bad_value_beside_a_secret_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "hush")
+    monkeypatch.setenv("CPU_STANDBY_S", "1")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "hush" not in str(caught.value)
+
+
+SECRETS = [field.removesuffix("_file") for field in Settings.model_fields if field.endswith("_file")]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("p@ss: wörd\n", encoding="utf-8")
+    monkeypatch.setenv(f"{name.upper()}_FILE", str(tmp_path / "secret"))
+    assert getattr(Settings(), name) == SecretStr("p@ss: wörd")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_given_once_and_its_file_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv(f"{name.upper()}_FILE", str(tmp_path / "none"))
+    with pytest.raises(ValidationError, match=f"{name.upper()}_FILE cannot be read: FileNotFoundError"):
+        Settings()
+    monkeypatch.setenv(name.upper(), "hush")
+    with pytest.raises(ValidationError, match=f"{name.upper()} and {name.upper()}_FILE exclude each other"):
+        Settings()
+
+
+def test_all_secrets_may_lie_in_files() -> None:
+    secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert secrets == set(SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://:p%40ss%3A%2F%23@127.0.0.1:6379/0"),
+        ("redis://:old@127.0.0.1:6379/0", "redis://:p%40ss%3A%2F%23@127.0.0.1:6379/0"),
+        ("rediss://worker@redis.example:6380/2", "rediss://worker:p%40ss%3A%2F%23@redis.example:6380/2"),
+    ],
+)
+def test_the_password_of_redis_goes_into_its_url(url: str, expected: str) -> None:
+    assert Settings.model_validate({"redis_url": url, "redis_password": "p@ss:/#"}).broker_url == expected
 
 
 @pytest.mark.parametrize(

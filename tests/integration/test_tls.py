@@ -1,0 +1,122 @@
+"""TLS to the three servers: the real ones, behind a proxy that speaks it and has a certificate of its own authority."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import trustme
+
+from inference_service import jobs
+from inference_service.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from inference_service.queues import look, make_app
+from inference_service.settings import Settings
+from inference_service.storage import Storage
+from inference_service.tables import connect
+
+# What libpq sends before it speaks TLS; the server answers with one letter.
+POSTGRES_ASKS_BYTES = 8
+
+
+@contextmanager
+def proxy(port: int, context: ssl.SSLContext, *, postgres: bool = False) -> Iterator[int]:
+    """Takes TLS connections on a port of its own and passes them on in plain text."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                raw, _ = listener.accept()
+                threading.Thread(target=handle, args=(raw,), daemon=True).start()
+
+    def handle(raw: socket.socket) -> None:
+        with suppress(OSError):
+            if postgres:
+                raw.recv(POSTGRES_ASKS_BYTES)
+                raw.sendall(b"S")
+            with (
+                context.wrap_socket(raw, server_side=True) as near,
+                socket.create_connection(("127.0.0.1", port)) as far,
+            ):
+                back = threading.Thread(target=pass_on, args=(far, near), daemon=True)
+                back.start()
+                pass_on(near, far)
+                back.join()
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]]:
+    """Settings that speak TLS and trust the authority."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    redis = settings.redis_url.get_secret_value()
+    with ExitStack() as stack:
+        ports = {
+            "redis": stack.enter_context(proxy(redis.port or 0, context)),
+            "postgres": stack.enter_context(proxy(settings.postgres_port, context, postgres=True)),
+            "minio": stack.enter_context(proxy(int(settings.minio_endpoint.rpartition(":")[2]), context)),
+        }
+        yield {
+            **settings.model_dump(),
+            "redis_url": f"rediss://127.0.0.1:{ports['redis']}/0", "redis_password": redis.password,
+            "postgres_port": ports["postgres"], "postgres_sslmode": "verify-full",
+            "minio_endpoint": f"127.0.0.1:{ports['minio']}", "minio_secure": True,
+            "tls_ca_path": tmp_path / "ca.pem",
+        }  # fmt: skip
+
+
+def test_all_three_are_reached(behind_tls: dict[str, object]) -> None:
+    settings = Settings.model_validate(behind_tls)
+    assert set(look(make_app(settings)).depths) == {"priority", "overflow"}
+    engine = connect(settings)
+    assert jobs.get(engine, uuid4()) is None
+    engine.dispose()
+    assert not Storage(settings).exists("volumes", "no/such")
+
+
+@pytest.mark.parametrize("authority", ["another", "none"])
+def test_a_server_that_nobody_vouches_for_is_not_spoken_to(
+    behind_tls: dict[str, object], authority: str, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "another.pem")
+    trusted = tmp_path / "another.pem" if authority == "another" else None
+    settings = Settings.model_validate({**behind_tls, "tls_ca_path": trusted})
+    with pytest.raises(QueueUnavailable):
+        look(make_app(settings))
+    with pytest.raises(DatabaseUnavailable):
+        jobs.get(connect(settings), uuid4())
+    with pytest.raises(StorageUnavailable):
+        Storage(settings).exists("volumes", "no/such")
+
+
+def test_nor_one_that_has_anothers_name(behind_tls: dict[str, object]) -> None:
+    settings = Settings.model_validate(
+        {
+            **behind_tls,
+            "redis_url": str(behind_tls["redis_url"]).replace("127.0.0.1", "localhost"),
+            "postgres_server": "localhost",
+            "minio_endpoint": str(behind_tls["minio_endpoint"]).replace("127.0.0.1", "localhost"),
+        }
+    )
+    with pytest.raises(QueueUnavailable):
+        look(make_app(settings))
+    with pytest.raises(DatabaseUnavailable):
+        jobs.get(connect(settings), uuid4())
+    with pytest.raises(StorageUnavailable):
+        Storage(settings).exists("volumes", "no/such")
