@@ -155,7 +155,7 @@ def test_a_batch_is_free_or_fixed() -> None:
 def test_cuda_is_loaded_from_its_wheels_before_a_session_wants_it(
     monkeypatch: pytest.MonkeyPatch, providers: list[str], loads: int
 ) -> None:
-    loaded = []
+    loaded: list[str] = []
 
     def opened(*_: object, **__: object) -> onnxruntime.InferenceSession:
         assert len(loaded) == loads
