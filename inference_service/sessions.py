@@ -22,6 +22,8 @@ _ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
+# What ONNX Runtime raises besides where a provider cannot even be made.
+_REFUSALS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
 _ALLOCATION_FAILURES = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
 _FATAL = 4
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -40,6 +42,7 @@ class Session:
     Attributes:
         precision: As asked for.
         whole: Whether all of the network runs on the first provider, no part of it on the CPU provider instead.
+        refusal: What ONNX Runtime says why not; None where it does.
 
     Raises:
         ModelInvalid: ONNX Runtime cannot load the network.
@@ -59,10 +62,13 @@ class Session:
         if any(provider in GPUS for provider in providers):
             _load_cuda()
         try:
-            self._session, self.whole = _open(network, list(providers), threads, precision, spin)
+            self._session, self.refusal = _open(network, list(providers), threads, precision, spin)
         except _ERRORS as error:
             otherwise = "ONNX Runtime cannot load the model's network"
             raise _mapped(error, what="the model", otherwise=otherwise) from error
+        self.whole = self.refusal is None
+        # A run that fails would move to the CPU for good, and say so to nobody but the terminal.
+        self._session.disable_fallback()
         _give_back_free_memory()
         inputs = self._session.get_inputs()
         if not inputs:
@@ -118,17 +124,22 @@ def _load_cuda() -> None:
 
 def _open(
     network: bytes, providers: list[str], threads: int | None, precision: Precision, spin: bool
-) -> tuple[onnxruntime.InferenceSession, bool]:
-    """Opens a session, and says whether all of the network is on the first provider."""
+) -> tuple[onnxruntime.InferenceSession, str | None]:
+    """Opens a session, and says why a part of the network is not on the first provider, if so."""
     chosen = [(name, _provider_options(name, threads, precision)) for name in providers]
+    refusal = None
     if providers[0] != CPU:
         # ONNX Runtime names a provider as in use even where it has nothing to do: this way it must have all of it.
         options = _session_options(threads, spin)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.log_severity_level = _FATAL
-        with suppress(*_ERRORS):
-            return onnxruntime.InferenceSession(network, options, providers=chosen[:1]), True
-    return onnxruntime.InferenceSession(network, _session_options(threads, spin), providers=chosen), providers[0] == CPU
+        try:
+            session = onnxruntime.InferenceSession(network, options, providers=chosen[:1], enable_fallback=0)
+            return session, None
+        except _REFUSALS as error:
+            refusal = str(error)
+    session = onnxruntime.InferenceSession(network, _session_options(threads, spin), providers=chosen)
+    return session, refusal
 
 
 def _give_back_free_memory() -> None:

@@ -13,6 +13,7 @@ from inference_service.sessions import Session
 
 # Compiled into the CPU wheel, but only a stub for calls to a remote service.
 _NEVER_USABLE = "AzureExecutionProvider"
+_MOST_CHARACTERS = 300
 # An ONNX graph of one 1×1×1 convolution on (1, 1, 2, 2, 2): small, yet it makes CUDA load cuDNN too.
 _NETWORK = b64decode(
     "CAg6cQoPCgF4CgF3EgF5IgRDb252EgVwcm9iZSoVCAEIAQgBCAEIARABQgF3SgQAAIA/Wh8KAXgSGgoYCAESFAoCCAEKAggBCgIIAgoCCAIKAggC"
@@ -37,8 +38,13 @@ def _try(provider: str) -> str | None:
     except (ModelInvalid, OutOfMemory) as error:
         return str(error.__cause__)
     if session.providers[0] != provider:
-        return f"ONNX Runtime fell back to {session.providers}"
+        return f"ONNX Runtime fell back to {session.providers}: {_end_of(session.refusal or 'it does not say why')}"
     return None
+
+
+def _end_of(text: str) -> str:
+    """The end of ONNX Runtime's words, on one line: they begin with places in its source."""
+    return " ".join(text.split())[-_MOST_CHARACTERS:]
 
 
 if __name__ == "__main__":

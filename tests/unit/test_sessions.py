@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -145,6 +146,17 @@ def test_the_cpu_provider_has_all_of_a_network() -> None:
     assert Session(DOUBLE, providers=[CPU]).whole
 
 
+def test_a_run_that_a_provider_fails_does_not_move_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(DOUBLE, providers=[CPU])
+
+    failing = Mock()
+    failing.is_webgpu_graph_capture_enabled.return_value = False
+    failing.run.side_effect = onnxruntime.capi.onnxruntime_pybind11_state.EPFail("CUDA failure 700")
+    monkeypatch.setattr(session._session, "_sess", failing)
+    with pytest.raises(ModelInvalid):
+        session.run(WINDOW)
+
+
 def test_a_batch_is_free_or_fixed() -> None:
     assert Session(DOUBLE, providers=[CPU]).batch == 1
     free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
@@ -177,7 +189,7 @@ def test_openvino_is_told_threads_and_precision(
     opened: list[tuple[list[tuple[str, dict[str, str]]], str]] = []
 
     def open_session(
-        content: bytes, options: onnxruntime.SessionOptions, providers: list[tuple[str, dict[str, str]]]
+        content: bytes, options: onnxruntime.SessionOptions, providers: list[tuple[str, dict[str, str]]], **_: int
     ) -> None:
         try:
             fallback = options.get_session_config_entry("session.disable_cpu_ep_fallback")
