@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 from uuid import UUID
 
 from billiard.einfo import ExceptionInfo
@@ -61,7 +62,8 @@ def run_worker(role: Role, settings: Settings) -> int:
         jobs=concurrency,
     )
     app = make_app(settings)
-    name = f"{role}-{os.getpid()}@{socket.gethostname()}"
+    # In containers the process is always 1, and those on the host's network share its name too.
+    name = f"{role}-{os.getpid()}-{token_hex(3)}@{socket.gethostname()}"
     workspace = Workspace(settings.usable_work_path)
 
     def consumed() -> list[str]:

@@ -296,7 +296,7 @@ def test_a_worker_that_takes_nothing_ends(service: Service) -> None:
     app = make_app(settings_for(service.servers.environment))
     with service.worker("gpu") as worker:
         until_queues(service, worker, ["priority", "overflow"])
-        name = next(known.name for known in service.client.workers() if f"-{worker.pid}@" in known.name)
+        name = next(known.name for known in service.client.workers() if f"-{worker.pid}-" in known.name)
         for queue in ("priority", "overflow"):
             app.control.cancel_consumer(queue, destination=[name])
         until_queues(service, worker, [])
@@ -342,7 +342,7 @@ def until_queues(service: Service, worker: WorkerProcess, queues: list[str]) -> 
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         for known in service.client.workers():
-            if f"-{worker.pid}@" in known.name and known.queues == queues:
+            if f"-{worker.pid}-" in known.name and known.queues == queues:
                 return
         time.sleep(0.1)
     raise AssertionError(service.client.workers())

@@ -202,7 +202,7 @@ def test_logs_as_json_carry_the_job(stack: Stack, client: Client, scan: Path, tm
             for _ in range(4)
         ]
     lines = [json.loads(line) for line in worker.log_path.read_text().splitlines() if line.startswith("{")]
-    mine = {str(job.id) for job in jobs if job.lease_owner and job.lease_owner.startswith(f"gpu-{worker.pid}@")}
+    mine = {str(job.id) for job in jobs if job.lease_owner and job.lease_owner.startswith(f"gpu-{worker.pid}-")}
     said = {line["job_id"] for line in lines if line["message"].startswith("succeeded")}
     assert said == mine
     assert any(line["message"] == "ONNX providers using: ['CPUExecutionProvider']" for line in lines)
