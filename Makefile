@@ -47,6 +47,7 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	echo 'onnxruntime-gpu<1.27' | $(COMPILE) pyproject.toml - --extra gpu --output-file locks/gpu-cuda12.txt
 	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --output-file locks/gpu-cuda13.txt
 	$(COMPILE) pyproject.toml --extra openvino --output-file locks/openvino.txt
+	$(COMPILE) --group flower --output-file locks/flower.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --output-file locks/build.txt
 
 soak: $(READY) ## kill parts of the service at random for 15 minutes and count what comes to harm (ARGS="--minutes 2 --jobs 100")

@@ -7,8 +7,10 @@ from datetime import datetime, timedelta
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from sqlalchemy import func, select
 
+from inference_service.errors import ErrorCode, error_from_row
 from inference_service.jobs import state_for
 from inference_service.queues import RedisState
+from inference_service.stages import STAGES
 from inference_service.sweep import Ended
 from inference_service.tables import Database, JobRow, JobState, mapped_errors
 
@@ -57,6 +59,8 @@ class Metrics:
             "Since when the lease was not renewed that was not for the longest time.",
             registry=self.registry,
         )
+
+        self._start_from_zero()
 
     def serve(self, host: str, port: int) -> None:
         """Serves them over HTTP in a thread.
@@ -122,6 +126,14 @@ class Metrics:
         """Notes how many messages wait."""
         for queue, depth in redis.depths.items():
             self._depth.labels(queue).set(depth)
+
+    def _start_from_zero(self) -> None:
+        """Makes the series that jobs will count on: Prometheus sees no increase from nothing to one."""
+        self._finished.labels(JobState.SUCCEEDED, "")
+        for code in ErrorCode:
+            self._finished.labels(state_for(error_from_row(code, "")), code)
+        for stage in STAGES:
+            self._stage_seconds.labels(stage)
 
     def _count(self, state: str, code: str | None, attempts: int, timings_s: Mapping[str, float]) -> None:
         self._finished.labels(state, code or "").inc()

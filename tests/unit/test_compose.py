@@ -1,19 +1,25 @@
-"""The compose files: every mode renders, and every variable is written down."""
+"""The compose files: every mode renders, and every variable is written down; the Dockerfiles pass hadolint."""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from inference_service.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]
 SECRETS = dict.fromkeys(("REDIS_PASSWORD", "POSTGRES_PASSWORD", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"), "secret1")
-MODES = (("cpu",), ("gpu",), ("gpu", "cpu"))
+MONITORING_SECRETS = {"GRAFANA_PASSWORD": "secret1", "FLOWER_BASIC_AUTH": "operator:secret1"}
+WORKERS = (("cpu",), ("gpu",), ("gpu", "cpu"))
+MODES = (*WORKERS, *((*mode, "monitoring") for mode in WORKERS))
+SERVERS = {"redis", "postgres", "minio"}
+WATCHERS = {"prometheus", "grafana", "flower"}
 
 
 def compose_command() -> list[str] | None:
@@ -49,21 +55,37 @@ def config(empty: Path, mode: tuple[str, ...], environment: dict[str, str]) -> s
 @needs_compose
 @pytest.mark.parametrize("mode", MODES, ids="+".join)
 def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
-    done = config(empty, mode, SECRETS)
+    done = config(empty, mode, SECRETS | (MONITORING_SECRETS if "monitoring" in mode else {}))
     assert done.returncode == 0, done.stderr
-    for part in mode:
-        assert f"inference-worker-{part}:" in done.stdout
-    for service in ("redis", "postgres", "minio", "migrate"):
-        assert re.search(rf"^  {service}:$", done.stdout, flags=re.MULTILINE)
-    assert done.stdout.count("read_only: true") == 1 + len(mode)
+    services = yaml.safe_load(done.stdout)["services"]
+    watchers = WATCHERS if "monitoring" in mode else set()
+    workers = {f"inference-worker-{part}" for part in mode if part != "monitoring"}
+    assert set(services) == {*SERVERS, *watchers, *workers, "migrate"}
+    for name, service in services.items():
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["logging"]["options"]["max-size"] == "10m"
+        assert all("127.0.0.1" in str(port) for port in service.get("ports", []))
+        assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+        if name not in SERVERS:
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    for worker in workers:
+        assert "ports" not in services[worker]
 
 
 @needs_compose
-@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("name", [*SECRETS, *MONITORING_SECRETS])
 def test_an_unset_password_is_named(empty: Path, name: str) -> None:
-    done = config(empty, ("cpu",), {**SECRETS, name: ""})
+    done = config(empty, ("cpu", "monitoring"), {**SECRETS, **MONITORING_SECRETS, name: ""})
     assert done.returncode != 0
     assert f"set {name}" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("docker/Dockerfile.*")), ids=lambda path: path.name)
+def test_dockerfiles_pass_hadolint(path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 def test_every_variable_is_written_down() -> None:

@@ -1,0 +1,131 @@
+"""What Prometheus and Grafana ask for is what a worker tells."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import promql_parser
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from inference_service.errors import ErrorCode
+from inference_service.metrics import Metrics
+from inference_service.settings import Settings
+from inference_service.stages import STAGES
+from inference_service.tables import connect
+
+REPOSITORY = Path(__file__).parents[2]
+MONITORING = REPOSITORY / "docker" / "monitoring"
+ALERTS = MONITORING / "alerts.yml"
+DASHBOARD = MONITORING / "grafana" / "dashboards" / "inference.json"
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+# What Prometheus makes itself.
+OWN = {"up", "ALERTS"}
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool here")
+
+
+@pytest.fixture(scope="module")
+def registry() -> CollectorRegistry:
+    return Metrics("cpu-1@host", connect(Settings())).registry
+
+
+def rules() -> list[dict[str, str]]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, list[dict[str, str]]]]:
+    return list(json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"])
+
+
+def shown() -> list[str]:
+    return [target["expr"] for panel in panels() for target in panel["targets"]]
+
+
+def names_in(expression: str) -> Iterator[str]:
+    """The metrics that an expression asks for."""
+    found: list[str] = []
+
+    def note(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node.name or "")
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), note)
+    yield from found
+
+
+def exposed(registry: CollectorRegistry) -> dict[str, set[str]]:
+    """The names of each metric's series."""
+    return {family.name: {family.name + suffix for suffix in SUFFIXES[family.type]} for family in registry.collect()}
+
+
+def test_what_is_asked_for_is_exposed(registry: CollectorRegistry) -> None:
+    known = OWN.union(*exposed(registry).values())
+    for expression in [*shown(), *(rule["expr"] for rule in rules())]:
+        names = set(names_in(expression))
+        assert names, expression
+        assert names <= known, expression
+
+
+def test_what_is_exposed_is_shown(registry: CollectorRegistry) -> None:
+    names = {name for expression in shown() for name in names_in(expression)}
+    assert [metric for metric, series in exposed(registry).items() if not series & names] == []
+
+
+def test_the_first_of_a_kind_is_an_increase(registry: CollectorRegistry) -> None:
+    for code in ErrorCode:
+        state = "cancelled" if code == ErrorCode.CANCELLED else "failed"
+        assert registry.get_sample_value("inference_jobs_finished_total", {"state": state, "code": code}) == 0
+    assert registry.get_sample_value("inference_jobs_finished_total", {"state": "succeeded", "code": ""}) == 0
+    for stage in STAGES:
+        assert registry.get_sample_value("inference_stage_seconds_count", {"stage": stage}) == 0
+
+
+def test_alerts_on_failures_name_real_codes() -> None:
+    (expression,) = (rule["expr"] for rule in rules() if rule.get("alert") == "ServiceFails")
+    (pattern,) = re.findall(r'code=~"([^"]+)"', expression)
+    for part in pattern.split("|"):
+        assert any(re.fullmatch(part, code) for code in ErrorCode), part
+
+
+def test_every_alert_says_what_it_is_about() -> None:
+    for rule in rules():
+        assert {"alert", "expr", "labels", "annotations"} <= set(rule)
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_the_dashboard_finds_its_data_source() -> None:
+    source = yaml.safe_load((MONITORING / "grafana" / "datasources" / "prometheus.yml").read_text(encoding="utf-8"))
+    (uid,) = (entry["uid"] for entry in source["datasources"])
+    text = DASHBOARD.read_text(encoding="utf-8")
+    assert set(re.findall(r'"type": "prometheus",\s*"uid": "([^"]*)"', text)) == {uid}
+
+
+def test_the_workers_of_compose_are_scraped() -> None:
+    (job,) = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    (by_name,) = job["dns_sd_configs"]
+    for role in ("cpu", "gpu"):
+        text = (REPOSITORY / f"docker-compose.{role}.yml").read_text(encoding="utf-8")
+        ((name, service),) = yaml.safe_load(text)["services"].items()
+        assert name in by_name["names"]
+        assert service["environment"]["METRICS_PORT"] == str(by_name["port"])
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "--syntax-only", MONITORING / "prometheus.yml"),
+        ("check", "rules", ALERTS),
+        ("test", "rules", Path(__file__).with_name("alerts_test.yml")),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_promtool_finds_nothing(arguments: tuple[str | Path, ...]) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
