@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -29,8 +30,21 @@ def validator(name: str) -> Draft202012Validator:
 def commands(text: str) -> list[list[str]]:
     """The words of each command line in the shell blocks of a page."""
     blocks = re.findall(r"^```(?:sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line and not line.startswith("#")]
+    return [words for block in blocks for words in split(block)]
+
+
+def split(block: str) -> Iterator[list[str]]:
+    """The words of each command of a block; one goes on over backslashes and open quotes."""
+    command = ""
+    for line in block.replace("\\\n", " ").splitlines(keepends=True):
+        command += line.removeprefix("$ ")
+        try:
+            words = shlex.split(command, comments=True)
+        except ValueError:
+            continue
+        yield words
+        command = ""
+    assert not command, f"who closes the quotes of {command}?"
 
 
 def all_commands() -> list[tuple[str, list[str]]]:
@@ -111,8 +125,14 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
         assert all(any(name in (REPOSITORY / file).read_text() for file in files) for name in services)
     elif words[0] == "cp":
         assert (REPOSITORY / words[1]).is_file()
+    elif words[0] == "kubectl":
+        assert all((REPOSITORY / word).exists() for word in words if word.startswith("deploy/"))
+    elif words[:2] == ["docker", "run"]:
+        parse(main, words[words.index("worker") :])
     else:
-        assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python"}, f"{page}: who checks {words[0]}?"
+        assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python", "mkdir"}, (
+            f"{page}: who checks {words[0]}?"
+        )
 
 
 def parse(command: click.Command, words: list[str]) -> None:
