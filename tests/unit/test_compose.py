@@ -102,9 +102,8 @@ def test_every_setting_of_a_job_reaches_the_workers() -> None:
     passed = set(re.findall(r"^      ([A-Z_]+):", "".join(file.read_text() for file in FILES), flags=re.MULTILINE))
     # The images set the paths, and servers in the same network speak no TLS.
     fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
-    metrics = {"METRICS_PORT", "METRICS_HOST"}
     settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}
-    assert settings - passed == fixed | metrics
+    assert settings - passed == fixed
 
 
 @needs_compose
