@@ -52,6 +52,16 @@ def config(empty: Path, mode: tuple[str, ...], environment: dict[str, str]) -> s
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_file_is_what_composes_specification_says(file: Path, tmp_path: Path) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    wrong = tmp_path / file.name
+    wrong.write_text(file.read_text(encoding="utf-8").replace("services:\n", "servics:\n"))
+    assert subprocess.run([*check, str(wrong)], capture_output=True, check=False).returncode != 0
+
+
 @needs_compose
 @pytest.mark.parametrize("mode", MODES, ids="+".join)
 def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
