@@ -9,7 +9,12 @@
     │   │   ├── InputCorrupt        input_corrupt
     │   │   ├── UnsupportedFormat   unsupported_format
     │   │   ├── NotAVolume          not_a_volume
-    │   │   └── InconsistentGeometry  inconsistent_geometry
+    │   │   ├── UnsupportedTransferSyntax  unsupported_transfer_syntax
+    │   │   ├── MixedSeries         mixed_series
+    │   │   ├── MissingSlices       missing_slices
+    │   │   ├── InconsistentGeometry  inconsistent_geometry
+    │   │   ├── GantryTilt          gantry_tilt
+    │   │   └── ModalityMismatch    modality_mismatch
     │   ├── ModelError
     │   │   ├── ModelNotFound       model_not_found
     │   │   └── ModelInvalid        model_invalid
@@ -40,7 +45,12 @@ class ErrorCode(StrEnum):
     INPUT_CORRUPT = "input_corrupt"
     UNSUPPORTED_FORMAT = "unsupported_format"
     NOT_A_VOLUME = "not_a_volume"
+    UNSUPPORTED_TRANSFER_SYNTAX = "unsupported_transfer_syntax"
+    MIXED_SERIES = "mixed_series"
+    MISSING_SLICES = "missing_slices"
     INCONSISTENT_GEOMETRY = "inconsistent_geometry"
+    GANTRY_TILT = "gantry_tilt"
+    MODALITY_MISMATCH = "modality_mismatch"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_INVALID = "model_invalid"
     OUT_OF_MEMORY = "out_of_memory"
@@ -112,10 +122,40 @@ class NotAVolume(InputError):
     code = ErrorCode.NOT_A_VOLUME
 
 
+class UnsupportedTransferSyntax(InputError):
+    """The pixels are encoded in a way that this service does not decode."""
+
+    code = ErrorCode.UNSUPPORTED_TRANSFER_SYNTAX
+
+
+class MixedSeries(InputError):
+    """The input holds several series, and the request does not say which one is meant."""
+
+    code = ErrorCode.MIXED_SERIES
+
+
+class MissingSlices(InputError):
+    """The series has gaps that other slices must have filled."""
+
+    code = ErrorCode.MISSING_SLICES
+
+
 class InconsistentGeometry(InputError):
-    """The file does not say where its voxels lie in space."""
+    """The input does not say where its voxels lie in space, or contradicts itself."""
 
     code = ErrorCode.INCONSISTENT_GEOMETRY
+
+
+class GantryTilt(InputError):
+    """The slices are not stacked at right angles to their planes."""
+
+    code = ErrorCode.GANTRY_TILT
+
+
+class ModalityMismatch(InputError):
+    """The scan is not of the modality that the model was made for."""
+
+    code = ErrorCode.MODALITY_MISMATCH
 
 
 class ModelError(PermanentError):

@@ -189,6 +189,7 @@ def same_work(
             JobRow.model_version == model[1],
             JobRow.model_sha256 == model[2],
             JobRow.request["options"].op("-")("reuse") == asked["options"],
+            JobRow.request["input"]["series"].astext.is_not_distinct_from(request.input.series),
             JobRow.request["output"]["formats"] == asked["output"]["formats"],
         )
         .order_by(JobRow.finished_at.desc())

@@ -15,30 +15,38 @@ from inference_service.machine import usable_cpus
 from inference_service.models import find_model
 from inference_service.pipeline import MASK_FILE, REPORT_FILE, numeric_threads, segment_file, segment_volume
 from inference_service.providers import Precision
-from inference_service.readers import read_scan
+from inference_service.readers import NO_WISHES, Wishes, read_scan
 from inference_service.report import Report
 from inference_service.settings import Settings
 from inference_service.stages import Progress, StageClock
 
 
 def segment_locally(
-    source: Path, target: Path, settings: Settings, *, model: str, version: str | None, progress: Progress
+    source: Path,
+    target: Path,
+    settings: Settings,
+    *,
+    model: str,
+    version: str | None,
+    wishes: Wishes = NO_WISHES,
+    progress: Progress,
 ) -> Report:
-    """Segments a file with all of this machine's CPUs.
+    """Segments a scan with all of this machine's CPUs.
 
     Args:
-        source: The scan.
+        source: The scan: a file, a zip or a folder.
         target: The folder that gets mask and report; made where it is missing, never with anything overwritten in it.
         settings: Models, providers and limits.
         model: Name of the model.
         version: Its version; None takes the highest.
+        wishes: What is said of the input.
         progress: Told of every stage and window.
 
     Raises:
         BadRequest: The folder holds a result already.
         ServiceError: As the pipeline.
     """
-    _check_file(source)
+    _check_there(source)
     taken = [name for name in (MASK_FILE, REPORT_FILE) if (target / name).exists()]
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
@@ -48,7 +56,8 @@ def segment_locally(
         try:
             report = segment_file(
                 source, Path(folder), found, _engine(settings),
-                max_voxels=settings.max_voxels, clock=StageClock(), progress=progress,
+                max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, wishes=wishes,
+                clock=StageClock(), progress=progress,
             )  # fmt: skip
         except MemoryError as error:
             raise OutOfMemory("the scan needs more memory than this machine has") from error
@@ -94,10 +103,11 @@ def compare_precisions(
         BadRequest: The other precision cannot be computed here.
         ServiceError: As the pipeline.
     """
-    _check_file(source)
+    _check_there(source)
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
-    volume = read_scan(source, max_voxels=settings.max_voxels).volume
+    with TemporaryDirectory(prefix="compare-", dir=settings.usable_work_path) as folder:
+        volume = read_scan(source, Path(folder), max_voxels=settings.max_voxels).volume
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):
@@ -125,9 +135,9 @@ def compare_precisions(
     }
 
 
-def _check_file(source: Path) -> None:
-    if not source.is_file():
-        raise InputNotFound(f"there is no file {source}")
+def _check_there(source: Path) -> None:
+    if not source.exists():
+        raise InputNotFound(f"there is no file or folder {source}")
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile
 from io import BytesIO
-from math import prod
+from math import asin, degrees, inf, isfinite, prod
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -44,6 +44,8 @@ _MOST_TAIL_BYTES = 64 * 2**20
 _LEAST_SPACING_MM, _MOST_EXTENT_MM = 1e-4, 1e5
 # Least volume spanned by the axes' unit vectors: below it the grid is flat.
 _LEAST_DETERMINANT = 1e-3
+# What the qform's single precision, and a shear that is none, may come to.
+_MOST_APART_MM, _LEAST_SHEAR_DEGREES = 0.1, 0.05
 
 
 def looks_like_nifti(path: Path) -> bool:
@@ -78,6 +80,40 @@ def read_nifti(path: Path, max_voxels: int, require: Require = lambda size_bytes
     return Volume(_scale(raw, header), affine), header
 
 
+def geometry_warnings(header: Header, volume: Volume) -> tuple[str, ...]:
+    """What a reader of the mask should know of a scan's grid: that qform and sform disagree, or that it is sheared.
+
+    Args:
+        header: As it was read.
+        volume: On the grid that was taken from it.
+    """
+    warnings = []
+    apart_mm = _forms_apart_mm(header, volume)
+    if apart_mm > _MOST_APART_MM:
+        warnings.append(f"the header's qform and sform disagree by up to {apart_mm:.4g} mm: the sform was taken")
+    axes = volume.affine[:3, :3] / volume.spacing_mm
+    shear_degrees = degrees(asin(min(1.0, np.abs(np.triu(axes.T @ axes, 1)).max())))
+    if shear_degrees > _LEAST_SHEAR_DEGREES:
+        warnings.append(
+            f"the grid's axes are {shear_degrees:.3g}° off right angles: the network saw it as if they were not"
+        )
+    return tuple(warnings)
+
+
+def _forms_apart_mm(header: Header, volume: Volume) -> float:
+    """How far apart qform and sform have a corner of the volume; 0 where there is only one of them."""
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return 0.0
+    corners = np.vstack([np.indices((2, 2, 2)).reshape(3, -1) * np.reshape(volume.shape, (3, 1)), np.ones(8)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            qform = _in_millimetres(_with_qfac(header).get_qform(), header)
+        except (HeaderDataError, ValueError):
+            return inf
+        apart_mm = float(np.linalg.norm(((volume.affine - qform) @ corners)[:3], axis=0).max())
+    return apart_mm if isfinite(apart_mm) else inf
+
+
 def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: Header) -> None:
     """Writes a mask as `.nii.gz` with the shape, qform, sform and codes of the scan it belongs to.
 
@@ -96,8 +132,14 @@ def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: Header) -> N
 
 def write_volume(path: Path, volume: Volume) -> None:
     """Writes a volume as `.nii.gz`, its affine as the sform and, where it has no shear, the qform."""
-    header = nibabel.Nifti1Header(endianness="<")
+    header = grid_header(volume)
     header.set_data_dtype(volume.voxels.dtype)
+    _write(path, volume.voxels, header)
+
+
+def grid_header(volume: Volume) -> Header:
+    """A header with a volume's shape, its affine as the sform and, where it has no shear, as the qform."""
+    header = nibabel.Nifti1Header(endianness="<")
     header.set_data_shape(volume.shape)
     header.set_xyzt_units("mm")
     try:
@@ -105,7 +147,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     except HeaderDataError:
         header["qform_code"] = 0
     header.set_sform(volume.affine, code="scanner")
-    _write(path, volume.voxels, header)
+    return header
 
 
 def compress(source: Path, target: Path) -> None:
@@ -188,9 +230,8 @@ def _affine(header: Header, shape: tuple[int, int, int]) -> Affine:
         raise InconsistentGeometry("the header's qform is not a rotation") from error
     if affine is None:
         raise InconsistentGeometry("neither sform nor qform says where the voxels lie: both codes are 0")
-    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, 1.0)
     with np.errstate(over="ignore", invalid="ignore"):
-        affine = np.vstack([affine[:3] * unit, [0, 0, 0, 1]]).astype(np.float64)
+        affine = _in_millimetres(affine, header)
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         extents_mm = lengths * shape
     if not np.isfinite(affine).all() or (lengths < _LEAST_SPACING_MM).any() or (extents_mm > _MOST_EXTENT_MM).any():
@@ -198,6 +239,11 @@ def _affine(header: Header, shape: tuple[int, int, int]) -> Affine:
     if abs(np.linalg.det(affine[:3, :3] / lengths)) < _LEAST_DETERMINANT:
         raise InconsistentGeometry("the affine is singular: its axes lie in one plane")
     return affine
+
+
+def _in_millimetres(affine: Affine, header: Header) -> Affine:
+    unit = _MILLIMETRES.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, 1.0)
+    return np.vstack([affine[:3] * unit, [0, 0, 0, 1]]).astype(np.float64)
 
 
 def _with_qfac(header: Header) -> Header:

@@ -20,12 +20,13 @@ from inference_service.inference import Network, stream_logits
 from inference_service.manifest import Manifest
 from inference_service.mapping import map_planes
 from inference_service.memory import Memory
+from inference_service.modality import check_modality
 from inference_service.models import Model
 from inference_service.nifti import write_mask
 from inference_service.parallel import ALONE, Threads
 from inference_service.postprocess import clean
 from inference_service.preprocess import prepare
-from inference_service.readers import read_scan
+from inference_service.readers import MOST_BYTES, NO_WISHES, Scan, Wishes, read_scan
 from inference_service.report import InputReport, ModelReport, Report, measure_labels
 from inference_service.sessions import Session
 from inference_service.stages import Progress, StageClock
@@ -46,17 +47,21 @@ def segment_file(
     engine: Engine,
     *,
     max_voxels: int,
+    max_bytes: int = MOST_BYTES,
+    wishes: Wishes = NO_WISHES,
     clock: StageClock,
     progress: Progress = lambda stage, share: None,
 ) -> Report:
     """Segments one scan.
 
     Args:
-        source: The scan's file.
-        target: An existing folder that gets `mask.nii.gz` and `report.json`.
+        source: The scan: a file, a zip or a folder.
+        target: An existing folder that gets `mask.nii.gz` and `report.json`; a zip is unpacked there, too.
         model: What to run.
         engine: What to run it on.
         max_voxels: Scans that are larger, or become so on the model's grid, are refused.
+        max_bytes: So are zips and folders of more.
+        wishes: What the request says of its input.
         clock: Takes the seconds of each stage.
         progress: Told of every stage and window; what it raises ends the job.
 
@@ -71,37 +76,53 @@ def segment_file(
     memory = Memory(target, engine.jobs)
     progress("read", 0.0)
     with clock.stage("read"):
-        scan = read_scan(source, max_voxels=max_voxels, require=memory.require)
-        sha256 = _sha256(source)
+        scan = read_scan(
+            source, target, max_voxels=max_voxels, max_bytes=max_bytes, require=memory.require, wishes=wishes
+        )
+        if wishes.modality_check:
+            check_modality(model.manifest.modality, scan.modality, scan.volume.voxels)
+        sha256 = input_sha256(source)
     progress("model_load", 0.0)
     with clock.stage("model_load"):
         session = load_session(model, engine)
     with numeric_threads(engine.threads) as threads:
         segmented = segment_volume(
-            scan.volume, model.manifest, session,
+            scan.straightened.volume if scan.straightened else scan.volume, model.manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
             batch=session.batch or engine.batch, smaller_batch=session.batch is None, threads=threads, memory=memory,
         )  # fmt: skip
         progress("report", 0.0)
         with clock.stage("report"):
-            labels = measure_labels(segmented.mask, scan.volume, model.manifest, threads=threads)
+            mask = segmented.mask
+            if scan.straightened:
+                mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
+            labels = measure_labels(mask, scan.volume, model.manifest, threads=threads)
         progress("write", 0.0)
         with clock.stage("write"):
-            write_mask(target / MASK_FILE, segmented.mask, scan.grid)
+            write_mask(target / MASK_FILE, mask, scan.grid)
     manifest = model.manifest
     report = Report(
         service_version=version("inference-service"),
-        input=_input_report(scan.volume, sha256, segmented.kept),
+        input=_input_report(scan, sha256, segmented.kept),
         model=ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256),
         providers=session.providers,
         precision=session.precision,
         windows=segmented.windows,
         labels=labels,
         timings_s=dict(clock.seconds),
-        warnings=[*_warnings(scan.replaced_voxels, model, engine, session), *segmented.notes],
+        warnings=[*_warnings(scan, model, engine, session), *segmented.notes],
     )
     report.write(target / REPORT_FILE)
     return report
+
+
+def input_sha256(source: Path) -> str:
+    """Names an input by its content: of a file its sha256, of a folder that of its files' sorted ones."""
+    if source.is_dir():
+        each = sorted(input_sha256(path) for path in source.rglob("*") if path.is_file())
+        return hashlib.sha256("\n".join(each).encode()).hexdigest()
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -209,25 +230,29 @@ class _Timed:
             return self._network.run(windows)
 
 
-def _warnings(replaced_voxels: int, model: Model, engine: Engine, session: Session) -> list[str]:
+def _warnings(scan: Scan, model: Model, engine: Engine, session: Session) -> list[str]:
     warnings = [f"the model: {warning}" for warning in session_warnings(model, engine, session)]
-    if replaced_voxels:
-        warnings.append(f"{replaced_voxels} voxels were NaN or infinite and got the least finite value")
+    warnings += [f"the scan: {warning}" for warning in scan.warnings]
+    if scan.replaced_voxels:
+        warnings.append(f"{scan.replaced_voxels} voxels were NaN or infinite and got the least finite value")
     return warnings
 
 
-def _input_report(volume: Volume, sha256: str, kept: Box) -> InputReport:
-    cropped = any(side != slice(0, size) for side, size in zip(kept, volume.shape, strict=True))
+def _input_report(scan: Scan, sha256: str, kept: Box) -> InputReport:
+    volume = scan.volume
+    # The crop of a straightened scan is not one of its own axes.
+    cropped = scan.straightened is None and any(
+        side != slice(0, size) for side, size in zip(kept, volume.shape, strict=True)
+    )
     return InputReport(
+        kind=scan.kind,
         sha256=sha256,
         shape=volume.shape,
         spacing_mm=volume.spacing_mm,
         orientation=volume.orientation,
         affine=volume.affine.tolist(),
+        modality=scan.modality or None,
+        slices=len(scan.slices) or None,
+        set_aside=dict(scan.set_aside),
         cropped_to=[(side.start, side.stop) for side in kept] if cropped else None,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,68 +1,187 @@
-"""From a fetched file, of whatever kind, to a volume: each kind has a reader, chosen by content and never by name."""
+"""From a fetched input, of whatever kind, to a volume: each kind has a reader, chosen by content and never by name."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from inference_service.errors import InputCorrupt, UnsupportedFormat
-from inference_service.nifti import Header, Require, looks_like_nifti, read_nifti
+from inference_service.archives import MOST_FILES, looks_like_zip, unpack
+from inference_service.dicom import looks_like_dicom
+from inference_service.dicom_volume import read_series
+from inference_service.errors import InputCorrupt, InputNotFound, InputTooLarge, UnsupportedFormat
+from inference_service.nifti import Header, Require, geometry_warnings, grid_header, looks_like_nifti, read_nifti
+from inference_service.regrid import Straightened
+from inference_service.request import Tolerance
+from inference_service.series import Slice
 from inference_service.volume import Volume
+
+Kind = Literal["nifti", "dicom"]
+
+_UNPACKED = "unpacked"
+MOST_BYTES = 4 * 2**30
+"""That an input may have, unless a setting says otherwise."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request says of its input.
+
+    Attributes:
+        series: SeriesInstanceUID of the series that is meant; None takes the only one.
+        tolerate: What of a series' geometry is mended rather than refused.
+        modality_check: Whether it must be of the model's modality.
+    """
+
+    series: str | None = None
+    tolerate: tuple[Tolerance, ...] = ()
+    modality_check: bool = True
+
+
+NO_WISHES = Wishes()
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a reader makes of a file.
+    """What a reader makes of an input.
 
     Attributes:
         volume: All values finite.
         grid: The NIfTI header that a mask on the scan's grid takes its geometry from.
         replaced_voxels: Voxels that were NaN or infinite, and got the volume's least finite value.
+        kind: What it was read from.
+        straightened: What the network is to see instead, where the slices are tilted.
+        modality: DICOM's word for it, such as CT; empty where the input does not say.
+        slices: Of a DICOM series, in the order of the volume's third axis.
+        set_aside: How many files are no part of the volume, by reason.
+        warnings: What a reader of the mask should know.
     """
 
     volume: Volume
     grid: Header
-    replaced_voxels: int
+    replaced_voxels: int = 0
+    kind: Kind = "nifti"
+    straightened: Straightened | None = None
+    modality: str = ""
+    slices: tuple[Slice, ...] = ()
+    set_aside: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What readers are given.
+
+    Attributes:
+        max_voxels: More are refused before anything is allocated.
+        max_bytes: The same for bytes that files expand to.
+        require: Told how many bytes are about to be taken; what it raises ends the reading.
+        wishes: The request's.
+    """
+
+    max_voxels: int
+    max_bytes: int
+    require: Require
+    wishes: Wishes
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one kind of file.
+    """Reads one kind of input.
 
     Attributes:
         kind: What it reads, in words.
-        accepts: Whether a file's content is of that kind; what is wrong inside it is for `read` to say.
-        read: Gives the volume and its grid, or raises the InputError that says why not. Is given the most voxels, and
-            what is to be told how many bytes it is about to take.
+        accepts: Whether the files' content is of that kind; what is wrong inside them is for `read` to say.
+        read: Gives the scan, or raises the InputError that says why not.
     """
 
     kind: str
-    accepts: Callable[[Path], bool]
-    read: Callable[[Path, int, Require], tuple[Volume, Header]]
+    accepts: Callable[[Sequence[Path]], bool]
+    read: Callable[[Sequence[Path], _Reading], Scan]
 
 
-READERS = (Reader("NIfTI-1 or NIfTI-2, plain or gzipped", looks_like_nifti, read_nifti),)
-
-
-def read_scan(path: Path, *, max_voxels: int, require: Require = lambda size_bytes: None) -> Scan:
-    """Reads a volume with the first reader that accepts the file.
+def read_scan(
+    path: Path,
+    folder: Path,
+    *,
+    max_voxels: int,
+    max_bytes: int = MOST_BYTES,
+    require: Require = lambda size_bytes: None,
+    wishes: Wishes = NO_WISHES,
+) -> Scan:
+    """Reads a volume with the first reader that accepts the input.
 
     Args:
-        path: The file.
+        path: A file, a zip of files, or a folder of them.
+        folder: An existing one, where a zip is unpacked; what is unpacked there stays.
         max_voxels: More are refused before anything is allocated.
+        max_bytes: The same for the files of a folder or a zip, all together.
         require: Told how many bytes are about to be taken; what it raises ends the reading.
+        wishes: The request's.
 
     Raises:
-        InputError: No reader accepts the file, or the one that does refuses it.
+        InputError: No reader accepts the input, or the one that does refuses it.
     """
+    files = _files(path, folder, max_bytes)
     for reader in READERS:
-        if reader.accepts(path):
-            volume, grid = reader.read(path, max_voxels, require)
-            return Scan(volume, grid, _replace_non_finite(volume))
+        if reader.accepts(files):
+            return reader.read(files, _Reading(max_voxels, max_bytes, require, wishes))
     raise UnsupportedFormat(
-        f"the file is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"
+        f"the input is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"
     )
+
+
+def _files(path: Path, folder: Path, max_bytes: int) -> Sequence[Path]:
+    files = [path]
+    if path.is_dir():
+        files = sorted(found for found in path.rglob("*") if found.is_file() and not found.is_symlink())
+        if len(files) > MOST_FILES:
+            raise InputTooLarge(f"the folder holds {len(files)} files; this service takes at most {MOST_FILES}")
+        size = sum(found.stat().st_size for found in files)
+        if size > max_bytes:
+            raise InputTooLarge(f"the folder holds {size} bytes; this service takes at most {max_bytes}")
+    if len(files) == 1 and looks_like_zip(files[0]):
+        files = unpack(files[0], folder / _UNPACKED, max_bytes=max_bytes)
+    if not files:
+        raise InputNotFound("the input holds no file")
+    return files
+
+
+def _is_nifti(files: Sequence[Path]) -> bool:
+    return len(files) == 1 and looks_like_nifti(files[0])
+
+
+def _read_nifti(files: Sequence[Path], reading: _Reading) -> Scan:
+    volume, grid = read_nifti(files[0], reading.max_voxels, reading.require)
+    return Scan(volume, grid, _replace_non_finite(volume), warnings=geometry_warnings(grid, volume))
+
+
+def _is_dicom(files: Sequence[Path]) -> bool:
+    return any(looks_like_dicom(path) for path in files)
+
+
+def _read_dicom(files: Sequence[Path], reading: _Reading) -> Scan:
+    found = read_series(
+        files, max_voxels=reading.max_voxels, max_bytes=reading.max_bytes, require=reading.require,
+        series_uid=reading.wishes.series, tolerated=reading.wishes.tolerate,
+    )  # fmt: skip
+    return Scan(
+        found.volume,
+        grid_header(found.volume),
+        kind="dicom",
+        straightened=found.straightened,
+        modality=found.modality,
+        slices=found.slices,
+        set_aside={reason.value: count for reason, count in found.set_aside.items()},
+        warnings=found.warnings,
+    )
+
+
+READERS = (
+    Reader("NIfTI-1 or NIfTI-2, plain or gzipped", _is_nifti, _read_nifti),
+    Reader("DICOM, as a file, a folder or a zip of one series", _is_dicom, _read_dicom),
+)
 
 
 def _replace_non_finite(volume: Volume) -> int:

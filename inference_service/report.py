@@ -1,6 +1,7 @@
 """What is said about a finished mask: `report.json`, its model and its figures."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,18 @@ class _Part(BaseModel):
 class InputReport(_Part):
     """The scan as it was read; nothing that could name a patient."""
 
-    sha256: str = Field(description="Of the file as it was fetched.")
+    kind: Literal["nifti", "dicom"] = Field(description="What it was read from.")
+    sha256: str = Field(description="Of the file as it was fetched; of several files, that of their sorted sha256.")
     shape: tuple[int, int, int] = Field(description="Voxels along each axis of the file.")
     spacing_mm: tuple[float, float, float]
     orientation: str = Field(description="Towards where each axis of the file runs, for example LPS.")
     affine: list[list[float]] = Field(description="Voxel index to RAS+ mm, 4×4.")
+    modality: str | None = Field(description="As a DICOM series states it; null where the input does not.")
+    slices: int | None = Field(description="How many slices of a DICOM series the scan was made of.")
+    set_aside: dict[str, int] = Field(
+        description="How many files of the input are no part of the scan, by reason: not_dicom, no_image, localizer, "
+        "secondary_capture, projection, reformat, colour, no_position, single_image or other_series."
+    )
     cropped_to: list[tuple[int, int]] | None = Field(
         description="Where the model's manifest asks for a crop: the first voxel that was looked at along each axis of "
         "the file, and the one after the last; null where all was."

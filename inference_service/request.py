@@ -17,6 +17,8 @@ from inference_service.errors import BadRequest
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
+Tolerance = Literal["uneven_spacing", "gantry_tilt"]
+
 TASK_NAME = "inference_service.segment"
 # S3 takes 1024 bytes; a prefix is followed by the name of a result.
 _MOST_KEY_BYTES = 900
@@ -61,7 +63,14 @@ class InputReference(_Part):
     """Where the volume lies."""
 
     bucket: BucketName | None = Field(None, description="None takes the service's MINIO_INPUT_BUCKET.")
-    key: ObjectKey = Field(description="A NIfTI file.")
+    key: ObjectKey = Field(
+        description="A NIfTI file, a DICOM file, a zip of a DICOM series, or a prefix ending in / that holds one."
+    )
+    series: str | None = Field(
+        None,
+        pattern=r"^[0-9.]{1,64}$",
+        description="SeriesInstanceUID of the series that is meant; needed where the input holds several.",
+    )
 
 
 class OutputReference(_Part):
@@ -78,6 +87,14 @@ class Options(_Part):
         False,
         description="Take the result of an earlier job with the same input, model and options, where there is one, "
         "instead of running the model.",
+    )
+    tolerate: tuple[Tolerance, ...] = Field(
+        (),
+        description="What of a DICOM series' geometry is mended, with a warning in the report, rather than refused: "
+        "uneven_spacing (missing slices too, up to 10 mm), gantry_tilt.",
+    )
+    modality_check: bool = Field(
+        True, description="Whether a scan that is not of the model's modality, or a CT without HU, is refused."
     )
 
 

@@ -133,7 +133,10 @@ class Settings(BaseSettings):
         30.0, description="A worker of role cpu takes urgent jobs too while no worker of role gpu was seen for so long."
     )
 
-    max_input_bytes: PositiveInt = Field(4 * 2**30, description="Largest input object, in bytes.")
+    max_input_bytes: PositiveInt = Field(
+        4 * 2**30,
+        description="Largest input, in bytes: of an object, of all that a prefix holds, and of what a zip unpacks to.",
+    )
     max_voxels: PositiveInt = Field(2**29, description="Largest volume in voxels, as read and on the model's grid.")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")

@@ -10,6 +10,7 @@ from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
+from inference_service.archives import MOST_FILES
 from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
 from inference_service.patience import patiently
 from inference_service.settings import Settings
@@ -84,6 +85,42 @@ class Storage:
                 partial.unlink(missing_ok=True)
                 response.close()
                 response.release_conn()
+
+    def fetch_folder(self, bucket: str, prefix: str, target: Path, *, max_bytes: int) -> None:
+        """Downloads all objects under a prefix into numbered files; an object's name is never a file's.
+
+        Args:
+            bucket: Where.
+            prefix: Ends in a slash.
+            target: A folder, made here.
+            max_bytes: More are refused, all objects together.
+
+        Raises:
+            InputNotFound: There are none, or one of them went away.
+            InputTooLarge: They have more bytes than that, or are too many.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        keys = self._patiently(self._list, bucket, prefix, max_bytes=max_bytes)
+        target.mkdir(exist_ok=True)
+        for number, key in enumerate(keys):
+            self.fetch(bucket, key, target / f"{number:06}", max_bytes=max_bytes)
+
+    def _list(self, bucket: str, prefix: str, *, max_bytes: int) -> list[str]:
+        keys, size = [], 0
+        with _mapped_errors():
+            for found in self._minio.list_objects(bucket, prefix, recursive=True):
+                # Consoles keep folders as empty objects.
+                if found.is_dir or str(found.object_name).endswith("/"):
+                    continue
+                keys.append(str(found.object_name))
+                size += found.size or 0
+                if len(keys) > MOST_FILES or size > max_bytes:
+                    raise InputTooLarge(
+                        f"the prefix holds more than the {MOST_FILES} objects or {max_bytes} bytes that are taken"
+                    )
+        if not keys:
+            raise InputNotFound("there is no object under the prefix of the request")
+        return keys
 
     def store(self, bucket: str, key: str, source: Path, *, content_type: str) -> None:
         """Uploads a file.

@@ -1,6 +1,5 @@
 """The Celery task: one message, one attempt of one job, from the claim to the outcome in its row."""
 
-import hashlib
 import json
 import logging
 import time
@@ -29,8 +28,9 @@ from inference_service.lease import Lease, LeaseLost
 from inference_service.logs import logging_job
 from inference_service.models import Model, find_model
 from inference_service.patience import patiently
-from inference_service.pipeline import segment_file
+from inference_service.pipeline import input_sha256, segment_file
 from inference_service.queues import App
+from inference_service.readers import Wishes
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
 from inference_service.results import Output
 from inference_service.settings import Settings
@@ -181,8 +181,10 @@ class _Attempt:
             with self._clock.stage("fetch"):
                 self._patiently(output.reserve, self._database, self._claim)
                 bucket = request.input.bucket or settings.minio_input_bucket
-                self._storage.fetch(bucket, request.input.key, source, max_bytes=settings.max_input_bytes)
-            success = self._reuse(request, model, source, output, lease) or self._compute(model, source, output, lease)
+                fetch = self._storage.fetch_folder if request.input.key.endswith("/") else self._storage.fetch
+                fetch(bucket, request.input.key, source, max_bytes=settings.max_input_bytes)
+            success = self._reuse(request, model, source, output, lease)
+            success = success or self._compute(request, model, source, output, lease)
             written = self._patiently(attempts.succeed, self._database, self._claim, success)
             lease.release()
         if not written:
@@ -195,8 +197,7 @@ class _Attempt:
         """Takes an earlier job's result, where the request allows it and there is one."""
         if not request.options.reuse:
             return None
-        with source.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = input_sha256(source)
         manifest = model.manifest
         earlier = self._patiently(
             jobs.same_work, self._database, request,
@@ -222,10 +223,15 @@ class _Attempt:
             detail=f"reused {earlier.id}",
         )
 
-    def _compute(self, model: Model, source: Path, output: Output, lease: Lease) -> attempts.Success:
+    def _compute(
+        self, request: SegmentRequest, model: Model, source: Path, output: Output, lease: Lease
+    ) -> attempts.Success:
+        options = request.options
         report = segment_file(
             source, source.parent, model, self._engine,
-            max_voxels=self._settings.max_voxels, clock=self._clock, progress=lease.progress,
+            max_voxels=self._settings.max_voxels, max_bytes=self._settings.max_input_bytes,
+            wishes=Wishes(request.input.series, options.tolerate, options.modality_check),
+            clock=self._clock, progress=lease.progress,
         )  # fmt: skip
         lease.progress("store", 0.0)
         with self._clock.stage("store"):

@@ -1,8 +1,10 @@
 """Commands of the upstream's side: submit a job, follow it, take its result. They need the base installation only."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 from uuid import UUID
 
 import click
@@ -12,11 +14,32 @@ from inference_service.client import Client
 from inference_service.display import ProgressDisplay, console, job_table, print_json, show_job
 from inference_service.errors import InputNotFound, error_from_row
 from inference_service.jobs import Job
-from inference_service.request import Priority, parse_request
+from inference_service.request import Priority, Tolerance, parse_request
 from inference_service.tables import JobState
 
 _S3 = "s3://"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_INPUT_OPTIONS = (
+    click.option("--series", help="SeriesInstanceUID of the series that is meant, should there be several."),
+    click.option(
+        "--tolerate",
+        type=click.Choice(get_args(Tolerance)),
+        multiple=True,
+        help="Mend this in a DICOM series rather than refuse it; may be given twice.",
+    ),
+    click.option(
+        "--modality-check/--no-modality-check", default=True, help="Refuse a scan that is not of the model's modality."
+    ),
+)
+
+
+def input_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what may be said of an input to a command."""
+    for option in reversed(_INPUT_OPTIONS):
+        command = option(command)
+    return command
+
+
 job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
 
 
@@ -30,6 +53,7 @@ job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
     default=Priority.ROUTINE.value,
     show_default=True,
 )
+@input_options
 @click.option("--prefix", help="Folder of the results in the output bucket; the job's id otherwise.")
 @click.option(
     "--reuse", is_flag=True, help="Take an earlier result for the same input, model and options if there is one."
@@ -42,27 +66,34 @@ def submit(
     model: str,
     model_version: str | None,
     priority: str,
+    series: str | None,
+    tolerate: tuple[Tolerance, ...],
+    modality_check: bool,
     prefix: str | None,
     reuse: bool,
     job_id: UUID | None,
     wait_for_end: bool,
     as_json: bool,
 ) -> None:
-    """Submit a segmentation of IN: a file, which is uploaded, or s3://bucket/key."""
+    """Submit a segmentation of IN: a file, which is uploaded, or s3://bucket/key.
+
+    The file is NIfTI or DICOM or a zip of a DICOM series; a key that ends in / is a prefix that holds one.
+    """
     # Validated whole before anything is uploaded: a refused request leaves no scan behind.
     request = parse_request(
         {
-            "input": _reference(volume),
+            "input": {**_reference(volume), "series": series},
             "model": model,
             "model_version": model_version,
             "priority": priority,
             "output": {"prefix": prefix},
-            "options": {"reuse": reuse},
+            "options": {"reuse": reuse, "tolerate": tolerate, "modality_check": modality_check},
         }
     )
     with Client() as client:
         if not volume.startswith(_S3):
-            request = request.model_copy(update={"input": client.upload(Path(volume))})
+            uploaded = client.upload(Path(volume)).model_copy(update={"series": series})
+            request = request.model_copy(update={"input": uploaded})
         job_id = client.submit(request, job_id=job_id)
         if wait_for_end:
             _follow(client, job_id, as_json=as_json)

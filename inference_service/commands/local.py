@@ -8,10 +8,11 @@ from rich.table import Table
 
 from inference_service.display import ProgressDisplay, console, labels_table, print_json, timings_table
 from inference_service.providers import Precision
+from inference_service.request import Tolerance
 from inference_service.settings import get_settings
 from inference_service.stages import overall_progress
 
-from .jobs import json_option
+from .jobs import input_options, json_option
 
 
 @click.command()
@@ -19,16 +20,31 @@ from .jobs import json_option
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--model", required=True, help="Name of the model.")
 @click.option("--model-version", help="Version of the model; the highest installed otherwise.")
+@input_options
 @json_option
-def segment(source: Path, target: Path, model: str, model_version: str | None, as_json: bool) -> None:
-    """Segment the file IN, without any server, into the folder OUT: mask.nii.gz and report.json."""
+def segment(
+    source: Path,
+    target: Path,
+    model: str,
+    model_version: str | None,
+    series: str | None,
+    tolerate: tuple[Tolerance, ...],
+    modality_check: bool,
+    as_json: bool,
+) -> None:
+    """Segment IN, without any server, into the folder OUT: mask.nii.gz and report.json.
+
+    IN is a NIfTI file, or a DICOM series in a folder, a zip or a file.
+    """
     if target.suffix in (".gz", ".nii"):
         raise click.BadParameter("OUT is a folder, which gets mask.nii.gz and report.json", param_hint="OUT")
     from inference_service.local import segment_locally
+    from inference_service.readers import Wishes
 
     with ProgressDisplay(console(stderr=True), {source: source.name}) as display:
         report = segment_locally(
             source, target, get_settings(), model=model, version=model_version,
+            wishes=Wishes(series, tolerate, modality_check),
             progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
         )  # fmt: skip
     if as_json:

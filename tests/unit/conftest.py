@@ -34,7 +34,7 @@ def make_manifest() -> Callable[..., Manifest]:
             "description": "Labels for tests.",
             "licence": "Apache-2.0",
             "intended_use": "Tests.",
-            "modality": "CT",
+            "modality": "other",
             "sha256": "0" * 64,
             "channels": [{"name": "CT", "intensity": {"kind": "none"}}],
             "orientation": "RAS",

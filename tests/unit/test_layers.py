@@ -13,10 +13,12 @@ NAME = PACKAGE.name
 # A module imports from lower levels only; each stands on the lowest that it can.
 LEVELS: tuple[set[str], ...] = (
     {
+        "codestream",
         "commands.__init__",
         "decide",
         "errors",
         "health",
+        "image",
         "logs",
         "machine",
         "parallel",
@@ -28,14 +30,38 @@ LEVELS: tuple[set[str], ...] = (
         "windows",
         "workspace",
     },
-    {"embedded_postgres", "memory", "nifti", "phantom", "providers", "request", "resample"},
-    {"consumer", "embedded", "manifest", "mapping", "readers", "sessions", "settings"},
-    {"crop", "inference", "models", "postprocess", "preprocess", "queues", "report", "storage", "tables", "trial"},
-    {"engine", "jobs", "reference", "workers"},
-    {"attempts", "deployment", "dispatch", "display", "pipeline"},
-    {"client", "lease", "local", "results", "stack", "sweep"},
-    {"__init__", "commands.jobs", "demo", "metrics", "tasks"},
-    {"commands.local", "supervisor"},
+    {
+        "archives",
+        "dicom",
+        "embedded_postgres",
+        "memory",
+        "modality",
+        "nifti",
+        "phantom",
+        "providers",
+        "regrid",
+        "request",
+        "resample",
+    },
+    {"consumer", "embedded", "manifest", "mapping", "pixels", "series", "sessions", "settings"},
+    {
+        "crop",
+        "inference",
+        "models",
+        "postprocess",
+        "preprocess",
+        "queues",
+        "report",
+        "slices",
+        "storage",
+        "tables",
+        "trial",
+    },
+    {"dicom_volume", "engine", "jobs", "reference", "workers"},
+    {"attempts", "deployment", "dispatch", "display", "readers"},
+    {"client", "lease", "pipeline", "stack", "sweep"},
+    {"__init__", "commands.jobs", "demo", "local", "metrics", "results"},
+    {"commands.local", "supervisor", "tasks"},
     {"worker"},
     {"commands.operations"},
     {"cli"},
@@ -51,7 +77,8 @@ HOMES: dict[str, set[str]] = {
     "nibabel": {"nifti"},
     "onnxruntime": {"sessions", "trial"},
     "psycopg2": {"tables", "embedded_postgres"},
-    "pydicom": set(),
+    "gdcm": {"pixels"},
+    "pydicom": {"dicom", "pixels"},
     "prometheus_client": {"metrics"},
     "redis": {"embedded", "queues", "transport"},
     "scipy": {"crop", "mapping", "resample", "postprocess"},
@@ -62,12 +89,24 @@ HOMES: dict[str, set[str]] = {
 # What the image goes through, and what none of it may know of.
 NUMERICS = {
     "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
-    "nifti", "parallel", "memory", "readers", "engine", "pipeline",
+    "nifti", "parallel", "memory", "readers", "engine", "pipeline", "archives", "image", "dicom",
+    "codestream", "pixels", "series", "slices", "regrid", "dicom_volume", "modality",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "attempts", "client", "lease", "tasks", "worker"}
 
 # A client's installation lacks these.
-WORKERS_PART = ("numpy", "scipy", "nibabel", "onnxruntime", "isal", "alembic", "threadpoolctl", "prometheus_client")
+WORKERS_PART = (
+    "numpy",
+    "scipy",
+    "nibabel",
+    "pydicom",
+    "gdcm",
+    "onnxruntime",
+    "isal",
+    "alembic",
+    "threadpoolctl",
+    "prometheus_client",
+)
 
 
 def module_name(path: Path) -> str:

@@ -97,11 +97,15 @@ def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
     report = Report(
         service_version="1",
         input=InputReport(
+            kind="nifti",
             sha256="0" * 64,
             shape=(2, 3, 4),
             spacing_mm=(1, 2, 3),
             orientation="LPS",
             affine=np.eye(4).tolist(),
+            modality=None,
+            slices=None,
+            set_aside={},
             cropped_to=None,
         ),
         model=ModelReport(name="test", version="1", sha256="0" * 64),

@@ -1,0 +1,275 @@
+"""DICOM files: what one says of the image in it and of where its planes lie. Pixels are left to `pixels`, and which
+files make a volume to `series`.
+
+Only the elements named here are read, so that nothing that could name a patient is ever held.
+"""
+
+import logging
+import re
+import warnings
+import zlib
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from inference_service.errors import (
+    InconsistentGeometry,
+    InputCorrupt,
+    InputTooLarge,
+    ServiceError,
+    UnsupportedFormat,
+)
+from inference_service.image import Image, Layout, Plane, Reason
+
+# Its messages quote the values that they complain about.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+_PREAMBLE_BYTES = 128
+# A file without preamble begins with the group of the file's own or of the image's identification, in the order of
+# its tags; then comes a value representation or, where it is implicit, a short length.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_CHUNK_BYTES = 2**20
+
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_DIRECTORY = "1.2.840.10008.1.3.10"
+# Made of images, not images of a patient: RT image and dose, parametric map, segmentation, label map.
+_NOT_SCANS = {f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("481.1", "481.2", "30", "66.4", "66.7")}
+_GREY = {"MONOCHROME1", "MONOCHROME2", ""}
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "LossyImageCompression",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
+    "RescaleIntercept", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+# What the values of ImageType say, by PS3.3 C.7.6.1.1.2, C.8.2.1.1.1 and the habits of scanners.
+_IMAGE_TYPES = (
+    (Reason.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
+    (Reason.SECONDARY_CAPTURE, {"SCREEN SAVE", "SCREENSHOT"}),
+    (Reason.PROJECTION, {"PROJECTION IMAGE", "MIP", "MINIP", "MAX_IP", "MIN_IP", "VOLUME RENDER", "VRT", "CSA 3D"}),
+    (Reason.REFORMAT, {"REFORMATTED", "MPR", "MPR_CURVED", "CURVED_MPR", "CSA MPR"}),
+)
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether the file's content begins as DICOM does, with or without the preamble."""
+    with path.open("rb") as file:
+        start = file.read(_PREAMBLE_BYTES + 4)
+    if start[_PREAMBLE_BYTES:] == b"DICM":
+        return True
+    explicit = re.fullmatch(rb"[A-Z]{2}", start[4:6]) is not None
+    implicit = start[5:8] == b"\0\0\0"
+    return len(start) > 8 and start[:2] in _FIRST_GROUPS and b"\0" in start[2:4] and (explicit or implicit)
+
+
+def read_image(path: Path, *, max_bytes: int) -> Image | Reason:
+    """Reads what a file says of its image.
+
+    Args:
+        path: A file that looks like DICOM.
+        max_bytes: A deflated file that expands to more is refused.
+
+    Returns:
+        The image, or why there is none that could be a part of a volume.
+
+    Raises:
+        InputCorrupt: It is truncated or damaged.
+        InputTooLarge: It expands to more.
+        InconsistentGeometry: What it says of its geometry makes no sense.
+    """
+    _check_expanded(path, max_bytes)
+    with reading_errors():
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+        meta = dataset.file_meta
+        sop_class = _text(dataset, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
+        if sop_class == _DIRECTORY or sop_class in _NOT_SCANS or "Rows" not in dataset:
+            return Reason.NO_IMAGE
+        photometric = _text(dataset, "PhotometricInterpretation")
+        if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
+            return Reason.COLOUR
+        if "ModalityLUTSequence" in dataset:
+            raise UnsupportedFormat("values that a table gives a meaning (Modality LUT) are not read")
+        return Image(
+            path=path,
+            sop_class_uid=sop_class,
+            sop_instance_uid=_text(dataset, "SOPInstanceUID") or _text(meta, "MediaStorageSOPInstanceUID"),
+            series_uid=_text(dataset, "SeriesInstanceUID"),
+            frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
+            modality=_text(dataset, "Modality"),
+            transfer_syntax=_transfer_syntax(dataset),
+            lossy=_text(dataset, "LossyImageCompression") == "01",
+            inverted=photometric == "MONOCHROME1",
+            reason=_reason(dataset, sop_class),
+            layout=_layout(dataset),
+            planes=_planes(dataset),
+            thickness_mm=_thickness_mm(dataset),
+        )
+
+
+@contextmanager
+def reading_errors() -> Iterator[None]:
+    """Maps what pydicom and its decoders raise.
+
+    They raise whatever a damaged file leads them into, from AttributeError to ZeroDivisionError, and no list of it
+    would be complete: this is the one place that catches everything. Their texts quote values, and stay the cause.
+
+    Raises:
+        InputCorrupt: For all of it but our own errors, want of memory, and faults of the file system.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (ServiceError, MemoryError, OSError):
+            raise
+        except Exception as error:
+            raise InputCorrupt("a DICOM file is truncated or damaged") from error
+
+
+def _transfer_syntax(dataset: FileDataset) -> str:
+    """UID of a file's transfer syntax; for one that does not say, what it was read as."""
+    stated = _text(dataset.file_meta, "TransferSyntaxUID")
+    if stated:
+        return stated
+    implicit, little_endian = dataset.original_encoding
+    if implicit:
+        return str(ImplicitVRLittleEndian)
+    return str(ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian)
+
+
+def _check_expanded(path: Path, max_bytes: int) -> None:
+    """Expands a deflated file piece by piece, as pydicom does so at once, without a limit."""
+    with reading_errors(), path.open("rb") as file:
+        if file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] != b"DICM":
+            return
+        file.seek(0)
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if _text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        file.seek(_PREAMBLE_BYTES + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), max_bytes
+        while chunk := file.read(_CHUNK_BYTES):
+            while chunk:
+                left -= len(inflate.decompress(chunk, _CHUNK_BYTES))
+                chunk = inflate.unconsumed_tail
+                if left < 0:
+                    raise InputTooLarge(f"a deflated DICOM file expands to more than the {max_bytes} bytes taken")
+
+
+def _reason(dataset: Dataset, sop_class: str) -> Reason | None:
+    if sop_class.startswith(_SECONDARY_CAPTURE):
+        return Reason.SECONDARY_CAPTURE
+    kinds = {str(value).upper() for value in _values(dataset, "ImageType")}
+    return next((reason for reason, names in _IMAGE_TYPES if kinds & names), None)
+
+
+def _layout(dataset: Dataset) -> Layout:
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    layout = Layout(
+        rows=int(dataset.Rows),
+        columns=int(dataset.Columns),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=stored - 1 if dataset.get("HighBit") is None else int(dataset.HighBit),
+        signed=signed,
+        padding=_padding(dataset, stored, signed=signed),
+    )
+    sensible = 1 <= stored <= layout.high_bit + 1 <= allocated <= 32
+    if not sensible or layout.rows < 1 or layout.columns < 1:
+        raise InputCorrupt(
+            f"a DICOM file's pixels make no sense: {layout.rows} × {layout.columns}, {stored} of {allocated} bits "
+            f"stored up to bit {layout.high_bit}"
+        )
+    return layout
+
+
+def _padding(dataset: Dataset, bits: int, *, signed: bool) -> tuple[int, int] | None:
+    """The range of stored values that are padding; either end may be written as the other kind of 16 bits."""
+    ends = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    values = [int(end) for end in ends if isinstance(end, int)]
+    if ends[0] is None or not values:
+        return None
+    half = 2 ** max(bits - 1, 15)
+    wrapped = [(value + half) % (2 * half) - half if signed else value % (2 * half) for value in values]
+    return min(wrapped), max(wrapped)
+
+
+def _planes(dataset: Dataset) -> tuple[Plane, ...]:
+    count = int(dataset.get("NumberOfFrames") or 1)
+    items = _values(dataset, "PerFrameFunctionalGroupsSequence")
+    if not items:
+        plane = _plane(0, [dataset])
+        return (plane,) if plane is not None and count == 1 else ()
+    if count != len(items):
+        raise InputCorrupt(f"a DICOM file has {count} frames, and says of {len(items)} where they lie")
+    shared = _values(dataset, "SharedFunctionalGroupsSequence")
+    planes = (_plane(frame, [item, *shared, dataset]) for frame, item in enumerate(items))
+    found = tuple(plane for plane in planes if plane is not None)
+    return found if len(found) == count else ()
+
+
+def _plane(frame: int, sources: list[Dataset]) -> Plane | None:
+    """One frame's geometry, by the first of the sources that has each part of it; None where there is none."""
+    position = _numbers(sources, "PlanePositionSequence", "ImagePositionPatient", 3)
+    orientation = _numbers(sources, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    spacing = _numbers(sources, "PixelMeasuresSequence", "PixelSpacing", 2)
+    if position is None or orientation is None or spacing is None:
+        return None
+    slope = _numbers(sources, "PixelValueTransformationSequence", "RescaleSlope", 1) or (1.0,)
+    intercept = _numbers(sources, "PixelValueTransformationSequence", "RescaleIntercept", 1) or (0.0,)
+    if slope[0] == 0:
+        raise InputCorrupt("a DICOM file's rescale slope is 0")
+    return Plane(
+        frame=frame,
+        position_mm=(position[0], position[1], position[2]),
+        along_row=(orientation[0], orientation[1], orientation[2]),
+        along_column=(orientation[3], orientation[4], orientation[5]),
+        pixel_mm=(spacing[1], spacing[0]),
+        slope=slope[0],
+        intercept=intercept[0],
+    )
+
+
+def _numbers(sources: list[Dataset], group: str, name: str, count: int) -> tuple[float, ...] | None:
+    """So many finite numbers, from a functional group or directly."""
+    for source in sources:
+        for place in (*_values(source, group)[:1], source):
+            values = _values(place, name)
+            if values:
+                numbers = tuple(float(value) for value in values)
+                if len(numbers) != count or not all(map(isfinite, numbers)):
+                    raise InconsistentGeometry(f"{name}: expected {count} finite numbers, got {len(numbers)} values")
+                return numbers
+    return None
+
+
+def _thickness_mm(dataset: Dataset) -> float | None:
+    found = _numbers([dataset], "", "SliceThickness", 1)
+    return found[0] if found and found[0] > 0 else None
+
+
+def _values(dataset: Dataset, name: str) -> list[Any]:
+    """All values of an element; none where it is missing or empty."""
+    value = dataset.get(name)
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | MutableSequence) else [value]
+
+
+def _text(dataset: Dataset, name: str) -> str:
+    return "".join(str(value) for value in _values(dataset, name)[:1]).strip(" \0")

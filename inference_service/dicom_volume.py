@@ -1,0 +1,130 @@
+"""From files, some of them DICOM, to the one volume in them: what is set aside, where it lies, what was done to it."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from inference_service.dicom import looks_like_dicom, read_image
+from inference_service.errors import InputTooLarge
+from inference_service.image import Image, Reason
+from inference_service.pixels import LOSSY, Require, check_decodable
+from inference_service.regrid import Straightened, even_count, even_out, straight_shape, straighten
+from inference_service.request import Tolerance
+from inference_service.series import Series, Slice, choose_images, lay_out
+from inference_service.slices import background, stack_slices
+from inference_service.volume import Volume
+
+# NIfTI-1, which masks are written as, counts an axis in 15 bits.
+_LONGEST_AXIS = 2**15 - 1
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """The volume of a series.
+
+    Attributes:
+        volume: On the grid that its mask gets.
+        straightened: For the network where that grid is sheared; None where it is straight.
+        modality: As the series states it; empty where it does not.
+        slices: The frames that it was made of, along its third axis; one for each plane unless they were uneven.
+        set_aside: How many files are no part of it, by reason.
+        warnings: What a reader of the mask should know.
+    """
+
+    volume: Volume
+    straightened: Straightened | None
+    modality: str
+    slices: tuple[Slice, ...]
+    set_aside: Counter[Reason]
+    warnings: tuple[str, ...]
+
+
+def read_series(
+    files: Sequence[Path],
+    *,
+    max_voxels: int,
+    max_bytes: int,
+    require: Require,
+    series_uid: str | None = None,
+    tolerated: Collection[Tolerance] = (),
+) -> DicomVolume:
+    """Reads the series that a number of files hold.
+
+    Args:
+        files: In any order, of any names; what is no DICOM is set aside.
+        max_voxels: More are refused before any pixel is decoded.
+        max_bytes: A deflated file that expands to more is refused.
+        require: Told how many bytes are about to be taken; what it raises ends the reading.
+        series_uid: Of the series that is meant, should there be several.
+        tolerated: What of its geometry is mended rather than refused.
+
+    Raises:
+        InputError: There is not exactly one readable volume; the subclass says why.
+    """
+    aside: Counter[Reason] = Counter()
+    images = []
+    for path in files:
+        found = read_image(path, max_bytes=max_bytes) if looks_like_dicom(path) else Reason.NOT_DICOM
+        if isinstance(found, Image):
+            images.append(found)
+        else:
+            aside[found] += 1
+    chosen, others = choose_images(images, series_uid)
+    series = lay_out(chosen, tolerated)
+    _check_size(series, max_voxels)
+    for image in chosen:
+        check_decodable(image)
+    stacked = stack_slices(series.slices, require=require)
+    warnings = [*series.warnings, *_warnings(chosen)]
+    first = series.slices[0].image
+    if stacked.padded_voxels:
+        warnings.append(f"{stacked.padded_voxels} voxels are padding, and got the value {background(first):g}")
+    volume, straightened = _regrid(Volume(stacked.voxels, series.affine), series, require)
+    return DicomVolume(
+        volume=volume,
+        straightened=straightened,
+        modality=first.modality,
+        slices=series.slices,
+        set_aside=aside + others,
+        warnings=tuple(warnings),
+    )
+
+
+def _check_size(series: Series, max_voxels: int) -> None:
+    shape = straight_shape(series.shape, series.drift_px)
+    if series.uneven:
+        shape = (*shape[:2], even_count(series.heights_mm, series.spacing_mm))
+    voxels = max(prod(shape), prod(series.shape))
+    if voxels > max_voxels:
+        raise InputTooLarge(f"the series has {voxels} voxels; this service takes at most {max_voxels}")
+    if max(shape) > _LONGEST_AXIS:
+        raise InputTooLarge(
+            f"the series has an axis of {max(shape)} voxels; this service takes at most {_LONGEST_AXIS}"
+        )
+
+
+def _warnings(images: Sequence[Image]) -> list[str]:
+    warnings = []
+    lossy = sum(image.lossy or image.transfer_syntax in LOSSY for image in images)
+    if lossy:
+        warnings.append(f"{lossy} of the series' {len(images)} images were compressed with loss")
+    if any(image.inverted for image in images):
+        warnings.append("low values are meant to be shown bright (MONOCHROME1): values were taken as they are")
+    return warnings
+
+
+def _regrid(volume: Volume, series: Series, require: Require) -> tuple[Volume, Straightened | None]:
+    """The volume on the grid that its mask gets, and the straight one that the network is to see instead."""
+    straightened = None
+    itemsize = volume.voxels.dtype.itemsize
+    if series.tilted:
+        require(prod(straight_shape(volume.shape, series.drift_px)) * itemsize)
+        straightened = straighten(volume, series.drift_px, background=background(series.slices[0].image))
+    if not series.uneven:
+        return volume, straightened
+    # No grid holds slices at uneven distances: the mask lies on the even ones, which are straight.
+    straight = straightened.volume if straightened else volume
+    require(prod((*straight.shape[:2], even_count(series.heights_mm, series.spacing_mm))) * itemsize)
+    return even_out(straight, series.heights_mm, series.spacing_mm), None

@@ -1,0 +1,353 @@
+"""Which images of an input are the volume, in which order, and where it lies in the patient. Pure geometry.
+
+Spacing comes from positions alone. What does not fit on an even, straight grid is refused with its numbers; only what
+the request tolerates is passed on, for `regrid` to deal with.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import atan2, degrees
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.errors import GantryTilt, InconsistentGeometry, MissingSlices, MixedSeries, NotAVolume
+from inference_service.image import Image, Plane, Reason
+from inference_service.request import Tolerance
+from inference_service.volume import Affine
+
+# DICOM's world is LPS+, ours RAS+.
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Headers are decimal numbers of few digits. Directions may be off by so much in themselves, and between slices.
+_MOST_ERROR_OF_A_COSINE = 5e-3
+_MOST_DIFFERENCE_OF_COSINES = 1e-3
+_MOST_RATIO_OF_PIXELS = 1e-3
+# Least distance of slices, and how far one may lie from where an even spacing has it, in mm and in spacings.
+_LEAST_SPACING_MM = 1e-3
+_MOST_STRAY_MM, _MOST_STRAY = 0.1, 0.1
+# Drift across the planes that is more than rounding. A stack that drifts less is straight.
+_LEAST_DRIFT_MM, _LEAST_TILT_DEGREES = 0.1, 0.05
+# More is not bridged, whatever is tolerated: what lies between would be made up.
+_MOST_GAP_MM = 10.0
+_MOST_NAMED = 5
+
+# Left out as soon as there is anything else.
+_SECOND_CHOICE = {Reason.REFORMAT}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One frame of a series."""
+
+    image: Image
+    plane: Plane
+
+
+@dataclass(frozen=True)
+class Series:
+    """The slices of a volume, ordered along the normal of their planes.
+
+    Attributes:
+        slices: In the order of the volume's third axis.
+        affine: Columns, rows and slices to RAS+ mm: sheared where they are tilted, of the mean spacing where they are
+            uneven, and else of the even one.
+        drift_px: Shape (slices, 2): how far along a row and along a column each slice lies from where it would if all
+            were stacked at right angles, in pixels.
+        heights_mm: Shape (slices,): distance of each one's plane from that of the first.
+        spacing_mm: The even spacing, or with uneven spacing the usual one.
+        tilted: Whether the stack is not at right angles to its planes.
+        uneven: Whether spacings differ.
+        warnings: What a reader of the mask should know.
+    """
+
+    slices: tuple[Slice, ...]
+    affine: Affine
+    drift_px: NDArray[np.float64]
+    heights_mm: NDArray[np.float64]
+    spacing_mm: float
+    tilted: bool
+    uneven: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows, slices."""
+        layout = self.slices[0].image.layout
+        return layout.columns, layout.rows, len(self.slices)
+
+
+def choose_images(images: Sequence[Image], wanted: str | None) -> tuple[list[Image], Counter[Reason]]:
+    """Finds the one series that is meant.
+
+    Args:
+        images: All that the input holds.
+        wanted: SeriesInstanceUID that the request names; None takes the only one that can be meant.
+
+    Returns:
+        Its images, and how many others were set aside for which reason.
+
+    Raises:
+        MixedSeries: Several can be meant.
+        NotAVolume: None can.
+    """
+    aside: Counter[Reason] = Counter()
+    candidates: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        if image.reason is None or image.reason in _SECOND_CHOICE or (wanted and image.series_uid == wanted):
+            candidates[image.series_uid].append(image)
+        else:
+            aside[image.reason] += 1
+    if wanted is not None:
+        return _named(candidates, wanted, aside)
+    # In this order: a series is better than a single image, and an original better than what was made of it.
+    for reason, is_worse in _PREFERENCES:
+        better = {uid: found for uid, found in candidates.items() if not is_worse(found)}
+        if better and len(better) < len(candidates):
+            aside[reason] += sum(len(found) for uid, found in candidates.items() if uid not in better)
+            candidates = better
+    if not candidates:
+        raise NotAVolume(f"the input holds no series of slices: {_listed(aside)}")
+    if len(candidates) > 1:
+        raise MixedSeries(f"the input holds {len(candidates)} series; name one in input.series: {_names(candidates)}")
+    (found,) = candidates.values()
+    return found, aside
+
+
+def _named(
+    candidates: Mapping[str, list[Image]], wanted: str, aside: Counter[Reason]
+) -> tuple[list[Image], Counter[Reason]]:
+    if wanted not in candidates:
+        raise NotAVolume(
+            f"the input does not hold the series that the request names, but {_names(candidates) or 'none'}"
+        )
+    aside[Reason.OTHER_SERIES] += sum(len(found) for uid, found in candidates.items() if uid != wanted)
+    return candidates[wanted], +aside
+
+
+def _has_no_position(images: Sequence[Image]) -> bool:
+    return not any(image.planes for image in images)
+
+
+def _is_single(images: Sequence[Image]) -> bool:
+    return sum(len(image.planes) for image in images) == 1
+
+
+def _is_second_choice(images: Sequence[Image]) -> bool:
+    return any(image.reason in _SECOND_CHOICE for image in images)
+
+
+_PREFERENCES = (
+    (Reason.NO_POSITION, _has_no_position),
+    (Reason.SINGLE_IMAGE, _is_single),
+    (Reason.REFORMAT, _is_second_choice),
+)
+
+
+def _names(candidates: Mapping[str, Sequence[Image]]) -> str:
+    sizes = {uid or "(without a UID)": sum(len(image.planes) for image in found) for uid, found in candidates.items()}
+    named = [f"{uid} of {size} slices" for uid, size in sizes.items()]
+    return ", ".join([*named[:_MOST_NAMED], *(["…"] if len(named) > _MOST_NAMED else [])])
+
+
+def _listed(aside: Mapping[Reason, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(aside.items())) or "no image at all"
+
+
+def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> Series:
+    """Orders slices and finds the grid that they lie on.
+
+    Args:
+        images: Of one series.
+        tolerated: What is not refused.
+
+    Raises:
+        InconsistentGeometry: Slices differ in size, orientation, pixel spacing or frame of reference, lie upon each
+            other, astray or unevenly.
+        MissingSlices: There are gaps.
+        GantryTilt: The stack is not at right angles to its planes.
+        NotAVolume: There are several volumes, or a single slice without a thickness.
+    """
+    _check_positions(images)
+    slices = [Slice(image, plane) for image in images for plane in image.planes]
+    _check_alike(slices)
+    axes = _axes(slices[0].plane)
+    positions_mm = np.array([piece.plane.position_mm for piece in slices])
+    places_mm = (positions_mm - positions_mm[0]) @ axes
+    order = np.argsort(places_mm[:, 2], kind="stable")
+    slices = [slices[index] for index in order]
+    places_mm = places_mm[order] - places_mm[order[0]]
+    if len(slices) == 1:
+        spacing_mm, warnings = _thickness(slices[0])
+    else:
+        spacing_mm, warnings = float(places_mm[-1, 2]) / (len(slices) - 1), []
+        _check_apart(places_mm[:, 2])
+    uneven, tilted = _is_uneven(places_mm[:, 2], spacing_mm), _is_tilted(places_mm)
+    if uneven:
+        spacing_mm = _usual_mm(np.diff(places_mm[:, 2]))
+        warnings.append(_on_uneven(np.diff(places_mm[:, 2]), spacing_mm, tolerated="uneven_spacing" in tolerated))
+    if tilted:
+        warnings.append(_on_tilt(places_mm, tolerated="gantry_tilt" in tolerated))
+    drift_mm = places_mm[:, :2] if tilted else np.zeros((len(slices), 2))
+    pixel_mm = np.array(slices[0].plane.pixel_mm)
+    step_mm = (*drift_mm[-1], places_mm[-1, 2]) if len(slices) > 1 else (0.0, 0.0, spacing_mm)
+    affine = np.eye(4)
+    affine[:3, :2] = axes[:, :2] * pixel_mm
+    affine[:3, 2] = axes @ np.array(step_mm) / max(1, len(slices) - 1)
+    affine[:3, 3] = positions_mm[order[0]]
+    return Series(
+        slices=tuple(slices),
+        affine=_LPS_TO_RAS @ affine,
+        drift_px=drift_mm / pixel_mm,
+        heights_mm=places_mm[:, 2],
+        spacing_mm=spacing_mm,
+        tilted=tilted,
+        uneven=uneven,
+        warnings=tuple(warnings),
+    )
+
+
+def _check_positions(images: Sequence[Image]) -> None:
+    without = sum(not image.planes for image in images)
+    if without == len(images):
+        raise NotAVolume("the images do not say where in the patient they lie")
+    if without:
+        raise InconsistentGeometry(f"{without} of the series' {len(images)} images do not say where they lie")
+
+
+def _check_alike(slices: Sequence[Slice]) -> None:
+    first = slices[0]
+    for number, piece in enumerate(slices):
+        here, there = piece.image.layout, first.image.layout
+        if (here.rows, here.columns) != (there.rows, there.columns):
+            raise InconsistentGeometry(
+                f"slices differ in size: {there.rows} × {there.columns} and {here.rows} × {here.columns} pixels"
+            )
+        if not np.allclose(piece.plane.pixel_mm, first.plane.pixel_mm, rtol=_MOST_RATIO_OF_PIXELS, atol=0):
+            raise InconsistentGeometry(
+                f"slices differ in pixel spacing: {_mm(first.plane.pixel_mm)} and {_mm(piece.plane.pixel_mm)} mm"
+            )
+        difference = np.abs(_cosines(piece.plane) - _cosines(first.plane)).max()
+        if difference > _MOST_DIFFERENCE_OF_COSINES:
+            raise InconsistentGeometry(
+                f"slices differ in orientation: image {number + 1} by up to {difference:.4g} in a direction cosine"
+            )
+        if piece.image.frame_of_reference_uid != first.image.frame_of_reference_uid:
+            raise InconsistentGeometry("slices refer to different frames of reference: their positions do not compare")
+
+
+def _cosines(plane: Plane) -> NDArray[np.float64]:
+    """Shape (2, 3): along a row, along a column."""
+    return np.array([plane.along_row, plane.along_column])
+
+
+def _axes(plane: Plane) -> NDArray[np.float64]:
+    """Unit vectors along a row, along a column and normal to them, as columns; LPS+.
+
+    >>> _axes(Plane(0, (0, 0, 0), (0, 1, 0), (0, 0, -1), (1, 1), 1, 0))[0].tolist()
+    [0.0, 0.0, -1.0]
+    """
+    row, column = _cosines(plane)
+    lengths = np.linalg.norm([row, column], axis=1)
+    if (
+        np.abs([*(lengths - 1), row @ column]).max() > _MOST_ERROR_OF_A_COSINE
+        or min(plane.pixel_mm) <= _LEAST_SPACING_MM
+    ):
+        raise InconsistentGeometry(
+            f"a plane's axes make no sense: of lengths {_mm(lengths)}, at a cosine of {row @ column:.4g} to each "
+            f"other, with pixels of {_mm(plane.pixel_mm)} mm"
+        )
+    row = row / lengths[0]
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    return np.column_stack([row, np.cross(normal, row), normal])
+
+
+def _thickness(single: Slice) -> tuple[float, list[str]]:
+    """A lone slice lies where its pixels say; its thickness is all that is taken on trust."""
+    thickness_mm = single.image.thickness_mm
+    if thickness_mm is None:
+        raise NotAVolume("the input is a single slice, and does not say how thick")
+    return thickness_mm, [
+        f"the scan is a single slice: volumes rest on the thickness that it states, {thickness_mm:g} mm"
+    ]
+
+
+def _check_apart(heights_mm: NDArray[np.float64]) -> None:
+    starts = np.flatnonzero(np.diff(heights_mm, prepend=-np.inf) >= _LEAST_SPACING_MM)
+    counts = np.diff(starts, append=len(heights_mm))
+    if counts.max() == 1:
+        return
+    if counts.min() == counts.max():
+        raise NotAVolume(
+            f"the series is {counts[0]} volumes, such as phases or echoes: each of {len(counts)} positions is that of "
+            f"{counts[0]} slices"
+        )
+    raise InconsistentGeometry(
+        f"slices are there more than once: {np.count_nonzero(counts > 1)} of {len(counts)} positions have several"
+    )
+
+
+def _is_uneven(heights_mm: NDArray[np.float64], spacing_mm: float) -> bool:
+    stray_mm = np.abs(heights_mm - np.arange(len(heights_mm)) * spacing_mm).max()
+    return bool(stray_mm > min(_MOST_STRAY_MM, _MOST_STRAY * spacing_mm))
+
+
+def _usual_mm(gaps_mm: NDArray[np.float64]) -> float:
+    """The spacing of slices that have none missing between them.
+
+    >>> _usual_mm(np.array([2.0, 4.0, 2.1]))
+    2.05
+    """
+    return float(np.median(gaps_mm[gaps_mm < 1.5 * gaps_mm.min()]))
+
+
+def _on_uneven(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> str:
+    """The warning, or the refusal, that spacings differ."""
+    steps = np.rint(gaps_mm / usual_mm)
+    whole = bool((np.abs(gaps_mm - steps * usual_mm) <= steps * _MOST_STRAY * usual_mm).all())
+    widest = int(gaps_mm.argmax())
+    where = f"between slices {widest + 1} and {widest + 2} of {len(gaps_mm) + 1} lie {gaps_mm[widest]:.4g} mm"
+    missing = int(steps.sum()) - len(gaps_mm)
+    if whole:
+        text = f"{missing} slice{'s are' if missing > 1 else ' is'} missing: {where}, elsewhere {usual_mm:.4g} mm"
+    else:
+        text = f"slices are {gaps_mm.min():.4g} to {gaps_mm.max():.4g} mm apart: {where}"
+    if not tolerated or gaps_mm[widest] > max(_MOST_GAP_MM, 1.5 * usual_mm):
+        raise (MissingSlices if whole else InconsistentGeometry)(text)
+    return f"{text}; the scan was interpolated to even slices, and the mask lies on those"
+
+
+def _is_tilted(places_mm: NDArray[np.float64]) -> bool:
+    """Whether slices drift aside by more than rounding.
+
+    Raises:
+        InconsistentGeometry: They do not drift along one straight line.
+    """
+    if len(places_mm) == 1:
+        return False
+    along = places_mm[:, 2:] / places_mm[-1, 2]
+    stray_mm = np.linalg.norm(places_mm[:, :2] - along * places_mm[-1, :2], axis=1).max()
+    if stray_mm > _MOST_STRAY_MM:
+        raise InconsistentGeometry(f"slices do not lie along one line: one is {stray_mm:.4g} mm beside it")
+    drift_mm = float(np.linalg.norm(places_mm[-1, :2]))
+    return drift_mm > _LEAST_DRIFT_MM and _tilt_degrees(places_mm) > _LEAST_TILT_DEGREES
+
+
+def _tilt_degrees(places_mm: NDArray[np.float64]) -> float:
+    return degrees(atan2(float(np.linalg.norm(places_mm[-1, :2])), float(places_mm[-1, 2])))
+
+
+def _on_tilt(places_mm: NDArray[np.float64], *, tolerated: bool) -> str:
+    """The warning, or the refusal, of a tilted stack."""
+    drift_mm = float(np.linalg.norm(places_mm[-1, :2]))
+    text = (
+        f"the slices are tilted by {_tilt_degrees(places_mm):.3g}° against their stack: they drift by {drift_mm:.4g} mm"
+    )
+    if not tolerated:
+        raise GantryTilt(text)
+    return f"{text}; they were moved in line for the network, and the mask back with them"
+
+
+def _mm(values: Iterable[float]) -> str:
+    return " × ".join(f"{value:.6g}" for value in values)
