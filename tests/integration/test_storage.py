@@ -41,6 +41,38 @@ def test_an_object_above_the_limit_is_refused_before_it_is_fetched(storage: Stor
     assert not (tmp_path / "target").exists()
 
 
+def test_all_objects_under_a_prefix_are_fetched_under_numbers(storage: Storage, tmp_path: Path) -> None:
+    prefix = f"study {uuid4()}/"
+    for name in ("b", "a/ü", "a/deep/er"):
+        (tmp_path / "source").write_text(name)
+        storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="application/dicom")
+    storage.store(BUCKET, prefix.rstrip("/") + "er", tmp_path / "source", content_type="application/dicom")
+    storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=100)
+    fetched = sorted((tmp_path / "target").iterdir())
+    assert [path.name for path in fetched] == ["000000", "000001", "000002"]
+    assert {path.read_text() for path in fetched} == {"b", "a/ü", "a/deep/er"}
+
+
+def test_a_prefix_without_objects_is_input_not_found(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match="under the prefix"):
+        storage.fetch_folder(BUCKET, f"none/{uuid4()}/", tmp_path / "target", max_bytes=100)
+
+
+def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"large/{uuid4()}/"
+    (tmp_path / "source").write_bytes(bytes(60))
+    for name in "ab":
+        storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="application/dicom")
+    with pytest.raises(InputTooLarge, match="119 bytes"):
+        storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=119)
+    monkeypatch.setattr("inference_service.storage.MOST_FILES", 1)
+    with pytest.raises(InputTooLarge, match="1 objects"):
+        storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=120)
+    assert not (tmp_path / "target").exists()
+
+
 def test_existing_objects_are_known(storage: Storage, key: str) -> None:
     assert storage.exists(BUCKET, key)
 

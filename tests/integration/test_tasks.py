@@ -2,9 +2,11 @@
 
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,6 +14,7 @@ from uuid import UUID, uuid4
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import affine_of, straight, write
 from sqlalchemy import Engine as Database
 
 from inference_service import attempts, jobs, sweep
@@ -217,12 +220,64 @@ def test_a_job_leaves_no_temporary_file(
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["prefix", "zip"])
+def test_a_dicom_series_is_segmented_on_its_own_grid(
+    runner: JobRunner, database: Database, storage: Storage, tmp_path: Path, packed: bool
+) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    series = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0)
+    paths = write(tmp_path / "series", series)
+    key = f"study/{uuid4()}" + ("" if packed else "/")
+    if packed:
+        with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+            for path in paths:
+                archive.write(path, path.name)
+        storage.store("volumes", key, tmp_path / "zip", content_type="application/zip")
+    for path in [] if packed else paths:
+        storage.store("volumes", key + path.name, path, content_type="application/dicom")
+    job = run(runner, database, {"input": {"bucket": "volumes", "key": key}, "model": "ct-tissue"})
+    assert job.state is JobState.SUCCEEDED, job.error_message
+    assert job.result is not None
+    storage.fetch("masks", job.result["mask"], tmp_path / "mask.nii.gz", max_bytes=10**7)
+    mask = nibabel.Nifti1Image.from_filename(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine_of(series), atol=1e-4)
+    assert len(np.unique(np.asanyarray(mask.dataobj))) > 2
+    storage.fetch("masks", job.result["report"], tmp_path / "report.json", max_bytes=10**6)
+    report = json.loads((tmp_path / "report.json").read_text())["input"]
+    assert (report["kind"], report["modality"], report["slices"]) == ("dicom", "CT", 12)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == 0
+                and path.suffix != ".lock"]  # fmt: skip
+
+
+def test_a_series_is_reused_only_where_the_same_one_is_named(
+    runner: JobRunner, database: Database, storage: Storage, tmp_path: Path
+) -> None:
+    prefix = f"two/{uuid4()}/"
+    for uid, step_mm in (("1.2.7", 3.0), ("1.2.8", 4.0)):
+        for path in write(tmp_path / uid, replace(straight(step_mm=step_mm), series_uid=uid)):
+            storage.store("volumes", f"{prefix}{uid}/{path.name}", path, content_type="application/dicom")
+    request = {"model": "ct-tissue", "options": {"reuse": True}}
+
+    def ended(**which: str) -> jobs.Job:
+        return run(runner, database, {**request, "input": {"bucket": "volumes", "key": prefix, **which}})
+
+    assert ended().error_code == "mixed_series"
+    details = []
+    for uid in ("1.2.7", "1.2.8", "1.2.7"):
+        job = ended(series=uid)
+        assert job.state is JobState.SUCCEEDED, job.error_message
+        details.append(jobs.transitions(database, job.id)[-1].detail)
+    assert details[:2] == [None, None]
+    assert str(details[2]).startswith("reused ")
+
+
 def other_scan(storage: Storage, folder: Path) -> Request:
     """A scan whose mask differs from the phantom's on every voxel: bone alone."""
     path = folder / "bone.nii.gz"
     write_volume(path, Volume(np.full((20, 21, 22), 500, np.int16), np.diag([1.5, 1.5, 1.5, 1.0])))
     storage.store("volumes", "bone", path, content_type="application/gzip")
-    return {"input": {"bucket": "volumes", "key": "bone"}, "model": "ct-tissue"}
+    options = {"modality_check": False}
+    return {"input": {"bucket": "volumes", "key": "bone"}, "model": "ct-tissue", "options": options}
 
 
 def stored_mask(storage: Storage, job: jobs.Job, folder: Path) -> bytes:
