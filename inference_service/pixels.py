@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-import gdcm
+import imagecodecs
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -18,30 +18,23 @@ from inference_service.errors import InputCorrupt, UnsupportedTransferSyntax
 from inference_service.image import Image, Layout
 
 Require = Callable[[int], None]
+Decode = Callable[[bytes], NDArray[np.integer]]
 
-# Decoders write to standard error what they stumble over.
-gdcm.Trace.WarningOff()
-gdcm.Trace.ErrorOff()
-
-_NATIVE = None
-# Which decoder each transfer syntax is left to.
-_DECODERS: Mapping[str, str | None] = {
-    uid.ImplicitVRLittleEndian: _NATIVE,
-    uid.ExplicitVRLittleEndian: _NATIVE,
-    uid.DeflatedExplicitVRLittleEndian: _NATIVE,
-    uid.ExplicitVRBigEndian: _NATIVE,
-    uid.RLELossless: "pylibjpeg",
-    uid.JPEGBaseline8Bit: "gdcm",
-    uid.JPEGExtended12Bit: "gdcm",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "gdcm",
-    uid.JPEGLSNearLossless: "gdcm",
-    uid.JPEG2000Lossless: "pylibjpeg",
-    uid.JPEG2000: "pylibjpeg",
-    uid.HTJ2KLossless: "pylibjpeg",
-    uid.HTJ2KLosslessRPCL: "pylibjpeg",
-    uid.HTJ2K: "pylibjpeg",
+# Pixels as they are, or packed byte by byte, which pydicom reads by itself.
+_PLAIN = {
+    uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
+}  # fmt: skip
+_BYTEWISE = {*_PLAIN, uid.RLELossless}
+# libjpeg-turbo, CharLS and OpenJPEG.
+_DECODERS: Mapping[str, Decode] = {
+    **dict.fromkeys(
+        (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), imagecodecs.jpeg8_decode
+    ),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), imagecodecs.jpegls_decode),
+    **dict.fromkeys(
+        (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
+        imagecodecs.jpeg2k_decode,
+    ),
 }
 # Lossy by themselves, whatever their files say.
 LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless}
@@ -60,11 +53,10 @@ def check_decodable(image: Image) -> None:
         UnsupportedTransferSyntax: There is none; the message says for what.
     """
     syntax = image.transfer_syntax
-    extended_12 = syntax == uid.JPEGExtended12Bit and image.layout.bits_stored > 8
-    if syntax not in _DECODERS or extended_12:
+    if syntax not in _BYTEWISE and syntax not in _DECODERS:
         known = uid.UID(syntax).name
         name = known if known != syntax else re.sub(r"[^0-9.]", "?", syntax)[:_MOST_NAME_CHARACTERS]
-        raise UnsupportedTransferSyntax(f"there is no decoder for {name}{' of 12 bits' if extended_12 else ''}")
+        raise UnsupportedTransferSyntax(f"there is no decoder for {name}")
 
 
 def read_frames(image: Image, *, require: Require) -> Iterator[NDArray[np.integer]]:
@@ -94,18 +86,24 @@ def _decode(image: Image) -> Iterator[NDArray[np.integer]]:
     dataset = pydicom.dcmread(image.path, force=True, specific_tags=list(_TAGS))
     if "PixelData" not in dataset:
         raise InputCorrupt("a DICOM file has no pixels")
-    plugin = _DECODERS[image.transfer_syntax]
-    # What a file holds as it is, or byte by byte, may have something in the bits that are not the value's.
-    whole = plugin is _NATIVE or image.transfer_syntax == uid.RLELossless
-    if plugin is _NATIVE:
-        _check_length(dataset, image)
-    elif not whole:
-        _check_sizes(dataset, image)
-    frames = get_decoder(image.transfer_syntax).iter_array(
-        dataset, raw=True, decoding_plugin=plugin or "", correct_unused_bits=False
-    )
-    for pixels, _ in frames:
-        yield _used_bits(pixels, image.layout) if whole else pixels
+    layout, syntax = image.layout, image.transfer_syntax
+    if syntax in _BYTEWISE:
+        if syntax in _PLAIN:
+            _check_length(dataset, image)
+        frames = get_decoder(syntax).iter_array(
+            dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in _PLAIN else "pydicom"
+        )
+        for pixels, _ in frames:
+            yield _used_bits(pixels, layout)
+        return
+    for data in generate_frames(dataset.PixelData, number_of_frames=len(image.planes)):
+        # Decoders allocate what the codestream says, so it must say what the file does.
+        if codestream_size(data) != Size(layout.rows, layout.columns, 1):
+            raise InputCorrupt(
+                "a DICOM file's compressed pixels are not what it states: "
+                f"{layout.rows} × {layout.columns} of one component"
+            )
+        yield _with_sign(_DECODERS[syntax](data), layout)
 
 
 def _check_length(dataset: Dataset, image: Image) -> None:
@@ -115,19 +113,16 @@ def _check_length(dataset: Dataset, image: Image) -> None:
         raise InputCorrupt(f"a DICOM file is truncated: expected {expected} bytes of pixels, got {got}")
 
 
-def _check_sizes(dataset: Dataset, image: Image) -> None:
-    """Decoders allocate what the codestream says, so it must say what the file does."""
-    expected = Size(image.layout.rows, image.layout.columns, 1)
-    for data in generate_frames(dataset.PixelData, number_of_frames=len(image.planes)):
-        if codestream_size(data) != expected:
-            raise InputCorrupt(
-                f"a DICOM file's compressed pixels are not what it states: {expected.rows} × {expected.columns} of one "
-                "component"
-            )
-
-
 def _used_bits(pixels: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:
     """Without the bits above and below the value, where old files keep overlays; the sign bit drawn out."""
     above = layout.bits_allocated - 1 - layout.high_bit
     below = layout.bits_allocated - layout.bits_stored
     return pixels if below == 0 else (pixels << above) >> below
+
+
+def _with_sign(pixels: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:
+    """What a decoder made of bits that may have a sign of which their codestream does not know, or the other way."""
+    if np.issubdtype(pixels.dtype, np.signedinteger) == layout.signed:
+        return pixels
+    unused = 32 - layout.bits_stored
+    return (pixels.astype(np.int32 if layout.signed else np.uint32) << unused) >> unused

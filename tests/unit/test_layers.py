@@ -77,7 +77,7 @@ HOMES: dict[str, set[str]] = {
     "nibabel": {"nifti"},
     "onnxruntime": {"sessions", "trial"},
     "psycopg2": {"tables", "embedded_postgres"},
-    "gdcm": {"pixels"},
+    "imagecodecs": {"pixels"},
     "pydicom": {"dicom", "pixels"},
     "prometheus_client": {"metrics"},
     "redis": {"embedded", "queues", "transport"},

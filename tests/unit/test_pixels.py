@@ -1,0 +1,199 @@
+"""Decoding, bit for bit, out of every transfer syntax."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import Stack, phantom, set_stored, straight, write, write_enhanced
+from numpy.typing import NDArray
+from pydicom.data import get_testdata_files
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    HTJ2K,
+    UID,
+    CTImageStorage,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from inference_service.errors import InputCorrupt, InputError
+from inference_service.readers import Scan, read_scan
+
+SHAPE = (40, 36, 3)
+PHANTOM = phantom(SHAPE)
+
+
+def jpeg_2000(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="J2K", reversible=True, bitspersample=bits))
+
+
+def jpeg_lossless(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return bytes(imagecodecs.ljpeg_encode(unsigned(pixels, bits), bitspersample=bits))
+
+
+def jpeg_ls(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return bytes(imagecodecs.jpegls_encode(unsigned(pixels, bits)))
+
+
+def htj2k(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return bytes(imagecodecs.htj2k_encode(pixels))
+
+
+def unsigned(pixels: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
+    """The stored bits, as codestreams without a sign have them."""
+    dtype = np.dtype(f"u{pixels.dtype.itemsize}")
+    held: NDArray[np.integer] = np.bitwise_and(pixels.view(dtype), dtype.type(2**bits - 1))
+    return held
+
+
+ENCODERS: dict[str, Callable[[NDArray[np.integer], int], bytes]] = {
+    "1.2.840.10008.1.2.4.57": jpeg_lossless,
+    JPEGLosslessSV1: jpeg_lossless,
+    JPEGLSLossless: jpeg_ls,
+    JPEG2000Lossless: jpeg_2000,
+    HTJ2KLossless: htj2k,
+    HTJ2KLosslessRPCL: htj2k,
+    HTJ2K: htj2k,
+}
+SYNTAXES = [RLELossless, *ENCODERS]
+PYDICOM_FILES = sorted({Path(name) for name in get_testdata_files() if Path(name).parent.name == "test_files"})
+# The same image in other words.
+TWINS = {
+    "MR_small.dcm": (
+        "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_expb.dcm", "MR_small_implicit.dcm",
+        "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_padded.dcm",
+    )
+}  # fmt: skip
+
+
+def read(path: Path, folder: Path) -> Scan:
+    return read_scan(path, folder, max_voxels=10**7)
+
+
+def encode(path: Path, syntax: str) -> None:
+    """Compresses a file in place."""
+    dataset = pydicom.dcmread(path)
+    if syntax == RLELossless:
+        dataset.compress(RLELossless, encoding_plugin="pydicom")
+        dataset.save_as(path)
+    else:
+        encapsulated(path, syntax, ENCODERS[syntax](np.ascontiguousarray(dataset.pixel_array), dataset.BitsStored))
+
+
+def encapsulated(path: Path, syntax: str, frame: bytes) -> None:
+    """Puts one compressed frame into a file."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.save_as(path)
+
+
+def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
+    """All over the range of so many bits."""
+    least = -(2 ** (bits - 1)) if dtype.startswith("i") else 0
+    values = np.linspace(least, least + 2**bits - 1, int(np.prod(SHAPE)))
+    return np.random.default_rng(1).permutation(values).astype(dtype).reshape(SHAPE)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
+@pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
+def test_lossless_syntaxes_give_back_every_bit(tmp_path: Path, syntax: str, dtype: str, bits: int) -> None:
+    stored = stored_values(dtype, bits)
+
+    def change(k: int, dataset: Dataset) -> None:
+        set_stored(dataset, stored[:, :, k].T, bits=bits)
+        dataset.RescaleIntercept = 0
+
+    for path in write(tmp_path / "in", straight(PHANTOM), change=change):
+        encode(path, syntax)
+        assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(read(tmp_path / "in", tmp_path).volume.voxels, stored)
+
+
+@pytest.mark.parametrize(("name", "other"), [(name, other) for name, others in TWINS.items() for other in others])
+def test_pydicoms_own_twins_are_equal(tmp_path: Path, name: str, other: str) -> None:
+    by_name = {path.name: path for path in PYDICOM_FILES}
+    expected, got = read(by_name[name], tmp_path), read(by_name[other], tmp_path)
+    np.testing.assert_array_equal(got.volume.voxels, expected.volume.voxels, strict=True)
+    np.testing.assert_array_equal(got.volume.affine, expected.volume.affine)
+
+
+@pytest.mark.parametrize("path", PYDICOM_FILES, ids=lambda path: path.name)
+def test_each_of_pydicoms_files_is_read_or_refused(tmp_path: Path, path: Path) -> None:
+    with suppress(InputError):
+        assert np.isfinite(read(path, tmp_path).volume.voxels).all()
+
+
+def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path) -> None:
+    """Against pydicom's own reference values of its file, whose place in the patient is not known."""
+    (path,) = (path for path in PYDICOM_FILES if path.name == "JPGExtended.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing, dataset.SliceThickness, dataset.SOPClassUID = [1, 1], 1, CTImageStorage
+    dataset.save_as(tmp_path / "in")
+    scan = read(tmp_path / "in", tmp_path)
+    assert (scan.volume.voxels[140, 420, 0], scan.volume.voxels[120, 230, 0]) == (244, 95)
+    assert "compressed with loss" in scan.warnings[1]
+
+
+STREAM = htj2k(PHANTOM[:, :, 1].T + 1024, 16)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        STREAM[:8] + (2**30).to_bytes(4, "big") * 2 + STREAM[16:],
+        STREAM[:42] + b"\x40\0" + STREAM[44:],
+        htj2k(PHANTOM[:, :35, 1].T + 1024, 16),
+        bytes.fromhex("ffd8ffc3000b08f000f00001000000"),
+        STREAM[:30],
+        STREAM[:120],
+        b"\xff\xd8\xff\xd9",
+        bytes(1000),
+    ],
+    ids=["huge", "components", "smaller", "jpeg", "cut", "cut later", "no frame", "zeros"],
+)
+def test_a_codestream_that_is_not_the_files_image_is_refused(tmp_path: Path, frame: bytes) -> None:
+    for path in write(tmp_path / "in", straight(PHANTOM)):
+        encapsulated(path, HTJ2KLossless, frame)
+    with pytest.raises(InputCorrupt):
+        read(tmp_path / "in", tmp_path)
+
+
+def test_a_multi_frame_object_may_be_compressed(tmp_path: Path) -> None:
+    stack: Stack = straight()
+    path = write_enhanced(tmp_path / "in", stack)
+    encode(path, RLELossless)
+    np.testing.assert_array_equal(read(path, tmp_path).volume.voxels, stack.voxels)
+
+
+def test_a_file_with_fewer_frames_than_it_states_is_refused(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(write_enhanced(tmp_path / "in", straight()))
+    dataset.compress(RLELossless, encoding_plugin="pydicom")
+    dataset.PixelData = encapsulate(list(generate_frames(dataset.PixelData, number_of_frames=6))[:5])
+    dataset.save_as(tmp_path / "in")
+    with pytest.raises(InputCorrupt):
+        read(tmp_path / "in", tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
+def test_a_truncated_file_is_refused(tmp_path: Path, syntax: str, kept: float) -> None:
+    paths = write(tmp_path / "in", straight(PHANTOM))
+    for path in paths:
+        encode(path, syntax)
+    content = paths[1].read_bytes()
+    pixels = content.index(b"\xe0\x7f\x10\x00") + 12
+    paths[1].write_bytes(content[: pixels + int(kept * (len(content) - pixels))])
+    with pytest.raises(InputCorrupt):
+        read(tmp_path / "in", tmp_path)
