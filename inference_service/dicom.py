@@ -4,6 +4,7 @@ files make a volume to `series`.
 Only the elements named here are read, so that nothing that could name a patient is ever held.
 """
 
+import errno
 import logging
 import re
 import warnings
@@ -41,6 +42,9 @@ _PREAMBLE_BYTES = 128
 # its tags; then comes a value representation or, where it is implicit, a short length.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _CHUNK_BYTES = 2**20
+
+# pydicom raises OSErrors of its own, without a number; the other one comes of seeking to where no file has a place.
+_ERRNOS_OF_CONTENT = {None, errno.EINVAL}
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"
@@ -134,9 +138,11 @@ def reading_errors() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except (ServiceError, MemoryError, OSError):
+        except (ServiceError, MemoryError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno not in _ERRNOS_OF_CONTENT:
+                raise
             raise InputCorrupt("a DICOM file is truncated or damaged") from error
 
 

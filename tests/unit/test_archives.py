@@ -137,6 +137,12 @@ def test_a_zip_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
             unpack(tmp_path / "input", tmp_path / f"{length}", max_bytes=LIMIT)
 
 
+def test_faults_of_the_file_system_are_not_the_archives(tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(PLAIN)
+    with pytest.raises(FileNotFoundError):
+        unpack(tmp_path / "input", tmp_path / "missing" / "to", max_bytes=LIMIT)
+
+
 @given(changes=st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.integers(0, 255)), min_size=1, max_size=8))
 def test_a_damaged_zip_is_unpacked_or_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]

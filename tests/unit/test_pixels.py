@@ -1,27 +1,21 @@
 """Decoding, bit for bit, out of every transfer syntax."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from dicom_encoders import SYNTAXES, encapsulated, encode, htj2k
 from dicom_files import Stack, phantom, set_stored, straight, write, write_enhanced
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
-    HTJ2K,
     UID,
     CTImageStorage,
     HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
     RLELossless,
 )
 
@@ -32,39 +26,6 @@ SHAPE = (40, 36, 3)
 PHANTOM = phantom(SHAPE)
 
 
-def jpeg_2000(pixels: NDArray[np.integer], bits: int) -> bytes:
-    return bytes(imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="J2K", reversible=True, bitspersample=bits))
-
-
-def jpeg_lossless(pixels: NDArray[np.integer], bits: int) -> bytes:
-    return bytes(imagecodecs.ljpeg_encode(unsigned(pixels, bits), bitspersample=bits))
-
-
-def jpeg_ls(pixels: NDArray[np.integer], bits: int) -> bytes:
-    return bytes(imagecodecs.jpegls_encode(unsigned(pixels, bits)))
-
-
-def htj2k(pixels: NDArray[np.integer], bits: int) -> bytes:
-    return bytes(imagecodecs.htj2k_encode(pixels))
-
-
-def unsigned(pixels: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
-    """The stored bits, as codestreams without a sign have them."""
-    dtype = np.dtype(f"u{pixels.dtype.itemsize}")
-    held: NDArray[np.integer] = np.bitwise_and(pixels.view(dtype), dtype.type(2**bits - 1))
-    return held
-
-
-ENCODERS: dict[str, Callable[[NDArray[np.integer], int], bytes]] = {
-    "1.2.840.10008.1.2.4.57": jpeg_lossless,
-    JPEGLosslessSV1: jpeg_lossless,
-    JPEGLSLossless: jpeg_ls,
-    JPEG2000Lossless: jpeg_2000,
-    HTJ2KLossless: htj2k,
-    HTJ2KLosslessRPCL: htj2k,
-    HTJ2K: htj2k,
-}
-SYNTAXES = [RLELossless, *ENCODERS]
 PYDICOM_FILES = sorted({Path(name) for name in get_testdata_files() if Path(name).parent.name == "test_files"})
 # The same image in other words.
 TWINS = {
@@ -77,25 +38,6 @@ TWINS = {
 
 def read(path: Path, folder: Path) -> Scan:
     return read_scan(path, folder, max_voxels=10**7)
-
-
-def encode(path: Path, syntax: str) -> None:
-    """Compresses a file in place."""
-    dataset = pydicom.dcmread(path)
-    if syntax == RLELossless:
-        dataset.compress(RLELossless, encoding_plugin="pydicom")
-        dataset.save_as(path)
-    else:
-        encapsulated(path, syntax, ENCODERS[syntax](np.ascontiguousarray(dataset.pixel_array), dataset.BitsStored))
-
-
-def encapsulated(path: Path, syntax: str, frame: bytes) -> None:
-    """Puts one compressed frame into a file."""
-    dataset = pydicom.dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    dataset.PixelData = encapsulate([frame])
-    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
-    dataset.save_as(path)
 
 
 def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
