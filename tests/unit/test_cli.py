@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from dicom_files import affine_of, setting, straight, write
 
 from inference_service.cli import main
 from inference_service.nifti import write_volume
@@ -177,6 +178,28 @@ def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> Non
         label.value: int(np.count_nonzero(values == label.value)) for label in report.labels
     }
     assert (report.model.name, report.providers) == (MODEL, [CPU])
+
+
+def test_segment_takes_a_series_and_what_is_said_of_it(tmp_path: Path) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    tilted = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))
+    write(tmp_path / "in" / "CT", tilted)
+    write(tmp_path / "in" / "MR", replace(tilted, series_uid="1.2.9"), change=setting("Modality", "MR"))
+    command = ("segment", tmp_path / "in", tmp_path / "out", "--model", MODEL, "--tolerate", "gantry_tilt")
+    for arguments, code in (
+        (command, "mixed_series"),
+        ((*command[:5], "--series", "1.2.3.4"), "gantry_tilt"),
+        ((*command, "--series", "1.2.9"), "modality_mismatch"),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, code in result.stderr) == (3, True), result.output
+    result = run(*command, "--series", "1.2.9", "--no-modality-check")
+    assert result.exit_code == 0, result.output
+    assert "tilted by 11.3°" in " ".join(result.stdout.split())
+    mask = nibabel.Nifti1Image.from_filename(tmp_path / "out" / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine_of(tilted), atol=1e-4)
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
+    assert (report.input.kind, report.input.modality, report.input.set_aside) == ("dicom", "MR", {"other_series": 12})
 
 
 def test_segment_shows_tables_and_keeps_progress_apart(segmented: Segmented) -> None:

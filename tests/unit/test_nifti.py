@@ -22,7 +22,7 @@ from inference_service.errors import (
     ServiceError,
     UnsupportedFormat,
 )
-from inference_service.nifti import compress, looks_like_nifti, read_nifti, write_mask, write_volume
+from inference_service.nifti import compress, geometry_warnings, looks_like_nifti, read_nifti, write_mask, write_volume
 from inference_service.volume import Volume
 
 SHAPE = (3, 4, 5)
@@ -212,6 +212,27 @@ def test_the_sform_goes_before_the_qform(read: Callable[[bytes], Volume]) -> Non
 def test_a_bad_qform_does_no_harm_beside_an_sform(read: Callable[[bytes], Volume]) -> None:
     volume = read(changed_file({"quatern_b": 5.0, "pixdim": {0: 3}}))
     np.testing.assert_array_equal(volume.affine, STRAIGHT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"sform_code": 0}, []),
+        ({"qform_code": 0, "qoffset_x": 99}, []),
+        ({"qoffset_x": 30.05}, []),
+        ({"qoffset_x": 33.0}, ["disagree by up to 3 mm: the sform was taken"]),
+        ({"quatern_b": 5.0, "pixdim": {0: 3}}, ["disagree by up to inf mm"]),
+        ({"qform_code": 0, "srow_x": {1: 0.5}}, ["off right angles"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_reader_of_the_mask_should_know_is_said(tmp_path: Path, changes: Changes, expected: list[str]) -> None:
+    (tmp_path / "scan").write_bytes(changed_file(changes))
+    volume, header = read_nifti(tmp_path / "scan", MAX_VOXELS)
+    warnings = geometry_warnings(header, volume)
+    assert len(warnings) == len(expected)
+    assert all(text in warning for text, warning in zip(expected, warnings, strict=True))
 
 
 def test_a_qform_without_handedness_is_right_handed(read: Callable[[bytes], Volume]) -> None:
