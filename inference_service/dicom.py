@@ -96,7 +96,7 @@ def read_image(path: Path, *, max_bytes: int) -> Image | Reason:
         InconsistentGeometry: What it says of its geometry makes no sense.
     """
     _check_expanded(path, max_bytes)
-    with reading_errors():
+    with quietly(), reading_errors():
         dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
         meta = dataset.file_meta
         sop_class = _text(dataset, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
@@ -134,16 +134,22 @@ def reading_errors() -> Iterator[None]:
     Raises:
         InputCorrupt: For all of it but our own errors, want of memory, and faults of the file system.
     """
+    try:
+        yield
+    except (ServiceError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in _ERRNOS_OF_CONTENT:
+            raise
+        raise InputCorrupt("a DICOM file is truncated or damaged") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing is said of values that pydicom does not like. In one thread at a time: filters belong to the process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        except (ServiceError, MemoryError):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno not in _ERRNOS_OF_CONTENT:
-                raise
-            raise InputCorrupt("a DICOM file is truncated or damaged") from error
+        yield
 
 
 def _transfer_syntax(dataset: FileDataset) -> str:
@@ -159,7 +165,7 @@ def _transfer_syntax(dataset: FileDataset) -> str:
 
 def _check_expanded(path: Path, max_bytes: int) -> None:
     """Expands a deflated file piece by piece, as pydicom does so at once, without a limit."""
-    with reading_errors(), path.open("rb") as file:
+    with quietly(), reading_errors(), path.open("rb") as file:
         if file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] != b"DICM":
             return
         file.seek(0)

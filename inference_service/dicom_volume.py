@@ -49,6 +49,7 @@ def read_series(
     require: Require,
     series_uid: str | None = None,
     tolerated: Collection[Tolerance] = (),
+    threads: int = 1,
 ) -> DicomVolume:
     """Reads the series that a number of files hold.
 
@@ -59,6 +60,7 @@ def read_series(
         require: Told how many bytes are about to be taken; what it raises ends the reading.
         series_uid: Of the series that is meant, should there be several.
         tolerated: What of its geometry is mended rather than refused.
+        threads: Decode slices.
 
     Raises:
         InputError: There is not exactly one readable volume; the subclass says why.
@@ -76,7 +78,7 @@ def read_series(
     _check_size(series, max_voxels)
     for image in chosen:
         check_decodable(image)
-    stacked = stack_slices(series.slices, require=require)
+    stacked = stack_slices(series.slices, require=require, threads=threads)
     warnings = [*series.warnings, *_warnings(chosen)]
     first = series.slices[0].image
     if stacked.padded_voxels:

@@ -77,7 +77,13 @@ def segment_file(
     progress("read", 0.0)
     with clock.stage("read"):
         scan = read_scan(
-            source, target, max_voxels=max_voxels, max_bytes=max_bytes, require=memory.require, wishes=wishes
+            source,
+            target,
+            max_voxels=max_voxels,
+            max_bytes=max_bytes,
+            require=memory.require,
+            wishes=wishes,
+            threads=engine.threads,
         )
         if wishes.modality_check:
             check_modality(model.manifest.modality, scan.modality, scan.volume.voxels)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import imagecodecs
 import numpy as np
@@ -13,7 +14,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
 from inference_service.codestream import Size, codestream_size
-from inference_service.dicom import reading_errors
+from inference_service.dicom import quietly, reading_errors
 from inference_service.errors import InputCorrupt, UnsupportedTransferSyntax
 from inference_service.image import Image, Layout
 
@@ -59,30 +60,43 @@ def check_decodable(image: Image) -> None:
         raise UnsupportedTransferSyntax(f"there is no decoder for {name}")
 
 
-def read_frames(image: Image, *, require: Require) -> Iterator[NDArray[np.integer]]:
-    """Decodes a file's frames in their order.
+def read_frames(image: Image, *, require: Require) -> Iterator[Callable[[], NDArray[np.integer]]]:
+    """Reads a file's frames in their order, and leaves it to the caller when and in which thread they are decoded.
 
     Args:
         image: Checked by `check_decodable`.
         require: Told how many bytes are about to be taken besides the frames.
 
     Yields:
-        Stored values, shape (rows, columns), native byte order.
+        What gives stored values, shape (rows, columns), or raises InputCorrupt.
 
     Raises:
         InputCorrupt: The pixels are truncated or damaged, or not of the size that the file states.
     """
     require(image.path.stat().st_size)
-    decoded = _decode(image)
+    frames = _frames(image)
     for _ in image.planes:
-        with reading_errors():
-            pixels = next(decoded, None)
-        if pixels is None or pixels.shape != (image.layout.rows, image.layout.columns):
-            raise InputCorrupt("a DICOM file's pixels are not of the number and size that it states")
-        yield pixels
+        with quietly(), reading_errors():
+            frame = next(frames, None)
+        if frame is None:
+            raise InputCorrupt("a DICOM file has fewer frames than it states")
+        yield partial(_decode, frame, image)
 
 
-def _decode(image: Image) -> Iterator[NDArray[np.integer]]:
+def _decode(frame: bytes | NDArray[np.integer], image: Image) -> NDArray[np.integer]:
+    layout = image.layout
+    with reading_errors():
+        if isinstance(frame, bytes):
+            pixels = _with_sign(_DECODERS[image.transfer_syntax](frame), layout)
+        else:
+            pixels = _used_bits(frame, layout)
+    if pixels.shape != (layout.rows, layout.columns):
+        raise InputCorrupt("a DICOM file's pixels are not of the size that it states")
+    return pixels
+
+
+def _frames(image: Image) -> Iterator[bytes | NDArray[np.integer]]:
+    """Codestreams, or pixels where there are none."""
     dataset = pydicom.dcmread(image.path, force=True, specific_tags=list(_TAGS))
     if "PixelData" not in dataset:
         raise InputCorrupt("a DICOM file has no pixels")
@@ -93,8 +107,7 @@ def _decode(image: Image) -> Iterator[NDArray[np.integer]]:
         frames = get_decoder(syntax).iter_array(
             dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in _PLAIN else "pydicom"
         )
-        for pixels, _ in frames:
-            yield _used_bits(pixels, layout)
+        yield from (pixels for pixels, _ in frames)
         return
     for data in generate_frames(dataset.PixelData, number_of_frames=len(image.planes)):
         # Decoders allocate what the codestream says, so it must say what the file does.
@@ -103,7 +116,7 @@ def _decode(image: Image) -> Iterator[NDArray[np.integer]]:
                 "a DICOM file's compressed pixels are not what it states: "
                 f"{layout.rows} × {layout.columns} of one component"
             )
-        yield _with_sign(_DECODERS[syntax](data), layout)
+        yield data
 
 
 def _check_length(dataset: Dataset, image: Image) -> None:

@@ -78,12 +78,14 @@ class _Reading:
         max_bytes: The same for bytes that files expand to.
         require: Told how many bytes are about to be taken; what it raises ends the reading.
         wishes: The request's.
+        threads: Decode a series' slices.
     """
 
     max_voxels: int
     max_bytes: int
     require: Require
     wishes: Wishes
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def read_scan(
     max_bytes: int = MOST_BYTES,
     require: Require = lambda size_bytes: None,
     wishes: Wishes = NO_WISHES,
+    threads: int = 1,
 ) -> Scan:
     """Reads a volume with the first reader that accepts the input.
 
@@ -119,6 +122,7 @@ def read_scan(
         max_bytes: The same for the files of a folder or a zip, all together.
         require: Told how many bytes are about to be taken; what it raises ends the reading.
         wishes: The request's.
+        threads: Decode a series' slices.
 
     Raises:
         InputError: No reader accepts the input, or the one that does refuses it.
@@ -126,7 +130,7 @@ def read_scan(
     files = _files(path, folder, max_bytes)
     for reader in READERS:
         if reader.accepts(files):
-            return reader.read(files, _Reading(max_voxels, max_bytes, require, wishes))
+            return reader.read(files, _Reading(max_voxels, max_bytes, require, wishes, threads))
     raise UnsupportedFormat(
         f"the input is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"
     )
@@ -164,7 +168,7 @@ def _is_dicom(files: Sequence[Path]) -> bool:
 def _read_dicom(files: Sequence[Path], reading: _Reading) -> Scan:
     found = read_series(
         files, max_voxels=reading.max_voxels, max_bytes=reading.max_bytes, require=reading.require,
-        series_uid=reading.wishes.series, tolerated=reading.wishes.tolerate,
+        series_uid=reading.wishes.series, tolerated=reading.wishes.tolerate, threads=reading.threads,
     )  # fmt: skip
     return Scan(
         found.volume,

@@ -1,7 +1,10 @@
 """Slices into one array of real values: decoded one by one, each rescaled as it says, padding made background."""
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -13,6 +16,10 @@ from inference_service.pixels import Require, read_frames
 from inference_service.series import Slice
 
 AIR_HU = -1024
+# For each thread, so that none waits for another.
+_FRAMES_AHEAD = 2
+# Which slice it is, its real values, how many of them are padding.
+_Frame = tuple[int, NDArray[np.generic], int]
 _INT16 = np.iinfo(np.int16)
 
 
@@ -29,12 +36,13 @@ class Stacked:
     padded_voxels: int
 
 
-def stack_slices(slices: Sequence[Slice], *, require: Require) -> Stacked:
+def stack_slices(slices: Sequence[Slice], *, require: Require, threads: int = 1) -> Stacked:
     """Reads the pixels of slices.
 
     Args:
         slices: In order, all of one size; their files can be decoded.
         require: Told how many bytes are about to be taken.
+        threads: Decode at a time; each holds a few frames.
 
     Raises:
         InputCorrupt: Some are truncated or damaged.
@@ -45,17 +53,30 @@ def stack_slices(slices: Sequence[Slice], *, require: Require) -> Stacked:
     require(prod(shape) * (2 if exact else 4))
     voxels: NDArray[np.generic] = np.empty(shape, dtype=np.int16 if exact else np.float32, order="F")
     padded = 0
-    for image, places in _by_file(slices):
-        for plane, stored in zip(image.planes, read_frames(image, require=require), strict=True):
-            if plane.frame not in places:
-                continue
-            values, count = _real(stored, plane, image, exact=exact)
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        for k, values, count in _in_order(pool, _tasks(slices, require, exact=exact), threads * _FRAMES_AHEAD):
             if voxels.dtype == np.int16 and (values.min() < _INT16.min or values.max() > _INT16.max):
                 require(prod(shape) * 4)
                 voxels = voxels.astype(np.float32, order="F")
-            voxels[:, :, places[plane.frame]] = values.T
+            voxels[:, :, k] = values.T
             padded += count
     return Stacked(voxels, padded)
+
+
+def _tasks(slices: Sequence[Slice], require: Require, *, exact: bool) -> Iterator[Callable[[], _Frame]]:
+    for image, places in _by_file(slices):
+        for plane, decode in zip(image.planes, read_frames(image, require=require), strict=True):
+            yield partial(_real, decode, plane, image, places[plane.frame], exact=exact)
+
+
+def _in_order(pool: Executor, tasks: Iterator[Callable[[], _Frame]], ahead: int) -> Iterator[_Frame]:
+    """Results of tasks in their order, so many of them under way at most."""
+    waiting: deque[Future[_Frame]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(task))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 def background(image: Image) -> float:
@@ -76,8 +97,8 @@ def _is_whole(plane: Plane) -> bool:
     return plane.slope == 1 and plane.intercept.is_integer() and abs(plane.intercept) <= _INT16.max
 
 
-def _real(stored: NDArray[np.integer], plane: Plane, image: Image, *, exact: bool) -> tuple[NDArray[np.generic], int]:
-    """Real values of a frame, and how many of them are padding."""
+def _real(decode: Callable[[], NDArray[np.integer]], plane: Plane, image: Image, k: int, *, exact: bool) -> _Frame:
+    stored = decode()
     values: NDArray[np.generic]
     if exact:
         values = stored + np.int64(plane.intercept) if stored.dtype.itemsize > 2 else stored + np.int32(plane.intercept)
@@ -87,9 +108,9 @@ def _real(stored: NDArray[np.integer], plane: Plane, image: Image, *, exact: boo
             values = (stored * plane.slope + plane.intercept).astype(np.float32)
     where = _padded(stored, image.layout)
     if where is None:
-        return values, 0
+        return k, values, 0
     values[where] = background(image)
-    return values, int(np.count_nonzero(where))
+    return k, values, int(np.count_nonzero(where))
 
 
 def _padded(stored: NDArray[np.integer], layout: Layout) -> NDArray[np.bool_] | None:

@@ -16,6 +16,7 @@ from pydicom.uid import (
     UID,
     CTImageStorage,
     HTJ2KLossless,
+    JPEG2000Lossless,
     RLELossless,
 )
 
@@ -117,6 +118,15 @@ def test_a_multi_frame_object_may_be_compressed(tmp_path: Path) -> None:
     path = write_enhanced(tmp_path / "in", stack)
     encode(path, RLELossless)
     np.testing.assert_array_equal(read(path, tmp_path).volume.voxels, stack.voxels)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same(tmp_path: Path, threads: int) -> None:
+    stack = straight(phantom((40, 36, 17)))
+    for path in write(tmp_path / "in", stack):
+        encode(path, JPEG2000Lossless)
+    scan = read_scan(tmp_path / "in", tmp_path, max_voxels=10**6, threads=threads)
+    np.testing.assert_array_equal(scan.volume.voxels, stack.voxels, strict=True)
 
 
 def test_a_file_with_fewer_frames_than_it_states_is_refused(tmp_path: Path) -> None:
