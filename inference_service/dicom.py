@@ -65,7 +65,8 @@ _IMAGE_TYPES = (
     (Reason.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
     (Reason.SECONDARY_CAPTURE, {"SCREEN SAVE", "SCREENSHOT"}),
     (Reason.PROJECTION, {"PROJECTION IMAGE", "MIP", "MINIP", "MAX_IP", "MIN_IP", "VOLUME RENDER", "VRT", "CSA 3D"}),
-    (Reason.REFORMAT, {"REFORMATTED", "MPR", "MPR_CURVED", "CURVED_MPR", "CSA MPR"}),
+    (Reason.MOSAIC, {"MOSAIC"}),
+    (Reason.REFORMAT, {"REFORMATTED", "MPR", "MPR_CURVED", "CURVED_MPR"}),
 )
 
 
@@ -185,7 +186,8 @@ def _check_expanded(path: Path, max_bytes: int) -> None:
 def _reason(dataset: Dataset, sop_class: str) -> Reason | None:
     if sop_class.startswith(_SECONDARY_CAPTURE):
         return Reason.SECONDARY_CAPTURE
-    kinds = {str(value).upper() for value in _values(dataset, "ImageType")}
+    values = [str(value).upper() for value in _values(dataset, "ImageType")]
+    kinds = {*values, *" ".join(values).split()}
     return next((reason for reason, names in _IMAGE_TYPES if kinds & names), None)
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from inference_service.candidates import choose_images
 from inference_service.dicom import looks_like_dicom, read_image
 from inference_service.errors import InputTooLarge
 from inference_service.image import Image, Reason
 from inference_service.pixels import LOSSY, Require, check_decodable
 from inference_service.regrid import Straightened, even_count, even_out, straight_shape, straighten
 from inference_service.request import Tolerance
-from inference_service.series import Series, Slice, choose_images, lay_out
+from inference_service.series import Series, Slice, lay_out
 from inference_service.slices import background, stack_slices
 from inference_service.volume import Volume
 

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     SECONDARY_CAPTURE = "secondary_capture"
     PROJECTION = "projection"
     REFORMAT = "reformat"
+    MOSAIC = "mosaic"
     COLOUR = "colour"
     NO_POSITION = "no_position"
     SINGLE_IMAGE = "single_image"

@@ -1,19 +1,18 @@
-"""Which images of an input are the volume, in which order, and where it lies in the patient. Pure geometry.
+"""In which order the slices of a series lie, and where in the patient. Pure geometry.
 
 Spacing comes from positions alone. What does not fit on an even, straight grid is refused with its numbers; only what
 the request tolerates is passed on, for `regrid` to deal with.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import atan2, degrees
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.errors import GantryTilt, InconsistentGeometry, MissingSlices, MixedSeries, NotAVolume
-from inference_service.image import Image, Plane, Reason
+from inference_service.errors import GantryTilt, InconsistentGeometry, MissingSlices, NotAVolume
+from inference_service.image import Image, Plane
 from inference_service.request import Tolerance
 from inference_service.volume import Affine
 
@@ -30,10 +29,6 @@ _MOST_STRAY_MM, _MOST_STRAY = 0.1, 0.1
 _LEAST_DRIFT_MM, _LEAST_TILT_DEGREES = 0.1, 0.05
 # More is not bridged, whatever is tolerated: what lies between would be made up.
 _MOST_GAP_MM = 10.0
-_MOST_NAMED = 5
-
-# Left out as soon as there is anything else.
-_SECOND_CHOICE = {Reason.REFORMAT}
 
 
 @dataclass(frozen=True)
@@ -75,83 +70,6 @@ class Series:
         """Columns, rows, slices."""
         layout = self.slices[0].image.layout
         return layout.columns, layout.rows, len(self.slices)
-
-
-def choose_images(images: Sequence[Image], wanted: str | None) -> tuple[list[Image], Counter[Reason]]:
-    """Finds the one series that is meant.
-
-    Args:
-        images: All that the input holds.
-        wanted: SeriesInstanceUID that the request names; None takes the only one that can be meant.
-
-    Returns:
-        Its images, and how many others were set aside for which reason.
-
-    Raises:
-        MixedSeries: Several can be meant.
-        NotAVolume: None can.
-    """
-    aside: Counter[Reason] = Counter()
-    candidates: dict[str, list[Image]] = defaultdict(list)
-    for image in images:
-        if image.reason is None or image.reason in _SECOND_CHOICE or (wanted and image.series_uid == wanted):
-            candidates[image.series_uid].append(image)
-        else:
-            aside[image.reason] += 1
-    if wanted is not None:
-        return _named(candidates, wanted, aside)
-    # In this order: a series is better than a single image, and an original better than what was made of it.
-    for reason, is_worse in _PREFERENCES:
-        better = {uid: found for uid, found in candidates.items() if not is_worse(found)}
-        if better and len(better) < len(candidates):
-            aside[reason] += sum(len(found) for uid, found in candidates.items() if uid not in better)
-            candidates = better
-    if not candidates:
-        raise NotAVolume(f"the input holds no series of slices: {_listed(aside)}")
-    if len(candidates) > 1:
-        raise MixedSeries(f"the input holds {len(candidates)} series; name one in input.series: {_names(candidates)}")
-    (found,) = candidates.values()
-    return found, aside
-
-
-def _named(
-    candidates: Mapping[str, list[Image]], wanted: str, aside: Counter[Reason]
-) -> tuple[list[Image], Counter[Reason]]:
-    if wanted not in candidates:
-        raise NotAVolume(
-            f"the input does not hold the series that the request names, but {_names(candidates) or 'none'}"
-        )
-    aside[Reason.OTHER_SERIES] += sum(len(found) for uid, found in candidates.items() if uid != wanted)
-    return candidates[wanted], +aside
-
-
-def _has_no_position(images: Sequence[Image]) -> bool:
-    return not any(image.planes for image in images)
-
-
-def _is_single(images: Sequence[Image]) -> bool:
-    return sum(len(image.planes) for image in images) == 1
-
-
-def _is_second_choice(images: Sequence[Image]) -> bool:
-    return any(image.reason in _SECOND_CHOICE for image in images)
-
-
-_PREFERENCES = (
-    (Reason.NO_POSITION, _has_no_position),
-    (Reason.SINGLE_IMAGE, _is_single),
-    (Reason.REFORMAT, _is_second_choice),
-)
-
-
-def _names(candidates: Mapping[str, Sequence[Image]]) -> str:
-    sizes = {uid or "(without a UID)": sum(len(image.planes) for image in found) for uid, found in candidates.items()}
-    named = [f"{uid} of {size} slices" for uid, size in sizes.items()]
-    return ", ".join([*named[:_MOST_NAMED], *(["…"] if len(named) > _MOST_NAMED else [])])
-
-
-def _listed(aside: Mapping[Reason, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(aside.items())) or "no image at all"
 
 
 def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> Series:

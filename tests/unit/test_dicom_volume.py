@@ -196,6 +196,23 @@ def test_of_several_series_one_must_be_named(tmp_path: Path, read: Read) -> None
         read(tmp_path / "in", series="1.2.3.6")
 
 
+@pytest.mark.parametrize("kind", ["LOCALIZER", "CT_SOM5 TOP SCOUT", "MOSAIC"])
+def test_what_is_no_slice_is_set_aside_from_a_named_series_too(tmp_path: Path, read: Read, kind: str) -> None:
+    write(tmp_path / "in", straight())
+    scout = straight(phantom()[:, :, :1], row=(0, 1, 0), column=(0, 0, -1))
+    write(tmp_path / "in" / "scout", scout, change=setting("ImageType", ["ORIGINAL", "PRIMARY", kind]))
+    for wishes in ({}, {"series": "1.2.3.4"}):
+        scan = read(tmp_path / "in", **wishes)
+        assert (scan.volume.shape, sum(scan.set_aside.values())) == ((9, 7, 6), 1)
+
+
+def test_a_series_that_is_named_may_be_an_unlikely_one(tmp_path: Path, read: Read) -> None:
+    write(tmp_path / "in", straight(), change=setting("ImageType", ["DERIVED", "SECONDARY", "CSA MIP"]))
+    with pytest.raises(NotAVolume, match="6 projection"):
+        read(tmp_path / "in")
+    assert read(tmp_path / "in", series="1.2.3.4").volume.shape == (9, 7, 6)
+
+
 def test_slices_without_a_position_are_not_dropped(tmp_path: Path, read: Read) -> None:
     write(tmp_path / "in", straight(), change=without("ImagePositionPatient", only=2))
     with pytest.raises(InconsistentGeometry, match="1 of the series' 6 images"):

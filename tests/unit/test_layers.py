@@ -32,6 +32,7 @@ LEVELS: tuple[set[str], ...] = (
     },
     {
         "archives",
+        "candidates",
         "dicom",
         "embedded_postgres",
         "memory",
@@ -90,7 +91,7 @@ HOMES: dict[str, set[str]] = {
 NUMERICS = {
     "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
     "nifti", "parallel", "memory", "readers", "engine", "pipeline", "archives", "image", "dicom",
-    "codestream", "pixels", "series", "slices", "regrid", "dicom_volume", "modality",
+    "codestream", "pixels", "candidates", "series", "slices", "regrid", "dicom_volume", "modality",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "attempts", "client", "lease", "tasks", "worker"}
 
