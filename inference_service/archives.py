@@ -3,6 +3,7 @@
 No name, size or ratio that an archive states about itself is believed.
 """
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -25,7 +26,16 @@ _MOST_BYTES_AT_ONCE = 2**24
 # What macOS adds to every archive.
 _FOREIGN_FOLDER = "__MACOSX/"
 # What the standard library raises on archives that were made up or damaged.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, RuntimeError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+)
 
 
 def looks_like_zip(path: Path) -> bool:
@@ -73,7 +83,7 @@ def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
 
 
 def _is_foreign(entry: zipfile.ZipInfo) -> bool:
-    return entry.is_dir() or entry.filename.startswith(_FOREIGN_FOLDER)
+    return entry.filename.endswith("/") or entry.filename.startswith(_FOREIGN_FOLDER)
 
 
 def _check(entry: zipfile.ZipInfo) -> None:
@@ -98,5 +108,10 @@ def _mapped_errors() -> Iterator[None]:
         yield
     except NotImplementedError as error:
         raise UnsupportedFormat("the zip needs a feature of its format that is not read") from error
+    except OSError as error:
+        # What comes of seeking to where no file has a place is the archive's fault, all else the file system's.
+        if error.errno != errno.EINVAL:
+            raise
+        raise InputCorrupt("the zip is truncated or damaged") from error
     except _ZIP_ERRORS as error:
         raise InputCorrupt("the zip is truncated or damaged") from error

@@ -29,7 +29,6 @@ from inference_service.errors import (
     InputCorrupt,
     InputTooLarge,
     ServiceError,
-    UnsupportedFormat,
 )
 from inference_service.image import Image, Layout, Plane, Reason
 
@@ -107,7 +106,7 @@ def read_image(path: Path, *, max_bytes: int) -> Image | Reason:
         if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
             return Reason.COLOUR
         if "ModalityLUTSequence" in dataset:
-            raise UnsupportedFormat("values that a table gives a meaning (Modality LUT) are not read")
+            return Reason.LOOKUP_TABLE
         return Image(
             path=path,
             sop_class_uid=sop_class,

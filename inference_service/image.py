@@ -18,6 +18,7 @@ class Reason(StrEnum):
     REFORMAT = "reformat"
     MOSAIC = "mosaic"
     COLOUR = "colour"
+    LOOKUP_TABLE = "lookup_table"
     NO_POSITION = "no_position"
     SINGLE_IMAGE = "single_image"
     OTHER_SERIES = "other_series"

@@ -35,8 +35,9 @@ class InputReport(_Part):
     modality: str | None = Field(description="As a DICOM series states it; null where the input does not.")
     slices: int | None = Field(description="How many slices of a DICOM series the scan was made of.")
     set_aside: dict[str, int] = Field(
-        description="How many files of the input are no part of the scan, by reason: not_dicom, no_image, localizer, "
-        "secondary_capture, projection, reformat, mosaic, colour, no_position, single_image or other_series."
+        description="How many files of the input are no part of the scan, by reason: not_dicom, no_image, "
+        "localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, no_position, single_image, "
+        "other_series."
     )
     cropped_to: list[tuple[int, int]] | None = Field(
         description="Where the model's manifest asks for a crop: the first voxel that was looked at along each axis of "

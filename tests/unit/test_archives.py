@@ -137,6 +137,18 @@ def test_a_zip_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
             unpack(tmp_path / "input", tmp_path / f"{length}", max_bytes=LIMIT)
 
 
+def test_an_entry_that_lies_before_the_file_is_damage(unpacked: Callable[..., list[bytes]]) -> None:
+    content = bytearray(PLAIN)
+    # The list of entries said to begin later than it does: all places in the file move before its start.
+    content[-6:-2] = (2**31).to_bytes(4, "little")
+    with pytest.raises(InputCorrupt):
+        unpacked(bytes(content))
+
+
+def test_an_entry_may_have_no_name(unpacked: Callable[..., list[bytes]]) -> None:
+    assert unpacked(PLAIN.replace(b"b/2", b"\0/2")) == [CONTENT, CONTENT[::-1]]
+
+
 def test_faults_of_the_file_system_are_not_the_archives(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(PLAIN)
     with pytest.raises(FileNotFoundError):

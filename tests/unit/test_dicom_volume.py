@@ -169,12 +169,13 @@ def test_what_is_no_part_of_the_series_is_set_aside_and_counted(tmp_path: Path, 
     aside("g", "1.7", setting("ImageType", ["DERIVED", "SECONDARY", "PROJECTION IMAGE"]), 2)
     aside("h", "1.8", setting("SamplesPerPixel", 3))
     aside("i", "1.9", setting("Modality", "CT"))
+    aside("j", "1.10", setting("ModalityLUTSequence", [Dataset()]), 2)
     (tmp_path / "in" / "Thumbs.db").write_bytes(b"no image")
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels)
     assert scan.set_aside == {
         "localizer": 1, "secondary_capture": 3, "no_image": 2, "reformat": 4, "no_position": 1, "projection": 2,
-        "colour": 1, "single_image": 1, "not_dicom": 1,
+        "colour": 1, "single_image": 1, "not_dicom": 1, "lookup_table": 2,
     }  # fmt: skip
 
 
