@@ -1,5 +1,6 @@
 """What all tests share: a clean environment and the real servers, started once."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ REAL_SCANS = REPOSITORY.parent / "shared" / "data" / "totalsegmentator"
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
     """Nothing of the developer's own configuration reaches the tests."""
+    # A shell that runs them in the background ignores Ctrl-C, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
