@@ -26,8 +26,9 @@ $(READY): locks/dev-$(ENGINE).txt pyproject.toml
 demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a file of yours)
 	@$(BIN)/inference-service demo $${INPUT:+--input "$$INPUT"}
 
+# Two files at a time: most of it is waiting for what was killed to come back.
 test: $(READY) ## run all tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 check: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check .
