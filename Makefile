@@ -28,7 +28,7 @@ demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a fi
 
 # Two files at a time: most of it is waiting for what was killed to come back.
 test: $(READY) ## run all tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(TESTS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check .
