@@ -27,8 +27,9 @@ from inference_service.parallel import ALONE, Threads
 from inference_service.postprocess import clean
 from inference_service.preprocess import prepare
 from inference_service.readers import MOST_BYTES, NO_WISHES, Scan, Wishes, read_scan
-from inference_service.report import InputReport, ModelReport, Report, measure_labels
-from inference_service.sessions import Session
+from inference_service.regions import find_regions
+from inference_service.report import InputReport, ModelReport, OptionsReport, Report, measure_labels
+from inference_service.sessions import RUNTIME_VERSION, Session
 from inference_service.stages import Progress, StageClock
 from inference_service.volume import Box, Volume
 from inference_service.windows import plan_windows
@@ -102,14 +103,19 @@ def segment_file(
             mask = segmented.mask
             if scan.straightened:
                 mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
-            labels = measure_labels(mask, scan.volume, model.manifest, threads=threads)
+            regions = find_regions(mask, [label.value for label in model.manifest.labels], threads=threads)
+            labels = measure_labels(mask, scan.volume, model.manifest, regions, threads=threads)
         progress("write", 0.0)
         with clock.stage("write"):
             write_mask(target / MASK_FILE, mask, scan.grid)
     manifest = model.manifest
     report = Report(
         service_version=version("inference-service"),
+        onnxruntime_version=RUNTIME_VERSION,
         input=_input_report(scan, sha256, segmented.kept),
+        options=OptionsReport(
+            series=wishes.series, tolerate=list(wishes.tolerate), modality_check=wishes.modality_check
+        ),
         model=ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256),
         providers=session.providers,
         precision=session.precision,

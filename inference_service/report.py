@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from inference_service.manifest import Manifest
 from inference_service.parallel import ALONE, Threads
 from inference_service.providers import Precision
-from inference_service.volume import Volume
+from inference_service.regions import Regions
+from inference_service.request import Tolerance
+from inference_service.volume import Affine, Volume
+
+Point = tuple[float, float, float]
 
 # Statistics are taken slab by slab: of integers by a histogram while it is small, else in pieces that fit into a cache.
 _VOXELS_OF_A_SLAB = 2**20
@@ -53,6 +57,21 @@ class ModelReport(_Part):
     sha256: str
 
 
+class OptionsReport(_Part):
+    """What the request said of its input."""
+
+    series: str | None = Field(description="SeriesInstanceUID of the series that was meant.")
+    tolerate: list[Tolerance]
+    modality_check: bool
+
+
+class CentroidReport(_Part):
+    """A label's centre of mass, each voxel counting the same, in mm."""
+
+    ras: Point = Field(description="To the patient's right, the front and the head, as in NIfTI.")
+    lps: Point = Field(description="To the patient's left, the back and the head, as in DICOM.")
+
+
 class LabelReport(_Part):
     """One label's figures on the scan's own grid."""
 
@@ -62,13 +81,24 @@ class LabelReport(_Part):
     volume_ml: float
     intensity_mean: float | None = Field(description="In the scan's unit (HU for CT); null where there is no voxel.")
     intensity_std: float | None
+    bounding_box: list[tuple[int, int]] | None = Field(
+        description="The label's first voxel along each axis of the file, and the one after its last; null where there "
+        "is no voxel."
+    )
+    centroid_mm: CentroidReport | None
+    components: int | None = Field(
+        description="How many parts the label has; voxels that share a corner belong together. Null where the mask is "
+        "little but noise, and its parts were not counted."
+    )
 
 
 class Report(_Part):
     """All of `report.json`."""
 
     service_version: str
+    onnxruntime_version: str
     input: InputReport
+    options: OptionsReport
     model: ModelReport
     providers: list[str] = Field(description="ONNX Runtime execution providers really in use, best first.")
     precision: Precision = Field(description="What the network was computed in.")
@@ -85,14 +115,20 @@ class Report(_Part):
 
 
 def measure_labels(
-    mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest, *, threads: Threads = ALONE
+    mask: NDArray[np.unsignedinteger],
+    volume: Volume,
+    manifest: Manifest,
+    regions: Regions,
+    *,
+    threads: Threads = ALONE,
 ) -> list[LabelReport]:
-    """Counts each label's voxels and describes the intensities under it.
+    """Counts each label's voxels, describes the intensities under it and says where it lies.
 
     Args:
         mask: Shape (i, j, k), on the scan's grid.
         volume: The scan. What is not in Fortran order, as read from a file, is copied.
         manifest: Names the labels.
+        regions: Where they lie, in the manifest's order.
         threads: Share the work; the result is the same for any number of them.
     """
     values, intensities = mask.ravel(order="F"), volume.voxels.ravel(order="F")
@@ -116,9 +152,23 @@ def measure_labels(
             volume_ml=int(count) * volume.voxel_volume_ml,
             intensity_mean=float(mean) if count else None,
             intensity_std=float(np.sqrt(square / count)) if count else None,
+            bounding_box=_bounding_box(regions, place) if count else None,
+            centroid_mm=_centroid(regions, place, volume.affine) if count else None,
+            components=regions.components[place] if regions.components else None,
         )
-        for label, count, mean, square in zip(manifest.labels, counts, means, squares, strict=False)
+        for place, (label, count, mean, square) in enumerate(zip(manifest.labels, counts, means, squares, strict=False))
     ]
+
+
+def _bounding_box(regions: Regions, place: int) -> list[tuple[int, int]]:
+    held = [np.flatnonzero(profile[place]) for profile in regions.profiles]
+    return [(int(planes[0]), int(planes[-1]) + 1) for planes in held]
+
+
+def _centroid(regions: Regions, place: int, affine: Affine) -> CentroidReport:
+    index = [np.average(np.arange(profile.shape[1]), weights=profile[place]) for profile in regions.profiles]
+    x, y, z = (affine[:3, :3] @ index + affine[:3, 3]).tolist()
+    return CentroidReport(ras=(x, y, z), lps=(-x, -y, z))
 
 
 def _figures(places: NDArray[np.intp], intensities: NDArray[np.generic], size: int) -> NDArray[np.float64]:

@@ -29,6 +29,9 @@ _FATAL = 4
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
+RUNTIME_VERSION: str = onnxruntime.__version__
+
+
 class Session:
     """A network loaded on execution providers, ready to run.
 

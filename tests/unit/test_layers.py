@@ -23,6 +23,7 @@ LEVELS: tuple[set[str], ...] = (
         "machine",
         "parallel",
         "patience",
+        "runs",
         "server_process",
         "stages",
         "transport",
@@ -40,6 +41,7 @@ LEVELS: tuple[set[str], ...] = (
         "nifti",
         "phantom",
         "providers",
+        "regions",
         "regrid",
         "request",
         "resample",
@@ -82,7 +84,7 @@ HOMES: dict[str, set[str]] = {
     "pydicom": {"dicom", "pixels"},
     "prometheus_client": {"metrics"},
     "redis": {"embedded", "queues", "transport"},
-    "scipy": {"crop", "mapping", "resample", "postprocess"},
+    "scipy": {"crop", "mapping", "regions", "resample", "runs", "postprocess"},
     "sqlalchemy": {"tables", "jobs", "attempts", "sweep", "workers", "metrics"},
     "tenacity": {"patience"},
     "threadpoolctl": {"pipeline"},
@@ -92,6 +94,7 @@ NUMERICS = {
     "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
     "nifti", "parallel", "memory", "readers", "engine", "pipeline", "archives", "image", "dicom",
     "codestream", "pixels", "candidates", "series", "slices", "regrid", "dicom_volume", "modality",
+    "runs", "regions", "report",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "attempts", "client", "lease", "tasks", "worker"}
 
