@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 # An upload or a download that gets no answer is tried again for so long.
 _PATIENCE_S = 5.0
 _POLL_S = 0.5
+# By their keys in a row, in the order they are given in; older rows have no preview.
+_RESULTS = ("mask", "report", "preview")
 
 
 class Client:
@@ -158,7 +160,7 @@ class Client:
             folder: Where to; made where it does not exist.
 
         Returns:
-            The files written: the mask, then the report.
+            The files written: the mask, the report, then the preview.
 
         Raises:
             BadRequest: The job has no result.
@@ -169,7 +171,7 @@ class Client:
             raise BadRequest(f"job {job.id} has no result: it is {job.state}")
         folder.mkdir(parents=True, exist_ok=True)
         files = []
-        for key in (job.result["mask"], job.result["report"]):
+        for key in (job.result[name] for name in _RESULTS if name in job.result):
             files.append(folder / key.rsplit("/", 1)[-1])
             self._storage.fetch(job.result["bucket"], key, files[-1], max_bytes=self._settings.max_input_bytes)
         return files

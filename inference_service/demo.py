@@ -70,7 +70,7 @@ def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Con
                 raise error_from_row(job.error_code, job.error_message or "")
         output.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(scan, output / _INPUT_FILE)
-        mask_path, report_path = client.result(jobs[0], output)
+        mask_path, report_path, preview_path = client.result(jobs[0], output)
         with TemporaryDirectory() as folder:
             if client.result(jobs[1], Path(folder))[0].read_bytes() != mask_path.read_bytes():
                 raise InternalError("the masks of the two jobs differ")
@@ -80,7 +80,7 @@ def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Con
         screen.print(f"  {object_address(job, 'mask')}")
     screen.print(timings_table({names[job.id]: job.timings_s or {} for job in jobs}))
     screen.print(labels_table(report.labels))
-    for path in (output / _INPUT_FILE, mask_path, report_path):
+    for path in (output / _INPUT_FILE, mask_path, report_path, preview_path):
         screen.print(path.absolute(), soft_wrap=True)
 
 

@@ -84,7 +84,7 @@ def show_job(display: ProgressDisplay[UUID], job: Job) -> None:
 
 def object_address(job: Job, name: str) -> str | None:
     """Where a result of a job lies, None where it has none."""
-    return f"s3://{job.result['bucket']}/{job.result[name]}" if job.result else None
+    return f"s3://{job.result['bucket']}/{job.result[name]}" if job.result and name in job.result else None
 
 
 def job_table(job: Job) -> Table:
@@ -105,6 +105,7 @@ def job_table(job: Job) -> Table:
         "error": f"{job.error_code}: {job.error_message}" if job.error_code else None,
         "mask": object_address(job, "mask"),
         "report": object_address(job, "report"),
+        "preview": object_address(job, "preview"),
     }
     for name, value in rows.items():
         if value:

@@ -13,7 +13,7 @@ from inference_service.engine import Engine, load_session, session_warnings
 from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory
 from inference_service.machine import usable_cpus
 from inference_service.models import find_model
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, numeric_threads, segment_file, segment_volume
+from inference_service.pipeline import FILES, numeric_threads, segment_file, segment_volume
 from inference_service.providers import Precision
 from inference_service.readers import NO_WISHES, Wishes, read_scan
 from inference_service.report import Report
@@ -35,7 +35,8 @@ def segment_locally(
 
     Args:
         source: The scan: a file, a zip or a folder.
-        target: The folder that gets mask and report; made where it is missing, never with anything overwritten in it.
+        target: The folder that gets mask, report and preview; made where it is missing, and nothing in it is ever
+            overwritten.
         settings: Models, providers and limits.
         model: Name of the model.
         version: Its version; None takes the highest.
@@ -47,7 +48,7 @@ def segment_locally(
         ServiceError: As the pipeline.
     """
     _check_there(source)
-    taken = [name for name in (MASK_FILE, REPORT_FILE) if (target / name).exists()]
+    taken = [name for name in FILES if (target / name).exists()]
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
     found = find_model(settings.models_path, model, version)
@@ -62,7 +63,7 @@ def segment_locally(
         except MemoryError as error:
             raise OutOfMemory("the scan needs more memory than this machine has") from error
         target.mkdir(parents=True, exist_ok=True)
-        for name in (MASK_FILE, REPORT_FILE):
+        for name in FILES:
             shutil.move(Path(folder) / name, target / name)
     return report
 

@@ -26,6 +26,7 @@ from inference_service.nifti import write_mask
 from inference_service.parallel import ALONE, Threads
 from inference_service.postprocess import clean
 from inference_service.preprocess import prepare
+from inference_service.preview import draw_preview
 from inference_service.readers import MOST_BYTES, NO_WISHES, Scan, Wishes, read_scan
 from inference_service.regions import find_regions
 from inference_service.report import InputReport, ModelReport, OptionsReport, Report, measure_labels
@@ -36,6 +37,8 @@ from inference_service.windows import plan_windows
 
 MASK_FILE = "mask.nii.gz"
 REPORT_FILE = "report.json"
+PREVIEW_FILE = "preview.png"
+FILES = (MASK_FILE, REPORT_FILE, PREVIEW_FILE)
 
 # Divided by their weights, two by two; held by the mapping; on their way to it.
 _PLANES_UNDER_WAY = 6
@@ -57,7 +60,8 @@ def segment_file(
 
     Args:
         source: The scan: a file, a zip or a folder.
-        target: An existing folder that gets `mask.nii.gz` and `report.json`; a zip is unpacked there, too.
+        target: An existing folder that gets `mask.nii.gz`, `report.json` and `preview.png`; a zip is unpacked there,
+            too.
         model: What to run.
         engine: What to run it on.
         max_voxels: Scans that are larger, or become so on the model's grid, are refused.
@@ -105,9 +109,14 @@ def segment_file(
                 mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
             regions = find_regions(mask, [label.value for label in model.manifest.labels], threads=threads)
             labels = measure_labels(mask, scan.volume, model.manifest, regions, threads=threads)
+        progress("preview", 0.0)
+        with clock.stage("preview"):
+            modality = scan.modality or model.manifest.modality
+            preview = draw_preview(scan.volume, mask, labels, regions, modality=modality)
         progress("write", 0.0)
         with clock.stage("write"):
             write_mask(target / MASK_FILE, mask, scan.grid)
+            (target / PREVIEW_FILE).write_bytes(preview)
     manifest = model.manifest
     report = Report(
         service_version=version("inference-service"),

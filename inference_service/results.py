@@ -8,12 +8,14 @@ from pathlib import Path
 from uuid import UUID
 
 from inference_service import attempts
-from inference_service.errors import BadRequest
-from inference_service.pipeline import MASK_FILE, REPORT_FILE
+from inference_service.errors import BadRequest, InputNotFound
+from inference_service.pipeline import MASK_FILE, PREVIEW_FILE, REPORT_FILE
 from inference_service.storage import Storage
 from inference_service.tables import Database
 
-_CONTENT_TYPES = {MASK_FILE: "application/gzip", REPORT_FILE: "application/json"}
+# By the key that the row has them under.
+_FILES = {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE}
+_CONTENT_TYPES = {MASK_FILE: "application/gzip", REPORT_FILE: "application/json", PREVIEW_FILE: "image/png"}
 
 
 class Output:
@@ -33,7 +35,7 @@ class Output:
     @property
     def result(self) -> dict[str, str]:
         """Bucket and keys, as a succeeded job's row has them."""
-        return {"bucket": self._bucket, "mask": self._keys[MASK_FILE], "report": self._keys[REPORT_FILE]}
+        return {"bucket": self._bucket} | {name: self._keys[file] for name, file in _FILES.items()}
 
     def reserve(self, database: Database, claim: attempts.Claim) -> None:
         """Makes sure that nothing is overwritten but what an earlier attempt of the same job has left.
@@ -70,7 +72,9 @@ class Output:
             InputNotFound: They are no longer there.
             StorageUnavailable: The object storage does not answer or refuses.
         """
-        for name in ("mask", "report"):
+        if not _FILES.keys() <= result.keys():
+            raise InputNotFound("the earlier job stored less than is stored now")
+        for name in _FILES:
             before_each()
             self._touched = True
             self._storage.copy(result["bucket"], result[name], self._bucket, self.result[name])

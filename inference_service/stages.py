@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import Literal, TypeVar, get_args
 
 Stage = Literal[
-    "fetch", "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "write", "store"
-]
+    "fetch", "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "preview",
+    "write", "store",
+]  # fmt: skip
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Item = TypeVar("Item")
 Progress = Callable[[Stage, float], None]
@@ -16,7 +17,7 @@ Progress = Callable[[Stage, float], None]
 # Where each stage begins on the way from 0 to 1: rough shares of a job's time, so that a progress bar moves evenly.
 _BEGINS: dict[Stage, float] = {
     "fetch": 0.0, "read": 0.02, "model_load": 0.05, "preprocess": 0.06, "network": 0.1, "windows": 0.1, "map": 0.1,
-    "postprocess": 0.92, "report": 0.94, "write": 0.96, "store": 0.98,
+    "postprocess": 0.92, "report": 0.94, "preview": 0.955, "write": 0.965, "store": 0.98,
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ PERIODS = {
     "LEASE_S": "3", "SWEEP_PERIOD_S": "0.5", "RETRY_DELAY_S": "0.2", "CPU_STANDBY_S": "3", "SHUTDOWN_GRACE_S": "1",
     "WORKER_CONCURRENCY": "1", "INTRA_OP_THREADS": "1", "ONNX_PROVIDERS": '["CPUExecutionProvider"]',
 }  # fmt: skip
-RESULTS = ("mask.nii.gz", "report.json")
+RESULTS = ("mask.nii.gz", "report.json", "preview.png")
 
 
 def install_model(models: Path, name: str, *, layers: int, width: int = 48, **fields: object) -> None:

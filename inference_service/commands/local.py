@@ -32,12 +32,14 @@ def segment(
     modality_check: bool,
     as_json: bool,
 ) -> None:
-    """Segment IN, without any server, into the folder OUT: mask.nii.gz and report.json.
+    """Segment IN, without any server, into the folder OUT: mask.nii.gz, report.json and preview.png.
 
     IN is a NIfTI file, or a DICOM series in a folder, a zip or a file.
     """
     if target.suffix in (".gz", ".nii"):
-        raise click.BadParameter("OUT is a folder, which gets mask.nii.gz and report.json", param_hint="OUT")
+        raise click.BadParameter(
+            "OUT is a folder, which gets mask.nii.gz, report.json and preview.png", param_hint="OUT"
+        )
     from inference_service.local import segment_locally
     from inference_service.readers import Wishes
 
@@ -55,7 +57,7 @@ def segment(
     screen.print(labels_table(report.labels))
     for warning in report.warnings:
         screen.print(f"warning: {warning}")
-    screen.print(f"mask and report: {target}")
+    screen.print(f"mask, report and preview: {target}")
 
 
 @click.group()

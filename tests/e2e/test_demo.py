@@ -183,7 +183,7 @@ def test_a_job_from_the_command_line(stack: Stack, scan: Path, tmp_path: Path) -
     assert run_cli(stack, "cancel", job_id).strip() == "succeeded"
     assert job_id in run_cli(stack, "jobs", "--json")
     files = json.loads(run_cli(stack, "result", job_id, "--to", tmp_path, "--json"))
-    assert files == [str(tmp_path / "mask.nii.gz"), str(tmp_path / "report.json")]
+    assert files == [str(tmp_path / name) for name in ("mask.nii.gz", "report.json", "preview.png")]
     assert_same_grid(tmp_path / "mask.nii.gz", scan)
 
 

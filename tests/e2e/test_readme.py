@@ -47,7 +47,7 @@ def run(command: list[str], folder: Path, stack: Stack) -> str:
 def test_the_python_client(folder: Path, stack: Stack) -> None:
     output = run([sys.executable, "-c", blocks("python")[0]], folder, stack)
     assert "succeeded 100%" in output
-    assert {path.name for path in (folder / "result").iterdir()} == {"mask.nii.gz", "report.json"}
+    assert {path.name for path in (folder / "result").iterdir()} == {"mask.nii.gz", "report.json", "preview.png"}
 
 
 def test_the_raw_message(folder: Path, stack: Stack, client: Client) -> None:

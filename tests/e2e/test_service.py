@@ -163,7 +163,7 @@ def assert_refused(stack: Stack, client: Client, job: Job, code: str) -> None:
     assert job.error_message
     assert job.result is None
     storage = Storage(stack.settings)
-    for name in ("mask.nii.gz", "report.json"):
+    for name in ("mask.nii.gz", "report.json", "preview.png"):
         assert not storage.exists("masks", f"{job.id}/{name}")
 
 

@@ -16,7 +16,7 @@ from inference_service.tables import JobRow, JobState, connect
 
 REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
 SUCCESS = attempts.Success(
-    result={"bucket": "masks", "mask": "a/mask.nii.gz", "report": "a/report.json"},
+    result={"bucket": "masks", "mask": "a/mask.nii.gz", "report": "a/report.json", "preview": "a/preview.png"},
     input_sha256="1" * 64,
     model_name="ct-tissue",
     model_version="1",

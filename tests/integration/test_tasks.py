@@ -85,8 +85,13 @@ def test_a_job_ends_with_mask_and_report(
 ) -> None:
     job = run(runner, database, request_for_scan)
     assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
-    assert job.result == {"bucket": "masks", "mask": f"{job.id}/mask.nii.gz", "report": f"{job.id}/report.json"}
-    for name in ("mask", "report"):
+    assert job.result == {
+        "bucket": "masks",
+        "mask": f"{job.id}/mask.nii.gz",
+        "report": f"{job.id}/report.json",
+        "preview": f"{job.id}/preview.png",
+    }
+    for name in ("mask", "report", "preview"):
         storage.fetch("masks", job.result[name], tmp_path / name, max_bytes=10**7)
     (tmp_path / "mask").rename(tmp_path / "mask.nii.gz")
     mask, image = nibabel.Nifti1Image.from_filename(tmp_path / "mask.nii.gz"), nibabel.Nifti1Image.from_filename(scan)
@@ -94,9 +99,10 @@ def test_a_job_ends_with_mask_and_report(
     assert mask.shape == image.shape
     assert len(np.unique(np.asarray(mask.dataobj))) == 6
     report = json.loads((tmp_path / "report").read_bytes())
+    assert (tmp_path / "preview").read_bytes().startswith(b"\x89PNG")
     assert report["providers"] == job.providers == ["CPUExecutionProvider"]
     assert (job.model_name, job.model_version, job.model_sha256) == ("ct-tissue", "1", report["model"]["sha256"])
-    assert set(job.timings_s or {}) >= {"fetch", "read", "preprocess", "windows", "map", "write", "store"}
+    assert set(job.timings_s or {}) >= {"fetch", "read", "preprocess", "windows", "map", "preview", "write", "store"}
 
 
 def test_a_message_delivered_again_changes_nothing(

@@ -21,6 +21,7 @@ LEVELS: tuple[set[str], ...] = (
         "image",
         "logs",
         "machine",
+        "paint",
         "parallel",
         "patience",
         "runs",
@@ -45,6 +46,7 @@ LEVELS: tuple[set[str], ...] = (
         "regrid",
         "request",
         "resample",
+        "views",
     },
     {"consumer", "embedded", "manifest", "mapping", "pixels", "series", "sessions", "settings"},
     {
@@ -60,8 +62,8 @@ LEVELS: tuple[set[str], ...] = (
         "tables",
         "trial",
     },
-    {"dicom_volume", "engine", "jobs", "reference", "workers"},
-    {"attempts", "deployment", "dispatch", "display", "readers"},
+    {"dicom_volume", "engine", "jobs", "legend", "reference", "workers"},
+    {"attempts", "deployment", "dispatch", "display", "preview", "readers"},
     {"client", "lease", "pipeline", "stack", "sweep"},
     {"__init__", "commands.jobs", "demo", "local", "metrics", "results"},
     {"commands.local", "supervisor", "tasks"},
@@ -72,6 +74,7 @@ LEVELS: tuple[set[str], ...] = (
 )
 # Third-party libraries, and the modules that know them.
 HOMES: dict[str, set[str]] = {
+    "PIL": {"legend", "preview"},
     "alembic": {"tables"},
     "celery": {"consumer", "queues", "tasks", "worker"},
     "isal": {"nifti"},
@@ -94,12 +97,13 @@ NUMERICS = {
     "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
     "nifti", "parallel", "memory", "readers", "engine", "pipeline", "archives", "image", "dicom",
     "codestream", "pixels", "candidates", "series", "slices", "regrid", "dicom_volume", "modality",
-    "runs", "regions", "report",
+    "runs", "regions", "report", "views", "paint", "legend", "preview",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "attempts", "client", "lease", "tasks", "worker"}
 
 # A client's installation lacks these.
 WORKERS_PART = (
+    "PIL",
     "numpy",
     "scipy",
     "nibabel",

@@ -253,7 +253,7 @@ def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine:
     assert [label.intensity_mean for label in report.labels] == [0, 1, 2, 3]
     assert report.labels[1].volume_ml == pytest.approx(report.labels[1].voxels * 0.0036)
     assert set(report.timings_s) == {
-        "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "write",
+        "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "preview", "write",
     }  # fmt: skip
     assert report.timings_s == clock.seconds
     assert min(report.timings_s.values()) > 0
@@ -317,11 +317,13 @@ def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, 
     overall = [overall_progress(stage, share) for stage, share in told]
     assert overall == sorted(overall)
     assert list(dict.fromkeys(stage for stage, _ in told)) == [
-        "read", "model_load", "preprocess", "windows", "postprocess", "report", "write",
+        "read", "model_load", "preprocess", "windows", "postprocess", "report", "preview", "write",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stop_at", ["read", "model_load", "preprocess", "windows", "postprocess", "report", "write"])
+@pytest.mark.parametrize(
+    "stop_at", ["read", "model_load", "preprocess", "windows", "postprocess", "report", "preview", "write"]
+)
 def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, model: Model, stop_at: Stage) -> None:
     class Cancelled(Exception):
         pass
