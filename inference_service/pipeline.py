@@ -107,7 +107,7 @@ def segment_file(
             mask = segmented.mask
             if scan.straightened:
                 mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
-            regions = find_regions(mask, [label.value for label in model.manifest.labels], threads=threads)
+            regions = find_regions(mask, [label.value for label in model.manifest.labels])
             labels = measure_labels(mask, scan.volume, model.manifest, regions, threads=threads)
         progress("preview", 0.0)
         with clock.stage("preview"):

@@ -27,6 +27,8 @@ _EDGE = 6
 _SAMPLES = 2
 # The most of a picture's width that a scale bar takes.
 _MOST_BAR = 0.3
+# Less is not worth a word.
+_LEAST_TILT_DEGREES = 5.0
 _DISCLAIMER = "Not for diagnosis"
 
 
@@ -73,7 +75,10 @@ def draw_preview(
     for place, index in enumerate(even_planes(viewer.profile(counts, AXIAL), _SLICES)):
         slice_ = artist.slice(index, with_bar=place == 0)
         page.paste(slice_, (_MARGIN + place * (_SLICE + _GAP), _MARGIN + _PANEL + _GAP))
-    legend = draw_legend(shown, colours, (_DISCLAIMER, str(window)), (_LEGEND_WIDTH, _PANEL))
+    notes = [_DISCLAIMER, str(window)]
+    if viewer.tilt_degrees > _LEAST_TILT_DEGREES:
+        notes.insert(0, f"Scan oblique by {viewer.tilt_degrees:.0f}°: sides are the nearest")
+    legend = draw_legend(shown, colours, notes, (_LEGEND_WIDTH, _PANEL))
     page.paste(legend, (_WIDTH - _MARGIN - _LEGEND_WIDTH, _MARGIN))
     file = BytesIO()
     page.save(file, "PNG")
@@ -124,19 +129,29 @@ class _Artist:
 
     def _fitted(self, view: View, index: int, side: int) -> tuple[Image.Image, float]:
         """A plane in the middle of a black square, and the millimetres of a pixel."""
-        size_mm = self.viewer.size_mm(view)
-        mm_per_pixel = max(size_mm) / side
-        width, height = (max(1, round(mm / mm_per_pixel)) for mm in size_mm)
+        width_mm, height_mm = self.viewer.size_mm(view)
+        lean = self.viewer.lean(view)
+        mm_per_pixel = max(width_mm + abs(lean) * height_mm, height_mm) / side
+        width, height = (max(1, round(mm / mm_per_pixel)) for mm in (width_mm, height_mm))
         scan = self.viewer.plane(self.voxels, view, index)
         i, j = (max(1, pixels // (_SAMPLES * to)) for pixels, to in zip(scan.shape, (height, width), strict=True))
         grey = Image.fromarray(self.window.grey(scan[::i, ::j])).resize((width, height), Image.Resampling.BILINEAR)
         mask = self.viewer.plane(self.mask, view, index)
-        rows, columns = _nearest(mask.shape[0], height), _nearest(mask.shape[1], width)
-        places = self.places[mask[np.ix_(rows, columns)]]
+        places = self.places[mask[np.ix_(_nearest(mask.shape[0], height), _nearest(mask.shape[1], width))]]
+        painted = Image.fromarray(_leaning(overlay(np.asarray(grey), places, self.colours), lean))
         panel = Image.new("RGB", (side, side), BLACK)
-        painted = Image.fromarray(overlay(np.asarray(grey), places, self.colours))
-        panel.paste(painted, ((side - width) // 2, (side - height) // 2))
+        panel.paste(painted, ((side - painted.width) // 2, (side - painted.height) // 2))
         return panel, mm_per_pixel
+
+
+def _leaning(painted: NDArray[np.uint8], lean: float) -> NDArray[np.uint8]:
+    """Moves each row, shape (h, w, 3), to the right of the one above by so many pixels, or to its left."""
+    height, width = painted.shape[:2]
+    moved = np.rint((np.arange(height) - (height if lean < 0 else 0)) * lean).astype(np.intp)
+    leaning = np.zeros((height, width + int(moved.max()), 3), dtype=np.uint8)
+    columns = moved[:, np.newaxis] + np.arange(width)
+    leaning[np.arange(height)[:, np.newaxis], columns] = painted
+    return leaning
 
 
 def _nearest(size: int, pixels: int) -> NDArray[np.intp]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from inference_service.parallel import ALONE, Threads
 from inference_service.runs import Runs
 
 Counts = NDArray[np.int64]
@@ -51,36 +50,30 @@ class _Parts:
     labels: Counts
 
 
-def find_regions(mask: NDArray[np.unsignedinteger], values: Sequence[int], *, threads: Threads = ALONE) -> Regions:
+def find_regions(mask: NDArray[np.unsignedinteger], values: Sequence[int]) -> Regions:
     """Finds where each label lies.
 
     Args:
         mask: Shape (i, j, k). What is not in Fortran order is copied.
         values: The labels; what else is in the mask is passed over.
-        threads: Share the work; the result is the same for any number of them.
     """
     flat = mask.ravel(order="F")
     width, height, depth = mask.shape
     places = np.full(np.iinfo(mask.dtype).max + 1, len(values))
     places[list(values)] = np.arange(len(values))
     thickness = max(1, _VOXELS_OF_A_SLAB // (width * height))
-    slabs = [range(start, min(depth, start + thickness)) for start in range(0, depth, thickness)]
-    found: dict[int, tuple[Profiles, _Parts | None]] = {}
-
-    def work(part: slice) -> None:
-        for index in range(part.start, part.stop):
-            start, stop = slabs[index].start, min(depth, slabs[index].stop + 1)
-            here = flat[start * width * height : stop * width * height]
-            runs = Runs.of(here, (width, height, stop - start))
-            own = runs.first_planes(len(slabs[index]))
-            found[index] = _profiles(own, places, len(values)), _parts(runs, len(own), places, len(values))
-
-    threads.each_slice(len(slabs), work)
-    profiles, parts = zip(*(found[index] for index in range(len(slabs))), strict=True)
+    profiles, parts = [], []
+    for start in range(0, depth, thickness):
+        stop = min(depth, start + thickness + 1)
+        runs = Runs.of(flat[start * width * height : stop * width * height], (width, height, stop - start))
+        own = runs.first_planes(min(thickness, stop - start))
+        profiles.append(_profiles(own, places, len(values)))
+        parts.append(_parts(runs, len(own), places, len(values)))
     along_i, along_j, along_k = zip(*profiles, strict=True)
+    counted = [part for part in parts if part is not None]
     return Regions(
         (np.sum(along_i, axis=0), np.sum(along_j, axis=0), np.concatenate(along_k, axis=1)),
-        _components([part for part in parts if part is not None]) if None not in parts else None,
+        _components(counted) if len(counted) == len(parts) else None,
     )
 
 

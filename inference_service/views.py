@@ -17,6 +17,8 @@ _LETTERS = ("RL", "AP", "HF")
 
 # A plane through the middle shows at least this share of what the fullest plane does.
 _LEAST_SHARE = 0.5
+# Headers in float32 are less right-angled than this: 0.06°.
+_LEAST_LEAN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class Viewer:
 
     Attributes:
         turned: From the scan's own axes to `VIEWED`.
-        spacing_mm: Along the axes of `VIEWED`.
+        steps_mm: Shape (3, 3): each column goes from one voxel to the next along an axis of `VIEWED`, RAS+.
         affine: From the scan's own voxels to RAS+ mm.
         shape: Voxels along the scan's own axes.
     """
 
     turned: Reorientation
-    spacing_mm: tuple[float, float, float]
+    steps_mm: NDArray[np.float64]
     affine: Affine
     shape: tuple[int, int, int]
 
@@ -65,7 +67,14 @@ class Viewer:
     def of(cls, volume: Volume) -> "Viewer":
         """The viewer of a scan."""
         turned = reorientation(volume.orientation, VIEWED)
-        return cls(turned, turned.apply_triple(volume.spacing_mm), volume.affine, volume.shape)
+        signs = np.where(turned.flipped, -1, 1)
+        return cls(turned, volume.affine[:3, list(turned.axes)] * signs, volume.affine, volume.shape)
+
+    @property
+    def tilt_degrees(self) -> float:
+        """The largest angle between an axis that is seen and the axis of the world that it stands for."""
+        cosines = np.abs(np.diag(self.steps_mm)) / np.linalg.norm(self.steps_mm, axis=0)
+        return float(np.degrees(np.arccos(np.min(np.minimum(cosines, 1)))))
 
     def profile(self, profiles: Sequence[NDArray[np.int64]], view: View) -> NDArray[np.int64]:
         """What lies in each plane of a view, from the same for the planes across each of the scan's own axes."""
@@ -73,9 +82,17 @@ class Viewer:
         return own[::-1] if self.turned.flipped[view.across] else own
 
     def size_mm(self, view: View) -> tuple[float, float]:
-        """Width and height of a view's planes."""
+        """Width and height of a view's planes, before they lean."""
         shape = self.turned.apply_triple(self.shape)
-        return shape[view.right] * self.spacing_mm[view.right], shape[view.down] * self.spacing_mm[view.down]
+        right, down = self.steps_mm[:, view.right], self.steps_mm[:, view.down]
+        height = np.linalg.norm(np.cross(right, down)) / np.linalg.norm(right)
+        return float(shape[view.right] * np.linalg.norm(right)), float(shape[view.down] * height)
+
+    def lean(self, view: View) -> float:
+        """How far a view's planes lean to the right: millimetres for each one down, 0 unless the grid is sheared."""
+        right, down = self.steps_mm[:, view.right], self.steps_mm[:, view.down]
+        lean = float(right @ down / np.linalg.norm(np.cross(right, down)))
+        return lean if abs(lean) > _LEAST_LEAN else 0.0
 
     def plane(self, array: NDArray[Voxel], view: View, index: int) -> NDArray[Voxel]:
         """Views one plane, its rows from top to bottom, of an array on the scan's grid."""

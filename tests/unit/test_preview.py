@@ -128,7 +128,24 @@ def test_oblique_grids_are_shown_along_their_own_axes(
     oblique = Volume(volume.voxels, oblique_affine(orientation, volume.spacing_mm))
     straight, tilted = opened(pictured(volume, mask, manifest)), opened(pictured(oblique, mask, manifest))
     # Positions differ, and stand at the top of each panel.
+    assert not np.array_equal(
+        straight[TOP + PANEL - 60 :, SAGITTAL + PANEL :], tilted[TOP + PANEL - 60 :, SAGITTAL + PANEL :]
+    )
     np.testing.assert_array_equal(panel(straight, AXIAL)[30:], panel(tilted, AXIAL)[30:])
+
+
+@pytest.mark.parametrize("degrees", [-30, 30])
+def test_a_tilted_stack_is_shown_as_the_patient_lies(manifest: Manifest, degrees: int) -> None:
+    affine = np.diag([-1.0, -1, 2, 1])
+    affine[1, 2] = 2 * np.tan(np.radians(degrees))
+    mask = np.zeros((40, 60, 30), dtype=np.uint8)
+    mask[5:35, 20:40, 2:28] = 4
+    picture = opened(pictured(Volume(np.zeros(mask.shape, dtype=np.int16), affine), mask, manifest))
+    rows, columns = np.nonzero((panel(picture, SAGITTAL) == colour(0)).all(axis=2))
+    fall, _ = np.polyfit(rows, columns, 1)
+    assert fall == pytest.approx(np.tan(np.radians(degrees)), abs=0.03)
+    rows, columns = np.nonzero((panel(picture, CORONAL) == colour(0)).all(axis=2))
+    assert np.polyfit(rows, columns, 1)[0] == pytest.approx(0, abs=0.03)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (40, 40, 1), (1, 40, 40), (7, 5, 300), (900, 3, 2)])

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service import regions
-from inference_service.parallel import Threads
 from inference_service.regions import Regions, find_regions
 
 Mask = NDArray[np.uint8]
@@ -48,12 +47,11 @@ def test_profiles_and_components_are_those_of_every_voxel(mask: Mask) -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, 0.8, 1.5])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 3), (40, 1, 3), (17, 13, 1), (17, 13, 29), (2, 3, 200)])
-def test_larger_masks_on_several_threads(shape: tuple[int, int, int], sigma: float) -> None:
+def test_larger_masks(shape: tuple[int, int, int], sigma: float) -> None:
     noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=shape), sigma)
     mask = np.asfortranarray(np.digitize(noise, np.quantile(noise, (0.4, 0.6, 0.8))).astype(np.uint8))
     values = (0, 1, 3, 2)
-    with Threads(3) as threads:
-        assert_as_counted(find_regions(mask, values, threads=threads), mask, values)
+    assert_as_counted(find_regions(mask, values), mask, values)
 
 
 def test_a_spiral_through_all_slabs_is_one_part() -> None:

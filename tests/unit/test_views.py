@@ -35,7 +35,8 @@ def test_the_same_patient_gives_the_same_planes(orientation: str) -> None:
     volume = turned(seen_volume(), orientation)
     viewer = Viewer.of(volume)
     assert volume.orientation == orientation
-    assert viewer.spacing_mm == pytest.approx((0.8, 1.5, 3))
+    np.testing.assert_allclose(viewer.steps_mm, np.diag([-0.8, -1.5, -3]), atol=1e-12)
+    assert viewer.tilt_degrees == 0
     voxels = seen_volume().voxels
     for k in range(5):
         np.testing.assert_array_equal(viewer.plane(volume.voxels, AXIAL, k), voxels[:, :, k].T)
@@ -67,6 +68,15 @@ def test_sizes_are_millimetres() -> None:
     assert [viewer.size_mm(view) for view in VIEWS] == [
         pytest.approx((2.4, 6)), pytest.approx((2.4, 15)), pytest.approx((6, 15)),
     ]  # fmt: skip
+
+
+def test_a_tilted_stack_leans() -> None:
+    affine = np.diag([-1.0, -1, 3, 1])
+    affine[1, 2] = 3 * np.tan(np.radians(20))  # further to the front with each slice to the head
+    viewer = Viewer.of(Volume(np.zeros((10, 10, 8)), affine))
+    assert [viewer.lean(view) for view in VIEWS] == [0, 0, pytest.approx(np.tan(np.radians(20)))]
+    assert viewer.size_mm(SAGITTAL) == pytest.approx((10, 24))
+    assert viewer.tilt_degrees == pytest.approx(20)
 
 
 @given(profiles)
