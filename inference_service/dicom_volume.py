@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from inference_service.candidates import choose_images
 from inference_service.dicom import looks_like_dicom, read_image
 from inference_service.errors import InputTooLarge
 from inference_service.image import Image, Reason
 from inference_service.pixels import LOSSY, Require, check_decodable
-from inference_service.regrid import Straightened, even_count, even_out, straight_shape, straighten
+from inference_service.regrid import Evened, Straightened, even_count, even_out, straight_shape, straighten
 from inference_service.request import Tolerance
 from inference_service.series import Series, Slice, lay_out
 from inference_service.slices import background, stack_slices
@@ -28,6 +30,7 @@ class DicomVolume:
     Attributes:
         volume: On the grid that its mask gets.
         straightened: For the network where that grid is sheared; None where it is straight.
+        evened: The way back to the slices where that grid is not on them; None where it is.
         modality: As the series states it; empty where it does not.
         slices: The frames that it was made of, along its third axis; one for each plane unless they were uneven.
         set_aside: How many files are no part of it, by reason.
@@ -36,6 +39,7 @@ class DicomVolume:
 
     volume: Volume
     straightened: Straightened | None
+    evened: Evened | None
     modality: str
     slices: tuple[Slice, ...]
     set_aside: Counter[Reason]
@@ -84,10 +88,11 @@ def read_series(
     first = series.slices[0].image
     if stacked.padded_voxels:
         warnings.append(f"{stacked.padded_voxels} voxels are padding, and got the value {background(first):g}")
-    volume, straightened = _regrid(Volume(stacked.voxels, series.affine), series, require)
+    volume, straightened, evened = _regrid(Volume(stacked.voxels, series.affine), series, require)
     return DicomVolume(
         volume=volume,
         straightened=straightened,
+        evened=evened,
         modality=first.modality,
         slices=series.slices,
         set_aside=aside + others,
@@ -118,16 +123,18 @@ def _warnings(images: Sequence[Image]) -> list[str]:
     return warnings
 
 
-def _regrid(volume: Volume, series: Series, require: Require) -> tuple[Volume, Straightened | None]:
-    """The volume on the grid that its mask gets, and the straight one that the network is to see instead."""
+def _regrid(volume: Volume, series: Series, require: Require) -> tuple[Volume, Straightened | None, Evened | None]:
+    """The volume on the grid that its mask gets, the straight one that the network is to see instead, the way back."""
     straightened = None
     itemsize = volume.voxels.dtype.itemsize
     if series.tilted:
         require(prod(straight_shape(volume.shape, series.drift_px)) * itemsize)
         straightened = straighten(volume, series.drift_px, background=background(series.slices[0].image))
     if not series.uneven:
-        return volume, straightened
+        return volume, straightened, None
     # No grid holds slices at uneven distances: the mask lies on the even ones, which are straight.
     straight = straightened.volume if straightened else volume
     require(prod((*straight.shape[:2], even_count(series.heights_mm, series.spacing_mm))) * itemsize)
-    return even_out(straight, series.heights_mm, series.spacing_mm), None
+    starts = straightened.starts if straightened else np.zeros((len(series.slices), 2), dtype=np.intp)
+    evened = even_out(straight, series.heights_mm, series.spacing_mm, starts=starts)
+    return evened.volume, None, evened

@@ -12,7 +12,7 @@ from inference_service.dicom import looks_like_dicom
 from inference_service.dicom_volume import read_series
 from inference_service.errors import InputCorrupt, InputNotFound, InputTooLarge, UnsupportedFormat
 from inference_service.nifti import Header, Require, geometry_warnings, grid_header, looks_like_nifti, read_nifti
-from inference_service.regrid import Straightened
+from inference_service.regrid import Evened, Straightened
 from inference_service.request import Tolerance
 from inference_service.series import Slice
 from inference_service.volume import Volume
@@ -52,8 +52,9 @@ class Scan:
         replaced_voxels: Voxels that were NaN or infinite, and got the volume's least finite value.
         kind: What it was read from.
         straightened: What the network is to see instead, where the slices are tilted.
+        evened: The way from the volume's grid back to the slices, where these are uneven.
         modality: DICOM's word for it, such as CT; empty where the input does not say.
-        slices: Of a DICOM series, in the order of the volume's third axis.
+        slices: Of a DICOM series, in the order of the volume's third axis; one for each plane unless uneven.
         set_aside: How many files are no part of the volume, by reason.
         warnings: What a reader of the mask should know.
     """
@@ -63,6 +64,7 @@ class Scan:
     replaced_voxels: int = 0
     kind: Kind = "nifti"
     straightened: Straightened | None = None
+    evened: Evened | None = None
     modality: str = ""
     slices: tuple[Slice, ...] = ()
     set_aside: Mapping[str, int] = field(default_factory=dict)
@@ -175,6 +177,7 @@ def _read_dicom(files: Sequence[Path], reading: _Reading) -> Scan:
         grid_header(found.volume),
         kind="dicom",
         straightened=found.straightened,
+        evened=found.evened,
         modality=found.modality,
         slices=found.slices,
         set_aside={reason.value: count for reason, count in found.set_aside.items()},

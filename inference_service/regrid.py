@@ -4,6 +4,7 @@ Slices keep their planes and pixels: a tilted one is moved within its plane by w
 interpolated and each label goes back to the very pixel that it was decided for.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +34,43 @@ class Straightened:
             mask: On the grid of `volume`.
             shape: Of the scan.
         """
-        taken = np.empty(shape, dtype=mask.dtype, order="F")
-        for k, (i, j) in enumerate(self.starts):
-            taken[:, :, k] = mask[i : i + shape[0], j : j + shape[1], k]
-        return taken
+        return _taken(mask, shape, range(len(self.starts)), self.starts)
+
+
+@dataclass(frozen=True)
+class Evened:
+    """A scan of slices at uneven distances, interpolated to even ones.
+
+    Attributes:
+        volume: Of even slices; wider than the scan's where these were moved in line first.
+        nearest: Shape (slices,): which even slice is nearest to each one.
+        starts: Shape (slices, 2): where in `volume` the first pixel of each slice lies, along a row and along a column.
+    """
+
+    volume: Volume
+    nearest: NDArray[np.intp]
+    starts: NDArray[np.intp]
+
+    def labels_of_slices(self, mask: NDArray[np.unsignedinteger], size: tuple[int, int]) -> NDArray[np.unsignedinteger]:
+        """Takes labels back to the slices: each gets those of the even slice that is nearest.
+
+        Args:
+            mask: On the grid of `volume`.
+            size: Columns and rows of a slice.
+
+        Returns:
+            Shape (columns, rows, slices).
+        """
+        return _taken(mask, (*size, len(self.nearest)), self.nearest, self.starts)
+
+
+def _taken(
+    mask: NDArray[np.unsignedinteger], shape: tuple[int, int, int], planes: Iterable[int], starts: NDArray[np.intp]
+) -> NDArray[np.unsignedinteger]:
+    taken = np.empty(shape, dtype=mask.dtype, order="F")
+    for k, (plane, (i, j)) in enumerate(zip(planes, starts, strict=True)):
+        taken[:, :, k] = mask[i : i + shape[0], j : j + shape[1], plane]
+    return taken
 
 
 def straight_shape(shape: tuple[int, int, int], drift_px: NDArray[np.float64]) -> tuple[int, int, int]:
@@ -86,16 +120,28 @@ def even_count(heights_mm: NDArray[np.float64], spacing_mm: float) -> int:
     return max(2, round(float(heights_mm[-1]) / spacing_mm) + 1)
 
 
-def even_out(volume: Volume, heights_mm: NDArray[np.float64], spacing_mm: float) -> Volume:
+def nearest_planes(heights_mm: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Which of so many even slices, from the first to the last, is nearest to each slice; of two, the lower one.
+
+    >>> nearest_planes(np.array([0.0, 2.0, 6.1, 8.0]), 5).tolist()
+    [0, 1, 3, 4]
+    """
+    places = heights_mm * ((count - 1) / heights_mm[-1])
+    nearest: NDArray[np.intp] = np.ceil(places - 0.5).astype(np.intp)
+    return nearest
+
+
+def even_out(volume: Volume, heights_mm: NDArray[np.float64], spacing_mm: float, *, starts: NDArray[np.intp]) -> Evened:
     """Interpolates linearly between slices at uneven distances.
 
     Args:
         volume: The scan, its third axis across the slices and at right angles to them.
         heights_mm: Shape (slices,), ascending from 0: where they lie.
         spacing_mm: What the even spacing is to be nearest to; the first and the last slice stay where they are.
+        starts: Shape (slices, 2): where in the volume the first pixel of each slice lies.
 
     Returns:
-        A volume of the same dtype, integers rounded.
+        With a volume of the same dtype, integers rounded.
     """
     count = even_count(heights_mm, spacing_mm)
     planes_mm = np.linspace(0, heights_mm[-1], count)
@@ -108,4 +154,4 @@ def even_out(volume: Volume, heights_mm: NDArray[np.float64], spacing_mm: float)
         voxels[:, :, k] = np.rint(plane) if np.issubdtype(voxels.dtype, np.integer) else plane
     affine = volume.affine.copy()
     affine[:3, 2] *= planes_mm[1] / np.linalg.norm(affine[:3, 2])
-    return Volume(voxels, affine)
+    return Evened(Volume(voxels, affine), nearest_planes(heights_mm, count), starts)
