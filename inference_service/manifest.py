@@ -20,6 +20,8 @@ from inference_service.providers import Precision
 from inference_service.request import NAME_PATTERN, VERSION_PATTERN
 from inference_service.volume import AXIS_CODES
 
+# No control character, and no backslash, which separates values in DICOM.
+_DICOM_TEXT = r"^[^\x00-\x1f\x7f\\]{1,64}$"
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Percent = Annotated[float, Field(ge=0, le=100)]
 WindowShape = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -99,11 +101,27 @@ class Channel(_Strict):
     intensity: Intensity
 
 
+class Code(_Strict):
+    """A coded concept, by the limits of DICOM PS3.3 Table 8.8-1; such as SCT, 39607008, Lung."""
+
+    scheme: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Coding scheme, such as SCT for SNOMED CT.")
+    value: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="The concept's code in that scheme.")
+    meaning: str = Field(pattern=_DICOM_TEXT, description="In words.")
+
+
 class Label(_Strict):
     """What one output channel of the network stands for."""
 
-    name: str = Field(min_length=1, max_length=64)
+    name: str = Field(pattern=_DICOM_TEXT)
     value: int = Field(ge=0, le=65535, description="The value in the mask.")
+    category: Code | None = Field(
+        None,
+        description="What kind of thing it is, for DICOM: one of PS3.16 CID 7150, such as SCT, 123037004, Anatomical "
+        "Structure. None takes SCT, 85756007, Tissue.",
+    )
+    type: Code | None = Field(
+        None, description="What it is, for DICOM: such as SCT, 39607008, Lung. None takes SCT, 85756007, Tissue."
+    )
 
 
 class LargestComponent(_Strict):

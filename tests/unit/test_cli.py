@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from dicom_files import affine_of, setting, straight, write
 
 from inference_service.cli import main
+from inference_service.manifest import Manifest
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
 from inference_service.providers import CPU
@@ -256,7 +257,7 @@ def test_models_are_listed() -> None:
 def test_a_model_is_shown() -> None:
     shown = json.loads(run("models", "show", MODEL).stdout)
     manifest = json.loads((MODELS / MODEL / "1" / "manifest.json").read_bytes())
-    assert {name: shown[name] for name in manifest} == manifest
+    assert Manifest.model_validate(shown) == Manifest.model_validate(manifest)
 
 
 def test_a_model_is_verified() -> None:

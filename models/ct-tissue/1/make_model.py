@@ -15,6 +15,17 @@ from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 NAME, VERSION = "ct-tissue", "1"
 LABELS = ("background", "air", "lung", "fat", "soft_tissue", "bone")
+# Category and type of each label but the background, in SNOMED CT as by DICOM PS3.16 CID 7150, 7155 and 7166.
+_SUBSTANCE = ("105590001", "Substance")
+_STRUCTURE = ("123037004", "Anatomical Structure")
+_TISSUE = ("85756007", "Tissue")
+CODES = {
+    "air": (_SUBSTANCE, ("15158005", "Air")),
+    "lung": (_STRUCTURE, ("39607008", "Lung")),
+    "fat": (_TISSUE, ("55603005", "Fat")),
+    "soft_tissue": (_TISSUE, ("87784001", "Soft tissue")),
+    "bone": (_TISSUE, ("3138006", "Bone")),
+}
 # Where label c - 1 ends and label c begins; README.md says why there.
 THRESHOLDS_HU = (-1150, -940, -350, -25, 180)
 WINDOW = (128, 128, 96)
@@ -86,6 +97,14 @@ def make_network() -> ModelProto:
     return network
 
 
+def codes(label: str) -> dict[str, dict[str, str]]:
+    """What the manifest says of a label for DICOM; nothing of the background."""
+    return {
+        field: {"scheme": "SCT", "value": value, "meaning": meaning}
+        for field, (value, meaning) in zip(("category", "type"), CODES.get(label, ()), strict=False)
+    }
+
+
 def network_bytes() -> bytes:
     """What `model.onnx` holds."""
     network: bytes = make_network().SerializeToString(deterministic=True)
@@ -110,7 +129,7 @@ def manifest_text(network: bytes) -> str:
         "blending": "gaussian",
         "padding_value": AIR_HU,
         "activation": "softmax",
-        "labels": [{"name": name, "value": value} for value, name in enumerate(LABELS)],
+        "labels": [{"name": name, "value": value, **codes(name)} for value, name in enumerate(LABELS)],
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
