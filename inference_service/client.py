@@ -160,7 +160,7 @@ class Client:
             folder: Where to; made where it does not exist.
 
         Returns:
-            The files written: the mask, the report, then the preview.
+            The files written: the mask, the report, the preview, then what other formats the job was asked for.
 
         Raises:
             BadRequest: The job has no result.
@@ -171,7 +171,8 @@ class Client:
             raise BadRequest(f"job {job.id} has no result: it is {job.state}")
         folder.mkdir(parents=True, exist_ok=True)
         files = []
-        for key in (job.result[name] for name in _RESULTS if name in job.result):
+        others = sorted(job.result.keys() - {"bucket", *_RESULTS})
+        for key in (job.result[name] for name in (*_RESULTS, *others) if name in job.result):
             files.append(folder / key.rsplit("/", 1)[-1])
             self._storage.fetch(job.result["bucket"], key, files[-1], max_bytes=self._settings.max_input_bytes)
         return files

@@ -103,9 +103,7 @@ def job_table(job: Job) -> Table:
         "started": job.started_at,
         "finished": job.finished_at,
         "error": f"{job.error_code}: {job.error_message}" if job.error_code else None,
-        "mask": object_address(job, "mask"),
-        "report": object_address(job, "report"),
-        "preview": object_address(job, "preview"),
+        **{name: object_address(job, name) for name in sorted(job.result or {}) if name != "bucket"},
     }
     for name, value in rows.items():
         if value:

@@ -1,6 +1,7 @@
 """The pipeline on this machine's files, without any server."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,11 @@ from inference_service.engine import Engine, load_session, session_warnings
 from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory
 from inference_service.machine import usable_cpus
 from inference_service.models import find_model
-from inference_service.pipeline import FILES, numeric_threads, segment_file, segment_volume
+from inference_service.pipeline import numeric_threads, result_files, segment_file, segment_volume
 from inference_service.providers import Precision
 from inference_service.readers import NO_WISHES, Wishes, read_scan
 from inference_service.report import Report
+from inference_service.request import Format
 from inference_service.settings import Settings
 from inference_service.stages import Progress, StageClock
 
@@ -29,18 +31,19 @@ def segment_locally(
     model: str,
     version: str | None,
     wishes: Wishes = NO_WISHES,
+    formats: Sequence[Format] = ("nifti",),
     progress: Progress,
 ) -> Report:
     """Segments a scan with all of this machine's CPUs.
 
     Args:
         source: The scan: a file, a zip or a folder.
-        target: The folder that gets mask, report and preview; made where it is missing, and nothing in it is ever
-            overwritten.
+        target: The folder that gets the results; made where it is missing, never with anything overwritten in it.
         settings: Models, providers and limits.
         model: Name of the model.
         version: Its version; None takes the highest.
         wishes: What is said of the input.
+        formats: What the mask is written as.
         progress: Told of every stage and window.
 
     Raises:
@@ -48,7 +51,7 @@ def segment_locally(
         ServiceError: As the pipeline.
     """
     _check_there(source)
-    taken = [name for name in FILES if (target / name).exists()]
+    taken = [name for name in result_files().values() if (target / name).exists()]
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
     found = find_model(settings.models_path, model, version)
@@ -58,12 +61,12 @@ def segment_locally(
             report = segment_file(
                 source, Path(folder), found, _engine(settings),
                 max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, wishes=wishes,
-                clock=StageClock(), progress=progress,
+                formats=formats, clock=StageClock(), progress=progress,
             )  # fmt: skip
         except MemoryError as error:
             raise OutOfMemory("the scan needs more memory than this machine has") from error
         target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in result_files(formats).values():
             shutil.move(Path(folder) / name, target / name)
     return report
 

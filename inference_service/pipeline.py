@@ -1,13 +1,15 @@
 """From a file to a mask and a report: the whole of a job that needs no server, shared by the worker and `segment`."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from typing import get_args
+from uuid import UUID, uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from inference_service.crop import crop_box
 from inference_service.decide import labels_from_logits
+from inference_service.dicom_seg import Identity, Kind, Written, write_segmentation
 from inference_service.engine import Engine, load_session, session_warnings
+from inference_service.errors import BadRequest
 from inference_service.inference import Network, stream_logits
 from inference_service.manifest import Manifest
 from inference_service.mapping import map_planes
@@ -30,6 +34,7 @@ from inference_service.preview import draw_preview
 from inference_service.readers import MOST_BYTES, NO_WISHES, Scan, Wishes, read_scan
 from inference_service.regions import find_regions
 from inference_service.report import InputReport, ModelReport, OptionsReport, Report, measure_labels
+from inference_service.request import Format
 from inference_service.sessions import RUNTIME_VERSION, Session
 from inference_service.stages import Progress, StageClock
 from inference_service.volume import Box, Volume
@@ -38,7 +43,10 @@ from inference_service.windows import plan_windows
 MASK_FILE = "mask.nii.gz"
 REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
-FILES = (MASK_FILE, REPORT_FILE, PREVIEW_FILE)
+_SEGMENTATIONS: Mapping[Format, tuple[str, Kind]] = {
+    "dicom-seg": ("segmentation.dcm", "binary"),
+    "dicom-labelmap": ("labelmap.dcm", "labelmap"),
+}
 
 # Divided by their weights, two by two; held by the mapping; on their way to it.
 _PLANES_UNDER_WAY = 6
@@ -53,6 +61,8 @@ def segment_file(
     max_voxels: int,
     max_bytes: int = MOST_BYTES,
     wishes: Wishes = NO_WISHES,
+    formats: Sequence[Format] = ("nifti",),
+    job_id: UUID | None = None,
     clock: StageClock,
     progress: Progress = lambda stage, share: None,
 ) -> Report:
@@ -60,13 +70,14 @@ def segment_file(
 
     Args:
         source: The scan: a file, a zip or a folder.
-        target: An existing folder that gets `mask.nii.gz`, `report.json` and `preview.png`; a zip is unpacked there,
-            too.
+        target: An existing folder that gets the files of `result_files`; a zip is unpacked there, too.
         model: What to run.
         engine: What to run it on.
         max_voxels: Scans that are larger, or become so on the model's grid, are refused.
         max_bytes: So are zips and folders of more.
         wishes: What the request says of its input.
+        formats: What the mask is written as.
+        job_id: DICOM objects have their UIDs from it; None makes a new one.
         clock: Takes the seconds of each stage.
         progress: Told of every stage and window; what it raises ends the job.
 
@@ -75,10 +86,11 @@ def segment_file(
 
     Raises:
         InputError: The scan cannot be used.
+        BadRequest: The scan is not one that such a format can refer to.
         ModelInvalid: The model cannot be used.
         OutOfMemory: The model needs more memory than there is.
     """
-    memory = Memory(target, engine.jobs)
+    memory, manifest = Memory(target, engine.jobs), model.manifest
     progress("read", 0.0)
     with clock.stage("read"):
         scan = read_scan(
@@ -90,15 +102,16 @@ def segment_file(
             wishes=wishes,
             threads=engine.threads,
         )
+        _check_formats(formats, scan, manifest)
         if wishes.modality_check:
-            check_modality(model.manifest.modality, scan.modality, scan.volume.voxels)
+            check_modality(manifest.modality, scan.modality, scan.volume.voxels)
         sha256 = input_sha256(source)
     progress("model_load", 0.0)
     with clock.stage("model_load"):
         session = load_session(model, engine)
     with numeric_threads(engine.threads) as threads:
         segmented = segment_volume(
-            scan.straightened.volume if scan.straightened else scan.volume, model.manifest, session,
+            scan.straightened.volume if scan.straightened else scan.volume, manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
             batch=session.batch or engine.batch, smaller_batch=session.batch is None, threads=threads, memory=memory,
         )  # fmt: skip
@@ -107,17 +120,18 @@ def segment_file(
             mask = segmented.mask
             if scan.straightened:
                 mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
-            regions = find_regions(mask, [label.value for label in model.manifest.labels])
-            labels = measure_labels(mask, scan.volume, model.manifest, regions, threads=threads)
+            regions = find_regions(mask, [label.value for label in manifest.labels])
+            labels = measure_labels(mask, scan.volume, manifest, regions, threads=threads)
         progress("preview", 0.0)
         with clock.stage("preview"):
-            modality = scan.modality or model.manifest.modality
+            modality = scan.modality or manifest.modality
             preview = draw_preview(scan.volume, mask, labels, regions, modality=modality)
         progress("write", 0.0)
         with clock.stage("write"):
             write_mask(target / MASK_FILE, mask, scan.grid)
             (target / PREVIEW_FILE).write_bytes(preview)
-    manifest = model.manifest
+            identity = Identity(job_id or uuid4(), sha256)
+            written = _write_segmentations(target, mask, scan, manifest, formats, identity=identity, memory=memory)
     report = Report(
         service_version=version("inference-service"),
         onnxruntime_version=RUNTIME_VERSION,
@@ -131,10 +145,68 @@ def segment_file(
         windows=segmented.windows,
         labels=labels,
         timings_s=dict(clock.seconds),
-        warnings=[*_warnings(scan, model, engine, session), *segmented.notes],
+        files=[name for name in result_files(formats).values() if name != REPORT_FILE],
+        empty_segments=sorted({name for each in written for name in each.empty_segments}),
+        warnings=[
+            *_warnings(scan, model, engine, session),
+            *segmented.notes,
+            *dict.fromkeys(warning for each in written for warning in each.warnings),
+        ],
     )
     report.write(target / REPORT_FILE)
     return report
+
+
+def result_files(formats: Sequence[Format] = get_args(Format)) -> dict[str, str]:
+    """The files of a result, by the names that a job's row has for them; of all formats unless some are given.
+
+    >>> result_files(["dicom-seg"])
+    {'mask': 'mask.nii.gz', 'report': 'report.json', 'preview': 'preview.png', 'dicom-seg': 'segmentation.dcm'}
+    """
+    segmentations: dict[str, str] = {form: name for form, (name, _) in _SEGMENTATIONS.items() if form in formats}
+    return {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE, **segmentations}
+
+
+def _check_formats(formats: Sequence[Format], scan: Scan, manifest: Manifest) -> None:
+    wanted = [form for form in _SEGMENTATIONS if form in formats]
+    if wanted and scan.kind != "dicom":
+        raise BadRequest(
+            f"request.output.formats: {wanted[0]} refers to the slices of a DICOM series, the input is none"
+        )
+    if wanted and not any(label.value for label in manifest.labels):
+        raise BadRequest(f"request.output.formats: {wanted[0]} has segments, the model has no label but 0")
+
+
+def _write_segmentations(
+    target: Path,
+    mask: NDArray[np.unsignedinteger],
+    scan: Scan,
+    manifest: Manifest,
+    formats: Sequence[Format],
+    *,
+    identity: Identity,
+    memory: Memory,
+) -> list[Written]:
+    wanted = [_SEGMENTATIONS[form] for form in _SEGMENTATIONS if form in formats]
+    if not wanted:
+        return []
+    if scan.evened:
+        memory.require(mask.nbytes)
+        layout = scan.slices[0].image.layout
+        mask = scan.evened.labels_of_slices(mask, (layout.columns, layout.rows))
+    return [
+        write_segmentation(
+            target / name,
+            mask,
+            scan.slices,
+            manifest,
+            kind=kind,
+            even=scan.evened is None,
+            identity=identity,
+            require=memory.require,
+        )
+        for name, kind in wanted
+    ]
 
 
 def input_sha256(source: Path) -> str:

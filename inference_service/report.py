@@ -106,6 +106,10 @@ class Report(_Part):
         description="How many windows cover the scan; mirrored, the network runs several times on each."
     )
     labels: list[LabelReport]
+    files: list[str] = Field(description="What was written beside this report.")
+    empty_segments: list[str] = Field(
+        description="Labels that a DICOM segmentation describes as segments, and that no voxel has there."
+    )
     timings_s: dict[str, float] = Field(description="Seconds of each stage up to the writing of the mask.")
     warnings: list[str]
 

@@ -6,7 +6,7 @@ The contract is published as JSON Schema in `docs/task-message.schema.json`, gen
 import json
 import re
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
 Tolerance = Literal["uneven_spacing", "gantry_tilt"]
+Format = Literal["nifti", "dicom-seg", "dicom-labelmap"]
 
 TASK_NAME = "inference_service.segment"
 # S3 takes 1024 bytes; a prefix is followed by the name of a result.
@@ -39,6 +40,11 @@ def _plain_key(key: str) -> str:
     if any(part in ("", ".", "..") for part in parts) or "\\" in key or re.search(r"[\x00-\x1f\x7f]", key):
         raise ValueError("an object key has no empty, '.' or '..' part, no backslash and no control character")
     return key
+
+
+def _with_nifti(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """Each once and in one order, so that equal wishes compare equal."""
+    return tuple(form for form in get_args(Format) if form == "nifti" or form in formats)
 
 
 def _s3_bucket(name: str) -> str:
@@ -77,7 +83,12 @@ class OutputReference(_Part):
     """Where the results go, in the service's MINIO_OUTPUT_BUCKET."""
 
     prefix: ObjectKey | None = Field(None, description="Folder of the results; None takes the job's id.")
-    formats: tuple[Literal["nifti"], ...] = Field(("nifti",), min_length=1)
+    formats: Annotated[tuple[Format, ...], AfterValidator(_with_nifti)] = Field(
+        ("nifti",),
+        min_length=1,
+        description="nifti is always stored; for an input of DICOM also dicom-seg, a Segmentation of type BINARY, "
+        "which viewers and archives know best, and dicom-labelmap, a Label Map Segmentation.",
+    )
 
 
 class Options(_Part):

@@ -3,19 +3,18 @@
 The reservation stands until the place is cleared, so that nothing of another job is ever removed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
 from inference_service import attempts
 from inference_service.errors import BadRequest, InputNotFound
-from inference_service.pipeline import MASK_FILE, PREVIEW_FILE, REPORT_FILE
+from inference_service.pipeline import result_files
+from inference_service.request import Format
 from inference_service.storage import Storage
 from inference_service.tables import Database
 
-# By the key that the row has them under.
-_FILES = {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE}
-_CONTENT_TYPES = {MASK_FILE: "application/gzip", REPORT_FILE: "application/json", PREVIEW_FILE: "image/png"}
+_CONTENT_TYPES = {".gz": "application/gzip", ".json": "application/json", ".png": "image/png", ".dcm": "application/dicom"}
 
 
 class Output:
@@ -24,18 +23,27 @@ class Output:
     Args:
         storage: Holds them.
         place: Bucket and prefix, without a final slash.
+        formats: What the mask is stored as.
     """
 
-    def __init__(self, storage: Storage, place: str) -> None:
+    def __init__(self, storage: Storage, place: str, formats: Sequence[Format] = ()) -> None:
         self._storage, self._place = storage, place
         self._touched = False
-        self._bucket, _, prefix = place.partition("/")
-        self._keys = {name: f"{prefix}/{name}" for name in _CONTENT_TYPES}
+        self._bucket, _, self._prefix = place.partition("/")
+        self._files = result_files(formats)
 
     @property
     def result(self) -> dict[str, str]:
         """Bucket and keys, as a succeeded job's row has them."""
-        return {"bucket": self._bucket} | {name: self._keys[file] for name, file in _FILES.items()}
+        return {"bucket": self._bucket} | {name: self._key(file) for name, file in self._files.items()}
+
+    @property
+    def _every_key(self) -> list[str]:
+        """The place belongs to one job with all that results may consist of."""
+        return [self._key(file) for file in result_files().values()]
+
+    def _key(self, file: str) -> str:
+        return f"{self._prefix}/{file}"
 
     def reserve(self, database: Database, claim: attempts.Claim) -> None:
         """Makes sure that nothing is overwritten but what an earlier attempt of the same job has left.
@@ -46,7 +54,7 @@ class Output:
         """
         if claim.output_place == self._place:
             return
-        taken = any(self._storage.exists(self._bucket, key) for key in self._keys.values())
+        taken = any(self._storage.exists(self._bucket, key) for key in self._every_key)
         if taken or not attempts.reserve_output(database, claim, self._place):
             raise BadRequest("request.output.prefix: a result is there already, or another job is about to write it")
 
@@ -60,10 +68,11 @@ class Output:
         Raises:
             StorageUnavailable: The object storage does not answer or refuses.
         """
-        for name, key in self._keys.items():
+        for file in self._files.values():
             before_each()
             self._touched = True
-            self._storage.store(self._bucket, key, folder / name, content_type=_CONTENT_TYPES[name])
+            path = folder / file
+            self._storage.store(self._bucket, self._key(file), path, content_type=_CONTENT_TYPES[path.suffix])
 
     def copy(self, result: Mapping[str, str], *, before_each: Callable[[], None]) -> None:
         """Copies another job's results here.
@@ -72,12 +81,12 @@ class Output:
             InputNotFound: They are no longer there.
             StorageUnavailable: The object storage does not answer or refuses.
         """
-        if not _FILES.keys() <= result.keys():
+        if not self._files.keys() <= result.keys():
             raise InputNotFound("the earlier job stored less than is stored now")
-        for name in _FILES:
+        for name, file in self._files.items():
             before_each()
             self._touched = True
-            self._storage.copy(result["bucket"], result[name], self._bucket, self.result[name])
+            self._storage.copy(result["bucket"], result[name], self._bucket, self._key(file))
 
     def abandon(self, database: Database, job_id: UUID) -> None:
         """Leaves what was stored to a sweeper, should the job have ended without results meanwhile.
@@ -96,5 +105,5 @@ class Output:
             DatabaseUnavailable: Postgres does not.
         """
         with attempts.releasing_output(database, job_id, self._place) as ours:
-            for key in self._keys.values() if ours else ():
+            for key in self._every_key if ours else ():
                 self._storage.remove(self._bucket, key)

@@ -168,7 +168,9 @@ class _Attempt:
         settings = self._settings
         model = find_model(settings.models_path, request.model, request.model_version)
         prefix = (request.output.prefix or str(self._claim.job_id)).removesuffix("/")
-        self._output = output = Output(self._storage, f"{settings.minio_output_bucket}/{prefix}")
+        self._output = output = Output(
+            self._storage, f"{settings.minio_output_bucket}/{prefix}", request.output.formats
+        )
         with (
             Lease(
                 self._database, self._claim, lease_s=settings.lease_s,
@@ -231,7 +233,7 @@ class _Attempt:
             source, source.parent, model, self._engine,
             max_voxels=self._settings.max_voxels, max_bytes=self._settings.max_input_bytes,
             wishes=Wishes(request.input.series, options.tolerate, options.modality_check),
-            clock=self._clock, progress=lease.progress,
+            formats=request.output.formats, job_id=self._claim.job_id, clock=self._clock, progress=lease.progress,
         )  # fmt: skip
         lease.progress("store", 0.0)
         with self._clock.stage("store"):

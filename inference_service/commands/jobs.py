@@ -14,7 +14,7 @@ from inference_service.client import Client
 from inference_service.display import ProgressDisplay, console, job_table, print_json, show_job
 from inference_service.errors import InputNotFound, error_from_row
 from inference_service.jobs import Job
-from inference_service.request import Priority, Tolerance, parse_request
+from inference_service.request import Format, Priority, Tolerance, parse_request
 from inference_service.tables import JobState
 
 _S3 = "s3://"
@@ -30,6 +30,14 @@ _INPUT_OPTIONS = (
     click.option(
         "--modality-check/--no-modality-check", default=True, help="Refuse a scan that is not of the model's modality."
     ),
+)
+
+format_option = click.option(
+    "--format",
+    "formats",
+    type=click.Choice(get_args(Format)),
+    multiple=True,
+    help="Write the mask as this too, beside NIfTI; may be given several times.",
 )
 
 
@@ -54,6 +62,7 @@ job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
     show_default=True,
 )
 @input_options
+@format_option
 @click.option("--prefix", help="Folder of the results in the output bucket; the job's id otherwise.")
 @click.option(
     "--reuse", is_flag=True, help="Take an earlier result for the same input, model and options if there is one."
@@ -69,6 +78,7 @@ def submit(
     series: str | None,
     tolerate: tuple[Tolerance, ...],
     modality_check: bool,
+    formats: tuple[Format, ...],
     prefix: str | None,
     reuse: bool,
     job_id: UUID | None,
@@ -86,7 +96,7 @@ def submit(
             "model": model,
             "model_version": model_version,
             "priority": priority,
-            "output": {"prefix": prefix},
+            "output": {"prefix": prefix, "formats": formats or ("nifti",)},
             "options": {"reuse": reuse, "tolerate": tolerate, "modality_check": modality_check},
         }
     )
@@ -152,7 +162,7 @@ def cancel(job_id: UUID, as_json: bool) -> None:
 @click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder; JOB otherwise.")
 @json_option
 def result(job_id: UUID, folder: Path | None, as_json: bool) -> None:
-    """Download the mask and the report of a succeeded job."""
+    """Download the results of a succeeded job: mask and report, and what other formats it was asked for."""
     with Client() as client:
         job = _found(client.status(job_id), job_id)
         if job.error_code is not None:

@@ -8,11 +8,11 @@ from rich.table import Table
 
 from inference_service.display import ProgressDisplay, console, labels_table, print_json, timings_table
 from inference_service.providers import Precision
-from inference_service.request import Tolerance
+from inference_service.request import Format, Tolerance
 from inference_service.settings import get_settings
 from inference_service.stages import overall_progress
 
-from .jobs import input_options, json_option
+from .jobs import format_option, input_options, json_option
 
 
 @click.command()
@@ -21,6 +21,7 @@ from .jobs import input_options, json_option
 @click.option("--model", required=True, help="Name of the model.")
 @click.option("--model-version", help="Version of the model; the highest installed otherwise.")
 @input_options
+@format_option
 @json_option
 def segment(
     source: Path,
@@ -30,9 +31,10 @@ def segment(
     series: str | None,
     tolerate: tuple[Tolerance, ...],
     modality_check: bool,
+    formats: tuple[Format, ...],
     as_json: bool,
 ) -> None:
-    """Segment IN, without any server, into the folder OUT: mask.nii.gz, report.json and preview.png.
+    """Segment IN, without any server, into the folder OUT: mask, report, preview, and what --format asks for.
 
     IN is a NIfTI file, or a DICOM series in a folder, a zip or a file.
     """
@@ -46,7 +48,7 @@ def segment(
     with ProgressDisplay(console(stderr=True), {source: source.name}) as display:
         report = segment_locally(
             source, target, get_settings(), model=model, version=model_version,
-            wishes=Wishes(series, tolerate, modality_check),
+            wishes=Wishes(series, tolerate, modality_check), formats=formats,
             progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
         )  # fmt: skip
     if as_json:
@@ -57,7 +59,7 @@ def segment(
     screen.print(labels_table(report.labels))
     for warning in report.warnings:
         screen.print(f"warning: {warning}")
-    screen.print(f"mask, report and preview: {target}")
+    screen.print(f"{', '.join(report.files)} and report: {target}")
 
 
 @click.group()

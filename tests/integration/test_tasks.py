@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dicom_files import affine_of, straight, write
 from sqlalchemy import Engine as Database
 
 from inference_service import attempts, jobs, sweep
+from inference_service.client import Client
 from inference_service.embedded import Servers
 from inference_service.engine import Engine
 from inference_service.errors import DatabaseUnavailable, InternalError
@@ -253,6 +255,49 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(
     assert (report["kind"], report["modality"], report["slices"]) == ("dicom", "CT", 12)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == 0
                 and path.suffix != ".lock"]  # fmt: skip
+
+
+def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
+    runner: JobRunner, database: Database, storage: Storage, settings: Settings, tmp_path: Path
+) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    key = f"study/{uuid4()}/"
+    for path in write(tmp_path / "in", straight(phantom.voxels.astype(np.int16), pixel_mm=(3, 3), step_mm=5.0)):
+        storage.store("volumes", key + path.name, path, content_type="application/dicom")
+    request = {
+        "input": {"bucket": "volumes", "key": key}, "model": "ct-tissue", "output": {"formats": ["dicom-seg"]},
+        "options": {"reuse": True},
+    }  # fmt: skip
+    job = run(runner, database, request)
+    assert job.state is JobState.SUCCEEDED, job.error_message
+    assert job.result == {
+        "bucket": "masks", "mask": f"{job.id}/mask.nii.gz", "report": f"{job.id}/report.json",
+        "dicom-seg": f"{job.id}/segmentation.dcm",
+    }  # fmt: skip
+    with Client(settings) as client:
+        mask_path, _, seg_path = client.result(job, tmp_path / "out")
+    assert seg_path.name == "segmentation.dcm"
+    seg = highdicom.seg.segread(seg_path)
+    planes = seg.get_pixels_by_source_instance(
+        [f"1.2.3.4.{k + 1}" for k in range(12)], combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    mask = np.asanyarray(nibabel.Nifti1Image.from_filename(mask_path).dataobj)
+    np.testing.assert_array_equal(planes.transpose(2, 1, 0), mask)
+    again = run(runner, database, request)
+    assert jobs.transitions(database, again.id)[-1].detail == f"reused {job.id}"
+    assert storage.exists("masks", f"{again.id}/segmentation.dcm")
+    plain = run(runner, database, {**request, "output": {}})
+    assert jobs.transitions(database, plain.id)[-1].detail not in (f"reused {job.id}", f"reused {again.id}")
+    assert not storage.exists("masks", f"{plain.id}/segmentation.dcm")
+
+
+def test_a_segmentation_of_a_nifti_file_is_refused_and_leaves_nothing(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request
+) -> None:
+    job = run(runner, database, {**request_for_scan, "output": {"formats": ["nifti", "dicom-seg"]}})
+    assert (job.state, job.error_code) == (JobState.FAILED, "bad_request")
+    assert "dicom-seg refers to the slices of a DICOM series" in (job.error_message or "")
+    assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
 
 
 def test_a_series_is_reused_only_where_the_same_one_is_named(

@@ -203,6 +203,20 @@ def test_segment_takes_a_series_and_what_is_said_of_it(tmp_path: Path) -> None:
     assert (report.input.kind, report.input.modality, report.input.set_aside) == ("dicom", "MR", {"other_series": 12})
 
 
+def test_segment_writes_a_segmentation_for_a_series_and_for_nothing_else(tmp_path: Path, scan: Path) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    write(tmp_path / "in", straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0))
+    command = ("--model", MODEL, "--format", "dicom-seg")
+    result = run("segment", tmp_path / "in", tmp_path / "out", *command)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "mask.nii.gz", "report.json", "segmentation.dcm",
+    ]  # fmt: skip
+    result = run("segment", scan, tmp_path / "other", *command)
+    assert (result.exit_code, "bad_request" in result.stderr) == (3, True), result.output
+    assert not (tmp_path / "other").exists()
+
+
 def test_segment_shows_tables_and_keeps_progress_apart(segmented: Segmented) -> None:
     assert all(words in segmented.result.stdout for words in ("Stage timings", "soft_tissue", str(segmented.target)))
     assert "%" not in segmented.result.stdout

@@ -51,6 +51,7 @@ LEVELS: tuple[set[str], ...] = (
     {"consumer", "embedded", "manifest", "mapping", "pixels", "series", "sessions", "settings"},
     {
         "crop",
+        "dicom_seg",
         "inference",
         "models",
         "postprocess",
@@ -77,6 +78,7 @@ HOMES: dict[str, set[str]] = {
     "PIL": {"legend", "preview"},
     "alembic": {"tables"},
     "celery": {"consumer", "queues", "tasks", "worker"},
+    "highdicom": {"dicom_seg"},
     "isal": {"nifti"},
     "kombu": {"consumer", "queues", "transport"},
     "minio": {"storage", "embedded"},
@@ -84,7 +86,7 @@ HOMES: dict[str, set[str]] = {
     "onnxruntime": {"sessions", "trial"},
     "psycopg2": {"tables", "embedded_postgres"},
     "imagecodecs": {"pixels"},
-    "pydicom": {"dicom", "pixels"},
+    "pydicom": {"dicom", "dicom_seg", "pixels"},
     "prometheus_client": {"metrics"},
     "redis": {"embedded", "queues", "transport"},
     "scipy": {"crop", "mapping", "regions", "resample", "runs", "postprocess"},
@@ -98,6 +100,7 @@ NUMERICS = {
     "nifti", "parallel", "memory", "readers", "engine", "pipeline", "archives", "image", "dicom",
     "codestream", "pixels", "candidates", "series", "slices", "regrid", "dicom_volume", "modality",
     "runs", "regions", "report", "views", "paint", "legend", "preview",
+    "dicom_seg",
 }  # fmt: skip
 INFRASTRUCTURE = {"settings", "queues", "storage", "tables", "jobs", "attempts", "client", "lease", "tasks", "worker"}
 
@@ -108,6 +111,7 @@ WORKERS_PART = (
     "scipy",
     "nibabel",
     "pydicom",
+    "highdicom",
     "gdcm",
     "onnxruntime",
     "isal",

@@ -4,20 +4,24 @@ from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import Stack, phantom, straight, write
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.engine import Engine
-from inference_service.errors import InputTooLarge, ModelInvalid, OutOfMemory
+from inference_service.errors import BadRequest, InputTooLarge, ModelInvalid, OutOfMemory
 from inference_service.manifest import Manifest
 from inference_service.memory import Memory
 from inference_service.models import Model
-from inference_service.pipeline import MASK_FILE, REPORT_FILE, segment_file, segment_volume
+from inference_service.pipeline import MASK_FILE, REPORT_FILE, result_files, segment_file, segment_volume
+from inference_service.readers import Wishes
 from inference_service.report import Report
+from inference_service.request import Format
 from inference_service.stages import Stage, StageClock, overall_progress
 from inference_service.volume import Affine, Volume
 
@@ -409,3 +413,39 @@ def test_logits_on_disk_give_the_same_mask_and_a_note(tmp_path: Path, make_manif
     assert np.array_equal(segmented.mask, voxels)
     (note,) = segmented.notes
     assert note.endswith("they were held on disk")
+
+
+def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
+    seen: list[Stage] = []
+    with pytest.raises(BadRequest, match=r"request.output.formats: dicom-seg refers to the slices of a DICOM series"):
+        segment_file(
+            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, formats=["nifti", "dicom-seg"],
+            clock=StageClock(), progress=lambda stage, share: seen.append(stage),
+        )  # fmt: skip
+    assert set(seen) == {"read"}
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5]], ids=["even", "uneven"])
+def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeModel, kept: list[int]) -> None:
+    # Values that the model, which calls each by the nearest label, leaves as they are.
+    labels = np.select([phantom() == -100, phantom() == 60], [1, 3]).astype(np.int16)
+    stack = straight(labels)
+    write(tmp_path / "in", Stack(labels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]))
+    fields = {"orientation": "LPS", "spacing_mm": (0.75, 1.25, 2.5)}
+    formats: tuple[Format, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
+    (tmp_path / "out").mkdir()
+    report = segment_file(
+        tmp_path / "in", tmp_path / "out", make_model(**fields), CPU, max_voxels=10**6, formats=formats,
+        wishes=Wishes(tolerate=("uneven_spacing",)), clock=StageClock(),
+    )  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
+    assert report.files == ["mask.nii.gz", "segmentation.dcm", "labelmap.dcm"]
+    assert report.empty_segments == ["label 2"]
+    assert sum("made up" in warning for warning in report.warnings) == 1
+    for name in report.files[1:]:
+        seg = highdicom.seg.segread(tmp_path / "out" / name)
+        planes = seg.get_pixels_by_source_instance(
+            [f"1.2.3.4.{k + 1}" for k in range(len(kept))], combine_segments=True, assert_missing_frames_are_empty=True
+        )
+        np.testing.assert_array_equal(planes.transpose(2, 1, 0), labels[:, :, kept])

@@ -164,6 +164,8 @@ def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
         precision="fp32",
         windows=4,
         labels=[label],
+        files=["mask.nii.gz"],
+        empty_segments=[],
         timings_s={"read": 0.5},
         warnings=[],
     )

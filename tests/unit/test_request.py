@@ -171,3 +171,15 @@ def test_arbitrary_json_is_parsed_or_refused(request: object) -> None:
         parsed = parse_request(request)
         assert ".." not in parsed.input.key.split("/")
         assert not parsed.input.key.startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        (["nifti"], ("nifti",)),
+        (["dicom-seg"], ("nifti", "dicom-seg")),
+        (["dicom-labelmap", "dicom-seg", "dicom-seg", "nifti"], ("nifti", "dicom-seg", "dicom-labelmap")),
+    ],
+)
+def test_formats_are_in_one_order_and_with_nifti(formats: list[str], expected: tuple[str, ...]) -> None:
+    assert parse_request({**VALID, "output": {"formats": formats}}).output.formats == expected
