@@ -14,7 +14,12 @@ from inference_service.request import Format
 from inference_service.storage import Storage
 from inference_service.tables import Database
 
-_CONTENT_TYPES = {".gz": "application/gzip", ".json": "application/json", ".png": "image/png", ".dcm": "application/dicom"}
+_CONTENT_TYPES = {
+    ".gz": "application/gzip",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".dcm": "application/dicom",
+}
 
 
 class Output:

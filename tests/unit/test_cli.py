@@ -210,7 +210,7 @@ def test_segment_writes_a_segmentation_for_a_series_and_for_nothing_else(tmp_pat
     result = run("segment", tmp_path / "in", tmp_path / "out", *command)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "mask.nii.gz", "report.json", "segmentation.dcm",
+        "mask.nii.gz", "preview.png", "report.json", "segmentation.dcm",
     ]  # fmt: skip
     result = run("segment", scan, tmp_path / "other", *command)
     assert (result.exit_code, "bad_request" in result.stderr) == (3, True), result.output

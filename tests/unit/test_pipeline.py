@@ -440,10 +440,10 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
         wishes=Wishes(tolerate=("uneven_spacing",)), clock=StageClock(),
     )  # fmt: skip
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
-    assert report.files == ["mask.nii.gz", "segmentation.dcm", "labelmap.dcm"]
+    assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]
     assert report.empty_segments == ["label 2"]
     assert sum("made up" in warning for warning in report.warnings) == 1
-    for name in report.files[1:]:
+    for name in report.files[2:]:
         seg = highdicom.seg.segread(tmp_path / "out" / name)
         planes = seg.get_pixels_by_source_instance(
             [f"1.2.3.4.{k + 1}" for k in range(len(kept))], combine_segments=True, assert_missing_frames_are_empty=True

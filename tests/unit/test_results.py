@@ -3,7 +3,7 @@ from typing import cast
 import pytest
 
 from inference_service.errors import InputNotFound
-from inference_service.pipeline import FILES
+from inference_service.pipeline import result_files
 from inference_service.results import Output
 from inference_service.storage import Storage
 
@@ -20,7 +20,7 @@ class Copies:
 def test_every_file_has_a_key_in_the_row() -> None:
     result = Output(cast("Storage", Copies()), "masks/a/b").result
     assert result.pop("bucket") == "masks"
-    assert sorted(result.values()) == sorted(f"a/b/{name}" for name in FILES)
+    assert sorted(result.values()) == sorted(f"a/b/{name}" for name in result_files(()).values())
 
 
 def test_all_of_an_earlier_result_is_copied_or_nothing() -> None:
@@ -31,4 +31,4 @@ def test_all_of_an_earlier_result_is_copied_or_nothing() -> None:
         output.copy(result, before_each=lambda: None)
     assert copies.made == []
     output.copy(earlier.result, before_each=lambda: None)
-    assert copies.made == [("masks", f"earlier/{name}", "masks", f"now/{name}") for name in FILES]
+    assert copies.made == [("masks", f"earlier/{name}", "masks", f"now/{name}") for name in result_files(()).values()]
