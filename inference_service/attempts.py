@@ -124,7 +124,11 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 started_at=func.coalesce(JobRow.started_at, func.now()),
             )
         )  # fmt: skip
-        record_transition(connection, job_id, row.state, JobState.RUNNING, attempt=attempt, worker=worker)
+        if row.state == JobState.RUNNING:
+            record_transition(
+                connection, job_id, row.state, JobState.QUEUED, attempt=row.attempt, detail="lease_expired"
+            )  # fmt: skip
+        record_transition(connection, job_id, JobState.QUEUED, JobState.RUNNING, attempt=attempt, worker=worker)
     return Claim(job_id, attempt, left - 1, token, worker, row.request, row.output_place)
 
 

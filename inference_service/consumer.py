@@ -8,7 +8,6 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from datetime import datetime
 from uuid import UUID
 
 from celery.worker.consumer import Consumer
@@ -78,7 +77,7 @@ class SafeConsumer(Consumer):
 
 
 def write_anew(message: Message) -> None:
-    """Leaves of a message what the contract knows, and only one eta of Celery's many headers.
+    """Leaves of a message what the contract knows; none of Celery's many headers, an eta would keep it in memory.
 
     Raises:
         NotOurTask: It is for another task.
@@ -91,7 +90,7 @@ def write_anew(message: Message) -> None:
     task_id = _uuid(kwargs.get("job_id")) or _uuid(message.headers.get("id"))
     if task_id is None:
         raise NoJobId
-    message.headers = {"lang": "py", "task": TASK_NAME, "id": task_id, **_eta(message.headers.get("eta"))}
+    message.headers = {"lang": "py", "task": TASK_NAME, "id": task_id}
     message.properties = {}
     message.body = json.dumps([[], kwargs, {}])
     message.content_type, message.content_encoding = _JSON, "utf-8"
@@ -141,10 +140,3 @@ def _uuid(value: object) -> str | None:
         return str(UUID(value)) if isinstance(value, str) else None
     except ValueError:
         return None
-
-
-def _eta(value: object) -> dict[str, str]:
-    try:
-        return {"eta": datetime.fromisoformat(value).isoformat()} if isinstance(value, str) else {}
-    except ValueError:
-        return {}

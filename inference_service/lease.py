@@ -76,6 +76,8 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        # An exception that was raised holds every frame that it went through, and their arrays.
+        self._ended = None
 
     def release(self) -> None:
         """Ends the keeping, once the outcome is recorded; clearing up after it may take its time."""

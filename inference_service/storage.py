@@ -1,7 +1,7 @@
 """Objects in MinIO, or any S3: fetched to files, stored from files, sizes bounded, errors mapped to our own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import urllib3
@@ -131,8 +131,11 @@ class Storage:
         self._patiently(self._store, bucket, key, source, content_type)
 
     def _store(self, bucket: str, key: str, source: Path, content_type: str) -> None:
-        with _mapped_errors():
-            self._minio.fput_object(bucket, key, str(source), content_type=content_type)
+        try:
+            with _mapped_errors():
+                self._minio.fput_object(bucket, key, str(source), content_type=content_type)
+        except InputNotFound as error:
+            raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`") from error
 
     def copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
         """Copies an object within the storage.
@@ -153,7 +156,7 @@ class Storage:
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
         """
-        with _mapped_errors():
+        with suppress(InputNotFound), _mapped_errors():
             self._minio.remove_object(bucket, key)
 
     def exists(self, bucket: str, key: str) -> bool:

@@ -5,6 +5,7 @@ or a held lock: so it waits while the thread looks, and the thread leaves no con
 """
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -64,6 +65,7 @@ class Supervisor:
         self._storage = Storage(settings, silence_s=_SILENCE_LIMIT_S)
         self._metrics = Metrics(identity.name, self._database)
         self._beat = time.monotonic()
+        self._answers_since: float | None = -math.inf
         self._lost: list[tuple[UUID, int, ServiceError | None]] = []
         self.gave_up = False
         """Whether it has ended a worker that took no messages."""
@@ -149,6 +151,8 @@ class Supervisor:
             self._clear()
             self._metrics.looked()
         except (DatabaseUnavailable, QueueUnavailable) as error:
+            if isinstance(error, DatabaseUnavailable):
+                self._answers_since = None
             logger.warning("jobs that nobody holds are not looked after: %s", error)
         except Exception:
             logger.exception("jobs that nobody holds are not looked after")
@@ -179,7 +183,12 @@ class Supervisor:
         with sweep.one_at_a_time(self._database) as mine:
             if not mine:
                 return
-            ended = sweep.take_back_expired(self._database, max_attempts=settings.max_attempts)
+            now = time.monotonic()
+            self._answers_since = now if self._answers_since is None else self._answers_since
+            ended = []
+            # After an outage of Postgres all leases have run out, and those who live are about to renew them.
+            if now - self._answers_since >= settings.lease_s:
+                ended += sweep.take_back_expired(self._database, max_attempts=settings.max_attempts)
             ended += sweep.end_unreadable(self._database, older_than_s=settings.lease_s)
             self._metrics.count_ended(ended)
 

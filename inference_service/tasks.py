@@ -64,6 +64,11 @@ def register(app: App, runner: "JobRunner", request_class: type[Request]) -> Non
             logger.warning("the message goes back to its queue: %s", error)
             time.sleep(_OUTAGE_PAUSE_S)
             raise Reject(error.code, requeue=True) from error
+        except MemoryError as error:
+            # Where it got so far, the lease runs out; Celery's parent process would end for it.
+            logger.warning("the message goes back to its queue: there is no memory left")
+            time.sleep(_OUTAGE_PAUSE_S)
+            raise Reject("out_of_memory", requeue=True) from error
 
 
 class JobRunner:
@@ -147,6 +152,7 @@ class _Attempt:
             refusal: What is wrong with the message, should the row have no request.
         """
         logger.info("attempt %d starts", self._claim.attempt)
+        failure: ServiceError | None = None
         try:
             if self._claim.request is None:
                 raise refusal or BadRequest("the job's row has no request")
@@ -159,10 +165,13 @@ class _Attempt:
         except ServiceError as error:
             self._fail(error)
         except MemoryError:
-            self._fail(OutOfMemory("the job needs more memory than this worker has"))
+            failure = OutOfMemory("the job needs more memory than this worker has")
         except Exception:
             logger.exception("attempt %d: something unforeseen", self._claim.attempt)
-            self._fail(InternalError("something unforeseen went wrong; the worker's log says what"))
+            failure = InternalError("something unforeseen went wrong; the worker's log says what")
+        # By now the error's frames are gone, and their arrays with them.
+        if failure is not None:
+            self._fail(failure)
 
     def _segment(self, request: SegmentRequest) -> None:
         settings = self._settings

@@ -1,6 +1,8 @@
 """Keeping a lease, against a real Postgres."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -79,6 +81,30 @@ def test_a_lost_lease_ends_the_work(database: Engine, claim: attempts.Claim) -> 
     with held(database, claim) as lease:
         attempts.fail(database, claim, JobCancelled("by another hand"))
         wait_for(lambda: raises(LeaseLost, lease))
+
+
+def test_work_that_was_ended_frees_its_memory_at_once(database: Engine, claim: attempts.Claim) -> None:
+    class Array:
+        """What a pipeline's frame holds."""
+
+    def work() -> None:
+        array = Array()
+        held_by_work.append(weakref.ref(array))
+        with held(database, claim) as lease:
+            while True:
+                lease.progress("windows", 0.1)
+                time.sleep(0.02)
+
+    held_by_work: list[weakref.ref[Array]] = []
+    gc.disable()
+    try:
+        jobs.cancel(database, claim.job_id)
+        with pytest.raises(JobCancelled) as caught:
+            work()
+        del caught
+        assert held_by_work[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_time_limit_ends_the_work(database: Engine, claim: attempts.Claim) -> None:

@@ -1,9 +1,11 @@
 """Objects, against a real S3 server."""
 
 from pathlib import Path
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
+from minio.error import S3Error
 
 from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavailable
 from inference_service.settings import Settings
@@ -94,3 +96,18 @@ def test_wrong_credentials_and_a_dead_server_are_storage_unavailable(
     with pytest.raises(StorageUnavailable) as caught:
         storage.fetch(BUCKET, "any", tmp_path / "target", max_bytes=LIMIT)
     assert "wrong" not in caught.value.message
+
+
+def test_a_missing_bucket_is_nobodys_missing_input(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+
+    def no_bucket(*_: object, **__: object) -> None:
+        raise S3Error(Mock(status=404), "NoSuchBucket", None, None, None, None)
+
+    for name in ("fput_object", "remove_object"):
+        monkeypatch.setattr(storage._minio, name, no_bucket)
+    with pytest.raises(StorageUnavailable, match="there is no bucket masks: run `inference-service migrate`"):
+        storage.store("masks", "a", tmp_path / "file", content_type="text/plain")
+    storage.remove("masks", "a")

@@ -35,8 +35,7 @@ def test_a_good_message_keeps_its_arguments_and_time_and_loses_all_else() -> Non
         eta="2030-01-02T03:04:05+00:00", timelimit="a", expires="x", kwargsrepr="MUELLER^HANS",
     )  # fmt: skip
     assert kwargs_after(sent) == KWARGS
-    eta = "2030-01-02T03:04:05+00:00"
-    assert sent.headers == {"lang": "py", "task": TASK_NAME, "id": JOB_ID, "eta": eta}
+    assert sent.headers == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
     assert sent.properties == {}
 
 
@@ -87,10 +86,3 @@ def test_a_message_without_any_uuid_is_refused() -> None:
 def test_another_task_is_refused(task: object) -> None:
     with pytest.raises(NotOurTask):
         write_anew(message([[], KWARGS, {}], task=task))
-
-
-@pytest.mark.parametrize("eta", ["soon", 5, None, {}])
-def test_an_unreadable_time_is_left_out(eta: object) -> None:
-    sent = message([[], KWARGS, {}], eta=eta)
-    write_anew(sent)
-    assert "eta" not in sent.headers
