@@ -133,12 +133,9 @@ class Client:
             DatabaseUnavailable: Postgres has not answered for OUTAGE_PATIENCE_S, or all that time.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        look_again = patiently(
-            lambda error: isinstance(error, DatabaseUnavailable),
-            for_s=self._settings.outage_patience_s if timeout_s is None else timeout_s,
-        )
         while True:
-            job = look_again(self.status, job_id)
+            left_s = self._settings.outage_patience_s if deadline is None else max(0.0, deadline - time.monotonic())
+            job = patiently(lambda error: isinstance(error, DatabaseUnavailable), for_s=left_s)(self.status, job_id)
             if job is None:
                 raise KeyError(job_id)
             progress(job)

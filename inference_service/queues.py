@@ -27,8 +27,6 @@ QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
 
 # A job ends itself at its limit; one that hangs where Python cannot act is killed so much later.
 _HARD_LIMIT_MARGIN_S = 60
-# A message is delivered again when it was not acknowledged for this long beyond the hard limit.
-_VISIBILITY_MARGIN_S = 300
 _SOCKET_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5
 
@@ -61,7 +59,7 @@ def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "visibility_timeout": settings.visibility_timeout_s or hard_limit_s + _VISIBILITY_MARGIN_S,
+            "visibility_timeout": settings.visibility_timeout_s,
             # Look for such messages every ten seconds, not every hundred.
             "unacked_restore_throttle": 1,
             "queue_order_strategy": f"{__name__}:UrgentFirst",

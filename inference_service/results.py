@@ -59,7 +59,9 @@ class Output:
         """
         if claim.output_place == self._place:
             return
-        taken = any(self._storage.exists(self._bucket, key) for key in self._every_key)
+        # Under its own id lies what the job stored itself, before the database was restored to an earlier time.
+        own = self._prefix == str(claim.job_id)
+        taken = not own and any(self._storage.exists(self._bucket, key) for key in self._every_key)
         if taken or not attempts.reserve_output(database, claim, self._place):
             raise BadRequest("request.output.prefix: a result is there already, or another job is about to write it")
 

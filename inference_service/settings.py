@@ -118,10 +118,10 @@ class Settings(BaseSettings):
         3600, description="A job that runs longer fails with time_limit; a model's manifest can only shorten it."
     )
 
-    visibility_timeout_s: PositiveInt | None = Field(
-        None,
-        description="When Redis hands out a message again that nobody has acknowledged; unset: well after "
-        "TIME_LIMIT_S. It need not be longer than a job: what comes twice runs once.",
+    visibility_timeout_s: PositiveInt = Field(
+        300,
+        description="When Redis hands out a message again that nobody has acknowledged. It need not be longer than a "
+        "job, as what comes twice runs once: so long waits at most what a worker took along before it had a row.",
     )
 
     priority_max_depth: PositiveInt | None = Field(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from dicom_files import affine_of, straight, write
 from sqlalchemy import Engine as Database
+from sqlalchemy import update
 
 from inference_service import attempts, jobs, sweep
 from inference_service.client import Client
@@ -29,7 +30,7 @@ from inference_service.request import parse_request
 from inference_service.results import Output
 from inference_service.settings import Settings
 from inference_service.storage import Storage
-from inference_service.tables import JobState
+from inference_service.tables import JobRow, JobState
 from inference_service.tasks import JobRunner
 from inference_service.volume import Volume
 from inference_service.workspace import Workspace
@@ -367,6 +368,17 @@ def test_a_later_attempt_does_not_overwrite_another_jobs_result(
     runner.run({"job_id": str(job_id), "request": second}, task_id=str(job_id))
     assert get(database, job_id).error_code == "bad_request"
     assert stored_mask(storage, first, tmp_path) == before
+
+
+def test_a_finished_job_of_a_database_that_was_restored_runs_again(
+    runner: JobRunner, database: Database, request_for_scan: Request
+) -> None:
+    job = run(runner, database, request_for_scan)
+    before = {"state": JobState.QUEUED, "attempt": 0, "output_place": None, "result": None, "finished_at": None}
+    with database.begin() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == job.id).values(before))
+    runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
+    assert get(database, job.id).result == job.result
 
 
 def test_a_failed_job_frees_its_prefix(runner: JobRunner, database: Database, request_for_scan: Request) -> None:
