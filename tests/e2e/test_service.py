@@ -69,7 +69,8 @@ def test_a_job_comes_back_as_a_mask_on_the_scans_grid(
         ("running", 1),
         ("succeeded", 1),
     ]
-    mask_path, report_path = client.result(job, tmp_path)
+    mask_path, report_path, preview_path = client.result(job, tmp_path)
+    assert preview_path.read_bytes().startswith(b"\x89PNG")
     mask, image = nibabel.Nifti1Image.from_filename(mask_path), nibabel.Nifti1Image.from_filename(scan)
     assert mask.shape == image.shape
     for field in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "quatern_b", "qoffset_x"):
