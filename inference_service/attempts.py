@@ -4,14 +4,14 @@ Every outcome is written on condition that the lease's token still stands: of tw
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from inference_service.errors import JobCancelled, ServiceError, WorkerLost
@@ -20,6 +20,9 @@ from inference_service.tables import FINAL_STATES, Database, JobRow, JobState, m
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())
 _DUE = and_(JobRow.state == JobState.QUEUED, or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()))
+_ENDED_WITHOUT_RESULTS = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
+# One removal of an object may take the storage's silence limit; nobody but who clears the place waits for the row.
+_CLEARING_LIMIT_S = 120
 _ATTEMPTS_USED_UP = "the worker was lost on every attempt"
 _CANCELLED_LATE = "the job was cancelled while it ran"
 
@@ -151,25 +154,43 @@ def reserve_for_clearing(database: Database, job_id: UUID, place: str) -> None:
 
     Where another job has the place by now, nothing is done: its own results lie there, or are about to.
     """
-    ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
-    statement = update(JobRow).where(JobRow.id == job_id, ended).values(output_place=place)
+    statement = update(JobRow).where(JobRow.id == job_id, _ENDED_WITHOUT_RESULTS).values(output_place=place)
     with suppress(IntegrityError), mapped_errors(), database.begin() as connection:
         connection.execute(statement)
 
 
+def ended_holder(database: Database, place: str) -> UUID | None:
+    """The job that ended without results and has a place reserved until it is cleared."""
+    statement = select(JobRow.id).where(_ENDED_WITHOUT_RESULTS, JobRow.output_place == place)
+    with mapped_errors(), database.connect() as connection:
+        return connection.execute(statement).scalar_one_or_none()
+
+
 @contextmanager
-def releasing_output(database: Database, job_id: UUID, place: str) -> Iterator[bool]:
+def releasing_output(
+    database: Database, job_id: UUID, place: str, *, wait: bool = False
+) -> Iterator[Callable[[], bool]]:
     """Ends a reservation when the block ends; nobody else does, or gets the place, until then.
 
+    Args:
+        database: Where.
+        job_id: A job that ended without results.
+        place: What it may have reserved.
+        wait: Whether to wait for another one that is clearing it.
+
     Yields:
-        Whether the place is reserved for a job that ended without results, so that it may be cleared.
+        Tells whether the place is still reserved for that job, so that something may be removed from it now.
     """
-    ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
-    reserved = select(JobRow.id).where(JobRow.id == job_id, ended, JobRow.output_place == place)
+    reserved = select(JobRow.id).where(JobRow.id == job_id, _ENDED_WITHOUT_RESULTS, JobRow.output_place == place)
+    reserved = reserved.with_for_update(skip_locked=not wait)
     with mapped_errors(), database.begin() as connection:
-        ours = connection.execute(reserved.with_for_update(skip_locked=True)).first() is not None
+        connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_CLEARING_LIMIT_S}s'"))
+
+        def ours() -> bool:
+            return connection.execute(reserved).first() is not None
+
         yield ours
-        if ours:
+        if ours():
             connection.execute(update(JobRow).where(JobRow.id == job_id).values(output_place=None))
 
 

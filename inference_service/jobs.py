@@ -126,11 +126,13 @@ def cancel(database: Database, job_id: UUID) -> Job | None:
     """
     with mapped_errors(), database.begin() as connection:
         row = connection.execute(
-            select(JobRow.state, JobRow.attempt).where(JobRow.id == job_id).with_for_update()
+            select(JobRow.state, JobRow.attempt)
+            .where(JobRow.id == job_id, JobRow.state.not_in(FINAL_STATES))
+            .with_for_update()
         ).one_or_none()
         if row is not None and row.state == JobState.QUEUED:
             end_job(connection, job_id, row.state, row.attempt, JobCancelled(_CANCELLED_EARLY))
-        elif row is not None and row.state == JobState.RUNNING:
+        elif row is not None:
             connection.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
     return get(database, job_id)
 

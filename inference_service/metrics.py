@@ -76,7 +76,7 @@ class Metrics:
         """Counts jobs that this worker ended in the place of others, which are gone."""
         for job in ended:
             if job.worker != self._worker:
-                self._finished.labels(state_for(job.error), job.error.code).inc()
+                self._count(state_for(job.error), job.error.code, job.attempts, job.seconds, {})
 
     def look(self, *, lease_s: float) -> None:
         """Counts the jobs ended since the last look, and measures the service.
@@ -108,8 +108,8 @@ class Metrics:
             ).all()
         self._counted_to = settled
         for row in rows:
-            self._count(row.state, row.error_code, row.attempt, row.timings_s or {})
-            self._job_seconds.observe((row.finished_at - row.started_at).total_seconds())
+            seconds = (row.finished_at - row.started_at).total_seconds()
+            self._count(row.state, row.error_code, row.attempt, seconds, row.timings_s or {})
         by_state = {state: measured for state, *measured in unfinished}
         queued, waiting_s, _ = by_state.get(JobState.QUEUED, (0, 0, 0))
         running, _, expired_s = by_state.get(JobState.RUNNING, (0, 0, -lease_s))
@@ -135,8 +135,12 @@ class Metrics:
         for stage in STAGES:
             self._stage_seconds.labels(stage)
 
-    def _count(self, state: str, code: str | None, attempts: int, timings_s: Mapping[str, float]) -> None:
+    def _count(
+        self, state: str, code: str | None, attempts: int, seconds: float | None, timings_s: Mapping[str, float]
+    ) -> None:
         self._finished.labels(state, code or "").inc()
         self._attempts.inc(attempts)
+        if seconds is not None:
+            self._job_seconds.observe(seconds)
         for stage, seconds in timings_s.items():
             self._stage_seconds.labels(stage).observe(seconds)

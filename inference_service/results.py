@@ -59,6 +59,10 @@ class Output:
         """
         if claim.output_place == self._place:
             return
+        # What a job without results holds it would lose to the next sweep.
+        holder = attempts.ended_holder(database, self._place)
+        if holder is not None:
+            self.discard(database, holder, wait=True)
         # Under its own id lies what the job stored itself, before the database was restored to an earlier time.
         own = self._prefix == str(claim.job_id)
         taken = not own and any(self._storage.exists(self._bucket, key) for key in self._every_key)
@@ -104,13 +108,19 @@ class Output:
         if self._touched:
             attempts.reserve_for_clearing(database, job_id, self._place)
 
-    def discard(self, database: Database, job_id: UUID) -> None:
+    def discard(self, database: Database, job_id: UUID, *, wait: bool = False) -> None:
         """Removes what attempts of a job have left, and ends the reservation; the job failed or was cancelled.
+
+        Args:
+            database: Has the reservation.
+            job_id: The job.
+            wait: Whether to wait for another one that is at it.
 
         Raises:
             StorageUnavailable: The object storage does not answer or refuses.
             DatabaseUnavailable: Postgres does not.
         """
-        with attempts.releasing_output(database, job_id, self._place) as ours:
-            for key in self._every_key if ours else ():
-                self._storage.remove(self._bucket, key)
+        with attempts.releasing_output(database, job_id, self._place, wait=wait) as ours:
+            for key in self._every_key:
+                if ours():
+                    self._storage.remove(self._bucket, key)

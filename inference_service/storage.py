@@ -1,5 +1,6 @@
 """Objects in MinIO, or any S3: fetched to files, stored from files, sizes bounded, errors mapped to our own."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from inference_service.settings import Settings
 _CONNECT_TIMEOUT_S = 5.0
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
 
 
@@ -31,7 +33,7 @@ class Storage:
     """
 
     def __init__(self, settings: Settings, *, patience_s: float = 0.0, silence_s: float = 60.0) -> None:
-        self._patiently = patiently(_may_pass, for_s=patience_s)
+        self._patiently = patiently(is_outage, for_s=patience_s)
         self._minio = Minio(
             settings.minio_endpoint,
             access_key=settings.minio_access_key.get_secret_value(),
@@ -172,7 +174,7 @@ class Storage:
             self._minio.stat_object(bucket, key)
 
 
-def _may_pass(error: BaseException) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Whether it is an outage rather than a refusal."""
     cause = error.__cause__
     refused = isinstance(cause, S3Error) and cause.response.status < _SERVER_ERROR
@@ -188,6 +190,8 @@ def _mapped_errors() -> Iterator[None]:
             raise InputNotFound("there is no object at the bucket and key of the request") from error
         raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
     except (MinioException, HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise  # here, not there
         raise StorageUnavailable(
             "the object storage does not answer as S3 does: check endpoint and credentials"
         ) from error

@@ -21,7 +21,7 @@ from inference_service.metrics import Metrics
 from inference_service.queues import PRIORITY_QUEUE, RedisState, consume, look, make_app
 from inference_service.results import Output
 from inference_service.settings import Settings
-from inference_service.storage import Storage
+from inference_service.storage import Storage, is_outage
 from inference_service.tables import connect
 from inference_service.workspace import Workspace
 
@@ -100,10 +100,14 @@ class Supervisor:
         self._lost.append((job_id, pid, error))
         self._wake.set()
 
-    def stopping(self) -> None:
-        """Notes that the worker was told to stop: jobs that run when the time of grace is over go to others."""
-        if self._stop_at is None:
-            self._stop_at = time.monotonic() + self._settings.shutdown_grace_s
+    def stopping(self, *, at_once: bool = False) -> None:
+        """Notes that the worker was told to stop: jobs that run when the time of grace is over go to others.
+
+        Args:
+            at_once: Whether there is no such time.
+        """
+        if self._stop_at is None or at_once:
+            self._stop_at = time.monotonic() + (0.0 if at_once else self._settings.shutdown_grace_s)
             self._wake.set()
 
     def stop(self) -> None:
@@ -166,6 +170,9 @@ class Supervisor:
     def _take_back(self) -> None:
         """Takes back what this worker's own children no longer do."""
         name, limit = self._identity.name, self._settings.max_attempts
+        # First, as the children of a worker that stops at once were not lost by a fault of their jobs.
+        if self._grace_is_over():
+            sweep.release(self._database, worker=name, max_attempts=limit)
         while self._lost:
             job_id, pid, error = self._lost[0]
             self._workspace.remove(job_id, pid)
@@ -174,8 +181,6 @@ class Supervisor:
             else:
                 sweep.end_lost(self._database, job_id, worker=name, pid=pid, error=error)
             del self._lost[0]
-        if self._grace_is_over():
-            sweep.release(self._database, worker=name, max_attempts=limit)
 
     def _sweep(self) -> None:
         """Does what one worker at a time does for all."""
@@ -194,11 +199,13 @@ class Supervisor:
 
     def _clear(self) -> None:
         """Removes what jobs without results may have stored, and what dead workers have left here."""
-        try:
-            for job_id, place in sweep.uncleared(self._database):
+        for job_id, place in sweep.uncleared(self._database):
+            try:
                 Output(self._storage, place).discard(self._database, job_id)
-        except StorageUnavailable as error:
-            logger.warning("what failed jobs may have stored is not removed: %s", error)
+            except StorageUnavailable as error:
+                logger.warning("what job %s may have stored is not removed: %s", job_id, error)
+                if is_outage(error):
+                    break
         abandoned = self._workspace.remove_abandoned()
         if abandoned:
             logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)

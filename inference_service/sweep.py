@@ -35,11 +35,15 @@ class Ended:
     Attributes:
         job_id: The job.
         worker: Who ran it last.
+        attempts: How many it had.
+        seconds: From its first start to its end; None where it never started.
         error: Why.
     """
 
     job_id: UUID
     worker: str | None
+    attempts: int
+    seconds: float | None
     error: ServiceError
 
 
@@ -172,7 +176,8 @@ def _take_back(
 def _locked(connection: Connection, condition: ColumnElement[bool]) -> list[RowMapping]:
     statement = (
         select(
-            JobRow.id, JobRow.state, JobRow.attempt, JobRow.excused, JobRow.lease_owner, JobRow.cancel_requested
+            JobRow.id, JobRow.state, JobRow.attempt, JobRow.excused, JobRow.lease_owner, JobRow.cancel_requested,
+            func.extract("epoch", func.now() - JobRow.started_at).label("seconds"),
         )
         .where(condition)
         .order_by(JobRow.created_at)
@@ -185,4 +190,5 @@ def _locked(connection: Connection, condition: ColumnElement[bool]) -> list[RowM
 def _end(connection: Connection, row: RowMapping, error: ServiceError) -> Ended:
     end_job(connection, row["id"], row["state"], row["attempt"], error)
     logger.warning("job %s ended after attempt %d: %s", row["id"], row["attempt"], error.code)
-    return Ended(row["id"], row["lease_owner"], error)
+    seconds = None if row["seconds"] is None else float(row["seconds"])
+    return Ended(row["id"], row["lease_owner"], row["attempt"], seconds, error)

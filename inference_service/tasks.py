@@ -35,7 +35,7 @@ from inference_service.request import TASK_NAME, SegmentRequest, parse_request
 from inference_service.results import Output
 from inference_service.settings import Settings
 from inference_service.stages import StageClock
-from inference_service.storage import Storage
+from inference_service.storage import DISK_FULL, Storage
 from inference_service.tables import Database, connect
 from inference_service.workspace import Workspace
 
@@ -164,14 +164,23 @@ class _Attempt:
             self._try_again(error)
         except ServiceError as error:
             self._fail(error)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                failure = self._unforeseen()
+            else:
+                # Another worker, or this one later, may have room.
+                self._try_again(StorageUnavailable("the worker has no room left on its disk for temporary files"))
         except MemoryError:
             failure = OutOfMemory("the job needs more memory than this worker has")
         except Exception:
-            logger.exception("attempt %d: something unforeseen", self._claim.attempt)
-            failure = InternalError("something unforeseen went wrong; the worker's log says what")
+            failure = self._unforeseen()
         # By now the error's frames are gone, and their arrays with them.
         if failure is not None:
             self._fail(failure)
+
+    def _unforeseen(self) -> InternalError:
+        logger.exception("attempt %d: something unforeseen", self._claim.attempt)
+        return InternalError("something unforeseen went wrong; the worker's log says what")
 
     def _segment(self, request: SegmentRequest) -> None:
         settings = self._settings

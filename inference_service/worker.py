@@ -11,6 +11,7 @@ from uuid import UUID
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import signals
+from celery.concurrency.base import BasePool
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -122,6 +123,11 @@ def _watched_by(supervisor: Supervisor) -> type[Request]:
             lost = isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
             if lost and self.worker_pid:
                 supervisor.lost(UUID(self.id), int(self.worker_pid))
+
+        def cancel(self, pool: BasePool, signal: int | None = None, emit_retry: bool = True) -> None:
+            # Only a worker that is to stop at once does so, and says that it stops when its jobs are ended already.
+            supervisor.stopping(at_once=True)
+            super().cancel(pool, signal, emit_retry)
 
         def on_timeout(self, soft: bool, timeout: float) -> None:
             super().on_timeout(soft, timeout)

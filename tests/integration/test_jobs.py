@@ -229,17 +229,17 @@ def test_a_place_stays_reserved_until_it_is_cleared(database: Engine, job_id: UU
     held = claimed(database, job_id)
     assert attempts.reserve_output(database, held, place)
     with attempts.releasing_output(database, job_id, place) as ours:
-        assert not ours
+        assert not ours()
     attempts.fail(database, held, InputCorrupt("x"))
     assert not another_gets_it()
     with attempts.releasing_output(database, job_id, place) as ours:
-        assert ours
+        assert ours()
         # Of two that clear at once, only one does.
         with attempts.releasing_output(database, job_id, place) as also_ours:
-            assert not also_ours
+            assert not also_ours()
     assert another_gets_it()
     with attempts.releasing_output(database, job_id, place) as ours:
-        assert not ours
+        assert not ours()
 
 
 def test_an_unwanted_job_is_not_tried_again(database: Engine, job_id: UUID) -> None:

@@ -50,8 +50,9 @@ def test_what_a_worker_ended_is_counted_once(database: Engine, worker: str) -> N
         assert value("inference_attempts_total") == 1
         assert value("inference_stage_seconds_sum", {"stage": "fetch"}) == 0.5
         assert value("inference_job_seconds_count") == 1
-    metrics.count_ended([Ended(uuid4(), name, WorkerLost("x")) for name in ("dead", worker)])
+    metrics.count_ended([Ended(uuid4(), name, 3, 20.0, WorkerLost("x")) for name in ("dead", worker)])
     assert value("inference_jobs_finished_total", {"state": "failed", "code": "worker_lost"}) == 1
+    assert (value("inference_attempts_total"), value("inference_job_seconds_count")) == (4, 2)
 
 
 def test_a_job_that_a_worker_finds_at_its_end_is_counted_by_it(database: Engine, worker: str) -> None:

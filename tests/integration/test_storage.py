@@ -43,6 +43,13 @@ def test_an_object_above_the_limit_is_refused_before_it_is_fetched(storage: Stor
     assert not (tmp_path / "target").exists()
 
 
+def test_a_full_disk_is_not_the_storages_fault(storage: Storage, key: str, tmp_path: Path) -> None:
+    (tmp_path / ".target.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000)
+    assert not (tmp_path / "target").exists()
+
+
 def test_all_objects_under_a_prefix_are_fetched_under_numbers(storage: Storage, tmp_path: Path) -> None:
     prefix = f"study {uuid4()}/"
     for name in ("b", "a/ü", "a/deep/er"):

@@ -1,6 +1,8 @@
 """One message after another through a job runner in this process, against the real servers."""
 
+import errno
 import json
+import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -8,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import highdicom
@@ -17,13 +19,13 @@ import numpy as np
 import pytest
 from dicom_files import affine_of, straight, write
 from sqlalchemy import Engine as Database
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from inference_service import attempts, jobs, sweep
 from inference_service.client import Client
 from inference_service.embedded import Servers
 from inference_service.engine import Engine
-from inference_service.errors import DatabaseUnavailable, InternalError
+from inference_service.errors import DatabaseUnavailable, InternalError, StorageUnavailable
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
 from inference_service.request import parse_request
@@ -418,7 +420,72 @@ def test_what_a_failed_job_may_have_stored_is_removed(
     assert job.error_code == "internal_error"
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
     with attempts.releasing_output(database, job.id, f"masks/{job.id}") as reserved:
-        assert not reserved
+        assert not reserved()
+
+
+def test_a_failed_jobs_place_is_free_for_another(
+    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    prefix = f"mine/{uuid4()}"
+    request = {**request_for_scan, "output": {"prefix": prefix}}
+    with monkeypatch.context() as patched:
+
+        def store(self: Storage, bucket: str, key: str, *_: Any, **__: Any) -> None:
+            real(self, bucket, key, *_, **__)
+            raise InternalError("one of them is there")
+
+        def remove(*_: Any) -> None:
+            raise StorageUnavailable("x")
+
+        real = Storage.store
+        patched.setattr(Storage, "store", store)
+        patched.setattr(Storage, "remove", remove)
+        failed = run(runner, database, request)
+    assert failed.error_code == "internal_error"
+    assert storage.exists("masks", f"{prefix}/mask.nii.gz")
+    again = run(runner, database, request)
+    assert (again.state, again.error_message) == (JobState.SUCCEEDED, None)
+    assert failed.id not in dict(sweep.uncleared(database))
+    # Nothing of it is removed for the failed job's sake.
+    Output(storage, f"masks/{prefix}").discard(database, failed.id)
+    assert storage.exists("masks", f"{prefix}/mask.nii.gz")
+
+
+def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Database) -> None:
+    """As when Postgres ends the transaction of a process that was frozen in its middle."""
+    job_id = uuid4()
+    jobs.create(database, job_id, None)
+    claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
+    assert claim is not None
+    assert attempts.reserve_output(database, claim, f"masks/{job_id}")
+    attempts.fail(database, claim, InternalError("x"))
+    removed: list[str] = []
+
+    class Slow:
+        def remove(self, bucket: str, key: str) -> None:
+            removed.append(f"{bucket}/{key}")
+            with database.begin() as connection:
+                connection.execute(
+                    text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'")
+                )
+
+    with pytest.raises(DatabaseUnavailable):
+        Output(cast("Storage", Slow()), f"masks/{job_id}").discard(database, job_id)
+    assert removed == [f"masks/{job_id}/mask.nii.gz"]
+    assert (job_id, f"masks/{job_id}") in sweep.uncleared(database)
+
+
+def test_a_full_disk_costs_an_attempt(
+    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Storage, "fetch", full)
+    job = run(runner, database, request_for_scan)
+    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+    assert jobs.transitions(database, job.id)[-1].detail == "storage_unavailable"
 
 
 def test_what_a_lost_attempt_stores_late_is_removed(
@@ -457,7 +524,7 @@ def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -
             assert attempts.reserve_output(database, claim, place)
     attempts.reserve_for_clearing(database, first, place)
     with attempts.releasing_output(database, first, place) as ours:
-        assert not ours
+        assert not ours()
 
 
 def test_a_result_that_is_no_longer_there_is_computed_again(
