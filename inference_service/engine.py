@@ -8,8 +8,8 @@ from inference_service.errors import InternalError
 from inference_service.machine import has_bfloat16
 from inference_service.manifest import Manifest
 from inference_service.models import Model, check_signature
-from inference_service.providers import OPENVINO, Precision
-from inference_service.sessions import Session
+from inference_service.providers import OPENVINO, GpuOptions, Precision
+from inference_service.sessions import NO_GPU_OPTIONS, Session
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Engine:
         precision: What networks compute in where their manifest, provider and CPU allow it.
         batch: Windows that a network is given at a time, where its own batch dimension is free.
         jobs: How many jobs share this machine's memory.
+        gpu: What NVIDIA's GPUs are told.
     """
 
     providers: tuple[str, ...]
@@ -36,6 +37,7 @@ class Engine:
     precision: Precision = "fp32"
     batch: int = 1
     jobs: int = 1
+    gpu: GpuOptions = NO_GPU_OPTIONS
 
 
 @lru_cache(maxsize=_WARM_SESSIONS)
@@ -49,7 +51,9 @@ def load_session(model: Model, engine: Engine) -> Session:
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
     network = model.read_network()
     # Jobs that share their machine must not burn one another's cores.
-    open_session = partial(Session, network, providers=engine.providers, threads=engine.threads, spin=engine.jobs == 1)
+    open_session = partial(
+        Session, network, providers=engine.providers, threads=engine.threads, spin=engine.jobs == 1, gpu=engine.gpu
+    )
     session = open_session(precision=precision)
     if precision != "fp32" and not session.whole:
         # What runs elsewhere runs in fp32: a mixture is not what anybody has verified.

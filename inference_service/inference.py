@@ -6,8 +6,11 @@ touches leave at once.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, combinations, islice, pairwise, product
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +51,10 @@ def stream_logits(
     *,
     batch: int = 1,
     smaller_batch: bool = True,
+    ahead: bool = False,
     threads: Threads = ALONE,
     hold: Hold = in_memory,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Iterator[NDArray[np.float32]]:
     """Runs the network over an image.
@@ -62,9 +67,12 @@ def stream_logits(
         batch: Windows that the network is given at a time, always as many: the last ones are filled up.
         smaller_batch: Whether the network takes fewer too: then the batch is halved where it needs more memory than
             there is.
+        ahead: Whether the network runs while the results before are added up, at the price of a batch more of them
+            in memory: where it does not run on the CPU, that is.
         threads: For what is not the network.
         hold: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
             what the network takes for itself is taken.
+        waiting: Entered while the network is waited for.
         on_window: Called after each window with the number of windows done; what it raises ends the run.
 
     Yields:
@@ -78,7 +86,7 @@ def stream_logits(
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
     inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
-    results = _results(image, network, manifest, plan, batch, smaller_batch=smaller_batch)
+    results = _results(image, network, manifest, plan, batch, smaller_batch=smaller_batch, ahead=ahead, waiting=waiting)
     planes = _blended(results, image.shape, manifest, plan, threads, hold, on_window)
     for index, plane in enumerate(planes):
         if inside[plan.axis].start <= index < inside[plan.axis].stop:
@@ -93,33 +101,71 @@ def _results(
     batch: int,
     *,
     smaller_batch: bool,
+    ahead: bool,
+    waiting: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[NDArray[np.float32]]:
     """The network's logits (labels, *window) of every window, mirrored ones flipped back, in the plan's order."""
     flips = mirrorings(manifest.mirror_axes)
     wanted = list(product(_corners(plan), flips))
-    done = 0
-    while done < len(wanted):
-        now = wanted[done : done + batch]
-        filled = now + now[-1:] * (batch - len(now))
+
+    def run(first: int, batch: int) -> NDArray[np.float32]:
+        now = wanted[first : first + batch]
         windows = np.empty((batch, 1, *manifest.window), dtype=np.float32)
-        for window, (corner, flip) in zip(windows, filled, strict=True):
+        for window, (corner, flip) in zip(windows, now + now[-1:] * (batch - len(now)), strict=True):
             window[0] = np.flip(image[_box(corner, manifest.window)], flip)
-        try:
-            logits = network.run(windows)
-        except OutOfMemory:
-            if batch == 1 or not smaller_batch:
-                raise
-            batch //= 2
-            logger.warning("a batch of %d windows does not fit into memory: %d from now on", batch * 2, batch)
-            continue
-        expected = (batch, len(manifest.labels), *manifest.window)
-        if logits.shape != expected:
-            raise ModelInvalid(f"the model's network gives logits of shape {logits.shape}, expected {expected}")
-        for (_, flip), result in zip(now, logits, strict=False):
-            yield np.flip(result, tuple(axis + 1 for axis in flip))
-        done += len(now)
-        # The next run's are made while nobody holds these.
-        del logits, result
+        return network.run(windows)
+
+    with _Runs(run, ahead=ahead) as runs:
+        done = 0
+        while done < len(wanted):
+            try:
+                with waiting():
+                    logits = runs.take(done, batch)
+            except OutOfMemory:
+                if batch == 1 or not smaller_batch:
+                    raise
+                batch //= 2
+                logger.warning("a batch of %d windows does not fit into memory: %d from now on", batch * 2, batch)
+                continue
+            expected = (batch, len(manifest.labels), *manifest.window)
+            if logits.shape != expected:
+                raise ModelInvalid(f"the model's network gives logits of shape {logits.shape}, expected {expected}")
+            now = wanted[done : done + batch]
+            done += len(now)
+            if done < len(wanted):
+                runs.prepare(done, batch)
+            for (_, flip), result in zip(now, logits, strict=False):
+                yield np.flip(result, tuple(axis + 1 for axis in flip))
+            # The next run's are made while nobody holds these.
+            del logits, result
+
+
+class _Runs:
+    """Runs of a network, the next one in a thread of its own where it is to run ahead."""
+
+    def __init__(self, run: Callable[[int, int], NDArray[np.float32]], *, ahead: bool) -> None:
+        self._run = run
+        self._pool = ThreadPoolExecutor(1, "network") if ahead else None
+        self._next: Future[NDArray[np.float32]] | None = None
+
+    def prepare(self, first: int, batch: int) -> None:
+        """Starts a run that is going to be taken."""
+        if self._pool is not None:
+            self._next = self._pool.submit(self._run, first, batch)
+
+    def take(self, first: int, batch: int) -> NDArray[np.float32]:
+        """The logits of the run that was prepared, or of one that runs now."""
+        prepared, self._next = self._next, None
+        return self._run(first, batch) if prepared is None else prepared.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -154,4 +154,5 @@ def _engine(settings: Settings) -> Engine:
         settings.intra_op_threads or usable_cpus(),
         precision=settings.onnx_precision,
         batch=settings.window_batch,
+        gpu=settings.gpu_options,
     )

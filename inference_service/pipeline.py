@@ -113,7 +113,8 @@ def segment_file(
         segmented = segment_volume(
             scan.straightened.volume if scan.straightened else scan.volume, manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
-            batch=session.batch or engine.batch, smaller_batch=session.batch is None, threads=threads, memory=memory,
+            batch=session.batch or engine.batch, smaller_batch=session.batch is None, ahead=session.on_gpu,
+            threads=threads, memory=memory,
         )  # fmt: skip
         progress("report", 0.0)
         with clock.stage("report"):
@@ -252,6 +253,7 @@ def segment_volume(
     progress: Progress = lambda stage, share: None,
     batch: int = 1,
     smaller_batch: bool = True,
+    ahead: bool = False,
     threads: Threads = ALONE,
     memory: Memory | None = None,
 ) -> Segmented:
@@ -266,6 +268,7 @@ def segment_volume(
         progress: Told of every stage and window.
         batch: Windows that the network is given at a time.
         smaller_batch: Whether it takes fewer too.
+        ahead: Whether it runs while the results before are added up.
         threads: For all that is not the network.
         memory: What there is of it; None asks the machine.
 
@@ -287,9 +290,10 @@ def segment_volume(
         )  # fmt: skip
     plan = plan_windows(prepared.image.shape, manifest.window, manifest.overlap, manifest.placement)
     planes = stream_logits(
-        prepared.image, _Timed(network, clock), manifest, plan,
-        batch=batch, smaller_batch=smaller_batch, threads=threads,
+        prepared.image, network, manifest, plan,
+        batch=batch, smaller_batch=smaller_batch, ahead=ahead, threads=threads,
         hold=lambda shape: memory.hold(shape, besides=mask.nbytes + _planes_bytes(shape, plan.axis)),
+        waiting=lambda: clock.stage("network"),
         on_window=lambda done: progress("windows", done / plan.count),
     )  # fmt: skip
     with clock.stage("map"):
@@ -310,17 +314,6 @@ def segment_volume(
 def _planes_bytes(held: tuple[int, ...], axis: int) -> int:
     """What planes take on their way from the logits held, of shape (labels, i, j, k), to the scan's grid."""
     return 4 * prod(held) // held[axis + 1] * _PLANES_UNDER_WAY
-
-
-class _Timed:
-    """A network whose own seconds are a stage."""
-
-    def __init__(self, network: Network, clock: StageClock) -> None:
-        self._network, self._clock = network, clock
-
-    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        with self._clock.stage("network"):
-            return self._network.run(windows)
 
 
 def _warnings(scan: Scan, model: Model, engine: Engine, session: Session) -> list[str]:

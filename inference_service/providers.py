@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from inference_service.errors import InternalError
@@ -21,11 +22,28 @@ Precision = Literal["fp32", "bf16"]
 
 CPU = "CPUExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
-GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+GPUS = (CUDA, TENSORRT, "ROCMExecutionProvider", "MIGraphXExecutionProvider")
 # Begins the lines of the trial that are results: libraries print what they like.
 RESULT_MARK = "provider-trial "
 
 _PROBE_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """What NVIDIA's GPUs are told.
+
+    Attributes:
+        tf32: Whether fp32 networks may multiply with 10 bits of mantissa, as PyTorch's convolutions do.
+        memory_limit_bytes: The most that a session's arena takes; None: what there is.
+        tensorrt_cache: Folder of the engines that TensorRT builds, which takes minutes; None: it builds them anew.
+    """
+
+    tf32: bool = True
+    memory_limit_bytes: int | None = None
+    tensorrt_cache: Path | None = None
 
 
 @dataclass(frozen=True)

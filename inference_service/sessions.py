@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from inference_service.errors import ModelInvalid, OutOfMemory, ServiceError
-from inference_service.providers import CPU, GPUS, OPENVINO, Precision
+from inference_service.providers import CPU, CUDA, GPUS, OPENVINO, TENSORRT, GpuOptions, Precision
 
 _ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
@@ -29,6 +29,7 @@ _FATAL = 4
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
+NO_GPU_OPTIONS = GpuOptions()
 RUNTIME_VERSION: str = onnxruntime.__version__
 
 
@@ -41,6 +42,7 @@ class Session:
         threads: Threads that one run may use; None leaves it to ONNX Runtime.
         precision: What the network computes in; only OpenVINO knows another than fp32.
         spin: Whether threads that wait for one another burn their cores: a little faster where nobody else needs them.
+        gpu: For NVIDIA's.
 
     Attributes:
         precision: As asked for.
@@ -60,12 +62,13 @@ class Session:
         threads: int | None = None,
         precision: Precision = "fp32",
         spin: bool = False,
+        gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         self.precision = precision
         if any(provider in GPUS for provider in providers):
             _load_cuda()
         try:
-            self._session, self.refusal = _open(network, list(providers), threads, precision, spin)
+            self._session, self.refusal = _open(network, list(providers), threads, precision, spin, gpu)
         except _ERRORS as error:
             otherwise = "ONNX Runtime cannot load the model's network"
             raise _mapped(error, what="the model", otherwise=otherwise) from error
@@ -82,6 +85,11 @@ class Session:
     def providers(self) -> list[str]:
         """The execution providers really in use, best first."""
         return list(self._session.get_providers())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the CPU is free while the network runs."""
+        return self.providers[0] in GPUS
 
     @property
     def input_shapes(self) -> list[list[int | None]]:
@@ -126,10 +134,10 @@ def _load_cuda() -> None:
 
 
 def _open(
-    network: bytes, providers: list[str], threads: int | None, precision: Precision, spin: bool
+    network: bytes, providers: list[str], threads: int | None, precision: Precision, spin: bool, gpu: GpuOptions
 ) -> tuple[onnxruntime.InferenceSession, str | None]:
     """Opens a session, and says why a part of the network is not on the first provider, if so."""
-    chosen = [(name, _provider_options(name, threads, precision)) for name in providers]
+    chosen = [(name, _provider_options(name, threads, precision, gpu)) for name in providers]
     refusal = None
     if providers[0] != CPU:
         # ONNX Runtime names a provider as in use even where it has nothing to do: this way it must have all of it.
@@ -160,7 +168,11 @@ def _session_options(threads: int | None, spin: bool) -> onnxruntime.SessionOpti
     return options
 
 
-def _provider_options(provider: str, threads: int | None, precision: Precision) -> dict[str, str]:
+def _provider_options(provider: str, threads: int | None, precision: Precision, gpu: GpuOptions) -> dict[str, str]:
+    if provider == CUDA:
+        return _cuda_options(gpu)
+    if provider == TENSORRT:
+        return _tensorrt_options(gpu)
     if provider != OPENVINO:
         return {}
     # The session's own options do not reach OpenVINO. It pins its threads unless told not to, those of two workers to
@@ -172,6 +184,26 @@ def _provider_options(provider: str, threads: int | None, precision: Precision) 
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     return {"device_type": "CPU", "load_config": json.dumps({"CPU": options})}
+
+
+def _cuda_options(gpu: GpuOptions) -> dict[str, str]:
+    # What is allocated is what is needed, as other sessions and processes share the card; ONNX Runtime would double it.
+    options = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": str(int(gpu.tf32))}
+    if gpu.memory_limit_bytes is not None:
+        options["gpu_mem_limit"] = str(gpu.memory_limit_bytes)
+    return options
+
+
+def _tensorrt_options(gpu: GpuOptions) -> dict[str, str]:
+    if gpu.tensorrt_cache is None:
+        return {}
+    folder = str(gpu.tensorrt_cache)
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
 
 
 def _mapped(error: Exception, *, what: str, otherwise: str) -> ServiceError:

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_service.errors import InternalError
-from inference_service.providers import CPU, Precision, usable_providers
+from inference_service.providers import CPU, CUDA, GpuOptions, Precision, usable_providers
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
 
     models_path: Path = Field(Path("models"), description="The folder of models: `<name>/<version>/manifest.json`.")
     onnx_providers: list[str] = Field(
-        ["CUDAExecutionProvider", CPU],
+        [CUDA, CPU],
         description="JSON array of the ONNX Runtime execution providers requested, best first.",
     )
     onnx_precision: Precision = Field(
@@ -78,6 +78,16 @@ class Settings(BaseSettings):
     )
     window_batch: PositiveInt = Field(
         1, description="Windows that a network is given at a time; on a GPU more may be faster."
+    )
+    gpu_tf32: bool = Field(
+        True, description="Whether an NVIDIA GPU may compute fp32 networks in TF32, as PyTorch's convolutions do."
+    )
+    gpu_memory_limit_mb: PositiveInt | None = Field(
+        None, description="Most of a GPU's memory, in MiB, that one loaded model takes; unset: what there is."
+    )
+    tensorrt_cache_path: Path | None = Field(
+        None,
+        description="Folder for the engines that TensorRT, where requested, builds in minutes; unset: none are kept.",
     )
     require_gpu: bool = Field(
         False, description="A worker of role gpu refuses to start where no requested GPU is usable."
@@ -167,6 +177,16 @@ class Settings(BaseSettings):
         usable = usable_providers()
         requested = dict.fromkeys(self.onnx_providers)
         return [name for name in requested if name in usable and name != CPU] + [CPU]
+
+    @property
+    def gpu_options(self) -> GpuOptions:
+        """What NVIDIA's GPUs are told."""
+        limit_mb = self.gpu_memory_limit_mb
+        return GpuOptions(
+            tf32=self.gpu_tf32,
+            memory_limit_bytes=None if limit_mb is None else limit_mb * 2**20,
+            tensorrt_cache=self.tensorrt_cache_path,
+        )
 
     @property
     def usable_work_path(self) -> Path | None:

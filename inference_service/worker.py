@@ -61,6 +61,7 @@ def run_worker(role: Role, settings: Settings) -> int:
         precision=settings.onnx_precision,
         batch=settings.window_batch,
         jobs=concurrency,
+        gpu=settings.gpu_options,
     )
     app = make_app(settings)
     # In containers the process is always 1, and those on the host's network share its name too.

@@ -99,7 +99,7 @@ def test_dockerfiles_pass_hadolint(path: Path) -> None:
 
 
 def test_every_variable_is_written_down() -> None:
-    used = {name for file in FILES for name in re.findall(r"\$\{([A-Z_]+)", file.read_text(encoding="utf-8"))}
+    used = {name for file in FILES for name in re.findall(r"\$\{([A-Z0-9_]+)", file.read_text(encoding="utf-8"))}
     example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
     assert {name for name in used if not re.search(rf"^(# )?{name}=", example, flags=re.MULTILINE)} == set()
     pages = "".join(
@@ -109,7 +109,7 @@ def test_every_variable_is_written_down() -> None:
 
 
 def test_every_setting_of_a_job_reaches_the_workers() -> None:
-    passed = set(re.findall(r"^      ([A-Z_]+):", "".join(file.read_text() for file in FILES), flags=re.MULTILINE))
+    passed = set(re.findall(r"^      ([A-Z0-9_]+):", "".join(file.read_text() for file in FILES), flags=re.MULTILINE))
     # The images set the paths, and servers in the same network speak no TLS.
     fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
     settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}

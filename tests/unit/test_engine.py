@@ -7,8 +7,8 @@ from inference_service import engine as engine_module
 from inference_service.engine import Engine, load_session, session_warnings
 from inference_service.errors import InternalError
 from inference_service.models import Model
-from inference_service.providers import OPENVINO, Precision
-from inference_service.sessions import Session
+from inference_service.providers import OPENVINO, GpuOptions, Precision
+from inference_service.sessions import NO_GPU_OPTIONS, Session
 
 MakeModel = Callable[..., Model]
 
@@ -28,6 +28,7 @@ class OnTheCpu(Session):
         threads: int | None = None,
         precision: Precision = "fp32",
         spin: bool = False,
+        gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         super().__init__(network, providers=["CPUExecutionProvider"], threads=threads, precision=precision, spin=spin)
         self.whole = False
@@ -52,6 +53,7 @@ class OnOpenvino(OnAll):
         threads: int | None = None,
         precision: Precision = "fp32",
         spin: bool = False,
+        gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         super().__init__(network, providers=providers, threads=threads, precision=precision, spin=spin)
         self.whole = True

@@ -1,7 +1,9 @@
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import ceil
+from threading import Condition
 
 import numpy as np
 import pytest
@@ -199,8 +201,58 @@ def test_batches_are_of_one_size_and_give_what_single_windows_do(
     assert sizes == [batch] * ceil(plan.count / batch)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_network_that_runs_ahead_gives_the_same(make_manifest: MakeManifest, batch: int) -> None:
+    """While results are added up, the next run is under way, and never a second one."""
+    manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
+    image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
+    runs = ceil(plan.count / batch)
+    changed, started = Condition(), 0
+
+    class Ahead(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            nonlocal started
+            with changed:
+                started += 1
+                changed.notify()
+            return super().run(windows)
+
+    def see_the_next_one(done: int) -> None:
+        expected = min((done - 1) // batch + 2, runs)
+        with changed:
+            assert changed.wait_for(lambda: started >= expected, timeout=30)
+            assert started == expected
+
+    planes = stream_logits(image, Ahead((4, 4, 4)), manifest, plan, batch=batch, ahead=True, on_window=see_the_next_one)
+    alone = stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan)
+    assert np.array_equal(np.stack(list(planes)), np.stack(list(alone)))
+    assert started == runs
+
+
+def test_what_ends_the_work_waits_for_a_run_that_is_ahead(make_manifest: MakeManifest) -> None:
+    running = 0
+
+    class Slow(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            nonlocal running
+            running += 1
+            time.sleep(0.05)
+            running -= 1
+            return super().run(windows)
+
+    def stop(done: int) -> None:
+        raise KeyError(done)
+
+    manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
+    plan = plan_for((11, 6, 5), manifest)
+    with pytest.raises(KeyError):
+        list(stream_logits(noise((11, 6, 5)), Slow((4, 4, 4)), manifest, plan, ahead=True, on_window=stop))
+    assert running == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
 def test_batches_that_do_not_fit_into_memory_are_halved(
-    make_manifest: MakeManifest, caplog: pytest.LogCaptureFixture
+    make_manifest: MakeManifest, caplog: pytest.LogCaptureFixture, ahead: bool
 ) -> None:
     sizes: list[int] = []
 
@@ -213,7 +265,7 @@ def test_batches_that_do_not_fit_into_memory_are_halved(
 
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
     image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
-    planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batch=8)))
+    planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batch=8, ahead=ahead)))
     assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan))))
     assert sizes == [8, 4] + [2] * ceil(plan.count / 2)
     assert "a batch of 4 windows does not fit into memory: 2 from now on" in caplog.text

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from inference_service import sessions, trial
 from inference_service.errors import ModelInvalid, OutOfMemory
-from inference_service.providers import CPU, OPENVINO, Precision
+from inference_service.providers import CPU, CUDA, OPENVINO, TENSORRT, GpuOptions, Precision
 from inference_service.sessions import Session
 
 WINDOW: NDArray[np.float32] = np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)
@@ -210,6 +210,42 @@ def test_openvino_is_told_threads_and_precision(
         "CPU": {"INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": 3}
     }
     assert cpu == (CPU, {})
+
+
+GPU_OPTIONS = [
+    (CUDA, GpuOptions(), {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "1"}),
+    (
+        CUDA,
+        GpuOptions(tf32=False, memory_limit_bytes=2**33),
+        {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0", "gpu_mem_limit": "8589934592"},
+    ),
+    (TENSORRT, GpuOptions(), {}),
+    (
+        TENSORRT,
+        GpuOptions(tensorrt_cache=Path("kept")),
+        {
+            "trt_engine_cache_enable": "1", "trt_engine_cache_path": "kept",
+            "trt_timing_cache_enable": "1", "trt_timing_cache_path": "kept",
+        },
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provider", "gpu", "expected"), GPU_OPTIONS)
+def test_gpus_are_told_their_options(
+    monkeypatch: pytest.MonkeyPatch, provider: str, gpu: GpuOptions, expected: dict[str, str]
+) -> None:
+    opened: list[dict[str, str]] = []
+
+    def open_session(*_: object, providers: list[tuple[str, dict[str, str]]], **__: object) -> None:
+        opened.append(dict(providers)[provider])
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("no")
+
+    monkeypatch.setattr(sessions, "_load_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(ModelInvalid):
+        Session(DOUBLE, providers=[provider, CPU], gpu=gpu)
+    assert opened == [expected, expected]
 
 
 FAILED_ALLOCATIONS = [
