@@ -39,6 +39,7 @@ class Claim:
         worker: Who runs it.
         request: As the row has it.
         output_place: What an earlier attempt reserved for the results.
+        on_cpu: Whether a GPU had too little memory for an earlier attempt.
     """
 
     job_id: UUID
@@ -48,6 +49,7 @@ class Claim:
     worker: str
     request: dict[str, Any] | None
     output_place: str | None
+    on_cpu: bool
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
         row = connection.execute(
             select(
                 JobRow.state, JobRow.attempt, JobRow.excused, JobRow.request, JobRow.output_place,
-                JobRow.cancel_requested,
+                JobRow.on_cpu, JobRow.cancel_requested,
             )
             .where(JobRow.id == job_id, or_(_DUE, EXPIRED))
             .with_for_update()
@@ -132,7 +134,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 connection, job_id, row.state, JobState.QUEUED, attempt=row.attempt, detail="lease_expired"
             )  # fmt: skip
         record_transition(connection, job_id, JobState.QUEUED, JobState.RUNNING, attempt=attempt, worker=worker)
-    return Claim(job_id, attempt, left - 1, token, worker, row.request, row.output_place)
+    return Claim(job_id, attempt, left - 1, token, worker, row.request, row.output_place, row.on_cpu)
 
 
 def reserve_output(database: Database, claim: Claim, place: str) -> bool:
@@ -236,13 +238,24 @@ def fail(
         return _leave(connection, claim, state_for(error), values=values, detail=error.code)
 
 
-def give_back(database: Database, claim: Claim, *, delay_s: float, detail: str) -> bool:
+def give_back(database: Database, claim: Claim, *, delay_s: float, detail: str, on_cpu: bool = False) -> bool:
     """Queues a job again for another attempt, which the sweeper sends when it is due; ends one that is to be cancelled.
+
+    Args:
+        database: Where.
+        claim: The attempt that is given up.
+        delay_s: Until the next one.
+        detail: Why, for the transition.
+        on_cpu: Whether the next ones are to leave GPUs alone.
 
     Returns:
         Whether the lease still stood.
     """
-    values = {"not_before": func.now() + timedelta(seconds=delay_s), "dispatched_at": None}
+    values = {
+        "not_before": func.now() + timedelta(seconds=delay_s),
+        "dispatched_at": None,
+        "on_cpu": claim.on_cpu or on_cpu,
+    }
     with mapped_errors(), database.begin() as connection:
         left = _leave(connection, claim, JobState.QUEUED, values=values, detail=detail)
         unwanted = select(JobRow.id).where(JobRow.id == claim.job_id, JobRow.cancel_requested)

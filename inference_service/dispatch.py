@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from inference_service.jobs import Unsent, mark_dispatched
-from inference_service.queues import App, RedisState, queue_for, send
+from inference_service.queues import OVERFLOW_QUEUE, App, RedisState, queue_for, send
 from inference_service.settings import Settings
 from inference_service.tables import Database, mapped_errors
 from inference_service.workers import Role, is_alive
@@ -30,7 +30,7 @@ def dispatch(app: App, database: Database, jobs: Sequence[Unsent], redis: RedisS
     cpu_is_alive = cache(lambda: is_alive(database, Role.CPU, within_s=settings.cpu_standby_s))
     with mapped_errors(), database.connect() as connection:
         for job in jobs:
-            queue = queue_for(
+            queue = OVERFLOW_QUEUE if job.on_cpu else queue_for(
                 job.request.get("priority"), depths,
                 priority_max_depth=settings.priority_max_depth, cpu_is_alive=cpu_is_alive,
             )  # fmt: skip

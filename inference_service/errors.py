@@ -179,6 +179,11 @@ class OutOfMemory(PermanentError):
 
     code = ErrorCode.OUT_OF_MEMORY
 
+    def __init__(self, message: str, *, of_gpu: bool = False) -> None:
+        """With `of_gpu` it is a GPU's memory, and a CPU may have enough."""
+        super().__init__(message)
+        self.of_gpu = of_gpu
+
 
 class TimeLimit(PermanentError):
     """The job ran longer than its limit."""

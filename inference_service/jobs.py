@@ -69,11 +69,13 @@ class Unsent:
         id: The job.
         request: As its row has it.
         attempt: How many there were.
+        on_cpu: Whether a GPU had too little memory for it.
     """
 
     id: UUID
     request: dict[str, Any]
     attempt: int
+    on_cpu: bool = False
 
 
 _CANCELLED_EARLY = "the job was cancelled before it started"

@@ -71,7 +71,8 @@ class Session:
             self._session, self.refusal = _open(network, list(providers), threads, precision, spin, gpu)
         except _ERRORS as error:
             otherwise = "ONNX Runtime cannot load the model's network"
-            raise _mapped(error, what="the model", otherwise=otherwise) from error
+            on_gpu = providers[0] in GPUS
+            raise _mapped(error, what="the model", otherwise=otherwise, on_gpu=on_gpu) from error
         self.whole = self.refusal is None
         # A run that fails would move to the CPU for good, and say so to nobody but the terminal.
         self._session.disable_fallback()
@@ -123,7 +124,7 @@ class Session:
             (logits,) = self._session.run(None, {self._input_name: windows})
         except _ERRORS as error:
             otherwise = "the model's network fails on a window of its declared shape"
-            raise _mapped(error, what="a window of this model", otherwise=otherwise) from error
+            raise _mapped(error, what="a window of this model", otherwise=otherwise, on_gpu=self.on_gpu) from error
         return np.asarray(logits, dtype=np.float32)
 
 
@@ -206,11 +207,13 @@ def _tensorrt_options(gpu: GpuOptions) -> dict[str, str]:
     }
 
 
-def _mapped(error: Exception, *, what: str, otherwise: str) -> ServiceError:
+def _mapped(error: Exception, *, what: str, otherwise: str, on_gpu: bool) -> ServiceError:
     text = str(error).lower()
-    if isinstance(error, MemoryError) or any(failure in text for failure in _ALLOCATION_FAILURES):
-        return OutOfMemory(f"{what} does not fit into this worker's memory")
-    return ModelInvalid(otherwise)
+    if not isinstance(error, MemoryError) and not any(failure in text for failure in _ALLOCATION_FAILURES):
+        return ModelInvalid(otherwise)
+    if on_gpu and not isinstance(error, MemoryError):
+        return OutOfMemory(f"{what} does not fit into the GPU's memory", of_gpu=True)
+    return OutOfMemory(f"{what} does not fit into this worker's memory")
 
 
 def _shape(dimensions: Sequence[int | str | None]) -> list[int | None]:

@@ -119,7 +119,7 @@ def unsent(database: Database, redis: RedisState, *, patience_s: float) -> list[
         missing = and_(_older(JobRow.dispatched_at, patience), or_(JobRow.queue.in_(empty), *overtaken))
         lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.dispatched_to != redis.run, missing))
         statement = (
-            select(JobRow.id, JobRow.request, JobRow.attempt)
+            select(JobRow.id, JobRow.request, JobRow.attempt, JobRow.on_cpu)
             .where(
                 JobRow.state == JobState.QUEUED,
                 JobRow.request.is_not(None),

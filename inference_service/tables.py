@@ -124,6 +124,7 @@ class JobRow(Base):
     excused: Mapped[int] = mapped_column(
         server_default="0", comment="attempts given back by workers that were told to stop"
     )
+    on_cpu: Mapped[bool] = mapped_column(server_default="false", comment="whether a GPU had too little memory for it")
     not_before: Mapped[datetime | None] = mapped_column(comment="when the next attempt is due")
     cancel_requested: Mapped[bool] = mapped_column(server_default="false")
     lease_owner: Mapped[str | None] = mapped_column(comment="the worker that runs it, or ran it last")

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from uuid import UUID
@@ -29,6 +30,7 @@ from inference_service.logs import logging_job
 from inference_service.models import Model, find_model
 from inference_service.patience import patiently
 from inference_service.pipeline import input_sha256, segment_file
+from inference_service.providers import CPU
 from inference_service.queues import App
 from inference_service.readers import Wishes
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
@@ -137,7 +139,8 @@ class _Attempt:
         storage: Storage,
         workspace: Workspace,
     ) -> None:
-        self._claim, self._settings, self._engine = claim, settings, engine
+        self._claim, self._settings = claim, settings
+        self._engine = replace(engine, providers=(CPU,), strict=False) if claim.on_cpu else engine
         self._database, self._storage, self._workspace = database, storage, workspace
         self._clock = StageClock()
         self._output: Output | None = None
@@ -152,33 +155,33 @@ class _Attempt:
             refusal: What is wrong with the message, should the row have no request.
         """
         logger.info("attempt %d starts", self._claim.attempt)
-        failure: ServiceError | None = None
+        failure: ServiceError
         try:
             if self._claim.request is None:
                 raise refusal or BadRequest("the job's row has no request")
             self._segment(parse_request(self._claim.request))
+            return
         except LeaseLost as error:
             logger.warning("attempt %d stops: %s", self._claim.attempt, error)
             self._abandon()
-        except TransientError as error:
-            self._try_again(error)
-        except ServiceError as error:
-            self._fail(error)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                failure = self._unforeseen()
-            else:
-                # Another worker, or this one later, may have room.
-                self._try_again(StorageUnavailable("the worker has no room left on its disk for temporary files"))
-        except MemoryError:
-            failure = OutOfMemory("the job needs more memory than this worker has")
-        except Exception:
-            failure = self._unforeseen()
-        # By now the error's frames are gone, and their arrays with them.
-        if failure is not None:
+            return
+        except Exception as error:
+            failure = self._judged(error)
+        # By now the frames of what is no error of ours are gone, and their arrays with them.
+        if isinstance(failure, TransientError) or _may_fit_elsewhere(failure):
+            self._try_again(failure)
+        else:
             self._fail(failure)
 
-    def _unforeseen(self) -> InternalError:
+    def _judged(self, error: Exception) -> ServiceError:
+        """What an attempt's error means for its job."""
+        if isinstance(error, ServiceError):
+            return error
+        if isinstance(error, MemoryError):
+            return OutOfMemory("the job needs more memory than this worker has")
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            # Another worker, or this one later, may have room.
+            return StorageUnavailable("the worker has no room left on its disk for temporary files")
         logger.exception("attempt %d: something unforeseen", self._claim.attempt)
         return InternalError("something unforeseen went wrong; the worker's log says what")
 
@@ -266,7 +269,7 @@ class _Attempt:
             timings_s=self._clock.seconds,
         )
 
-    def _try_again(self, error: TransientError) -> None:
+    def _try_again(self, error: ServiceError) -> None:
         if self._claim.left == 0:
             self._fail(error)
             return
@@ -275,7 +278,8 @@ class _Attempt:
         logger.warning("attempt %d failed, another follows in %.0f s: %s", self._claim.attempt, delay_s, error)
         logger.debug("the cause", exc_info=error)
         held = self._patiently(
-            attempts.give_back, self._database, self._claim, delay_s=delay_s, detail=error.code
+            attempts.give_back, self._database, self._claim,
+            delay_s=delay_s, detail=error.code, on_cpu=_may_fit_elsewhere(error),
         )  # fmt: skip
         if not held:
             logger.warning("attempt %d ended late: another one holds the job", self._claim.attempt)
@@ -306,6 +310,10 @@ class _Attempt:
         if not held:
             logger.warning("attempt %d could not record its end: another one holds the job", self._claim.attempt)
         return bool(held)
+
+
+def _may_fit_elsewhere(error: ServiceError) -> bool:
+    return isinstance(error, OutOfMemory) and error.of_gpu
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:

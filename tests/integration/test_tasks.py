@@ -21,13 +21,16 @@ from dicom_files import affine_of, straight, write
 from sqlalchemy import Engine as Database
 from sqlalchemy import text, update
 
-from inference_service import attempts, jobs, sweep
+from inference_service import attempts, jobs, pipeline, sweep
 from inference_service.client import Client
 from inference_service.embedded import Servers
-from inference_service.engine import Engine
-from inference_service.errors import DatabaseUnavailable, InternalError, StorageUnavailable
+from inference_service.engine import Engine, load_session
+from inference_service.errors import DatabaseUnavailable, InternalError, OutOfMemory, StorageUnavailable
+from inference_service.models import Model
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
+from inference_service.providers import CPU
+from inference_service.queues import RedisState
 from inference_service.request import parse_request
 from inference_service.results import Output
 from inference_service.settings import Settings
@@ -474,6 +477,38 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
         Output(cast("Storage", Slow()), f"masks/{job_id}").discard(database, job_id)
     assert removed == [f"masks/{job_id}/mask.nii.gz"]
     assert (job_id, f"masks/{job_id}") in sweep.uncleared(database)
+
+
+def test_what_does_not_fit_into_a_gpu_runs_on_a_cpu(
+    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, ...]] = []
+
+    class Gpu:
+        """Every session but those of the CPU provider, and no memory left on it."""
+
+        providers, batch, on_gpu, precision, whole = ["CUDAExecutionProvider"], 1, True, "fp32", True
+
+        def run(self, windows: np.ndarray) -> np.ndarray:
+            raise OutOfMemory("a window of this model does not fit into the GPU's memory", of_gpu=True)
+
+    def load(model: Model, engine: Engine) -> object:
+        used.append(engine.providers)
+        return load_session(model, engine) if engine.providers == (CPU,) else Gpu()
+
+    monkeypatch.setattr(pipeline, "load_session", load)
+    monkeypatch.setattr(runner, "_engine", replace(ENGINE, providers=("CUDAExecutionProvider", CPU), strict=True))
+    job = run(runner, database, {**request_for_scan, "priority": "urgent"})
+    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+    assert jobs.transitions(database, job.id)[-1].detail == "out_of_memory"
+    time.sleep(0.2)
+    (unsent,) = [each for each in sweep.unsent(database, RedisState("r", {}), patience_s=0) if each.id == job.id]
+    assert unsent.on_cpu
+    message = {"job_id": str(job.id), "request": unsent.request}
+    runner.run(message, task_id=str(job.id))
+    job = get(database, job.id)
+    assert (job.state, job.providers) == (JobState.SUCCEEDED, [CPU])
+    assert used == [("CUDAExecutionProvider", CPU), (CPU,)]
 
 
 def test_a_full_disk_costs_an_attempt(

@@ -267,5 +267,23 @@ def test_failed_allocations_are_out_of_memory(monkeypatch: pytest.MonkeyPatch, e
         session.run(WINDOW)
     assert caught.value.__cause__ is error
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(OutOfMemory) as caught:
         Session(DOUBLE, providers=[CPU])
+    assert not caught.value.of_gpu
+
+
+def test_a_gpus_memory_is_told_from_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory")
+
+    session = Session(DOUBLE, providers=[CPU])
+    monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(OutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
+        session.run(WINDOW)
+    assert caught.value.of_gpu
+    monkeypatch.setattr(sessions, "_load_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OutOfMemory, match="the model does not fit") as caught:
+        Session(DOUBLE, providers=[CUDA, CPU])
+    assert caught.value.of_gpu
