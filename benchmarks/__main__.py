@@ -1,5 +1,6 @@
 """`python -m benchmarks`: runs the cases, prints tables, writes the results' file."""
 
+from collections.abc import Callable, Collection, Mapping
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,22 +22,54 @@ from inference_service.machine import usable_cpus
 _WIDTH = 150
 
 
+def options(cases: Mapping[str, Case]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What every benchmark takes on its command line."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option(
+                "--scale", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+                help="Makes the volumes smaller, to try the benchmark itself.",
+            ),
+            click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The results' file."),
+            click.option(
+                "--rounds", default=3, show_default=True, type=click.IntRange(1), help="How often each side runs."
+            ),
+            click.option(
+                "--only", multiple=True, type=click.Choice(list(cases)), help="A case to run; all, where none is named."
+            ),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @click.command()
-@click.option("--only", multiple=True, type=click.Choice(list(CASES)), help="A case to run; all, where none is named.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="How often each side runs.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The results' file.")
-@click.option(
-    "--scale", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True),
-    help="Makes the volumes smaller, to try the benchmark itself.",
-)  # fmt: skip
+@options(CASES)
 def main(only: tuple[str, ...], rounds: int, output: Path | None, scale: float) -> None:
     """Measures the engine against MONAI, PyTorch, ONNX Runtime and nnU-Net on this machine's CPU."""
-    console = Console(width=None if Console().is_terminal else _WIDTH)
     path = output or free_file(FOLDER, date.today())
-    results = Results(describe_machine(), scale)
-    for case in CASES.values():
+    run_cases(CASES, Results(describe_machine(), scale), path, only=only, rounds=rounds)
+
+
+def run_cases(cases: Mapping[str, Case], results: Results, path: Path, *, only: Collection[str], rounds: int) -> None:
+    """Runs cases, shows what they give and writes it after each.
+
+    Args:
+        cases: By name.
+        results: Takes what they give.
+        path: Of the results' file.
+        only: Names of those to run; all, where there are none.
+        rounds: How often each side runs.
+
+    Raises:
+        ClickException: Some runs failed.
+    """
+    console = Console(width=None if Console().is_terminal else _WIDTH)
+    for case in cases.values():
         if not only or case.name in only:
-            _run_case(case.scaled(scale), results, rounds, console)
+            _run_case(case.scaled(results.scale), results, rounds, console)
             results.write(path)
     console.print(summary_table(results))
     console.print(f"written to {path}", soft_wrap=True)

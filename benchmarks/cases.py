@@ -1,4 +1,4 @@
-"""The five cases: which sides, on which networks and volumes."""
+"""The cases: which sides, on which networks and volumes; five for CPUs, six for an NVIDIA GPU."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -125,4 +125,60 @@ NNUNET = Case(
     ),
     (("ours-openvino", "nnunet"), ("ours-openvino-bf16", "nnunet"), ("ours-openvino-bf16", "ours-openvino")),
 )
-CASES = {case.name: case for case in (FORWARD, SLIDING_WINDOW, JOB, GROWTH, NNUNET)}
+CASES: dict[str, Case] = {case.name: case for case in (FORWARD, SLIDING_WINDOW, JOB, GROWTH, NNUNET)}
+
+_MONAI_ON_GPU = (
+    Side("monai-torch", "window_monai", precision="tf32", device="cuda"),
+    Side("monai-torch-amp", "window_monai", precision="fp16", device="cuda"),
+)
+_OURS_ON_GPU = (
+    Side("ours-tf32", "window_ours", "cuda", "tf32"),
+    Side("ours-fp16", "window_ours", "cuda", "fp16"),
+)
+_GPU_PAIRS = (("ours-tf32", "monai-torch"), ("ours-fp16", "monai-torch-amp"))
+GPU_AGREEMENT = Case(
+    "gpu-agreement",
+    "The GPU's labels against the CPU's",
+    (_volume("5.6 M", "volume", (192, 192, 160)),),
+    (
+        Side("ours-cpu", "window_ours", "cpu"),
+        Side("ours-fp32", "window_ours", "cuda"),
+        *_OURS_ON_GPU,
+    ),
+    (("ours-fp32", "ours-cpu"), ("ours-tf32", "ours-cpu"), ("ours-fp16", "ours-cpu")),
+)
+GPU_FLOOR = Case(
+    "gpu-floor",
+    "What the card can do",
+    (Subject("5.6 M, 96³", "5.6 M", "window", (96, 96, 96)), Subject("31 M, 128³", "31 M", "window", (128, 128, 128))),
+    (Side("floor-tf32", "floor_torch", None, "tf32", "cuda"), Side("floor-fp16", "floor_torch", None, "fp16", "cuda")),
+)
+GPU_WINDOW = Case(
+    "gpu-window",
+    "Sliding window in memory on the GPU, labels included",
+    (_volume("5.6 M", "volume", (512, 512, 300)),),
+    (*_MONAI_ON_GPU, *_OURS_ON_GPU),
+    _GPU_PAIRS,
+)
+GPU_WINDOW_31M = Case(
+    "gpu-window-31m",
+    "The same with the larger network",
+    (_volume("31 M", "volume", (512, 512, 300)),),
+    (*_MONAI_ON_GPU, *_OURS_ON_GPU),
+    _GPU_PAIRS,
+)
+GPU_JOB = Case(
+    "gpu-job",
+    "Whole job on the GPU, file to file",
+    (_volume("5.6 M", "scan", (512, 512, 300)),),
+    (Side("ours-tf32", "job_ours", "cuda", "tf32"), Side("ours-fp16", "job_ours", "cuda", "fp16")),
+)
+GPU_QUEUE = Case(
+    "gpu-queue",
+    "Jobs from a queue that never empties, through a worker of role gpu",
+    (_volume("5.6 M", "scan", (512, 512, 300)),),
+    (Side("ours-tf32", "queue_ours", "cuda", "tf32"),),
+)
+GPU_CASES: dict[str, Case] = {
+    case.name: case for case in (GPU_AGREEMENT, GPU_FLOOR, GPU_WINDOW, GPU_WINDOW_31M, GPU_JOB, GPU_QUEUE)
+}

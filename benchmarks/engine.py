@@ -1,32 +1,38 @@
 """Our engine as our sides use it."""
 
-from benchmarks.measurement import Precision, Task
+from benchmarks.measurement import Task
 from benchmarks.onnx import PROVIDERS
 from benchmarks.watch import MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
 from inference_service.engine import Engine
 from inference_service.models import Model, read_model
+from inference_service.providers import GpuOptions
+from inference_service.providers import Precision as EnginePrecision
 
 
 def task_engine(task: Task) -> Engine:
     """The engine that a side runs on; strict, so that no other provider takes the place of the one that is measured."""
     if task.side.provider is None:
         raise ValueError(f"side {task.side.name} names no provider")
-    return Engine((PROVIDERS[task.side.provider],), task.threads, strict=True, precision=task.side.precision)
+    precision: EnginePrecision = "bf16" if task.side.precision == "bf16" else "fp32"
+    return Engine(
+        (PROVIDERS[task.side.provider],), task.threads, strict=True, precision=precision,
+        gpu=GpuOptions(tf32=task.side.precision == "tf32"),
+    )  # fmt: skip
 
 
 def task_model(task: Task) -> Model:
     """The model of a side's case."""
-    return read_model(Workspace(task.workspace).model(task.case))
+    return read_model(Workspace(task.workspace).model(task.case, task.side.precision))
 
 
-def check_precision(task: Task, used: Precision) -> None:
+def check_precision(task: Task, used: EnginePrecision) -> None:
     """Makes sure that the engine has not taken fp32 where a side is about bf16.
 
     Raises:
         RuntimeError: It has, as it does on a CPU that does not compute in it.
     """
-    if used != task.side.precision:
+    if (used == "bf16") != (task.side.precision == "bf16"):
         raise RuntimeError(f"expected the network in {task.side.precision}, got {used}")
 
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 from benchmarks.cases import Case, Subject
 from benchmarks.measurement import Shape
 from benchmarks.models import write_model
-from benchmarks.networks import NETWORKS, save
+from benchmarks.networks import NETWORKS, save, save_half
 from benchmarks.nnunet_folder import write_nnunet_folder
 from benchmarks.workspace import Workspace
 from inference_service.nifti import write_volume
@@ -28,8 +28,13 @@ def write_inputs(case: Case, workspace: Workspace) -> None:
             _write_source(subject, workspace)
     programs = {side.program for side in case.sides}
     network = case.subjects[0].network
-    if programs & {"window_ours", "job_ours"}:
+    if programs & {"window_ours", "job_ours", "queue_ours"}:
         write_model(workspace.model(case.name), case.name, NETWORKS[network], workspace.onnx(network))
+    if any(side.precision == "fp16" and side.provider is not None for side in case.sides):
+        half = workspace.onnx(network, "fp16")
+        if not half.exists():
+            save_half(workspace.onnx(network), half)
+        write_model(workspace.model(case.name, "fp16"), case.name, NETWORKS[network], half)
     if "job_nnunet" in programs:
         write_nnunet_folder(workspace.nnunet, NETWORKS[network], workspace.weights(network))
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ _FLAGS = {
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
 }  # fmt: skip
 _PACKAGES = (
-    "inference-service", "numpy", "scipy", "nibabel", "isal", "onnx", "onnxruntime-openvino",
+    "inference-service", "numpy", "scipy", "nibabel", "isal", "onnx", "onnxruntime-openvino", "onnxruntime-gpu",
     "torch", "monai", "nnunetv2", "dynamic-network-architectures", "SimpleITK",
 )  # fmt: skip
 
@@ -29,6 +30,20 @@ def describe_machine() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def describe_gpu() -> dict[str, str]:
+    """The first NVIDIA GPU's name, driver and memory.
+
+    Raises:
+        OSError: There is no nvidia-smi here.
+        CalledProcessError: It finds no GPU.
+    """
+    fields = ("name", "driver_version", "memory.total")
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return {f"gpu_{field.split('.')[0]}": value for field, value in zip(fields, values, strict=True)}
 
 
 def _fields(path: Path) -> dict[str, str]:

@@ -1,14 +1,21 @@
 """What passes between the benchmark and the processes of its sides, and what is kept of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-CaseName = Literal["forward", "sliding-window", "job", "growth", "nnunet"]
+CaseName = Literal[
+    "forward", "sliding-window", "job", "growth", "nnunet",
+    "gpu-agreement", "gpu-floor", "gpu-window", "gpu-window-31m", "gpu-job", "gpu-queue",
+]  # fmt: skip
 NetworkName = Literal["0.35 M", "5.6 M", "31 M"]
-Program = Literal["forward_torch", "forward_onnx", "window_monai", "window_ours", "job_ours", "job_nnunet"]
-Provider = Literal["cpu", "openvino"]
-Precision = Literal["fp32", "bf16"]
+Program = Literal[
+    "forward_torch", "forward_onnx", "window_monai", "window_ours", "job_ours", "job_nnunet",
+    "queue_ours", "floor_torch",
+]  # fmt: skip
+Provider = Literal["cpu", "openvino", "cuda"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Device = Literal["cpu", "cuda"]
 Shape = tuple[int, int, int]
 
 
@@ -20,13 +27,20 @@ class Side:
         name: What tables and results call it.
         program: The module of `benchmarks.sides` that runs it.
         provider: What runs the network in ONNX Runtime; None is PyTorch.
-        precision: What the network computes in.
+        precision: What the network computes in; with PyTorch fp16 is its automatic mixture.
+        device: What PyTorch runs on.
     """
 
     name: str
     program: Program
     provider: Provider | None = None
     precision: Precision = "fp32"
+    device: Device = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its network runs on an NVIDIA GPU."""
+        return self.provider == "cuda" or self.device == "cuda"
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,8 @@ class Run:
         above_model_mb: Peak above what the process held before the job and what loading the model added.
         stages_s: Seconds of each stage, where the side has stages.
         repeats_s: Each repeat, where there are several.
+        device_mb: Peak of the GPU's memory above what it held before, in 10⁶ bytes; 0 where none is used.
+        figures: What a side measures that is no run of a network.
     """
 
     seconds: float
@@ -73,6 +89,8 @@ class Run:
     above_model_mb: float
     stages_s: dict[str, float]
     repeats_s: tuple[float, ...] = ()
+    device_mb: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

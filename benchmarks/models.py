@@ -17,16 +17,22 @@ CT_CLIP, CT_MEAN, CT_STD = (-1000.0, 1000.0), 0.0, 400.0
 SEPARATE_AXIS_ABOVE = 3
 
 _CT = {"kind": "ct", "clip": CT_CLIP, "mean": CT_MEAN, "std": CT_STD}
+_ARRAY: dict[str, object] = {
+    # As MONAI's inferer sees its input: an array, nothing done to it.
+    "channels": [{"name": "noise", "intensity": {"kind": "none"}}],
+    "orientation": "RAS",
+    "placement": "snap",
+}
 _JOB: dict[str, object] = {"channels": [{"name": "CT", "intensity": _CT}], "orientation": "RAS", "placement": "snap"}
 _BY_CASE: dict[CaseName, dict[str, object]] = {
-    # As MONAI's inferer sees its input: an array, nothing done to it.
-    "sliding-window": {
-        "channels": [{"name": "noise", "intensity": {"kind": "none"}}],
-        "orientation": "RAS",
-        "placement": "snap",
-    },
+    "sliding-window": _ARRAY,
+    "gpu-agreement": _ARRAY,
+    "gpu-window": _ARRAY,
+    "gpu-window-31m": _ARRAY,
     "job": _JOB,
     "growth": _JOB,
+    "gpu-job": _JOB,
+    "gpu-queue": _JOB,
     # As nnU-Net reads and prepares by default: arrays z, y, x of an LPS file; normalised, then resampled; equal steps.
     "nnunet": {
         "channels": [{"name": "CT", "intensity": _CT}],

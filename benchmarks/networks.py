@@ -95,3 +95,11 @@ def save(unet: UNet, *, weights: Path, onnx: Path) -> None:
             network, (window,), onnx,
             input_names=["image"], output_names=["logits"], opset_version=_OPSET, dynamo=False,
         )  # fmt: skip
+
+
+def save_half(onnx: Path, half: Path) -> None:
+    """Writes an exported network once more with weights and arithmetic in fp16, its input and output as they were."""
+    import onnx as onnx_format
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx_format.save(convert_float_to_float16(onnx_format.load(onnx), keep_io_types=True), half)

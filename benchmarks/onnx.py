@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from benchmarks.measurement import Precision, Provider
 
-PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
+PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider", "cuda": "CUDAExecutionProvider"
+}  # fmt: skip
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -43,7 +45,7 @@ def load_forward(onnx: Path, provider: Provider, precision: Precision, threads: 
 
 
 def _options(provider: Provider, precision: Precision, threads: int) -> dict[str, str]:
-    if provider == "cpu":
+    if provider != "openvino":
         return {}
     config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision]}
     return {"device_type": "CPU", "load_config": json.dumps({"CPU": config})}

@@ -1,12 +1,13 @@
 """All that one run of the benchmark has found, and its file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
 from benchmarks.measurement import Agreement, Failure, Measurement
-from benchmarks.summary import DETAILS, SUMMARY, Measured, work_out
+from benchmarks.summary import DETAILS, SUMMARY, Figure, Measured, work_out
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -18,6 +19,8 @@ class Results:
     Attributes:
         machine: See `machine`.
         scale: Of the volumes; only at 1 does the summary say what its goals are about.
+        summary: The figures that have goals.
+        details: The others.
     """
 
     machine: dict[str, object]
@@ -25,6 +28,8 @@ class Results:
     measurements: list[Measurement] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    summary: Mapping[str, Figure] = field(default_factory=lambda: SUMMARY)
+    details: Mapping[str, Figure] = field(default_factory=lambda: DETAILS)
 
     @property
     def measured(self) -> Measured:
@@ -37,8 +42,8 @@ class Results:
         content = {
             "machine": self.machine,
             "scale": self.scale,
-            "summary": work_out(SUMMARY, measured),
-            "details": work_out(DETAILS, measured),
+            "summary": work_out(self.summary, measured),
+            "details": work_out(self.details, measured),
             "medians": [asdict(median) for median in measured.medians],
             "agreements": [asdict(agreement) for agreement in self.agreements],
             "failures": [asdict(failure) for failure in self.failures],
@@ -48,10 +53,11 @@ class Results:
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def free_file(folder: Path, day: date) -> Path:
-    """The day's file, or the next name that no earlier run of the day has taken."""
-    path, count = folder / f"{day.isoformat()}.json", 1
+def free_file(folder: Path, day: date, *, about: str = "") -> Path:
+    """The day's file, or the next name that no earlier run of the day has taken; `about` becomes a part of it."""
+    name = f"{day.isoformat()}-{about}" if about else day.isoformat()
+    path, count = folder / f"{name}.json", 1
     while path.exists():
         count += 1
-        path = folder / f"{day.isoformat()}-{count}.json"
+        path = folder / f"{name}-{count}.json"
     return path

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from pydantic import TypeAdapter
 from benchmarks.cases import Case, Subject
 from benchmarks.measurement import Agreement, Failure, Measurement, Run, Side, Task
 from benchmarks.side import RESULT_MARK
+from benchmarks.watch import DeviceWatch
 from benchmarks.workspace import Workspace
 
 _REPOSITORY = Path(__file__).parents[1]
@@ -63,13 +66,16 @@ def _run_side(
         threads=threads,
     )
     command = [sys.executable, "-m", "benchmarks.side", TypeAdapter(Task).dump_json(task).decode()]
-    process = subprocess.run(
-        command, cwd=_REPOSITORY, env=os.environ | dict.fromkeys(_THREADS, str(threads)),
-        capture_output=True, text=True, check=False, timeout=_LONGEST_RUN_S,
-    )  # fmt: skip
+    with DeviceWatch() if side.on_gpu else nullcontext() as device:
+        process = subprocess.run(
+            command, cwd=_REPOSITORY, env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+            capture_output=True, text=True, check=False, timeout=_LONGEST_RUN_S,
+        )  # fmt: skip
     results = [line.removeprefix(RESULT_MARK) for line in process.stdout.splitlines() if line.startswith(RESULT_MARK)]
     if process.returncode or not results:
         sys.stderr.write(process.stderr)
         return Failure(case.name, subject.name, side.name, number, process.returncode)
     run = TypeAdapter(Run).validate_json(results[-1])
+    if device is not None:
+        run = replace(run, device_mb=device.peak_mb)
     return Measurement(case.name, subject.name, subject.shape, side.name, number, run)

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -32,7 +32,10 @@ class Median:
     outside_network_s: float
     peak_mb: float
     above_model_mb: float
+    device_mb: float
+    network_runs: int
     stages_s: dict[str, float]
+    figures: dict[str, float]
 
 
 class Measured:
@@ -104,7 +107,10 @@ def _median(group: list[Measurement]) -> Median:
         outside_network_s=statistics.median(run.seconds - run.network_s for run in runs),
         peak_mb=statistics.median(run.peak_mb for run in runs),
         above_model_mb=statistics.median(run.above_model_mb for run in runs),
+        device_mb=statistics.median(run.device_mb for run in runs),
+        network_runs=runs[0].network_runs,
         stages_s={stage: statistics.median(run.stages_s.get(stage, 0.0) for run in runs) for stage in runs[0].stages_s},
+        figures={name: statistics.median(run.figures[name] for run in runs) for name in runs[0].figures},
     )
 
 
@@ -160,12 +166,28 @@ def _outside_share(measured: Measured, side: str) -> float:
     return median.outside_network_s / median.seconds
 
 
+def _fraction_of_floor(measured: Measured, case: CaseName, side: str, floor: str) -> float:
+    """What the windows would take at the card's measured rate of products, as a share of what the whole took."""
+    median = measured.side(case, side)
+    subject = {"gpu-window": 0, "gpu-window-31m": 1}[case]
+    figures = measured.sides("gpu-floor", floor)[subject].figures
+    return median.network_runs * figures["window_flops"] / figures["flops_per_s"] / median.seconds
+
+
 def _speedup(case: CaseName, side: str, reference: str) -> Callable[[Measured], float]:
     return lambda measured: measured.speedup(case, side, reference)
 
 
 def _peak(case: CaseName, side: str, reference: str) -> Callable[[Measured], float]:
     return lambda measured: measured.peak_ratio(case, side, reference)
+
+
+def _device_mb(case: CaseName, side: str) -> Callable[[Measured], float]:
+    return lambda measured: measured.side(case, side).device_mb
+
+
+def _card(side: str, figure: str) -> Callable[[Measured], float]:
+    return lambda measured: measured.sides("gpu-floor", side)[0].figures[figure]
 
 
 def _agreement(case: CaseName, side: str, reference: str) -> Callable[[Measured], float]:
@@ -180,6 +202,8 @@ def _worst(
 
 _SAME_PROVIDER = (("ours-cpu", "monai-onnxruntime-cpu"), ("ours-openvino", "monai-onnxruntime-openvino"))
 _SW: CaseName = "sliding-window"
+_GPU_WINDOWS: tuple[CaseName, ...] = ("gpu-window", "gpu-window-31m")
+_GPU_PAIRS = (("ours-tf32", "monai-torch"), ("ours-fp16", "monai-torch-amp"))
 
 SUMMARY: dict[str, Figure] = {
     "sw_speedup_vs_monai_torch_openvino": Figure(_speedup(_SW, "ours-openvino", "monai-torch"), "≥ 3"),
@@ -202,6 +226,40 @@ SUMMARY: dict[str, Figure] = {
     "nnunet_speedup_bf16": Figure(_speedup("nnunet", "ours-openvino-bf16", "nnunet"), "≥ 5"),
     "nnunet_peak_memory_ratio": Figure(_peak("nnunet", "ours-openvino", "nnunet"), "≤ 0.4"),
 }
+GPU_SUMMARY: dict[str, Figure] = {
+    "job_s": Figure(lambda measured: measured.side("gpu-job", "ours-tf32").seconds, "≤ 5"),
+    "jobs_per_minute": Figure(lambda measured: 60 / measured.side("gpu-queue", "ours-tf32").seconds, "≥ 15"),
+    "sw_speedup_vs_monai_torch": Figure(
+        _worst(min, *(_speedup(case, *pair) for case in _GPU_WINDOWS for pair in _GPU_PAIRS)), "≥ 1"
+    ),
+    "device_memory_mb": Figure(lambda measured: measured.side("gpu-job", "ours-tf32").device_mb, "≤ 8000"),
+    "label_agreement_fp32": Figure(_agreement("gpu-agreement", "ours-fp32", "ours-cpu"), "≥ 0.999"),
+    "fraction_of_floor": Figure(lambda measured: _fraction_of_floor(measured, "gpu-window", "ours-tf32", "floor-tf32")),
+}
+GPU_DETAILS: dict[str, Figure] = {
+    "label_agreement_tf32": Figure(_agreement("gpu-agreement", "ours-tf32", "ours-cpu")),
+    "label_agreement_fp16": Figure(_agreement("gpu-agreement", "ours-fp16", "ours-cpu")),
+    **{
+        f"{case.replace('-', '_')}_speedup_{side}_vs_{reference}": Figure(_speedup(case, side, reference))
+        for case in _GPU_WINDOWS
+        for side, reference in _GPU_PAIRS
+    },
+    **{
+        f"{case.replace('-', '_')}_device_mb_{side}": Figure(_device_mb(case, side))
+        for case in _GPU_WINDOWS
+        for pair in _GPU_PAIRS
+        for side in pair
+    },
+    "fraction_of_floor_31m": Figure(
+        lambda measured: _fraction_of_floor(measured, "gpu-window-31m", "ours-tf32", "floor-tf32")
+    ),
+    "fraction_of_floor_fp16": Figure(
+        lambda measured: _fraction_of_floor(measured, "gpu-window", "ours-fp16", "floor-fp16")
+    ),
+    "card_tf32_flops_per_s": Figure(_card("floor-tf32", "flops_per_s")),
+    "card_fp16_flops_per_s": Figure(_card("floor-fp16", "flops_per_s")),
+    "card_bytes_per_s": Figure(_card("floor-tf32", "bytes_per_s")),
+}
 DETAILS: dict[str, Figure] = {
     **{
         f"sw_speedup_{side}_vs_{reference}": Figure(_speedup(_SW, side, reference))
@@ -219,7 +277,7 @@ DETAILS: dict[str, Figure] = {
 }
 
 
-def work_out(figures: dict[str, Figure], measured: Measured) -> dict[str, float]:
+def work_out(figures: Mapping[str, Figure], measured: Measured) -> dict[str, float]:
     """The figures whose sides have all run."""
     values = {}
     for key, figure in figures.items():

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from benchmarks.cases import Case
 from benchmarks.results import Results
-from benchmarks.summary import DETAILS, SUMMARY, Median, work_out
+from benchmarks.summary import Median, work_out
 
 
 def case_tables(case: Case, results: Results) -> list[Table]:
@@ -27,8 +27,9 @@ def case_tables(case: Case, results: Results) -> list[Table]:
 def summary_table(results: Results) -> Table:
     """The summary, with what the project wants of each figure."""
     table = _table("Summary", ("figure",), ("value", "goal"))
-    for key, value in work_out(SUMMARY | DETAILS, results.measured).items():
-        table.add_row(key, f"{value:.4g}" if value < 1000 else f"{value:.0f}", (SUMMARY | DETAILS)[key].goal)
+    figures = {**results.summary, **results.details}
+    for key, value in work_out(figures, results.measured).items():
+        table.add_row(key, f"{value:.4g}" if value < 1000 else f"{value:.0f}", figures[key].goal)
     return table
 
 
@@ -36,7 +37,7 @@ def _medians(case: Case, medians: list[Median]) -> Table:
     table = _table(
         f"{case.title}: medians",
         ("subject", "side"),
-        ("rounds", "seconds", "× faster", "network s", "outside s", "outside %", "peak MB", "above model MB"),
+        ("rounds", "seconds", "× faster", "network s", "outside s", "outside %", "peak MB", "above model MB", "GPU MB"),
     )
     for median in medians:
         reference = next(other for other in medians if other.subject == median.subject)
@@ -44,7 +45,7 @@ def _medians(case: Case, medians: list[Median]) -> Table:
             median.subject, median.side, str(median.rounds), f"{median.seconds:.3f}",
             f"{reference.seconds / median.seconds:.2f}", f"{median.network_s:.3f}", f"{median.outside_network_s:.3f}",
             f"{100 * median.outside_network_s / median.seconds:.1f}",
-            f"{median.peak_mb:.0f}", f"{median.above_model_mb:.0f}",
+            f"{median.peak_mb:.0f}", f"{median.above_model_mb:.0f}", f"{median.device_mb:.0f}",
         )  # fmt: skip
     return table
 

@@ -1,13 +1,17 @@
-"""What a side's process measures of itself: its memory, and the time its network takes."""
+"""What is measured beside seconds: a process's memory, that of a GPU, and the time a network takes."""
 
 import ctypes
 import gc
+import shutil
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +54,50 @@ class MemoryWatch:
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR_REFS.write_text(_FORGET_PEAK)
         return _status_mb("VmRSS")
+
+
+class DeviceWatch:
+    """Follows the memory of the first NVIDIA GPU while its block runs, as nvidia-smi tells it.
+
+    Attributes:
+        peak_mb: The most above what it held at first, in 10⁶ bytes; 0 where there is no such GPU.
+    """
+
+    _COMMAND = ("nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--loop-ms=100")
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._first = threading.Event()
+
+    def __enter__(self) -> Self:
+        if shutil.which(self._COMMAND[0]):
+            self._process = subprocess.Popen(self._COMMAND, stdout=subprocess.PIPE, text=True)
+            self._thread.start()
+            self._first.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._thread.join()
+
+    def _follow(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        first: float | None = None
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.strip().isdigit():
+                    used = int(line) * _BYTES_PER_KIB**2 / _BYTES_PER_MB
+                    first = used if first is None else first
+                    self.peak_mb = max(self.peak_mb, used - first)
+                    self._first.set()
+        self._first.set()
 
 
 class NetworkClock:

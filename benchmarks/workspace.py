@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cases import Subject
-from benchmarks.measurement import CaseName, NetworkName
+from benchmarks.measurement import CaseName, NetworkName, Precision
 
 _ENDINGS = {"window": ".npy", "volume": ".npy", "scan": ".nii.gz"}
 
@@ -19,18 +19,18 @@ class Workspace:
         """The network's state for PyTorch."""
         return self.root / f"{_plain(network)}.pt"
 
-    def onnx(self, network: NetworkName) -> Path:
-        """The same network, exported."""
-        return self.root / f"{_plain(network)}.onnx"
+    def onnx(self, network: NetworkName, precision: Precision = "fp32") -> Path:
+        """The same network, exported; only in fp16 its weights are others."""
+        return self.root / f"{_plain(network)}{_suffix(precision)}.onnx"
 
     def source(self, subject: Subject) -> Path:
         """A subject's input."""
         i, j, k = subject.shape
         return self.root / f"{subject.source}-{i}-{j}-{k}{_ENDINGS[subject.source]}"
 
-    def model(self, case: CaseName) -> Path:
+    def model(self, case: CaseName, precision: Precision = "fp32") -> Path:
         """The model folder of our sides of a case."""
-        return self.root / "models" / case / "1"
+        return self.root / f"models{_suffix(precision)}" / case / "1"
 
     @property
     def nnunet(self) -> Path:
@@ -40,6 +40,10 @@ class Workspace:
     def labels(self, case: CaseName, subject: Subject, side: str) -> Path:
         """The labels that one side made."""
         return self.root / f"labels-{case}-{'-'.join(map(str, subject.shape))}-{side}.npy"
+
+
+def _suffix(precision: Precision) -> str:
+    return "-fp16" if precision == "fp16" else ""
 
 
 def _plain(network: NetworkName) -> str:

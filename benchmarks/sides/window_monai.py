@@ -1,4 +1,7 @@
-"""MONAI's sliding window over a volume in memory, the network in PyTorch or ONNX Runtime."""
+"""MONAI's sliding window over a volume in memory, the network in PyTorch or ONNX Runtime.
+
+On a GPU all of it stays there, from the volume's copy to the labels, which is MONAI's fastest way.
+"""
 
 import time
 from collections.abc import Callable
@@ -26,13 +29,15 @@ def run(task: Task) -> Run:
     with memory.loading():
         predictor = _load(task)
     volume = torch.from_numpy(np.load(task.source))[None, None]
-    with torch.inference_mode():
-        predictor(torch.zeros(1, 1, edge, edge, edge))
+    device = torch.device(task.side.device)
+    amp = torch.autocast(task.side.device, torch.float16, enabled=task.side.precision == "fp16")
+    with torch.inference_mode(), amp:
+        predictor(torch.zeros(1, 1, edge, edge, edge, device=device)).cpu()
         start = time.perf_counter()
         logits = sliding_window_inference(
-            volume, (edge,) * 3, 1, network.timed(predictor), overlap=0.5, mode="gaussian"
+            volume.to(device), (edge,) * 3, 1, network.timed(predictor), overlap=0.5, mode="gaussian"
         )
-        labels = logits.argmax(1)[0].numpy().astype(np.uint8)
+        labels = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
         seconds = time.perf_counter() - start
     memory.finish()
     if task.labels:
@@ -43,7 +48,9 @@ def run(task: Task) -> Run:
 def _load(task: Task) -> _Predictor:
     workspace = Workspace(task.workspace)
     if task.side.provider is None:
-        network: _Predictor = load(NETWORKS[task.network], workspace.weights(task.network))
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = task.side.precision != "fp32"
+        torch.backends.cudnn.benchmark = True
+        network: _Predictor = load(NETWORKS[task.network], workspace.weights(task.network)).to(task.side.device)
         return network
     onnx = workspace.onnx(task.network)
     forward = load_forward(onnx, task.side.provider, task.side.precision, task.threads)

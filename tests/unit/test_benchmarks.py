@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -13,9 +15,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import rounds
+from benchmarks import gpu, rounds
 from benchmarks.__main__ import main
-from benchmarks.cases import CASES, GROWTH, JOB, NNUNET, SLIDING_WINDOW, Case, Subject
+from benchmarks.cases import (
+    CASES,
+    GPU_AGREEMENT,
+    GPU_CASES,
+    GPU_FLOOR,
+    GPU_JOB,
+    GPU_QUEUE,
+    GPU_WINDOW,
+    GPU_WINDOW_31M,
+    GROWTH,
+    JOB,
+    NNUNET,
+    SLIDING_WINDOW,
+    Case,
+    Subject,
+)
 from benchmarks.inputs import write_inputs
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import Agreement, CaseName, Failure, Measurement, Run, Side
@@ -24,9 +41,9 @@ from benchmarks.networks import NETWORKS
 from benchmarks.nnunet_folder import write_nnunet_folder
 from benchmarks.results import Results, free_file
 from benchmarks.rounds import compare_labels, run_rounds
-from benchmarks.summary import DETAILS, SUMMARY, Measured, exponent, medians, slope, work_out
+from benchmarks.summary import DETAILS, GPU_DETAILS, GPU_SUMMARY, SUMMARY, Measured, exponent, medians, slope, work_out
 from benchmarks.tables import case_tables, summary_table
-from benchmarks.watch import MemoryWatch, NetworkClock
+from benchmarks.watch import DeviceWatch, MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
 
 # The summary's keys are what the project's goals are written in.
@@ -46,6 +63,7 @@ KEYS = {
     "nnunet_peak_memory_ratio",
 }
 SLICES = (150, 300, 600, 1200)
+ALL_CASES = CASES | GPU_CASES
 
 
 def measurement(
@@ -113,6 +131,47 @@ def test_summary_of_all_cases() -> None:
     assert set(summary) == set(SUMMARY) == KEYS
 
 
+def gpu_sample() -> tuple[list[Measurement], list[Agreement]]:
+    """The same of a GPU."""
+    windows = {"monai-torch": 4.0, "monai-torch-amp": 3.0, "ours-tf32": 2.0, "ours-fp16": 2.5}
+    measurements = [
+        measurement(case, side, seconds=seconds, network_runs=500, device_mb=3000.0)
+        for case in (GPU_WINDOW, GPU_WINDOW_31M)
+        for side, seconds in windows.items()
+    ]
+    card = {"flops_per_s": 2e14, "bytes_per_s": 3e12}
+    measurements += [
+        measurement(GPU_FLOOR, side, seconds=0.1, subject=subject, figures={**card, "window_flops": flops})
+        for side in ("floor-tf32", "floor-fp16")
+        for subject, flops in enumerate((1e11, 4e11))
+    ]
+    measurements += [
+        measurement(GPU_JOB, "ours-tf32", seconds=4.0, device_mb=5000.0),
+        measurement(GPU_QUEUE, "ours-tf32", seconds=3.0),
+    ]
+    subject = GPU_AGREEMENT.subjects[0].name
+    return measurements, [Agreement("gpu-agreement", subject, "ours-fp32", "ours-cpu", 0.9995)]
+
+
+def test_summary_of_a_gpu() -> None:
+    measured = Measured(*gpu_sample())
+    assert work_out(GPU_SUMMARY, measured) == pytest.approx(
+        {
+            "job_s": 4.0,
+            "jobs_per_minute": 20.0,
+            "sw_speedup_vs_monai_torch": 1.2,
+            "device_memory_mb": 5000.0,
+            "label_agreement_fp32": 0.9995,
+            # 500 windows of 0.1 TFLOP at 200 TFLOP/s.
+            "fraction_of_floor": 0.125,
+        }
+    )
+    details = work_out(GPU_DETAILS, measured)
+    assert details["fraction_of_floor_31m"] == pytest.approx(0.5)
+    assert set(GPU_DETAILS) - set(details) == {"label_agreement_tf32", "label_agreement_fp16"}
+    assert work_out(GPU_SUMMARY, Measured(*sample())) == {}
+
+
 def test_details_say_how_much_of_the_growth_is_scan_and_mask() -> None:
     details = work_out(DETAILS, Measured(*sample()))
     assert details["growth_scan_and_mask_mb_per_300_slices"] == pytest.approx(512 * 512 * 300 * 3 / 1e6)
@@ -169,14 +228,14 @@ def test_slope_and_exponent() -> None:
     assert exponent(SLICES, [3 * math.sqrt(slices) for slices in SLICES]) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("case", ALL_CASES.values(), ids=list(ALL_CASES))
 def test_cases_compare_sides_that_they_have(case: Case) -> None:
     sides = {side.name for side in case.sides}
     assert len(sides) == len(case.sides)
     assert {name for pair in case.compared for name in pair} <= sides
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("case", ALL_CASES.values(), ids=list(ALL_CASES))
 def test_scaling_changes_volumes_and_nothing_else(case: Case) -> None:
     small = case.scaled(0.25)
     assert small.sides == case.sides
@@ -293,6 +352,59 @@ def test_results_are_written_whole_and_name_neither_machine_nor_folder(tmp_path:
     assert content["machine"]["packages"]["torch"] is None or content["machine"]["packages"]["torch"]
     for secret in (platform.node(), str(Path.home()), str(Path.cwd())):
         assert f'"{secret}' not in text
+
+
+SMI = """#!/bin/sh
+case "$*" in
+*memory.used*) for used in 100 1100 700; do echo $used; done; exec sleep 60 ;;
+*) echo 'NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB' ;;
+esac
+"""
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for NVIDIA's."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_a_gpus_memory_is_followed() -> None:
+    with DeviceWatch() as watch:
+        deadline = time.monotonic() + 30
+        while not watch.peak_mb and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert watch.peak_mb == pytest.approx(1000 * 2**20 / 1e6)
+
+
+def test_where_there_is_no_gpu_its_memory_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with DeviceWatch() as watch:
+        pass
+    assert watch.peak_mb == 0
+    ended = CliRunner().invoke(gpu.main, [])
+    assert ended.exit_code == 1
+    assert "no NVIDIA GPU" in ended.output
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_a_gpus_results_name_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(case: Case, workspace: Workspace, *, rounds: int, threads: int, tell: Callable[..., None]) -> None:
+        tell(measurement(case, "ours-tf32", seconds=4.0))
+
+    monkeypatch.setattr("benchmarks.__main__.run_rounds", run)
+    monkeypatch.setattr("benchmarks.__main__.write_inputs", lambda case, workspace: None)
+    monkeypatch.setattr(gpu, "FOLDER", tmp_path / "results")
+    ended = CliRunner().invoke(gpu.main, ["--only", "gpu-job"], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.name.endswith("-gpu-nvidia-h100-80gb-hbm3.json")
+    content = json.loads(path.read_text())
+    assert (content["machine"]["gpu_driver_version"], content["summary"]["job_s"]) == ("580.65.06", 4.0)
 
 
 def test_no_earlier_run_of_the_day_is_overwritten(tmp_path: Path) -> None:
