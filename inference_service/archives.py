@@ -1,4 +1,4 @@
-"""Zip archives, unpacked so that nothing in one can do harm: as numbered files, streamed, as far as limits allow.
+"""Many files as one input. Zips are unpacked so that nothing in one can do harm: as numbered files, within limits.
 
 No name, size or ratio that an archive states about itself is believed.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from inference_service.errors import InputCorrupt, InputTooLarge, UnsupportedFormat
+from inference_service.errors import InputCorrupt, InputNotFound, InputTooLarge, UnsupportedFormat
 
 MOST_FILES = 20_000
 """Files that one input may consist of: more than the slices of any study."""
@@ -42,6 +42,24 @@ def looks_like_zip(path: Path) -> bool:
     """Whether the file's content begins as a zip does."""
     with path.open("rb") as file:
         return file.read(4) in _MAGIC
+
+
+def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
+    """The files of a folder and of those within it, in the order of their paths; links are passed over.
+
+    Raises:
+        InputNotFound: There is none.
+        InputTooLarge: There are more files or bytes than are taken.
+    """
+    files = sorted(found for found in folder.rglob("*") if found.is_file() and not found.is_symlink())
+    if not files:
+        raise InputNotFound("the folder holds no file")
+    if len(files) > MOST_FILES:
+        raise InputTooLarge(f"the folder holds {len(files)} files; this service takes at most {MOST_FILES}")
+    size = sum(found.stat().st_size for found in files)
+    if size > max_bytes:
+        raise InputTooLarge(f"the folder holds {size} bytes; this service takes at most {max_bytes}")
+    return files
 
 
 def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:

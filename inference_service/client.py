@@ -10,8 +10,9 @@ from typing import Self
 from uuid import UUID, uuid4
 
 from inference_service import jobs
+from inference_service.archives import list_files
 from inference_service.dispatch import dispatch
-from inference_service.errors import BadRequest, DatabaseUnavailable, QueueUnavailable
+from inference_service.errors import BadRequest, DatabaseUnavailable, InputNotFound, QueueUnavailable
 from inference_service.jobs import Job, Transition, Unsent
 from inference_service.patience import patiently
 from inference_service.queues import App, look, make_app
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 # An upload or a download that gets no answer is tried again for so long.
 _PATIENCE_S = 5.0
 _POLL_S = 0.5
+_CONTENT_TYPE = "application/octet-stream"
 # By their keys in a row, in the order they are given in; older rows have no preview.
 _RESULTS = ("mask", "report", "preview")
 
@@ -68,15 +70,25 @@ class Client:
     def upload(self, volume: Path) -> InputReference:
         """Stores a volume in the input bucket under a fresh key, which does not carry the file's own name.
 
+        Args:
+            volume: A file, or a folder of DICOM files, which become objects under a prefix.
+
         Raises:
+            InputNotFound: There is no such file, or no file in the folder.
+            InputTooLarge: The folder holds more files or bytes than a worker takes.
             StorageUnavailable: The object storage does not answer or refuses.
         """
-        reference = InputReference(bucket=self._settings.minio_input_bucket, key=f"uploads/{uuid4()}")
-        self._storage.ensure_bucket(self._settings.minio_input_bucket)
-        self._storage.store(
-            self._settings.minio_input_bucket, reference.key, volume, content_type="application/octet-stream"
-        )
-        return reference
+        bucket, key = self._settings.minio_input_bucket, f"uploads/{uuid4()}"
+        if not volume.exists():
+            raise InputNotFound("there is no file or folder to upload")
+        self._storage.ensure_bucket(bucket)
+        if volume.is_dir():
+            key += "/"
+            files = list_files(volume, max_bytes=self._settings.max_input_bytes)
+            self._storage.store_folder(bucket, key, files, content_type=_CONTENT_TYPE)
+        else:
+            self._storage.store(bucket, key, volume, content_type=_CONTENT_TYPE)
+        return InputReference(bucket=bucket, key=key)
 
     def submit(self, request: SegmentRequest, *, job_id: UUID | None = None) -> UUID:
         """Records a job and puts it on its queue.

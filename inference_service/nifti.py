@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile
 from io import BytesIO
-from math import asin, degrees, inf, isfinite, prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -44,8 +44,8 @@ _MOST_TAIL_BYTES = 64 * 2**20
 _LEAST_SPACING_MM, _MOST_EXTENT_MM = 1e-4, 1e5
 # Least volume spanned by the axes' unit vectors: below it the grid is flat.
 _LEAST_DETERMINANT = 1e-3
-# What the qform's single precision, and a shear that is none, may come to.
-_MOST_APART_MM, _LEAST_SHEAR_DEGREES = 0.1, 0.05
+# What the qform's single precision may come to.
+_MOST_APART_MM = 0.1
 
 
 def looks_like_nifti(path: Path) -> bool:
@@ -81,23 +81,16 @@ def read_nifti(path: Path, max_voxels: int, require: Require = lambda size_bytes
 
 
 def geometry_warnings(header: Header, volume: Volume) -> tuple[str, ...]:
-    """What a reader of the mask should know of a scan's grid: that qform and sform disagree, or that it is sheared.
+    """What a reader of the mask should know of a scan's grid: that qform and sform disagree.
 
     Args:
         header: As it was read.
         volume: On the grid that was taken from it.
     """
-    warnings = []
     apart_mm = _forms_apart_mm(header, volume)
-    if apart_mm > _MOST_APART_MM:
-        warnings.append(f"the header's qform and sform disagree by up to {apart_mm:.4g} mm: the sform was taken")
-    axes = volume.affine[:3, :3] / volume.spacing_mm
-    shear_degrees = degrees(asin(min(1.0, np.abs(np.triu(axes.T @ axes, 1)).max())))
-    if shear_degrees > _LEAST_SHEAR_DEGREES:
-        warnings.append(
-            f"the grid's axes are {shear_degrees:.3g}° off right angles: the network saw it as if they were not"
-        )
-    return tuple(warnings)
+    if apart_mm <= _MOST_APART_MM:
+        return ()
+    return (f"the header's qform and sform disagree by up to {apart_mm:.4g} mm: the sform was taken",)
 
 
 def _forms_apart_mm(header: Header, volume: Volume) -> float:

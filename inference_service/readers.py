@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from inference_service.archives import MOST_FILES, looks_like_zip, unpack
+from inference_service.archives import list_files, looks_like_zip, unpack
 from inference_service.dicom import looks_like_dicom
 from inference_service.dicom_volume import read_series
 from inference_service.errors import InputCorrupt, InputNotFound, InputTooLarge, UnsupportedFormat
 from inference_service.nifti import Header, Require, geometry_warnings, grid_header, looks_like_nifti, read_nifti
-from inference_service.regrid import Evened, Straightened
+from inference_service.regrid import Evened, Straightened, straight_shape
 from inference_service.request import Tolerance
 from inference_service.series import Slice
+from inference_service.shear import Shear, drifts_px, find_shear, straighten_sheared
 from inference_service.volume import Volume
 
 Kind = Literal["nifti", "dicom"]
@@ -51,7 +53,7 @@ class Scan:
         grid: The NIfTI header that a mask on the scan's grid takes its geometry from.
         replaced_voxels: Voxels that were NaN or infinite, and got the volume's least finite value.
         kind: What it was read from.
-        straightened: What the network is to see instead, where the slices are tilted.
+        straightened: What the network is to see instead, where the grid is sheared, as that of tilted slices.
         evened: The way from the volume's grid back to the slices, where these are uneven.
         modality: DICOM's word for it, such as CT; empty where the input does not say.
         slices: Of a DICOM series, in the order of the volume's third axis; one for each plane unless uneven.
@@ -139,14 +141,7 @@ def read_scan(
 
 
 def _files(path: Path, folder: Path, max_bytes: int) -> Sequence[Path]:
-    files = [path]
-    if path.is_dir():
-        files = sorted(found for found in path.rglob("*") if found.is_file() and not found.is_symlink())
-        if len(files) > MOST_FILES:
-            raise InputTooLarge(f"the folder holds {len(files)} files; this service takes at most {MOST_FILES}")
-        size = sum(found.stat().st_size for found in files)
-        if size > max_bytes:
-            raise InputTooLarge(f"the folder holds {size} bytes; this service takes at most {max_bytes}")
+    files = list_files(path, max_bytes=max_bytes) if path.is_dir() else [path]
     if len(files) == 1 and looks_like_zip(files[0]):
         files = unpack(files[0], folder / _UNPACKED, max_bytes=max_bytes)
     if not files:
@@ -160,7 +155,27 @@ def _is_nifti(files: Sequence[Path]) -> bool:
 
 def _read_nifti(files: Sequence[Path], reading: _Reading) -> Scan:
     volume, grid = read_nifti(files[0], reading.max_voxels, reading.require)
-    return Scan(volume, grid, _replace_non_finite(volume), warnings=geometry_warnings(grid, volume))
+    replaced, warnings = _replace_non_finite(volume), geometry_warnings(grid, volume)
+    shear = find_shear(volume.affine)
+    if shear is None:
+        return Scan(volume, grid, replaced, warnings=warnings)
+    off = f"the grid's axes are {shear.degrees:.3g}° off right angles"
+    if shear.axes is None:
+        return Scan(volume, grid, replaced, warnings=(*warnings, f"{off}, all of them: the network saw none of it"))
+    warnings = (*warnings, f"{off}: planes were moved in line by whole voxels for the network, and the mask back")
+    return Scan(volume, grid, replaced, straightened=_straightened(volume, shear, reading), warnings=warnings)
+
+
+def _straightened(volume: Volume, shear: Shear, reading: _Reading) -> Straightened:
+    i, j, k = (volume.shape[axis] for axis in shear.axes or ())
+    voxels = prod(straight_shape((i, j, k), drifts_px(shear, k)))
+    if voxels > reading.max_voxels:
+        raise InputTooLarge(
+            f"the sheared grid takes {voxels} voxels when it is straight; this service takes at most "
+            f"{reading.max_voxels}"
+        )
+    reading.require(voxels * volume.voxels.dtype.itemsize)
+    return straighten_sheared(volume, shear, background=volume.voxels.min().item())
 
 
 def _is_dicom(files: Sequence[Path]) -> bool:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from inference_service.volume import Volume
 
+Axes = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Straightened:
@@ -20,10 +22,12 @@ class Straightened:
     Attributes:
         volume: At right angles; wider than the scan, with background beside the slices.
         starts: Shape (slices, 2): where in it the first pixel of each slice lies, along a row and along a column.
+        axes: Which of the scan's axes each of the volume's is, that across the slices last.
     """
 
     volume: Volume
     starts: NDArray[np.intp]
+    axes: Axes = (0, 1, 2)
 
     def labels_of_slices(
         self, mask: NDArray[np.unsignedinteger], shape: tuple[int, int, int]
@@ -34,7 +38,8 @@ class Straightened:
             mask: On the grid of `volume`.
             shape: Of the scan.
         """
-        return _taken(mask, shape, range(len(self.starts)), self.starts)
+        i, j, k = (shape[axis] for axis in self.axes)
+        return _taken(mask, (i, j, k), range(len(self.starts)), self.starts).transpose(np.argsort(self.axes))
 
 
 @dataclass(frozen=True)

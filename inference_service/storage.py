@@ -1,9 +1,11 @@
 """Objects in MinIO, or any S3: fetched to files, stored from files, sizes bounded, errors mapped to our own."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import urllib3
 from minio import Minio
@@ -16,7 +18,11 @@ from inference_service.errors import InputNotFound, InputTooLarge, StorageUnavai
 from inference_service.patience import patiently
 from inference_service.settings import Settings
 
+Item = TypeVar("Item")
+
 _CONNECT_TIMEOUT_S = 5.0
+# Objects of a series are small, so that most of a transfer is waiting.
+_TRANSFERS_AT_A_TIME = 8
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -41,6 +47,7 @@ class Storage:
             secure=settings.minio_secure,
             region=settings.minio_region,
             http_client=urllib3.PoolManager(
+                maxsize=_TRANSFERS_AT_A_TIME,
                 timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=silence_s),
                 retries=False,
                 ca_certs=str(settings.tls_ca_path) if settings.tls_ca_path else None,
@@ -104,8 +111,7 @@ class Storage:
         """
         keys = self._patiently(self._list, bucket, prefix, max_bytes=max_bytes)
         target.mkdir(exist_ok=True)
-        for number, key in enumerate(keys):
-            self.fetch(bucket, key, target / f"{number:06}", max_bytes=max_bytes)
+        _each(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
 
     def _list(self, bucket: str, prefix: str, *, max_bytes: int) -> list[str]:
         keys, size = [], 0
@@ -131,6 +137,20 @@ class Storage:
             StorageUnavailable: The storage does not answer or refuses.
         """
         self._patiently(self._store, bucket, key, source, content_type)
+
+    def store_folder(self, bucket: str, prefix: str, sources: Sequence[Path], *, content_type: str) -> None:
+        """Uploads files to numbered keys, which do not carry the files' names.
+
+        Args:
+            bucket: Where to.
+            prefix: Ends in a slash.
+            sources: The files.
+            content_type: Of each.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        _each(lambda number, path: self.store(bucket, prefix + _name(number), path, content_type=content_type), sources)
 
     def _store(self, bucket: str, key: str, source: Path, content_type: str) -> None:
         try:
@@ -172,6 +192,22 @@ class Storage:
     def _look(self, bucket: str, key: str) -> None:
         with _mapped_errors():
             self._minio.stat_object(bucket, key)
+
+
+def _name(number: int) -> str:
+    return f"{number:06}"
+
+
+def _each(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:
+    """Makes many transfers, a few at a time; the first that fails ends them all."""
+    with ThreadPoolExecutor(_TRANSFERS_AT_A_TIME, "transfers") as pool:
+        pending = [pool.submit(transfer, number, item) for number, item in enumerate(items)]
+        try:
+            for each in as_completed(pending):
+                each.result()
+        finally:
+            for each in pending:
+                each.cancel()
 
 
 def is_outage(error: BaseException) -> bool:

@@ -85,9 +85,9 @@ def submit(
     wait_for_end: bool,
     as_json: bool,
 ) -> None:
-    """Submit a segmentation of IN: a file, which is uploaded, or s3://bucket/key.
+    """Submit a segmentation of IN: a file or a folder, which is uploaded, or s3://bucket/key.
 
-    The file is NIfTI or DICOM or a zip of a DICOM series; a key that ends in / is a prefix that holds one.
+    The file is NIfTI or DICOM or a zip of a DICOM series; a folder, or a key that ends in /, holds one.
     """
     # Validated whole before anything is uploaded: a refused request leaves no scan behind.
     request = parse_request(
@@ -214,12 +214,12 @@ def list_workers(as_json: bool) -> None:
 
 
 def _reference(volume: str) -> dict[str, str]:
-    """The input of a request; for a file, which is not uploaded yet, one that stands in for it."""
+    """The input of a request; for what is not uploaded yet, one that stands in for it."""
     if volume.startswith(_S3):
         bucket, _, key = volume.removeprefix(_S3).partition("/")
         return {"bucket": bucket, "key": key}
-    if not Path(volume).is_file():
-        raise InputNotFound("there is no such file")
+    if not Path(volume).exists():
+        raise InputNotFound("there is no such file or folder")
     return {"key": "uploads"}
 
 

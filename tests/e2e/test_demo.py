@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import nibabel
 import numpy as np
 import psutil
 import pytest
+from dicom_files import affine_of, straight, write
 
 from inference_service.stack import Stack
 
@@ -185,6 +187,28 @@ def test_a_job_from_the_command_line(stack: Stack, scan: Path, tmp_path: Path) -
     files = json.loads(run_cli(stack, "result", job_id, "--to", tmp_path, "--json"))
     assert files == [str(tmp_path / name) for name in ("mask.nii.gz", "report.json", "preview.png")]
     assert_same_grid(tmp_path / "mask.nii.gz", scan)
+
+
+def test_a_folder_of_slices_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
+    write(tmp_path / "Mueller^Hans", straight())
+    (tmp_path / "Mueller^Hans" / "notes.txt").write_text("no slice")
+    arguments = ("--model", "ct-tissue", "--format", "dicom-seg", "--wait", "--json")
+    job = json.loads(run_cli(stack, "submit", tmp_path / "Mueller^Hans", *arguments))
+    assert (job["state"], job["error_message"]) == ("succeeded", None)
+    key = job["request"]["input"]["key"]
+    assert re.fullmatch(r"uploads/[0-9a-f-]{36}/", key)
+    files = [Path(path) for path in json.loads(run_cli(stack, "result", job["id"], "--to", tmp_path / "out", "--json"))]
+    assert [path.name for path in files] == ["mask.nii.gz", "report.json", "preview.png", "segmentation.dcm"]
+    np.testing.assert_allclose(nibabel.Nifti1Image.from_filename(files[0]).affine, affine_of(straight()), atol=1e-4)
+    report = json.loads(files[1].read_text())
+    assert (report["input"]["slices"], report["input"]["set_aside"]) == (6, {"not_dicom": 1})
+    logs = "".join(worker.log_path.read_text() for worker in stack.workers)
+    assert "Mueller" not in logs + files[1].read_text()
+
+
+def test_a_folder_without_files_is_refused(stack: Stack, tmp_path: Path) -> None:
+    message = run_cli(stack, "submit", tmp_path, "--model", "ct-tissue", code=3)
+    assert "error: input_not_found: the folder holds no file" in message
 
 
 def test_a_stored_volume_is_submitted_by_its_address(stack: Stack) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from kombu import Connection, Exchange, Producer
 from inference_service import Client
 from inference_service.jobs import Job
 from inference_service.queues import OVERFLOW_QUEUE
-from inference_service.request import Priority, SegmentRequest
+from inference_service.readers import read_scan
+from inference_service.request import OutputReference, Priority, SegmentRequest
 from inference_service.stack import Stack, start_worker
 from inference_service.storage import Storage
 from inference_service.tables import JobState
@@ -224,3 +226,52 @@ def test_unpacked_files_are_read_as_well(stack: Stack, client: Client, scan: Pat
     plain.write_bytes(gzip.decompress(scan.read_bytes()))
     job = finished(client, client.submit(SegmentRequest(input=client.upload(plain), model="ct-tissue")))
     assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
+
+
+@pytest.mark.parametrize("name", ["chest_cta.nii.gz", "example_ct.nii.gz"])
+def test_a_real_scan_through_the_whole_service(
+    stack: Stack, client: Client, real_scans: Path, tmp_path: Path, name: str
+) -> None:
+    """An LPS grid, and values of int32."""
+    job = client.wait(client.submit(SegmentRequest(input=client.upload(real_scans / name), model="ct-tissue")))
+    assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
+    mask_path, report_path, _ = client.result(job, tmp_path)
+    mask, image = (nibabel.Nifti1Image.from_filename(path) for path in (mask_path, real_scans / name))
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    assert mask.shape == image.shape
+    assert_tissues(np.asarray(mask.dataobj), image.get_fdata())
+    assert json.loads(report_path.read_bytes())["warnings"] == []
+
+
+def test_a_real_series_through_the_whole_service(
+    stack: Stack, client: Client, real_scans: Path, tmp_path: Path
+) -> None:
+    """JPEG 2000 without file extensions, with a SliceThickness that is not the spacing and empty UIDs."""
+    request = SegmentRequest(
+        input=client.upload(real_scans / "example_ct_dicom"), model="ct-tissue",
+        output=OutputReference(formats=("nifti", "dicom-seg")),
+    )  # fmt: skip
+    job = client.wait(client.submit(request))
+    assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
+    mask_path, _, preview_path, seg_path = client.result(job, tmp_path)
+    mask = nibabel.Nifti1Image.from_filename(mask_path)
+    labels = np.asarray(mask.dataobj)
+    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, max_voxels=10**7)
+    np.testing.assert_allclose(mask.affine, scan.volume.affine, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mask.header.get_zooms()[2], 2.0, atol=1e-4)
+    assert_tissues(labels, scan.volume.voxels)
+    assert preview_path.read_bytes().startswith(b"\x89PNG")
+    seg = highdicom.seg.segread(seg_path)
+    assert seg.number_of_segments == 5
+    planes = {
+        tuple(frame.PlanePositionSequence[0].ImagePositionPatient) for frame in seg.PerFrameFunctionalGroupsSequence
+    }
+    slices = {tuple(each.plane.position_mm) for each in scan.slices}
+    assert {tuple(map(float, plane)) for plane in planes} <= slices
+
+
+def assert_tissues(mask: np.ndarray, values: np.ndarray) -> None:
+    """Lung, fat, soft tissue and bone (2 to 5) have the mean HU of what they are."""
+    ranges = {2: (-950, -400), 3: (-200, -30), 4: (-20, 120), 5: (180, 900)}
+    for label, (low, high) in ranges.items():
+        assert low < values[mask == label].mean() < high, label

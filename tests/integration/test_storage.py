@@ -1,5 +1,6 @@
 """Objects, against a real S3 server."""
 
+import time
 from pathlib import Path
 from unittest.mock import Mock
 from uuid import uuid4
@@ -118,3 +119,32 @@ def test_a_missing_bucket_is_nobodys_missing_input(
     with pytest.raises(StorageUnavailable, match="there is no bucket masks: run `inference-service migrate`"):
         storage.store("masks", "a", tmp_path / "file", content_type="text/plain")
     storage.remove("masks", "a")
+
+
+def test_a_folder_is_stored_under_numbers_and_comes_back(storage: Storage, tmp_path: Path) -> None:
+    files = []
+    for number in range(30):
+        files.append(tmp_path / f"Mueller^Hans {number}.dcm")
+        files[-1].write_bytes(bytes([number]) * 1000)
+    prefix = f"uploads/{uuid4()}/"
+    storage.store_folder(BUCKET, prefix, files, content_type="application/octet-stream")
+    storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=LIMIT)
+    fetched = sorted((tmp_path / "target").iterdir())
+    assert [path.name for path in fetched] == [f"{number:06}" for number in range(30)]
+    assert [path.read_bytes() for path in fetched] == [path.read_bytes() for path in files]
+
+
+def test_the_first_object_that_fails_ends_the_transfer_of_a_folder(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def store(bucket: str, key: str, source: Path, *, content_type: str) -> None:
+        begun.append(key)
+        time.sleep(0.01)
+        raise StorageUnavailable("x")
+
+    monkeypatch.setattr(storage, "store", store)
+    with pytest.raises(StorageUnavailable):
+        storage.store_folder(BUCKET, "p/", [tmp_path] * 1000, content_type="application/octet-stream")
+    assert len(begun) < 100

@@ -48,7 +48,7 @@ LEVELS: tuple[set[str], ...] = (
         "resample",
         "views",
     },
-    {"consumer", "embedded", "manifest", "mapping", "pixels", "series", "sessions", "settings"},
+    {"consumer", "embedded", "manifest", "mapping", "pixels", "series", "sessions", "settings", "shear"},
     {
         "crop",
         "dicom_seg",
@@ -98,7 +98,7 @@ HOMES: dict[str, set[str]] = {
 NUMERICS = {
     "volume", "windows", "crop", "decide", "resample", "preprocess", "inference", "mapping", "postprocess",
     "nifti", "parallel", "memory", "readers", "engine", "pipeline", "archives", "image", "dicom",
-    "codestream", "pixels", "candidates", "series", "slices", "regrid", "dicom_volume", "modality",
+    "codestream", "pixels", "candidates", "series", "slices", "regrid", "shear", "dicom_volume", "modality",
     "runs", "regions", "report", "views", "paint", "legend", "preview",
     "dicom_seg",
 }  # fmt: skip
