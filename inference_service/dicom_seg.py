@@ -15,6 +15,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import numpy as np
 import pydicom
 from highdicom import AlgorithmIdentificationSequence
+from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
 from highdicom.seg import Segmentation as SegmentationObject
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from pydicom.valuerep import DSfloat
 from inference_service.dicom import quietly, reading_errors
 from inference_service.image import Image
 from inference_service.manifest import Code, Label, Manifest
+from inference_service.paint import colour
 from inference_service.pixels import Require
 from inference_service.series import Slice
 
@@ -260,6 +262,8 @@ def _description(label: Label, number: int, manifest: Manifest) -> SegmentDescri
             version=manifest.version,
             parameters={"sha256": manifest.sha256},
         ),
+        # As in the preview.
+        display_color=CIELabColor.from_rgb(*colour(number - 1)),
     )
 
 

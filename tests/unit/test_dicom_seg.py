@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import PATIENT, PATIENT_ID, Stack, phantom, setting, straight, without, write, write_enhanced, write_mr
+from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian
@@ -18,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from inference_service.dicom_seg import Identity, Kind, Written, write_segmentation
 from inference_service.manifest import Manifest
+from inference_service.paint import colour
 from inference_service.readers import Scan, Wishes, read_scan
 
 KINDS: tuple[Kind, ...] = ("binary", "labelmap")
@@ -386,6 +388,10 @@ def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read
     (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("test", "1")
     assert algorithm.AlgorithmParameters == f"sha256={'a' * 64}"
+    # The preview's, to what DICOM's coding of colours leaves of them.
+    for place, segment in enumerate((first, second)):
+        shown = CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
+        np.testing.assert_allclose(shown, colour(place), atol=2)
     codes = [
         [
             (code.CodingSchemeDesignator, code.CodeValue, code.CodeMeaning)
