@@ -1,5 +1,6 @@
 """Decoding, bit for bit, out of every transfer syntax."""
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,10 +14,16 @@ from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    JPEG2000,
     UID,
     CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     HTJ2KLossless,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -28,6 +35,12 @@ PHANTOM = phantom(SHAPE)
 
 
 PYDICOM_FILES = sorted({Path(name) for name in get_testdata_files() if Path(name).parent.name == "test_files"})
+BY_NAME = {path.name: path for path in PYDICOM_FILES}
+GREY = (
+    "693_J2KI.dcm", "CT_small.dcm", "J2K_pixelrep_mismatch.dcm", "JPEG2000.dcm", "JPEGLSNearLossless_08.dcm",
+    "JPEGLSNearLossless_16.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_expb.dcm",
+    "MR_small_implicit.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_padded.dcm",
+)  # fmt: skip
 # The same image in other words.
 TWINS = {
     "MR_small.dcm": (
@@ -65,8 +78,7 @@ def test_lossless_syntaxes_give_back_every_bit(tmp_path: Path, syntax: str, dtyp
 
 @pytest.mark.parametrize(("name", "other"), [(name, other) for name, others in TWINS.items() for other in others])
 def test_pydicoms_own_twins_are_equal(tmp_path: Path, name: str, other: str) -> None:
-    by_name = {path.name: path for path in PYDICOM_FILES}
-    expected, got = read(by_name[name], tmp_path), read(by_name[other], tmp_path)
+    expected, got = read(BY_NAME[name], tmp_path), read(BY_NAME[other], tmp_path)
     np.testing.assert_array_equal(got.volume.voxels, expected.volume.voxels, strict=True)
     np.testing.assert_array_equal(got.volume.affine, expected.volume.affine)
 
@@ -77,13 +89,39 @@ def test_each_of_pydicoms_files_is_read_or_refused(tmp_path: Path, path: Path) -
         assert np.isfinite(read(path, tmp_path).volume.voxels).all()
 
 
-def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path) -> None:
-    """Against pydicom's own reference values of its file, whose place in the patient is not known."""
-    (path,) = (path for path in PYDICOM_FILES if path.name == "JPGExtended.dcm")
-    dataset = pydicom.dcmread(path)
+@pytest.mark.parametrize("name", GREY)
+def test_pydicoms_own_images_have_the_values_that_pydicom_decodes(tmp_path: Path, name: str) -> None:
+    dataset = placed(name, tmp_path / "in")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stored = dataset.pixel_array
+    expected = stored * float(dataset.get("RescaleSlope") or 1) + float(dataset.get("RescaleIntercept") or 0)
+    padding = stored == dataset.get("PixelPaddingValue")
+    got = read(tmp_path / "in", tmp_path).volume.voxels[:, :, 0].T
+    np.testing.assert_array_equal(got[~padding], expected[~padding])
+    assert padding.mean() < 0.01
+
+
+def test_those_images_are_of_every_syntax_that_pydicom_has_a_grey_one_of() -> None:
+    syntaxes = {pydicom.dcmread(BY_NAME[name], stop_before_pixels=True).file_meta.TransferSyntaxUID for name in GREY}
+    assert syntaxes == {
+        ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
+        JPEGLSLossless, JPEGLSNearLossless, JPEG2000Lossless, JPEG2000,
+    }  # fmt: skip
+
+
+def placed(name: str, path: Path) -> Dataset:
+    """Saves one of pydicom's images as a slice of a CT somewhere: few of them say where they lie."""
+    dataset = pydicom.dcmread(BY_NAME[name])
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing, dataset.SliceThickness, dataset.SOPClassUID = [1, 1], 1, CTImageStorage
-    dataset.save_as(tmp_path / "in")
+    dataset.save_as(path)
+    return dataset
+
+
+def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path) -> None:
+    """Against pydicom's own reference values of its file, which pydicom itself needs another library for."""
+    placed("JPGExtended.dcm", tmp_path / "in")
     scan = read(tmp_path / "in", tmp_path)
     assert (scan.volume.voxels[140, 420, 0], scan.volume.voxels[120, 230, 0]) == (244, 95)
     assert "compressed with loss" in scan.warnings[1]
