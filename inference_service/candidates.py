@@ -1,12 +1,13 @@
 """Which one series of an input is meant: what else lies beside it is set aside, and counted by reason."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from inference_service.errors import MixedSeries, NotAVolume
 from inference_service.image import Image, Reason
 
-_MOST_NAMED = 5
+_MOST_NAMED, _LONGEST_UID = 5, 64
 # Left out as soon as there is anything else.
 _SECOND_CHOICE = {Reason.REFORMAT}
 
@@ -83,8 +84,10 @@ _PREFERENCES = (
 
 
 def _names(candidates: Mapping[str, Sequence[Image]]) -> str:
-    sizes = {uid or "(without a UID)": sum(len(image.planes) for image in found) for uid, found in candidates.items()}
-    named = [f"{uid} of {size} slices" for uid, size in sizes.items()]
+    sizes = {uid: sum(len(image.planes) for image in found) for uid, found in candidates.items()}
+    # What is no UID could be any text.
+    shown = {uid: re.sub(r"[^0-9.]", "?", uid)[:_LONGEST_UID] or "(without a UID)" for uid in sizes}
+    named = [f"{shown[uid]} of {size} slices" for uid, size in sizes.items()]
     return ", ".join([*named[:_MOST_NAMED], *(["…"] if len(named) > _MOST_NAMED else [])])
 
 

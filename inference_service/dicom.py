@@ -9,10 +9,12 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import pydicom
@@ -30,7 +32,7 @@ from inference_service.errors import (
     InputTooLarge,
     ServiceError,
 )
-from inference_service.image import Image, Layout, Plane, Reason
+from inference_service.image import Image, Layout, Plane, Reason, Unusable
 
 # Its messages quote the values that they complain about.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -45,6 +47,9 @@ _CHUNK_BYTES = 2**20
 # pydicom raises OSErrors of its own, without a number; the other one comes of seeking to where no file has a place.
 _ERRNOS_OF_CONTENT = {None, errno.EINVAL}
 
+# Storage classes that always have pixels: CT, MR and PET, legacy and enhanced, but for spectra.
+_IMAGES = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2|4|128|130)(\.\d+)*")
+_SPECTRA = "1.2.840.10008.5.1.4.1.1.4.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 # Made of images, not images of a patient: RT image and dose, parametric map, segmentation, label map.
@@ -80,48 +85,62 @@ def looks_like_dicom(path: Path) -> bool:
     return len(start) > 8 and start[:2] in _FIRST_GROUPS and b"\0" in start[2:4] and (explicit or implicit)
 
 
-def read_image(path: Path, *, max_bytes: int) -> Image | Reason:
+def read_image(path: Path, *, max_bytes: int, require: Callable[[int], None]) -> Image | Unusable | Reason:
     """Reads what a file says of its image.
 
     Args:
         path: A file that looks like DICOM.
         max_bytes: A deflated file that expands to more is refused.
+        require: Told how many bytes are about to be taken, where that is more than the header's.
 
     Returns:
         The image, or why there is none that could be a part of a volume.
 
     Raises:
-        InputCorrupt: It is truncated or damaged.
         InputTooLarge: It expands to more.
-        InconsistentGeometry: What it says of its geometry makes no sense.
     """
-    _check_expanded(path, max_bytes)
-    with quietly(), reading_errors():
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
-        meta = dataset.file_meta
-        sop_class = _text(dataset, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
-        if sop_class == _DIRECTORY or sop_class in _NOT_SCANS or "Rows" not in dataset:
-            return Reason.NO_IMAGE
-        photometric = _text(dataset, "PhotometricInterpretation")
-        if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
-            return Reason.COLOUR
-        if "ModalityLUTSequence" in dataset:
-            return Reason.LOOKUP_TABLE
-        return Image(
-            path=path,
-            sop_class_uid=sop_class,
-            sop_instance_uid=_text(dataset, "SOPInstanceUID") or _text(meta, "MediaStorageSOPInstanceUID"),
-            series_uid=_text(dataset, "SeriesInstanceUID"),
-            frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
-            modality=_text(dataset, "Modality"),
-            transfer_syntax=_transfer_syntax(dataset),
-            lossy=_text(dataset, "LossyImageCompression") == "01",
-            inverted=photometric == "MONOCHROME1",
-            reason=_reason(dataset, sop_class),
-            layout=_layout(dataset),
-            planes=_planes(dataset),
-            thickness_mm=_thickness_mm(dataset),
-        )
+    series_uid = ""
+    try:
+        expanded_bytes = _expanded_bytes(path, max_bytes)
+        if expanded_bytes:
+            # It is there twice for a moment.
+            require(2 * expanded_bytes)
+        with quietly(), reading_errors():
+            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            series_uid = _text(dataset, "SeriesInstanceUID")
+            found = _image(path, dataset)
+    except (InputCorrupt, InconsistentGeometry) as error:
+        return Unusable(series_uid, error)
+    return replace(found, expanded_bytes=expanded_bytes) if isinstance(found, Image) else found
+
+
+def _image(path: Path, dataset: FileDataset) -> Image | Reason:
+    meta = dataset.file_meta
+    sop_class = _text(dataset, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
+    if sop_class == _DIRECTORY or sop_class in _NOT_SCANS or _is_no_image(sop_class, dataset):
+        return Reason.NO_IMAGE
+    if "Rows" not in dataset:
+        raise InputCorrupt("a DICOM file says that it holds an image, and ends before it")
+    photometric = _text(dataset, "PhotometricInterpretation")
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
+        return Reason.COLOUR
+    if "ModalityLUTSequence" in dataset:
+        return Reason.LOOKUP_TABLE
+    return Image(
+        path=path,
+        sop_class_uid=sop_class,
+        sop_instance_uid=_text(dataset, "SOPInstanceUID") or _text(meta, "MediaStorageSOPInstanceUID"),
+        series_uid=_text(dataset, "SeriesInstanceUID"),
+        frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
+        modality=_code(_text(dataset, "Modality")),
+        transfer_syntax=_transfer_syntax(dataset),
+        lossy=_text(dataset, "LossyImageCompression") == "01",
+        inverted=photometric == "MONOCHROME1",
+        reason=_reason(dataset, sop_class),
+        layout=_layout(dataset),
+        planes=_planes(dataset),
+        thickness_mm=_thickness_mm(dataset),
+    )
 
 
 @contextmanager
@@ -129,7 +148,7 @@ def reading_errors() -> Iterator[None]:
     """Maps what pydicom and its decoders raise.
 
     They raise whatever a damaged file leads them into, from AttributeError to ZeroDivisionError, and no list of it
-    would be complete: this is the one place that catches everything. Their texts quote values, and stay the cause.
+    would be complete: this is the one place that catches everything. Their texts quote values: only their kind is kept.
 
     Raises:
         InputCorrupt: For all of it but our own errors, want of memory, and faults of the file system.
@@ -141,7 +160,9 @@ def reading_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in _ERRNOS_OF_CONTENT:
             raise
-        raise InputCorrupt("a DICOM file is truncated or damaged") from error
+        where = extract_tb(error.__traceback__)[-1]
+        cause = ValueError(f"{type(error).__name__} in {where.name}, line {where.lineno}")
+        raise InputCorrupt("a DICOM file is truncated or damaged") from cause
 
 
 @contextmanager
@@ -163,15 +184,21 @@ def _transfer_syntax(dataset: FileDataset) -> str:
     return str(ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian)
 
 
-def _check_expanded(path: Path, max_bytes: int) -> None:
-    """Expands a deflated file piece by piece, as pydicom does so at once, without a limit."""
+def _is_no_image(sop_class: str, dataset: Dataset) -> bool:
+    """Whether a whole file is not expected to have pixels: reports, presentations, spectra."""
+    of_images = _IMAGES.fullmatch(sop_class) is not None and sop_class != _SPECTRA
+    return not of_images and ("Rows" not in dataset or "BitsAllocated" not in dataset)
+
+
+def _expanded_bytes(path: Path, max_bytes: int) -> int:
+    """What a deflated file expands to, piece by piece, as pydicom does so at once, without a limit; 0 of others."""
     with quietly(), reading_errors(), path.open("rb") as file:
         if file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] != b"DICM":
-            return
+            return 0
         file.seek(0)
         meta = pydicom.filereader.read_file_meta_info(path)
         if _text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            return
+            return 0
         file.seek(_PREAMBLE_BYTES + 4 + 12 + int(meta.FileMetaInformationGroupLength))
         inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), max_bytes
         while chunk := file.read(_CHUNK_BYTES):
@@ -179,7 +206,8 @@ def _check_expanded(path: Path, max_bytes: int) -> None:
                 left -= len(inflate.decompress(chunk, _CHUNK_BYTES))
                 chunk = inflate.unconsumed_tail
                 if left < 0:
-                    raise InputTooLarge(f"a deflated DICOM file expands to more than the {max_bytes} bytes taken")
+                    raise InputTooLarge(f"deflated DICOM expands to more than the {max_bytes} bytes that are left")
+        return max_bytes - left
 
 
 def _reason(dataset: Dataset, sop_class: str) -> Reason | None:
@@ -282,6 +310,11 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list | MutableSequence) else [value]
+
+
+def _code(text: str) -> str:
+    """A code of a few letters; anything else could be any text, and is not passed on."""
+    return text if re.fullmatch(r"[A-Z0-9]{0,16}", text) else "?"
 
 
 def _text(dataset: Dataset, name: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from inference_service.candidates import choose_images
 from inference_service.dicom import looks_like_dicom, read_image
-from inference_service.errors import InputTooLarge
-from inference_service.image import Image, Reason
+from inference_service.errors import InputTooLarge, NotAVolume
+from inference_service.image import Image, Reason, Unusable
 from inference_service.pixels import LOSSY, Require, check_decodable
 from inference_service.regrid import Evened, Straightened, even_count, even_out, straight_shape, straighten
 from inference_service.request import Tolerance
@@ -70,21 +70,27 @@ def read_series(
     Raises:
         InputError: There is not exactly one readable volume; the subclass says why.
     """
-    aside: Counter[Reason] = Counter()
-    images = []
-    for path in files:
-        found = read_image(path, max_bytes=max_bytes) if looks_like_dicom(path) else Reason.NOT_DICOM
-        if isinstance(found, Image):
-            images.append(found)
-        else:
-            aside[found] += 1
-    chosen, others = choose_images(images, series_uid)
+    images, unusable, aside = _sorted_out(files, max_bytes, require)
+    try:
+        chosen, others = choose_images(images, series_uid)
+    except NotAVolume:
+        if unusable:
+            raise unusable[0].error from unusable[0].error.__cause__
+        raise
+    _check_usable(unusable, chosen)
+    aside[Reason.UNREADABLE] += len(unusable)
     series = lay_out(chosen, tolerated)
     _check_size(series, max_voxels)
     for image in chosen:
         check_decodable(image)
     stacked = stack_slices(series.slices, require=require, threads=threads)
     warnings = [*series.warnings, *_warnings(chosen)]
+    unread = aside[Reason.UNREADABLE] + aside[Reason.NOT_DICOM]
+    if unread:
+        warnings.append(
+            f"{unread} of the {len(files)} files are no DICOM that can be read: were they slices at an end, the scan "
+            "was longer"
+        )
     first = series.slices[0].image
     if stacked.padded_voxels:
         warnings.append(f"{stacked.padded_voxels} voxels are padding, and got the value {background(first):g}")
@@ -95,9 +101,36 @@ def read_series(
         evened=evened,
         modality=first.modality,
         slices=series.slices,
-        set_aside=aside + others,
+        set_aside=+(aside + others),
         warnings=tuple(warnings),
     )
+
+
+def _sorted_out(
+    files: Sequence[Path], max_bytes: int, require: Require
+) -> tuple[list[Image], list[Unusable], Counter[Reason]]:
+    """What each file is; what deflated ones expand to is bounded for all together."""
+    images, unusable, aside = [], [], Counter[Reason]()
+    for path in files:
+        if not looks_like_dicom(path):
+            aside[Reason.NOT_DICOM] += 1
+            continue
+        found = read_image(path, max_bytes=max_bytes, require=require)
+        if isinstance(found, Image):
+            images.append(found)
+            max_bytes -= found.expanded_bytes
+        elif isinstance(found, Unusable):
+            unusable.append(found)
+        else:
+            aside[found] += 1
+    return images, unusable, aside
+
+
+def _check_usable(unusable: Sequence[Unusable], chosen: Sequence[Image]) -> None:
+    """Raises what is wrong with a file of the series that is meant."""
+    ours = [each.error for each in unusable if each.series_uid == chosen[0].series_uid]
+    if ours:
+        raise type(ours[0])(f"{ours[0]} ({len(ours)} of the series' {len(ours) + len(chosen)} files)") from ours[0]
 
 
 def _check_size(series: Series, max_voxels: int) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from inference_service.errors import InputError
+
 Vector = tuple[float, float, float]
 
 
@@ -12,6 +14,7 @@ class Reason(StrEnum):
 
     NOT_DICOM = "not_dicom"
     NO_IMAGE = "no_image"
+    UNREADABLE = "unreadable"
     LOCALIZER = "localizer"
     SECONDARY_CAPTURE = "secondary_capture"
     PROJECTION = "projection"
@@ -88,6 +91,7 @@ class Image:
         layout: Of its pixels.
         planes: Its frames; none where it does not say where they lie.
         thickness_mm: Of its slices, which says nothing of their distance; None where it is not given.
+        expanded_bytes: What a deflated file expands to; 0 of others.
     """
 
     path: Path
@@ -103,3 +107,17 @@ class Image:
     layout: Layout
     planes: tuple[Plane, ...]
     thickness_mm: float | None
+    expanded_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A file that should hold an image, and does not as it is: of concern only where it belongs to the series meant.
+
+    Attributes:
+        series_uid: Its series; empty where nothing is known of it.
+        error: What is wrong.
+    """
+
+    series_uid: str
+    error: InputError

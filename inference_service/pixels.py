@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
-from inference_service.codestream import Size, codestream_size
+from inference_service.codestream import Size, codestream_size, is_ended
 from inference_service.dicom import quietly, reading_errors
 from inference_service.errors import InputCorrupt, UnsupportedTransferSyntax
 from inference_service.image import Image, Layout
@@ -26,16 +26,16 @@ _PLAIN = {
     uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
 }  # fmt: skip
 _BYTEWISE = {*_PLAIN, uid.RLELossless}
+_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+# OpenJPEG's own arithmetic is exact so far.
+_MOST_BITS_OF_JPEG_2000 = 24
 # libjpeg-turbo, CharLS and OpenJPEG.
 _DECODERS: Mapping[str, Decode] = {
     **dict.fromkeys(
         (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), imagecodecs.jpeg8_decode
     ),
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), imagecodecs.jpegls_decode),
-    **dict.fromkeys(
-        (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
-        imagecodecs.jpeg2k_decode,
-    ),
+    **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
 }
 # Lossy by themselves, whatever their files say.
 LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless}
@@ -58,6 +58,11 @@ def check_decodable(image: Image) -> None:
         known = uid.UID(syntax).name
         name = known if known != syntax else re.sub(r"[^0-9.]", "?", syntax)[:_MOST_NAME_CHARACTERS]
         raise UnsupportedTransferSyntax(f"there is no decoder for {name}")
+    if syntax in _JPEG_2000 and image.layout.bits_stored > _MOST_BITS_OF_JPEG_2000:
+        raise UnsupportedTransferSyntax(
+            f"there is no decoder for {uid.UID(syntax).name} of {image.layout.bits_stored} bits, "
+            f"but of up to {_MOST_BITS_OF_JPEG_2000}"
+        )
 
 
 def read_frames(image: Image, *, require: Require) -> Iterator[Callable[[], NDArray[np.integer]]]:
@@ -73,7 +78,8 @@ def read_frames(image: Image, *, require: Require) -> Iterator[Callable[[], NDAr
     Raises:
         InputCorrupt: The pixels are truncated or damaged, or not of the size that the file states.
     """
-    require(image.path.stat().st_size)
+    # A deflated file is there twice for a moment.
+    require(max(image.path.stat().st_size, 2 * image.expanded_bytes))
     frames = _frames(image)
     for _ in image.planes:
         with quietly(), reading_errors():
@@ -116,6 +122,8 @@ def _frames(image: Image) -> Iterator[bytes | NDArray[np.integer]]:
                 "a DICOM file's compressed pixels are not what it states: "
                 f"{layout.rows} × {layout.columns} of one component"
             )
+        if not is_ended(data):
+            raise InputCorrupt("a DICOM file's compressed pixels are truncated")
         yield data
 
 
@@ -127,10 +135,20 @@ def _check_length(dataset: Dataset, image: Image) -> None:
 
 
 def _used_bits(pixels: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:
-    """Without the bits above and below the value, where old files keep overlays; the sign bit drawn out."""
+    """Without the bits above and below the value, where old files keep overlays; the sign bit drawn out.
+
+    Padding is left as it is.
+    """
     above = layout.bits_allocated - 1 - layout.high_bit
     below = layout.bits_allocated - layout.bits_stored
-    return pixels if below == 0 else (pixels << above) >> below
+    if below == 0:
+        return pixels
+    used = (pixels << above) >> below
+    if layout.padding is not None:
+        # Padding may be a value that the bits stored could not hold.
+        where = (pixels >= layout.padding[0]) & (pixels <= layout.padding[1])
+        used[where] = pixels[where]
+    return used
 
 
 def _with_sign(pixels: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:

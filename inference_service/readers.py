@@ -135,8 +135,9 @@ def read_scan(
     for reader in READERS:
         if reader.accepts(files):
             return reader.read(files, _Reading(max_voxels, max_bytes, require, wishes, threads))
+    what = "the input" if len(files) == 1 else f"what the input's {len(files)} files hold"
     raise UnsupportedFormat(
-        f"the input is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"
+        f"{what} is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"
     )
 
 
@@ -201,7 +202,7 @@ def _read_dicom(files: Sequence[Path], reading: _Reading) -> Scan:
 
 
 READERS = (
-    Reader("NIfTI-1 or NIfTI-2, plain or gzipped", _is_nifti, _read_nifti),
+    Reader("one NIfTI-1 or NIfTI-2, plain or gzipped", _is_nifti, _read_nifti),
     Reader("DICOM, as a file, a folder or a zip of one series", _is_dicom, _read_dicom),
 )
 

@@ -27,6 +27,8 @@ _LEAST_SPACING_MM = 1e-3
 _MOST_STRAY_MM, _MOST_STRAY = 0.1, 0.1
 # Drift across the planes that is more than rounding. A stack that drifts less is straight.
 _LEAST_DRIFT_MM, _LEAST_TILT_DEGREES = 0.1, 0.05
+# Slices that are closer than such a share of the usual distance are of different acquisitions.
+_LEAST_GAP = 0.4
 # More is not bridged, whatever is tolerated: what lies between would be made up.
 _MOST_GAP_MM = 10.0
 
@@ -89,6 +91,7 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     _check_positions(images)
     slices = [Slice(image, plane) for image in images for plane in image.planes]
     _check_alike(slices)
+    _check_names(images)
     axes = _axes(slices[0].plane)
     positions_mm = np.array([piece.plane.position_mm for piece in slices])
     places_mm = (positions_mm - positions_mm[0]) @ axes
@@ -100,7 +103,8 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     else:
         spacing_mm, warnings = float(places_mm[-1, 2]) / (len(slices) - 1), []
         _check_apart(places_mm[:, 2])
-    uneven, tilted = _is_uneven(places_mm[:, 2], spacing_mm), _is_tilted(places_mm)
+    uneven = _is_uneven(places_mm[:, 2], spacing_mm)
+    tilted = _is_tilted(places_mm, min(slices[0].plane.pixel_mm))
     if uneven:
         spacing_mm = _usual_mm(np.diff(places_mm[:, 2]))
         warnings.append(_on_uneven(np.diff(places_mm[:, 2]), spacing_mm, tolerated="uneven_spacing" in tolerated))
@@ -128,9 +132,21 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
 def _check_positions(images: Sequence[Image]) -> None:
     without = sum(not image.planes for image in images)
     if without == len(images):
-        raise NotAVolume("the images do not say where in the patient they lie")
+        raise NotAVolume(
+            "the images do not say where in the patient they lie, by ImagePositionPatient, ImageOrientationPatient and "
+            "PixelSpacing"
+        )
     if without:
         raise InconsistentGeometry(f"{without} of the series' {len(images)} images do not say where they lie")
+
+
+def _check_names(images: Sequence[Image]) -> None:
+    modalities = sorted({image.modality for image in images})
+    if len(modalities) > 1:
+        raise InconsistentGeometry(f"the series' images differ in modality: {', '.join(modalities)}")
+    names = [image.sop_instance_uid for image in images if image.sop_instance_uid]
+    if len(set(names)) < len(names):
+        raise InconsistentGeometry("images are there more than once, or share a SOPInstanceUID")
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
@@ -227,17 +243,22 @@ def _on_uneven(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool
     widest = int(gaps_mm.argmax())
     where = f"between slices {widest + 1} and {widest + 2} of {len(gaps_mm) + 1} lie {gaps_mm[widest]:.4g} mm"
     missing = int(steps.sum()) - len(gaps_mm)
-    if whole:
+    if gaps_mm.min() < _LEAST_GAP * np.median(gaps_mm):
+        raise InconsistentGeometry(
+            f"slices lie nearly upon one another, as of two acquisitions: {gaps_mm.min():.4g} to {gaps_mm.max():.4g} "
+            "mm apart"
+        )
+    if whole and missing:
         text = f"{missing} slice{'s are' if missing > 1 else ' is'} missing: {where}, elsewhere {usual_mm:.4g} mm"
     else:
         text = f"slices are {gaps_mm.min():.4g} to {gaps_mm.max():.4g} mm apart: {where}"
     if not tolerated or gaps_mm[widest] > max(_MOST_GAP_MM, 1.5 * usual_mm):
-        raise (MissingSlices if whole else InconsistentGeometry)(text)
+        raise (MissingSlices if whole and missing else InconsistentGeometry)(text)
     return f"{text}; the scan was interpolated to even slices, and the mask lies on those"
 
 
-def _is_tilted(places_mm: NDArray[np.float64]) -> bool:
-    """Whether slices drift aside by more than rounding.
+def _is_tilted(places_mm: NDArray[np.float64], pixel_mm: float) -> bool:
+    """Whether slices drift aside by more than rounding, or by half a pixel in all.
 
     Raises:
         InconsistentGeometry: They do not drift along one straight line.
@@ -249,7 +270,7 @@ def _is_tilted(places_mm: NDArray[np.float64]) -> bool:
     if stray_mm > _MOST_STRAY_MM:
         raise InconsistentGeometry(f"slices do not lie along one line: one is {stray_mm:.4g} mm beside it")
     drift_mm = float(np.linalg.norm(places_mm[-1, :2]))
-    return drift_mm > _LEAST_DRIFT_MM and _tilt_degrees(places_mm) > _LEAST_TILT_DEGREES
+    return drift_mm > _LEAST_DRIFT_MM and (_tilt_degrees(places_mm) > _LEAST_TILT_DEGREES or drift_mm > pixel_mm / 2)
 
 
 def _tilt_degrees(places_mm: NDArray[np.float64]) -> float:

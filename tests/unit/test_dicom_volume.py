@@ -174,8 +174,8 @@ def test_what_is_no_part_of_the_series_is_set_aside_and_counted(tmp_path: Path, 
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels)
     assert scan.set_aside == {
-        "localizer": 1, "secondary_capture": 3, "no_image": 2, "reformat": 4, "no_position": 1, "projection": 2,
-        "colour": 1, "single_image": 1, "not_dicom": 1, "lookup_table": 2,
+        "localizer": 1, "secondary_capture": 3, "no_image": 1, "unreadable": 1, "reformat": 4, "no_position": 1,
+        "projection": 2, "colour": 1, "single_image": 1, "not_dicom": 1, "lookup_table": 2,
     }  # fmt: skip
 
 
