@@ -27,8 +27,8 @@ _LEAST_SPACING_MM = 1e-3
 _MOST_STRAY_MM, _MOST_STRAY = 0.1, 0.1
 # Drift across the planes that is more than rounding. A stack that drifts less is straight.
 _LEAST_DRIFT_MM, _LEAST_TILT_DEGREES = 0.1, 0.05
-# Slices that are closer than such a share of the usual distance are of different acquisitions.
-_LEAST_GAP = 0.4
+# Where so many gaps are so much wider than the narrowest one, no slices are missing: some are of another acquisition.
+_WIDE_GAP, _MOST_WIDE_GAPS = 2.5, 0.4
 # More is not bridged, whatever is tolerated: what lies between would be made up.
 _MOST_GAP_MM = 10.0
 
@@ -243,7 +243,7 @@ def _on_uneven(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool
     widest = int(gaps_mm.argmax())
     where = f"between slices {widest + 1} and {widest + 2} of {len(gaps_mm) + 1} lie {gaps_mm[widest]:.4g} mm"
     missing = int(steps.sum()) - len(gaps_mm)
-    if gaps_mm.min() < _LEAST_GAP * np.median(gaps_mm):
+    if np.mean(gaps_mm > _WIDE_GAP * gaps_mm.min()) > _MOST_WIDE_GAPS:
         raise InconsistentGeometry(
             f"slices lie nearly upon one another, as of two acquisitions: {gaps_mm.min():.4g} to {gaps_mm.max():.4g} "
             "mm apart"

@@ -144,8 +144,8 @@ def test_objects_that_are_no_images_are_set_aside(tmp_path: Path, kind: str) -> 
 @pytest.mark.parametrize("tolerate", [(), ("uneven_spacing",)])
 @pytest.mark.parametrize(
     "heights_mm",
-    [[0, 3, 6, 6.02, 9, 12, 15], [0, 0.5, 5, 5.5, 10, 10.5, 15]],
-    ids=["a slice nearly twice", "two phases"],
+    [[0, 3, 6, 6.02, 9, 12, 15], [0, 0.5, 5, 5.5, 10, 10.5, 15], [0, 0.5, 3, 3.5, 6, 6.5, 9, 9.5]],
+    ids=["a slice nearly twice", "two phases", "as many of each"],
 )
 def test_slices_nearly_upon_one_another_are_never_mended(
     tmp_path: Path, heights_mm: list[float], tolerate: tuple[str, ...]
