@@ -56,7 +56,8 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _NOT_SCANS = {f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("481.1", "481.2", "30", "66.4", "66.7")}
 _GREY = {"MONOCHROME1", "MONOCHROME2", ""}
 _TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "AcquisitionNumber",
+    "FrameOfReferenceUID", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "LossyImageCompression",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
@@ -140,6 +141,8 @@ def _image(path: Path, dataset: FileDataset) -> Image | Reason:
         layout=_layout(dataset),
         planes=_planes(dataset),
         thickness_mm=_thickness_mm(dataset),
+        study_uid=_text(dataset, "StudyInstanceUID"),
+        acquisition=_acquisition(dataset),
     )
 
 
@@ -297,6 +300,11 @@ def _numbers(sources: list[Dataset], group: str, name: str, count: int) -> tuple
                     raise InconsistentGeometry(f"{name}: expected {count} finite numbers, got {len(numbers)} values")
                 return numbers
     return None
+
+
+def _acquisition(dataset: Dataset) -> int | None:
+    value = dataset.get("AcquisitionNumber")
+    return int(value) if isinstance(value, int) else None
 
 
 def _thickness_mm(dataset: Dataset) -> float | None:

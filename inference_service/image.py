@@ -92,6 +92,8 @@ class Image:
         planes: Its frames; none where it does not say where they lie.
         thickness_mm: Of its slices, which says nothing of their distance; None where it is not given.
         expanded_bytes: What a deflated file expands to; 0 of others.
+        study_uid: Its study; empty where it names none.
+        acquisition: The number of the acquisition that it comes from; None where it does not say.
     """
 
     path: Path
@@ -108,6 +110,8 @@ class Image:
     planes: tuple[Plane, ...]
     thickness_mm: float | None
     expanded_bytes: int = 0
+    study_uid: str = ""
+    acquisition: int | None = None
 
 
 @dataclass(frozen=True)

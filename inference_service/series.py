@@ -6,6 +6,7 @@ the request tolerates is passed on, for `regrid` to deal with.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import atan2, degrees
 
 import numpy as np
@@ -103,6 +104,7 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     else:
         spacing_mm, warnings = float(places_mm[-1, 2]) / (len(slices) - 1), []
         _check_apart(places_mm[:, 2])
+    warnings += _on_acquisitions([piece.image.acquisition for piece in slices])
     uneven = _is_uneven(places_mm[:, 2], spacing_mm)
     tilted = _is_tilted(places_mm, min(slices[0].plane.pixel_mm))
     if uneven:
@@ -144,6 +146,8 @@ def _check_names(images: Sequence[Image]) -> None:
     modalities = sorted({image.modality for image in images})
     if len(modalities) > 1:
         raise InconsistentGeometry(f"the series' images differ in modality: {', '.join(modalities)}")
+    if len({image.study_uid for image in images}) > 1:
+        raise InconsistentGeometry("the series' images are of several studies")
     names = [image.sop_instance_uid for image in images if image.sop_instance_uid]
     if len(set(names)) < len(names):
         raise InconsistentGeometry("images are there more than once, or share a SOPInstanceUID")
@@ -220,6 +224,12 @@ def _check_apart(heights_mm: NDArray[np.float64]) -> None:
     raise InconsistentGeometry(
         f"slices are there more than once: {np.count_nonzero(counts > 1)} of {len(counts)} positions have several"
     )
+
+
+def _on_acquisitions(numbers: Sequence[int | None]) -> list[str]:
+    """A warning where slices of several acquisitions alternate, as they may not be of one moment."""
+    count, changes = len(set(numbers)), sum(one != other for one, other in pairwise(numbers))
+    return [f"slices of {count} acquisitions alternate: they may not be of one moment"] if changes >= count else []
 
 
 def _is_uneven(heights_mm: NDArray[np.float64], spacing_mm: float) -> bool:

@@ -177,6 +177,22 @@ def test_images_of_one_name_or_of_two_modalities_are_no_series(tmp_path: Path) -
         read(tmp_path / "in")
 
 
+def test_images_of_two_studies_are_no_series(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("StudyInstanceUID", "1.2.3", only=2))
+    with pytest.raises(InconsistentGeometry, match="several studies"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize(("numbers", "alternate"), [((1, 1, 1, 2, 2, 2), False), ((1, 2, 1, 2, 1, 2), True)])
+def test_acquisitions_that_alternate_are_told_of(tmp_path: Path, numbers: tuple[int, ...], alternate: bool) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.AcquisitionNumber = numbers[k]
+
+    write(tmp_path / "in", straight(), change=change)
+    expected = ("slices of 2 acquisitions alternate: they may not be of one moment",)
+    assert read(tmp_path / "in").warnings == (expected if alternate else ())
+
+
 def test_deflated_files_share_one_limit_and_ask_for_memory(tmp_path: Path) -> None:
     asked: list[int] = []
     size = 2 * 60 * 50
