@@ -8,11 +8,13 @@ export INPUT
 READY   := $(VENV)/.ready
 # Of its own, for it holds gigabytes of what others run.
 BENCH   := .venv-bench
+TRAIN   := .venv-train
+CHEST   := models/ct-chest/train
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock soak bench models clean
+.PHONY: help demo test check format lock soak bench train clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -60,6 +62,15 @@ bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtim
 $(BENCH)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (ARGS="--steps 100")
+	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(CHEST)/work $(ARGS)
+	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(CHEST)/work/weights.pt
+
+$(TRAIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(TRAIN)
+	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --editable '.[train]'
 	@touch $@
 
 clean: ## remove the virtual environment and what runs have left

@@ -1,0 +1,1 @@
+"""Synthetic chest CT, and the small network that is trained on nothing else."""

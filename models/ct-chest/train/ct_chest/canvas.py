@@ -1,0 +1,132 @@
+"""Where a chest is drawn: each voxel's place in the patient, its HU and its label. Shapes are distances in millimetres.
+
+World and voxel axes are RAS+: x to the right, y to the front, z to the head, all mm, 0 at the carina.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Field: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+Point: TypeAlias = tuple[float, float, float]
+Shape: TypeAlias = tuple[int, int, int]
+Spacing: TypeAlias = tuple[float, float, float]
+Box: TypeAlias = tuple[slice, slice, slice]
+
+AIR_HU = -1000.0
+# Every so many voxels are looked at to find the box that a shape lies in.
+_STRIDE = 4
+
+
+class Canvas:
+    """HU and labels on a grid, and where in the undeformed patient each voxel lies.
+
+    Attributes:
+        x, y, z: Shape (i, j, k), mm in the undeformed patient.
+        hu: Shape (i, j, k).
+        labels: Shape (i, j, k), uint8.
+        spacing_mm: Size of a voxel.
+        shape: Voxels.
+        edge_mm: Over how many millimetres one tissue passes into the next: the partial volume of the scan.
+    """
+
+    def __init__(self, x: Field, y: Field, z: Field, spacing_mm: Spacing, edge_mm: float) -> None:
+        self.x, self.y, self.z = x, y, z
+        self.spacing_mm = spacing_mm
+        i, j, k = x.shape
+        self.shape: Shape = (i, j, k)
+        self.hu = np.full(x.shape, AIR_HU, np.float32)
+        self.labels = np.zeros(x.shape, np.uint8)
+        self.edge_mm = edge_mm
+        self._coarse = tuple(axis[::_STRIDE, ::_STRIDE, ::_STRIDE] for axis in (x, y, z))
+        self._margin_mm = _STRIDE * max(spacing_mm) * 1.5
+
+    def box(self, low: Point, high: Point) -> Box | None:
+        """The voxels that may lie between two corners, in the undeformed patient; None where there are none."""
+        margin = self._margin_mm + self.edge_mm
+        near = np.ones(self._coarse[0].shape, np.bool_)
+        for axis, least, most in zip(self._coarse, low, high, strict=True):
+            near &= (axis > least - margin) & (axis < most + margin)
+        lines = (near.any((1, 2)), near.any((0, 2)), near.any((0, 1)))
+        if not lines[0].any():
+            return None
+        spans = [np.flatnonzero(line) for line in lines]
+        i, j, k = (
+            slice(max(0, (int(span[0]) - 1) * _STRIDE), min(size, (int(span[-1]) + 1) * _STRIDE + 1))
+            for span, size in zip(spans, self.shape, strict=True)
+        )
+        return i, j, k
+
+    def paint(
+        self,
+        distance: Field,
+        hu: float | Field,
+        label: int | None = None,
+        box: Box | None = None,
+        where: Mask | None = None,
+    ) -> None:
+        """Paints what lies inside, where the distance is negative.
+
+        Args:
+            distance: Shape of the box, mm to the surface.
+            hu: What it is filled with, one value or the box's shape.
+            label: The label that it gets; None leaves the labels.
+            box: Where; None is everywhere.
+            where: Shape of the box: nothing is painted elsewhere.
+        """
+        place = box or (slice(None),) * 3
+        share = np.clip(0.5 - distance / self.edge_mm, 0, 1)
+        if where is not None:
+            share *= where
+        part = self.hu[place]
+        part += share * (np.asarray(hu, np.float32) - part)
+        if label is not None:
+            self.labels[place][share > 0.5] = label
+
+    def ellipsoid(self, centre: Point, radii: Point, turn: float = 0.0) -> tuple[Field, Box] | None:
+        """Distance to an ellipsoid, turned about z by `turn` radians, and the box that it was computed in."""
+        reach = max(radii[0], radii[1]) if turn else 0.0
+        around = (max(radii[0], reach), max(radii[1], reach), radii[2])
+        box = self.box(
+            (centre[0] - around[0], centre[1] - around[1], centre[2] - around[2]),
+            (centre[0] + around[0], centre[1] + around[1], centre[2] + around[2]),
+        )
+        if box is None:
+            return None
+        x, y, z = self.x[box] - centre[0], self.y[box] - centre[1], self.z[box] - centre[2]
+        if turn:
+            cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+            x, y = cos * x + sin * y, cos * y - sin * x
+        length = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2)
+        return (length - 1) * np.float32(min(radii)), box
+
+    def blob(self, centre: Point, radii: Point, hu: float, label: int | None = None, *, turn: float = 0.0) -> None:
+        """Paints an ellipsoid."""
+        found = self.ellipsoid(centre, radii, turn)
+        if found is not None:
+            self.paint(found[0], hu, label, found[1])
+
+    def capsule(self, start: Point, end: Point, r_start: float, r_end: float) -> tuple[Field, Box] | None:
+        """Distance to a round cone between two points."""
+        reach = max(r_start, r_end)
+        low = (min(start[0], end[0]) - reach, min(start[1], end[1]) - reach, min(start[2], end[2]) - reach)
+        high = (max(start[0], end[0]) + reach, max(start[1], end[1]) + reach, max(start[2], end[2]) + reach)
+        box = self.box(low, high)
+        if box is None:
+            return None
+        x, y, z = self.x[box] - start[0], self.y[box] - start[1], self.z[box] - start[2]
+        ax, ay, az = (np.float32(b - a) for a, b in zip(start, end, strict=True))
+        along = np.clip((x * ax + y * ay + z * az) / (ax * ax + ay * ay + az * az + np.float32(1e-6)), 0, 1)
+        length = np.sqrt((x - along * ax) ** 2 + (y - along * ay) ** 2 + (z - along * az) ** 2)
+        return length - (np.float32(r_start) + along * np.float32(r_end - r_start)), box
+
+    def tube(
+        self, points: list[Point], radii: list[float], hu: float, label: int | None = None, *, grown_mm: float = 0.0
+    ) -> None:
+        """Paints round cones from point to point."""
+        for n in range(len(points) - 1):
+            found = self.capsule(points[n], points[n + 1], radii[n] + grown_mm, radii[n + 1] + grown_mm)
+            if found is not None:
+                self.paint(found[0], hu, label, found[1])

@@ -1,0 +1,67 @@
+"""A synthetic chest CT with its labels, from nothing but a seed.
+
+Domain randomisation after B. Billot et al., "SynthSeg", Medical Image Analysis 86 (2023) 102789: shapes, CT numbers,
+pose, resolution and noise vary more than real ones do, so that real ones look like one more variation. Unlike there,
+no person's anatomy is behind the shapes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ct_chest.abdomen import draw_abdomen
+from ct_chest.canvas import Spacing
+from ct_chest.disease import draw_disease
+from ct_chest.feed import SPACING_MM
+from ct_chest.lungs import Chest
+from ct_chest.patient import Surfaces, draw_patient
+from ct_chest.scanner import draw_canvas, draw_grid, expose, rounded
+from ct_chest.skeleton import Skeleton
+from ct_chest.surroundings import draw_surroundings
+from ct_chest.trunk import draw_trunk
+
+# Seeds from here on belong to the tests, and to nobody's training.
+FIRST_TEST_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scan and what is in it.
+
+    Attributes:
+        hu: Shape (i, j, k), int16; axes run to the right, the front and the head (RAS).
+        labels: The same shape, uint8, by `labels`.
+        spacing_mm: Size of a voxel.
+    """
+
+    hu: NDArray[np.int16]
+    labels: NDArray[np.uint8]
+    spacing_mm: Spacing
+
+
+def make_example(seed: int, spacing_mm: Spacing = SPACING_MM) -> Example:
+    """Makes one; the same seed and spacing give the same voxels."""
+    rng = np.random.default_rng(seed)
+    patient = draw_patient(rng)
+    grid = draw_grid(rng, spacing_mm)
+    canvas = draw_canvas(rng, grid)
+    surfaces = Surfaces(canvas, patient, rng)
+    draw_surroundings(canvas, patient, surfaces, rng)
+    draw_trunk(canvas, patient, surfaces, rng)
+    draw_abdomen(canvas, patient, surfaces, rng)
+    chest = Chest(canvas, patient, surfaces, rng)
+    chest.mediastinum()
+    skeleton = Skeleton(canvas, patient, rng)
+    skeleton.ribs(surfaces)
+    skeleton.sternum(surfaces)
+    skeleton.shoulders(surfaces)
+    chest.parenchyma()
+    chest.vessels()
+    draw_disease(chest, rng)
+    chest.heart()
+    chest.thyroid()
+    skeleton.spine(surfaces)
+    chest.airways()
+    expose(canvas, grid, rng)
+    return Example(rounded(canvas.hu), canvas.labels, spacing_mm)

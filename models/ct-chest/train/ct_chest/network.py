@@ -1,0 +1,86 @@
+"""The network: a small 3-D U-Net."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+CHANNELS = (8, 16, 32, 64, 128)
+# Levels that the loss looks at: deep supervision, by which the coarse ones learn the anatomy early.
+SUPERVISED = 3
+
+
+class Block(nn.Sequential):  # type: ignore[misc]
+    """Convolution, instance norm, leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.InstanceNorm3d(outputs, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+        )
+
+
+class UNet(nn.Module):  # type: ignore[misc]
+    """After O. Cicek et al., "3D U-Net", MICCAI 2016, with strided convolutions and few channels.
+
+    The finest level has one convolution on either side: there most of the time goes.
+    """
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.stem = Block(1, CHANNELS[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(Block(fine, coarse, stride=2), Block(coarse, coarse)) for fine, coarse in pairwise(CHANNELS)
+        )
+        self.up = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(CHANNELS))
+        self.merge = nn.ModuleList(Block(2 * fine, fine) for fine in CHANNELS[:-1])
+        self.heads = nn.ModuleList(nn.Conv3d(width, labels, 1) for width in CHANNELS[:SUPERVISED])
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """Volume (batch, 1, i, j, k), multiples of 16, to logits (batch, labels, i, j, k)."""
+        return self.scales(volume)[0]
+
+    def scales(self, volume: torch.Tensor) -> list[torch.Tensor]:
+        """Logits at full, half and quarter resolution: the coarser ones are for training alone."""
+        levels = [self.stem(volume)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        outs = [levels.pop()]
+        for up, merge in zip(reversed(self.up), reversed(self.merge), strict=True):
+            outs.append(merge(torch.cat([up(outs[-1]), levels.pop()], 1)))
+        return [head(out) for head, out in zip(self.heads, reversed(outs), strict=False)]
+
+
+def loss(scales: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The loss of every scale, half as heavy from one to the next.
+
+    Args:
+        scales: Logits from `UNet.scales`.
+        labels: Shape (batch, i, j, k), of the finest.
+    """
+    weights = [2.0**-level for level in range(len(scales))]
+    return sum(
+        (
+            weight * _loss(logits, labels[:, :: 2**level, :: 2**level, :: 2**level])
+            for level, (weight, logits) in enumerate(zip(weights, scales, strict=True))
+        ),
+        torch.zeros(()),
+    ) / sum(weights)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and soft Dice of the labels that occur.
+
+    Args:
+        logits: Shape (batch, labels, i, j, k).
+        labels: Shape (batch, i, j, k).
+    """
+    logarithms = logits.float().log_softmax(1)
+    truth = torch.stack([labels == label for label in range(logits.shape[1])], 1)
+    entropy = -torch.where(truth, logarithms, 0).sum() / labels.numel()
+    shares = logarithms.exp()
+    axes = (0, 2, 3, 4)
+    sizes = truth.sum(axes).float()
+    dice = (2 * (shares * truth).sum(axes) + 1) / (shares.sum(axes) + sizes + 1)
+    return entropy + 1 - dice[sizes > 0].mean()

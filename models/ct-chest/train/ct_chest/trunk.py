@@ -1,0 +1,90 @@
+"""The body's outside: fat, muscles, arms, neck and head, breasts; all that is labelled body at first."""
+
+import numpy as np
+
+from ct_chest.canvas import Canvas, Point
+from ct_chest.fields import between, chance
+from ct_chest.labels import BODY
+from ct_chest.patient import Patient, Surfaces
+
+
+def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
+    """Paints fat, then muscles into it."""
+    limbs = _limbs(patient, rng)
+    fat = patient.fat_mm
+    for points, radii in limbs:
+        canvas.tube(points, radii, patient.fat, BODY, grown_mm=min(fat, 20) * 0.6)
+    # More fat in front and on the sides than on the back, or the other way round.
+    thickness = np.float32(fat) * (1 + np.float32(between(rng, -0.3, 0.5)) * np.cos(surfaces.angle))
+    skin = surfaces.muscle - thickness
+    canvas.paint(skin, patient.fat, BODY)
+    if chance(rng, 0.4):
+        _breasts(canvas, patient, rng)
+    _head(canvas, patient, rng)
+    if chance(rng, 0.7):
+        canvas.paint(np.abs(skin + 1) - 1, 0.0)
+    # Muscles come in layers with fat between them.
+    marbling = np.float32(patient.muscle) + 12 * np.sin(surfaces.muscle * np.float32(between(rng, 0.2, 0.6)))
+    canvas.paint(surfaces.muscle, marbling, BODY)
+    for points, radii in limbs:
+        canvas.tube(points, radii, patient.muscle, BODY)
+    _armpits(canvas, patient, rng)
+
+
+def draw_arm_bones(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> list[tuple[list[Point], list[float]]]:
+    """Where the humeri run: shoulder to elbow on either side, with their radii."""
+    bones: list[tuple[list[Point], list[float]]] = []
+    for side in (-1, 1):
+        shoulder = (side * between(rng, 150, 172), between(rng, -30, 0), between(rng, 78, 100))
+        end = _elbow(patient, side, rng)
+        near = tuple(a + 0.25 * (b - a) for a, b in zip(shoulder, end, strict=True))
+        bones.append(([shoulder, (near[0], near[1], near[2]), end], [between(rng, 20, 25), 11.0, 11.0]))
+    return bones
+
+
+def _elbow(patient: Patient, side: int, rng: np.random.Generator) -> Point:
+    if patient.arms_up:
+        return (side * between(rng, 110, 220), between(rng, -40, 60), between(rng, 260, 360))
+    return (side * (between(rng, 195, 225) + patient.fat_mm), between(rng, -50, 10), between(rng, -260, -180))
+
+
+def _limbs(patient: Patient, rng: np.random.Generator) -> list[tuple[list[Point], list[float]]]:
+    limbs: list[tuple[list[Point], list[float]]] = []
+    for side in (-1, 1):
+        elbow = _elbow(patient, side, rng)
+        upper = between(rng, 34, 46)
+        shoulder = (side * between(rng, 145, 160), -18.0, between(rng, 75, 95))
+        points = [(side * 95.0, -22.0, 70.0), shoulder, elbow]
+        radii = [52.0, between(rng, 48, 58), upper]
+        if not patient.arms_up:
+            hand = (side * between(rng, 60, 220), between(rng, 0, 130), elbow[2] - between(rng, -60, 220))
+            points.append(hand)
+            radii.append(between(rng, 24, 34))
+        limbs.append((points, radii))
+    return limbs
+
+
+def _armpits(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
+    for side in (-1, 1):
+        canvas.blob((side * between(rng, 125, 145), -25.0, between(rng, 20, 50)), (18.0, 26.0, 34.0), patient.fat, BODY)
+
+
+def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
+    size = between(rng, 35, 70)
+    flat = between(rng, 0.4, 0.8)
+    y = 85 + patient.fat_mm * 0.6
+    for side in (-1, 1):
+        centre = (side * between(rng, 75, 105), y, between(rng, -50, -10))
+        canvas.blob(centre, (size, size * flat, size), patient.fat, BODY)
+        canvas.blob(centre, (size * 0.5, size * flat * 0.6, size * 0.5), between(rng, -60, 50), BODY)
+
+
+def _head(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
+    centre = (0.0, between(rng, -15, 20), between(rng, 315, 345))
+    canvas.blob(centre, (80.0, 98.0, 118.0), patient.muscle, BODY)
+    canvas.blob(centre, (72.0, 90.0, 110.0), patient.cortex)
+    canvas.blob(centre, (66.0, 84.0, 104.0), 35.0)
+    # The pharynx above the larynx is no part of the trachea.
+    top = between(rng, 205, 225)
+    canvas.tube([(0.0, 12.0, top), (0.0, 15.0, top + 90)], [9.0, 14.0], -1000.0, BODY)
+    canvas.tube([(0.0, 25.0, top + 85), (0.0, 95.0, top + 80)], [14.0, 18.0], -1000.0, BODY)

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ct_chest import labels
+from ct_chest.canvas import Canvas
+from ct_chest.fields import smooth_field
+from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
+
+# Coarse enough that one takes a fraction of a second.
+SPACING_MM = (5.0, 5.0, 6.0)
+SEEDS = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 12)
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return [make_example(seed, SPACING_MM) for seed in SEEDS]
+
+
+def middle(example: Example, label: int) -> NDArray[np.float64]:
+    """The middle of a label, voxels: to the right, to the front, to the head."""
+    places: NDArray[np.float64] = np.argwhere(example.labels == label).mean(axis=0)
+    return places
+
+
+def test_one_seed_gives_one_example() -> None:
+    first, again, other = (make_example(seed, SPACING_MM) for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first.hu, again.hu)
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert first.hu.shape != other.hu.shape or np.any(first.hu != other.hu)
+
+
+def test_labels_are_the_models_and_all_occur(examples: list[Example]) -> None:
+    found = set(np.unique(np.concatenate([np.unique(example.labels) for example in examples])).tolist())
+    assert found == set(range(len(labels.NAMES)))
+    assert all(example.hu.dtype == np.int16 and example.labels.shape == example.hu.shape for example in examples)
+
+
+def test_left_is_left(examples: list[Example]) -> None:
+    both = [
+        example
+        for example in examples
+        if all(np.count_nonzero(example.labels == lung) > 200 for lung in (labels.LUNG_LEFT, labels.LUNG_RIGHT))
+    ]
+    assert len(both) > len(examples) // 2
+    for example in both:
+        assert middle(example, labels.LUNG_LEFT)[0] < middle(example, labels.LUNG_RIGHT)[0]
+
+
+def test_tissues_have_their_ct_numbers(examples: list[Example]) -> None:
+    def median(label: int) -> float:
+        return float(np.median(np.concatenate([example.hu[example.labels == label] for example in examples])))
+
+    assert -950 < median(labels.LUNG_LEFT) < -500
+    assert -950 < median(labels.LUNG_RIGHT) < -500
+    assert median(labels.TRACHEA) < -700
+    assert -150 < median(labels.BODY) < 120
+    assert median(labels.BONE) > median(labels.BODY) + 80
+    assert median(labels.BACKGROUND) < -900
+
+
+def test_bowel_gas_is_body_and_not_lung(examples: list[Example]) -> None:
+    gas = sum(np.count_nonzero((example.labels == labels.BODY) & (example.hu < -900)) for example in examples)
+    assert gas > 100
+
+
+def test_padding_is_no_part_of_the_patient(examples: list[Example]) -> None:
+    padded = [example for example in examples if example.hu.min() < -1024]
+    assert padded
+    for example in padded:
+        assert not example.labels[example.hu == example.hu.min()].any()
+
+
+def test_scans_differ_in_extent(examples: list[Example]) -> None:
+    heights_mm = [example.hu.shape[2] * SPACING_MM[2] for example in examples]
+    assert min(heights_mm) < 200 < 280 < max(heights_mm)
+
+
+def test_a_ball_is_drawn_where_it_belongs() -> None:
+    lines = [np.arange(-20, 20, 2, dtype=np.float32), np.arange(-30, 30, 2, dtype=np.float32)]
+    x, y, z = np.meshgrid(lines[0], lines[1], np.arange(0, 30, 3, dtype=np.float32), indexing="ij")
+    canvas = Canvas(x, y, z, (2.0, 2.0, 3.0), edge_mm=1.0)
+    canvas.blob((4.0, -6.0, 12.0), (8.0, 8.0, 8.0), 50.0, labels.BODY)
+    inside = (x - 4) ** 2 + (y + 6) ** 2 + (z - 12) ** 2 < 8**2
+    np.testing.assert_array_equal(canvas.labels == labels.BODY, inside)
+    assert canvas.hu[inside].mean() > 0 > -900 > canvas.hu[~inside].mean()
+
+
+def test_smooth_fields_have_unit_spread_and_are_smooth() -> None:
+    field = smooth_field(np.random.default_rng(0), (60, 50, 40), (3.0, 3.0, 5.0), 15.0)
+    assert field.std() == pytest.approx(1, rel=0.15)
+    assert np.abs(np.diff(field, axis=0)).mean() < 0.3 * field.std()
