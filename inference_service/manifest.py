@@ -124,18 +124,21 @@ class Label(_Strict):
     )
 
 
-class LargestComponent(_Strict):
+class _ComponentStep(_Strict):
+    labels: tuple[int, ...] = Field(min_length=1)
+    becomes: int = Field(0, ge=0, le=65535, description="The value that the dropped voxels get.")
+
+
+class LargestComponent(_ComponentStep):
     """Keep each label's largest 26-connected component alone."""
 
     step: Literal["largest_component"]
-    labels: tuple[int, ...] = Field(min_length=1)
 
 
-class RemoveSmall(_Strict):
+class RemoveSmall(_ComponentStep):
     """Drop the 26-connected components of each label that are smaller than `min_volume_ml`."""
 
     step: Literal["remove_small"]
-    labels: tuple[int, ...] = Field(min_length=1)
     min_volume_ml: PositiveFloat
 
 
@@ -238,6 +241,7 @@ class Manifest(_Strict):
         if self.activation == "sigmoid" and 0 in values:
             raise ValueError("a sigmoid model has no background channel: label value 0 is what no channel claims")
         unknown = {value for step in self.postprocessing for value in step.labels} - set(values)
+        unknown |= {step.becomes for step in self.postprocessing} - {0, *values}
         if unknown:
             raise ValueError(f"postprocessing names label values that the model does not have: {sorted(unknown)}")
         return self

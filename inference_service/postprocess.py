@@ -16,7 +16,7 @@ _VOXELS_AT_A_TIME = 2**22
 
 
 def clean(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *, voxel_volume_ml: float) -> None:
-    """Applies post-processing steps in order; what they drop becomes 0.
+    """Applies post-processing steps in order; what they drop becomes 0, or what the step says.
 
     Args:
         mask: Shape (i, j, k), changed in place.
@@ -41,7 +41,7 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
     else:
         dropped = sizes * voxel_volume_ml < step.min_volume_ml
     dropped[0] = False
-    inside[dropped[components]] = 0
+    inside[dropped[components]] = step.becomes
 
 
 def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp]:

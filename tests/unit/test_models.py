@@ -155,6 +155,7 @@ def test_defaults_are_the_usual_ones() -> None:
         ({"labels": [{"name": "lung", "value": 1}, {"name": "heart", "value": 1}]}, ""),
         ({"activation": "sigmoid"}, ""),
         ({"postprocessing": [{"step": "largest_component", "labels": [7]}]}, ""),
+        ({"postprocessing": [{"step": "largest_component", "labels": [1], "becomes": 7}]}, ""),
         ({"postprocessing": [{"step": "largest_component", "labels": []}]},
          "postprocessing.0.largest_component.labels"),
         ({"postprocessing": [{"step": "remove_small", "labels": [1], "min_volume_ml": 0}]},
@@ -511,7 +512,8 @@ def test_a_monai_bundle_fits_into_a_manifest() -> None:
     assert (model.orientation, model.spacing_mm, model.interpolation) == ("RAS", (1.5, 1.5, 2.0), "linear")
     assert (model.window, model.overlap, model.placement) == ((96, 96, 64), 0.625, "snap")
     assert (model.blending, model.padding_value, model.activation) == ("gaussian", -1.0, "softmax")
-    assert [step.model_dump() for step in model.postprocessing] == [{"step": "largest_component", "labels": (1,)}]
+    (step,) = model.postprocessing
+    assert (step.step, step.labels, step.becomes) == ("largest_component", (1,), 0)
 
 
 def test_a_monai_bundle_of_regions_fits_into_a_manifest() -> None:

@@ -40,6 +40,12 @@ def test_largest_component_alone_is_kept() -> None:
     assert np.array_equal(cleaned(mask_of((1, SMALL), (1, BIG), (1, MIDDLE)), largest(1)), mask_of((1, BIG)))
 
 
+def test_what_is_dropped_becomes_what_the_step_says() -> None:
+    step = LargestComponent(step="largest_component", labels=(1,), becomes=3)
+    mask = mask_of((1, BIG), (1, MIDDLE), (2, SMALL))
+    assert np.array_equal(cleaned(mask, step), mask_of((1, BIG), (3, MIDDLE), (2, SMALL)))
+
+
 def test_each_label_keeps_its_own_largest() -> None:
     mask = mask_of((1, BIG), (1, (11, 8, 6)), (2, MIDDLE), (2, SMALL), (3, (4, 4, 4)), (3, (9, 0, 0)))
     expected = mask_of((1, BIG), (2, MIDDLE), (3, (4, 4, 4)), (3, (9, 0, 0)))
