@@ -184,7 +184,7 @@ def run_stack(data_path: Path, *, screen: Console) -> None:
             screen.print(f"worker's log: {worker.log_path}")
         screen.print("The stack runs; Ctrl-C stops it. To reach it from another terminal:")
         screen.print(f"  set -a; . {shlex.quote(str(environment_path))}; set +a", soft_wrap=True)
-        screen.print("  inference-service submit ct.nii.gz --model ct-tissue --wait")
+        screen.print("  inference-service submit ct.nii.gz --model ct-chest --wait")
         with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(_RESTART_S)

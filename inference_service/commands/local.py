@@ -127,7 +127,7 @@ def verify(name: str, version: str | None, precision: Precision | None, volume: 
 
 @click.command()
 @click.option("--input", "source", type=click.Path(path_type=Path), help="A scan; a synthetic chest CT otherwise.")
-@click.option("--model", default="ct-tissue", show_default=True, help="Name of the model.")
+@click.option("--model", default="ct-chest", show_default=True, help="Name of the model.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True
 )

@@ -20,13 +20,12 @@ from inference_service.stack import Stack
 
 LIMIT_S = 100.0
 COMMAND = [sys.executable, "-m", "inference_service"]
-# The usual ranges of HU of what each label of ct-tissue is called; the second model's names would have their own.
+# The usual ranges of mean HU of what the model's labels are called.
 USUAL_HU = {
-    "air": (-1050, -940),
-    "lung": (-940, -400),
-    "fat": (-200, -30),
-    "soft_tissue": (-20, 120),
-    "bone": (180, 900),
+    "lung_left": (-940, -600),
+    "lung_right": (-940, -600),
+    "bone": (150, 700),
+    "body": (-100, 80),
 }
 
 
@@ -83,13 +82,13 @@ def test_the_demo_shows_the_main_job(mark: str, scan: Path, tmp_path: Path) -> N
         "routine: succeeded by ",
         "Stage timings",
         "volume, mL",
-        "soft_tissue",
+        "lung_left",
         str(tmp_path / "out" / "mask.nii.gz"),
     ):
         assert expected in done.stdout
     assert (tmp_path / "out" / "input.nii.gz").read_bytes() == scan.read_bytes()
     assert_same_grid(tmp_path / "out" / "mask.nii.gz", scan)
-    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["model"]["name"] == "ct-tissue"
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["model"]["name"] == "ct-chest"
 
 
 def test_the_demo_on_a_real_scan_finds_each_tissue_in_its_range(mark: str, real_scans: Path, tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ DATA is the folder of TotalSegmentator's public test scans (chest_cta.nii.gz, ex
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from inference_service.sessions import Session
 from inference_service.stages import StageClock
 from inference_service.volume import Volume
 
+# Names and values, as they are found.
+Figures: TypeAlias = Iterator[tuple[str, float]]
+
 MODEL = Path(__file__).parents[2] / "1"
 # Spacings that scanners make, in the plane and across.
 SPACINGS: tuple[Spacing, ...] = ((0.9, 0.9, 2.5), (0.8, 0.8, 5.0), (1.0, 1.0, 1.5), (0.7, 0.7, 3.0))
@@ -33,6 +36,7 @@ SPACINGS: tuple[Spacing, ...] = ((0.9, 0.9, 2.5), (0.8, 0.8, 5.0), (1.0, 1.0, 1.
 _LOWER_LOBES = {LUNG_RIGHT: 14, LUNG_LEFT: 11}
 _LOBES = (10, 11, 12, 13, 14)
 _BOWEL = (6, 18, 19, 20)
+LEAST_MM3 = 2000.0
 
 
 def segment(volume: Volume) -> NDArray[np.unsignedinteger]:
@@ -75,48 +79,47 @@ def _to_ras(volume: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     return axes, tuple(bool(volume.affine[world, axis] < 0) for world, axis in enumerate(axes))
 
 
-def synthetic(count: int) -> Iterator[str]:
+def synthetic(count: int) -> Figures:
     """Dice of each label on examples that nobody was trained on, on scanners' grids."""
-    masks: dict[int, list[float]] = {label: [] for label in range(1, len(NAMES))}
+    found: dict[int, list[float]] = {label: [] for label in range(1, len(NAMES))}
     for number in range(count):
         spacing = SPACINGS[number % len(SPACINGS)]
         example = make_example(FIRST_TEST_SEED + number, spacing)
         mask = segment(Volume(example.hu, np.diag([*spacing, 1.0])))
-        found = {label: dice(mask == label, example.labels == label) for label in masks}
-        for label, value in found.items():
+        for label, values in found.items():
+            truth = example.labels == label
             # A handful of voxels at the edge of the scan says nothing about a label.
-            if np.count_nonzero(example.labels == label) * np.prod(spacing) > 1000:
-                masks[label].append(value)
-        yield f"  seed +{number} {example.hu.shape} " + " ".join(f"{value:.3f}" for value in found.values())
-    for label, values in masks.items():
-        yield f"  {NAMES[label]:10} mean {np.mean(values):.4f}, least {np.min(values):.4f} of {len(values)}"
+            if np.count_nonzero(truth) * np.prod(spacing) > LEAST_MM3:
+                values.append(dice(mask == label, truth))
+                yield f"seed +{number} {NAMES[label]}", values[-1]
+    for label, values in found.items():
+        yield f"{NAMES[label]}, mean of {len(values)}", float(np.mean(values))
 
 
-def chest_cta(scan: Volume) -> Iterator[str]:
+def chest_cta(scan: Volume) -> Figures:
     """Lungs and sides against thresholds and connectivity."""
     upright = ras(scan)
-    began = time.perf_counter()
     mask = segment(upright)
-    yield f"  {time.perf_counter() - began:.1f} s"
     truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
     for label in (LUNG_LEFT, LUNG_RIGHT):
-        yield f"  {NAMES[label]} Dice {dice(mask == label, truth == label):.4f}"
+        yield f"Dice {NAMES[label]}", dice(mask == label, truth == label)
     lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
-    yield f"  both lungs Dice {dice(lungs, truth > 0):.4f}"
+    yield "Dice both lungs", dice(lungs, truth > 0)
     agreed = lungs & (truth > 0)
-    yield f"  side right for {np.mean(mask[agreed] == truth[agreed]):.4%} of lung voxels"
+    yield "share of lung voxels on the right side", float(np.mean(mask[agreed] == truth[agreed]))
 
 
-def example_ct(scan: Volume, reference: Volume) -> Iterator[str]:
+def example_ct(scan: Volume, reference: Volume) -> Figures:
     """Lung bases found, and none in the bowel or outside the body."""
     mask, truth = segment(scan), reference.voxels
     for label, lobe in _LOWER_LOBES.items():
-        yield f"  {NAMES[label]} recall of label {lobe}: {np.mean(mask[truth == lobe] == label):.4f}"
+        yield f"recall {NAMES[label]}", float(np.mean(mask[truth == lobe] == label))
     lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
+    yield "lung, ml", lungs.sum() * scan.voxel_volume_ml
     near = ndimage.binary_dilation(np.isin(truth, _LOBES), iterations=2)
-    yield f"  lung {lungs.sum() * scan.voxel_volume_ml:.0f} ml; more than 6 mm from a lobe: {np.mean(~near[lungs]):.4%}"
-    yield f"  in stomach or bowel: {np.mean(np.isin(truth[lungs], _BOWEL)):.4%}"
-    yield f"  outside the body: {np.mean(~_body(scan)[lungs]):.4%}"
+    yield "share of lung more than 6 mm from a lobe", float(np.mean(~near[lungs]))
+    yield "share of lung in stomach or bowel", float(np.mean(np.isin(truth[lungs], _BOWEL)))
+    yield "share of lung outside the body", float(np.mean(~_body(scan)[lungs]))
 
 
 def _body(scan: Volume) -> Mask:
@@ -128,30 +131,24 @@ def _body(scan: Volume) -> Mask:
     return np.stack([ndimage.binary_fill_holes(body[:, :, k]) for k in range(body.shape[2])], 2)
 
 
-def robust(scan: Volume) -> Iterator[str]:
-    """Agreement of the masks of one scan that is turned, cast and resampled."""
+def robust(scan: Volume) -> Figures:
+    """Agreement of the masks of one scan that is turned, cast and resampled: the least Dice of any label."""
     mask = segment(scan)
-    worst = 1.0
     for axes in ((0, 1, 2), (2, 0, 1), (1, 0, 2)):
         for flips in product((False, True), repeat=3):
-            other = segment(turned(scan, axes, flips))
-            again = turned(Volume(mask, scan.affine), axes, flips).voxels
-            worst = min(worst, _agreement(other, again.astype(np.uint8)))
-    yield f"  24 orientations: least Dice of any label {worst:.4f}"
+            expected = turned(Volume(mask, scan.affine), axes, flips).voxels
+            yield f"axes {axes}, flipped {flips}", _agreement(segment(turned(scan, axes, flips)), expected)
     for dtype in (np.int16, np.int32, np.float32, np.float64):
         other = segment(Volume(scan.voxels.astype(dtype), scan.affine))
-        yield f"  {np.dtype(dtype).name}: {_agreement(other, mask):.4f}"
+        yield np.dtype(dtype).name, _agreement(other, mask)
     for spacing in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (0.8, 0.8, 2.5), (1.2, 1.0, 5.0), (3.0, 3.0, 5.0)):
         other_scan, nearest = _resampled(scan, mask, spacing)
         other = segment(other_scan)
-        lungs = [np.isin(each, (LUNG_LEFT, LUNG_RIGHT)) for each in (other, nearest)]
-        yield f"  {spacing} mm: lungs {dice(*lungs):.4f}; " + ", ".join(
-            f"{NAMES[label]} {dice(other == label, nearest == label):.4f}"
-            for label in (LUNG_LEFT, LUNG_RIGHT, TRACHEA, BONE, BODY)
-        )
+        for label in (LUNG_LEFT, LUNG_RIGHT, TRACHEA, BONE, BODY):
+            yield f"{spacing} mm, {NAMES[label]}", dice(other == label, nearest == label)
 
 
-def _agreement(first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger]) -> float:
+def _agreement(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
     return min(dice(first == label, second == label) for label in np.unique(second))
 
 
@@ -178,17 +175,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real scans")
     parser.add_argument("--synthetic", type=int, default=8, help="synthetic volumes")
     arguments = parser.parse_args()
-    sections: list[tuple[str, Iterator[str]]] = [("synthetic volumes, unseen seeds", synthetic(arguments.synthetic))]
+    sections: list[tuple[str, Figures]] = [("synthetic volumes, unseen seeds", synthetic(arguments.synthetic))]
     if arguments.data is not None:
         cta = _read(arguments.data / "chest_cta.nii.gz")
         example, truth = (
             _read(arguments.data / name) for name in ("example_ct.nii.gz", "example_seg_fast_force_split.nii.gz")
         )
         sections += [("chest_cta", chest_cta(cta)), ("example_ct", example_ct(example, truth)), ("robust", robust(cta))]
-    for title, lines in sections:
+    for title, figures in sections:
         print(title)  # noqa: T201
-        for line in lines:
-            print(line, flush=True)  # noqa: T201
+        for name, value in figures:
+            print(f"  {name}: {value:.4f}", flush=True)  # noqa: T201
 
 
 def _read(path: Path) -> Volume:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import torch
 
 from ct_chest.feed import CLIP_HU, MEAN_HU, SPACING_MM, STD_HU, WINDOW, normalised
-from ct_chest.labels import LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
+from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 from ct_chest.network import UNet
 
 NAME, VERSION = "ct-chest", "1"
@@ -79,8 +79,10 @@ def manifest_text(network: bytes) -> str:
         "activation": "softmax",
         "labels": [{"name": name, "value": value, **_codes(name)} for value, name in enumerate(NAMES)],
         "postprocessing": [
-            {"step": "largest_component", "labels": [LUNG_LEFT, LUNG_RIGHT, TRACHEA]},
-            {"step": "remove_small", "labels": [LUNG_LEFT, LUNG_RIGHT], "min_volume_ml": 5.0},
+            {"step": "largest_component", "labels": [LUNG_LEFT, LUNG_RIGHT, TRACHEA], "becomes": BODY},
+            {"step": "remove_small", "labels": [LUNG_LEFT, LUNG_RIGHT], "min_volume_ml": 5.0, "becomes": BODY},
+            {"step": "remove_small", "labels": [BONE], "min_volume_ml": 0.3, "becomes": BODY},
+            {"step": "remove_small", "labels": [BODY], "min_volume_ml": 20.0},
         ],
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

@@ -11,12 +11,15 @@ SUPERVISED = 3
 
 
 class Block(nn.Sequential):  # type: ignore[misc]
-    """Convolution, instance norm, leaky ReLU."""
+    """Convolution, instance norm, leaky ReLU.
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+    The finest level has no norm: a CT number means the same whatever else is in the window.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, norm: bool = True) -> None:
         super().__init__(
-            nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.InstanceNorm3d(outputs, affine=True),
+            nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=not norm),
+            nn.InstanceNorm3d(outputs, affine=True) if norm else nn.Identity(),
             nn.LeakyReLU(0.01, inplace=True),
         )
 
@@ -29,12 +32,12 @@ class UNet(nn.Module):  # type: ignore[misc]
 
     def __init__(self, labels: int) -> None:
         super().__init__()
-        self.stem = Block(1, CHANNELS[0])
+        self.stem = Block(1, CHANNELS[0], norm=False)
         self.down = nn.ModuleList(
             nn.Sequential(Block(fine, coarse, stride=2), Block(coarse, coarse)) for fine, coarse in pairwise(CHANNELS)
         )
         self.up = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(CHANNELS))
-        self.merge = nn.ModuleList(Block(2 * fine, fine) for fine in CHANNELS[:-1])
+        self.merge = nn.ModuleList(Block(2 * fine, fine, norm=fine != CHANNELS[0]) for fine in CHANNELS[:-1])
         self.heads = nn.ModuleList(nn.Conv3d(width, labels, 1) for width in CHANNELS[:SUPERVISED])
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:

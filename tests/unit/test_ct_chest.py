@@ -1,0 +1,86 @@
+"""The model in the repository, on synthetic chests that it was not trained on, and on real ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ct_chest import labels
+from ct_chest.evaluate import MODEL, chest_cta, dice, example_ct, segment, turned
+from ct_chest.feed import CLIP_HU, MEAN_HU, SPACING_MM, STD_HU, WINDOW
+from ct_chest.generator import FIRST_TEST_SEED, make_example
+from inference_service.manifest import CtIntensity
+from inference_service.models import read_model
+from inference_service.nifti import read_nifti
+from inference_service.phantom import chest_phantom
+from inference_service.volume import Volume
+
+MAX_VOXELS = 2**24
+LARGEST_NETWORK_BYTES = 8 * 2**20
+LUNGS = (labels.LUNG_LEFT, labels.LUNG_RIGHT)
+
+
+def real(path: Path) -> Volume:
+    return read_nifti(path, MAX_VOXELS)[0]
+
+
+def test_manifest_feeds_the_network_as_in_training() -> None:
+    manifest = read_model(MODEL).manifest
+    assert tuple(label.name for label in manifest.labels) == labels.NAMES
+    assert [label.value for label in manifest.labels] == list(range(len(labels.NAMES)))
+    assert (manifest.spacing_mm, manifest.window, manifest.orientation) == (SPACING_MM, WINDOW, "RAS")
+    (channel,) = manifest.channels
+    assert channel.intensity == CtIntensity(kind="ct", clip=CLIP_HU, mean=MEAN_HU, std=STD_HU)
+    assert manifest.padding_value * STD_HU + MEAN_HU == CLIP_HU[0]
+
+
+def test_network_is_small_and_what_the_manifest_says() -> None:
+    assert len(read_model(MODEL).read_network()) < LARGEST_NETWORK_BYTES
+
+
+@pytest.mark.parametrize("seed", [FIRST_TEST_SEED + number for number in (101, 102, 103)])
+def test_unseen_synthetic_chests(seed: int) -> None:
+    example = make_example(seed)
+    mask = segment(Volume(example.hu, np.diag([*SPACING_MM, 1.0])))
+    for label, least in ((labels.LUNG_LEFT, 0.9), (labels.LUNG_RIGHT, 0.9), (labels.BONE, 0.8), (labels.BODY, 0.95)):
+        truth = example.labels == label
+        if np.count_nonzero(truth) > 500:
+            assert dice(mask == label, truth) > least, labels.NAMES[label]
+
+
+def test_the_phantom_of_another_hand() -> None:
+    """The demo's phantom shares no code with the examples: both lungs, each on its side, and no others."""
+    phantom = chest_phantom((170, 170, 60), (2.4, 2.4, 5.0))
+    mask = segment(phantom)
+    inside = (phantom.voxels.astype(np.int16) > -950) & (phantom.voxels.astype(np.int16) < -700)
+    for label, low_x in ((labels.LUNG_LEFT, False), (labels.LUNG_RIGHT, True)):
+        found = mask == label
+        assert found.sum() * phantom.voxel_volume_ml > 1500
+        assert inside[found].mean() > 0.75
+        # The first axis runs to the left.
+        assert ((np.argwhere(found)[:, 0] < 85).mean() > 0.97) == low_x
+
+
+def test_lungs_of_a_real_chest(real_scans: Path) -> None:
+    figures = dict(chest_cta(real(real_scans / "chest_cta.nii.gz")))
+    assert figures["Dice both lungs"] >= 0.95
+    assert figures["share of lung voxels on the right side"] >= 0.99
+
+
+def test_lung_bases_of_a_real_abdomen_and_no_lung_in_its_bowel(real_scans: Path) -> None:
+    reference = real(real_scans / "example_seg_fast_force_split.nii.gz")
+    figures = dict(example_ct(real(real_scans / "example_ct.nii.gz"), reference))
+    assert min(figures["recall lung_left"], figures["recall lung_right"]) >= 0.90
+    assert figures["share of lung in stomach or bowel"] <= 0.01
+    assert figures["share of lung outside the body"] <= 0.01
+
+
+@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (True, True, False)), ((2, 0, 1), (False, True, True))])
+def test_a_real_chest_turned_around(
+    real_scans: Path, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> None:
+    scan = real(real_scans / "chest_cta.nii.gz")
+    mask = turned(Volume(segment(scan), scan.affine), axes, flips).voxels
+    other = segment(turned(scan, axes, flips))
+    for lung in LUNGS:
+        assert dice(other == lung, mask == lung) > 0.98
