@@ -8,8 +8,10 @@ from ct_chest.labels import BODY
 from ct_chest.patient import Patient, Surfaces
 
 
-def draw_abdomen(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
-    """Paints all that lies below the diaphragm and inside the abdominal wall."""
+def draw_abdomen(
+    canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator, *, gassy: bool = False
+) -> None:
+    """Paints all that lies below the diaphragm and inside the abdominal wall; `gassy` bowel lies in front too."""
     inside = np.maximum(np.maximum(surfaces.dome, surfaces.muscle + between(rng, 12, 22)), surfaces.cavity - 12)
     canvas.paint(inside, patient.fat + between(rng, 0, 60), BODY)
     box = canvas.box((-190, -150, -460), (190, 150, -20))
@@ -21,6 +23,8 @@ def draw_abdomen(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.r
     _stomach(canvas, patient, inside, rng)
     for _ in range(int(rng.integers(4, 16))):
         _loop(canvas, patient, inside, rng)
+    for _ in range(int(rng.integers(1, 4)) if gassy else 0):
+        _transverse_colon(canvas, patient, inside, rng)
 
 
 def _fill(
@@ -69,6 +73,17 @@ def _loop(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Genera
         _faeces(canvas, patient, inside, centre, radii, rng)
     else:
         _hollow(canvas, patient, inside, centre, radii, rng, gas=between(rng, -1.2, 1.2))
+
+
+def _transverse_colon(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Generator) -> None:
+    """Haustra side by side behind the abdominal wall, where gas rises to."""
+    x, y = between(rng, -120, 60), between(rng, 30, 80)
+    z = patient.dome_left - between(rng, 20, 160)
+    for _ in range(int(rng.integers(2, 8))):
+        size = between(rng, 10, 28)
+        radii = (size * between(rng, 0.8, 1.5), size, size * between(rng, 0.8, 1.5))
+        _hollow(canvas, patient, inside, (x, y, z), radii, rng, gas=between(rng, -1.2, 0.6))
+        x, y, z = x + size * 1.4, y + between(rng, -8, 8), z + between(rng, -14, 14)
 
 
 def _hollow(

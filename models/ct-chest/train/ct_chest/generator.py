@@ -40,16 +40,22 @@ class Example:
     spacing_mm: Spacing
 
 
-def make_example(seed: int, spacing_mm: Spacing = SPACING_MM) -> Example:
-    """Makes one; the same seed and spacing give the same voxels."""
+def make_example(seed: int, spacing_mm: Spacing = SPACING_MM, *, abdominal: bool = False) -> Example:
+    """Makes one; the same arguments give the same voxels.
+
+    Args:
+        seed: Decides all that is random.
+        spacing_mm: Size of a voxel.
+        abdominal: A scan of the abdomen with much gas, lung bases or none at its top; otherwise any part of the trunk.
+    """
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng)
-    grid = draw_grid(rng, spacing_mm)
+    grid = draw_grid(rng, spacing_mm, abdominal=abdominal)
     canvas = draw_canvas(rng, grid)
     surfaces = Surfaces(canvas, patient, rng)
     draw_surroundings(canvas, patient, surfaces, rng)
     draw_trunk(canvas, patient, surfaces, rng)
-    draw_abdomen(canvas, patient, surfaces, rng)
+    draw_abdomen(canvas, patient, surfaces, rng, gassy=abdominal)
     chest = Chest(canvas, patient, surfaces, rng)
     chest.mediastinum()
     skeleton = Skeleton(canvas, patient, rng)

@@ -12,17 +12,17 @@ from ct_chest.fields import between, chance
 from ct_chest.generator import make_example
 
 
-def make_pool(folder: Path, seeds: range, processes: int) -> list[Path]:
+def make_pool(folder: Path, seeds: range, processes: int, *, abdominal: bool = False) -> list[Path]:
     """Makes the examples of these seeds, those that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(partial(_make, folder), seeds))
+        return list(pool.map(partial(_make, folder, abdominal), seeds))
 
 
-def _make(folder: Path, seed: int) -> Path:
+def _make(folder: Path, abdominal: bool, seed: int) -> Path:
     path = folder / f"{seed}.npz"
     if not path.exists():
-        example = make_example(seed)
+        example = make_example(seed, abdominal=abdominal)
         part = folder / f"{seed}.part"
         with part.open("wb") as file:
             np.savez(file, hu=example.hu, labels=example.labels)

@@ -22,6 +22,12 @@ _RANGES = (
     (0.07, (-480, -400), (-200, -120)),
     (0.07, (-160, -80), (-40, 60)),
 )
+# The same of scans of the abdomen, most of which show the lungs' lowest ends at their top.
+_ABDOMINAL_RANGES = (
+    (0.5, (-450, -300), (-190, -100)),
+    (0.3, (-480, -380), (-150, -60)),
+    (0.2, (-330, -220), (-120, -40)),
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,10 @@ class Grid:
     centre_mm: tuple[float, float, float]
 
 
-def draw_grid(rng: np.random.Generator, spacing_mm: Spacing) -> Grid:
+def draw_grid(rng: np.random.Generator, spacing_mm: Spacing, *, abdominal: bool = False) -> Grid:
     """Draws which part of the patient is scanned."""
-    _, bottoms, tops = _RANGES[int(rng.choice(len(_RANGES), p=[share for share, _, _ in _RANGES]))]
+    ranges = _ABDOMINAL_RANGES if abdominal else _RANGES
+    _, bottoms, tops = ranges[int(rng.choice(len(ranges), p=[share for share, _, _ in ranges]))]
     bottom, top = between(rng, *bottoms), between(rng, *tops)
     if chance(rng, 0.3):
         width = between(rng, 170, 300)
