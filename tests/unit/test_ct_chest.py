@@ -38,14 +38,22 @@ def test_network_is_small_and_what_the_manifest_says() -> None:
     assert len(read_model(MODEL).read_network()) < LARGEST_NETWORK_BYTES
 
 
-@pytest.mark.parametrize("seed", [FIRST_TEST_SEED + number for number in (101, 102, 103)])
-def test_unseen_synthetic_chests(seed: int) -> None:
-    example = make_example(seed)
-    mask = segment(Volume(example.hu, np.diag([*SPACING_MM, 1.0])))
-    for label, least in ((labels.LUNG_LEFT, 0.9), (labels.LUNG_RIGHT, 0.9), (labels.BONE, 0.8), (labels.BODY, 0.95)):
-        truth = example.labels == label
-        if np.count_nonzero(truth) > 500:
-            assert dice(mask == label, truth) > least, labels.NAMES[label]
+def test_unseen_synthetic_chests() -> None:
+    found, truth = [], []
+    for seed in range(FIRST_TEST_SEED + 100, FIRST_TEST_SEED + 106):
+        example = make_example(seed)
+        found.append(segment(Volume(example.hu, np.diag([*SPACING_MM, 1.0]))).ravel())
+        truth.append(example.labels.ravel())
+    mask, labelled = np.concatenate(found), np.concatenate(truth)
+    least = {
+        labels.LUNG_LEFT: 0.9,
+        labels.LUNG_RIGHT: 0.9,
+        labels.TRACHEA: 0.8,
+        labels.BONE: 0.75,
+        labels.BODY: 0.95,
+    }
+    for label, bound in least.items():
+        assert dice(mask == label, labelled == label) > bound, labels.NAMES[label]
 
 
 def test_the_phantom_of_another_hand() -> None:
@@ -55,7 +63,7 @@ def test_the_phantom_of_another_hand() -> None:
     inside = (phantom.voxels.astype(np.int16) > -950) & (phantom.voxels.astype(np.int16) < -700)
     for label, low_x in ((labels.LUNG_LEFT, False), (labels.LUNG_RIGHT, True)):
         found = mask == label
-        assert found.sum() * phantom.voxel_volume_ml > 1500
+        assert found.sum() * phantom.voxel_volume_ml > 800
         assert inside[found].mean() > 0.75
         # The first axis runs to the left.
         assert ((np.argwhere(found)[:, 0] < 85).mean() > 0.97) == low_x
