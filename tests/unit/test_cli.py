@@ -264,7 +264,7 @@ def test_segment_refuses_and_leaves_nothing(tmp_path: Path, source: str, options
 
 def test_models_are_listed() -> None:
     shown = json.loads(run("models", "list", "--json").stdout)
-    assert [(model["name"], model["version"]) for model in shown] == [(MODEL, "1")]
+    assert [(model["name"], model["version"]) for model in shown] == [("ct-chest", "1"), (MODEL, "1")]
     assert MODEL in run("models", "list").stdout
 
 
