@@ -92,7 +92,7 @@ def synthetic(count: int) -> Figures:
             if np.count_nonzero(truth) * np.prod(spacing) > LEAST_MM3:
                 values.append(dice(mask == label, truth))
                 yield f"seed +{number} {NAMES[label]}", values[-1]
-    for label, values in found.items():
+    for label, values in ((label, values) for label, values in found.items() if values):
         yield f"{NAMES[label]}, mean of {len(values)}", float(np.mean(values))
 
 
