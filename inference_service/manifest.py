@@ -178,7 +178,11 @@ class Manifest(_Strict):
         description="Towards where each of the network's spatial axes runs, for example RAS, or SPL for z, y, x arrays."
     )
     spacing_mm: Spacing = Field(description="Voxel size along the network's axes.")
-    interpolation: Literal["linear", "cubic"] = Field("linear", description="How the scan is resampled to spacing_mm.")
+    interpolation: Literal["linear", "area", "cubic"] = Field(
+        "linear",
+        description="How the scan is resampled to spacing_mm. area: the mean of what a coarser voxel covers (OpenCV's "
+        "INTER_AREA), linear along axes that become finer; cubic: an interpolating spline (nnU-Net).",
+    )
     intensity_before_resampling: bool = Field(
         False,
         description="Whether intensities are mapped on the scan's own grid, before it is resampled (nnU-Net), rather "

@@ -15,7 +15,7 @@ from scipy import ndimage, sparse
 from inference_service.parallel import ALONE, Threads
 
 Shape = tuple[int, int, int]
-Kind = Literal["nearest", "linear", "cubic"]
+Kind = Literal["nearest", "linear", "area", "cubic"]
 Kinds = tuple[Kind, Kind, Kind]
 Spacing = tuple[float, float, float]
 Mapping = Callable[[NDArray[np.float32]], None]
@@ -114,16 +114,21 @@ def axis_matrix(size_in: int, size_out: int, kind: Kind) -> sparse.csr_array[np.
     """The linear operator that resamples one axis; between equal grids the identity, as every kind interpolates.
 
     Beyond the outermost centres the edge value holds. The cubic kind is the interpolating spline of order 3, as in
-    nnU-Net's resampling of images, which takes some 27 samples.
+    nnU-Net's resampling of images, which takes some 27 samples. The area kind is the mean of all that a sample of a
+    coarser axis covers, and linear on a finer one (OpenCV's INTER_AREA).
 
     Returns:
         Shape (size_out, size_in); its rows sum to 1.
 
     >>> axis_matrix(2, 4, "linear").toarray().tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+    >>> axis_matrix(4, 2, "area").toarray().tolist()
+    [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
     if kind == "cubic" and size_in != size_out:
         return _spline_matrix(size_in, size_out)
+    if kind == "area" and size_in > size_out:
+        return _area_matrix(size_in, size_out)
     taps = axis_taps(size_in, size_out, "nearest" if size_in == size_out else kind)
     columns, weights = (np.concatenate(parts) for parts in zip(*taps.pairs, strict=True))
     rows = np.tile(np.arange(size_out), 2)
@@ -144,6 +149,17 @@ def _spline_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
     rows, inside = np.broadcast_to(np.arange(size_out), dense.shape), (columns >= 0) & (columns < size_in)
     values = dense[inside].astype(np.float32), (rows[inside], columns[inside])
     return _without_dust(sparse.csr_array(values, shape=(size_out, size_in)))
+
+
+def _area_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
+    """The share of each sample of the finer axis in each of the coarser one."""
+    # In units of 1 / size_out samples of the finer axis, so that edges are whole numbers.
+    starts = np.arange(size_out)[:, np.newaxis] * size_in
+    columns = starts // size_out + np.arange(-(-size_in // size_out) + 1)
+    covered = np.minimum(starts + size_in, (columns + 1) * size_out) - np.maximum(starts, columns * size_out)
+    rows, inside = np.broadcast_to(np.arange(size_out)[:, np.newaxis], columns.shape), covered > 0
+    weights = (covered[inside] / size_in).astype(np.float32)
+    return sparse.csr_array((weights, (rows[inside], columns[inside])), shape=(size_out, size_in))
 
 
 def _without_dust(matrix: sparse.csr_array[np.float32]) -> sparse.csr_array[np.float32]:

@@ -138,6 +138,13 @@ def test_image_has_the_models_axes_and_spacing(
     assert np.allclose(prepared.image, expected, rtol=CLOSE, atol=0.01)
 
 
+def test_area_averages_what_a_voxel_of_the_model_covers(make_manifest: MakeManifest) -> None:
+    volume = Volume(hounsfield((6, 8, 9)), np.diag([1.0, 1.0, 1.0, 1.0]))
+    manifest = make_manifest(spacing_mm=(2.0, 4.0, 3.0), interpolation="area")
+    means = volume.voxels.reshape(3, 2, 2, 4, 3, 3).mean(axis=(1, 3, 5))
+    assert np.allclose(prepare(volume, manifest, max_voxels=MAX_VOXELS).image, means, atol=0.01)
+
+
 @pytest.mark.parametrize("source", ["RAS", "LPS", "PIR", "SLA"])
 def test_axes_run_where_the_model_says(make_manifest: MakeManifest, oblique_affine: MakeAffine, source: str) -> None:
     affine = oblique_affine(source, (2.0, 1.5, 3.0))

@@ -26,7 +26,7 @@ from inference_service.resample import (
 Order = Literal[0, 1, 3]
 
 SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
-KINDS: tuple[Kind, ...] = ("nearest", "linear", "cubic")
+KINDS: tuple[Kind, ...] = ("nearest", "linear", "area", "cubic")
 ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
 
 # Bounds float32 rounding of an interpolated value of standard deviation 1.
@@ -174,6 +174,24 @@ def test_cubic_matrix_is_scipys_spline(size_in: int, size_out: int) -> None:
     samples = noise((size_in,)).astype(np.float64)
     spline = ndimage.map_coordinates(samples, centres[np.newaxis], order=3, mode="nearest")
     assert axis_matrix(size_in, size_out, "cubic") @ samples == pytest.approx(spline, abs=1e-6)
+
+
+@given(SHAPES, st.tuples(*[st.integers(1, 4)] * 3))
+def test_area_is_the_mean_of_blocks(target: Shape, factors: Shape) -> None:
+    image = noise(tuple(size * factor for size, factor in zip(target, factors, strict=True)))
+    blocks = image.reshape([part for pair in zip(target, factors, strict=True) for part in pair])
+    assert np.allclose(resize(image, target, ("area",) * 3), blocks.mean(axis=(1, 3, 5)), atol=CLOSE)
+
+
+@given(st.integers(1, 40), st.data())
+def test_area_keeps_the_mean_on_coarser_grids_and_is_linear_on_finer_ones(size_in: int, data: st.DataObject) -> None:
+    coarser = axis_matrix(size_in, data.draw(st.integers(1, size_in)), "area").toarray()
+    assert coarser.min() >= 0
+    assert coarser.mean(axis=0) == pytest.approx(1 / size_in, rel=1e-4)
+    finer = data.draw(st.integers(size_in, 80))
+    assert np.array_equal(
+        axis_matrix(size_in, finer, "area").toarray(), axis_matrix(size_in, finer, "linear").toarray()
+    )
 
 
 def test_cubic_matrix_leaves_out_weights_that_float32_cannot_see() -> None:
