@@ -12,21 +12,24 @@ _MOST_NAMED, _LONGEST_UID = 5, 64
 _SECOND_CHOICE = {Reason.REFORMAT}
 
 
-def choose_images(images: Sequence[Image], wanted: str | None) -> tuple[list[Image], Counter[Reason]]:
+def choose_images(
+    images: Sequence[Image], wanted: str | None, aside: Counter[Reason]
+) -> tuple[list[Image], Counter[Reason]]:
     """Finds the one series that is meant.
 
     Args:
         images: All that the input holds.
         wanted: SeriesInstanceUID that the request names; None takes the only one that can be meant.
+        aside: How many files were set aside before, for which reason.
 
     Returns:
-        Its images, and how many others were set aside for which reason.
+        Its images, and how many files are set aside in all.
 
     Raises:
         MixedSeries: Several can be meant.
         NotAVolume: None can.
     """
-    aside: Counter[Reason] = Counter()
+    aside = aside.copy()
     candidates: dict[str, list[Image]] = defaultdict(list)
     unlikely: dict[str, list[Image]] = defaultdict(list)
     for image in images:

@@ -9,7 +9,8 @@ _MOST_BOX_BYTES = 2**16
 # JPEG (ISO/IEC 10918-1, B.1.1.3) and JPEG-LS (14495-1): frames' headers, and markers without any length.
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}
-_JPEG_END = b"\xff\xd9"
+# Of JPEG 2000 codestreams too.
+_END = b"\xff\xd9"
 # Padding may follow it.
 _MOST_TRAILING_BYTES = 64
 
@@ -36,14 +37,14 @@ def codestream_size(data: bytes) -> Size | None:
 
 
 def is_ended(data: bytes) -> bool:
-    """Whether the end of an image is there; always, where decoders see to it themselves.
+    """Whether the end of an image is there: decoders make up what is missing before it.
 
-    libjpeg makes up what is missing of a JPEG. Its end marker is found nowhere else, as data never hold one.
+    Its marker is found nowhere else, as data never hold one.
 
     >>> is_ended(bytes.fromhex("ffd8 ffd9 00")), is_ended(bytes.fromhex("ffd8 ffc3"))
     (True, False)
     """
-    return data[:2] != b"\xff\xd8" or _JPEG_END in data[-_MOST_TRAILING_BYTES:]
+    return _END in data[-_MOST_TRAILING_BYTES:]
 
 
 def _jpeg_2000_size(segment: bytes) -> Size | None:

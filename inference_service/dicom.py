@@ -18,7 +18,10 @@ from traceback import extract_tb
 from typing import Any
 
 import pydicom
+from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -32,7 +35,7 @@ from inference_service.errors import (
     InputTooLarge,
     ServiceError,
 )
-from inference_service.image import Image, Layout, Plane, Reason, Unusable
+from inference_service.image import LONGEST_AXIS, Image, Layout, Plane, Reason, Unusable
 
 # Its messages quote the values that they complain about.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -43,6 +46,13 @@ _PREAMBLE_BYTES = 128
 # its tags; then comes a value representation or, where it is implicit, a short length.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _CHUNK_BYTES = 2**20
+
+# pydicom makes an object of each value and each item. What is read here is short, but for sequences; a frame has some
+# thirty items, and its codestream may come in pieces, which are items too.
+_MOST_VALUE_BYTES = 4096
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_BYTES_OF_AN_ITEM = 2048
+_MOST_ITEMS, _MOST_ITEMS_A_FRAME = 1024, 64
 
 # pydicom raises OSErrors of its own, without a number; the other one comes of seeking to where no file has a place.
 _ERRNOS_OF_CONTENT = {None, errno.EINVAL}
@@ -64,6 +74,9 @@ _TAGS = [
     "RescaleIntercept", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
+
+# Stored values become float32: so large a slope would lead out of its range, and no scanner has one.
+_MOST_RESCALED = 1e20
 
 # What the values of ImageType say, by PS3.3 C.7.6.1.1.2, C.8.2.1.1.1 and the habits of scanners.
 _IMAGE_TYPES = (
@@ -102,17 +115,46 @@ def read_image(path: Path, *, max_bytes: int, require: Callable[[int], None]) ->
     """
     series_uid = ""
     try:
-        expanded_bytes = _expanded_bytes(path, max_bytes)
+        expanded_bytes, items = _survey(path, max_bytes)
         if expanded_bytes:
             # It is there twice for a moment.
             require(2 * expanded_bytes)
+        require(items * _BYTES_OF_AN_ITEM)
         with quietly(), reading_errors():
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
             series_uid = _text(dataset, "SeriesInstanceUID")
+            for tag in list(dataset.keys()):
+                _check_length(dataset, tag)
+            _check_items(dataset, items)
             found = _image(path, dataset)
     except (InputCorrupt, InconsistentGeometry) as error:
         return Unusable(series_uid, error)
     return replace(found, expanded_bytes=expanded_bytes) if isinstance(found, Image) else found
+
+
+def is_long(dataset: Dataset, tag: BaseTag) -> bool:
+    """Whether an element that was not converted yet, and is no sequence, is longer than what is read here ever is."""
+    element = dataset.get_item(tag)
+    if not isinstance(element, RawDataElement) or element.length <= _MOST_VALUE_BYTES:
+        return False
+    kind = element.VR
+    if kind in (None, "UN") and dictionary_has_tag(tag):
+        kind = dictionary_VR(tag)
+    return kind != "SQ"
+
+
+def _check_length(dataset: Dataset, tag: BaseTag) -> None:
+    """Before a value is converted, which takes a hundred times its memory."""
+    if is_long(dataset, tag):
+        raise InputCorrupt(f"a DICOM file's {dictionary_keyword(tag)} is longer than {_MOST_VALUE_BYTES} bytes")
+
+
+def _check_items(dataset: Dataset, items: int) -> None:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > LONGEST_AXIS:
+        raise InputTooLarge(f"a DICOM file has {frames} frames; this service takes at most {LONGEST_AXIS}")
+    if items > _MOST_ITEMS + _MOST_ITEMS_A_FRAME * frames:
+        raise InputCorrupt(f"a DICOM file has {items} items of sequences, and {frames} frames: that is no image")
 
 
 def _image(path: Path, dataset: FileDataset) -> Image | Reason:
@@ -193,24 +235,36 @@ def _is_no_image(sop_class: str, dataset: Dataset) -> bool:
     return not of_images and ("Rows" not in dataset or "BitsAllocated" not in dataset)
 
 
-def _expanded_bytes(path: Path, max_bytes: int) -> int:
-    """What a deflated file expands to, piece by piece, as pydicom does so at once, without a limit; 0 of others."""
+def _survey(path: Path, max_bytes: int) -> tuple[int, int]:
+    """What a deflated file expands to, 0 of others, and how many items of sequences a file has.
+
+    Piece by piece, as pydicom expands and parses at once, without a limit.
+    """
     with quietly(), reading_errors(), path.open("rb") as file:
-        if file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] != b"DICM":
-            return 0
-        file.seek(0)
-        meta = pydicom.filereader.read_file_meta_info(path)
-        if _text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            return 0
-        file.seek(_PREAMBLE_BYTES + 4 + 12 + int(meta.FileMetaInformationGroupLength))
-        inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), max_bytes
+        start = _deflated_from(path)
+        file.seek(start)
+        inflate, left, items, tail = zlib.decompressobj(-zlib.MAX_WBITS), max_bytes, 0, b""
         while chunk := file.read(_CHUNK_BYTES):
             while chunk:
-                left -= len(inflate.decompress(chunk, _CHUNK_BYTES))
+                piece = inflate.decompress(chunk, _CHUNK_BYTES) if start else chunk
                 chunk = inflate.unconsumed_tail
-                if left < 0:
+                left -= len(piece)
+                if start and left < 0:
                     raise InputTooLarge(f"deflated DICOM expands to more than the {max_bytes} bytes that are left")
-        return max_bytes - left
+                items += sum((tail + piece).count(item) for item in _ITEMS)
+                tail = (tail + piece)[-3:]
+        return (max_bytes - left if start else 0), items
+
+
+def _deflated_from(path: Path) -> int:
+    """Where in a file the part begins that is deflated; 0 where none is."""
+    with path.open("rb") as file:
+        if file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] != b"DICM":
+            return 0
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if _text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return 0
+    return _PREAMBLE_BYTES + 4 + 12 + int(meta.FileMetaInformationGroupLength)
 
 
 def _reason(dataset: Dataset, sop_class: str) -> Reason | None:
@@ -276,8 +330,8 @@ def _plane(frame: int, sources: list[Dataset]) -> Plane | None:
         return None
     slope = _numbers(sources, "PixelValueTransformationSequence", "RescaleSlope", 1) or (1.0,)
     intercept = _numbers(sources, "PixelValueTransformationSequence", "RescaleIntercept", 1) or (0.0,)
-    if slope[0] == 0:
-        raise InputCorrupt("a DICOM file's rescale slope is 0")
+    if slope[0] == 0 or max(abs(slope[0]), abs(intercept[0])) > _MOST_RESCALED:
+        raise InputCorrupt(f"a DICOM file's rescale slope is {slope[0]:g}, and its intercept {intercept[0]:g}")
     return Plane(
         frame=frame,
         position_mm=(position[0], position[1], position[2]),
@@ -308,12 +362,16 @@ def _acquisition(dataset: Dataset) -> int | None:
 
 
 def _thickness_mm(dataset: Dataset) -> float | None:
-    found = _numbers([dataset], "", "SliceThickness", 1)
+    groups = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+    sources = [item for name in groups for item in _values(dataset, name)[:1]]
+    found = _numbers([*sources, dataset], "PixelMeasuresSequence", "SliceThickness", 1)
     return found[0] if found and found[0] > 0 else None
 
 
 def _values(dataset: Dataset, name: str) -> list[Any]:
     """All values of an element; none where it is missing or empty."""
+    if name in dataset:
+        _check_length(dataset, Tag(name))
     value = dataset.get(name)
     if value is None or value == "":
         return []

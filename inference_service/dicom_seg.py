@@ -25,7 +25,7 @@ from pydicom.sr.coding import Code as ConceptCode
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pydicom.valuerep import DSfloat
 
-from inference_service.dicom import quietly, reading_errors
+from inference_service.dicom import is_long, quietly, reading_errors
 from inference_service.image import Image
 from inference_service.manifest import Code, Label, Manifest
 from inference_service.paint import colour
@@ -107,6 +107,10 @@ def write_segmentation(
     shown = len(slices) if frames else 1
     with quietly(), reading_errors():
         header = pydicom.dcmread(slices[0].image.path, force=True, stop_before_pixels=True)
+        # Neither is copied, and both may be damaged without harm to the scan.
+        for tag in list(header.keys()):
+            if tag.is_private or is_long(header, tag):
+                del header[tag]
         header.decode()
     names, missing = _names(slices, header, identity)
     with quietly():

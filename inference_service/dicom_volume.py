@@ -11,16 +11,13 @@ import numpy as np
 from inference_service.candidates import choose_images
 from inference_service.dicom import looks_like_dicom, read_image
 from inference_service.errors import InputTooLarge, NotAVolume
-from inference_service.image import Image, Reason, Unusable
+from inference_service.image import LONGEST_AXIS, Image, Reason, Unusable
 from inference_service.pixels import LOSSY, Require, check_decodable
 from inference_service.regrid import Evened, Straightened, even_count, even_out, straight_shape, straighten
 from inference_service.request import Tolerance
 from inference_service.series import Series, Slice, lay_out
-from inference_service.slices import background, stack_slices
+from inference_service.slices import background, padding_of, stack_slices
 from inference_service.volume import Volume
-
-# NIfTI-1, which masks are written as, counts an axis in 15 bits.
-_LONGEST_AXIS = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def read_series(
     """
     images, unusable, aside = _sorted_out(files, max_bytes, require)
     try:
-        chosen, others = choose_images(images, series_uid)
+        chosen, aside = choose_images(images, series_uid, aside)
     except NotAVolume:
         if unusable:
             raise unusable[0].error from unusable[0].error.__cause__
@@ -88,8 +85,8 @@ def read_series(
     unread = aside[Reason.UNREADABLE] + aside[Reason.NOT_DICOM]
     if unread:
         warnings.append(
-            f"{unread} of the {len(files)} files are no DICOM that can be read: were they slices at an end, the scan "
-            "was longer"
+            f"{unread} of the {len(files)} files are no DICOM that can be read: had one been the first or the last "
+            "slice, it would not be missed"
         )
     first = series.slices[0].image
     if stacked.padded_voxels:
@@ -101,7 +98,7 @@ def read_series(
         evened=evened,
         modality=first.modality,
         slices=series.slices,
-        set_aside=+(aside + others),
+        set_aside=+aside,
         warnings=tuple(warnings),
     )
 
@@ -140,10 +137,8 @@ def _check_size(series: Series, max_voxels: int) -> None:
     voxels = max(prod(shape), prod(series.shape))
     if voxels > max_voxels:
         raise InputTooLarge(f"the series has {voxels} voxels; this service takes at most {max_voxels}")
-    if max(shape) > _LONGEST_AXIS:
-        raise InputTooLarge(
-            f"the series has an axis of {max(shape)} voxels; this service takes at most {_LONGEST_AXIS}"
-        )
+    if max(shape) > LONGEST_AXIS:
+        raise InputTooLarge(f"the series has an axis of {max(shape)} voxels; this service takes at most {LONGEST_AXIS}")
 
 
 def _warnings(images: Sequence[Image]) -> list[str]:
@@ -151,6 +146,8 @@ def _warnings(images: Sequence[Image]) -> list[str]:
     lossy = sum(image.lossy or image.transfer_syntax in LOSSY for image in images)
     if lossy:
         warnings.append(f"{lossy} of the series' {len(images)} images were compressed with loss")
+    if any(image.layout.padding and padding_of(image, plane) is None for image in images for plane in image.planes):
+        warnings.append("the series calls values padding that are tissue in CT: they were taken as they are")
     if any(image.inverted for image in images):
         warnings.append("low values are meant to be shown bright (MONOCHROME1): values were taken as they are")
     return warnings

@@ -8,6 +8,9 @@ from inference_service.errors import InputError
 
 Vector = tuple[float, float, float]
 
+# NIfTI-1, which masks are written as, counts an axis in 15 bits.
+LONGEST_AXIS = 2**15 - 1
+
 
 class Reason(StrEnum):
     """Why a file is no part of the volume."""

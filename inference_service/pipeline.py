@@ -213,7 +213,8 @@ def _write_segmentations(
 def input_sha256(source: Path) -> str:
     """Names an input by its content: of a file its sha256, of a folder that of its files' sorted ones."""
     if source.is_dir():
-        each = sorted(input_sha256(path) for path in source.rglob("*") if path.is_file())
+        files = (path for path in source.rglob("*") if path.is_file() and not path.is_symlink())
+        each = sorted(input_sha256(path) for path in files)
         return hashlib.sha256("\n".join(each).encode()).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -340,5 +341,6 @@ def _input_report(scan: Scan, sha256: str, kept: Box) -> InputReport:
         modality=scan.modality or None,
         slices=len(scan.slices) or None,
         set_aside=dict(scan.set_aside),
+        replaced_voxels=scan.replaced_voxels,
         cropped_to=[(side.start, side.stop) for side in kept] if cropped else None,
     )

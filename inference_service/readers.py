@@ -11,7 +11,7 @@ import numpy as np
 from inference_service.archives import list_files, looks_like_zip, unpack
 from inference_service.dicom import looks_like_dicom
 from inference_service.dicom_volume import read_series
-from inference_service.errors import InputCorrupt, InputNotFound, InputTooLarge, UnsupportedFormat
+from inference_service.errors import InconsistentGeometry, InputCorrupt, InputNotFound, InputTooLarge, UnsupportedFormat
 from inference_service.nifti import Header, Require, geometry_warnings, grid_header, looks_like_nifti, read_nifti
 from inference_service.regrid import Evened, Straightened, straight_shape
 from inference_service.request import Tolerance
@@ -22,6 +22,8 @@ from inference_service.volume import Volume
 Kind = Literal["nifti", "dicom"]
 
 _UNPACKED = "unpacked"
+# Of a grid that stays as it is: a patient sheared further is not what a network was trained on.
+_MOST_SHEAR_DEGREES = 10.0
 MOST_BYTES = 4 * 2**30
 """That an input may have, unless a setting says otherwise."""
 
@@ -162,6 +164,8 @@ def _read_nifti(files: Sequence[Path], reading: _Reading) -> Scan:
         return Scan(volume, grid, replaced, warnings=warnings)
     off = f"the grid's axes are {shear.degrees:.3g}° off right angles"
     if shear.axes is None:
+        if shear.degrees > _MOST_SHEAR_DEGREES:
+            raise InconsistentGeometry(f"{off}, all of them: such a grid cannot be straightened by moving planes")
         return Scan(volume, grid, replaced, warnings=(*warnings, f"{off}, all of them: the network saw none of it"))
     warnings = (*warnings, f"{off}: planes were moved in line by whole voxels for the network, and the mask back")
     return Scan(volume, grid, replaced, straightened=_straightened(volume, shear, reading), warnings=warnings)

@@ -40,9 +40,10 @@ class InputReport(_Part):
     slices: int | None = Field(description="How many slices of a DICOM series the scan was made of.")
     set_aside: dict[str, int] = Field(
         description="How many files of the input are no part of the scan, by reason: not_dicom, no_image, "
-        "localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, no_position, single_image, "
-        "other_series."
+        "unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, no_position, "
+        "single_image, other_series."
     )
+    replaced_voxels: int = Field(description="Voxels that were NaN or infinite, and got the least finite value.")
     cropped_to: list[tuple[int, int]] | None = Field(
         description="Where the model's manifest asks for a crop: the first voxel that was looked at along each axis of "
         "the file, and the one after the last; null where all was."

@@ -28,10 +28,17 @@ _LEAST_SPACING_MM = 1e-3
 _MOST_STRAY_MM, _MOST_STRAY = 0.1, 0.1
 # Drift across the planes that is more than rounding. A stack that drifts less is straight.
 _LEAST_DRIFT_MM, _LEAST_TILT_DEGREES = 0.1, 0.05
-# Where so many gaps are so much wider than the narrowest one, no slices are missing: some are of another acquisition.
-_WIDE_GAP, _MOST_WIDE_GAPS = 2.5, 0.4
+# Where gaps so much wider than the narrowest one take turns with others so often, no slices are missing: some are of
+# another acquisition.
+_WIDE_GAP, _MOST_TURNS = 2.5, 0.5
+# Or where one is so much narrower than is usual.
+_NARROW_GAP = 0.1
+# So many wide gaps in one piece are another spacing, and no slices that are missing.
+_LEAST_WIDE_STRETCH = 3
 # More is not bridged, whatever is tolerated: what lies between would be made up.
 _MOST_GAP_MM = 10.0
+# Slices so many of their thicknesses apart leave out as much as they show.
+_MOST_THICKNESSES = 1.9
 
 
 @dataclass(frozen=True)
@@ -93,17 +100,18 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     slices = [Slice(image, plane) for image in images for plane in image.planes]
     _check_alike(slices)
     _check_names(images)
+    normal = _axes(slices[0].plane)[:, 2]
+    slices.sort(key=lambda piece: float(np.dot(piece.plane.position_mm, normal)))
+    # Of the lowest slice, whichever came first: directions differ by rounding.
     axes = _axes(slices[0].plane)
     positions_mm = np.array([piece.plane.position_mm for piece in slices])
     places_mm = (positions_mm - positions_mm[0]) @ axes
-    order = np.argsort(places_mm[:, 2], kind="stable")
-    slices = [slices[index] for index in order]
-    places_mm = places_mm[order] - places_mm[order[0]]
     if len(slices) == 1:
         spacing_mm, warnings = _thickness(slices[0])
     else:
         spacing_mm, warnings = float(places_mm[-1, 2]) / (len(slices) - 1), []
         _check_apart(places_mm[:, 2])
+        warnings += _on_sparse(spacing_mm, [piece.image.thickness_mm for piece in slices])
     warnings += _on_acquisitions([piece.image.acquisition for piece in slices])
     uneven = _is_uneven(places_mm[:, 2], spacing_mm)
     tilted = _is_tilted(places_mm, min(slices[0].plane.pixel_mm))
@@ -118,7 +126,7 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     affine = np.eye(4)
     affine[:3, :2] = axes[:, :2] * pixel_mm
     affine[:3, 2] = axes @ np.array(step_mm) / max(1, len(slices) - 1)
-    affine[:3, 3] = positions_mm[order[0]]
+    affine[:3, 3] = positions_mm[0]
     return Series(
         slices=tuple(slices),
         affine=_LPS_TO_RAS @ affine,
@@ -226,6 +234,16 @@ def _check_apart(heights_mm: NDArray[np.float64]) -> None:
     )
 
 
+def _on_sparse(spacing_mm: float, thicknesses_mm: Sequence[float | None]) -> list[str]:
+    """A warning where much of the patient lies between slices: some may be missing, which positions cannot tell."""
+    known_mm = [thickness for thickness in thicknesses_mm if thickness is not None]
+    thickest_mm = max(known_mm, default=_MOST_GAP_MM / _MOST_THICKNESSES)
+    if spacing_mm <= min(_MOST_GAP_MM, _MOST_THICKNESSES * thickest_mm):
+        return []
+    stated = f", and {thickest_mm:.4g} mm thick by what they state" if known_mm else ""
+    return [f"slices are {spacing_mm:.4g} mm apart{stated}: if any are missing, it does not show"]
+
+
 def _on_acquisitions(numbers: Sequence[int | None]) -> list[str]:
     """A warning where slices of several acquisitions alternate, as they may not be of one moment."""
     count, changes = len(set(numbers)), sum(one != other for one, other in pairwise(numbers))
@@ -238,12 +256,12 @@ def _is_uneven(heights_mm: NDArray[np.float64], spacing_mm: float) -> bool:
 
 
 def _usual_mm(gaps_mm: NDArray[np.float64]) -> float:
-    """The spacing of slices that have none missing between them.
+    """The spacing of slices that have none missing between them: the narrowest that more than one in ten gaps has.
 
     >>> _usual_mm(np.array([2.0, 4.0, 2.1]))
     2.05
     """
-    return float(np.median(gaps_mm[gaps_mm < 1.5 * gaps_mm.min()]))
+    return float(np.median(gaps_mm[gaps_mm < 1.5 * np.quantile(gaps_mm, 0.1, method="higher")]))
 
 
 def _on_uneven(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> str:
@@ -253,11 +271,15 @@ def _on_uneven(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool
     widest = int(gaps_mm.argmax())
     where = f"between slices {widest + 1} and {widest + 2} of {len(gaps_mm) + 1} lie {gaps_mm[widest]:.4g} mm"
     missing = int(steps.sum()) - len(gaps_mm)
-    if np.mean(gaps_mm > _WIDE_GAP * gaps_mm.min()) > _MOST_WIDE_GAPS:
+    wide = gaps_mm > _WIDE_GAP * gaps_mm.min()
+    if np.count_nonzero(np.diff(wide)) > _MOST_TURNS * len(wide) or gaps_mm.min() < _NARROW_GAP * usual_mm:
         raise InconsistentGeometry(
             f"slices lie nearly upon one another, as of two acquisitions: {gaps_mm.min():.4g} to {gaps_mm.max():.4g} "
             "mm apart"
         )
+    stretches = np.count_nonzero(np.diff(steps > 1, prepend=False) & (steps > 1))
+    if stretches == 1 and np.count_nonzero(steps > 1) >= _LEAST_WIDE_STRETCH:
+        whole = False
     if whole and missing:
         text = f"{missing} slice{'s are' if missing > 1 else ' is'} missing: {where}, elsewhere {usual_mm:.4g} mm"
     else:
@@ -295,7 +317,10 @@ def _on_tilt(places_mm: NDArray[np.float64], *, tolerated: bool) -> str:
     )
     if not tolerated:
         raise GantryTilt(text)
-    return f"{text}; they were moved in line for the network, and the mask back with them"
+    return (
+        f"{text}; they were moved in line for the network, and the mask back with them, onto a sheared grid: viewers "
+        "that take none, such as those built on ITK, need a DICOM segmentation"
+    )
 
 
 def _mm(values: Iterable[float]) -> str:

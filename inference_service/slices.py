@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.image import Image, Layout, Plane
+from inference_service.image import Image, Plane
 from inference_service.pixels import Require, read_frames
 from inference_service.series import Slice
 
 AIR_HU = -1024
+# Padding that would be what a patient is made of is no padding, but a header that does not know its own scan.
+_TISSUE_HU = (-500, 3000)
 # For each thread, so that none waits for another.
 _FRAMES_AHEAD = 2
 # Which slice it is, its real values, how many of them are padding.
@@ -103,18 +105,19 @@ def _real(decode: Callable[[], NDArray[np.integer]], plane: Plane, image: Image,
     if exact:
         values = stored + np.int64(plane.intercept) if stored.dtype.itemsize > 2 else stored + np.int32(plane.intercept)
     else:
-        # What leaves the range of float32 becomes infinite, and is counted and replaced with others of that kind.
-        with np.errstate(over="ignore"):
-            values = (stored * plane.slope + plane.intercept).astype(np.float32)
-    where = _padded(stored, image.layout)
-    if where is None:
+        values = (stored * plane.slope + plane.intercept).astype(np.float32)
+    padding = padding_of(image, plane)
+    if padding is None:
         return k, values, 0
+    where = (stored >= padding[0]) & (stored <= padding[1])
     values[where] = background(image)
     return k, values, int(np.count_nonzero(where))
 
 
-def _padded(stored: NDArray[np.integer], layout: Layout) -> NDArray[np.bool_] | None:
-    if layout.padding is None:
-        return None
-    first, last = layout.padding
-    return (stored >= first) & (stored <= last)
+def padding_of(image: Image, plane: Plane) -> tuple[int, int] | None:
+    """First and last stored value that are padding; None where there is none, or where it would be tissue in CT."""
+    padding = image.layout.padding
+    if padding is None or image.modality != "CT":
+        return padding
+    low, high = _TISSUE_HU
+    return None if any(low < end * plane.slope + plane.intercept < high for end in padding) else padding

@@ -45,7 +45,7 @@ def segment(
     from inference_service.local import segment_locally
     from inference_service.readers import Wishes
 
-    with ProgressDisplay(console(stderr=True), {source: source.name}) as display:
+    with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
             source, target, get_settings(), model=model, version=model_version,
             wishes=Wishes(series, tolerate, modality_check), formats=formats,

@@ -221,8 +221,8 @@ def test_segment_shows_tables_and_keeps_progress_apart(segmented: Segmented) -> 
     assert all(words in segmented.result.stdout for words in ("Stage timings", "soft_tissue", str(segmented.target)))
     assert "%" not in segmented.result.stdout
     lines = segmented.result.stderr.splitlines()
-    assert lines[-1] == "chest.nii.gz:  96% write"
-    assert all(line.startswith("chest.nii.gz: ") for line in lines)
+    assert lines[-1] == "the scan:  96% write"
+    assert all(line.startswith("the scan: ") for line in lines)
 
 
 def test_segment_never_overwrites(segmented: Segmented, scan: Path) -> None:

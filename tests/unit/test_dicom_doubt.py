@@ -8,7 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from dicom_encoders import encapsulated, jpeg_2000, jpeg_lossless
-from dicom_files import Change, Stack, phantom, set_stored, setting, straight, without, write
+from dicom_files import Change, Stack, phantom, set_stored, setting, straight, without, write, write_enhanced
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -24,7 +24,9 @@ from inference_service.errors import (
     InputCorrupt,
     InputError,
     InputTooLarge,
+    MissingSlices,
     MixedSeries,
+    NotAVolume,
     UnsupportedTransferSyntax,
 )
 from inference_service.readers import Scan, Wishes, read_scan
@@ -153,6 +155,92 @@ def test_slices_nearly_upon_one_another_are_never_mended(
     write(tmp_path / "in", at_heights(heights_mm))
     with pytest.raises(InconsistentGeometry, match="nearly upon one another"):
         read(tmp_path / "in", tolerate=tolerate)
+
+
+@pytest.mark.parametrize("wide_mm", [5.0, 7.5, 10.0])
+def test_a_head_of_two_spacings_is_mended_where_that_is_tolerated(tmp_path: Path, wide_mm: float) -> None:
+    """Thin slices through the base of the skull, thick ones above."""
+    write(tmp_path / "in", at_heights(np.cumsum([0, *[2.5] * 8, *[wide_mm] * 10]).tolist()))
+    with pytest.raises(InconsistentGeometry, match=rf"slices are 2\.5 to {wide_mm:g} mm apart"):
+        read(tmp_path / "in")
+    scan = read(tmp_path / "in", tolerate=("uneven_spacing",))
+    assert scan.evened is not None
+    assert scan.volume.spacing_mm[2] == pytest.approx(2.5)
+
+
+def test_a_slice_between_two_others_is_mended_where_that_is_tolerated(tmp_path: Path) -> None:
+    write(tmp_path / "in", at_heights([0, 2.5, 5, 5.5, *np.arange(7.5, 30, 2.5).tolist()]))
+    with pytest.raises(InconsistentGeometry, match=r"slices are 0\.5 to 2\.5 mm apart"):
+        read(tmp_path / "in")
+    assert read(tmp_path / "in", tolerate=("uneven_spacing",)).volume.spacing_mm[2] == pytest.approx(2.5)
+
+
+def test_missing_slices_here_and_there_are_missing(tmp_path: Path) -> None:
+    heights_mm = [2.5 * number for number in range(20) if number not in (4, 9, 10, 15)]
+    write(tmp_path / "in", at_heights(heights_mm))
+    with pytest.raises(MissingSlices, match="4 slices are missing"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("step_mm", "thickness_mm", "warned"),
+    [(10.5, None, True), (9.5, None, False), (5, 2.5, True), (4, 2.5, False), (2, 3, False)],
+)
+def test_slices_with_much_between_them_are_warned_of(
+    tmp_path: Path, step_mm: float, thickness_mm: float | None, warned: bool
+) -> None:
+    change = without("SliceThickness") if thickness_mm is None else setting("SliceThickness", thickness_mm)
+    write(tmp_path / "in", straight(step_mm=step_mm), change=change)
+    found = [warning for warning in read(tmp_path / "in").warnings if "if any are missing, it does not show" in warning]
+    assert len(found) == warned
+
+
+def test_the_grid_does_not_depend_on_the_files_names(tmp_path: Path) -> None:
+    """Directions that differ by rounding."""
+
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.ImageOrientationPatient = [1, k * 1e-4, 0, -k * 1e-4, 1, 0]
+
+    paths = write(tmp_path / "in", straight(), change=change)
+    affine = read(tmp_path / "in").volume.affine
+    (tmp_path / "other").mkdir()
+    for number, path in enumerate(reversed(paths)):
+        path.rename(tmp_path / "other" / str(number))
+    np.testing.assert_array_equal(read(tmp_path / "other").volume.affine, affine)
+
+
+@pytest.mark.parametrize(("name", "value"), [("RescaleSlope", "1e39"), ("RescaleIntercept", "-1e38")])
+def test_a_rescaling_out_of_all_numbers_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    write(tmp_path / "in", straight(), change=setting(name, value, only=2))
+    with pytest.raises(InputCorrupt, match="rescale slope"):
+        read(tmp_path / "in")
+
+
+def test_padding_that_would_be_tissue_is_not_believed(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("PixelPaddingValue", 60 + 1024))
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels, straight().voxels)
+    assert "the series calls values padding that are tissue in CT: they were taken as they are" in scan.warnings
+
+
+def test_a_single_frame_of_an_enhanced_object_is_as_thick_as_it_says(tmp_path: Path) -> None:
+    path = write_enhanced(tmp_path / "in", straight(phantom()[:, :, :1]))
+    assert read(path).volume.spacing_mm[2] == 7
+
+
+def test_a_series_of_colour_is_refused_as_one(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("PhotometricInterpretation", "PALETTE COLOR"))
+    with pytest.raises(NotAVolume, match="no series of slices: 6 colour"):
+        read(tmp_path / "in")
+
+
+def test_a_jpeg_2000_without_its_end_is_refused(tmp_path: Path) -> None:
+    """Cut, and filled with zeros to where it ended."""
+    (path, *_) = write(tmp_path / "in", straight(phantom(SHAPE)))
+    frame = jpeg_2000((PIXELS + 1024).astype(np.uint16), 16)
+    encapsulated(path, JPEG2000Lossless, frame[: len(frame) * 6 // 10] + b"\0" * (len(frame) * 4 // 10))
+    with pytest.raises(InputCorrupt, match="truncated"):
+        read(tmp_path / "in")
 
 
 def test_spacing_that_grows_is_no_missing_slice(tmp_path: Path) -> None:

@@ -362,6 +362,23 @@ def test_patient_and_study_are_those_of_the_scan(
         assert secret not in caplog.text
 
 
+def test_what_is_wrong_with_private_elements_does_no_harm(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.add_new((0x0019, 0x0010), "LO", "ACME")
+        dataset.add_new((0x0019, 0x1001), "OB", b"no items at all\0")
+        dataset.ImageComments = "1\\" * 5000
+
+    for path in write(tmp_path / "in", straight(), change=change):
+        element = b"\x19\0\x01\x10OB\0\0"
+        content = path.read_bytes()
+        assert element in content
+        path.write_bytes(content.replace(element, element.replace(b"OB", b"SQ")))
+    scan = read(tmp_path / "in")
+    seg = make_segmentation(labels_of(scan.volume.voxels), scan)
+    assert seg.PatientID == PATIENT_ID
+    np.testing.assert_array_equal(by_instance(seg, scan), labels_of(scan.volume.voxels))
+
+
 def test_what_the_scan_says_nothing_of_is_empty(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     write(tmp_path / "in", straight(), change=without("PatientName", "PatientID", "AccessionNumber", "Modality"))
     scan = read(tmp_path / "in")

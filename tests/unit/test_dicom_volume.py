@@ -501,7 +501,8 @@ def test_nothing_of_the_patient_is_in_messages_logs_or_values(
     text = caught.value.message + caplog.text
     shutil.rmtree(tmp_path / "in")
     write(tmp_path / "in", straight())
-    text += repr(read(tmp_path / "in")) + caplog.text
+    # Addresses of objects hold any digits.
+    text += re.sub(r" at 0x[0-9a-f]+", "", repr(read(tmp_path / "in"))) + caplog.text
     for secret in ("Mueller", "4711", "19610203", "0815"):
         assert secret not in text.replace("1.2.3.4", "")
 

@@ -2,16 +2,20 @@
 
 import io
 import random
+import struct
+import tracemalloc
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dicom_encoders import encode
-from dicom_files import phantom, straight, write, write_enhanced
+from dicom_files import phantom, setting, straight, write, write_enhanced
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -134,3 +138,49 @@ def test_sequences_nested_without_end_are_refused(tmp_path: Path, originals: lis
     nested = (b"\x28\0\0\x30\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff") * 5000
     at = content.index(b"\x28\0\x02\0")
     survives(tmp_path, [content[:at] + nested + content[at:]])
+
+
+@contextmanager
+def little_memory(content: bytes) -> Iterator[None]:
+    """What is made of a file is of the order of its size."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["ImageType", "ImagePositionPatient", "SeriesInstanceUID", "NumberOfFrames"])
+def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "in", straight(), syntax=ImplicitVRLittleEndian, change=setting("NumberOfFrames", 1))[0]
+    content, values = path.read_bytes(), b"1\\" * 300_000 + b"1 "
+    start = content.index(struct.pack("<HH", Tag(name).group, Tag(name).element), 132)
+    (size,) = struct.unpack("<I", content[start + 4 : start + 8])
+    path.write_bytes(content[: start + 4] + struct.pack("<I", len(values)) + values + content[start + 8 + size :])
+    for other in (tmp_path / "in").iterdir():
+        if other != path:
+            other.unlink()
+    with little_memory(path.read_bytes()), pytest.raises(InputError, match="longer than 4096 bytes"):
+        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+
+
+@pytest.mark.parametrize("frames", [b"3 ", b"99999 "])
+def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes) -> None:
+    path = write_enhanced(tmp_path / "in", straight())
+    content = path.read_bytes()
+    start = content.index(struct.pack("<HH2s", 0x5200, 0x9230, b"SQ"))
+    pixels = content.index(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW"))
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 100_000
+    content = content[:start] + struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, len(items)) + items + content[pixels:]
+    count = struct.pack("<HH2sH", 0x0028, 0x0008, b"IS", 2) + b"6 "
+    assert count in content
+    path.write_bytes(content.replace(count, count[:6] + struct.pack("<H", len(frames)) + frames))
+    with little_memory(items), pytest.raises(InputError, match=r"100\d\d\d items of sequences|99999 frames"):
+        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+
+
+def test_memory_for_items_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
+    asked: list[int] = []
+    read_scan(write_enhanced(tmp_path / "in", straight()), tmp_path, max_voxels=MAX_VOXELS, require=asked.append)
+    assert asked[0] > 6 * 2048

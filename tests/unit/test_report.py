@@ -157,6 +157,7 @@ def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
             modality=None,
             slices=None,
             set_aside={},
+            replaced_voxels=0,
             cropped_to=None,
         ),
         model=ModelReport(name="test", version="1", sha256="0" * 64),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inference_service.errors import InputTooLarge
+from inference_service.errors import InconsistentGeometry, InputTooLarge
 from inference_service.readers import read_scan
 from inference_service.shear import find_shear, straighten_sheared
 from inference_service.volume import Volume
@@ -19,7 +19,7 @@ def grid(*columns: tuple[float, float, float]) -> NDArray[np.float64]:
 
 # Rows of 2 mm, columns of 3 mm, slices of 4 mm that drift to the front by 1.5 mm each.
 TILTED = grid((2, 0, 0), (0, 3, 0), (0, 1.5, 4))
-SKEWED = grid((2, 0.5, 0), (0.5, 3, 0.5), (0, 1, 4))
+SKEWED = grid((2, 0.1, 0), (0.1, 3, 0.2), (0, 0.3, 4))
 
 
 def save(path: Path, affine: NDArray[np.float64]) -> Path:
@@ -68,6 +68,12 @@ def test_a_grid_without_any_right_angle_is_seen_as_it_is(tmp_path: Path) -> None
     scan = read_scan(save(tmp_path / "scan.nii", SKEWED), tmp_path, max_voxels=100)
     assert scan.straightened is None
     assert "all of them: the network saw none of it" in scan.warnings[-1]
+
+
+def test_a_grid_far_from_any_right_angle_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii", grid((2, 0.5, 0), (0.5, 3, 0.5), (0, 1, 4)))
+    with pytest.raises(InconsistentGeometry, match=r"the grid's axes are .*° off right angles, all of them"):
+        read_scan(path, tmp_path, max_voxels=100)
 
 
 def test_a_grid_that_is_too_large_when_it_is_straight_is_refused(tmp_path: Path) -> None:
