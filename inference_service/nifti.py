@@ -90,7 +90,8 @@ def geometry_warnings(header: Header, volume: Volume) -> tuple[str, ...]:
     apart_mm = _forms_apart_mm(header, volume)
     if apart_mm <= _MOST_APART_MM:
         return ()
-    return (f"the header's qform and sform disagree by up to {apart_mm:.4g} mm: the sform was taken",)
+    by = f"by up to {apart_mm:.4g} mm" if isfinite(apart_mm) else "altogether"
+    return (f"the header's qform and sform disagree {by}: the sform was taken",)
 
 
 def _forms_apart_mm(header: Header, volume: Volume) -> float:
