@@ -64,7 +64,7 @@ $(BENCH)/.ready: pyproject.toml
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
-train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (ARGS="--steps 100")
+train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (ARGS="--seed 1")
 	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(CHEST)/work $(ARGS)
 	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(CHEST)/work/weights.pt
 
