@@ -134,7 +134,8 @@ def read_image(path: Path, *, max_bytes: int, require: Callable[[int], None]) ->
 
 def is_long(dataset: Dataset, tag: BaseTag) -> bool:
     """Whether an element that was not converted yet, and is no sequence, is longer than what is read here ever is."""
-    element = dataset.get_item(tag)
+    # pydicom names only one of its two kinds of element here.
+    element: object = dataset.get_item(tag)
     if not isinstance(element, RawDataElement) or element.length <= _MOST_VALUE_BYTES:
         return False
     kind = element.VR
