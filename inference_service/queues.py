@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from inference_service.errors import QueueUnavailable
 from inference_service.request import TASK_NAME, Priority
@@ -162,4 +162,6 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, RedisError) as error:
-        raise QueueUnavailable("Redis does not answer, or refuses the credentials") from error
+        if isinstance(error.__cause__ or error, AuthenticationError):
+            raise QueueUnavailable("Redis refuses the password, or asks for one") from error
+        raise QueueUnavailable("Redis does not answer") from error

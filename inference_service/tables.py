@@ -243,7 +243,9 @@ def mapped_errors() -> Iterator[None]:
             raise DatabaseUnavailable("the tables are missing: run `inference-service migrate`") from error
         raise
     except OperationalError as error:
-        raise DatabaseUnavailable("Postgres does not answer, or refuses the credentials") from error
+        # What libpq says of where it failed to connect to, and the server's severity, are left out.
+        reason = str(error.orig).partition("\n")[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
+        raise DatabaseUnavailable(f"Postgres cannot be used: {reason}") from error
     except InternalError as error:
         # Such as a server that is read-only, as one that was demoted at a failover.
         raise DatabaseUnavailable("Postgres takes no writes now") from error

@@ -16,8 +16,8 @@ from redis import Redis
 
 from inference_service import Client
 from inference_service.embedded import Servers
-from inference_service.errors import BadRequest
-from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.errors import BadRequest, QueueUnavailable
+from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, look, make_app
 from inference_service.request import InputReference, Priority, SegmentRequest, parse_request
 from inference_service.settings import Settings
 from inference_service.tables import JobState
@@ -46,6 +46,20 @@ def test_a_job_is_recorded_and_sent_to_its_queue(
     job = client.status(job_id)
     assert job is not None
     assert (job.state, parse_request(job.request), job.queue) == (JobState.QUEUED, request, queue)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"redis_password": "wrong"}, "Redis refuses the password, or asks for one"),
+        ({"redis_url": "redis://127.0.0.1:1/0"}, "Redis does not answer"),
+    ],
+    ids=["password", "nobody"],
+)
+def test_what_keeps_redis_from_answering_is_said(settings: Settings, changed: dict[str, object], said: str) -> None:
+    with pytest.raises(QueueUnavailable) as caught:
+        look(make_app(Settings.model_validate({**settings.model_dump(), **changed})))
+    assert caught.value.message == said
 
 
 def test_submitting_the_same_job_twice_gives_one_job(client: Client) -> None:

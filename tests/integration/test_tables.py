@@ -55,9 +55,20 @@ def test_missing_tables_are_said_to_want_a_migration(empty_database: Settings) -
     engine.dispose()
 
 
-def test_a_wrong_password_is_database_unavailable(settings: Settings) -> None:
-    with pytest.raises(DatabaseUnavailable):
-        migrate(Settings.model_validate({**settings.model_dump(), "postgres_password": "wrong"}))
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"postgres_password": ""}, "fe_sendauth: no password supplied"),
+        ({"postgres_password": "wrong"}, 'password authentication failed for user "inference"'),
+        ({"postgres_db": "absent"}, 'database "absent" does not exist'),
+        ({"postgres_port": 1}, "Connection refused"),
+    ],
+    ids=["none", "password", "database", "nobody"],
+)
+def test_what_keeps_postgres_from_answering_is_said(settings: Settings, changed: dict[str, object], said: str) -> None:
+    with pytest.raises(DatabaseUnavailable) as caught:
+        migrate(Settings.model_validate({**settings.model_dump(), **changed}))
+    assert caught.value.message == f"Postgres cannot be used: {said}"
 
 
 @pytest.fixture

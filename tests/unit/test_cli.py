@@ -354,7 +354,7 @@ def test_providers_are_shown() -> None:
 def test_without_postgres_commands_exit_4(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (4, "")
-    assert result.stderr == "error: database_unavailable: Postgres does not answer, or refuses the credentials\n"
+    assert result.stderr == "error: database_unavailable: Postgres cannot be used: Connection refused\n"
 
 
 @pytest.mark.usefixtures("no_servers")
