@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference_service import jobs
-from inference_service.errors import ModelNotFound, ServiceError
-from inference_service.models import list_models, read_model
+from inference_service.errors import ServiceError
+from inference_service.models import read_model, require_models
 from inference_service.queues import look, make_app
 from inference_service.settings import Settings
 from inference_service.storage import Storage
@@ -79,9 +79,7 @@ def _check_storage(settings: Settings) -> str:
 
 
 def _check_models(settings: Settings) -> str:
-    folders = list_models(settings.models_path)
-    if not folders:
-        raise ModelNotFound(f"no model is installed under MODELS_PATH {settings.models_path}")
+    folders = require_models(settings.models_path)
     for folder in folders:
         read_model(folder).read_network()
     return f"{len(folders)} installed, all as their manifests say"

@@ -80,6 +80,18 @@ def list_models(models_path: Path) -> list[Path]:
     return [name / version for name in names for version in _versions(name)]
 
 
+def require_models(models_path: Path) -> list[Path]:
+    """Lists the folders of all installed models.
+
+    Raises:
+        ModelNotFound: There are none.
+    """
+    folders = list_models(models_path)
+    if not folders:
+        raise ModelNotFound(f"no model is installed under MODELS_PATH {models_path}")
+    return folders
+
+
 def read_model(folder: Path) -> Model:
     """Reads the manifest in a model's folder.
 

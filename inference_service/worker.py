@@ -20,6 +20,7 @@ from inference_service.engine import Engine
 from inference_service.errors import InternalError, TimeLimit
 from inference_service.logs import configure_logging
 from inference_service.machine import usable_cpus
+from inference_service.models import require_models
 from inference_service.providers import GPUS, log_providers
 from inference_service.queues import QUEUES, make_app
 from inference_service.settings import Settings
@@ -43,12 +44,14 @@ def run_worker(role: Role, settings: Settings) -> int:
 
     Raises:
         InternalError: No ONNX Runtime works here, or none of the GPUs that REQUIRE_GPU asks for.
+        ModelNotFound: No model is installed.
     """
     configure_logging(settings.log_level, settings.log_format)
     signals.setup_logging.connect(_keep_logging)
     providers = settings.effective_onnx_providers
     log_providers(settings.onnx_providers, providers)
     _check_gpu(role, settings, providers)
+    require_models(settings.models_path)
     concurrency = settings.worker_concurrency or _CONCURRENCY[role]
     threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
     logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(ROLE_QUEUES[role]), concurrency, threads)

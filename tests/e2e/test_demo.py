@@ -248,6 +248,12 @@ def test_health_follows_the_workers_sign_of_life(stack: Stack, tmp_path: Path) -
     assert "no sign of life" in run_cli(without, "health", code=4)
 
 
+def test_a_worker_without_models_ends_and_says_so(stack: Stack, tmp_path: Path) -> None:
+    without = Stack(stack.settings, {**stack.environment, "MODELS_PATH": str(tmp_path)}, [])
+    message = run_cli(without, "worker", "--role", "cpu", code=3)
+    assert f"error: model_not_found: no model is installed under MODELS_PATH {tmp_path}" in message
+
+
 def test_a_gpu_that_is_required_and_missing_stops_the_worker(stack: Stack) -> None:
     demanding = Stack(stack.settings, {**stack.environment, "REQUIRE_GPU": "true"}, [])
     message = run_cli(demanding, "worker", "--role", "gpu", code=1)
