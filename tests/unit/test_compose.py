@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,10 +23,15 @@ SERVERS = {"redis", "postgres", "minio"}
 WATCHERS = {"prometheus", "grafana", "flower"}
 
 
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    """All that a compose of this test sees, wherever it is called."""
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
+
+
 def compose_command() -> list[str] | None:
     """Compose v2 where there is one, else the classic."""
     if shutil.which("docker"):
-        found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+        found = subprocess.run(["docker", "compose", "version"], env=environment({}), capture_output=True, check=False)
         if found.returncode == 0:
             return ["docker", "compose"]
     return ["docker-compose"] if shutil.which("docker-compose") else None
@@ -43,13 +49,20 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(empty: Path, mode: tuple[str, ...], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    files = ["docker-compose.yml", *(f"docker-compose.{part}.yml" for part in mode)]
+def config(
+    env_file: Path, mode: tuple[str, ...], variables: dict[str, str], *more: Path
+) -> subprocess.CompletedProcess[str]:
+    files = ["docker-compose.yml", *(f"docker-compose.{part}.yml" for part in mode), *map(str, more)]
     return subprocess.run(
-        [*(COMPOSE or []), "--env-file", str(empty), *(word for file in files for word in ("-f", file)), "config"],
-        cwd=REPOSITORY, env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
-        capture_output=True, text=True, check=False,
+        [*(COMPOSE or []), "--env-file", str(env_file), *(word for file in files for word in ("-f", file)), "config"],
+        cwd=REPOSITORY, env=environment(variables), capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def services(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return found
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -65,21 +78,29 @@ def test_every_file_is_what_composes_specification_says(file: Path, tmp_path: Pa
 @needs_compose
 @pytest.mark.parametrize("mode", MODES, ids="+".join)
 def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
-    done = config(empty, mode, SECRETS | (MONITORING_SECRETS if "monitoring" in mode else {}))
-    assert done.returncode == 0, done.stderr
-    services = yaml.safe_load(done.stdout)["services"]
+    rendered = services(config(empty, mode, SECRETS | (MONITORING_SECRETS if "monitoring" in mode else {})))
     watchers = WATCHERS if "monitoring" in mode else set()
     workers = {f"inference-worker-{part}" for part in mode if part != "monitoring"}
-    assert set(services) == {*SERVERS, *watchers, *workers, "migrate"}
-    for name, service in services.items():
+    assert set(rendered) == {*SERVERS, *watchers, *workers, "migrate"}
+    for name, service in rendered.items():
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["logging"]["options"]["max-size"] == "10m"
         assert all("127.0.0.1" in str(port) for port in service.get("ports", []))
         assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+        assert service["cap_drop"] == ["ALL"]
         if name not in SERVERS:
-            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+            assert (service["read_only"], "cap_add" in service) == (True, False)
     for worker in workers:
-        assert "ports" not in services[worker]
+        assert "ports" not in rendered[worker]
+
+
+@needs_compose
+@pytest.mark.parametrize("engine", ["cpu", "openvino"])
+def test_services_of_one_image_build_it_alike(empty: Path, engine: str) -> None:
+    rendered = services(config(empty, ("gpu", "cpu"), {**SECRETS, "CPU_ENGINE": engine}))
+    assert rendered["migrate"]["image"] == rendered["inference-worker-cpu"]["image"]
+    assert rendered["migrate"]["build"] == rendered["inference-worker-cpu"]["build"]
+    assert rendered["migrate"]["build"]["args"] == {"ENGINE": engine}
 
 
 @needs_compose
@@ -108,12 +129,33 @@ def test_every_variable_is_written_down() -> None:
     assert {name for name in used if f"`{name}`" not in pages} == set()
 
 
-def test_every_setting_of_a_job_reaches_the_workers() -> None:
-    passed = set(re.findall(r"^      ([A-Z0-9_]+):", "".join(file.read_text() for file in FILES), flags=re.MULTILINE))
+@pytest.mark.parametrize("role", ["cpu", "gpu"])
+def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
+    files = [REPOSITORY / "docker/service.yml", REPOSITORY / f"docker-compose.{role}.yml"]
+    passed = set(re.findall(r"^      ([A-Z0-9_]+):", "".join(map(Path.read_text, files)), flags=re.MULTILINE))
     # The images set the paths, and servers in the same network speak no TLS.
     fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
+    # Of these the other role makes nothing.
+    fixed |= {"REQUIRE_GPU"} if role == "cpu" else {"ONNX_PRECISION"}
     settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}
     assert settings - passed == fixed
+
+
+@needs_compose
+def test_servers_elsewhere_are_named_by_the_override_that_the_docs_show(empty: Path, tmp_path: Path) -> None:
+    (shown,) = re.findall(
+        r"```yaml\n(services:\n.*?)```",
+        (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    override = tmp_path / "override.yml"
+    override.write_text(shown, encoding="utf-8")
+    rendered = services(config(empty, ("cpu",), SECRETS, override))
+    given = {"POSTGRES_SERVER": "db.hospital.example", "POSTGRES_SSLMODE": "verify-full"}
+    for name in ("migrate", "inference-worker-cpu"):
+        assert given.items() <= rendered[name]["environment"].items()
+        assert "MINIO_ENDPOINT" in rendered[name]["environment"]
+        assert "/ca.pem" in str(rendered[name]["volumes"])
 
 
 @needs_compose
@@ -126,15 +168,29 @@ def test_a_machine_without_a_gpu_runs_the_gpu_worker_all_the_same(empty: Path) -
     assert "nvidia" not in without
 
 
+@needs_compose
+def test_the_example_with_its_comments_taken_away_starts_too(empty: Path, tmp_path: Path) -> None:
+    filled = tmp_path / "filled.env"
+    example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    filled.write_text(re.sub(r"^# ([A-Z_]+=.)", r"\1", example, flags=re.MULTILINE), encoding="utf-8")
+    rendered, plain = (services(config(path, ("gpu", "cpu"), SECRETS)) for path in (filled, empty))
+    for name, service in plain.items():
+        assert rendered[name].get("volumes") == service.get("volumes")
+        assert rendered[name].get("image") == service.get("image")
+
+
 def test_the_example_shows_the_defaults_of_compose() -> None:
     example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
-    shown = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", example.partition("# Docker compose only")[2], flags=re.MULTILINE))
+    shown = dict(re.findall(r"^# ([A-Z_]+)=(.+)$", example, flags=re.MULTILINE))
     defaults: dict[str, str] = {}
     for file in FILES:
         defaults |= dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", file.read_text(encoding="utf-8")))
-    assert shown == {name: defaults[name] for name in shown}
+    assert {name: shown[name] for name in defaults if name in shown} == {
+        name: defaults[name] for name in defaults if name in shown
+    }
+    assert len(set(defaults) & set(shown)) > 30
 
 
 def test_no_build_context_holds_secrets_or_scans() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split()
-    assert {".env", ".git", "stack-data", "demo-output"} <= set(ignored)
+    assert {"*.env", ".git", "stack-data", "demo-output", "jobs.dump", "objects"} <= set(ignored)
