@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -26,6 +27,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 _REFUSALS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
 _ALLOCATION_FAILURES = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
 _FATAL = 4
+_INPUT_TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -45,7 +47,7 @@ class Session:
         gpu: For NVIDIA's.
 
     Attributes:
-        precision: As asked for.
+        precision: As asked for; a network whose own tensors are float16 computes in that all the same.
         whole: Whether all of the network runs on the first provider, no part of it on the CPU provider instead.
         refusal: What ONNX Runtime says why not; None where it does.
 
@@ -81,6 +83,9 @@ class Session:
         if not inputs:
             raise ModelInvalid("the model's network takes no input")
         self._input_name: str = inputs[0].name
+        if inputs[0].type not in _INPUT_TYPES:
+            raise ModelInvalid(f"the model's network takes {inputs[0].type}, expected {' or '.join(_INPUT_TYPES)}")
+        self._input_type = _INPUT_TYPES[inputs[0].type]
 
     @property
     def providers(self) -> list[str]:
@@ -111,7 +116,7 @@ class Session:
         """Runs the network.
 
         Args:
-            windows: Shape (batch, channels, *window).
+            windows: Shape (batch, channels, *window); halved in precision where the network takes float16.
 
         Returns:
             Logits, shape (batch, labels, *window): a new array, the caller's to change.
@@ -121,7 +126,8 @@ class Session:
             ModelInvalid: The network fails on its declared input.
         """
         try:
-            (logits,) = self._session.run(None, {self._input_name: windows})
+            given = windows.astype(self._input_type, copy=False)
+            (logits,) = self._session.run(None, {self._input_name: given})
         except _ERRORS as error:
             otherwise = "the model's network fails on a window of its declared shape"
             raise _mapped(error, what="a window of this model", otherwise=otherwise, on_gpu=self.on_gpu) from error

@@ -30,14 +30,15 @@ def network(
     outputs: Sequence[str] = ("y",),
     constants: Sequence[onnx.TensorProto] = (),
     batch: int | str = 1,
+    kind: int = TensorProto.FLOAT,
 ) -> bytes:
     """An ONNX file whose inputs and outputs are of free size."""
     free: list[str | int | None] = [batch, 1, "i", "j", "k"]
     graph = helper.make_graph(
         list(nodes),
         "test",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, free) for name in inputs],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 5) for name in outputs],
+        [helper.make_tensor_value_info(name, kind, free) for name in inputs],
+        [helper.make_tensor_value_info(name, kind, [None] * 5) for name in outputs],
         list(constants),
     )
     opsets = [helper.make_opsetid("", 13)]
@@ -57,6 +58,21 @@ def test_a_session_runs_its_network() -> None:
     np.testing.assert_array_equal(logits, 2 * WINDOW)
     assert logits.dtype == np.float32
     assert session.providers == [CPU]
+
+
+def test_a_network_of_half_precision_takes_and_gives_what_others_do() -> None:
+    session = Session(network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.FLOAT16), providers=[CPU])
+    given = WINDOW + np.float32(1 / 3)
+    logits = session.run(given)
+    assert logits.dtype == given.dtype == np.float32
+    np.testing.assert_array_equal(logits, 2 * given.astype(np.float16).astype(np.float32))
+    logits += 1
+
+
+def test_a_network_of_other_numbers_is_refused() -> None:
+    doubles = network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.DOUBLE)
+    with pytest.raises(ModelInvalid, match=r"takes tensor\(double\), expected tensor\(float\) or tensor\(float16\)"):
+        Session(doubles, providers=[CPU])
 
 
 TELLING = """
