@@ -1,8 +1,11 @@
 """The trial of the execution providers, run by `providers` as a process of its own: one line for each result."""
 
+import ctypes
 import json
+import re
 import sys
 from base64 import b64decode
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -14,6 +17,9 @@ from inference_service.sessions import Session
 # Compiled into the CPU wheel, but only a stub for calls to a remote service.
 _NEVER_USABLE = "AzureExecutionProvider"
 _MOST_CHARACTERS = 300
+_LIBRARIES = Path(onnxruntime.__file__).parent / "capi"
+# "…/some.cc:12 a function's signature(…) [with …] What is wrong"
+_PLACE = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
 # An ONNX graph of one 1×1×1 convolution on (1, 1, 2, 2, 2): small, yet it makes CUDA load cuDNN too.
 _NETWORK = b64decode(
     "CAg6cQoPCgF4CgF3EgF5IgRDb252EgVwcm9iZSoVCAEIAQgBCAEIARABQgF3SgQAAIA/Wh8KAXgSGgoYCAESFAoCCAEKAggBCgIIAgoCCAIKAggC"
@@ -38,13 +44,31 @@ def _try(provider: str) -> str | None:
     except (ModelInvalid, OutOfMemory) as error:
         return str(error.__cause__)
     if session.providers[0] != provider:
-        return f"ONNX Runtime fell back to {session.providers}: {_end_of(session.refusal or 'it does not say why')}"
+        reason = _why_not_loaded(provider) or _gist(session.refusal or "it does not say why")
+        return f"ONNX Runtime fell back to {session.providers}: {reason}"
     return None
 
 
-def _end_of(text: str) -> str:
-    """The end of ONNX Runtime's words, on one line: they begin with places in its source."""
-    return " ".join(text.split())[-_MOST_CHARACTERS:]
+def _why_not_loaded(provider: str) -> str | None:
+    """What the loader misses of a provider's library, such as cuDNN, which ONNX Runtime tells its log alone."""
+    name = provider.removesuffix("ExecutionProvider").lower()
+    library = _LIBRARIES / f"libonnxruntime_providers_{name}.so"
+    try:
+        if library.exists():
+            ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _gist(text: str) -> str:
+    """What ONNX Runtime says, on one line, without the places in its source before it and the list of values behind.
+
+    >>> _gist("a.cc:7 T f(int) [with T = void] CUDA failure 35: the driver is too old ; GPU=-1 ; hostname=x")
+    'CUDA failure 35: the driver is too old'
+    """
+    said = _PLACE.sub("", " ".join(text.split()))
+    return said.partition(" ; GPU=")[0][-_MOST_CHARACTERS:]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -51,6 +52,35 @@ def test_a_provider_that_falls_back_silently_is_not_usable(
     assert reason.startswith(f"ONNX Runtime fell back to {[CPU]}: ")
     assert reason.endswith("CUDA failure 35: no driver")
     assert len(reason) < 400
+
+
+def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(b"broken")
+    monkeypatch.setattr(trial, "_LIBRARIES", tmp_path)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallingBack)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    trial.main()
+    _, cuda = results(capsys.readouterr().out)
+    assert "libonnxruntime_providers_cuda.so: file too short" in str(cuda["reason"])
+
+
+@pytest.mark.parametrize(
+    ("text", "gist"),
+    [
+        (
+            "/o/cuda_call.cc:129 std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERR, const char*) "
+            "[with ERR = cudaError; THRW = true] CUDA failure 100: no CUDA-capable device ; GPU=-1 ; hostname=x",
+            "CUDA failure 100: no CUDA-capable device",
+        ),
+        ("/o/state.cc:534 void f(PySessionOptions&, const Options&) Please install it.\n", "Please install it."),
+        ("nothing of that kind", "nothing of that kind"),
+    ],
+    ids=["cuda", "tensorrt", "plain"],
+)
+def test_places_in_onnx_runtimes_source_are_left_out(text: str, gist: str) -> None:
+    assert trial._gist(text) == gist
 
 
 def test_a_provider_that_fails_gives_its_reason(
