@@ -126,7 +126,11 @@ class Label(_Strict):
 
 class _ComponentStep(_Strict):
     labels: tuple[int, ...] = Field(min_length=1)
-    becomes: int = Field(0, ge=0, le=65535, description="The value that the dropped voxels get.")
+    becomes: Annotated[int, Field(ge=0, le=65535)] | Literal["surroundings"] = Field(
+        0,
+        description="The value that the dropped voxels get; surroundings: for each component the one that most of the "
+        "voxels around it have.",
+    )
 
 
 class LargestComponent(_ComponentStep):
@@ -245,7 +249,7 @@ class Manifest(_Strict):
         if self.activation == "sigmoid" and 0 in values:
             raise ValueError("a sigmoid model has no background channel: label value 0 is what no channel claims")
         unknown = {value for step in self.postprocessing for value in step.labels} - set(values)
-        unknown |= {step.becomes for step in self.postprocessing} - {0, *values}
+        unknown |= {step.becomes for step in self.postprocessing if step.becomes != "surroundings"} - {0, *values}
         if unknown:
             raise ValueError(f"postprocessing names label values that the model does not have: {sorted(unknown)}")
         return self

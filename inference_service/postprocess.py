@@ -41,7 +41,30 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
     else:
         dropped = sizes * voxel_volume_ml < step.min_volume_ml
     dropped[0] = False
-    inside[dropped[components]] = step.becomes
+    if step.becomes == "surroundings":
+        _dissolve(mask, box, components, np.flatnonzero(dropped))
+    else:
+        inside[dropped[components]] = step.becomes
+
+
+def _dissolve(
+    mask: NDArray[np.unsignedinteger],
+    box: tuple[slice, ...],
+    components: NDArray[np.signedinteger],
+    dropped: NDArray[np.intp],
+) -> None:
+    """Gives each of these components, labelled within a box of the mask, the value that is most frequent around it."""
+    places = ndimage.find_objects(components)
+    for number in dropped:
+        place = places[number - 1]
+        before = [min(1, outer.start + inner.start) for outer, inner in zip(box, place, strict=True)]
+        component = np.pad(components[place] == number, [(pad, 1) for pad in before])
+        start = [outer.start + inner.start - pad for outer, inner, pad in zip(box, place, before, strict=True)]
+        # The mask may end where the component does.
+        around = mask[tuple(slice(first, first + size) for first, size in zip(start, component.shape, strict=True))]
+        component = component[tuple(slice(size) for size in around.shape)]
+        ring = ndimage.binary_dilation(component, _NEIGHBOURS) & ~component
+        around[component] = np.bincount(around[ring], minlength=1).argmax()
 
 
 def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp]:

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from inference_service.manifest import LargestComponent, PostProcessing, RemoveSmall
 from inference_service.postprocess import clean
@@ -44,6 +45,36 @@ def test_what_is_dropped_becomes_what_the_step_says() -> None:
     step = LargestComponent(step="largest_component", labels=(1,), becomes=3)
     mask = mask_of((1, BIG), (1, MIDDLE), (2, SMALL))
     assert np.array_equal(cleaned(mask, step), mask_of((1, BIG), (3, MIDDLE), (2, SMALL)))
+
+
+def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=0.02, becomes="surroundings")
+    everywhere = (slice(None), slice(None), slice(None))
+    half = (slice(6, 12), slice(None), slice(None))
+    dropped = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
+    mask = mask_of((3, everywhere), (2, half), (1, BIG), *[(1, place) for place in dropped])
+    # At the border of two labels nine of its neighbours are of the other one.
+    assert np.array_equal(cleaned(mask, step), mask_of((3, everywhere), (2, half), (1, BIG)))
+
+
+def test_what_has_no_surroundings_becomes_background() -> None:
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=9.0, becomes="surroundings")
+    assert not cleaned(np.ones((2, 3, 4), dtype=np.uint16), step).any()
+    assert not cleaned(mask_of((1, MIDDLE), (1, SMALL)), step).any()
+
+
+@given(st.integers(0, 2**20))
+def test_surroundings_are_those_of_each_component_alone(seed: int) -> None:
+    mask = np.random.default_rng(seed).choice([0, 1, 2, 5], (6, 5, 4), p=[0.5, 0.1, 0.2, 0.2]).astype(np.uint8)
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
+    result = cleaned(mask, step, voxel_volume_ml=0.5)
+    components, count = ndimage.label(mask == 1, np.ones((3, 3, 3)))
+    for number in range(1, count + 1):
+        component = components == number
+        around = mask[ndimage.binary_dilation(component, np.ones((3, 3, 3))) & ~component]
+        expected = np.bincount(around).argmax() if np.count_nonzero(component) < 4 else 1
+        assert set(result[component]) == {expected}
+    assert np.array_equal(result[mask != 1], mask[mask != 1])
 
 
 def test_each_label_keeps_its_own_largest() -> None:
