@@ -9,7 +9,10 @@ from inference_service.manifest import LargestComponent, PostProcessing, RemoveS
 from inference_service.postprocess import clean
 
 
-def mask_of(*components: tuple[int, tuple[slice | int, slice | int, slice | int]]) -> NDArray[np.uint8]:
+Box = tuple[slice | int, slice | int, slice | int]
+
+
+def mask_of(*components: tuple[int, Box]) -> NDArray[np.uint8]:
     mask = np.zeros((12, 9, 7), dtype=np.uint8, order="F")
     for value, box in components:
         mask[box] = value
@@ -51,7 +54,7 @@ def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
     step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=0.02, becomes="surroundings")
     everywhere = (slice(None), slice(None), slice(None))
     half = (slice(6, 12), slice(None), slice(None))
-    dropped = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
+    dropped: list[Box] = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
     mask = mask_of((3, everywhere), (2, half), (1, BIG), *[(1, place) for place in dropped])
     # At the border of two labels nine of its neighbours are of the other one.
     assert np.array_equal(cleaned(mask, step), mask_of((3, everywhere), (2, half), (1, BIG)))
@@ -68,10 +71,10 @@ def test_surroundings_are_those_of_each_component_alone(seed: int) -> None:
     mask = np.random.default_rng(seed).choice([0, 1, 2, 5], (6, 5, 4), p=[0.5, 0.1, 0.2, 0.2]).astype(np.uint8)
     step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
     result = cleaned(mask, step, voxel_volume_ml=0.5)
-    components, count = ndimage.label(mask == 1, np.ones((3, 3, 3)))
+    components, count = ndimage.label(mask == 1, np.ones((3, 3, 3), dtype=bool))
     for number in range(1, count + 1):
         component = components == number
-        around = mask[ndimage.binary_dilation(component, np.ones((3, 3, 3))) & ~component]
+        around = mask[ndimage.binary_dilation(component, np.ones((3, 3, 3), dtype=bool)) & ~component]
         expected = np.bincount(around).argmax() if np.count_nonzero(component) < 4 else 1
         assert set(result[component]) == {expected}
     assert np.array_equal(result[mask != 1], mask[mask != 1])
