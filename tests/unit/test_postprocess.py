@@ -8,7 +8,6 @@ from scipy import ndimage
 from inference_service.manifest import LargestComponent, PostProcessing, RemoveSmall
 from inference_service.postprocess import clean
 
-
 Box = tuple[slice | int, slice | int, slice | int]
 
 
