@@ -11,7 +11,7 @@ _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}
 # Of JPEG 2000 codestreams too.
 _END = b"\xff\xd9"
-# Padding may follow it.
+# Zeros may follow it, and some bytes of anything else.
 _MOST_TRAILING_BYTES = 64
 
 
@@ -44,7 +44,7 @@ def is_ended(data: bytes) -> bool:
     >>> is_ended(bytes.fromhex("ffd8 ffd9 00")), is_ended(bytes.fromhex("ffd8 ffc3"))
     (True, False)
     """
-    return _END in data[-_MOST_TRAILING_BYTES:]
+    return _END in data.rstrip(b"\0")[-_MOST_TRAILING_BYTES:]
 
 
 def _jpeg_2000_size(segment: bytes) -> Size | None:

@@ -52,7 +52,8 @@ _CHUNK_BYTES = 2**20
 _MOST_VALUE_BYTES = 4096
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _BYTES_OF_AN_ITEM = 2048
-_MOST_ITEMS, _MOST_ITEMS_A_FRAME = 1024, 64
+# Some list what they were made of, and the coils that received it, which are items of items.
+_MOST_ITEMS, _MOST_ITEMS_A_FRAME = 16384, 256
 
 # pydicom raises OSErrors of its own, without a number; the other one comes of seeking to where no file has a place.
 _ERRNOS_OF_CONTENT = {None, errno.EINVAL}
@@ -125,8 +126,7 @@ def read_image(path: Path, *, max_bytes: int, require: Callable[[int], None]) ->
             series_uid = _text(dataset, "SeriesInstanceUID")
             for tag in list(dataset.keys()):
                 _check_length(dataset, tag)
-            _check_items(dataset, items)
-            found = _image(path, dataset)
+            found = _image(path, dataset, items)
     except (InputCorrupt, InconsistentGeometry) as error:
         return Unusable(series_uid, error)
     return replace(found, expanded_bytes=expanded_bytes) if isinstance(found, Image) else found
@@ -158,13 +158,15 @@ def _check_items(dataset: Dataset, items: int) -> None:
         raise InputCorrupt(f"a DICOM file has {items} items of sequences, and {frames} frames: that is no image")
 
 
-def _image(path: Path, dataset: FileDataset) -> Image | Reason:
+def _image(path: Path, dataset: FileDataset, items: int) -> Image | Reason:
     meta = dataset.file_meta
     sop_class = _text(dataset, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
     if sop_class == _DIRECTORY or sop_class in _NOT_SCANS or _is_no_image(sop_class, dataset):
         return Reason.NO_IMAGE
     if "Rows" not in dataset:
         raise InputCorrupt("a DICOM file says that it holds an image, and ends before it")
+    # Reports and structure sets, which are none, may have many.
+    _check_items(dataset, items)
     photometric = _text(dataset, "PhotometricInterpretation")
     if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
         return Reason.COLOUR

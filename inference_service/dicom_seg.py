@@ -30,7 +30,7 @@ from inference_service.image import Image
 from inference_service.manifest import Code, Label, Manifest
 from inference_service.paint import colour
 from inference_service.pixels import Require
-from inference_service.series import Slice
+from inference_service.series import Slice, plane_axes
 
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
 
@@ -221,6 +221,8 @@ def _stand_ins(slices: Sequence[Slice], names: _Names, *, even: bool) -> Iterato
     heights_mm = _heights_mm(slices)
     spacing_mm = float(np.median(np.diff(heights_mm))) if len(slices) > 1 else slices[0].image.thickness_mm or 1.0
     first = slices[0].plane
+    # Right angles to the last digit, which a header of few digits has not, and which readers insist on.
+    along_row, along_column, _ = plane_axes(first).T
     for number, piece in enumerate(slices):
         image, plane = piece.image, piece.plane
         stand_in = Dataset()
@@ -232,7 +234,7 @@ def _stand_ins(slices: Sequence[Slice], names: _Names, *, even: bool) -> Iterato
             setattr(stand_in, name, None)
         stand_in.Rows, stand_in.Columns = image.layout.rows, image.layout.columns
         # Slices may differ by rounding here; a segmentation has one orientation and one pixel spacing.
-        stand_in.ImageOrientationPatient = _decimals((*first.along_row, *first.along_column))
+        stand_in.ImageOrientationPatient = _decimals((*along_row, *along_column))
         stand_in.PixelSpacing = _decimals(reversed(first.pixel_mm))
         stand_in.ImagePositionPatient = _decimals(plane.position_mm)
         # What a voxel of the mask stands for. Readers are many that take it for the spacing.

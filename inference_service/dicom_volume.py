@@ -82,11 +82,11 @@ def read_series(
         check_decodable(image)
     stacked = stack_slices(series.slices, require=require, threads=threads)
     warnings = [*series.warnings, *_warnings(chosen)]
-    unread = aside[Reason.UNREADABLE] + aside[Reason.NOT_DICOM]
+    unread = aside[Reason.UNREADABLE] + aside[Reason.NOT_DICOM] + aside[Reason.LOOKUP_TABLE]
     if unread:
         warnings.append(
-            f"{unread} of the {len(files)} files are no DICOM that can be read: had one been the first or the last "
-            "slice, it would not be missed"
+            f"{unread} of the {len(files)} files are no DICOM that can be read here: had one been the first or the "
+            "last slice, it would not be missed"
         )
     first = series.slices[0].image
     if stacked.padded_voxels:

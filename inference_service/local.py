@@ -141,7 +141,7 @@ def compare_precisions(
 
 def _check_there(source: Path) -> None:
     if not source.exists():
-        raise InputNotFound(f"there is no file or folder {source}")
+        raise InputNotFound("there is no such file or folder")
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

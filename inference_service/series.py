@@ -100,10 +100,10 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     slices = [Slice(image, plane) for image in images for plane in image.planes]
     _check_alike(slices)
     _check_names(images)
-    normal = _axes(slices[0].plane)[:, 2]
+    normal = plane_axes(slices[0].plane)[:, 2]
     slices.sort(key=lambda piece: float(np.dot(piece.plane.position_mm, normal)))
     # Of the lowest slice, whichever came first: directions differ by rounding.
-    axes = _axes(slices[0].plane)
+    axes = plane_axes(slices[0].plane)
     positions_mm = np.array([piece.plane.position_mm for piece in slices])
     places_mm = (positions_mm - positions_mm[0]) @ axes
     if len(slices) == 1:
@@ -187,10 +187,10 @@ def _cosines(plane: Plane) -> NDArray[np.float64]:
     return np.array([plane.along_row, plane.along_column])
 
 
-def _axes(plane: Plane) -> NDArray[np.float64]:
+def plane_axes(plane: Plane) -> NDArray[np.float64]:
     """Unit vectors along a row, along a column and normal to them, as columns; LPS+.
 
-    >>> _axes(Plane(0, (0, 0, 0), (0, 1, 0), (0, 0, -1), (1, 1), 1, 0))[0].tolist()
+    >>> plane_axes(Plane(0, (0, 0, 0), (0, 1, 0), (0, 0, -1), (1, 1), 1, 0))[0].tolist()
     [0.0, 0.0, -1.0]
     """
     row, column = _cosines(plane)

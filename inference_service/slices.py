@@ -115,9 +115,9 @@ def _real(decode: Callable[[], NDArray[np.integer]], plane: Plane, image: Image,
 
 
 def padding_of(image: Image, plane: Plane) -> tuple[int, int] | None:
-    """First and last stored value that are padding; None where there is none, or where it would be tissue in CT."""
+    """First and last stored value that are padding; None where there is none, or where tissue would be in CT."""
     padding = image.layout.padding
     if padding is None or image.modality != "CT":
         return padding
-    low, high = _TISSUE_HU
-    return None if any(low < end * plane.slope + plane.intercept < high for end in padding) else padding
+    low, high = sorted(end * plane.slope + plane.intercept for end in padding)
+    return None if low < _TISSUE_HU[1] and high > _TISSUE_HU[0] else padding

@@ -31,6 +31,8 @@ from inference_service.errors import (
 )
 from inference_service.readers import Scan, Wishes, read_scan
 
+X_RAY_DOSE = "1.2.840.10008.5.1.4.1.1.88.67"
+
 SHAPE = (40, 36, 6)
 
 
@@ -221,6 +223,57 @@ def test_padding_that_would_be_tissue_is_not_believed(tmp_path: Path) -> None:
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, straight().voxels)
     assert "the series calls values padding that are tissue in CT: they were taken as they are" in scan.warnings
+
+
+@pytest.mark.parametrize(("value", "limit"), [(65535, 200), (0, 65535)])
+def test_a_range_of_padding_that_spans_tissue_is_not_believed(tmp_path: Path, value: int, limit: int) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = value, limit
+        set_stored(dataset, (dataset.pixel_array + (0 if dataset.RescaleIntercept else 1024)).astype(np.uint16))
+        dataset.RescaleIntercept = -1024
+
+    write(tmp_path / "in", straight(), change=change)
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels, straight().voxels)
+    assert "the series calls values padding that are tissue in CT: they were taken as they are" in scan.warnings
+
+
+def items(count: int) -> list[Dataset]:
+    made = [Dataset() for _ in range(count)]
+    for item in made:
+        item.ReferencedSOPInstanceUID, item.PurposeOfReferenceCodeSequence = "1.2", [Dataset()]
+    return made
+
+
+def test_a_slice_may_list_the_images_that_it_was_made_of(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("SourceImageSequence", items(700)))
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels, straight().voxels)
+
+
+def test_a_report_of_many_items_is_no_image_and_not_unreadable(tmp_path: Path) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        del dataset.Rows, dataset.Columns, dataset.PixelData
+        dataset.SOPClassUID, dataset.SeriesInstanceUID = X_RAY_DOSE, ""
+        dataset.SourceImageSequence = items(20_000)
+
+    write(tmp_path / "in", straight(), change=setting("SeriesInstanceUID", ""))
+    write(tmp_path / "in" / "report", straight(phantom()[:, :, :1]), change=change)
+    scan = read(tmp_path / "in")
+    assert scan.set_aside == {"no_image": 1}
+    assert scan.warnings == ()
+
+
+def test_a_last_slice_with_a_lookup_table_is_told_of(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("ModalityLUTSequence", [Dataset()], only=5))
+    scan = read(tmp_path / "in")
+    assert scan.volume.shape[2] == 5
+    assert "1 of the 6 files are no DICOM that can be read here" in scan.warnings[-1]
+
+
+def test_zeros_may_follow_a_jpeg_2000(tmp_path: Path) -> None:
+    for path in write(tmp_path / "in", straight(phantom(SHAPE))):
+        encapsulated(path, JPEG2000Lossless, jpeg_2000((PIXELS + 1024).astype(np.uint16), 16) + bytes(200))
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels[:, :, 0].T, PIXELS)
 
 
 def test_a_single_frame_of_an_enhanced_object_is_as_thick_as_it_says(tmp_path: Path) -> None:

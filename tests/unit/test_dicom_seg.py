@@ -143,6 +143,17 @@ def test_a_mask_comes_back_from_every_orientation(
     np.testing.assert_allclose(np.abs(to_ours[:3, :3]), np.abs(scan.volume.affine[:3, :3]), atol=1e-6)
 
 
+def test_directions_of_few_digits_make_a_volume_for_readers(
+    tmp_path: Path, read: Read, make_segmentation: Make
+) -> None:
+    write(tmp_path / "in", straight(row=np.array([1, 0, 0]), column=np.array([1e-3, 1, 0])))
+    scan = read(tmp_path / "in")
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    assert seg.get_volume(combine_segments=True).array.any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 3, 2, 1), (3, 1, 2)])
 def test_segments_are_numbered_by_their_labels_values(
