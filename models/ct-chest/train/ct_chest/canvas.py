@@ -16,8 +16,8 @@ Spacing: TypeAlias = tuple[float, float, float]
 Box: TypeAlias = tuple[slice, slice, slice]
 
 AIR_HU = -1000.0
-# Every so many voxels are looked at to find the box that a shape lies in.
-_STRIDE = 4
+# A voxel is looked at every so many millimetres to find the box that a shape lies in.
+_STRIDE_MM = 12.0
 
 
 class Canvas:
@@ -40,8 +40,10 @@ class Canvas:
         self.hu = np.full(x.shape, AIR_HU, np.float32)
         self.labels = np.zeros(x.shape, np.uint8)
         self.edge_mm = edge_mm
-        self._coarse = tuple(axis[::_STRIDE, ::_STRIDE, ::_STRIDE] for axis in (x, y, z))
-        self._margin_mm = _STRIDE * max(spacing_mm) * 1.5
+        self._strides = [max(1, round(_STRIDE_MM / spacing)) for spacing in spacing_mm]
+        along_i, along_j, along_k = self._strides
+        self._coarse = [axis[::along_i, ::along_j, ::along_k].copy() for axis in (x, y, z)]
+        self._margin_mm = 1.5 * max(stride * spacing for stride, spacing in zip(self._strides, spacing_mm, strict=True))
 
     def box(self, low: Point, high: Point) -> Box | None:
         """The voxels that may lie between two corners, in the undeformed patient; None where there are none."""
@@ -54,8 +56,8 @@ class Canvas:
             return None
         spans = [np.flatnonzero(line) for line in lines]
         i, j, k = (
-            slice(max(0, (int(span[0]) - 1) * _STRIDE), min(size, (int(span[-1]) + 1) * _STRIDE + 1))
-            for span, size in zip(spans, self.shape, strict=True)
+            slice(max(0, (int(span[0]) - 1) * stride), min(size, (int(span[-1]) + 1) * stride + 1))
+            for span, size, stride in zip(spans, self.shape, self._strides, strict=True)
         )
         return i, j, k
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ct_chest.canvas import Mask, Spacing
-from ct_chest.generator import FIRST_TEST_SEED, make_example
+from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
 from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 from ct_chest.reference import reference_lungs
 from inference_service.engine import Engine, load_session
@@ -37,6 +37,8 @@ _LOWER_LOBES = {LUNG_RIGHT: 14, LUNG_LEFT: 11}
 _LOBES = (10, 11, 12, 13, 14)
 _BOWEL = (6, 18, 19, 20)
 LEAST_MM3 = 2000.0
+# Dice on synthetic scans of unseen seeds, on average.
+AIMS = {"lung_left": 0.97, "lung_right": 0.97, "trachea": 0.90, "bone": 0.90, "body": 0.98}
 
 
 def segment(volume: Volume) -> NDArray[np.unsignedinteger]:
@@ -81,19 +83,24 @@ def _to_ras(volume: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
 
 def synthetic(count: int) -> Figures:
     """Dice of each label on examples that nobody was trained on, on scanners' grids."""
-    found: dict[int, list[float]] = {label: [] for label in range(1, len(NAMES))}
+    found: list[tuple[str, float]] = []
     for number in range(count):
         spacing = SPACINGS[number % len(SPACINGS)]
         example = make_example(FIRST_TEST_SEED + number, spacing)
-        mask = segment(Volume(example.hu, np.diag([*spacing, 1.0])))
-        for label, values in found.items():
-            truth = example.labels == label
-            # A handful of voxels at the edge of the scan says nothing about a label.
-            if np.count_nonzero(truth) * np.prod(spacing) > LEAST_MM3:
-                values.append(dice(mask == label, truth))
-                yield f"seed +{number} {NAMES[label]}", values[-1]
-    for label, values in ((label, values) for label, values in found.items() if values):
-        yield f"{NAMES[label]}, mean of {len(values)}", float(np.mean(values))
+        for name, value in compared(segment(Volume(example.hu, np.diag([*spacing, 1.0]))), example):
+            found.append((name, value))
+            yield f"seed +{number} {name}", value
+    for name in AIMS:
+        values = [value for each, value in found if each == name]
+        yield f"{name}, mean of {len(values)}", float(np.mean(values))
+
+
+def compared(mask: NDArray[np.unsignedinteger], example: Example) -> Figures:
+    """Dice of each label that there is enough of: a handful of voxels at the edge of the scan says nothing."""
+    for label, name in enumerate(NAMES):
+        truth = example.labels == label
+        if name in AIMS and np.count_nonzero(truth) * np.prod(example.spacing_mm) > LEAST_MM3:
+            yield name, dice(mask == label, truth)
 
 
 def chest_cta(scan: Volume) -> Figures:

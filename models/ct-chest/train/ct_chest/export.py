@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from ct_chest.feed import CLIP_HU, MEAN_HU, SPACING_MM, STD_HU, WINDOW, normalised
+from ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, STD_HU, WINDOW, normalised
 from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 from ct_chest.network import UNet
 
@@ -72,17 +72,25 @@ def manifest_text(network: bytes) -> str:
         "channels": [{"name": "CT", "intensity": {"kind": "ct", "clip": CLIP_HU, "mean": MEAN_HU, "std": STD_HU}}],
         "orientation": "RAS",
         "spacing_mm": SPACING_MM,
+        "interpolation": INTERPOLATION,
         "window": WINDOW,
         "overlap": 0.5,
         "blending": "gaussian",
         "padding_value": (CLIP_HU[0] - MEAN_HU) / STD_HU,
         "activation": "softmax",
         "labels": [{"name": name, "value": value, **_codes(name)} for value, name in enumerate(NAMES)],
+        # Where a scan ends below the carina, the main bronchi are apart: the trachea is not one component.
         "postprocessing": [
-            {"step": "largest_component", "labels": [LUNG_LEFT, LUNG_RIGHT, TRACHEA], "becomes": BODY},
-            {"step": "remove_small", "labels": [LUNG_LEFT, LUNG_RIGHT], "min_volume_ml": 5.0, "becomes": BODY},
-            {"step": "remove_small", "labels": [BONE], "min_volume_ml": 0.3, "becomes": BODY},
-            {"step": "remove_small", "labels": [BODY], "min_volume_ml": 20.0},
+            {"step": "largest_component", "labels": [LUNG_LEFT, LUNG_RIGHT], "becomes": "surroundings"},
+            {
+                "step": "remove_small",
+                "labels": [LUNG_LEFT, LUNG_RIGHT],
+                "min_volume_ml": 5.0,
+                "becomes": "surroundings",
+            },
+            {"step": "remove_small", "labels": [TRACHEA], "min_volume_ml": 0.5, "becomes": "surroundings"},
+            {"step": "remove_small", "labels": [BONE], "min_volume_ml": 0.3, "becomes": "surroundings"},
+            {"step": "remove_small", "labels": [BODY], "min_volume_ml": 20.0, "becomes": "surroundings"},
         ],
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

@@ -1,9 +1,13 @@
 """What the network is fed with: windows of clipped HU, shifted and scaled. The manifest tells the service."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-SPACING_MM = (3.0, 3.0, 3.0)
+SPACING_MM = (2.5, 2.5, 2.5)
+# The mean of what a voxel covers, so that where an edge lies within one is seen in its CT number.
+INTERPOLATION: Literal["area"] = "area"
 WINDOW = (96, 96, 80)
 CLIP_HU = (-1024.0, 976.0)
 MEAN_HU = -400.0

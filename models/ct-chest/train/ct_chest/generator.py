@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ct_chest.abdomen import draw_abdomen
 from ct_chest.canvas import Spacing
 from ct_chest.disease import draw_disease
-from ct_chest.feed import SPACING_MM
 from ct_chest.lungs import Chest
 from ct_chest.patient import Surfaces, draw_patient
+from ct_chest.pelvis import draw_pelvis
 from ct_chest.scanner import draw_canvas, draw_grid, expose, rounded
 from ct_chest.skeleton import Skeleton
 from ct_chest.surroundings import draw_surroundings
@@ -40,7 +40,7 @@ class Example:
     spacing_mm: Spacing
 
 
-def make_example(seed: int, spacing_mm: Spacing = SPACING_MM, *, abdominal: bool = False) -> Example:
+def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False) -> Example:
     """Makes one; the same arguments give the same voxels.
 
     Args:
@@ -68,6 +68,7 @@ def make_example(seed: int, spacing_mm: Spacing = SPACING_MM, *, abdominal: bool
     chest.heart()
     chest.thyroid()
     skeleton.spine(surfaces)
+    draw_pelvis(skeleton)
     chest.airways()
     expose(canvas, grid, rng)
     return Example(rounded(canvas.hu), canvas.labels, spacing_mm)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-CHANNELS = (8, 16, 32, 64, 128)
+CHANNELS = (16, 32, 48, 80, 112)
 # Levels that the loss looks at: deep supervision, by which the coarse ones learn the anatomy early.
 SUPERVISED = 3
 
@@ -55,35 +55,27 @@ class UNet(nn.Module):  # type: ignore[misc]
         return [head(out) for head, out in zip(self.heads, reversed(outs), strict=False)]
 
 
-def loss(scales: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def loss(scales: list[torch.Tensor], truth: torch.Tensor) -> torch.Tensor:
     """The loss of every scale, half as heavy from one to the next.
 
     Args:
         scales: Logits from `UNet.scales`.
-        labels: Shape (batch, i, j, k), of the finest.
+        truth: Shape (batch, labels, i, j, k): each label's share of each voxel, of the finest.
     """
     weights = [2.0**-level for level in range(len(scales))]
-    return sum(
-        (
-            weight * _loss(logits, labels[:, :: 2**level, :: 2**level, :: 2**level])
-            for level, (weight, logits) in enumerate(zip(weights, scales, strict=True))
-        ),
-        torch.zeros(()),
-    ) / sum(weights)
+    total = torch.zeros(())
+    for weight, logits in zip(weights, scales, strict=True):
+        total = total + weight * _loss(logits, truth)
+        truth = nn.functional.avg_pool3d(truth, 2)
+    return total / sum(weights)
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and soft Dice of the labels that occur.
-
-    Args:
-        logits: Shape (batch, labels, i, j, k).
-        labels: Shape (batch, i, j, k).
-    """
+def _loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and soft Dice of the labels that occur, shapes (batch, labels, i, j, k)."""
     logarithms = logits.float().log_softmax(1)
-    truth = torch.stack([labels == label for label in range(logits.shape[1])], 1)
-    entropy = -torch.where(truth, logarithms, 0).sum() / labels.numel()
+    entropy = -(truth * logarithms).sum() / truth[:, 0].numel()
     shares = logarithms.exp()
     axes = (0, 2, 3, 4)
-    sizes = truth.sum(axes).float()
-    dice = (2 * (shares * truth).sum(axes) + 1) / (shares.sum(axes) + sizes + 1)
+    sizes = truth.sum(axes)
+    dice = (2 * torch.minimum(shares, truth).sum(axes) + 1) / (shares.sum(axes) + sizes + 1)
     return entropy + 1 - dice[sizes > 0].mean()

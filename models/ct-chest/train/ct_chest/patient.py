@@ -29,6 +29,7 @@ class Patient:
         down: Where gravity pulls along y: -1 on the back, 1 on the belly.
         dome_right, dome_left: Tops of the diaphragm, z in mm.
         dome_depth: How far the diaphragm falls from its top to the wall, mm.
+        sacrum: Where it begins and the spine ends, z in mm.
         fat, muscle, blood, liver, marrow, cortex, lung: HU.
         aorta, veins, arteries: HU of what contrast medium reaches.
     """
@@ -39,6 +40,7 @@ class Patient:
     dome_right: float
     dome_left: float
     dome_depth: float
+    sacrum: float
     fat: float
     muscle: float
     blood: float
@@ -64,6 +66,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         dome_right=dome_right,
         dome_left=dome_right - between(rng, -8, 26),
         dome_depth=between(rng, 40, 110),
+        sacrum=between(rng, -375, -320),
         fat=between(rng, -125, -75),
         muscle=between(rng, 30, 75),
         blood=blood,

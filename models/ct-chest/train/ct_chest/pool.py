@@ -1,18 +1,39 @@
 """The examples that the network is trained on: made once by several processes, kept in a folder, cut into windows."""
 
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ct_chest.feed import CLIP_HU, WINDOW, normalised
+from ct_chest.feed import CLIP_HU, INTERPOLATION, SPACING_MM, WINDOW, normalised
 from ct_chest.fields import between, chance
 from ct_chest.generator import make_example
+from ct_chest.labels import NAMES
+from ct_chest.scanner import draw_spacing
+from inference_service.resample import Kinds, Shape, resize, resized_shape
+
+KINDS: Kinds = (INTERPOLATION,) * 3
 
 
-def make_pool(folder: Path, seeds: range, processes: int, *, abdominal: bool = False) -> list[Path]:
+class Shares(NamedTuple):
+    """Of which labels voxels are made, two at the most: what is left of others counts as the first.
+
+    Attributes:
+        first: Shape (i, j, k), uint8: the label that has most of the voxel.
+        second: The same: the one that has most of the rest.
+        share: Shape (i, j, k), uint8: how much of the voxel the second has, in 255ths.
+    """
+
+    first: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+    share: NDArray[np.uint8]
+
+
+def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: bool = False) -> list[Path]:
     """Makes the examples of these seeds, those that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool:
@@ -20,23 +41,45 @@ def make_pool(folder: Path, seeds: range, processes: int, *, abdominal: bool = F
 
 
 def _make(folder: Path, abdominal: bool, seed: int) -> Path:
+    """Scanned at a spacing of its own, then brought to the network's as the service brings it there."""
     path = folder / f"{seed}.npz"
     if not path.exists():
-        example = make_example(seed, abdominal=abdominal)
+        example = make_example(seed, draw_spacing(np.random.default_rng((seed, 1))), abdominal=abdominal)
+        shape = resized_shape(shape_of(example.hu), example.spacing_mm, SPACING_MM)
+        hu = np.rint(resize(example.hu, shape, KINDS)).astype(np.int16)
         part = folder / f"{seed}.part"
         with part.open("wb") as file:
-            np.savez(file, hu=example.hu, labels=example.labels)
+            np.savez(file, hu=hu, **_shares(example.labels, shape)._asdict())
         part.rename(path)
     return path
 
 
-def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A window at random from one example, as the network sees it, with its labels.
+def shape_of(volume: NDArray[np.generic]) -> Shape:
+    """Its three sizes."""
+    i, j, k = volume.shape
+    return i, j, k
+
+
+def _shares(labels: NDArray[np.uint8], shape: Shape) -> Shares:
+    first, second = np.zeros((2, *shape), np.uint8)
+    most, next_most = np.zeros((2, *shape), np.float32)
+    for label in range(len(NAMES)):
+        share = resize(labels == label, shape, KINDS)
+        leads = share > most
+        follows = ~leads & (share > next_most)
+        second[leads], next_most[leads] = first[leads], most[leads]
+        first[leads], most[leads] = label, share[leads]
+        second[follows], next_most[follows] = label, share[follows]
+    return Shares(first, second, np.rint(255 * next_most).astype(np.uint8))
+
+
+def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float32], Shares]:
+    """A window at random from one example, as the network sees it, with what its voxels are made of.
 
     Where the example is smaller it is padded as the engine pads it: at the end of each axis and the beginning.
     """
     with np.load(path) as stored:
-        hu, labels = stored["hu"], stored["labels"]
+        hu, shares = stored["hu"], [stored[name] for name in Shares._fields]
     starts, pads = [], []
     for size, wanted in zip(hu.shape, WINDOW, strict=True):
         starts.append(int(rng.integers(0, max(0, size - wanted) + 1)))
@@ -45,7 +88,8 @@ def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float3
     part = tuple(slice(start, start + wanted) for start, wanted in zip(starts, WINDOW, strict=True))
     hu = np.clip(hu[part], *CLIP_HU).astype(np.float32)
     _vary(hu, rng)
-    return normalised(np.pad(hu, pads, constant_values=CLIP_HU[0])), np.pad(labels[part], pads)
+    volume = normalised(np.pad(hu, pads, constant_values=CLIP_HU[0]))
+    return volume, Shares(*(np.pad(values[part], pads) for values in shares))
 
 
 def _vary(hu: NDArray[np.float32], rng: np.random.Generator) -> None:

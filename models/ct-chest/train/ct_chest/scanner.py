@@ -16,7 +16,7 @@ PADDINGS_HU = (-1024, -2000, -3024)
 # a slab.
 _RANGES = (
     (0.46, (-270, -150), (75, 150)),
-    (0.12, (-480, -330), (90, 170)),
+    (0.12, (-540, -330), (90, 170)),
     (0.14, (-420, -200), (-95, -30)),
     (0.14, (-60, 40), (120, 330)),
     (0.07, (-480, -400), (-200, -120)),
@@ -24,8 +24,8 @@ _RANGES = (
 )
 # The same of scans of the abdomen, most of which show the lungs' lowest ends at their top.
 _ABDOMINAL_RANGES = (
-    (0.5, (-450, -300), (-190, -100)),
-    (0.3, (-480, -380), (-150, -60)),
+    (0.5, (-540, -300), (-190, -100)),
+    (0.3, (-560, -400), (-150, -60)),
     (0.2, (-330, -220), (-120, -40)),
 )
 
@@ -43,6 +43,15 @@ class Grid:
     shape: Shape
     spacing_mm: Spacing
     centre_mm: tuple[float, float, float]
+
+
+def draw_spacing(rng: np.random.Generator) -> Spacing:
+    """Draws a spacing: most are finer in the plane than the network's, some are as coarse as resampled scans are."""
+    if chance(rng, 0.15):
+        plane = between(rng, 1.5, 3)
+        return plane, plane, float(rng.choice((plane, 3.0, 5.0)))
+    plane = between(rng, 1.25, 2)
+    return plane, plane, between(rng, 1.4, 3) if chance(rng, 0.7) else between(rng, 3, 5)
 
 
 def draw_grid(rng: np.random.Generator, spacing_mm: Spacing, *, abdominal: bool = False) -> Grid:

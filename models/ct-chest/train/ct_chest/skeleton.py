@@ -1,4 +1,4 @@
-"""Spine, ribs, sternum, clavicles, scapulae and humeri: cortex around marrow."""
+"""Spine, ribs, sternum, clavicles, scapulae and humeri: cortex around marrow. The pelvis has a module of its own."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Skeleton:
 
     def __init__(self, canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
         self.canvas, self.patient, self.rng = canvas, patient, rng
-        self.cortex_mm = between(rng, 1.0, 2.6)
+        self.cortex_mm = between(rng, 0.4, 2.6)
 
     def bone(self, distance: Field, box: Box | None = None, where: Mask | None = None, cortex: float = 1.0) -> None:
         """Paints a bone from the distance to its surface."""
@@ -35,7 +35,7 @@ class Skeleton:
     def spine(self, surfaces: Surfaces) -> None:
         """Vertebrae with discs, canal, arches and processes."""
         canvas, rng = self.canvas, self.rng
-        box = canvas.box((-60, -140, -500), (60, 0, 420))
+        box = canvas.box((-60, -140, self.patient.sacrum), (60, 0, 420))
         if box is None:
             return
         bend = between(rng, -6, 6)
@@ -54,20 +54,23 @@ class Skeleton:
         size = np.clip(1 - z * np.float32(0.0011), 0.65, 1.25) * np.float32(between(rng, 0.9, 1.1))
         body = (np.sqrt((x / 17) ** 2 + (y / 13.5) ** 2) / size - 1) * 14 * size
         half = pitch / 2 - np.float32(between(rng, 1.5, 4.5))
-        column = np.maximum(body, -y - 60)
+        # All of it ends where the sacrum begins.
+        below = np.float32(self.patient.sacrum) - z
+        column = np.maximum(np.maximum(body, -y - 60), below)
         canvas.paint(column, between(rng, 50, 110), BODY, box)
-        self.bone(np.maximum(body, np.abs(within) - half), box)
+        self.bone(np.maximum(column, np.abs(within) - half), box)
         back = -(y / size) - 13.5
         ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
-        self.bone(np.maximum(ring, np.abs(within - 2) - half * 0.75), box, back > 0)
+        self.bone(np.maximum(ring, np.abs(within - 2) - half * 0.75), box, (back > 0) & (below < 0))
         across = np.sqrt((back - 13) ** 2 * 0.8 + (within - 4) ** 2) - np.float32(between(rng, 4, 6))
-        self.bone(np.maximum(across, np.abs(x) - 34 * size), box, np.abs(x) > 11 * size)
+        self.bone(np.maximum(across, np.abs(x) - 34 * size), box, (np.abs(x) > 11 * size) & (below < 0))
         dip = within + (back - 20) * np.float32(between(rng, 0.2, 0.7))
         dip = np.where(dip < -pitch / 2, dip + pitch, dip)
         spinous = np.sqrt(x**2 * 2.2 + dip**2 * 0.45) - 4
-        self.bone(np.maximum(np.maximum(spinous, 19 - back), back - np.float32(between(rng, 40, 52))), box)
+        spinous = np.maximum(np.maximum(spinous, 19 - back), back - np.float32(between(rng, 40, 52)))
+        self.bone(spinous, box, below < 0)
         canal = np.sqrt((x / 1.15) ** 2 + (back - 9) ** 2) / size - np.float32(between(rng, 7, 8.5))
-        canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box)
+        canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, below < 0)
 
     def ribs(self, surfaces: Surfaces) -> None:
         """Slanting hoops in a shell around the cavity, with cartilage in front."""

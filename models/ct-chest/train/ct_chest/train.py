@@ -1,12 +1,10 @@
 """Trains the network: `python -m ct_chest.train --work work`. Same seed, same machine, same threads: same weights.
 
-Two stages: on scans of any part of the trunk, then on scans of the abdomen too, whose gas is no lung. What a stage made
-is kept, and a run that was broken off goes on after the last one.
+A run that was broken off goes on where it last kept its state.
 """
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,86 +14,89 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ct_chest.generator import FIRST_TEST_SEED
 from ct_chest.labels import NAMES
 from ct_chest.network import UNet, loss
-from ct_chest.pool import draw_window, make_pool
+from ct_chest.pool import Shares, draw_window, make_pool
 
-WARM_UP_STEPS = 25
-CHECKPOINT_STEPS = 200
+# Steps, and the rate that falls along half a cosine within them.
+CYCLES = ((4800, 6e-3), (1600, 3e-3))
+STEPS = sum(steps for steps, _ in CYCLES)
+WARM_UP_STEPS = 50
+KEPT_EVERY_STEPS = 200
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training.
+class Training:
+    """A network, what its weights have been on average, and how far it has come.
 
     Attributes:
-        steps: Windows, one a step.
-        schedule_steps: When the rate, falling along half a cosine, would be 0.
-        rate: The highest learning rate.
-        abdominal: Whether scans of the abdomen are among the examples.
+        average: The network with the exponential average of its weights.
+        step: Windows that it has seen.
     """
 
-    steps: int
-    schedule_steps: int
-    rate: float
-    abdominal: bool
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.step = 0
+        self.rng = np.random.default_rng(seed)
+        # Half as fast again as the default order of axes, on a CPU.
+        self.network = UNet(len(NAMES)).to(memory_format=torch.channels_last_3d)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=CYCLES[0][1], betas=(0.9, 0.99), weight_decay=1e-4
+        )
 
-
-STAGES = (
-    Stage(steps=1000, schedule_steps=3000, rate=1e-2, abdominal=False),
-    Stage(steps=2100, schedule_steps=2100, rate=6e-3, abdominal=True),
-)
-
-
-def train(network: UNet, paths: list[Path], stage: Stage, checkpoint: Path, *, seed: int) -> UNet:
-    """Trains on windows of these examples.
-
-    Args:
-        network: Where it begins; changed.
-        paths: Examples, from `make_pool`.
-        stage: How long and how fast.
-        checkpoint: Where the weights are kept now and then, to look at before the end.
-        seed: Decides the windows and their order.
-
-    Returns:
-        The network with the exponential average of its weights.
-    """
-    rng = np.random.default_rng(seed)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=stage.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, stage.schedule_steps))
-    began, mean = time.monotonic(), 0.0
-    for step in range(stage.steps):
-        drawn, truth = draw_window(paths[int(rng.integers(len(paths)))], rng)
-        volume, labels = torch.from_numpy(drawn)[None, None], torch.from_numpy(truth)[None]
+    def take_step(self, path: Path) -> float:
+        """Learns from one window of an example; the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate(self.step)
+        volume, shares = draw_window(path, self.rng)
         with torch.autocast("cpu", torch.bfloat16):
-            scales = network.scales(volume)
-        value = loss(scales, labels)
-        optimiser.zero_grad()
+            scales = self.network.scales(torch.from_numpy(volume)[None, None])
+        value = loss(scales, spread(shares))
+        self.optimiser.zero_grad()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(network)
-        mean += (value.item() - mean) * max(0.02, 1 / (step + 1))
-        if step % 20 == 19:
-            print(f"{step + 1}/{stage.steps} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
-        if step % CHECKPOINT_STEPS == CHECKPOINT_STEPS - 1:
-            torch.save(average.module.state_dict(), checkpoint)
-    averaged: UNet = average.module
-    return averaged
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        return float(value.detach())
+
+    def keep(self, path: Path) -> None:
+        """Writes all that it takes to go on."""
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimiser")}
+        part = path.with_suffix(".part")
+        torch.save({**parts, "step": self.step, "rng": self.rng.bit_generator.state}, part)
+        part.rename(path)
+
+    def go_on(self, path: Path) -> None:
+        """Takes up what `keep` wrote."""
+        state = torch.load(path, weights_only=True)
+        for name in ("network", "average", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.rng.bit_generator.state = state["step"], state["rng"]
 
 
-def _rate(step: int, steps: int) -> float:
-    if step < WARM_UP_STEPS:
-        return (step + 1) / WARM_UP_STEPS
-    return 0.5 * (1 + float(np.cos(np.pi * step / steps)))
+def rate(step: int) -> float:
+    """The learning rate of a step."""
+    for steps, highest in CYCLES:
+        if step < steps:
+            return highest * min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
+        step -= steps
+    raise ValueError(f"expected a step below {STEPS}")
+
+
+def spread(shares: Shares) -> torch.Tensor:
+    """Each label's share of each voxel, shape (1, labels, i, j, k), float32."""
+    first, second = (torch.from_numpy(values.astype(np.int64))[None, None] for values in (shares.first, shares.second))
+    share = torch.from_numpy(shares.share.astype(np.float32) / 255)[None, None]
+    truth = torch.zeros((1, len(NAMES), *share.shape[2:]))
+    return truth.scatter_(1, first, 1 - share).scatter_add_(1, second, share)
 
 
 def main() -> None:
     """Makes the examples, trains, and keeps the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the examples and the weights")
-    parser.add_argument("--examples", type=int, default=320, help="scans of any part of the trunk")
-    parser.add_argument("--abdominal", type=int, default=130, help="scans of the abdomen besides")
+    parser.add_argument("--examples", type=int, default=360, help="scans of any part of the trunk")
+    parser.add_argument("--abdominal", type=int, default=110, help="scans of the abdomen besides")
+    parser.add_argument("--steps", type=int, default=STEPS, help="windows, one a step; fewer end before the rate is 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -105,17 +106,19 @@ def main() -> None:
     if last > FIRST_TEST_SEED:
         parser.error(f"seeds from {FIRST_TEST_SEED} on are the tests'")
     paths = make_pool(work / "pool", range(count), arguments.threads)
-    more = make_pool(work / "abdominal", range(count, last), arguments.threads, abdominal=True)
-    torch.manual_seed(arguments.seed)
-    network = UNet(len(NAMES))
-    for number, stage in enumerate(STAGES):
-        done = work / f"stage-{number}.pt"
-        if not done.exists():
-            chosen = paths + more if stage.abdominal else paths
-            network = train(network, chosen, stage, work / "weights.pt", seed=arguments.seed + number)
-            torch.save(network.state_dict(), done)
-        network.load_state_dict(torch.load(done, weights_only=True))
-    torch.save(network.state_dict(), work / "weights.pt")
+    paths += make_pool(work / "abdominal", range(count, last), arguments.threads, abdominal=True)
+    training, state = Training(arguments.seed), work / "state.pt"
+    if state.exists():
+        training.go_on(state)
+    began, mean = time.monotonic(), float("nan")
+    while training.step < arguments.steps:
+        value = training.take_step(paths[int(training.rng.integers(len(paths)))])
+        mean = value if np.isnan(mean) else mean + 0.02 * (value - mean)
+        if training.step % 20 == 0:
+            print(f"{training.step}/{arguments.steps} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
+        if training.step % KEPT_EVERY_STEPS == 0:
+            training.keep(state)
+    torch.save(training.average.module.state_dict(), work / "weights.pt")
 
 
 if __name__ == "__main__":
