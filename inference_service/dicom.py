@@ -367,7 +367,11 @@ def _acquisition(dataset: Dataset) -> int | None:
 def _thickness_mm(dataset: Dataset) -> float | None:
     groups = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
     sources = [item for name in groups for item in _values(dataset, name)[:1]]
-    found = _numbers([*sources, dataset], "PixelMeasuresSequence", "SliceThickness", 1)
+    try:
+        found = _numbers([*sources, dataset], "PixelMeasuresSequence", "SliceThickness", 1)
+    except (ValueError, InconsistentGeometry):
+        # Only a lone slice rests on it.
+        return None
     return found[0] if found and found[0] > 0 else None
 
 
@@ -382,8 +386,8 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
 
 
 def _code(text: str) -> str:
-    """A code of a few letters; anything else could be any text, and is not passed on."""
-    return text if re.fullmatch(r"[A-Z0-9]{0,16}", text) else "?"
+    """A modality of two or three letters, as all of images are; anything else could be a name, and is not passed on."""
+    return text if re.fullmatch(r"[A-Z]{0,3}", text) else "?"
 
 
 def _text(dataset: Dataset, name: str) -> str:

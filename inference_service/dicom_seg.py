@@ -239,7 +239,7 @@ def _stand_ins(slices: Sequence[Slice], names: _Names, *, even: bool) -> Iterato
         stand_in.ImagePositionPatient = _decimals(plane.position_mm)
         # What a voxel of the mask stands for. Readers are many that take it for the spacing.
         stand_in.SliceThickness = _decimals([spacing_mm])[0]
-        if even and len(slices) > 1:
+        if even:
             stand_in.SpacingBetweenSlices = stand_in.SliceThickness
         yield stand_in
 

@@ -88,6 +88,12 @@ def read_series(
             f"{unread} of the {len(files)} files are no DICOM that can be read here: had one been the first or the "
             "last slice, it would not be missed"
         )
+    alike = _others_alike(images, chosen)
+    if alike:
+        warnings.append(
+            f"{alike} images of the series' own planes are called something else than slices, and are left out: had "
+            "one been the first or the last slice, it would not be missed"
+        )
     first = series.slices[0].image
     if stacked.padded_voxels:
         warnings.append(f"{stacked.padded_voxels} voxels are padding, and got the value {background(first):g}")
@@ -101,6 +107,18 @@ def read_series(
         set_aside=+aside,
         warnings=tuple(warnings),
     )
+
+
+def _others_alike(images: Sequence[Image], chosen: Sequence[Image]) -> int:
+    """How many images that were left out are of the same series, orientation and size as those that were not."""
+
+    def kind(image: Image) -> tuple[object, ...]:
+        plane = image.planes[0]
+        directions = (round(cosine, 3) for cosine in (*plane.along_row, *plane.along_column))
+        return image.series_uid, image.layout.rows, image.layout.columns, *directions
+
+    kinds, taken = {kind(image) for image in chosen}, {image.path for image in chosen}
+    return sum(image.path not in taken and bool(image.planes) and kind(image) in kinds for image in images)
 
 
 def _sorted_out(

@@ -270,6 +270,25 @@ def test_a_last_slice_with_a_lookup_table_is_told_of(tmp_path: Path) -> None:
     assert "1 of the 6 files are no DICOM that can be read here" in scan.warnings[-1]
 
 
+def test_a_last_slice_that_is_called_a_projection_is_told_of(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("ImageType", ["DERIVED", "PRIMARY", "MIP"], only=5))
+    scan = read(tmp_path / "in")
+    assert scan.volume.shape[2] == 5
+    assert scan.warnings[-1].startswith("1 images of the series' own planes are called something else than slices")
+
+
+@pytest.mark.parametrize("thickness", [[3, 3], "nan", ""])
+def test_a_thickness_of_no_sense_does_no_harm(tmp_path: Path, thickness: object) -> None:
+    write(tmp_path / "in", straight(), change=setting("SliceThickness", thickness))
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels, straight().voxels)
+
+
+def test_a_modality_that_could_be_a_name_is_not_passed_on(tmp_path: Path) -> None:
+    write(tmp_path / "in", straight(), change=setting("Modality", "MUSTERMANN", only=2))
+    with pytest.raises(InconsistentGeometry, match=r"differ in modality: \?, CT"):
+        read(tmp_path / "in")
+
+
 def test_zeros_may_follow_a_jpeg_2000(tmp_path: Path) -> None:
     for path in write(tmp_path / "in", straight(phantom(SHAPE))):
         encapsulated(path, JPEG2000Lossless, jpeg_2000((PIXELS + 1024).astype(np.uint16), 16) + bytes(200))

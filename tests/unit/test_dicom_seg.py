@@ -256,6 +256,7 @@ def test_a_single_slice_is_one(tmp_path: Path, read: Read, make_segmentation: Ma
     np.testing.assert_array_equal(by_instance(seg, scan), mask)
     assert_frames_lie_on_their_sources(seg, paths)
     assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 7
+    assert seg.get_volume(combine_segments=True).spacing[0] == 7
 
 
 def test_monochrome1_and_mr_are_scans_like_others(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
