@@ -105,9 +105,12 @@ def main() -> None:
     last = count + arguments.abdominal
     if last > FIRST_TEST_SEED:
         parser.error(f"seeds from {FIRST_TEST_SEED} on are the tests'")
+    if arguments.steps > STEPS:
+        parser.error(f"there is a rate for {STEPS} steps only")
     paths = make_pool(work / "pool", range(count), arguments.threads)
     paths += make_pool(work / "abdominal", range(count, last), arguments.threads, abdominal=True)
-    training, state = Training(arguments.seed), work / "state.pt"
+    # Of its seed, so that another one begins anew.
+    training, state = Training(arguments.seed), work / f"state-{arguments.seed}.pt"
     if state.exists():
         training.go_on(state)
     began, mean = time.monotonic(), float("nan")
