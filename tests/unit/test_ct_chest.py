@@ -39,6 +39,8 @@ def test_network_is_small_and_what_the_manifest_says() -> None:
     assert len(read_model(MODEL).read_network()) < LARGEST_NETWORK_BYTES
 
 
+# Most of it is drawing the scans.
+@pytest.mark.timeout(900)
 def test_unseen_synthetic_chests() -> None:
     found: list[tuple[str, float]] = []
     for number in range(6):
