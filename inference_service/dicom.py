@@ -178,7 +178,7 @@ def _image(path: Path, dataset: FileDataset, items: int) -> Image | Reason:
         sop_instance_uid=_text(dataset, "SOPInstanceUID") or _text(meta, "MediaStorageSOPInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),
         frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
-        modality=_code(_text(dataset, "Modality")),
+        modality=_known_modality(_text(dataset, "Modality")),
         transfer_syntax=_transfer_syntax(dataset),
         lossy=_text(dataset, "LossyImageCompression") == "01",
         inverted=photometric == "MONOCHROME1",
@@ -385,7 +385,7 @@ def _values(dataset: Dataset, name: str) -> list[Any]:
     return list(value) if isinstance(value, list | MutableSequence) else [value]
 
 
-def _code(text: str) -> str:
+def _known_modality(text: str) -> str:
     """A modality of two or three letters, as all of images are; anything else could be a name, and is not passed on."""
     return text if re.fullmatch(r"[A-Z]{0,3}", text) else "?"
 

@@ -42,29 +42,21 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
         dropped = sizes * voxel_volume_ml < step.min_volume_ml
     dropped[0] = False
     if step.becomes == "surroundings":
-        _dissolve(mask, box, components, np.flatnonzero(dropped))
+        _dissolve(inside, components, np.flatnonzero(dropped))
     else:
         inside[dropped[components]] = step.becomes
 
 
 def _dissolve(
-    mask: NDArray[np.unsignedinteger],
-    box: tuple[slice, ...],
-    components: NDArray[np.signedinteger],
-    dropped: NDArray[np.intp],
+    inside: NDArray[np.unsignedinteger], components: NDArray[np.signedinteger], dropped: NDArray[np.intp]
 ) -> None:
-    """Gives each of these components, labelled within a box of the mask, the value that is most frequent around it."""
+    """Gives each of these components the value that is most frequent around it."""
     places = ndimage.find_objects(components)
     for number in dropped:
-        place = places[number - 1]
-        before = [min(1, outer.start + inner.start) for outer, inner in zip(box, place, strict=True)]
-        component = np.pad(components[place] == number, [(pad, 1) for pad in before])
-        start = [outer.start + inner.start - pad for outer, inner, pad in zip(box, place, before, strict=True)]
-        # The mask may end where the component does.
-        around = mask[tuple(slice(first, first + size) for first, size in zip(start, component.shape, strict=True))]
-        component = component[tuple(slice(size) for size in around.shape)]
+        near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in places[number - 1])
+        component = components[near] == number
         ring = ndimage.binary_dilation(component, _NEIGHBOURS) & ~component
-        around[component] = np.bincount(around[ring], minlength=1).argmax()
+        inside[near][component] = np.bincount(inside[near][ring], minlength=1).argmax()
 
 
 def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp]:
@@ -77,8 +69,9 @@ def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp
 
 
 def _bounding_box(where: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """What holds all of it and the voxels around it."""
     across_k = np.asarray(where.any(axis=2))
     spans = [np.flatnonzero(line) for line in (across_k.any(axis=1), across_k.any(axis=0), where.any(axis=(0, 1)))]
     if not spans[0].size:
         return None
-    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+    return tuple(slice(max(0, int(span[0]) - 1), int(span[-1]) + 2) for span in spans)

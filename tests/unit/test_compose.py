@@ -135,7 +135,7 @@ def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
     passed = set(re.findall(r"^      ([A-Z0-9_]+):", "".join(map(Path.read_text, files)), flags=re.MULTILINE))
     # The images set the paths, and servers in the same network speak no TLS.
     fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
-    # Of these the other role makes nothing.
+    # This role makes nothing of these.
     fixed |= {"REQUIRE_GPU"} if role == "cpu" else {"ONNX_PRECISION"}
     settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}
     assert settings - passed == fixed
@@ -185,10 +185,9 @@ def test_the_example_shows_the_defaults_of_compose() -> None:
     defaults: dict[str, str] = {}
     for file in FILES:
         defaults |= dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", file.read_text(encoding="utf-8")))
-    assert {name: shown[name] for name in defaults if name in shown} == {
-        name: defaults[name] for name in defaults if name in shown
-    }
-    assert len(set(defaults) & set(shown)) > 30
+    both = defaults.keys() & shown.keys()
+    assert {name: shown[name] for name in both} == {name: defaults[name] for name in both}
+    assert len(both) > 30
 
 
 def test_no_build_context_holds_secrets_or_scans() -> None:
