@@ -128,8 +128,8 @@ class _ComponentStep(_Strict):
     labels: tuple[int, ...] = Field(min_length=1)
     becomes: Annotated[int, Field(ge=0, le=65535)] | Literal["surroundings"] = Field(
         0,
-        description="The value that the dropped voxels get; surroundings: for each component the one that most of the "
-        "voxels around it have.",
+        description="The value that the dropped voxels get; surroundings: for each component the one that "
+        "it shares most voxel faces with.",
     )
 
 

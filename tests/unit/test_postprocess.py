@@ -55,7 +55,7 @@ def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
     half = (slice(6, 12), slice(None), slice(None))
     dropped: list[Box] = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
     mask = mask_of((3, everywhere), (2, half), (1, BIG), *[(1, place) for place in dropped])
-    # At the border of two labels nine of its neighbours are of the other one.
+    # At the border of two labels one of its faces is of the other one.
     assert np.array_equal(cleaned(mask, step), mask_of((3, everywhere), (2, half), (1, BIG)))
 
 
@@ -69,14 +69,36 @@ def test_what_has_no_surroundings_becomes_background() -> None:
 def test_surroundings_are_those_of_each_component_alone(seed: int) -> None:
     mask = np.random.default_rng(seed).choice([0, 1, 2, 5], (6, 5, 4), p=[0.5, 0.1, 0.2, 0.2]).astype(np.uint8)
     step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
-    result = cleaned(mask, step, voxel_volume_ml=0.5)
+    result = cleaned(np.asfortranarray(mask) if seed % 2 else mask, step, voxel_volume_ml=0.5)
     components, count = ndimage.label(mask == 1, np.ones((3, 3, 3), dtype=bool))
     for number in range(1, count + 1):
-        component = components == number
-        around = mask[ndimage.binary_dilation(component, np.ones((3, 3, 3), dtype=bool)) & ~component]
-        expected = np.bincount(around).argmax() if np.count_nonzero(component) < 4 else 1
-        assert set(result[component]) == {expected}
+        component = np.pad(components == number, 1)
+        faces = [np.roll(component, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (-1, 1)]
+        touching = np.concatenate([mask[face & (components != number)] for face in faces])
+        expected = np.bincount(touching, minlength=1).argmax() if np.count_nonzero(component) < 4 else 1
+        assert set(result[components == number]) == {expected}
     assert np.array_equal(result[mask != 1], mask[mask != 1])
+
+
+def test_surroundings_of_many_and_of_large_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(0).choice([0, 1, 2, 5], (40, 50, 30), p=[0.4, 0.1, 0.2, 0.3]).astype(np.uint16)
+    step = LargestComponent(step="largest_component", labels=(1, 5), becomes="surroundings")
+    at_once = cleaned(mask, step)
+    monkeypatch.setattr("inference_service.postprocess._NEIGHBOURHOODS_AT_A_TIME", 7)
+    assert np.array_equal(cleaned(mask, step), at_once)
+    assert np.count_nonzero(at_once == 1) < np.count_nonzero(mask == 1)
+
+
+def test_thousands_of_thin_components_that_reach_far() -> None:
+    # Each one's bounding box is a great part of the volume.
+    size = 160
+    mask = np.full((size, size, size), 3, dtype=np.uint8)
+    steps = np.arange(size - 40)
+    for i, j in np.ndindex(13, 13):
+        mask[3 * i + steps, 3 * j + steps, steps] = 1
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1.0, becomes="surroundings")
+    assert ndimage.label(mask == 1, np.ones((3, 3, 3)))[1] == 169
+    assert np.all(cleaned(mask, step, voxel_volume_ml=0.001) == 3)
 
 
 def test_each_label_keeps_its_own_largest() -> None:
