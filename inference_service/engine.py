@@ -4,12 +4,12 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from inference_service.errors import InternalError
+from inference_service.errors import GpuFailed, InternalError
 from inference_service.machine import has_bfloat16
 from inference_service.manifest import Manifest
 from inference_service.models import Model, check_signature
 from inference_service.providers import OPENVINO, GpuOptions, Precision
-from inference_service.sessions import NO_GPU_OPTIONS, Session
+from inference_service.sessions import NO_GPU_OPTIONS, Session, tells_of_a_failed_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def load_session(model: Model, engine: Engine) -> Session:
     Raises:
         ModelInvalid: Its sha256, inputs or outputs are not what its manifest says.
         InternalError: The engine is strict, and the model does not run on all of its providers.
+        GpuFailed: The same, for the GPU failed.
     """
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
     network = model.read_network()
@@ -60,7 +61,10 @@ def load_session(model: Model, engine: Engine) -> Session:
         session = open_session()
     check_signature(model.manifest, session.input_shapes, session.output_shapes)
     if engine.strict and (unused := _unused_providers(engine, session)):
-        raise InternalError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")
+        message = f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}"
+        # It could when this worker started.
+        failed = tells_of_a_failed_gpu(session.refusal or "")
+        raise GpuFailed(f"{message}: the GPU failed") if failed else InternalError(message)
     for warning in session_warnings(model, engine, session):
         logger.warning("model %s: %s", model.manifest.name, warning)
     return session

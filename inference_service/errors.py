@@ -27,6 +27,7 @@
         ├── DatabaseUnavailable     database_unavailable
         ├── QueueUnavailable        queue_unavailable
         └── WorkerLost              worker_lost
+            └── GpuFailed           worker_lost
 
 The message of a ServiceError is public: a sentence with the value and the remedy, free of paths, secrets and patient
 data. What only the operator may see travels as the exception's cause and ends in the log.
@@ -225,6 +226,10 @@ class WorkerLost(TransientError):
     """The worker died while it ran the job."""
 
     code = ErrorCode.WORKER_LOST
+
+
+class GpuFailed(WorkerLost):
+    """A GPU, its driver or its libraries failed: the process that used it can use it no more."""
 
 
 def error_from_row(code: str, message: str) -> ServiceError:

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -12,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from inference_service.errors import ModelInvalid, OutOfMemory, ServiceError
+from inference_service.errors import GpuFailed, ModelInvalid, OutOfMemory, ServiceError
 from inference_service.providers import CPU, CUDA, GPUS, OPENVINO, TENSORRT, GpuOptions, Precision
 
 _ERRORS: tuple[type[Exception], ...] = (
@@ -25,7 +26,12 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 # What ONNX Runtime raises besides where a provider cannot even be made.
 _REFUSALS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
-_ALLOCATION_FAILURES = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
+# What ONNX Runtime's arenas, C++, CUDA, cuBLAS and cuDNN say. An arena that has a limit words it in a way of its own.
+_ALLOCATION_FAILURES = (
+    "allocate memory", "smaller than requested bytes", "bad_alloc", "bad allocation", "out of memory", "alloc_failed",
+)  # fmt: skip
+# "CUDA failure 700: an illegal memory access was encountered", "CUDNN_FE failure 8: …", "HIP error: …".
+_GPU_FAILURE = re.compile(r"\b(?:cuda|cudnn|cudnn_fe|cublas|hip|miopen|rocblas) (?:failure|error)\b", re.IGNORECASE)
 _FATAL = 4
 _INPUT_TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -123,6 +129,7 @@ class Session:
 
         Raises:
             OutOfMemory: A run needs more memory than there is.
+            GpuFailed: The GPU failed; so will all further runs in this process.
             ModelInvalid: The network fails on its declared input.
         """
         try:
@@ -213,13 +220,20 @@ def _tensorrt_options(gpu: GpuOptions) -> dict[str, str]:
     }
 
 
+def tells_of_a_failed_gpu(text: str) -> bool:
+    """Whether what ONNX Runtime says is about the GPU, its driver or its libraries, and not about the network."""
+    return _GPU_FAILURE.search(text) is not None
+
+
 def _mapped(error: Exception, *, what: str, otherwise: str, on_gpu: bool) -> ServiceError:
     text = str(error).lower()
-    if not isinstance(error, MemoryError) and not any(failure in text for failure in _ALLOCATION_FAILURES):
-        return ModelInvalid(otherwise)
-    if on_gpu and not isinstance(error, MemoryError):
-        return OutOfMemory(f"{what} does not fit into the GPU's memory", of_gpu=True)
-    return OutOfMemory(f"{what} does not fit into this worker's memory")
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"{what} does not fit into this worker's memory")
+    if any(failure in text for failure in _ALLOCATION_FAILURES):
+        return OutOfMemory(f"{what} does not fit into {'the GPU' if on_gpu else 'this worker'}'s memory", of_gpu=on_gpu)
+    if on_gpu and tells_of_a_failed_gpu(text):
+        return GpuFailed(f"the GPU failed on {what}")
+    return ModelInvalid(otherwise)
 
 
 def _shape(dimensions: Sequence[int | str | None]) -> list[int | None]:

@@ -18,6 +18,7 @@ from inference_service.engine import Engine
 from inference_service.errors import (
     BadRequest,
     DatabaseUnavailable,
+    GpuFailed,
     InputNotFound,
     InternalError,
     OutOfMemory,
@@ -71,6 +72,10 @@ def register(app: App, runner: "JobRunner", request_class: type[Request]) -> Non
             logger.warning("the message goes back to its queue: there is no memory left")
             time.sleep(_OUTAGE_PAUSE_S)
             raise Reject("out_of_memory", requeue=True) from error
+        except GpuFailed as error:
+            # The job is queued again already. Whatever else this process ran on its GPU would fail too.
+            logger.warning("this process ends, a new one takes its place: %s", error)
+            raise SystemExit(1) from error
 
 
 class JobRunner:
@@ -103,6 +108,7 @@ class JobRunner:
 
         Raises:
             DatabaseUnavailable: Nothing could be recorded: the message must stay in the queue.
+            GpuFailed: That is recorded, and this process must not go on.
         """
         job_id = _uuid(message.get("job_id")) or _uuid(task_id)
         if job_id is None:
@@ -153,6 +159,9 @@ class _Attempt:
 
         Args:
             refusal: What is wrong with the message, should the row have no request.
+
+        Raises:
+            GpuFailed: The job is queued again, but this process must not go on.
         """
         logger.info("attempt %d starts", self._claim.attempt)
         failure: ServiceError
@@ -168,10 +177,12 @@ class _Attempt:
         except Exception as error:
             failure = self._judged(error)
         # By now the frames of what is no error of ours are gone, and their arrays with them.
-        if isinstance(failure, TransientError) or _may_fit_elsewhere(failure):
+        if isinstance(failure, TransientError) or _may_run_elsewhere(failure):
             self._try_again(failure)
         else:
             self._fail(failure)
+        if isinstance(failure, GpuFailed):
+            raise failure
 
     def _judged(self, error: Exception) -> ServiceError:
         """What an attempt's error means for its job."""
@@ -279,7 +290,7 @@ class _Attempt:
         logger.debug("the cause", exc_info=error)
         held = self._patiently(
             attempts.give_back, self._database, self._claim,
-            delay_s=delay_s, detail=error.code, on_cpu=_may_fit_elsewhere(error),
+            delay_s=delay_s, detail=error.code, on_cpu=_may_run_elsewhere(error),
         )  # fmt: skip
         if not held:
             logger.warning("attempt %d ended late: another one holds the job", self._claim.attempt)
@@ -312,8 +323,8 @@ class _Attempt:
         return bool(held)
 
 
-def _may_fit_elsewhere(error: ServiceError) -> bool:
-    return isinstance(error, OutOfMemory) and error.of_gpu
+def _may_run_elsewhere(error: ServiceError) -> bool:
+    return isinstance(error, GpuFailed) or (isinstance(error, OutOfMemory) and error.of_gpu)
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:

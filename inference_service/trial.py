@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from inference_service.errors import ModelInvalid, OutOfMemory
+from inference_service.errors import ServiceError
 from inference_service.providers import CPU, RESULT_MARK
 from inference_service.sessions import Session
 
@@ -41,8 +41,8 @@ def _try(provider: str) -> str | None:
     try:
         session = Session(_NETWORK, providers=[provider])
         session.run(np.ones((1, 1, 2, 2, 2), dtype=np.float32))
-    except (ModelInvalid, OutOfMemory) as error:
-        return str(error.__cause__)
+    except ServiceError as error:
+        return _gist(str(error.__cause__))
     if session.providers[0] != provider:
         reason = _why_not_loaded(provider) or _gist(session.refusal or "it does not say why")
         return f"ONNX Runtime fell back to {session.providers}: {reason}"

@@ -45,6 +45,39 @@ def test_a_killed_child_costs_an_attempt(service: Service) -> None:
     ]  # fmt: skip
 
 
+def test_a_failed_gpu_costs_an_attempt_and_the_process_that_used_it(service: Service, tmp_path: Path) -> None:
+    fails = tmp_path / "fails"
+    # Runs at the start of each of the worker's Python processes.
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+from pathlib import Path
+from inference_service import sessions
+from inference_service.errors import GpuFailed
+
+def run(self, windows):
+    if Path({str(fails)!r}).exists():
+        raise GpuFailed("the GPU failed on a window of this model")
+    return running(self, windows)
+
+running, sessions.Session.run = sessions.Session.run, run
+"""
+    )
+    with service.worker(PYTHONPATH=str(tmp_path), LEASE_S="60", RETRY_DELAY_S="1") as worker:
+        child = child_of(worker)
+        fails.touch()
+        job_id = service.submit("quick")
+        service.until(job_id, lambda job: job.attempt == 1 and job.state is JobState.QUEUED)
+        fails.unlink()
+        service.assert_succeeded(job_id)
+        assert child_of(worker) != child
+    assert service.story(job_id) == [
+        ("queued", 0, None), ("running", 1, None), ("queued", 1, "worker_lost"), ("running", 2, None),
+        ("succeeded", 2, None),
+    ]  # fmt: skip
+    log = worker.log_path.read_text()
+    assert "this process ends, a new one takes its place: the GPU failed on a window of this model" in log
+
+
 def test_a_killed_workers_job_goes_to_another(service: Service) -> None:
     with service.worker() as first:
         job_id = service.submit()

@@ -7,7 +7,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,14 @@ from inference_service import attempts, jobs, pipeline, sweep
 from inference_service.client import Client
 from inference_service.embedded import Servers
 from inference_service.engine import Engine, load_session
-from inference_service.errors import DatabaseUnavailable, InternalError, OutOfMemory, StorageUnavailable
+from inference_service.errors import (
+    DatabaseUnavailable,
+    GpuFailed,
+    InternalError,
+    OutOfMemory,
+    ServiceError,
+    StorageUnavailable,
+)
 from inference_service.models import Model
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
@@ -479,18 +486,27 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
     assert (job_id, f"masks/{job_id}") in sweep.uncleared(database)
 
 
-def test_what_does_not_fit_into_a_gpu_runs_on_a_cpu(
-    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OutOfMemory("a window of this model does not fit into the GPU's memory", of_gpu=True),
+        GpuFailed("the GPU failed on a window of this model"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
+    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch,
+    failure: ServiceError,
+) -> None:  # fmt: skip
     used: list[tuple[str, ...]] = []
 
     class Gpu:
-        """Every session but those of the CPU provider, and no memory left on it."""
+        """Every session but those of the CPU provider, and of no use."""
 
         providers, batch, on_gpu, precision, whole = ["CUDAExecutionProvider"], 1, True, "fp32", True
 
         def run(self, windows: np.ndarray) -> np.ndarray:
-            raise OutOfMemory("a window of this model does not fit into the GPU's memory", of_gpu=True)
+            raise failure
 
     def load(model: Model, engine: Engine) -> object:
         used.append(engine.providers)
@@ -498,9 +514,16 @@ def test_what_does_not_fit_into_a_gpu_runs_on_a_cpu(
 
     monkeypatch.setattr(pipeline, "load_session", load)
     monkeypatch.setattr(runner, "_engine", replace(ENGINE, providers=("CUDAExecutionProvider", CPU), strict=True))
-    job = run(runner, database, {**request_for_scan, "priority": "urgent"})
+    job_id = uuid4()
+    # Whoever runs jobs must know that its process can run no more.
+    told: AbstractContextManager[object] = nullcontext()
+    if isinstance(failure, GpuFailed):
+        told = pytest.raises(GpuFailed)
+    with told:
+        runner.run({"job_id": str(job_id), "request": {**request_for_scan, "priority": "urgent"}}, task_id=str(job_id))
+    job = get(database, job_id)
     assert (job.state, job.attempt) == (JobState.QUEUED, 1)
-    assert jobs.transitions(database, job.id)[-1].detail == "out_of_memory"
+    assert jobs.transitions(database, job.id)[-1].detail == failure.code
     time.sleep(0.2)
     (unsent,) = [each for each in sweep.unsent(database, RedisState("r", {}), patience_s=0) if each.id == job.id]
     assert unsent.on_cpu

@@ -5,7 +5,7 @@ import pytest
 
 from inference_service import engine as engine_module
 from inference_service.engine import Engine, load_session, session_warnings
-from inference_service.errors import InternalError
+from inference_service.errors import GpuFailed, InternalError
 from inference_service.models import Model
 from inference_service.providers import OPENVINO, GpuOptions, Precision
 from inference_service.sessions import NO_GPU_OPTIONS, Session
@@ -20,6 +20,8 @@ BOTH = ("fp32", "bf16")
 class OnTheCpu(Session):
     """Where every other provider falls back."""
 
+    said: str | None = "it does not say why"
+
     def __init__(
         self,
         network: bytes,
@@ -31,7 +33,7 @@ class OnTheCpu(Session):
         gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         super().__init__(network, providers=["CPUExecutionProvider"], threads=threads, precision=precision, spin=spin)
-        self.whole = False
+        self.whole, self.refusal = False, self.said
 
 
 class OnAll(OnTheCpu):
@@ -91,6 +93,10 @@ def test_a_strict_engine_refuses_a_model_that_falls_back(
     assert load_session(model, engine).providers == ["CPUExecutionProvider"]
     assert "model test: it does not run on CUDAExecutionProvider" in caplog.text
     with pytest.raises(InternalError, match="does not run on CUDAExecutionProvider"):
+        load_session(model, replace(engine, strict=True))
+    # The jobs of a card that failed since the worker's start are to be run elsewhere.
+    monkeypatch.setattr(OnTheCpu, "said", "CUDA failure 999: unknown error ; GPU=0 ; hostname=h")
+    with pytest.raises(GpuFailed, match="does not run on CUDAExecutionProvider: the GPU failed"):
         load_session(model, replace(engine, strict=True))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from inference_service import sessions, trial
-from inference_service.errors import ModelInvalid, OutOfMemory
+from inference_service.errors import GpuFailed, ModelInvalid, OutOfMemory, ServiceError
 from inference_service.providers import CPU, CUDA, OPENVINO, TENSORRT, GpuOptions, Precision
 from inference_service.sessions import Session
 
@@ -268,6 +268,13 @@ FAILED_ALLOCATIONS = [
     onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("Exception during initialization: std::bad_alloc"),
     onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory"),
     onnxruntime.capi.onnxruntime_pybind11_state.EPFail("Failed to allocate memory for requested buffer of size 8"),
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail(
+        "Available memory of 19968 is smaller than requested bytes of 20000"
+    ),
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"
+    ),
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0"),
     MemoryError("std::bad_alloc"),
 ]
 
@@ -303,3 +310,56 @@ def test_a_gpus_memory_is_told_from_the_cpus(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OutOfMemory, match="the model does not fit") as caught:
         Session(DOUBLE, providers=[CUDA, CPU])
     assert caught.value.of_gpu
+
+
+def test_an_arena_with_a_limit_is_out_of_memory_and_takes_less_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's own arena, as GPUs have one and GPU_MEMORY_LIMIT_MB limits it, here of the CPU's memory."""
+    limited = onnxruntime.OrtArenaCfg({"max_mem": 2**20, "arena_extend_strategy": 1})
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, limited)
+
+    def in_limits(threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
+        options = session_options(threads, spin)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        return options
+
+    session_options = sessions._session_options
+    monkeypatch.setattr(sessions, "_session_options", in_limits)
+    halves = [helper.make_node("Add", ["x", "x"], ["z"]), helper.make_node("Mul", ["z", "z"], ["y"])]
+    session = Session(network(halves, batch="n"), providers=[CPU])
+    monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    window = np.ones((1, 1, 32, 32, 32), dtype=np.float32)
+    with pytest.raises(OutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
+        session.run(np.repeat(window, 32, axis=0))
+    assert caught.value.of_gpu
+    assert "smaller than requested bytes" in str(caught.value.__cause__)
+    np.testing.assert_array_equal(session.run(window), 4 * window)
+
+
+GPU_FAILURES = [
+    "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; file=f.cc ; line=1",
+    "CUDA failure 719: unspecified launch failure ; GPU=0",
+    "CUDNN failure 5003: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0",
+    "CUDNN_FE failure 8: GRAPH_EXECUTION_FAILED ; GPU=0",
+    "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0",
+    "CUDA error executing cudaMemcpy(dst_data, src_data, bytes, cudaMemcpyHostToDevice)",
+]
+
+
+@pytest.mark.parametrize("said", GPU_FAILURES)
+def test_a_failed_gpu_is_no_invalid_model(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    def run(provider: str) -> ServiceError:
+        session = Session(DOUBLE, providers=[CPU])
+        monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
+        with pytest.raises(ServiceError) as caught:
+            session.run(WINDOW)
+        return caught.value
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(f"Non-zero status code returned: {said}")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    failed = run(CUDA)
+    assert (type(failed), failed.message) == (GpuFailed, "the GPU failed on a window of this model")
+    assert type(run(CPU)) is ModelInvalid

@@ -54,6 +54,33 @@ def test_a_provider_that_falls_back_silently_is_not_usable(
     assert len(reason) < 400
 
 
+def test_a_card_that_fails_on_the_first_run_is_not_usable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: bytes, options: object, providers: Sequence[tuple[str, object]], **_: object) -> None:
+            super().__init__(model, options, providers=[CPU])
+            self._given = [name for name, _ in providers]
+
+        def get_providers(self) -> list[str]:
+            return self._given
+
+        def run(self, *arguments: object) -> object:
+            if CUDA in self._given:
+                raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(
+                    "CUDNN failure 1002: broken ; GPU=0 ; hostname=h"
+                )
+            return super().run(*arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Failing)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    trial.main()
+    assert results(capsys.readouterr().out) == [
+        {"provider": CPU, "reason": None},
+        {"provider": CUDA, "reason": "CUDNN failure 1002: broken"},
+    ]
+
+
 def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
