@@ -134,6 +134,7 @@ _MONAI_ON_GPU = (
 _OURS_ON_GPU = (
     Side("ours-tf32", "window_ours", "cuda", "tf32"),
     Side("ours-fp16", "window_ours", "cuda", "fp16"),
+    Side("ours-tf32-device", "window_ours", "cuda", "tf32", sums_on_device=True),
 )
 _GPU_PAIRS = (("ours-tf32", "monai-torch"), ("ours-fp16", "monai-torch-amp"))
 GPU_AGREEMENT = Case(
@@ -145,7 +146,12 @@ GPU_AGREEMENT = Case(
         Side("ours-fp32", "window_ours", "cuda"),
         *_OURS_ON_GPU,
     ),
-    (("ours-fp32", "ours-cpu"), ("ours-tf32", "ours-cpu"), ("ours-fp16", "ours-cpu")),
+    (
+        ("ours-fp32", "ours-cpu"),
+        ("ours-tf32", "ours-cpu"),
+        ("ours-fp16", "ours-cpu"),
+        ("ours-tf32-device", "ours-tf32"),
+    ),
 )
 GPU_FLOOR = Case(
     "gpu-floor",
@@ -171,13 +177,20 @@ GPU_JOB = Case(
     "gpu-job",
     "Whole job on the GPU, file to file",
     (_volume("5.6 M", "scan", (512, 512, 300)),),
-    (Side("ours-tf32", "job_ours", "cuda", "tf32"), Side("ours-fp16", "job_ours", "cuda", "fp16")),
+    (
+        Side("ours-tf32", "job_ours", "cuda", "tf32"),
+        Side("ours-fp16", "job_ours", "cuda", "fp16"),
+        Side("ours-tf32-device", "job_ours", "cuda", "tf32", sums_on_device=True),
+    ),
 )
 GPU_QUEUE = Case(
     "gpu-queue",
     "Jobs from a queue that never empties, through a worker of role gpu",
     (_volume("5.6 M", "scan", (512, 512, 300)),),
-    (Side("ours-tf32", "queue_ours", "cuda", "tf32"),),
+    (
+        Side("ours-tf32", "queue_ours", "cuda", "tf32"),
+        Side("ours-tf32-two", "queue_ours", "cuda", "tf32", jobs=2),
+    ),
 )
 GPU_CASES: dict[str, Case] = {
     case.name: case for case in (GPU_AGREEMENT, GPU_FLOOR, GPU_WINDOW, GPU_WINDOW_31M, GPU_JOB, GPU_QUEUE)

@@ -17,7 +17,7 @@ def task_engine(task: Task) -> Engine:
     precision: EnginePrecision = "bf16" if task.side.precision == "bf16" else "fp32"
     return Engine(
         (PROVIDERS[task.side.provider],), task.threads, strict=True, precision=precision,
-        gpu=GpuOptions(tf32=task.side.precision == "tf32"),
+        gpu=GpuOptions(tf32=task.side.precision == "tf32", sums_on_device=task.side.sums_on_device),
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ class Side:
         provider: What runs the network in ONNX Runtime; None is PyTorch.
         precision: What the network computes in; with PyTorch fp16 is its automatic mixture.
         device: What PyTorch runs on.
+        sums_on_device: Whether our engine adds windows up in the GPU's memory.
+        jobs: How many jobs a worker runs at a time.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Side:
     provider: Provider | None = None
     precision: Precision = "fp32"
     device: Device = "cpu"
+    sums_on_device: bool = False
+    jobs: int = 1
 
     @property
     def on_gpu(self) -> bool:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, combinations, islice, pairwise, product
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,26 @@ from numpy.typing import NDArray
 from inference_service.errors import ModelInvalid, OutOfMemory
 from inference_service.manifest import Manifest
 from inference_service.parallel import ALONE, Threads
+from inference_service.sums import Corner, HostResult, HostSums, Result, Sums
 from inference_service.windows import Shape, WindowPlan, importance
 
 logger = logging.getLogger(__name__)
 
-Corner = tuple[int, ...]
 Hold = Callable[[tuple[int, ...]], NDArray[np.float32]]
 
 # Finished planes that are divided by their weights, and brought into one piece of memory each, at a time; fewer where
 # they are large.
 _PLANES_AT_A_TIME = 8
 _LEAVING_BYTES = 32 * 2**20
+_HERE_INSTEAD = "logits are added up in the worker's memory, not where the network runs"
+
+
+class _Window(NamedTuple):
+    """One window's logits: which of a batch, and along which axes they are mirrored."""
+
+    result: Result
+    number: int
+    flip: tuple[int, ...]
 
 
 class Network(Protocol):
@@ -36,6 +45,20 @@ class Network(Protocol):
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turns windows (batch, channels, *window) into logits (batch, labels, *window), a new array."""
+
+
+class NetworkThere(Protocol):
+    """A loaded model whose logits may stay on the device that it runs on."""
+
+    def run_there(self, windows: NDArray[np.float32]) -> Result:
+        """The same as `Network.run`, but for where the logits are."""
+
+    def sums_there(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> Sums:
+        """Sums on that device.
+
+        Raises:
+            OutOfMemory: There is no memory for them.
+        """
 
 
 def in_memory(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -52,6 +75,7 @@ def stream_logits(
     batch: int = 1,
     smaller_batch: bool = True,
     ahead: bool = False,
+    there: NetworkThere | None = None,
     threads: Threads = ALONE,
     hold: Hold = in_memory,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -69,6 +93,8 @@ def stream_logits(
             there is.
         ahead: Whether the network runs while the results before are added up, at the price of a batch more of them
             in memory: where it does not run on the CPU, that is.
+        there: The same network, where its logits are to be added up on its own device; where that has no memory for
+            them they are added up here.
         threads: For what is not the network.
         hold: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
             what the network takes for itself is taken.
@@ -86,8 +112,9 @@ def stream_logits(
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
     inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
-    results = _results(image, network, manifest, plan, batch, smaller_batch=smaller_batch, ahead=ahead, waiting=waiting)
-    planes = _blended(results, image.shape, manifest, plan, threads, hold, on_window)
+    run = there.run_there if there else lambda windows: HostResult(network.run(windows))
+    results = _results(image, run, manifest, plan, batch, smaller_batch=smaller_batch, ahead=ahead, waiting=waiting)
+    planes = _blended(results, image.shape, manifest, plan, there, threads, hold, on_window)
     for index, plane in enumerate(planes):
         if inside[plan.axis].start <= index < inside[plan.axis].stop:
             yield plane[:, inside_h, inside_w]
@@ -95,7 +122,7 @@ def stream_logits(
 
 def _results(
     image: NDArray[np.float32],
-    network: Network,
+    run_network: Callable[[NDArray[np.float32]], Result],
     manifest: Manifest,
     plan: WindowPlan,
     batch: int,
@@ -103,24 +130,24 @@ def _results(
     smaller_batch: bool,
     ahead: bool,
     waiting: Callable[[], AbstractContextManager[None]],
-) -> Iterator[NDArray[np.float32]]:
-    """The network's logits (labels, *window) of every window, mirrored ones flipped back, in the plan's order."""
+) -> Iterator[_Window]:
+    """The network's logits of every window, in the plan's order."""
     flips = mirrorings(manifest.mirror_axes)
     wanted = list(product(_corners(plan), flips))
 
-    def run(first: int, batch: int) -> NDArray[np.float32]:
+    def run(first: int, batch: int) -> Result:
         now = wanted[first : first + batch]
         windows = np.empty((batch, 1, *manifest.window), dtype=np.float32)
         for window, (corner, flip) in zip(windows, now + now[-1:] * (batch - len(now)), strict=True):
             window[0] = np.flip(image[_box(corner, manifest.window)], flip)
-        return network.run(windows)
+        return run_network(windows)
 
     with _Runs(run, ahead=ahead) as runs:
         done = 0
         while done < len(wanted):
             try:
                 with waiting():
-                    logits = runs.take(done, batch)
+                    result = runs.take(done, batch)
             except OutOfMemory:
                 if batch == 1 or not smaller_batch:
                     raise
@@ -128,33 +155,33 @@ def _results(
                 logger.warning("a batch of %d windows does not fit into memory: %d from now on", batch * 2, batch)
                 continue
             expected = (batch, len(manifest.labels), *manifest.window)
-            if logits.shape != expected:
-                raise ModelInvalid(f"the model's network gives logits of shape {logits.shape}, expected {expected}")
+            if result.shape != expected:
+                raise ModelInvalid(f"the model's network gives logits of shape {result.shape}, expected {expected}")
             now = wanted[done : done + batch]
             done += len(now)
             if done < len(wanted):
                 runs.prepare(done, batch)
-            for (_, flip), result in zip(now, logits, strict=False):
-                yield np.flip(result, tuple(axis + 1 for axis in flip))
+            for number, (_, flip) in enumerate(now):
+                yield _Window(result, number, flip)
             # The next run's are made while nobody holds these.
-            del logits, result
+            del result
 
 
 class _Runs:
     """Runs of a network, the next one in a thread of its own where it is to run ahead."""
 
-    def __init__(self, run: Callable[[int, int], NDArray[np.float32]], *, ahead: bool) -> None:
+    def __init__(self, run: Callable[[int, int], Result], *, ahead: bool) -> None:
         self._run = run
         self._pool = ThreadPoolExecutor(1, "network") if ahead else None
-        self._next: Future[NDArray[np.float32]] | None = None
+        self._next: Future[Result] | None = None
 
     def prepare(self, first: int, batch: int) -> None:
         """Starts a run that is going to be taken."""
         if self._pool is not None:
             self._next = self._pool.submit(self._run, first, batch)
 
-    def take(self, first: int, batch: int) -> NDArray[np.float32]:
-        """The logits of the run that was prepared, or of one that runs now."""
+    def take(self, first: int, batch: int) -> Result:
+        """What a run gives: the one that was prepared, or one that runs now."""
         prepared, self._next = self._next, None
         return self._run(first, batch) if prepared is None else prepared.result()
 
@@ -190,10 +217,11 @@ def _box(corner: Corner, window: Shape) -> tuple[slice, slice, slice]:
 
 
 def _blended(
-    results: Iterator[NDArray[np.float32]],
+    windows: Iterator[_Window],
     shape: tuple[int, ...],
     manifest: Manifest,
     plan: WindowPlan,
+    there: NetworkThere | None,
     threads: Threads,
     hold: Hold,
     on_window: Callable[[int], None],
@@ -202,70 +230,64 @@ def _blended(
     axis, depth = plan.axis, manifest.window[plan.axis]
     weights = importance(manifest.window, manifest.blending)
     times = len(mirrorings(manifest.mirror_axes))
-    extent = [depth if each == axis else size for each, size in enumerate(shape)]
-    first = next(results)
-    logits = hold((len(first), *extent))
-    results = chain([first], results)
+    held = (len(manifest.labels), *(depth if each == axis else size for each, size in enumerate(shape)))
+
+    def here(so_far: Sums | None = None) -> Sums:
+        sums = hold(held)
+        if so_far is not None:
+            sums += so_far.on_host()
+        return HostSums(sums, axis, weights, threads)
+
+    def begin() -> Sums:
+        if there is not None:
+            try:
+                return there.sums_there(held, axis, weights)
+            except OutOfMemory as error:
+                logger.warning("%s: %s", _HERE_INSTEAD, error)
+        return here()
+
+    # After the first run, when what the network takes for itself is taken.
+    first = next(windows)
+    sums = begin()
+    windows = chain([first], windows)
     del first
     corners = _corners(plan)
-    for index, (corner, after) in enumerate(pairwise([*corners, shape]), start=1):
-        box = _box(tuple(0 if each == axis else start for each, start in enumerate(corner)), manifest.window)
-        for result in islice(results, times):
-            _add(result, weights, logits[:, *box], threads)
-            del result
-        on_window(index)
-        leaving = range(corner[axis], after[axis])
-        yield from _leave(
-            np.moveaxis(logits, axis + 1, 1), leaving, plan, times * np.moveaxis(weights, axis, 0), threads
-        )
-
-
-def _add(
-    result: NDArray[np.float32], weights: NDArray[np.float32], held: NDArray[np.float32], threads: Threads
-) -> None:
-    """Adds a window's weighted logits to those held: (labels, *window) all. A row at a time stays in the cache."""
-
-    def add(part: slice) -> None:
-        for row in range(part.start, part.stop):
-            weighted = result[:, row]
-            weighted *= weights[row]
-            held[:, row] += weighted
-
-    threads.each_slice(len(weights), add)
+    for done, (corner, after) in enumerate(pairwise([*corners, shape]), start=1):
+        place = tuple(0 if each == axis else start for each, start in enumerate(corner))
+        for window in islice(windows, times):
+            try:
+                sums.add(*window, place)
+            except OutOfMemory as error:
+                logger.warning("%s: %s", _HERE_INSTEAD, error)
+                sums = here(sums)
+                sums.add(*window, place)
+            del window
+        on_window(done)
+        yield from _leave(sums, range(corner[axis], after[axis]), plan, times * np.moveaxis(weights, axis, 0), held)
 
 
 def _leave(
-    logits: NDArray[np.float32],
-    leaving: range,
-    plan: WindowPlan,
-    weights: NDArray[np.float32],
-    threads: Threads,
+    sums: Sums, leaving: range, plan: WindowPlan, weights: NDArray[np.float32], held: tuple[int, ...]
 ) -> Iterator[NDArray[np.float32]]:
     """Yields the first planes of those held, divided by their total weight, and moves up the rest.
 
     Args:
-        logits: Shape (labels, depth, h, w).
+        sums: What is held.
         leaving: Which planes of the volume go.
         plan: Where the windows lie.
         weights: A window's, shape (depth, h, w).
-        threads: Share the work.
+        held: Shape of the sums, (labels, i, j, k).
     """
-    step = max(1, min(_PLANES_AT_A_TIME, _LEAVING_BYTES // logits[:, 0].nbytes))
+    labels, height, width = held[0], *(held[axis + 1] for axis in plan.axes[1:])
+    step = max(1, min(_PLANES_AT_A_TIME, _LEAVING_BYTES // (4 * labels * height * width)))
     for start in range(0, len(leaving), step):
         now = slice(start, min(start + step, len(leaving)))
-        total = np.zeros((now.stop - now.start, *logits.shape[2:]), dtype=np.float32)
+        total = np.zeros((now.stop - now.start, height, width), dtype=np.float32)
         for plane, index in zip(total, leaving[now], strict=True):
             _add_weights(plane, index, plan, weights)
-        yield from _divided(logits[:, now], total, threads)
-
-    def move_up(part: slice) -> None:
-        # One label at a time, as numpy copies what it moves within an array.
-        for planes in logits[part]:
-            planes[: len(planes) - len(leaving)] = planes[len(leaving) :]
-            planes[len(planes) - len(leaving) :] = 0
-
+        yield from sums.means(now, total)
     if leaving:
-        threads.each_slice(len(logits), move_up)
+        sums.move_up(len(leaving))
 
 
 def _add_weights(plane: NDArray[np.float32], index: int, plan: WindowPlan, weights: NDArray[np.float32]) -> None:
@@ -276,19 +298,3 @@ def _add_weights(plane: NDArray[np.float32], index: int, plan: WindowPlan, weigh
         if start <= index < start + depth:
             for top, left in product(high, wide):
                 plane[top : top + height, left : left + width] += weights[index - start]
-
-
-def _divided(logits: NDArray[np.float32], total: NDArray[np.float32], threads: Threads) -> NDArray[np.float32]:
-    """Means (depth, labels, h, w) from weighted sums (labels, depth, h, w)."""
-    labels, depth, height, width = logits.shape
-    means = np.empty((depth, labels, height, width), dtype=np.float32)
-
-    def divide(part: slice) -> None:
-        # A row at a time stays in the cache, along whatever axis the planes lie.
-        for row in range(part.start, part.stop):
-            np.divide(logits[:, :, row], total[:, row], out=means[:, :, row].swapaxes(0, 1))
-        if not np.isfinite(means[:, :, part].sum()):
-            raise ModelInvalid("the model's network gives values that are not finite")
-
-    threads.each_slice(height, divide)
-    return means

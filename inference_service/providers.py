@@ -38,11 +38,13 @@ class GpuOptions:
     Attributes:
         tf32: Whether fp32 networks may multiply with 10 bits of mantissa, as PyTorch's convolutions do.
         memory_limit_bytes: The most that a session's arena takes; None: what there is.
+        sums_on_device: Whether logits are added up in the GPU's memory, which takes three times what is held there.
         tensorrt_cache: Folder of the engines that TensorRT builds, which takes minutes; None: it builds them anew.
     """
 
     tf32: bool = True
     memory_limit_bytes: int | None = None
+    sums_on_device: bool = False
     tensorrt_cache: Path | None = None
 
 

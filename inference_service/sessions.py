@@ -3,10 +3,10 @@
 import ctypes
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -15,6 +15,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from inference_service.errors import GpuFailed, ModelInvalid, OutOfMemory, ServiceError
 from inference_service.providers import CPU, CUDA, GPUS, OPENVINO, TENSORRT, GpuOptions, Precision
+
+# An array in whichever memory the network uses; `numpy()` copies it.
+DeviceArray: TypeAlias = onnxruntime.OrtValue
 
 _ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
@@ -73,10 +76,12 @@ class Session:
         gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         self.precision = precision
+        self._sums_on_device = gpu.sums_on_device
         if any(provider in GPUS for provider in providers):
             _load_cuda()
+        self._open = partial(_open, providers=list(providers), threads=threads, precision=precision, spin=spin, gpu=gpu)
         try:
-            self._session, self.refusal = _open(network, list(providers), threads, precision, spin, gpu)
+            self._session, self.refusal = self._open(network)
         except _ERRORS as error:
             otherwise = "ONNX Runtime cannot load the model's network"
             on_gpu = providers[0] in GPUS
@@ -132,13 +137,87 @@ class Session:
             GpuFailed: The GPU failed; so will all further runs in this process.
             ModelInvalid: The network fails on its declared input.
         """
-        try:
+        with self._mapping_errors():
             given = windows.astype(self._input_type, copy=False)
             (logits,) = self._session.run(None, {self._input_name: given})
+        return np.asarray(logits, dtype=np.float32)
+
+    def run_there(self, windows: NDArray[np.float32]) -> DeviceArray:
+        """The same, but for the logits, which stay where the network runs, in its own precision."""
+        with self._mapping_errors():
+            given = np.ascontiguousarray(windows, dtype=self._input_type)
+            return _bound_run(self._session, {self._input_name: given}, self._device)
+
+    @property
+    def sums_on_device(self) -> bool:
+        """Whether logits are to be added up on the GPU that computes them."""
+        return self._sums_on_device and self.providers[0] in (CUDA, TENSORRT)
+
+    def put_there(self, values: NDArray[Any]) -> DeviceArray:
+        """Copies an array to where the network runs."""
+        with self._mapping_errors():
+            return DeviceArray.ortvalue_from_numpy(np.ascontiguousarray(values), self._device)
+
+    @property
+    def _device(self) -> str:
+        """What ONNX Runtime calls the memory where the network runs."""
+        return "cuda" if self.on_gpu else "cpu"
+
+    def beside(self, graph: bytes) -> "Graph":
+        """Loads another graph, of no model, where this network runs."""
+        with self._mapping_errors():
+            return Graph(self._open(graph)[0], self)
+
+    @contextmanager
+    def _mapping_errors(self) -> Iterator[None]:
+        try:
+            yield
         except _ERRORS as error:
             otherwise = "the model's network fails on a window of its declared shape"
             raise _mapped(error, what="a window of this model", otherwise=otherwise, on_gpu=self.on_gpu) from error
-        return np.asarray(logits, dtype=np.float32)
+
+
+class Graph:
+    """A graph beside a network, whose values stay where that runs.
+
+    Args:
+        session: Of the graph, which has one output.
+        network: Beside which it runs.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, network: Session) -> None:
+        session.disable_fallback()
+        self._session, self._network = session, network
+
+    def run(self, **given: NDArray[Any] | DeviceArray) -> DeviceArray:
+        """Runs it.
+
+        Args:
+            given: By the inputs' names: from the worker's memory, or what stays where the network runs.
+
+        Returns:
+            What stays there too.
+
+        Raises:
+            OutOfMemory: It needs more memory than there is.
+            GpuFailed: The GPU failed.
+        """
+        with self._network._mapping_errors():
+            return _bound_run(self._session, given, self._network._device)
+
+
+def _bound_run(
+    session: onnxruntime.InferenceSession, given: Mapping[str, NDArray[Any] | DeviceArray], device: str
+) -> DeviceArray:
+    """Runs a session whose only output stays on its device."""
+    binding = session.io_binding()
+    for name, value in given.items():
+        bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
+        bind(name, value)
+    binding.bind_output(session.get_outputs()[0].name, device)
+    session.run_with_iobinding(binding)
+    (output,) = binding.get_outputs()
+    return output
 
 
 @cache

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
     gpu_memory_limit_mb: PositiveInt | None = Field(
         None, description="Most of a GPU's memory, in MiB, that one loaded model takes; unset: what there is."
     )
+    gpu_blending: Literal["host", "device"] = Field(
+        "host",
+        description="Where the logits of overlapping windows are added up: in the worker's memory (host), or in the "
+        "GPU's (device), where that has three times the memory of one window's depth of them.",
+    )
     tensorrt_cache_path: Path | None = Field(
         None,
         description="Folder for the engines that TensorRT, where requested, builds in minutes; unset: none are kept.",
@@ -185,6 +190,7 @@ class Settings(BaseSettings):
         return GpuOptions(
             tf32=self.gpu_tf32,
             memory_limit_bytes=None if limit_mb is None else limit_mb * 2**20,
+            sums_on_device=self.gpu_blending == "device",
             tensorrt_cache=self.tensorrt_cache_path,
         )
 

@@ -34,6 +34,7 @@ def run(task: Task) -> Run:
             "MODELS_PATH": str(Workspace(task.workspace).model(task.case, task.side.precision).parents[1]),
             "ONNX_PROVIDERS": f'["{PROVIDERS[task.side.provider]}"]',
             "REQUIRE_GPU": str(task.side.on_gpu).lower(),
+            "WORKER_CONCURRENCY": str(task.side.jobs),
             "GPU_TF32": str(task.side.precision == "tf32").lower(),
         }
         with Client(settings) as client, start_worker("gpu", environment, folder=Path(name)) as worker:

@@ -9,6 +9,7 @@ from benchmarks.engine import check_precision, check_watched, task_engine, task_
 from benchmarks.measurement import Run, Task
 from benchmarks.models import MAX_VOXELS, SPACING_MM
 from benchmarks.watch import MemoryWatch, NetworkClock
+from inference_service.device_sums import OnDevice
 from inference_service.engine import load_session
 from inference_service.parallel import Threads
 from inference_service.pipeline import segment_volume
@@ -27,9 +28,16 @@ def run(task: Task) -> Run:
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     volume = Volume(np.load(task.source), affine)
     session.run(np.zeros((1, 1, *model.manifest.window), np.float32))
-    with Threads(task.threads) as threads, patch.object(Session, "run", network.timed(Session.run)):
+    with (
+        Threads(task.threads) as threads,
+        patch.object(Session, "run", network.timed(Session.run)),
+        patch.object(Session, "run_there", network.timed(Session.run_there)),
+    ):
         start = time.perf_counter()
-        segmented = segment_volume(volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads)
+        segmented = segment_volume(
+            volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads,
+            ahead=session.on_gpu, there=OnDevice(session) if session.sums_on_device else None,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
     memory.finish()
     check_watched(memory, network)

@@ -44,11 +44,13 @@ LEVELS: tuple[set[str], ...] = (
         "regrid",
         "request",
         "resample",
+        "sums",
         "views",
     },
     {"candidates", "consumer", "dicom", "embedded", "manifest", "mapping", "series", "sessions", "settings", "shear"},
     {
         "crop",
+        "device_sums",
         "inference",
         "models",
         "pixels",

@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "WINDOW_BATCH": ("4", 4),
     "GPU_TF32": ("false", False),
     "GPU_MEMORY_LIMIT_MB": ("8000", 8000),
+    "GPU_BLENDING": ("device", "device"),
     "TENSORRT_CACHE_PATH": ("/srv/engines", Path("/srv/engines")),
     "REQUIRE_GPU": ("1", True),
     "INTRA_OP_THREADS": ("3", 3),

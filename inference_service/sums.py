@@ -1,0 +1,148 @@
+"""Where the logits of overlapping windows are added up: in the worker's memory, or on the device that computes them.
+
+Both hold those of one window's depth, shape (labels, i, j, k), and give up the planes that no later window touches.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.errors import ModelInvalid
+from inference_service.parallel import Threads
+
+Corner = tuple[int, ...]
+
+
+class Result(Protocol):
+    """What the network gives for a batch of windows, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(batch, labels, *window)."""
+
+    def on_host(self) -> NDArray[np.float32]:
+        """The same in the worker's memory."""
+
+
+class Sums(Protocol):
+    """Weighted logits of one window's depth."""
+
+    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
+        """Adds one window.
+
+        Args:
+            result: Of the batch that the window is in.
+            number: Which of them.
+            flip: Axes of the window that were mirrored, and are mirrored back.
+            corner: Its first voxel in what is held.
+
+        Raises:
+            OutOfMemory: There is no memory to add it; what is held stays as it was.
+        """
+
+    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Divides planes by the weights that were added up there.
+
+        Args:
+            planes: Which of those held, counted along the axis that planes leave along.
+            total: Shape (planes, h, w).
+
+        Returns:
+            Shape (planes, labels, h, w).
+
+        Raises:
+            ModelInvalid: They are not finite.
+        """
+
+    def move_up(self, count: int) -> None:
+        """Drops the first planes; zeros come in at the end."""
+
+    def on_host(self) -> NDArray[np.float32]:
+        """What is held, in the worker's memory."""
+
+
+class HostResult:
+    """A batch of logits in the worker's memory."""
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        self._logits = logits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(batch, labels, *window)."""
+        return self._logits.shape
+
+    def on_host(self) -> NDArray[np.float32]:
+        """The array itself: whoever adds it up may change it."""
+        return self._logits
+
+
+class HostSums:
+    """Sums in the worker's memory.
+
+    Args:
+        held: Zeros, or what was added up so far: shape (labels, i, j, k), changed in place.
+        axis: The axis that planes leave along.
+        weights: Of a window, shape (*window).
+        threads: Share the work.
+    """
+
+    def __init__(self, held: NDArray[np.float32], axis: int, weights: NDArray[np.float32], threads: Threads) -> None:
+        self._held, self._weights, self._threads = held, weights, threads
+        self._planes = np.moveaxis(held, axis + 1, 1)
+
+    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
+        """See `Sums`; a row at a time stays in the cache."""
+        logits = np.flip(result.on_host()[number], tuple(axis + 1 for axis in flip))
+        box = tuple(slice(start, start + size) for start, size in zip(corner, self._weights.shape, strict=True))
+        held, weights = self._held[:, *box], self._weights
+
+        def add(part: slice) -> None:
+            for row in range(part.start, part.stop):
+                weighted = logits[:, row]
+                weighted *= weights[row]
+                held[:, row] += weighted
+
+        self._threads.each_slice(len(weights), add)
+
+    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Sums`."""
+        sums = self._planes[:, planes]
+        labels, depth, height, width = sums.shape
+        means = np.empty((depth, labels, height, width), dtype=np.float32)
+
+        def divide(part: slice) -> None:
+            # A row at a time stays in the cache, along whatever axis the planes lie.
+            for row in range(part.start, part.stop):
+                np.divide(sums[:, :, row], total[:, row], out=means[:, :, row].swapaxes(0, 1))
+            check_finite(means[:, :, part])
+
+        self._threads.each_slice(height, divide)
+        return means
+
+    def move_up(self, count: int) -> None:
+        """See `Sums`."""
+
+        def move_up(part: slice) -> None:
+            # One label at a time, as numpy copies what it moves within an array.
+            for planes in self._planes[part]:
+                planes[: len(planes) - count] = planes[count:]
+                planes[len(planes) - count :] = 0
+
+        self._threads.each_slice(len(self._planes), move_up)
+
+    def on_host(self) -> NDArray[np.float32]:
+        """What is held."""
+        return self._held
+
+
+def check_finite(values: NDArray[np.float32]) -> None:
+    """Makes sure that a network's logits are numbers.
+
+    Raises:
+        ModelInvalid: They are not.
+    """
+    if not np.isfinite(values.sum()):
+        raise ModelInvalid("the model's network gives values that are not finite")
