@@ -39,7 +39,7 @@ class Claim:
         worker: Who runs it.
         request: As the row has it.
         output_place: What an earlier attempt reserved for the results.
-        on_cpu: Whether a GPU had too little memory for an earlier attempt.
+        on_cpu: Whether a GPU failed on an earlier attempt, or had too little memory for it.
     """
 
     job_id: UUID

@@ -7,20 +7,22 @@ times. It takes three times the memory of what is held.
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.sessions import DeviceArray, Graph, Session
+from inference_service.errors import OutOfMemory
+from inference_service.sessions import DeviceArray, Session
 from inference_service.sums import Corner, Result, check_finite
 
 _END = np.iinfo(np.int64).max
+# CUDA's kernels of ONNX Runtime count in 32 bits.
+_MOST_VALUES = 2**31 - 1
 
 # The graphs in the language of onnx.parser, and what it makes of them: the package `onnx` is not needed to run them.
 TEXTS: Mapping[str, str] = {
-    "zeros": """<ir_version: 8, opset_import: ["": 17]>
-        zeros (int64[4] shape) => (float[l, i, j, k] sums) { sums = ConstantOfShape (shape) }""",
     "add": """<ir_version: 8, opset_import: ["": 17]>
         add (float[l, i, j, k] held, LOGITS[n, l, x, y, z] logits, int64 index, float[x, y, z] weights, int64[8] pads,
              int64[3] first, int64[3] last, int64[3] axes, int64[3] steps) => (float[l, i, j, k] sums) {
@@ -38,18 +40,10 @@ TEXTS: Mapping[str, str] = {
             means = Div (planes, totals)
         }""",
     "move up": """<ir_version: 8, opset_import: ["": 17]>
-        move_up (float[l, i, j, k] held, int64[1] first, int64[1] last, int64[1] axis, int64[8] pads)
-        => (float[l, i, j, k] sums) {
-            planes = Slice (held, first, last, axis)
-            sums = Pad (planes, pads)
-        }""",
+        move_up (float[l, i, j, k] held, int64[8] pads) => (float[l, i, j, k] sums) { sums = Pad (held, pads) }""",
 }
 # "add" for either precision of the network.
 GRAPHS: Mapping[str, bytes] = {
-    "zeros": b64decode(
-        "CAg6YgogCgVzaGFwZRIEc3VtcyIPQ29uc3RhbnRPZlNoYXBlOgASBXplcm9zWhMKBXNoYXBlEgoKCAgHEgQKAggEYiIKBHN1bXMSGgoYCAES"
-        "FAoDEgFsCgMSAWkKAxIBagoDEgFrQgQKABAR"
-    ),
     "add": b64decode(
         "CAg6gQQKLQoGbG9naXRzCgVpbmRleBIFZ2l2ZW4iBkdhdGhlcioLCgRheGlzGACgAQI6AAoiCgVnaXZlbhIGd2luZG93IgRDYXN0KgkKAnRv"
         "GAGgAQI6AAo2CgZ3aW5kb3cKBWZpcnN0CgRsYXN0CgRheGVzCgVzdGVwcxIJdW5mbGlwcGVkIgVTbGljZToACiUKCXVuZmxpcHBlZAoHd2Vp"
@@ -66,10 +60,8 @@ GRAPHS: Mapping[str, bytes] = {
         "AWEKAxIBYgoDEgFjQgQKABAR"
     ),
     "move up": b64decode(
-        "CAg66wEKKgoEaGVsZAoFZmlyc3QKBGxhc3QKBGF4aXMSBnBsYW5lcyIFU2xpY2U6AAobCgZwbGFuZXMKBHBhZHMSBHN1bXMiA1BhZDoAEgdt"
-        "b3ZlX3VwWiIKBGhlbGQSGgoYCAESFAoDEgFsCgMSAWkKAxIBagoDEgFrWhMKBWZpcnN0EgoKCAgHEgQKAggBWhIKBGxhc3QSCgoICAcSBAoC"
-        "CAFaEgoEYXhpcxIKCggIBxIECgIIAVoSCgRwYWRzEgoKCAgHEgQKAggIYiIKBHN1bXMSGgoYCAESFAoDEgFsCgMSAWkKAxIBagoDEgFrQgQK"
-        "ABAR"
+        "CAg6gAEKGQoEaGVsZAoEcGFkcxIEc3VtcyIDUGFkOgASB21vdmVfdXBaIgoEaGVsZBIaChgIARIUCgMSAWwKAxIBaQoDEgFqCgMSAWtaEgoE"
+        "cGFkcxIKCggIBxIECgIICGIiCgRzdW1zEhoKGAgBEhQKAxIBbAoDEgFpCgMSAWoKAxIBa0IECgAQEQ=="
     ),
     "add half": b64decode(
         "CAg6gQQKLQoGbG9naXRzCgVpbmRleBIFZ2l2ZW4iBkdhdGhlcioLCgRheGlzGACgAQI6AAoiCgVnaXZlbhIGd2luZG93IgRDYXN0KgkKAnRv"
@@ -93,11 +85,11 @@ class OnDevice:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def run_there(self, windows: NDArray[np.float32]) -> "DeviceResult":
+    def run(self, windows: NDArray[np.float32]) -> "DeviceResult":
         """Turns windows (batch, channels, *window) into logits; errors are those of `Session.run`."""
-        return DeviceResult(self._session.run_there(windows))
+        return DeviceResult(self._session, self._session.run_on_device(windows))
 
-    def sums_there(self, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> "DeviceSums":
+    def sums(self, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> "DeviceSums":
         """Zeros; see `DeviceSums`."""
         return DeviceSums(self._session, shape, axis, weights)
 
@@ -106,28 +98,29 @@ class DeviceResult:
     """A batch of logits on the device.
 
     Args:
+        session: Ran the network.
         logits: Shape (batch, labels, *window), float32 or float16.
     """
 
-    def __init__(self, logits: DeviceArray) -> None:
-        self.logits = logits
+    def __init__(self, session: Session, logits: DeviceArray) -> None:
+        self._session, self.logits = session, logits
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(batch, labels, *window)."""
         return tuple(self.logits.shape())
 
-    def on_host(self) -> NDArray[np.float32]:
-        """A copy, made once: whoever adds a window up may change it."""
-        return self._copy
+    def to_host(self) -> NDArray[np.float32]:
+        """The same in the worker's memory, copied once."""
+        return self._on_host
 
     @cached_property
-    def _copy(self) -> NDArray[np.float32]:
-        return np.array(self.logits.numpy(), dtype=np.float32)
+    def _on_host(self) -> NDArray[np.float32]:
+        return self._session.to_host(self.logits)
 
 
 class DeviceSums:
-    """Sums on the device of a session.
+    """Sums on the device of a session, written from one of two arrays to the other.
 
     Args:
         session: Runs the network.
@@ -140,20 +133,21 @@ class DeviceSums:
     """
 
     def __init__(self, session: Session, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> None:
-        self._session, self._shape, self._axis = session, tuple(shape), axis
-        self._weights = session.put_there(weights)
-        self._graphs: dict[str, Graph] = {}
-        self._held = self._run("zeros", shape=np.array(shape))
+        if prod(shape) > _MOST_VALUES:
+            raise OutOfMemory(f"{prod(shape)} values are more than a GPU's kernels count", of_gpu=True)
+        self._session, self._axis = session, axis
+        self._weights = session.to_device(weights)
+        self._held, self._other = session.to_device(np.zeros(shape, np.float32)), session.empty_on_device(shape)
 
     def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """See `Sums`; the result is a `DeviceResult` of the same session."""
+        """See `Sums`; the result is one of the same session."""
         assert isinstance(result, DeviceResult)
-        window = self._weights.shape()
-        after = [size - start - extent for size, start, extent in zip(self._shape[1:], corner, window, strict=True)]
+        sizes, window = self._held.shape()[1:], self._weights.shape()
+        after = [size - start - extent for size, start, extent in zip(sizes, corner, window, strict=True)]
         mirrored = [axis in flip for axis in range(3)]
-        self._held = self._run(
+        self._replace(
             "add half" if result.logits.data_type() == "tensor(float16)" else "add",
-            held=self._held, logits=result.logits, index=np.array(number), weights=self._weights,
+            logits=result.logits, index=np.array(number), weights=self._weights,
             pads=np.array([0, *corner, 0, *after]),
             first=np.where(mirrored, -1, 0), last=np.where(mirrored, -_END, _END), axes=np.arange(1, 4),
             steps=np.where(mirrored, -1, 1),
@@ -161,28 +155,25 @@ class DeviceSums:
 
     def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Sums`."""
-        divided = self._run(
-            "means", held=self._held, first=np.array([planes.start]), last=np.array([planes.stop]),
-            axis=np.array([self._axis + 1]), totals=np.ascontiguousarray(np.moveaxis(total, 0, self._axis)),
-        )  # fmt: skip
-        means: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(divided.numpy(), self._axis + 1, 0))
+        given = {
+            "held": self._held, "first": np.array([planes.start]), "last": np.array([planes.stop]),
+            "axis": np.array([self._axis + 1]), "totals": np.ascontiguousarray(np.moveaxis(total, 0, self._axis)),
+        }  # fmt: skip
+        divided = self._session.to_host(self._session.run_beside(GRAPHS["means"], given))
+        means: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(divided, self._axis + 1, 0))
         check_finite(means)
         return means
 
     def move_up(self, count: int) -> None:
         """See `Sums`."""
-        zeros = np.zeros(8, np.int64)
-        zeros[4 + self._axis + 1] = count
-        self._held = self._run(
-            "move up", held=self._held, first=np.array([count]), last=np.array([_END]),
-            axis=np.array([self._axis + 1]), pads=zeros,
-        )  # fmt: skip
+        pads = np.zeros(8, np.int64)
+        pads[[1 + self._axis, 5 + self._axis]] = -count, count
+        self._replace("move up", pads=pads)
 
-    def on_host(self) -> NDArray[np.float32]:
-        """A copy of what is held."""
-        return np.array(self._held.numpy())
+    def to_host(self) -> NDArray[np.float32]:
+        """What is held, in the worker's memory."""
+        return self._session.to_host(self._held)
 
-    def _run(self, name: str, **given: NDArray[Any] | DeviceArray) -> DeviceArray:
-        if name not in self._graphs:
-            self._graphs[name] = self._session.beside(GRAPHS[name])
-        return self._graphs[name].run(**given)
+    def _replace(self, graph: str, **given: NDArray[Any] | DeviceArray) -> None:
+        self._session.run_beside(GRAPHS[graph], {"held": self._held, **given}, into=self._other)
+        self._held, self._other = self._other, self._held

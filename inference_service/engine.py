@@ -1,15 +1,15 @@
 """How networks run in this process, and the few sessions that stay warm in it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-from inference_service.errors import GpuFailed, InternalError
+from inference_service.errors import InternalError
 from inference_service.machine import has_bfloat16
 from inference_service.manifest import Manifest
 from inference_service.models import Model, check_signature
-from inference_service.providers import OPENVINO, GpuOptions, Precision
-from inference_service.sessions import NO_GPU_OPTIONS, Session, tells_of_a_failed_gpu
+from inference_service.providers import CPU, GPUS, OPENVINO, GpuOptions, Precision
+from inference_service.sessions import NO_GPU_OPTIONS, Session, shortage_or_failure
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ class Engine:
     jobs: int = 1
     gpu: GpuOptions = NO_GPU_OPTIONS
 
+    def on_cpu(self) -> "Engine":
+        """The same without its GPUs."""
+        return replace(self, providers=(CPU,), strict=False)
+
 
 @lru_cache(maxsize=_WARM_SESSIONS)
 def load_session(model: Model, engine: Engine) -> Session:
@@ -47,7 +51,8 @@ def load_session(model: Model, engine: Engine) -> Session:
     Raises:
         ModelInvalid: Its sha256, inputs or outputs are not what its manifest says.
         InternalError: The engine is strict, and the model does not run on all of its providers.
-        GpuFailed: The same, for the GPU failed.
+        OutOfMemory: The GPU has no memory for it.
+        GpuFailed: The GPU failed.
     """
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
     network = model.read_network()
@@ -59,12 +64,14 @@ def load_session(model: Model, engine: Engine) -> Session:
     if precision != "fp32" and not session.whole:
         # What runs elsewhere runs in fp32: a mixture is not what anybody has verified.
         session = open_session()
+    if engine.providers[0] in GPUS and session.refusal is not None:
+        # The GPU was usable when this worker started. A session on the CPU would stay warm beside one that is again.
+        failure = shortage_or_failure(session.refusal, what="the model", on_gpu=True)
+        if failure is not None:
+            raise failure from RuntimeError(session.refusal)
     check_signature(model.manifest, session.input_shapes, session.output_shapes)
     if engine.strict and (unused := _unused_providers(engine, session)):
-        message = f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}"
-        # It could when this worker started.
-        failed = tells_of_a_failed_gpu(session.refusal or "")
-        raise GpuFailed(f"{message}: the GPU failed") if failed else InternalError(message)
+        raise InternalError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")
     for warning in session_warnings(model, engine, session):
         logger.warning("model %s: %s", model.manifest.name, warning)
     return session

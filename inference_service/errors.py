@@ -68,6 +68,8 @@ class ServiceError(Exception):
     """The base of all errors that this service raises on purpose."""
 
     code: ClassVar[ErrorCode]
+    # Whether it is a GPU's, and a CPU may do the same job.
+    of_gpu: bool = False
 
     @property
     def message(self) -> str:
@@ -229,7 +231,9 @@ class WorkerLost(TransientError):
 
 
 class GpuFailed(WorkerLost):
-    """A GPU, its driver or its libraries failed: the process that used it can use it no more."""
+    """A GPU, its driver or its libraries failed: the process that used it is not to be trusted with it any more."""
+
+    of_gpu = True
 
 
 def error_from_row(code: str, message: str) -> ServiceError:

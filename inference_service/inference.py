@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain, combinations, islice, pairwise, product
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from inference_service.errors import ModelInvalid, OutOfMemory
 from inference_service.manifest import Manifest
 from inference_service.parallel import ALONE, Threads
-from inference_service.sums import Corner, HostResult, HostSums, Result, Sums
+from inference_service.sums import Corner, FallingBack, HostResult, HostSums, Result, Sums
 from inference_service.windows import Shape, WindowPlan, importance
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ Hold = Callable[[tuple[int, ...]], NDArray[np.float32]]
 # they are large.
 _PLANES_AT_A_TIME = 8
 _LEAVING_BYTES = 32 * 2**20
-_HERE_INSTEAD = "logits are added up in the worker's memory, not where the network runs"
 
 
 class _Window(NamedTuple):
@@ -47,13 +47,13 @@ class Network(Protocol):
         """Turns windows (batch, channels, *window) into logits (batch, labels, *window), a new array."""
 
 
-class NetworkThere(Protocol):
+class DeviceNetwork(Protocol):
     """A loaded model whose logits may stay on the device that it runs on."""
 
-    def run_there(self, windows: NDArray[np.float32]) -> Result:
+    def run(self, windows: NDArray[np.float32]) -> Result:
         """The same as `Network.run`, but for where the logits are."""
 
-    def sums_there(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> Sums:
+    def sums(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> Sums:
         """Sums on that device.
 
         Raises:
@@ -75,7 +75,7 @@ def stream_logits(
     batch: int = 1,
     smaller_batch: bool = True,
     ahead: bool = False,
-    there: NetworkThere | None = None,
+    on_device: DeviceNetwork | None = None,
     threads: Threads = ALONE,
     hold: Hold = in_memory,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -93,7 +93,7 @@ def stream_logits(
             there is.
         ahead: Whether the network runs while the results before are added up, at the price of a batch more of them
             in memory: where it does not run on the CPU, that is.
-        there: The same network, where its logits are to be added up on its own device; where that has no memory for
+        on_device: The same network, where its logits are to be added up on its own device; where that has no memory for
             them they are added up here.
         threads: For what is not the network.
         hold: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
@@ -112,9 +112,9 @@ def stream_logits(
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
     inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
-    run = there.run_there if there else lambda windows: HostResult(network.run(windows))
+    run = on_device.run if on_device else lambda windows: HostResult(network.run(windows))
     results = _results(image, run, manifest, plan, batch, smaller_batch=smaller_batch, ahead=ahead, waiting=waiting)
-    planes = _blended(results, image.shape, manifest, plan, there, threads, hold, on_window)
+    planes = _blended(results, image.shape, manifest, plan, on_device, threads, hold, on_window)
     for index, plane in enumerate(planes):
         if inside[plan.axis].start <= index < inside[plan.axis].stop:
             yield plane[:, inside_h, inside_w]
@@ -221,7 +221,7 @@ def _blended(
     shape: tuple[int, ...],
     manifest: Manifest,
     plan: WindowPlan,
-    there: NetworkThere | None,
+    on_device: DeviceNetwork | None,
     threads: Threads,
     hold: Hold,
     on_window: Callable[[int], None],
@@ -232,35 +232,22 @@ def _blended(
     times = len(mirrorings(manifest.mirror_axes))
     held = (len(manifest.labels), *(depth if each == axis else size for each, size in enumerate(shape)))
 
-    def here(so_far: Sums | None = None) -> Sums:
+    def on_host(so_far: NDArray[np.float32] | None = None) -> Sums:
         sums = hold(held)
         if so_far is not None:
-            sums += so_far.on_host()
+            sums += so_far
         return HostSums(sums, axis, weights, threads)
-
-    def begin() -> Sums:
-        if there is not None:
-            try:
-                return there.sums_there(held, axis, weights)
-            except OutOfMemory as error:
-                logger.warning("%s: %s", _HERE_INSTEAD, error)
-        return here()
 
     # After the first run, when what the network takes for itself is taken.
     first = next(windows)
-    sums = begin()
+    sums = FallingBack(partial(on_device.sums, held, axis, weights), on_host) if on_device else on_host()
     windows = chain([first], windows)
     del first
     corners = _corners(plan)
     for done, (corner, after) in enumerate(pairwise([*corners, shape]), start=1):
         place = tuple(0 if each == axis else start for each, start in enumerate(corner))
         for window in islice(windows, times):
-            try:
-                sums.add(*window, place)
-            except OutOfMemory as error:
-                logger.warning("%s: %s", _HERE_INSTEAD, error)
-                sums = here(sums)
-                sums.add(*window, place)
+            sums.add(*window, place)
             del window
         on_window(done)
         yield from _leave(sums, range(corner[axis], after[axis]), plan, times * np.moveaxis(weights, axis, 0), held)

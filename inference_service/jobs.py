@@ -69,7 +69,7 @@ class Unsent:
         id: The job.
         request: As its row has it.
         attempt: How many there were.
-        on_cpu: Whether a GPU had too little memory for it.
+        on_cpu: Whether a GPU failed on it, or had too little memory for it.
     """
 
     id: UUID

@@ -1,5 +1,6 @@
 """The pipeline on this machine's files, without any server."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.engine import Engine, load_session, session_warnings
-from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory
+from inference_service.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory, ServiceError
 from inference_service.machine import usable_cpus
 from inference_service.models import find_model
 from inference_service.pipeline import numeric_threads, result_files, segment_file, segment_volume
@@ -21,6 +22,8 @@ from inference_service.report import Report
 from inference_service.request import Format
 from inference_service.settings import Settings
 from inference_service.stages import Progress, StageClock
+
+logger = logging.getLogger(__name__)
 
 
 def segment_locally(
@@ -55,20 +58,31 @@ def segment_locally(
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
     found = find_model(settings.models_path, model, version)
-    # Elsewhere first: a run that fails leaves nothing.
-    with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
-        try:
-            report = segment_file(
-                source, Path(folder), found, _engine(settings),
-                max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, wishes=wishes,
-                formats=formats, clock=StageClock(), progress=progress,
-            )  # fmt: skip
-        except MemoryError as error:
-            raise OutOfMemory("the scan needs more memory than this machine has") from error
-        target.mkdir(parents=True, exist_ok=True)
-        for name in result_files(formats).values():
-            shutil.move(Path(folder) / name, target / name)
-    return report
+
+    def segment(engine: Engine) -> Report:
+        # Elsewhere first: a run that fails leaves nothing.
+        with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
+            try:
+                report = segment_file(
+                    source, Path(folder), found, engine,
+                    max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, wishes=wishes,
+                    formats=formats, clock=StageClock(), progress=progress,
+                )  # fmt: skip
+            except MemoryError as error:
+                raise OutOfMemory("the scan needs more memory than this machine has") from error
+            target.mkdir(parents=True, exist_ok=True)
+            for name in result_files(formats).values():
+                shutil.move(Path(folder) / name, target / name)
+        return report
+
+    engine = _engine(settings)
+    try:
+        return segment(engine)
+    except ServiceError as error:
+        if not error.of_gpu:
+            raise
+        logger.warning("%s: it runs on the CPU", error)
+    return segment(engine.on_cpu())
 
 
 def verify_model(settings: Settings, name: str, version: str | None) -> dict[str, object]:

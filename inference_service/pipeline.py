@@ -21,7 +21,7 @@ from inference_service.device_sums import OnDevice
 from inference_service.dicom_seg import Identity, Kind, Written, write_segmentation
 from inference_service.engine import Engine, load_session, session_warnings
 from inference_service.errors import BadRequest
-from inference_service.inference import Network, NetworkThere, stream_logits
+from inference_service.inference import DeviceNetwork, Network, stream_logits
 from inference_service.manifest import Manifest
 from inference_service.mapping import map_planes
 from inference_service.memory import Memory
@@ -115,7 +115,7 @@ def segment_file(
             scan.straightened.volume if scan.straightened else scan.volume, manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
             batch=session.batch or engine.batch, smaller_batch=session.batch is None, ahead=session.on_gpu,
-            there=OnDevice(session) if session.sums_on_device else None,
+            on_device=OnDevice(session) if session.sums_on_device else None,
             threads=threads, memory=memory,
         )  # fmt: skip
         progress("report", 0.0)
@@ -257,7 +257,7 @@ def segment_volume(
     batch: int = 1,
     smaller_batch: bool = True,
     ahead: bool = False,
-    there: NetworkThere | None = None,
+    on_device: DeviceNetwork | None = None,
     threads: Threads = ALONE,
     memory: Memory | None = None,
 ) -> Segmented:
@@ -273,7 +273,7 @@ def segment_volume(
         batch: Windows that the network is given at a time.
         smaller_batch: Whether it takes fewer too.
         ahead: Whether it runs while the results before are added up.
-        there: The same network, where its logits are added up where it runs.
+        on_device: The same network, where its logits are added up where it runs.
         threads: For all that is not the network.
         memory: What there is of it; None asks the machine.
 
@@ -296,7 +296,7 @@ def segment_volume(
     plan = plan_windows(prepared.image.shape, manifest.window, manifest.overlap, manifest.placement)
     planes = stream_logits(
         prepared.image, network, manifest, plan,
-        batch=batch, smaller_batch=smaller_batch, ahead=ahead, there=there, threads=threads,
+        batch=batch, smaller_batch=smaller_batch, ahead=ahead, on_device=on_device, threads=threads,
         hold=lambda shape: memory.hold(shape, besides=mask.nbytes + _planes_bytes(shape, plan.axis)),
         waiting=lambda: clock.stage("network"),
         on_window=lambda done: progress("windows", done / plan.count),

@@ -10,13 +10,9 @@ from inference_service.manifest import LargestComponent, PostProcessing
 
 # 26-connected: voxels that share a corner belong together.
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
-# To the six voxels that share a face.
-_STEPS = np.concatenate((np.eye(3, dtype=np.intp), -np.eye(3, dtype=np.intp)))
 
-# Bounds the memory of counting, which takes 8 bytes a voxel.
+# Bounds the memory of counting, which takes 8 bytes a voxel, and of looking at faces, which takes some 60.
 _VOXELS_AT_A_TIME = 2**22
-# The same of looking around voxels, which takes some 400 bytes each.
-_NEIGHBOURHOODS_AT_A_TIME = 2**17
 
 
 def clean(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *, voxel_volume_ml: float) -> None:
@@ -65,17 +61,19 @@ def _dissolve(
     places = np.flatnonzero(where)
     width = int(inside.max()) + 1
     parts = [
-        _faces(inside, components, places[start : start + _NEIGHBOURHOODS_AT_A_TIME], width)
-        for start in range(0, places.size, _NEIGHBOURHOODS_AT_A_TIME)
+        _faces(inside, components, places[start : start + _VOXELS_AT_A_TIME], axis, step, width)
+        for start in range(0, places.size, _VOXELS_AT_A_TIME)
+        for axis in range(inside.ndim)
+        for step in (-1, 1)
     ]
     values = np.zeros(dropped.size, dtype=inside.dtype)
     if parts:
-        pairs, inverse = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
-        counts = np.bincount(inverse, np.concatenate([counts for _, counts in parts]))
-        numbers, touching = np.divmod(pairs, width)
+        pairs, which = np.unique(np.concatenate([pairs for pairs, _ in parts]), return_inverse=True)
+        faces = np.bincount(which, np.concatenate([faces for _, faces in parts]))
+        numbers, shared = np.divmod(pairs, width)
         # Where a number occurs again the last one stays.
-        order = np.lexsort((-touching, counts))
-        values[numbers[order]] = touching[order]
+        order = np.lexsort((-shared, faces))
+        values[numbers[order]] = shared[order]
     inside[where] = values[components[where]]
 
 
@@ -83,16 +81,22 @@ def _faces(
     inside: NDArray[np.unsignedinteger],
     components: NDArray[np.signedinteger],
     places: NDArray[np.intp],
+    axis: int,
+    step: int,
     width: int,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """What these flat places share faces with: components' numbers · width + values, and how many faces."""
-    voxels = np.stack(np.unravel_index(places, inside.shape), axis=1)
-    near = (voxels[:, np.newaxis] + _STEPS).reshape(-1, 3)
-    numbers = np.repeat(components[tuple(voxels.T)].astype(np.intp), len(_STEPS))
-    there = np.all((near >= 0) & (near < inside.shape), axis=1)
-    touched = tuple(near[there].T)
-    others = components[touched] == 0
-    return np.unique(numbers[there][others] * width + inside[touched][others], return_counts=True)
+    """What components share faces with, along one axis in one direction, at these flat places.
+
+    Returns:
+        Number of a component · width + value outside of it, each once; how many faces they share.
+    """
+    voxels = list(np.unravel_index(places, inside.shape))
+    numbers = components[tuple(voxels)].astype(np.intp)
+    # Beyond the edge comes the voxel itself, which is not outside.
+    voxels[axis] = np.clip(voxels[axis] + step, 0, inside.shape[axis] - 1)
+    outside = components[tuple(voxels)] == 0
+    shared = inside[tuple(index[outside] for index in voxels)]
+    return np.unique(numbers[outside] * width + shared, return_counts=True)
 
 
 def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp]:

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from inference_service.errors import GpuFailed, ModelInvalid, OutOfMemory, ServiceError
 from inference_service.providers import CPU, CUDA, GPUS, OPENVINO, TENSORRT, GpuOptions, Precision
 
-# An array in whichever memory the network uses; `numpy()` copies it.
+# An array in whichever memory the network uses.
 DeviceArray: TypeAlias = onnxruntime.OrtValue
 
 _ERRORS: tuple[type[Exception], ...] = (
@@ -27,6 +27,8 @@ _ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
+# A bound run's are none of ONNX Runtime's own.
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError)
 # What ONNX Runtime raises besides where a provider cannot even be made.
 _REFUSALS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
 # What ONNX Runtime's arenas, C++, CUDA, cuBLAS and cuDNN say. An arena that has a limit words it in a way of its own.
@@ -34,8 +36,14 @@ _ALLOCATION_FAILURES = (
     "allocate memory", "smaller than requested bytes", "bad_alloc", "bad allocation", "out of memory", "alloc_failed",
 )  # fmt: skip
 # "CUDA failure 700: an illegal memory access was encountered", "CUDNN_FE failure 8: …", "HIP error: …".
-_GPU_FAILURE = re.compile(r"\b(?:cuda|cudnn|cudnn_fe|cublas|hip|miopen|rocblas) (?:failure|error)\b", re.IGNORECASE)
+_GPU_FAILURE = re.compile(
+    r"\b(?:cuda|cudnn|cudnn_fe|cublas|hip|miopen|rocblas) (?:failure|error)\b|\bcuda_?error|execution context enqueue",
+    re.IGNORECASE,
+)
 _FATAL = 4
+_MOST_CHARACTERS = 300
+# "…/some.cc:12 a function's signature(…) [with …] What is wrong"
+_PLACE = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
 _INPUT_TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
@@ -76,7 +84,8 @@ class Session:
         gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         self.precision = precision
-        self._sums_on_device = gpu.sums_on_device
+        self._gpu = gpu
+        self._beside: dict[bytes, onnxruntime.InferenceSession] = {}
         if any(provider in GPUS for provider in providers):
             _load_cuda()
         self._open = partial(_open, providers=list(providers), threads=threads, precision=precision, spin=spin, gpu=gpu)
@@ -134,7 +143,7 @@ class Session:
 
         Raises:
             OutOfMemory: A run needs more memory than there is.
-            GpuFailed: The GPU failed; so will all further runs in this process.
+            GpuFailed: The GPU failed; so may all further runs in this process.
             ModelInvalid: The network fails on its declared input.
         """
         with self._mapping_errors():
@@ -142,81 +151,82 @@ class Session:
             (logits,) = self._session.run(None, {self._input_name: given})
         return np.asarray(logits, dtype=np.float32)
 
-    def run_there(self, windows: NDArray[np.float32]) -> DeviceArray:
-        """The same, but for the logits, which stay where the network runs, in its own precision."""
-        with self._mapping_errors():
-            given = np.ascontiguousarray(windows, dtype=self._input_type)
-            return _bound_run(self._session, {self._input_name: given}, self._device)
-
     @property
     def sums_on_device(self) -> bool:
         """Whether logits are to be added up on the GPU that computes them."""
-        return self._sums_on_device and self.providers[0] in (CUDA, TENSORRT)
+        # TensorRT would build an engine for each place that a window is added at.
+        (output, *_) = self._session.get_outputs()
+        return self._gpu.sums_on_device and self.providers[0] == CUDA and output.type in _INPUT_TYPES
 
-    def put_there(self, values: NDArray[Any]) -> DeviceArray:
+    def run_on_device(self, windows: NDArray[np.float32]) -> DeviceArray:
+        """The same as `run`, but for the logits, which stay where the network runs, in its own precision."""
+        with self._mapping_errors():
+            given = np.ascontiguousarray(windows, dtype=self._input_type)
+            return _run_bound(self._session, {self._input_name: given}, self._device)
+
+    def run_beside(
+        self, graph: bytes, given: Mapping[str, NDArray[Any] | DeviceArray], into: DeviceArray | None = None
+    ) -> DeviceArray:
+        """Runs another graph, of one output, where the network runs.
+
+        Args:
+            graph: An ONNX file's content; its session stays as long as the network's.
+            given: By the inputs' names: from the worker's memory, or what is on the device.
+            into: What the output is written to; None: a new array in the worker's memory.
+
+        Raises:
+            OutOfMemory: It needs more memory than there is.
+            GpuFailed: The GPU failed.
+        """
+        with self._mapping_errors():
+            if graph not in self._beside:
+                self._beside[graph] = self._open(graph)[0]
+                self._beside[graph].disable_fallback()
+            return _run_bound(self._beside[graph], given, "cpu" if into is None else into)
+
+    def to_device(self, values: NDArray[Any]) -> DeviceArray:
         """Copies an array to where the network runs."""
         with self._mapping_errors():
             return DeviceArray.ortvalue_from_numpy(np.ascontiguousarray(values), self._device)
+
+    def empty_on_device(self, shape: Sequence[int]) -> DeviceArray:
+        """Memory for float32 where the network runs, of any content."""
+        with self._mapping_errors():
+            return DeviceArray.ortvalue_from_shape_and_type(list(shape), np.float32, self._device)
+
+    def to_host(self, values: DeviceArray) -> NDArray[np.float32]:
+        """What lies on the device, or a view of it where that is the worker's memory."""
+        with self._mapping_errors():
+            return np.asarray(values.numpy(), dtype=np.float32)
 
     @property
     def _device(self) -> str:
         """What ONNX Runtime calls the memory where the network runs."""
         return "cuda" if self.on_gpu else "cpu"
 
-    def beside(self, graph: bytes) -> "Graph":
-        """Loads another graph, of no model, where this network runs."""
-        with self._mapping_errors():
-            return Graph(self._open(graph)[0], self)
-
     @contextmanager
     def _mapping_errors(self) -> Iterator[None]:
         try:
             yield
-        except _ERRORS as error:
+        except _RUN_ERRORS as error:
             otherwise = "the model's network fails on a window of its declared shape"
             raise _mapped(error, what="a window of this model", otherwise=otherwise, on_gpu=self.on_gpu) from error
 
 
-class Graph:
-    """A graph beside a network, whose values stay where that runs.
-
-    Args:
-        session: Of the graph, which has one output.
-        network: Beside which it runs.
-    """
-
-    def __init__(self, session: onnxruntime.InferenceSession, network: Session) -> None:
-        session.disable_fallback()
-        self._session, self._network = session, network
-
-    def run(self, **given: NDArray[Any] | DeviceArray) -> DeviceArray:
-        """Runs it.
-
-        Args:
-            given: By the inputs' names: from the worker's memory, or what stays where the network runs.
-
-        Returns:
-            What stays there too.
-
-        Raises:
-            OutOfMemory: It needs more memory than there is.
-            GpuFailed: The GPU failed.
-        """
-        with self._network._mapping_errors():
-            return _bound_run(self._session, given, self._network._device)
-
-
-def _bound_run(
-    session: onnxruntime.InferenceSession, given: Mapping[str, NDArray[Any] | DeviceArray], device: str
+def _run_bound(
+    session: onnxruntime.InferenceSession, given: Mapping[str, NDArray[Any] | DeviceArray], into: str | DeviceArray
 ) -> DeviceArray:
-    """Runs a session whose only output stays on its device."""
+    """Runs a session of one output, which goes into an array, or a new one on a device."""
     binding = session.io_binding()
     for name, value in given.items():
         bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
         bind(name, value)
-    binding.bind_output(session.get_outputs()[0].name, device)
+    bind = binding.bind_output if isinstance(into, str) else binding.bind_ortvalue_output
+    bind(session.get_outputs()[0].name, into)
     session.run_with_iobinding(binding)
     (output,) = binding.get_outputs()
+    # An output keeps its binding, which would keep the inputs.
+    binding.clear_binding_inputs()
     return output
 
 
@@ -299,20 +309,28 @@ def _tensorrt_options(gpu: GpuOptions) -> dict[str, str]:
     }
 
 
-def tells_of_a_failed_gpu(text: str) -> bool:
-    """Whether what ONNX Runtime says is about the GPU, its driver or its libraries, and not about the network."""
-    return _GPU_FAILURE.search(text) is not None
+def shortage_or_failure(text: str, *, what: str, on_gpu: bool) -> OutOfMemory | GpuFailed | None:
+    """What ONNX Runtime's words tell of: too little memory for `what`, a GPU that fails on it, or something else."""
+    if any(failure in text.lower() for failure in _ALLOCATION_FAILURES):
+        return OutOfMemory(f"{what} does not fit into {'the GPU' if on_gpu else 'this worker'}'s memory", of_gpu=on_gpu)
+    # Some of these are the network's fault, such as a convolution that the card cannot do. A CPU can do that one too.
+    return GpuFailed(f"the GPU failed on {what}") if on_gpu and _GPU_FAILURE.search(text) else None
 
 
 def _mapped(error: Exception, *, what: str, otherwise: str, on_gpu: bool) -> ServiceError:
-    text = str(error).lower()
     if isinstance(error, MemoryError):
         return OutOfMemory(f"{what} does not fit into this worker's memory")
-    if any(failure in text for failure in _ALLOCATION_FAILURES):
-        return OutOfMemory(f"{what} does not fit into {'the GPU' if on_gpu else 'this worker'}'s memory", of_gpu=on_gpu)
-    if on_gpu and tells_of_a_failed_gpu(text):
-        return GpuFailed(f"the GPU failed on {what}")
-    return ModelInvalid(otherwise)
+    return shortage_or_failure(str(error), what=what, on_gpu=on_gpu) or ModelInvalid(otherwise)
+
+
+def gist(text: str) -> str:
+    """What ONNX Runtime says, on one line, without the places in its source before it and the list of values behind.
+
+    >>> gist("a.cc:7 T f(int) [with T = void] CUDA failure 35: the driver is too old ; GPU=-1 ; hostname=x")
+    'CUDA failure 35: the driver is too old'
+    """
+    said = _PLACE.sub("", " ".join(text.split()))
+    return said.partition(" ; GPU=")[0][-_MOST_CHARACTERS:]
 
 
 def _shape(dimensions: Sequence[int | str | None]) -> list[int | None]:

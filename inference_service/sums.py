@@ -3,16 +3,20 @@
 Both hold those of one window's depth, shape (labels, i, j, k), and give up the planes that no later window touches.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.errors import ModelInvalid
+from inference_service.errors import ModelInvalid, OutOfMemory
 from inference_service.parallel import Threads
 
+logger = logging.getLogger(__name__)
+
 Corner = tuple[int, ...]
+T = TypeVar("T")
 
 
 class Result(Protocol):
@@ -22,8 +26,8 @@ class Result(Protocol):
     def shape(self) -> tuple[int, ...]:
         """(batch, labels, *window)."""
 
-    def on_host(self) -> NDArray[np.float32]:
-        """The same in the worker's memory."""
+    def to_host(self) -> NDArray[np.float32]:
+        """The same in the worker's memory: whoever adds a window up may change it there."""
 
 
 class Sums(Protocol):
@@ -59,8 +63,55 @@ class Sums(Protocol):
     def move_up(self, count: int) -> None:
         """Drops the first planes; zeros come in at the end."""
 
-    def on_host(self) -> NDArray[np.float32]:
+    def to_host(self) -> NDArray[np.float32]:
         """What is held, in the worker's memory."""
+
+
+class FallingBack:
+    """Sums on a device until it has no memory for them, and in the worker's memory from then on.
+
+    Args:
+        on_device: Makes those on the device.
+        on_host: Makes those in the worker's memory, of what was added up so far.
+    """
+
+    def __init__(self, on_device: Callable[[], Sums], on_host: Callable[[NDArray[np.float32] | None], Sums]) -> None:
+        self._on_host = on_host
+        try:
+            self._sums = on_device()
+        except OutOfMemory as error:
+            self._warn(error)
+            self._sums = on_host(None)
+
+    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
+        """See `Sums`."""
+        self._do(lambda sums: sums.add(result, number, flip, corner))
+
+    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Sums`."""
+        return self._do(lambda sums: sums.means(planes, total))
+
+    def move_up(self, count: int) -> None:
+        """See `Sums`."""
+        self._do(lambda sums: sums.move_up(count))
+
+    def to_host(self) -> NDArray[np.float32]:
+        """See `Sums`."""
+        return self._sums.to_host()
+
+    def _do(self, step: Callable[[Sums], T]) -> T:
+        try:
+            return step(self._sums)
+        except OutOfMemory as error:
+            if isinstance(self._sums, HostSums):
+                raise
+            self._warn(error)
+        self._sums = self._on_host(self._sums.to_host())
+        return step(self._sums)
+
+    @staticmethod
+    def _warn(error: OutOfMemory) -> None:
+        logger.warning("logits are added up in the worker's memory, not where the network runs: %s", error)
 
 
 class HostResult:
@@ -74,8 +125,8 @@ class HostResult:
         """(batch, labels, *window)."""
         return self._logits.shape
 
-    def on_host(self) -> NDArray[np.float32]:
-        """The array itself: whoever adds it up may change it."""
+    def to_host(self) -> NDArray[np.float32]:
+        """The array itself."""
         return self._logits
 
 
@@ -95,7 +146,7 @@ class HostSums:
 
     def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
         """See `Sums`; a row at a time stays in the cache."""
-        logits = np.flip(result.on_host()[number], tuple(axis + 1 for axis in flip))
+        logits = np.flip(result.to_host()[number], tuple(axis + 1 for axis in flip))
         box = tuple(slice(start, start + size) for start, size in zip(corner, self._weights.shape, strict=True))
         held, weights = self._held[:, *box], self._weights
 
@@ -133,7 +184,7 @@ class HostSums:
 
         self._threads.each_slice(len(self._planes), move_up)
 
-    def on_host(self) -> NDArray[np.float32]:
+    def to_host(self) -> NDArray[np.float32]:
         """What is held."""
         return self._held
 

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from uuid import UUID
@@ -31,11 +30,11 @@ from inference_service.logs import logging_job
 from inference_service.models import Model, find_model
 from inference_service.patience import patiently
 from inference_service.pipeline import input_sha256, segment_file
-from inference_service.providers import CPU
 from inference_service.queues import App
 from inference_service.readers import Wishes
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
 from inference_service.results import Output
+from inference_service.sessions import gist
 from inference_service.settings import Settings
 from inference_service.stages import StageClock
 from inference_service.storage import DISK_FULL, Storage
@@ -74,7 +73,7 @@ def register(app: App, runner: "JobRunner", request_class: type[Request]) -> Non
             raise Reject("out_of_memory", requeue=True) from error
         except GpuFailed as error:
             # The job is queued again already. Whatever else this process ran on its GPU would fail too.
-            logger.warning("this process ends, a new one takes its place: %s", error)
+            logger.warning("this process ends, a new one takes its place: %s: %s", error, gist(str(error.__cause__)))
             raise SystemExit(1) from error
 
 
@@ -146,7 +145,7 @@ class _Attempt:
         workspace: Workspace,
     ) -> None:
         self._claim, self._settings = claim, settings
-        self._engine = replace(engine, providers=(CPU,), strict=False) if claim.on_cpu else engine
+        self._engine = engine.on_cpu() if claim.on_cpu else engine
         self._database, self._storage, self._workspace = database, storage, workspace
         self._clock = StageClock()
         self._output: Output | None = None
@@ -177,12 +176,15 @@ class _Attempt:
         except Exception as error:
             failure = self._judged(error)
         # By now the frames of what is no error of ours are gone, and their arrays with them.
-        if isinstance(failure, TransientError) or _may_run_elsewhere(failure):
-            self._try_again(failure)
-        else:
-            self._fail(failure)
-        if isinstance(failure, GpuFailed):
-            raise failure
+        try:
+            if isinstance(failure, TransientError) or failure.of_gpu:
+                self._try_again(failure)
+            else:
+                self._fail(failure)
+        finally:
+            # Recorded or not: then the message, or the lease, leads to another attempt.
+            if isinstance(failure, GpuFailed):
+                raise failure
 
     def _judged(self, error: Exception) -> ServiceError:
         """What an attempt's error means for its job."""
@@ -290,7 +292,7 @@ class _Attempt:
         logger.debug("the cause", exc_info=error)
         held = self._patiently(
             attempts.give_back, self._database, self._claim,
-            delay_s=delay_s, detail=error.code, on_cpu=_may_run_elsewhere(error),
+            delay_s=delay_s, detail=error.code, on_cpu=error.of_gpu,
         )  # fmt: skip
         if not held:
             logger.warning("attempt %d ended late: another one holds the job", self._claim.attempt)
@@ -321,10 +323,6 @@ class _Attempt:
         if not held:
             logger.warning("attempt %d could not record its end: another one holds the job", self._claim.attempt)
         return bool(held)
-
-
-def _may_run_elsewhere(error: ServiceError) -> bool:
-    return isinstance(error, GpuFailed) or (isinstance(error, OutOfMemory) and error.of_gpu)
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:

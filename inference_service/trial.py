@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import re
 import sys
 from base64 import b64decode
 from pathlib import Path
@@ -12,14 +11,11 @@ import onnxruntime
 
 from inference_service.errors import ServiceError
 from inference_service.providers import CPU, RESULT_MARK
-from inference_service.sessions import Session
+from inference_service.sessions import Session, gist
 
 # Compiled into the CPU wheel, but only a stub for calls to a remote service.
 _NEVER_USABLE = "AzureExecutionProvider"
-_MOST_CHARACTERS = 300
 _LIBRARIES = Path(onnxruntime.__file__).parent / "capi"
-# "…/some.cc:12 a function's signature(…) [with …] What is wrong"
-_PLACE = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
 # An ONNX graph of one 1×1×1 convolution on (1, 1, 2, 2, 2): small, yet it makes CUDA load cuDNN too.
 _NETWORK = b64decode(
     "CAg6cQoPCgF4CgF3EgF5IgRDb252EgVwcm9iZSoVCAEIAQgBCAEIARABQgF3SgQAAIA/Wh8KAXgSGgoYCAESFAoCCAEKAggBCgIIAgoCCAIKAggC"
@@ -42,9 +38,9 @@ def _try(provider: str) -> str | None:
         session = Session(_NETWORK, providers=[provider])
         session.run(np.ones((1, 1, 2, 2, 2), dtype=np.float32))
     except ServiceError as error:
-        return _gist(str(error.__cause__))
+        return gist(str(error.__cause__))
     if session.providers[0] != provider:
-        reason = _why_not_loaded(provider) or _gist(session.refusal or "it does not say why")
+        reason = _why_not_loaded(provider) or gist(session.refusal or "it does not say why")
         return f"ONNX Runtime fell back to {session.providers}: {reason}"
     return None
 
@@ -59,16 +55,6 @@ def _why_not_loaded(provider: str) -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def _gist(text: str) -> str:
-    """What ONNX Runtime says, on one line, without the places in its source before it and the list of values behind.
-
-    >>> _gist("a.cc:7 T f(int) [with T = void] CUDA failure 35: the driver is too old ; GPU=-1 ; hostname=x")
-    'CUDA failure 35: the driver is too old'
-    """
-    said = _PLACE.sub("", " ".join(text.split()))
-    return said.partition(" ; GPU=")[0][-_MOST_CHARACTERS:]
 
 
 if __name__ == "__main__":

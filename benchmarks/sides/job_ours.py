@@ -30,7 +30,7 @@ def run(task: Task) -> Run:
         TemporaryDirectory(dir=task.workspace) as target,
         patch.object(pipeline, "load_session", watched),
         patch.object(Session, "run", network.timed(Session.run)),
-        patch.object(Session, "run_there", network.timed(Session.run_there)),
+        patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
         model, engine = task_model(task), task_engine(task)

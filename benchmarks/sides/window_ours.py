@@ -31,12 +31,12 @@ def run(task: Task) -> Run:
     with (
         Threads(task.threads) as threads,
         patch.object(Session, "run", network.timed(Session.run)),
-        patch.object(Session, "run_there", network.timed(Session.run_there)),
+        patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
         segmented = segment_volume(
             volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads,
-            ahead=session.on_gpu, there=OnDevice(session) if session.sums_on_device else None,
+            ahead=session.on_gpu, on_device=OnDevice(session) if session.sums_on_device else None,
         )  # fmt: skip
         seconds = time.perf_counter() - start
     memory.finish()

@@ -504,6 +504,7 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
         """Every session but those of the CPU provider, and of no use."""
 
         providers, batch, on_gpu, precision, whole = ["CUDAExecutionProvider"], 1, True, "fp32", True
+        sums_on_device = False
 
         def run(self, windows: np.ndarray) -> np.ndarray:
             raise failure
@@ -532,6 +533,22 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
     job = get(database, job.id)
     assert (job.state, job.providers) == (JobState.SUCCEEDED, [CPU])
     assert used == [("CUDAExecutionProvider", CPU), (CPU,)]
+
+
+def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
+    runner: JobRunner, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise GpuFailed("the GPU failed on the model")
+
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("Postgres does not answer")
+
+    monkeypatch.setattr(pipeline, "load_session", load)
+    monkeypatch.setattr("inference_service.attempts.give_back", away)
+    job_id = str(uuid4())
+    with pytest.raises(GpuFailed):
+        runner.run({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
 
 
 def test_a_full_disk_costs_an_attempt(

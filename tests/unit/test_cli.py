@@ -16,12 +16,17 @@ import pytest
 from click.testing import CliRunner, Result
 from dicom_files import affine_of, setting, straight, write
 
+from inference_service import pipeline
 from inference_service.cli import main
+from inference_service.engine import Engine, load_session
+from inference_service.errors import GpuFailed, OutOfMemory, ServiceError
 from inference_service.manifest import Manifest
+from inference_service.models import Model
 from inference_service.nifti import write_volume
 from inference_service.phantom import chest_phantom
-from inference_service.providers import CPU
+from inference_service.providers import CPU, CUDA
 from inference_service.report import Report
+from inference_service.sessions import Session
 from inference_service.settings import Settings, get_settings
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -179,6 +184,36 @@ def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> Non
         label.value: int(np.count_nonzero(values == label.value)) for label in report.labels
     }
     assert (report.model.name, report.providers) == (MODEL, [CPU])
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code"),
+    [
+        (OutOfMemory("the model does not fit into the GPU's memory", of_gpu=True), 0),
+        (GpuFailed("the GPU failed on a window of this model"), 0),
+        (OutOfMemory("the scan does not fit"), 1),
+    ],
+    ids=["memory", "failed", "another memory"],
+)
+def test_segment_runs_on_the_cpu_what_a_gpu_does_not(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    failure: ServiceError, exit_code: int,
+) -> None:  # fmt: skip
+    used = []
+
+    def load(model: Model, engine: Engine) -> Session:
+        used.append(engine.providers)
+        if engine.providers != (CPU,):
+            raise failure
+        return load_session(model, engine)
+
+    monkeypatch.setattr(pipeline, "load_session", load)
+    monkeypatch.setattr(Settings, "effective_onnx_providers", [CUDA, CPU])
+    result = run("segment", scan, tmp_path / "out", "--model", MODEL)
+    assert result.exit_code == exit_code
+    assert failure.message in result.stderr + caplog.text
+    assert used == [(CUDA, CPU), (CPU,)][: 2 - bool(exit_code)]
+    assert (tmp_path / "out" / "mask.nii.gz").exists() == (exit_code == 0)
 
 
 def test_segment_takes_a_series_and_what_is_said_of_it(tmp_path: Path) -> None:

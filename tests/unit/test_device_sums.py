@@ -1,5 +1,7 @@
 """Adding up on a device, for which the CPU provider stands in: the same graphs, bound in the same way."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -52,10 +54,10 @@ def noise(shape: Shape) -> NDArray[np.float32]:
 
 
 def streamed(
-    shape: Shape, manifest: Manifest, session: Session, there: OnDevice | None, **options: Any
+    shape: Shape, manifest: Manifest, session: Session, on_device: OnDevice | None, **options: Any
 ) -> NDArray[np.float32]:
     plan = plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
-    return np.stack(list(stream_logits(noise(shape), session, manifest, plan, there=there, **options)))
+    return np.stack(list(stream_logits(noise(shape), session, manifest, plan, on_device=on_device, **options)))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -100,27 +102,54 @@ def test_half_precision_is_added_up_in_full(make_manifest: MakeManifest) -> None
     np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, full, None), rtol=HALF_RTOL, atol=20 * HALF_RTOL)
 
 
-@pytest.mark.parametrize("adds", [0, 1, 7])
+@pytest.mark.parametrize("steps", range(0, 24))
 def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
-    make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, adds: int
+    make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, steps: int
 ) -> None:
-    done = 0
-    run = DeviceSums._run
+    """Whichever step it is that has none: what was added up until then is not lost."""
+    left = steps
+    run, empty = Session.run_beside, Session.empty_on_device
 
-    def run_until_full(self: DeviceSums, name: str, **given: Any) -> object:
-        nonlocal done
-        if name in ("zeros", "add"):
-            if done == adds:
-                raise OutOfMemory("a window of this model does not fit into the GPU's memory", of_gpu=True)
-            done += 1
-        return run(self, name, **given)
+    def full() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("Error in execution: CUDA failure 2: out of memory ; GPU=0")
 
-    session, manifest = session_of(), make_manifest(window=(4, 3, 3), values=LABELS)
+    def run_until_full(self: Session, *given: Any, **into: Any) -> object:
+        with self._mapping_errors():
+            full()
+        return run(self, *given, **into)
+
+    def empty_until_full(self: Session, shape: Shape) -> object:
+        with self._mapping_errors():
+            full()
+        return empty(self, shape)
+
+    session, manifest = session_of(), make_manifest(window=(4, 3, 3), values=LABELS, overlap=0.25)
     expected = streamed((11, 6, 5), manifest, session, None)
-    monkeypatch.setattr(DeviceSums, "_run", run_until_full)
+    monkeypatch.setattr(Session, "run_beside", run_until_full)
+    monkeypatch.setattr(Session, "empty_on_device", empty_until_full)
     there = streamed((11, 6, 5), manifest, session, OnDevice(session))
     np.testing.assert_allclose(there, expected, rtol=1e-5, atol=1e-5)
-    assert caplog.text.count("logits are added up in the worker's memory, not where the network runs") == 1
+    assert caplog.text.count("logits are added up in the worker's memory, not where the network runs") == (left < 0)
+    assert left < 0 or steps > 20
+
+
+def test_more_than_a_gpus_kernels_count_is_left_to_the_host() -> None:
+    with pytest.raises(OutOfMemory, match="more than a GPU's kernels count"):
+        DeviceSums(session_of(), (118, 96, 512, 512), 0, np.ones((1, 1, 1), np.float32))
+
+
+def test_a_result_keeps_no_input_of_its_run() -> None:
+    session = session_of()
+    windows = np.ones((1, 1, 8, 8, 8), np.float32)
+    kept = weakref.ref(windows)
+    result = session.run_on_device(windows)
+    del windows
+    gc.collect()
+    assert kept() is None
+    assert result.shape() == [1, len(LABELS), 8, 8, 8]
 
 
 def test_what_is_not_finite_is_an_invalid_model(make_manifest: MakeManifest) -> None:
@@ -135,16 +164,14 @@ def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
     def full(self: Session, windows: NDArray[np.float32]) -> None:
         raise OutOfMemory("too large", of_gpu=True)
 
-    monkeypatch.setattr(Session, "run_there", full)
+    monkeypatch.setattr(Session, "run_on_device", full)
     session = session_of()
     with pytest.raises(OutOfMemory, match="too large"):
         streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, OnDevice(session), batch=4)
 
 
-@pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, True), (CPU, False)])
-def test_nvidias_gpus_add_up_where_the_settings_say_so(
-    monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool
-) -> None:
+@pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
+def test_cuda_adds_up_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool) -> None:
     for wanted in (False, True):
         session = Session(GRAPHS["means"], providers=[CPU], gpu=GpuOptions(sums_on_device=wanted))
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])

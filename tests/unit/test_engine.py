@@ -5,7 +5,7 @@ import pytest
 
 from inference_service import engine as engine_module
 from inference_service.engine import Engine, load_session, session_warnings
-from inference_service.errors import GpuFailed, InternalError
+from inference_service.errors import GpuFailed, InternalError, OutOfMemory, ServiceError
 from inference_service.models import Model
 from inference_service.providers import OPENVINO, GpuOptions, Precision
 from inference_service.sessions import NO_GPU_OPTIONS, Session
@@ -94,10 +94,31 @@ def test_a_strict_engine_refuses_a_model_that_falls_back(
     assert "model test: it does not run on CUDAExecutionProvider" in caplog.text
     with pytest.raises(InternalError, match="does not run on CUDAExecutionProvider"):
         load_session(model, replace(engine, strict=True))
-    # The jobs of a card that failed since the worker's start are to be run elsewhere.
-    monkeypatch.setattr(OnTheCpu, "said", "CUDA failure 999: unknown error ; GPU=0 ; hostname=h")
-    with pytest.raises(GpuFailed, match="does not run on CUDAExecutionProvider: the GPU failed"):
-        load_session(model, replace(engine, strict=True))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("CUDA failure 999: unknown error ; GPU=0 ; hostname=h", GpuFailed),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=h", OutOfMemory),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", OutOfMemory),
+    ],
+)
+def test_what_a_gpu_fails_to_load_is_for_a_cpu_and_not_kept(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, strict: bool, said: str, kind: type[ServiceError]
+) -> None:
+    """It was usable when the worker started, and may be again for the next job."""
+    monkeypatch.setattr(engine_module, "Session", OnTheCpu)
+    monkeypatch.setattr(OnTheCpu, "said", said)
+    model, engine = make_model(), Engine(("CUDAExecutionProvider", "CPUExecutionProvider"), strict=strict)
+    with pytest.raises(kind) as caught:
+        load_session(model, engine)
+    assert caught.value.of_gpu
+    assert str(caught.value.__cause__) == said
+    monkeypatch.setattr(engine_module, "Session", Session)
+    assert load_session(model, engine.on_cpu()).providers == ["CPUExecutionProvider"]
+    assert engine.on_cpu() == CPU
 
 
 def test_a_provider_that_has_but_a_part_of_the_model_is_told_of(

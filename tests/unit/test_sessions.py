@@ -329,12 +329,21 @@ def test_an_arena_with_a_limit_is_out_of_memory_and_takes_less_afterwards(monkey
     halves = [helper.make_node("Add", ["x", "x"], ["z"]), helper.make_node("Mul", ["z", "z"], ["y"])]
     session = Session(network(halves, batch="n"), providers=[CPU])
     monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(Session, "_device", "cpu")
     window = np.ones((1, 1, 32, 32, 32), dtype=np.float32)
-    with pytest.raises(OutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
-        session.run(np.repeat(window, 32, axis=0))
-    assert caught.value.of_gpu
-    assert "smaller than requested bytes" in str(caught.value.__cause__)
-    np.testing.assert_array_equal(session.run(window), 4 * window)
+
+    def on_device(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.to_host(session.run_on_device(windows))
+
+    def beside(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.to_host(session.run_beside(network(halves, batch="m"), {"x": windows}))
+
+    for run in (session.run, on_device, beside):
+        with pytest.raises(OutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
+            run(np.repeat(window, 32, axis=0))
+        assert caught.value.of_gpu
+        assert "smaller than requested bytes" in str(caught.value.__cause__)
+        np.testing.assert_array_equal(run(window), 4 * window)
 
 
 GPU_FAILURES = [
@@ -344,22 +353,31 @@ GPU_FAILURES = [
     "CUDNN_FE failure 8: GRAPH_EXECUTION_FAILED ; GPU=0",
     "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0",
     "CUDA error executing cudaMemcpy(dst_data, src_data, bytes, cudaMemcpyHostToDevice)",
+    "cudaErrorIllegalAddress: an illegal memory access was encountered",
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "TensorRT EP execution context enqueue failed.",
 ]
 
 
 @pytest.mark.parametrize("said", GPU_FAILURES)
 def test_a_failed_gpu_is_no_invalid_model(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    def run(provider: str) -> ServiceError:
+    def run(provider: str, *, on_device: bool) -> ServiceError:
         session = Session(DOUBLE, providers=[CPU])
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
         with pytest.raises(ServiceError) as caught:
-            session.run(WINDOW)
+            session.run_on_device(WINDOW) if on_device else session.run(WINDOW)
         return caught.value
 
     def fail(*_args: object, **_kwargs: object) -> None:
         raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(f"Non-zero status code returned: {said}")
 
+    def fail_bound(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError(f"Error in execution: Non-zero status code returned: {said}")
+
+    monkeypatch.setattr(Session, "_device", "cpu")
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
-    failed = run(CUDA)
-    assert (type(failed), failed.message) == (GpuFailed, "the GPU failed on a window of this model")
-    assert type(run(CPU)) is ModelInvalid
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail_bound)
+    for on_device in (False, True):
+        failed = run(CUDA, on_device=on_device)
+        assert (type(failed), failed.message) == (GpuFailed, "the GPU failed on a window of this model")
+        assert type(run(CPU, on_device=on_device)) is ModelInvalid

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from inference_service import trial
 from inference_service.providers import CPU, RESULT_MARK
+from inference_service.sessions import gist
 
 CUDA, AZURE = "CUDAExecutionProvider", "AzureExecutionProvider"
 
@@ -94,7 +95,7 @@ def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    ("text", "gist"),
+    ("text", "expected"),
     [
         (
             "/o/cuda_call.cc:129 std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERR, const char*) "
@@ -106,8 +107,8 @@ def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
     ],
     ids=["cuda", "tensorrt", "plain"],
 )
-def test_places_in_onnx_runtimes_source_are_left_out(text: str, gist: str) -> None:
-    assert trial._gist(text) == gist
+def test_places_in_onnx_runtimes_source_are_left_out(text: str, expected: str) -> None:
+    assert gist(text) == expected
 
 
 def test_a_provider_that_fails_gives_its_reason(
