@@ -10,6 +10,7 @@ READY   := $(VENV)/.ready
 BENCH   := .venv-bench
 TRAIN   := .venv-train
 CHEST   := models/ct-chest/train
+WORK    ?= $(CHEST)/work
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
@@ -64,13 +65,15 @@ $(BENCH)/.ready: pyproject.toml
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
-train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (ARGS="--seed 1")
-	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(CHEST)/work $(ARGS)
-	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(CHEST)/work/weights.pt
+train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (WORK=folder ARGS="--seed 1")
+	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(WORK) $(ARGS)
+	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(WORK)/weights.pt
 
-$(TRAIN)/.ready: pyproject.toml
+# All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
+$(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(TRAIN)
-	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --editable '.[train]'
+	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(TRAIN)/constraints.txt
+	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train]'
 	@touch $@
 
 clean: ## remove the virtual environment and what runs have left

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from ct_chest import labels
-from ct_chest.evaluate import AIMS, MODEL, chest_cta, compared, dice, example_ct, segment, turned
+from ct_chest.evaluate import (
+    AIMS,
+    MODEL,
+    chest_cta,
+    compared,
+    dice,
+    example_ct,
+    partial_scans,
+    resampled,
+    segment,
+    turned,
+)
 from ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, STD_HU, WINDOW
 from ct_chest.generator import FIRST_TEST_SEED, make_example
 from inference_service.manifest import CtIntensity
@@ -45,7 +56,7 @@ def test_unseen_synthetic_chests() -> None:
     found: list[tuple[str, float]] = []
     for number in range(6):
         spacing = ((1.3, 1.3, 2.5), (1.2, 1.2, 5.0))[number % 2]
-        example = make_example(FIRST_TEST_SEED + 100 + number, spacing)
+        example = make_example(FIRST_TEST_SEED + 100 + number, spacing, sound=True)
         mask = segment(Volume(example.hu, np.diag([*spacing, 1.0])))
         found += compared(mask, example)
     for name, aim in AIMS.items():
@@ -71,6 +82,23 @@ def test_lungs_of_a_real_chest(real_scans: Path) -> None:
     figures = dict(chest_cta(real(real_scans / "chest_cta.nii.gz")))
     assert figures["Dice both lungs"] >= 0.95
     assert figures["share of lung voxels on the right side"] >= 0.99
+
+
+def test_parts_of_a_real_chest(real_scans: Path) -> None:
+    figures = dict(partial_scans(real(real_scans / "chest_cta.nii.gz")))
+    for part in ("bases", "apices", "slab", "few slices"):
+        (found,) = (value for name, value in figures.items() if name.startswith(f"{part}, ") and "voxels" in name)
+        assert found >= 0.95, part
+        assert figures[f"{part}, on the right side"] >= 0.99, part
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.8, 0.8, 2.5), (3.0, 3.0, 5.0)])
+def test_a_real_chest_at_another_spacing(real_scans: Path, spacing: tuple[float, float, float]) -> None:
+    scan = real(real_scans / "chest_cta.nii.gz")
+    other_scan, expected = resampled(scan, segment(scan), spacing)
+    other = segment(other_scan)
+    for label in (*LUNGS, labels.BODY):
+        assert dice(other == label, expected == label) >= 0.98, label
 
 
 def test_lung_bases_of_a_real_abdomen_and_no_lung_in_its_bowel(real_scans: Path) -> None:

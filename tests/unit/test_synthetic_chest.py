@@ -1,11 +1,18 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ct_chest import labels
+from ct_chest import labels, pool
 from ct_chest.canvas import Canvas
+from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from ct_chest.fields import smooth_field
 from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
+from ct_chest.patient import draw_patient
+from ct_chest.scanner import draw_spacing
+from ct_chest.vessel import draw_vessel
 
 # Coarse enough that one takes a fraction of a second.
 SPACING_MM = (5.0, 5.0, 6.0)
@@ -90,3 +97,62 @@ def test_smooth_fields_have_unit_spread_and_are_smooth() -> None:
     field = smooth_field(np.random.default_rng(0), (60, 50, 40), (3.0, 3.0, 5.0), 15.0)
     assert field.std() == pytest.approx(1, rel=0.15)
     assert np.abs(np.diff(field, axis=0)).mean() < 0.3 * field.std()
+
+
+def test_an_artery_and_what_ails_it_are_body_and_not_bone() -> None:
+    lines = np.arange(-30, 30, 1.5, dtype=np.float32)
+    x, y, z = np.meshgrid(lines, lines, lines, indexing="ij")
+    patient = replace(draw_patient(np.random.default_rng(0)), aorta=350.0, blood=45.0)
+    bright, wide, mixed = 0, 0, 0
+    for seed in range(30):
+        canvas = Canvas(x, y, z, (1.5, 1.5, 1.5), edge_mm=1.0)
+        draw_vessel(canvas, [(0, 0, -60), (0, 0, 60)], [10, 10], patient, np.random.default_rng(seed))
+        inside, around = x**2 + y**2 < 7**2, x**2 + y**2 > 12**2
+        assert np.all(canvas.labels[inside] == labels.BODY)
+        assert set(np.unique(canvas.labels)) == {labels.BACKGROUND, labels.BODY}
+        bright += bool(np.any(canvas.hu > 600))
+        wide += bool(np.count_nonzero(canvas.labels[around]) > 1000)
+        mixed += bool(np.any(np.abs(canvas.hu[inside] - 350) > 30))
+    # Calcium or a stent in some, a clot around the channel or a second channel in a few.
+    assert 5 < bright < 25
+    assert 1 < wide < 15
+    assert 1 < mixed < 15
+
+
+def test_spacings_reach_from_fine_planes_to_thick_slices() -> None:
+    drawn = np.array([draw_spacing(np.random.default_rng(seed)) for seed in range(2000)])
+    assert drawn[:, 0].min() < 0.65
+    assert drawn[:, 2].min() < 0.8
+    assert drawn[:, 2].max() > 4.9
+    # No scan of hundreds of millions of voxels.
+    assert np.prod(drawn, axis=1).min() > 1
+
+
+def test_windows_are_cut_to_slabs_now_and_then(tmp_path: Path) -> None:
+    (path,) = pool.make_pool(tmp_path, [3], 1)
+    rng = np.random.default_rng(0)
+    air = (CLIP_HU[0] - MEAN_HU) / STD_HU
+    thinnest = []
+    for _ in range(60):
+        volume, shares = pool.draw_window(path, rng)
+        assert volume.shape == shares.first.shape == WINDOW
+        padded = volume == np.float32(air)
+        outside = [padded.all(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
+        thinnest.append(min(np.count_nonzero(~planes) for planes in outside))
+        # What is outside of the scan is no part of the patient.
+        for axis, planes in enumerate(outside):
+            assert not shares.first.compress(planes, axis).any()
+    assert min(thinnest) < 40 < np.median(thinnest) == max(thinnest)
+
+
+def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pool.pool_folder(tmp_path)
+    assert folder == pool.pool_folder(tmp_path)
+    assert folder.parent == tmp_path
+    sources = {path.name for path in pool._SOURCES}
+    assert {"generator.py", "patient.py", "pool.py"} <= sources
+    assert not {"train.py", "evaluate.py"} & sources
+    edited = tmp_path / "generator.py"
+    edited.write_text("# edited")
+    monkeypatch.setattr(pool, "_SOURCES", [*pool._SOURCES, edited])
+    assert pool.pool_folder(tmp_path) != folder

@@ -29,6 +29,10 @@ CODES = {
     "bone": (_TISSUE, "3138006", "Bone"),
 }
 
+# Added to bone's logit: thin bones share their voxels, and lose them. On scans of the seeds 500000 to 500005, neither
+# trained on nor tests, the Dice of bone is 0.846 without it, 0.855 with 0.25, 0.857 with 0.4, and no other label loses.
+BONE_LOGIT = 0.3
+
 
 def export(network: UNet, path: Path) -> float:
     """Writes the network as ONNX, the batch free, and runs it beside PyTorch.
@@ -111,6 +115,8 @@ def main() -> None:
     arguments = parser.parse_args()
     network = UNet(len(NAMES))
     network.load_state_dict(torch.load(arguments.weights, weights_only=True))
+    with torch.no_grad():
+        network.heads[0].bias[BONE] += BONE_LOGIT
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "model.onnx"
     print(f"largest difference from PyTorch: {export(network, path):.1e}")  # noqa: T201

@@ -40,16 +40,18 @@ class Example:
     spacing_mm: Spacing
 
 
-def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False) -> Example:
+def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sound: bool = False) -> Example:
     """Makes one; the same arguments give the same voxels.
 
     Args:
         seed: Decides all that is random.
         spacing_mm: Size of a voxel.
         abdominal: A scan of the abdomen with much gas, lung bases or none at its top; otherwise any part of the trunk.
+        sound: Bones and arteries of a healthy person; otherwise thin and spongy bones, osteophytes, clots, calcium and
+            stents occur as well.
     """
     rng = np.random.default_rng(seed)
-    patient = draw_patient(rng)
+    patient = draw_patient(rng, sound=sound)
     grid = draw_grid(rng, spacing_mm, abdominal=abdominal)
     canvas = draw_canvas(rng, grid)
     surfaces = Surfaces(canvas, patient, rng)
@@ -70,5 +72,5 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False) -> 
     skeleton.spine(surfaces)
     draw_pelvis(skeleton)
     chest.airways()
-    expose(canvas, grid, rng)
+    expose(canvas, grid, rng, sound=sound)
     return Example(rounded(canvas.hu), canvas.labels, spacing_mm)

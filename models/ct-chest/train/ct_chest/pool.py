@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,16 @@ from ct_chest.scanner import draw_spacing
 from inference_service.resample import Kinds, Shape, resize, resized_shape
 
 KINDS: Kinds = (INTERPOLATION,) * 3
+# How often a window is cut to a slab, most often of slices, and to how many voxels: scans of a few thin slices, of a
+# side, or that end within an organ.
+_CUT = 0.12
+_CUT_VOXELS = (3, 40)
+# Modules that decide what an example is: not those that train and judge the network.
+_SOURCES = [
+    path
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+    if path.stem not in ("evaluate", "export", "network", "reference", "train")
+]
 
 
 class Shares(NamedTuple):
@@ -31,6 +42,14 @@ class Shares(NamedTuple):
     first: NDArray[np.uint8]
     second: NDArray[np.uint8]
     share: NDArray[np.uint8]
+
+
+def pool_folder(work: Path) -> Path:
+    """Where examples are kept, named by the sources that drew them: those of an older generator are not taken."""
+    sources = sha256()
+    for source in _SOURCES:
+        sources.update(source.read_bytes())
+    return work / f"examples-{sources.hexdigest()[:12]}"
 
 
 def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: bool = False) -> list[Path]:
@@ -80,16 +99,19 @@ def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float3
     """
     with np.load(path) as stored:
         hu, shares = stored["hu"], [stored[name] for name in Shares._fields]
-    starts, pads = [], []
-    for size, wanted in zip(hu.shape, WINDOW, strict=True):
-        starts.append(int(rng.integers(0, max(0, size - wanted) + 1)))
-        missing = max(0, wanted - size)
-        pads.append((missing // 2, missing - missing // 2))
-    part = tuple(slice(start, start + wanted) for start, wanted in zip(starts, WINDOW, strict=True))
-    hu = np.clip(hu[part], *CLIP_HU).astype(np.float32)
+    sizes = [min(size, wanted) for size, wanted in zip(hu.shape, WINDOW, strict=True)]
+    if chance(rng, _CUT):
+        axis = int(rng.choice(3, p=(0.15, 0.1, 0.75)))
+        sizes[axis] = min(sizes[axis], int(rng.integers(*_CUT_VOXELS)))
+    part, pads = [], []
+    for size, kept, wanted in zip(hu.shape, sizes, WINDOW, strict=True):
+        start = int(rng.integers(0, size - kept + 1))
+        part.append(slice(start, start + kept))
+        pads.append(((wanted - kept) // 2, wanted - kept - (wanted - kept) // 2))
+    hu = np.clip(hu[tuple(part)], *CLIP_HU).astype(np.float32)
     _vary(hu, rng)
     volume = normalised(np.pad(hu, pads, constant_values=CLIP_HU[0]))
-    return volume, Shares(*(np.pad(values[part], pads) for values in shares))
+    return volume, Shares(*(np.pad(values[tuple(part)], pads) for values in shares))
 
 
 def _vary(hu: NDArray[np.float32], rng: np.random.Generator) -> None:

@@ -58,7 +58,15 @@ class Skeleton:
         below = np.float32(self.patient.sacrum) - z
         column = np.maximum(np.maximum(body, -y - 60), below)
         canvas.paint(column, between(rng, 50, 110), BODY, box)
-        self.bone(np.maximum(column, np.abs(within) - half), box)
+        if self.patient.sound:
+            self.bone(np.maximum(column, np.abs(within) - half), box)
+        else:
+            self._vertebral_bodies(column, np.abs(within), half, box)
+        if not self.patient.sound and chance(rng, 0.35):
+            # Osteophytes: lips that reach over the discs, here and there around them.
+            lips = np.maximum(np.abs(body - 1) - np.float32(between(rng, 1.5, 3)), np.abs(np.abs(within) - half) - 4)
+            here = np.sin(np.arctan2(y, x) * 3 + np.floor(phase) * 2) > between(rng, -0.5, 0.8)
+            self.bone(np.maximum(lips, below), box, here & (y > -10))
         back = -(y / size) - 13.5
         ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
         self.bone(np.maximum(ring, np.abs(within - 2) - half * 0.75), box, (back > 0) & (below < 0))
@@ -71,6 +79,22 @@ class Skeleton:
         self.bone(spinous, box, below < 0)
         canal = np.sqrt((x / 1.15) ** 2 + (back - 9) ** 2) / size - np.float32(between(rng, 7, 8.5))
         canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, below < 0)
+
+    def _vertebral_bodies(self, column: Field, within: Field, half: Field, box: Box) -> None:
+        """Narrower in the middle, and with endplates thicker or thinner than the cortex around them.
+
+        Args:
+            column: Distance to the surface of vertebrae and discs.
+            within: Height above or below the middle of a vertebra, mm.
+            half: Half the height of a vertebra, mm.
+            box: Where all three lie.
+        """
+        waist = np.float32(between(self.rng, 0, 3)) * (1 - np.clip(within / half, 0, 1) ** 2)
+        sides, ends = column + waist, within - half
+        self.canvas.paint(np.maximum(sides, ends), self.patient.cortex, BONE, box)
+        plate = np.float32(self.cortex_mm * between(self.rng, 0.6, 2))
+        marrow = np.maximum(sides + np.float32(self.cortex_mm), ends + plate)
+        self.canvas.paint(marrow, self.patient.marrow, None, box)
 
     def ribs(self, surfaces: Surfaces) -> None:
         """Slanting hoops in a shell around the cavity, with cartilage in front."""

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ct_chest.generator import FIRST_TEST_SEED
 from ct_chest.labels import NAMES
 from ct_chest.network import UNet, loss
-from ct_chest.pool import Shares, draw_window, make_pool
+from ct_chest.pool import Shares, draw_window, make_pool, pool_folder
 
 # Steps, and the rate that falls along half a cosine within them.
-CYCLES = ((4800, 6e-3), (1600, 3e-3))
+CYCLES = ((6000, 6e-3), (2000, 3e-3))
 STEPS = sum(steps for steps, _ in CYCLES)
 WARM_UP_STEPS = 50
 KEPT_EVERY_STEPS = 200
@@ -107,8 +107,9 @@ def main() -> None:
         parser.error(f"seeds from {FIRST_TEST_SEED} on are the tests'")
     if arguments.steps > STEPS:
         parser.error(f"there is a rate for {STEPS} steps only")
-    paths = make_pool(work / "pool", range(count), arguments.threads)
-    paths += make_pool(work / "abdominal", range(count, last), arguments.threads, abdominal=True)
+    pool = pool_folder(work)
+    paths = make_pool(pool / "trunk", range(count), arguments.threads)
+    paths += make_pool(pool / "abdominal", range(count, last), arguments.threads, abdominal=True)
     # Of its seed, so that another one begins anew.
     training, state = Training(arguments.seed), work / f"state-{arguments.seed}.pt"
     if state.exists():

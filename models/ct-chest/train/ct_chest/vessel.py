@@ -1,0 +1,59 @@
+"""The aorta, sound or not: contrast medium beside clotted blood, a second channel, calcium and stents are no bone."""
+
+import numpy as np
+
+from ct_chest.canvas import Canvas, Point
+from ct_chest.fields import between, chance
+from ct_chest.labels import BODY
+from ct_chest.patient import Patient
+
+
+def draw_vessel(
+    canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
+) -> None:
+    """Paints a large artery along `points`, with what may ail it where the patient is not sound."""
+    if patient.sound:
+        canvas.tube(points, radii, patient.aorta, BODY)
+        return
+    if chance(rng, 0.2):
+        # A clot, or blood in the wall, around what is left of the channel.
+        canvas.tube(points, radii, patient.blood, BODY, grown_mm=between(rng, 2, 12))
+    canvas.tube(points, radii, patient.aorta, BODY)
+    if chance(rng, 0.2):
+        share = between(rng, 0.4, 0.8)
+        hu = between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
+        canvas.tube(_aside(points, radii, 1 - share, rng), [radius * share for radius in radii], hu, BODY)
+    if chance(rng, 0.4):
+        for _ in range(int(rng.integers(1, 20))):
+            _calcium(canvas, points, radii, rng)
+    if chance(rng, 0.06):
+        _stent(canvas, points, radii, rng)
+
+
+def _aside(points: list[Point], radii: list[float], share: float, rng: np.random.Generator) -> list[Point]:
+    """The same way, shifted to one side by a share of its radius."""
+    angle = between(rng, 0, 2 * np.pi)
+    x, y = np.cos(angle) * share, np.sin(angle) * share
+    return [(p[0] + x * radius, p[1] + y * radius, p[2]) for p, radius in zip(points, radii, strict=True)]
+
+
+def _calcium(canvas: Canvas, points: list[Point], radii: list[float], rng: np.random.Generator) -> None:
+    """A plaque in the wall."""
+    n = int(rng.integers(len(points) - 1))
+    share, angle = between(rng, 0, 1), between(rng, 0, 2 * np.pi)
+    x, y, z = (a + share * (b - a) for a, b in zip(points[n], points[n + 1], strict=True))
+    size = between(rng, 1, 4)
+    place = (x + radii[n] * float(np.cos(angle)), y + radii[n] * float(np.sin(angle)), z)
+    canvas.blob(place, (size, size, between(rng, 1, 8)), between(rng, 300, 1300), BODY)
+
+
+def _stent(canvas: Canvas, points: list[Point], radii: list[float], rng: np.random.Generator) -> None:
+    """Wires around the channel, zigzag."""
+    hu, thin, pitch = between(rng, 800, 2800), between(rng, 0.3, 1.0), between(rng, 0.4, 1.2)
+    for n in range(len(points) - 1):
+        found = canvas.capsule(points[n], points[n + 1], radii[n], radii[n + 1])
+        if found is None:
+            continue
+        distance, box = found
+        wires = np.abs(np.sin(canvas.z[box] * np.float32(pitch) + np.sin(canvas.x[box] * np.float32(0.6)))) > 0.6
+        canvas.paint(np.abs(distance) - np.float32(thin), hu, BODY, box, wires)
