@@ -4,12 +4,13 @@ import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
+from inference_service.complaints import shortage_or_failure
 from inference_service.errors import InternalError
 from inference_service.machine import has_bfloat16
 from inference_service.manifest import Manifest
 from inference_service.models import Model, check_signature
 from inference_service.providers import CPU, GPUS, OPENVINO, GpuOptions, Precision
-from inference_service.sessions import NO_GPU_OPTIONS, Session, shortage_or_failure
+from inference_service.sessions import NO_GPU_OPTIONS, Session
 
 logger = logging.getLogger(__name__)
 

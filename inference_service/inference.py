@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from inference_service.errors import ModelInvalid, OutOfMemory
 from inference_service.manifest import Manifest
 from inference_service.parallel import ALONE, Threads
-from inference_service.sums import Corner, FallingBack, HostResult, HostSums, Result, Sums
+from inference_service.sums import Corner, FallingBack, HostResult, HostSums, Result, Sums, SumsOnDevice
 from inference_service.windows import Shape, WindowPlan, importance
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class DeviceNetwork(Protocol):
     def run(self, windows: NDArray[np.float32]) -> Result:
         """The same as `Network.run`, but for where the logits are."""
 
-    def sums(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> Sums:
+    def sums(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> SumsOnDevice:
         """Sums on that device.
 
         Raises:

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -13,7 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from inference_service.errors import GpuFailed, ModelInvalid, OutOfMemory, ServiceError
+from inference_service.complaints import shortage_or_failure
+from inference_service.errors import ModelInvalid, OutOfMemory, ServiceError
 from inference_service.providers import CPU, CUDA, GPUS, OPENVINO, TENSORRT, GpuOptions, Precision
 
 # An array in whichever memory the network uses.
@@ -31,19 +31,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 _RUN_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError)
 # What ONNX Runtime raises besides where a provider cannot even be made.
 _REFUSALS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
-# What ONNX Runtime's arenas, C++, CUDA, cuBLAS and cuDNN say. An arena that has a limit words it in a way of its own.
-_ALLOCATION_FAILURES = (
-    "allocate memory", "smaller than requested bytes", "bad_alloc", "bad allocation", "out of memory", "alloc_failed",
-)  # fmt: skip
-# "CUDA failure 700: an illegal memory access was encountered", "CUDNN_FE failure 8: …", "HIP error: …".
-_GPU_FAILURE = re.compile(
-    r"\b(?:cuda|cudnn|cudnn_fe|cublas|hip|miopen|rocblas) (?:failure|error)\b|\bcuda_?error|execution context enqueue",
-    re.IGNORECASE,
-)
 _FATAL = 4
-_MOST_CHARACTERS = 300
-# "…/some.cc:12 a function's signature(…) [with …] What is wrong"
-_PLACE = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
 _INPUT_TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
@@ -309,28 +297,10 @@ def _tensorrt_options(gpu: GpuOptions) -> dict[str, str]:
     }
 
 
-def shortage_or_failure(text: str, *, what: str, on_gpu: bool) -> OutOfMemory | GpuFailed | None:
-    """What ONNX Runtime's words tell of: too little memory for `what`, a GPU that fails on it, or something else."""
-    if any(failure in text.lower() for failure in _ALLOCATION_FAILURES):
-        return OutOfMemory(f"{what} does not fit into {'the GPU' if on_gpu else 'this worker'}'s memory", of_gpu=on_gpu)
-    # Some of these are the network's fault, such as a convolution that the card cannot do. A CPU can do that one too.
-    return GpuFailed(f"the GPU failed on {what}") if on_gpu and _GPU_FAILURE.search(text) else None
-
-
 def _mapped(error: Exception, *, what: str, otherwise: str, on_gpu: bool) -> ServiceError:
     if isinstance(error, MemoryError):
         return OutOfMemory(f"{what} does not fit into this worker's memory")
     return shortage_or_failure(str(error), what=what, on_gpu=on_gpu) or ModelInvalid(otherwise)
-
-
-def gist(text: str) -> str:
-    """What ONNX Runtime says, on one line, without the places in its source before it and the list of values behind.
-
-    >>> gist("a.cc:7 T f(int) [with T = void] CUDA failure 35: the driver is too old ; GPU=-1 ; hostname=x")
-    'CUDA failure 35: the driver is too old'
-    """
-    said = _PLACE.sub("", " ".join(text.split()))
-    return said.partition(" ; GPU=")[0][-_MOST_CHARACTERS:]
 
 
 def _shape(dimensions: Sequence[int | str | None]) -> list[int | None]:

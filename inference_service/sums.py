@@ -63,6 +63,10 @@ class Sums(Protocol):
     def move_up(self, count: int) -> None:
         """Drops the first planes; zeros come in at the end."""
 
+
+class SumsOnDevice(Sums, Protocol):
+    """Sums that are not in the worker's memory."""
+
     def to_host(self) -> NDArray[np.float32]:
         """What is held, in the worker's memory."""
 
@@ -75,13 +79,17 @@ class FallingBack:
         on_host: Makes those in the worker's memory, of what was added up so far.
     """
 
-    def __init__(self, on_device: Callable[[], Sums], on_host: Callable[[NDArray[np.float32] | None], Sums]) -> None:
+    def __init__(
+        self, on_device: Callable[[], SumsOnDevice], on_host: Callable[[NDArray[np.float32] | None], Sums]
+    ) -> None:
         self._on_host = on_host
+        self._host: Sums
+        self._device: SumsOnDevice | None = None
         try:
-            self._sums = on_device()
+            self._device = on_device()
         except OutOfMemory as error:
             self._warn(error)
-            self._sums = on_host(None)
+            self._host = on_host(None)
 
     def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
         """See `Sums`."""
@@ -95,19 +103,14 @@ class FallingBack:
         """See `Sums`."""
         self._do(lambda sums: sums.move_up(count))
 
-    def to_host(self) -> NDArray[np.float32]:
-        """See `Sums`."""
-        return self._sums.to_host()
-
     def _do(self, step: Callable[[Sums], T]) -> T:
-        try:
-            return step(self._sums)
-        except OutOfMemory as error:
-            if isinstance(self._sums, HostSums):
-                raise
-            self._warn(error)
-        self._sums = self._on_host(self._sums.to_host())
-        return step(self._sums)
+        if self._device is not None:
+            try:
+                return step(self._device)
+            except OutOfMemory as error:
+                self._warn(error)
+            self._host, self._device = self._on_host(self._device.to_host()), None
+        return step(self._host)
 
     @staticmethod
     def _warn(error: OutOfMemory) -> None:
@@ -183,10 +186,6 @@ class HostSums:
                 planes[len(planes) - count :] = 0
 
         self._threads.each_slice(len(self._planes), move_up)
-
-    def to_host(self) -> NDArray[np.float32]:
-        """What is held."""
-        return self._held
 
 
 def check_finite(values: NDArray[np.float32]) -> None:

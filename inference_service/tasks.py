@@ -13,6 +13,7 @@ from celery.exceptions import Reject
 from celery.worker.request import Request
 
 from inference_service import attempts, jobs
+from inference_service.complaints import gist
 from inference_service.engine import Engine
 from inference_service.errors import (
     BadRequest,
@@ -34,7 +35,6 @@ from inference_service.queues import App
 from inference_service.readers import Wishes
 from inference_service.request import TASK_NAME, SegmentRequest, parse_request
 from inference_service.results import Output
-from inference_service.sessions import gist
 from inference_service.settings import Settings
 from inference_service.stages import StageClock
 from inference_service.storage import DISK_FULL, Storage

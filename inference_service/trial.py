@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from inference_service.complaints import gist
 from inference_service.errors import ServiceError
 from inference_service.providers import CPU, RESULT_MARK
-from inference_service.sessions import Session, gist
+from inference_service.sessions import Session
 
 # Compiled into the CPU wheel, but only a stub for calls to a remote service.
 _NEVER_USABLE = "AzureExecutionProvider"

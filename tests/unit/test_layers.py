@@ -33,6 +33,7 @@ LEVELS: tuple[set[str], ...] = (
     },
     {
         "archives",
+        "complaints",
         "embedded_postgres",
         "image",
         "memory",

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from inference_service import trial
+from inference_service.complaints import gist
 from inference_service.providers import CPU, RESULT_MARK
-from inference_service.sessions import gist
 
 CUDA, AZURE = "CUDAExecutionProvider", "AzureExecutionProvider"
 

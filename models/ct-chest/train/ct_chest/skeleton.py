@@ -62,11 +62,12 @@ class Skeleton:
             self.bone(np.maximum(column, np.abs(within) - half), box)
         else:
             self._vertebral_bodies(column, np.abs(within), half, box)
-        if not self.patient.sound and chance(rng, 0.35):
-            # Osteophytes: lips that reach over the discs, here and there around them.
-            lips = np.maximum(np.abs(body - 1) - np.float32(between(rng, 1.5, 3)), np.abs(np.abs(within) - half) - 4)
-            here = np.sin(np.arctan2(y, x) * 3 + np.floor(phase) * 2) > between(rng, -0.5, 0.8)
-            self.bone(np.maximum(lips, below), box, here & (y > -10))
+            if chance(rng, 0.35):
+                # Osteophytes: lips that reach over the discs, here and there around them.
+                thick = np.float32(between(rng, 1.5, 3))
+                lips = np.maximum(np.abs(body - 1) - thick, np.abs(np.abs(within) - half) - 4)
+                here = np.sin(np.arctan2(y, x) * 3 + np.floor(phase) * 2) > between(rng, -0.5, 0.8)
+                self.bone(np.maximum(lips, below), box, here & (y > -10))
         back = -(y / size) - 13.5
         ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
         self.bone(np.maximum(ring, np.abs(within - 2) - half * 0.75), box, (back > 0) & (below < 0))

@@ -12,13 +12,12 @@ def draw_vessel(
     canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
 ) -> None:
     """Paints a large artery along `points`, with what may ail it where the patient is not sound."""
-    if patient.sound:
-        canvas.tube(points, radii, patient.aorta, BODY)
-        return
-    if chance(rng, 0.2):
+    if not patient.sound and chance(rng, 0.2):
         # A clot, or blood in the wall, around what is left of the channel.
         canvas.tube(points, radii, patient.blood, BODY, grown_mm=between(rng, 2, 12))
     canvas.tube(points, radii, patient.aorta, BODY)
+    if patient.sound:
+        return
     if chance(rng, 0.2):
         share = between(rng, 0.4, 0.8)
         hu = between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
