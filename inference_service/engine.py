@@ -53,7 +53,7 @@ def load_session(model: Model, engine: Engine) -> Session:
         ModelInvalid: Its sha256, inputs or outputs are not what its manifest says.
         InternalError: The engine is strict, and the model does not run on all of its providers.
         OutOfMemory: The GPU has no memory for it.
-        GpuFailed: The GPU failed.
+        WorkerLost: The GPU failed.
     """
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
     network = model.read_network()

@@ -27,7 +27,6 @@
         ├── DatabaseUnavailable     database_unavailable
         ├── QueueUnavailable        queue_unavailable
         └── WorkerLost              worker_lost
-            └── GpuFailed           worker_lost
 
 The message of a ServiceError is public: a sentence with the value and the remedy, free of paths, secrets and patient
 data. What only the operator may see travels as the exception's cause and ends in the log.
@@ -68,8 +67,11 @@ class ServiceError(Exception):
     """The base of all errors that this service raises on purpose."""
 
     code: ClassVar[ErrorCode]
-    # Whether it is a GPU's, and a CPU may do the same job.
-    of_gpu: bool = False
+
+    def __init__(self, message: str = "", *, of_gpu: bool = False) -> None:
+        """With `of_gpu` it is a GPU's, and a CPU may do the same job."""
+        super().__init__(message)
+        self.of_gpu = of_gpu
 
     @property
     def message(self) -> str:
@@ -182,11 +184,6 @@ class OutOfMemory(PermanentError):
 
     code = ErrorCode.OUT_OF_MEMORY
 
-    def __init__(self, message: str, *, of_gpu: bool = False) -> None:
-        """With `of_gpu` it is a GPU's memory, and a CPU may have enough."""
-        super().__init__(message)
-        self.of_gpu = of_gpu
-
 
 class TimeLimit(PermanentError):
     """The job ran longer than its limit."""
@@ -225,15 +222,9 @@ class QueueUnavailable(TransientError):
 
 
 class WorkerLost(TransientError):
-    """The worker died while it ran the job."""
+    """The worker died while it ran the job, or lost the GPU that its process ran it on."""
 
     code = ErrorCode.WORKER_LOST
-
-
-class GpuFailed(WorkerLost):
-    """A GPU, its driver or its libraries failed: the process that used it is not to be trusted with it any more."""
-
-    of_gpu = True
 
 
 def error_from_row(code: str, message: str) -> ServiceError:

@@ -131,7 +131,7 @@ class Session:
 
         Raises:
             OutOfMemory: A run needs more memory than there is.
-            GpuFailed: The GPU failed; so may all further runs in this process.
+            WorkerLost: The GPU failed; so may all further runs in this process.
             ModelInvalid: The network fails on its declared input.
         """
         with self._mapping_errors():
@@ -164,7 +164,7 @@ class Session:
 
         Raises:
             OutOfMemory: It needs more memory than there is.
-            GpuFailed: The GPU failed.
+            WorkerLost: The GPU failed.
         """
         with self._mapping_errors():
             if graph not in self._beside:

@@ -18,13 +18,13 @@ from inference_service.engine import Engine
 from inference_service.errors import (
     BadRequest,
     DatabaseUnavailable,
-    GpuFailed,
     InputNotFound,
     InternalError,
     OutOfMemory,
     ServiceError,
     StorageUnavailable,
     TransientError,
+    WorkerLost,
 )
 from inference_service.lease import Lease, LeaseLost
 from inference_service.logs import logging_job
@@ -71,7 +71,7 @@ def register(app: App, runner: "JobRunner", request_class: type[Request]) -> Non
             logger.warning("the message goes back to its queue: there is no memory left")
             time.sleep(_OUTAGE_PAUSE_S)
             raise Reject("out_of_memory", requeue=True) from error
-        except GpuFailed as error:
+        except WorkerLost as error:
             # The job is queued again already. Whatever else this process ran on its GPU would fail too.
             logger.warning("this process ends, a new one takes its place: %s: %s", error, gist(str(error.__cause__)))
             raise SystemExit(1) from error
@@ -107,7 +107,7 @@ class JobRunner:
 
         Raises:
             DatabaseUnavailable: Nothing could be recorded: the message must stay in the queue.
-            GpuFailed: That is recorded, and this process must not go on.
+            WorkerLost: That is recorded, and this process must not go on.
         """
         job_id = _uuid(message.get("job_id")) or _uuid(task_id)
         if job_id is None:
@@ -160,7 +160,7 @@ class _Attempt:
             refusal: What is wrong with the message, should the row have no request.
 
         Raises:
-            GpuFailed: The job is queued again, but this process must not go on.
+            WorkerLost: The job is queued again, but this process must not go on.
         """
         logger.info("attempt %d starts", self._claim.attempt)
         failure: ServiceError
@@ -183,7 +183,7 @@ class _Attempt:
                 self._fail(failure)
         finally:
             # Recorded or not: then the message, or the lease, leads to another attempt.
-            if isinstance(failure, GpuFailed):
+            if isinstance(failure, WorkerLost):
                 raise failure
 
     def _judged(self, error: Exception) -> ServiceError:

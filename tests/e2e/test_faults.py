@@ -52,11 +52,11 @@ def test_a_failed_gpu_costs_an_attempt_and_the_process_that_used_it(service: Ser
         f"""
 from pathlib import Path
 from inference_service import sessions
-from inference_service.errors import GpuFailed
+from inference_service.errors import WorkerLost
 
 def run(self, windows):
     if Path({str(fails)!r}).exists():
-        raise GpuFailed("the GPU failed on a window of this model")
+        raise WorkerLost("the GPU failed on a window of this model", of_gpu=True)
     return running(self, windows)
 
 running, sessions.Session.run = sessions.Session.run, run

@@ -27,11 +27,11 @@ from inference_service.embedded import Servers
 from inference_service.engine import Engine, load_session
 from inference_service.errors import (
     DatabaseUnavailable,
-    GpuFailed,
     InternalError,
     OutOfMemory,
     ServiceError,
     StorageUnavailable,
+    WorkerLost,
 )
 from inference_service.models import Model
 from inference_service.nifti import write_volume
@@ -490,7 +490,7 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
     "failure",
     [
         OutOfMemory("a window of this model does not fit into the GPU's memory", of_gpu=True),
-        GpuFailed("the GPU failed on a window of this model"),
+        WorkerLost("the GPU failed on a window of this model", of_gpu=True),
     ],
     ids=lambda failure: type(failure).__name__,
 )
@@ -518,8 +518,8 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
     job_id = uuid4()
     # Whoever runs jobs must know that its process can run no more.
     told: AbstractContextManager[object] = nullcontext()
-    if isinstance(failure, GpuFailed):
-        told = pytest.raises(GpuFailed)
+    if isinstance(failure, WorkerLost):
+        told = pytest.raises(WorkerLost)
     with told:
         runner.run({"job_id": str(job_id), "request": {**request_for_scan, "priority": "urgent"}}, task_id=str(job_id))
     job = get(database, job_id)
@@ -539,7 +539,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
     runner: JobRunner, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object) -> None:
-        raise GpuFailed("the GPU failed on the model")
+        raise WorkerLost("the GPU failed on the model", of_gpu=True)
 
     def away(*_: object, **__: object) -> None:
         raise DatabaseUnavailable("Postgres does not answer")
@@ -547,7 +547,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
     monkeypatch.setattr(pipeline, "load_session", load)
     monkeypatch.setattr("inference_service.attempts.give_back", away)
     job_id = str(uuid4())
-    with pytest.raises(GpuFailed):
+    with pytest.raises(WorkerLost):
         runner.run({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
 
 

@@ -19,7 +19,7 @@ from dicom_files import affine_of, setting, straight, write
 from inference_service import pipeline
 from inference_service.cli import main
 from inference_service.engine import Engine, load_session
-from inference_service.errors import GpuFailed, OutOfMemory, ServiceError
+from inference_service.errors import OutOfMemory, ServiceError, WorkerLost
 from inference_service.manifest import Manifest
 from inference_service.models import Model
 from inference_service.nifti import write_volume
@@ -190,7 +190,7 @@ def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> Non
     ("failure", "exit_code"),
     [
         (OutOfMemory("the model does not fit into the GPU's memory", of_gpu=True), 0),
-        (GpuFailed("the GPU failed on a window of this model"), 0),
+        (WorkerLost("the GPU failed on a window of this model", of_gpu=True), 0),
         (OutOfMemory("the scan does not fit"), 1),
     ],
     ids=["memory", "failed", "another memory"],

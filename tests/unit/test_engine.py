@@ -5,7 +5,7 @@ import pytest
 
 from inference_service import engine as engine_module
 from inference_service.engine import Engine, load_session, session_warnings
-from inference_service.errors import GpuFailed, InternalError, OutOfMemory, ServiceError
+from inference_service.errors import InternalError, OutOfMemory, ServiceError, WorkerLost
 from inference_service.models import Model
 from inference_service.providers import OPENVINO, GpuOptions, Precision
 from inference_service.sessions import NO_GPU_OPTIONS, Session
@@ -100,7 +100,7 @@ def test_a_strict_engine_refuses_a_model_that_falls_back(
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ("CUDA failure 999: unknown error ; GPU=0 ; hostname=h", GpuFailed),
+        ("CUDA failure 999: unknown error ; GPU=0 ; hostname=h", WorkerLost),
         ("CUDA failure 2: out of memory ; GPU=0 ; hostname=h", OutOfMemory),
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", OutOfMemory),
     ],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from inference_service import sessions, trial
-from inference_service.errors import GpuFailed, ModelInvalid, OutOfMemory, ServiceError
+from inference_service.errors import ModelInvalid, OutOfMemory, ServiceError, WorkerLost
 from inference_service.providers import CPU, CUDA, OPENVINO, TENSORRT, GpuOptions, Precision
 from inference_service.sessions import Session
 
@@ -379,5 +379,5 @@ def test_a_failed_gpu_is_no_invalid_model(monkeypatch: pytest.MonkeyPatch, said:
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail_bound)
     for on_device in (False, True):
         failed = run(CUDA, on_device=on_device)
-        assert (type(failed), failed.message) == (GpuFailed, "the GPU failed on a window of this model")
+        assert (type(failed), failed.message) == (WorkerLost, "the GPU failed on a window of this model")
         assert type(run(CPU, on_device=on_device)) is ModelInvalid
