@@ -19,13 +19,15 @@ def clean(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *,
     """Applies post-processing steps in order; what they drop becomes 0, or what the step says.
 
     Args:
-        mask: Shape (i, j, k), changed in place.
+        mask: Shape (i, j, k), changed in place; fastest in Fortran order.
         steps: From the manifest.
         voxel_volume_ml: Volume of one voxel.
     """
+    # SciPy looks for components along lines of the last axis: across memory it takes twice to three times as long.
+    lines_last = mask.T
     for step in steps:
         for label in step.labels:
-            _clean_label(mask, label, step, voxel_volume_ml)
+            _clean_label(lines_last, label, step, voxel_volume_ml)
 
 
 def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProcessing, voxel_volume_ml: float) -> None:
