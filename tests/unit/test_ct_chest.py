@@ -7,20 +7,14 @@ import pytest
 from scipy import ndimage
 
 from ct_chest import labels
-from ct_chest.evaluate import (
-    AIMS,
-    MODEL,
-    chest_cta,
-    compared,
-    dice,
-    example_ct,
-    partial_scans,
-    resampled,
-    segment,
-    turned,
-)
+from ct_chest.evaluate import read_series
 from ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, STD_HU, WINDOW
 from ct_chest.generator import FIRST_TEST_SEED, make_example
+from ct_chest.grids import resampled, turned
+from ct_chest.judge import AIMS, MODEL, compared, dice, segment
+from ct_chest.manifest import manifest_text
+from ct_chest.real import PARTS, chest_cta, example_ct, example_dicom, padded, partial_scans
+from ct_chest.scanner import PADDINGS_HU
 from inference_service.manifest import CtIntensity
 from inference_service.models import read_model
 from inference_service.nifti import read_nifti
@@ -31,6 +25,8 @@ MAX_VOXELS = 2**24
 LARGEST_NETWORK_BYTES = 8 * 2**20
 # What no single synthetic scan may fall below; lungs with consolidation at the scan's edge come nearest.
 LEAST = {"lung_left": 0.93, "lung_right": 0.93, "trachea": 0.90, "bone": 0.77, "body": 0.97}
+# What ails bones and arteries costs bone most; it does not reach the aim of 0.90 there.
+LEAST_AILING = {"lung_left": 0.96, "lung_right": 0.96, "trachea": 0.90, "bone": 0.80, "body": 0.97}
 LUNGS = (labels.LUNG_LEFT, labels.LUNG_RIGHT)
 
 
@@ -44,9 +40,15 @@ def test_manifest_feeds_the_network_as_in_training() -> None:
     assert [label.value for label in manifest.labels] == list(range(len(labels.NAMES)))
     assert (manifest.spacing_mm, manifest.window, manifest.orientation) == (SPACING_MM, WINDOW, "RAS")
     assert (manifest.interpolation, manifest.separate_axis_above) == (INTERPOLATION, None)
+    assert manifest.intensity_before_resampling
     (channel,) = manifest.channels
     assert channel.intensity == CtIntensity(kind="ct", clip=CLIP_HU, mean=MEAN_HU, std=STD_HU)
     assert manifest.padding_value * STD_HU + MEAN_HU == CLIP_HU[0]
+
+
+def test_manifest_is_what_the_trainer_writes() -> None:
+    network = (MODEL / "model.onnx").read_bytes()
+    assert (MODEL / "manifest.json").read_text(encoding="utf-8") == manifest_text(network)
 
 
 def test_network_is_small_and_what_the_manifest_says() -> None:
@@ -55,17 +57,18 @@ def test_network_is_small_and_what_the_manifest_says() -> None:
 
 # Most of it is drawing the scans.
 @pytest.mark.timeout(900)
-def test_unseen_synthetic_chests() -> None:
+@pytest.mark.parametrize("sound", [True, False], ids=["sound", "ailing"])
+def test_unseen_synthetic_chests(sound: bool) -> None:
     found: list[tuple[str, float]] = []
-    for number in range(6):
+    for number in range(6 if sound else 4):
         spacing = ((1.3, 1.3, 2.5), (1.2, 1.2, 5.0))[number % 2]
-        example = make_example(FIRST_TEST_SEED + 100 + number, spacing, sound=True)
+        example = make_example(FIRST_TEST_SEED + 100 + number, spacing, sound=sound)
         mask = segment(Volume(example.hu, np.diag([*spacing, 1.0])))
         found += compared(mask, example)
     for name, aim in AIMS.items():
         values = [value for each, value in found if each == name]
         assert len(values) >= 3
-        assert np.mean(values) >= aim, name
+        assert np.mean(values) >= (aim if sound else LEAST_AILING[name]), name
         assert min(values) >= LEAST[name], name
 
 
@@ -94,19 +97,35 @@ def test_lungs_of_a_real_chest(real_scans: Path) -> None:
 
 def test_parts_of_a_real_chest(real_scans: Path) -> None:
     figures = dict(partial_scans(real(real_scans / "chest_cta.nii.gz")))
-    for part in ("bases", "apices", "slab", "few slices"):
+    for part in PARTS:
         (found,) = (value for name, value in figures.items() if name.startswith(f"{part}, ") and "voxels" in name)
         assert found >= 0.95, part
-        assert figures[f"{part}, on the right side"] >= 0.99, part
+        # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
+        assert figures[f"{part}, on the right side"] >= (0.90 if "half" in part else 0.99), part
 
 
-@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.8, 0.8, 2.5), (3.0, 3.0, 5.0)])
-def test_a_real_chest_at_another_spacing(real_scans: Path, spacing: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("spacing", "trachea", "bone"),
+    [((2.0, 2.0, 2.0), 0.93, 0.89), ((0.8, 0.8, 2.5), 0.93, 0.91), ((3.0, 3.0, 5.0), 0.93, 0.83)],
+)
+def test_a_real_chest_at_another_spacing(
+    real_scans: Path, spacing: tuple[float, float, float], trachea: float, bone: float
+) -> None:
     scan = real(real_scans / "chest_cta.nii.gz")
     other_scan, expected = resampled(scan, segment(scan), spacing)
     other = segment(other_scan)
-    for label in (*LUNGS, labels.BODY):
-        assert dice(other == label, expected == label) >= 0.98, label
+    # Thin labels agree less; thresholds do not reach 0.98 there either.
+    least = {labels.TRACHEA: trachea, labels.BONE: bone}
+    for label in (*LUNGS, labels.BODY, *least):
+        assert dice(other == label, expected == label) >= least.get(label, 0.98), label
+
+
+def test_a_real_chest_in_padding(real_scans: Path) -> None:
+    figures = dict(padded(real(real_scans / "chest_cta.nii.gz")))
+    for name in ("lung_left", "lung_right", "both lungs"):
+        values = {figures[f"{hu} HU, {name}"] for hu in PADDINGS_HU}
+        assert len(values) == 1, name
+        assert min(values) >= 0.95, name
 
 
 def test_lung_bases_of_a_real_abdomen_and_no_lung_in_its_bowel(real_scans: Path) -> None:
@@ -117,6 +136,13 @@ def test_lung_bases_of_a_real_abdomen_and_no_lung_in_its_bowel(real_scans: Path)
     assert figures["share of lung outside the body"] <= 0.01
 
 
+def test_no_lung_in_the_air_under_a_blanket(real_scans: Path) -> None:
+    reference = real(real_scans / "example_seg_dicom.nii.gz")
+    figures = dict(example_dicom(read_series(real_scans / "example_ct_dicom"), reference))
+    assert figures["lung, ml"] == 0
+    assert figures["recall bone"] >= 0.70
+
+
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (True, True, False)), ((2, 0, 1), (False, True, True))])
 def test_a_real_chest_turned_around(
     real_scans: Path, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]
@@ -124,5 +150,11 @@ def test_a_real_chest_turned_around(
     scan = real(real_scans / "chest_cta.nii.gz")
     mask = turned(Volume(segment(scan), scan.affine), axes, flips).voxels
     other = segment(turned(scan, axes, flips))
-    for lung in LUNGS:
-        assert dice(other == lung, mask == lung) > 0.98
+    for label in range(len(labels.NAMES)):
+        assert dice(other == label, mask == label) > 0.98, label
+
+
+@pytest.mark.parametrize("dtype", [">i2", "int32", "float32", "float64"])
+def test_a_real_chest_of_another_dtype(real_scans: Path, dtype: str) -> None:
+    scan = real(real_scans / "chest_cta.nii.gz")
+    np.testing.assert_array_equal(segment(Volume(scan.voxels.astype(dtype), scan.affine)), segment(scan))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ct_chest import labels, pool
+from ct_chest import labels, pool, schedule
 from ct_chest.canvas import Canvas
 from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from ct_chest.fields import smooth_field
@@ -13,6 +13,7 @@ from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
 from ct_chest.patient import draw_patient
 from ct_chest.scanner import draw_spacing
 from ct_chest.vessel import draw_vessel
+from inference_service import resample
 
 # Coarse enough that one takes a fraction of a second.
 SPACING_MM = (5.0, 5.0, 6.0)
@@ -149,10 +150,27 @@ def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch
     folder = pool.pool_folder(tmp_path)
     assert folder == pool.pool_folder(tmp_path)
     assert folder.parent == tmp_path
-    sources = {path.name for path in pool._SOURCES}
-    assert {"generator.py", "patient.py", "pool.py"} <= sources
-    assert not {"train.py", "evaluate.py"} & sources
-    edited = tmp_path / "generator.py"
+    written = {path.stem for path in Path(pool.__file__).parent.glob("*.py")}
+    judging = {"evaluate", "grids", "judge", "real", "reference"}
+    training = {"__init__", "export", "manifest", "network", "schedule", "train"}
+    assert set(pool._DRAWN_BY) == written - judging - training
+    monkeypatch.setattr(pool, "_DRAWN_BY", pool._DRAWN_BY[1:])
+    other = pool.pool_folder(tmp_path)
+    assert other != folder
+    edited = tmp_path / "resample.py"
     edited.write_text("# edited")
-    monkeypatch.setattr(pool, "_SOURCES", [*pool._SOURCES, edited])
-    assert pool.pool_folder(tmp_path) != folder
+    monkeypatch.setattr(resample, "__file__", str(edited))
+    assert pool.pool_folder(tmp_path) not in (folder, other)
+
+
+def test_the_learning_rate_falls_twice() -> None:
+    assert schedule.rate(3000) == pytest.approx(3e-3)
+    assert schedule.rate(7000) == pytest.approx(1.5e-3)
+    assert schedule.rate(0) < 2e-4 > schedule.rate(5999)
+    rates = [schedule.rate(step) for step in range(schedule.STEPS)]
+    assert max(rates) < 6e-3
+    assert min(rates) > 0
+    assert max(rates[6000:]) < 3e-3
+    for step in (-1, schedule.STEPS):
+        with pytest.raises(ValueError, match=f"got {step}"):
+            schedule.rate(step)

@@ -69,7 +69,7 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
     draw_disease(chest, rng)
     chest.heart()
     chest.thyroid()
-    skeleton.spine(surfaces)
+    skeleton.spine()
     draw_pelvis(skeleton)
     chest.airways()
     expose(canvas, grid, rng, sound=sound)

@@ -59,7 +59,6 @@ class Chest:
         hu = np.clip(hu, -1010, -200)
         for side, label in ((1, LUNG_RIGHT), (-1, LUNG_LEFT)):
             canvas.paint(self.lungs, hu, label, where=canvas.x * side > 0)
-        self.air = hu
 
     def vessels(self) -> None:
         """Branches of the pulmonary vessels, thinner from the hilum on; and bronchi beside some of them."""

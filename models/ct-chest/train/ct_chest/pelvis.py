@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ct_chest.canvas import Canvas, Point
+from ct_chest.canvas import Point
 from ct_chest.fields import between
 from ct_chest.labels import BODY
 from ct_chest.skeleton import Skeleton
@@ -74,18 +74,18 @@ def _hip(skeleton: Skeleton, side: int, hip: Point) -> None:
     canvas.blob(cup, (head + gap, head + gap, head + gap), between(rng, 20, 90), BODY)
     canvas.tube([cup, (x + side * 34, y, z - 16)], [head + gap, head + gap], skeleton.patient.muscle, BODY)
     trochanter: Point = (x + side * between(rng, 40, 48), y - 12, z - between(rng, 22, 38))
-    _femur(skeleton, canvas, (x, y, z), trochanter, head)
+    _femur(skeleton, (x, y, z), trochanter, head)
 
 
-def _femur(skeleton: Skeleton, canvas: Canvas, centre: Point, trochanter: Point, head: float) -> None:
+def _femur(skeleton: Skeleton, centre: Point, trochanter: Point, head: float) -> None:
     side = np.sign(centre[0])
     shaft = between(skeleton.rng, 13, 17)
     knee: Point = (trochanter[0] - side * 30, trochanter[1] + 10, trochanter[2] - 330)
     skeleton.capsules([trochanter, knee], [18.0, shaft])
     skeleton.capsules([centre, trochanter], [between(skeleton.rng, 15, 18), 17.0])
-    found = canvas.ellipsoid(centre, (head, head, head))
+    found = skeleton.canvas.ellipsoid(centre, (head, head, head))
     if found is not None:
         skeleton.bone(found[0], found[1])
     # The shaft's marrow is fat.
     below: Point = (trochanter[0] - side * 6, trochanter[1] + 2, trochanter[2] - 60)
-    canvas.tube([below, knee], [shaft * 0.5, shaft * 0.5], skeleton.patient.fat)
+    skeleton.canvas.tube([below, knee], [shaft * 0.5, shaft * 0.5], skeleton.patient.fat)

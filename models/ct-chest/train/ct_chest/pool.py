@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from ct_chest.feed import CLIP_HU, INTERPOLATION, SPACING_MM, WINDOW, normalised
@@ -15,6 +16,7 @@ from ct_chest.fields import between, chance
 from ct_chest.generator import make_example
 from ct_chest.labels import NAMES
 from ct_chest.scanner import draw_spacing
+from inference_service import resample
 from inference_service.resample import Kinds, Shape, resize, resized_shape
 
 KINDS: Kinds = (INTERPOLATION,) * 3
@@ -22,12 +24,11 @@ KINDS: Kinds = (INTERPOLATION,) * 3
 # side, or that end within an organ.
 _CUT = 0.12
 _CUT_VOXELS = (3, 40)
-# Modules that decide what an example is: not those that train and judge the network.
-_SOURCES = [
-    path
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-    if path.stem not in ("evaluate", "export", "network", "reference", "train")
-]
+# Modules that decide what an example is: not those that train, export and judge the network.
+_DRAWN_BY = (
+    "abdomen", "canvas", "disease", "feed", "fields", "generator", "labels", "lungs", "patient", "pelvis", "pool",
+    "scanner", "skeleton", "surroundings", "trunk", "vessel",
+)  # fmt: skip
 
 
 class Shares(NamedTuple):
@@ -44,12 +45,18 @@ class Shares(NamedTuple):
     share: NDArray[np.uint8]
 
 
-def pool_folder(work: Path) -> Path:
-    """Where examples are kept, named by the sources that drew them: those of an older generator are not taken."""
+def digest(*modules: str) -> str:
+    """Twelve digits that change with the source of any of these modules of the package."""
     sources = sha256()
-    for source in _SOURCES:
-        sources.update(source.read_bytes())
-    return work / f"examples-{sources.hexdigest()[:12]}"
+    for module in modules:
+        sources.update((Path(__file__).parent / f"{module}.py").read_bytes())
+    return sources.hexdigest()[:12]
+
+
+def pool_folder(work: Path) -> Path:
+    """Where examples are kept, named by what drew them: those of an older generator or library are not taken."""
+    resampled_by = sha256(Path(resample.__file__).read_bytes()).hexdigest()[:12]
+    return work / f"examples-{digest(*_DRAWN_BY)}-{resampled_by}-numpy{np.__version__}-scipy{scipy.__version__}"
 
 
 def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: bool = False) -> list[Path]:
@@ -60,12 +67,12 @@ def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: 
 
 
 def _make(folder: Path, abdominal: bool, seed: int) -> Path:
-    """Scanned at a spacing of its own, then brought to the network's as the service brings it there."""
+    """Scanned at a spacing of its own, then clipped and brought to the network's, as the service does it."""
     path = folder / f"{seed}.npz"
     if not path.exists():
         example = make_example(seed, draw_spacing(np.random.default_rng((seed, 1))), abdominal=abdominal)
         shape = resized_shape(shape_of(example.hu), example.spacing_mm, SPACING_MM)
-        hu = np.rint(resize(example.hu, shape, KINDS)).astype(np.int16)
+        hu = np.rint(resize(np.clip(example.hu, *CLIP_HU), shape, KINDS)).astype(np.int16)
         part = folder / f"{seed}.part"
         with part.open("wb") as file:
             np.savez(file, hu=hu, **_shares(example.labels, shape)._asdict())

@@ -32,7 +32,7 @@ class Skeleton:
         for grown, hu, label in ((0.0, self.patient.cortex, BONE), (-self.cortex_mm, self.patient.marrow, None)):
             self.canvas.tube(points, radii, hu, label, grown_mm=grown)
 
-    def spine(self, surfaces: Surfaces) -> None:
+    def spine(self) -> None:
         """Vertebrae with discs, canal, arches and processes."""
         canvas, rng = self.canvas, self.rng
         box = canvas.box((-60, -140, self.patient.sacrum), (60, 0, 420))
@@ -42,12 +42,8 @@ class Skeleton:
         z = canvas.z[box]
         x = canvas.x[box] - np.float32(bend) * np.sin(z / 90)
         # Kyphosis: the spine's middle lies furthest back at the upper chest.
-        y = (
-            canvas.y[box]
-            + 52
-            - np.float32(between(rng, 4, 10)) * np.cos((z - 10) / 85) * -1
-            - np.clip(z - 120, 0, 80) * 0.35
-        )
+        kyphosis = np.float32(between(rng, 4, 10)) * np.cos((z - 10) / 85)
+        y = canvas.y[box] + 52 + kyphosis - np.clip(z - 120, 0, 80) * 0.35
         pitch = np.clip(24.5 - z * np.float32(0.016), 18, 32)
         phase = (z - between(rng, 0, 24)) / pitch
         within = (phase - np.floor(phase) - np.float32(0.5)) * pitch

@@ -1,0 +1,78 @@
+"""The same scan on another grid: turned, at another spacing, in a round field of view."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ct_chest.canvas import Spacing
+from ct_chest.labels import BACKGROUND, NAMES
+from inference_service.volume import Volume
+
+
+def ras(volume: Volume) -> Volume:
+    """The same scan with axes that run to the right, the front and the head."""
+    return turned(volume, *_to_ras(volume))
+
+
+def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
+    """The same scan with its axes in another order and direction; its place in the world stays."""
+    change = np.zeros((4, 4))
+    change[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
+        change[old, new] = -1 if flip else 1
+        change[old, 3] = volume.shape[old] - 1 if flip else 0
+    voxels = volume.voxels.transpose(axes)[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
+    return Volume(voxels, volume.affine @ change)
+
+
+def _to_ras(volume: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    axes = tuple(int(np.abs(volume.affine[world, :3]).argmax()) for world in range(3))
+    return axes, tuple(bool(volume.affine[world, axis] < 0) for world, axis in enumerate(axes))
+
+
+def resampled(
+    scan: Volume, mask: NDArray[np.unsignedinteger], spacing: Spacing
+) -> tuple[Volume, NDArray[np.unsignedinteger]]:
+    """The scan at another spacing, averaged where that is coarser, and the labels that have most of each voxel there.
+
+    The mask's nearest labels would not do: of a rib thinner than a voxel they have here a hole and there a lump.
+    """
+    steps = [new / old for new, old in zip(spacing, scan.spacing_mm, strict=True)]
+    shape = [max(1, int(size / step)) for size, step in zip(scan.shape, steps, strict=True)]
+    places = [(np.arange(size) + 0.5) * step - 0.5 for size, step in zip(shape, steps, strict=True)]
+    grid = np.meshgrid(*places, indexing="ij")
+    sigmas = [0.35 * max(0, step - 1) for step in steps]
+
+    def averaged(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        at: NDArray[np.float32] = ndimage.map_coordinates(
+            ndimage.gaussian_filter(values, sigmas), grid, order=1, mode="nearest"
+        )
+        return at
+
+    change = np.diag([*steps, 1.0])
+    change[:3, 3] = [line[0] for line in places]
+    voxels = np.rint(averaged(scan.voxels.astype(np.float32))).astype(np.int16)
+    shares = [averaged((mask == label).astype(np.float32)) for label in range(len(NAMES))]
+    return Volume(voxels, scan.affine @ change), np.argmax(shares, axis=0).astype(mask.dtype)
+
+
+def in_round_view(
+    scan: Volume, mask: NDArray[np.unsignedinteger], padding_hu: int, margins: tuple[int, int, int] = (10, 10, 4)
+) -> tuple[Volume, NDArray[np.unsignedinteger]]:
+    """What a round field of view in the plane of the first two axes shows, with more padding on all sides.
+
+    Args:
+        scan: The field is as wide as its larger side.
+        mask: On its grid; background outside.
+        padding_hu: What lies outside.
+        margins: Voxels on either side of each axis.
+    """
+    x, y = (np.linspace(-1, 1, size) * size for size in scan.shape[:2])
+    outside = x[:, np.newaxis] ** 2 + y**2 > max(scan.shape[:2]) ** 2
+    voxels, labels = scan.voxels.copy(), mask.copy()
+    voxels[outside], labels[outside] = padding_hu, BACKGROUND
+    pads = [(margin, margin) for margin in margins]
+    change = np.eye(4)
+    change[:3, 3] = [-margin for margin in margins]
+    framed = np.pad(voxels, pads, constant_values=padding_hu)
+    return Volume(framed, scan.affine @ change), np.pad(labels, pads, constant_values=BACKGROUND)

@@ -1,0 +1,139 @@
+"""How well the model segments TotalSegmentator's public test scans."""
+
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ct_chest.canvas import Mask, Spacing
+from ct_chest.grids import in_round_view, ras, resampled, turned
+from ct_chest.judge import Figures, dice, segment
+from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
+from ct_chest.reference import reference_lungs
+from ct_chest.scanner import PADDINGS_HU
+from inference_service.volume import Volume
+
+# Parts of a chest: the axis that they are cut along (to the right, the front, the head), and from where to where.
+PARTS = {
+    "bases": (2, 0.0, 0.4),
+    "apices": (2, 0.65, 1.0),
+    "slab": (2, 0.4, 0.55),
+    "few slices": (2, 0.48, 0.53),
+    "left half": (0, 0.0, 0.5),
+    "right half": (0, 0.5, 1.0),
+}
+# TotalSegmentator's labels: lower lobes, and where lungs must not be found; vertebrae, ribs and sternum.
+_LOWER_LOBES = {LUNG_RIGHT: 14, LUNG_LEFT: 11}
+_LOBES = (10, 11, 12, 13, 14)
+_BOWEL = (6, 18, 19, 20)
+_BONES = (*range(25, 51), *range(92, 117))
+# Lung within so much of a lobe is a matter of edges.
+_NEAR_MM = 6
+
+
+def chest_cta(scan: Volume) -> Figures:
+    """Lungs and sides against thresholds and connectivity."""
+    upright = ras(scan)
+    mask = segment(upright)
+    truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
+    for label in (LUNG_LEFT, LUNG_RIGHT):
+        yield f"Dice {NAMES[label]}", dice(mask == label, truth == label)
+    lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
+    yield "Dice both lungs", dice(lungs, truth > 0)
+    agreed = lungs & (truth > 0)
+    yield "share of lung voxels on the right side", float(np.mean(mask[agreed] == truth[agreed]))
+
+
+def partial_scans(scan: Volume) -> Figures:
+    """Dice of both lungs where only a part of the chest was scanned, against the thresholds' answer on the whole."""
+    upright = ras(scan)
+    truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
+    for name, (axis, first, last) in PARTS.items():
+        start, stop = (round(share * upright.shape[axis]) for share in (first, last))
+        part = tuple(slice(start, stop) if each == axis else slice(None) for each in range(3))
+        mask, expected = segment(Volume(upright.voxels[part], upright.affine)), truth[part]
+        lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
+        yield f"{name}, {stop - start} voxels", dice(lungs, expected > 0)
+        agreed = lungs & (expected > 0)
+        yield f"{name}, on the right side", float(np.mean(mask[agreed] == expected[agreed]))
+
+
+def padded(scan: Volume) -> Figures:
+    """Dice of the lungs at 3×3×5 mm in a round field of view, with nothing but padding outside."""
+    upright = ras(scan)
+    truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
+    coarse, expected = resampled(upright, truth, (3.0, 3.0, 5.0))
+    for hu in PADDINGS_HU:
+        framed, kept = in_round_view(coarse, expected, hu)
+        mask = segment(framed)
+        for label in (LUNG_LEFT, LUNG_RIGHT):
+            yield f"{hu} HU, {NAMES[label]}", dice(mask == label, kept == label)
+        yield f"{hu} HU, both lungs", dice(np.isin(mask, (LUNG_LEFT, LUNG_RIGHT)), kept > 0)
+
+
+def example_ct(scan: Volume, reference: Volume) -> Figures:
+    """Lung bases found, and none in the bowel or outside the body."""
+    mask, truth = segment(scan), reference.voxels
+    for label, lobe in _LOWER_LOBES.items():
+        yield f"recall {NAMES[label]}", float(np.mean(mask[truth == lobe] == label))
+    lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
+    yield "lung, ml", lungs.sum() * scan.voxel_volume_ml
+    away_mm = ndimage.distance_transform_edt(~np.isin(truth, _LOBES), sampling=scan.spacing_mm)
+    yield f"share of lung more than {_NEAR_MM} mm from a lobe", float(np.mean(away_mm[lungs] > _NEAR_MM))
+    yield "share of lung in stomach or bowel", float(np.mean(np.isin(truth[lungs], _BOWEL)))
+    yield "share of lung outside the body", float(np.mean(~_body(scan)[lungs]))
+
+
+def example_dicom(scan: Volume, reference: Volume) -> Figures:
+    """An abdomen without lung, arms beside it, under a blanket with air in its folds."""
+    upright, truth = ras(scan), ras(reference).voxels
+    mask = segment(upright)
+    yield "lung, ml", np.isin(mask, (LUNG_LEFT, LUNG_RIGHT)).sum() * upright.voxel_volume_ml
+    yield "recall bone", float(np.mean(mask[np.isin(truth, _BONES)] == BONE))
+
+
+def _body(scan: Volume) -> Mask:
+    """The largest dense region, slice by slice filled."""
+    components, _ = ndimage.label(ndimage.binary_opening(scan.voxels.astype(np.int16) > -300, iterations=1))
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    body = components == sizes.argmax()
+    return np.stack([ndimage.binary_fill_holes(body[:, :, k]) for k in range(body.shape[2])], 2)
+
+
+def robust(scan: Volume) -> Figures:
+    """Agreement of the masks of one scan that is turned, cast and resampled: the least Dice of any label."""
+    mask = segment(scan)
+    for axes in permutations(range(3)):
+        for flips in product((False, True), repeat=3):
+            expected = turned(Volume(mask, scan.affine), axes, flips).voxels
+            yield f"axes {axes}, flipped {flips}", _agreement(segment(turned(scan, axes, flips)), expected)
+    for dtype in (">i2", "int32", "float32", "float64"):
+        other = segment(Volume(scan.voxels.astype(dtype), scan.affine))
+        yield dtype, _agreement(other, mask)
+    for spacing in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (0.8, 0.8, 2.5), (1.2, 1.0, 5.0), (3.0, 3.0, 5.0)):
+        other_scan, expected = resampled(scan, mask, spacing)
+        other = segment(other_scan)
+        for label in (LUNG_LEFT, LUNG_RIGHT, TRACHEA, BONE, BODY):
+            yield f"{spacing} mm, {NAMES[label]}", dice(other == label, expected == label)
+        for label, least, most in ((TRACHEA, -2000, -500), (BONE, 200, 4000)):
+            yield f"{spacing} mm, {NAMES[label]} by thresholds", _threshold(scan, mask == label, spacing, least, most)
+
+
+def _threshold(scan: Volume, found: Mask, spacing: Spacing, least: int, most: int) -> float:
+    """How well thresholds would agree with themselves in and around what was found: a yardstick for thin labels."""
+
+    def between(volume: Volume) -> Mask:
+        hu = volume.voxels.astype(np.float32)
+        within: Mask = (hu > least) & (hu < most)
+        return within
+
+    near = ndimage.binary_dilation(found)
+    other, near_there = resampled(scan, near.astype(np.uint8), spacing)
+    _, expected = resampled(scan, (near & between(scan)).astype(np.uint8), spacing)
+    return dice((near_there == 1) & between(other), expected == 1)
+
+
+def _agreement(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
+    return min(dice(first == label, second == label) for label in np.unique(second))
