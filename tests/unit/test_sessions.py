@@ -228,12 +228,17 @@ def test_openvino_is_told_threads_and_precision(
     assert cpu == (CPU, {})
 
 
+CUDA_ALWAYS = {
+    "arena_extend_strategy": "kSameAsRequested",
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+}
 GPU_OPTIONS = [
-    (CUDA, GpuOptions(), {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "1"}),
+    (CUDA, GpuOptions(), {**CUDA_ALWAYS, "use_tf32": "1"}),
     (
         CUDA,
         GpuOptions(tf32=False, memory_limit_bytes=2**33),
-        {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0", "gpu_mem_limit": "8589934592"},
+        {**CUDA_ALWAYS, "use_tf32": "0", "gpu_mem_limit": "8589934592"},
     ),
     (TENSORRT, GpuOptions(), {}),
     (
