@@ -72,14 +72,10 @@ def export(network: UNet, path: Path) -> Agreement:
 def _volumes() -> NDArray[np.float32]:
     """The middle of a synthetic chest and noise, shape (2, 1, *WINDOW), as the network sees them."""
     chest = make_example(_SEED, SPACING_MM).hu
-    middle = tuple(
-        slice(max(0, (size - wanted) // 2), max(0, (size - wanted) // 2) + wanted)
-        for size, wanted in zip(chest.shape, WINDOW, strict=True)
-    )
-    missing = [(0, wanted - size) for size, wanted in zip(chest[middle].shape, WINDOW, strict=True)]
-    window = np.pad(chest[middle], missing, constant_values=int(CLIP_HU[0])).astype(np.float32)
+    around = np.pad(chest, [(wanted // 2, wanted // 2) for wanted in WINDOW], constant_values=int(CLIP_HU[0]))
+    middle = tuple(slice(size // 2, size // 2 + wanted) for size, wanted in zip(chest.shape, WINDOW, strict=True))
     noise = np.random.default_rng(_SEED).uniform(*CLIP_HU, WINDOW).astype(np.float32)
-    return normalised(np.stack([window, noise])[:, np.newaxis])
+    return normalised(np.stack([around[middle].astype(np.float32), noise])[:, np.newaxis])
 
 
 def main() -> None:

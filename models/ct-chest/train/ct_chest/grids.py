@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from ct_chest.canvas import Spacing
 from ct_chest.labels import BACKGROUND, NAMES
+from ct_chest.scanner import outside_round_view
 from inference_service.volume import Volume
 
 
@@ -62,13 +63,12 @@ def in_round_view(
     """What a round field of view in the plane of the first two axes shows, with more padding on all sides.
 
     Args:
-        scan: The field is as wide as its larger side.
+        scan: The field is as wide as its longer side.
         mask: On its grid; background outside.
         padding_hu: What lies outside.
         margins: Voxels on either side of each axis.
     """
-    x, y = (np.linspace(-1, 1, size) * size for size in scan.shape[:2])
-    outside = x[:, np.newaxis] ** 2 + y**2 > max(scan.shape[:2]) ** 2
+    outside = outside_round_view(scan.shape, scan.spacing_mm, 1.0)
     voxels, labels = scan.voxels.copy(), mask.copy()
     voxels[outside], labels[outside] = padding_hu, BACKGROUND
     pads = [(margin, margin) for margin in margins]

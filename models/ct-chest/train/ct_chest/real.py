@@ -14,6 +14,7 @@ from ct_chest.reference import reference_lungs
 from ct_chest.scanner import PADDINGS_HU
 from inference_service.volume import Volume
 
+LUNGS = (LUNG_LEFT, LUNG_RIGHT)
 # Parts of a chest: the axis that they are cut along (to the right, the front, the head), and from where to where.
 PARTS = {
     "bases": (2, 0.0, 0.4),
@@ -34,42 +35,41 @@ _NEAR_MM = 6
 
 def chest_cta(scan: Volume) -> Figures:
     """Lungs and sides against thresholds and connectivity."""
-    upright = ras(scan)
-    mask = segment(upright)
-    truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
-    for label in (LUNG_LEFT, LUNG_RIGHT):
-        yield f"Dice {NAMES[label]}", dice(mask == label, truth == label)
-    lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
-    yield "Dice both lungs", dice(lungs, truth > 0)
-    agreed = lungs & (truth > 0)
-    yield "share of lung voxels on the right side", float(np.mean(mask[agreed] == truth[agreed]))
+    upright, truth = _with_reference(scan)
+    yield from _lungs(segment(upright), truth, "whole")
 
 
 def partial_scans(scan: Volume) -> Figures:
-    """Dice of both lungs where only a part of the chest was scanned, against the thresholds' answer on the whole."""
-    upright = ras(scan)
-    truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
+    """Lungs where only a part of the chest was scanned, against the thresholds' answer on the whole."""
+    upright, truth = _with_reference(scan)
     for name, (axis, first, last) in PARTS.items():
         start, stop = (round(share * upright.shape[axis]) for share in (first, last))
         part = tuple(slice(start, stop) if each == axis else slice(None) for each in range(3))
-        mask, expected = segment(Volume(upright.voxels[part], upright.affine)), truth[part]
-        lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
-        yield f"{name}, {stop - start} voxels", dice(lungs, expected > 0)
-        agreed = lungs & (expected > 0)
-        yield f"{name}, on the right side", float(np.mean(mask[agreed] == expected[agreed]))
+        yield from _lungs(segment(Volume(upright.voxels[part], upright.affine)), truth[part], name)
 
 
 def padded(scan: Volume) -> Figures:
-    """Dice of the lungs at 3×3×5 mm in a round field of view, with nothing but padding outside."""
-    upright = ras(scan)
-    truth = reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
-    coarse, expected = resampled(upright, truth, (3.0, 3.0, 5.0))
+    """Lungs at 3×3×5 mm in a round field of view, with nothing but padding outside."""
+    coarse, truth = resampled(*_with_reference(scan), (3.0, 3.0, 5.0))
     for hu in PADDINGS_HU:
-        framed, kept = in_round_view(coarse, expected, hu)
-        mask = segment(framed)
-        for label in (LUNG_LEFT, LUNG_RIGHT):
-            yield f"{hu} HU, {NAMES[label]}", dice(mask == label, kept == label)
-        yield f"{hu} HU, both lungs", dice(np.isin(mask, (LUNG_LEFT, LUNG_RIGHT)), kept > 0)
+        framed, kept = in_round_view(coarse, truth, hu)
+        yield from _lungs(segment(framed), kept, f"{hu} HU")
+
+
+def _with_reference(scan: Volume) -> tuple[Volume, NDArray[np.uint8]]:
+    """The scan upright, and its lungs by thresholds and connectivity."""
+    upright = ras(scan)
+    return upright, reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
+
+
+def _lungs(mask: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger], name: str) -> Figures:
+    """Dice of each lung and of both, and how much of what is lung in both masks is on the same side."""
+    for label in LUNGS:
+        yield f"{name}, Dice {NAMES[label]}", dice(mask == label, truth == label)
+    found, there = np.isin(mask, LUNGS), np.isin(truth, LUNGS)
+    yield f"{name}, Dice both lungs", dice(found, there)
+    agreed = found & there
+    yield f"{name}, on the right side", float(np.mean(mask[agreed] == truth[agreed]))
 
 
 def example_ct(scan: Volume, reference: Volume) -> Figures:
@@ -77,7 +77,7 @@ def example_ct(scan: Volume, reference: Volume) -> Figures:
     mask, truth = segment(scan), reference.voxels
     for label, lobe in _LOWER_LOBES.items():
         yield f"recall {NAMES[label]}", float(np.mean(mask[truth == lobe] == label))
-    lungs = np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))
+    lungs = np.isin(mask, LUNGS)
     yield "lung, ml", lungs.sum() * scan.voxel_volume_ml
     away_mm = ndimage.distance_transform_edt(~np.isin(truth, _LOBES), sampling=scan.spacing_mm)
     yield f"share of lung more than {_NEAR_MM} mm from a lobe", float(np.mean(away_mm[lungs] > _NEAR_MM))
@@ -89,7 +89,7 @@ def example_dicom(scan: Volume, reference: Volume) -> Figures:
     """An abdomen without lung, arms beside it, under a blanket with air in its folds."""
     upright, truth = ras(scan), ras(reference).voxels
     mask = segment(upright)
-    yield "lung, ml", np.isin(mask, (LUNG_LEFT, LUNG_RIGHT)).sum() * upright.voxel_volume_ml
+    yield "lung, ml", np.isin(mask, LUNGS).sum() * upright.voxel_volume_ml
     yield "recall bone", float(np.mean(mask[np.isin(truth, _BONES)] == BONE))
 
 
@@ -115,7 +115,7 @@ def robust(scan: Volume) -> Figures:
     for spacing in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (0.8, 0.8, 2.5), (1.2, 1.0, 5.0), (3.0, 3.0, 5.0)):
         other_scan, expected = resampled(scan, mask, spacing)
         other = segment(other_scan)
-        for label in (LUNG_LEFT, LUNG_RIGHT, TRACHEA, BONE, BODY):
+        for label in (*LUNGS, TRACHEA, BONE, BODY):
             yield f"{spacing} mm, {NAMES[label]}", dice(other == label, expected == label)
         for label, least, most in ((TRACHEA, -2000, -500), (BONE, 200, 4000)):
             yield f"{spacing} mm, {NAMES[label]} by thresholds", _threshold(scan, mask == label, spacing, least, most)

@@ -178,15 +178,20 @@ def _noise(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
 def _pad(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
     """A round field of view, or a box around one; outside is padding, and none of the patient."""
     padding = PADDINGS_HU[int(rng.integers(len(PADDINGS_HU)))]
-    x, y = (
-        (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(step)
-        for size, step in zip(grid.shape[:2], grid.spacing_mm[:2], strict=True)
-    )
-    radius = max(grid.shape[0] * grid.spacing_mm[0], grid.shape[1] * grid.spacing_mm[1]) / 2
-    radius *= between(rng, 0.86, 1.02)
-    outside: Mask = x[:, np.newaxis] ** 2 + y[np.newaxis] ** 2 > radius**2
+    outside = outside_round_view(grid.shape, grid.spacing_mm, between(rng, 0.86, 1.02))
     canvas.hu[outside] = padding
     canvas.labels[outside] = BACKGROUND
+
+
+def outside_round_view(shape: Shape, spacing_mm: Spacing, share: float) -> Mask:
+    """What a round field of view leaves out, shape (i, j): it is as wide as this share of the plane's longer side."""
+    x, y = (
+        (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(step)
+        for size, step in zip(shape[:2], spacing_mm[:2], strict=True)
+    )
+    radius = max(shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]) / 2 * share
+    outside: Mask = x[:, np.newaxis] ** 2 + y[np.newaxis] ** 2 > radius**2
+    return outside
 
 
 def rounded(hu: Field) -> NDArray[np.int16]:
