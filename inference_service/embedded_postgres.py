@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -23,6 +23,7 @@ from inference_service.server_process import (
     kill_group,
     log_tail,
     server_environment,
+    signals_held_back,
 )
 
 USER = DATABASE = "inference"
@@ -126,28 +127,28 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
         options = ["--auth=scram-sha-256", "--pwfile=/dev/stdin", "--encoding=UTF8", "--locale=C"]
         if not durable:
             options.append("--no-sync")
-        try:
-            process = subprocess.Popen(
-                [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
-                cwd=unfinished,
-                env=server_environment(),
-                stdin=password_file,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                user=account.uid if account else None,
-                group=account.gid if account else None,
-                extra_groups=[] if account else None,
-            )
-        except OSError as error:
-            raise EmbeddedServerError(f"initdb cannot be started: {error}") from error
-        with process:
+        with ExitStack() as stack:
             try:
-                status = process.wait()
-            except BaseException:
-                # The servers that it runs go on writing otherwise, while our caller already clears the folder.
-                kill_group(process)
-                raise
+                with signals_held_back():
+                    process = stack.enter_context(
+                        subprocess.Popen(
+                            [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
+                            cwd=unfinished,
+                            env=server_environment(),
+                            stdin=password_file,
+                            stdout=log,
+                            stderr=log,
+                            start_new_session=True,
+                            user=account.uid if account else None,
+                            group=account.gid if account else None,
+                            extra_groups=[] if account else None,
+                        )
+                    )
+                    # The servers that it runs go on writing otherwise, while our caller already clears the folder.
+                    stack.callback(kill_group, process)
+            except OSError as error:
+                raise EmbeddedServerError(f"initdb cannot be started: {error}") from error
+            status = process.wait()
     if status != 0:
         raise EmbeddedServerError(f"initdb failed with status {status}.{log_tail(log_path)}")
     unfinished.rename(data)

@@ -10,11 +10,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import current_thread, main_thread
 
 HOST = "127.0.0.1"
 # Below the range from which the kernel takes clients' ports: otherwise a client that keeps trying could be given the
@@ -91,7 +92,7 @@ class Server:
         if not self._settled:
             self.port = free_port()
         try:
-            with self.log_path.open("ab") as log:
+            with self.log_path.open("ab") as log, signals_held_back():
                 self._process = subprocess.Popen(
                     [*stopped_with_parent(), *self.command(self.port)],
                     cwd=self.folder,
@@ -148,6 +149,27 @@ class Server:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Has the handlers of signals that end us run after the block: what is started in it is known to who must stop it.
+
+    `Popen` is for a moment a process without an object; a handler that raises there would leave it running.
+    """
+    caught: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # Only the main thread runs handlers, and only it may set them.
+    held_back = [number for number in handlers if callable(handlers[number]) and current_thread() is main_thread()]
+    for number in held_back:
+        signal.signal(number, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        for number in held_back:
+            signal.signal(number, handlers[number])
+        for caught_number in caught:
+            signal.raise_signal(caught_number)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from inference_service.deployment import prepare
 from inference_service.embedded import EmbeddedServerError, start_servers
-from inference_service.server_process import kill_group, log_tail, stopped_with_parent
+from inference_service.server_process import kill_group, log_tail, signals_held_back, stopped_with_parent
 from inference_service.settings import Settings
 
 _POLL_S = 0.1
@@ -111,7 +111,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Starts it, once more where it has ended; the log goes on."""
         self.health_path.unlink(missing_ok=True)
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as log, signals_held_back():
             self._process = subprocess.Popen(
                 [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", self.role],
                 env={
@@ -144,7 +144,9 @@ class WorkerProcess:
             self.process.terminate()
 
     def stop(self) -> None:
-        """Asks it to stop, and kills it where that takes too long."""
+        """Asks it to stop, and kills it where that takes too long; does nothing where none was started."""
+        if self._process is None:
+            return
         self.ask_to_stop()
         try:
             self.wait_until_ended(_STOP_LIMIT_S)
@@ -164,8 +166,8 @@ class WorkerProcess:
 def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> Iterator[WorkerProcess]:
     """Starts a worker, and stops it when the block ends; the arguments are WorkerProcess's."""
     worker = WorkerProcess(role, environment, folder)
-    worker.start()
     try:
+        worker.start()
         yield worker
     finally:
         worker.stop()

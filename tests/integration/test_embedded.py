@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, PackagePath, distribution, files
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
@@ -298,6 +299,36 @@ def test_nothing_is_left_when_the_process_is_interrupted_or_killed(tmp_path: Pat
     # What they left is in order, and the folder is free again.
     with start_servers(tmp_path, durable=False) as servers:
         assert redis_client(servers).ping()
+
+
+@pytest.mark.parametrize("program", ["redis-server", "rclone", "initdb", "postgres"])
+def test_nothing_is_left_when_a_signal_comes_as_a_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    started: list[psutil.Process] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        """In its constructor the process runs already, and nobody has the object."""
+
+        def __init__(self, command: list[str], **options: Any) -> None:
+            super().__init__(command, **options)
+            if any(Path(word).name == program for word in command) and "--version" not in command:
+                started.append(psutil.Process(self.pid))
+                signal.raise_signal(signal.SIGTERM)
+
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        monkeypatch.setattr(subprocess, "Popen", Interrupted)
+        with pytest.raises(SystemExit), start_servers(tmp_path, durable=False):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (process,) = started
+    assert not process.is_running()
 
 
 def test_a_server_that_dies_is_reported_with_its_log_and_without_its_password(tmp_path: Path) -> None:
