@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
+from textwrap import indent
 from uuid import UUID
 
 import numpy as np
@@ -192,6 +193,30 @@ class Service:
         for path in self.servers.redis.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.servers.redis.start()
+
+
+def before_each_window(folder: Path, code: str) -> dict[str, str]:
+    """What has workers run some code before each window of any network, as environment variables.
+
+    Args:
+        folder: For the file that each of a worker's Python processes reads at its start.
+        code: Lines of Python.
+    """
+    (folder / "sitecustomize.py").write_text(
+        f"""
+import time
+from pathlib import Path
+from inference_service import sessions
+from inference_service.errors import WorkerLost
+
+def run(self, windows):
+{indent(code, "    ")}
+    return running(self, windows)
+
+running, sessions.Session.run = sessions.Session.run, run
+"""
+    )
+    return {"PYTHONPATH": str(folder)}
 
 
 def child_of(worker: WorkerProcess) -> int:

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import LIMIT_S, PERIODS, Service, child_of, freeze, install_model, kill, start_service
+from faults import (
+    LIMIT_S,
+    PERIODS,
+    Service,
+    before_each_window,
+    child_of,
+    freeze,
+    install_model,
+    kill,
+    start_service,
+)
 from redis import Redis
 
 from inference_service.deployment import prepare
@@ -33,6 +43,15 @@ def service(tmp_path_factory: pytest.TempPathFactory, scan: Path) -> Iterator[Se
             yield running
 
 
+@pytest.fixture(autouse=True)
+def _no_job_is_left(service: Service) -> Iterator[None]:
+    """What a test that failed had submitted would keep the next one's workers busy."""
+    yield
+    for job in service.client.list():
+        if not job.finished:
+            service.client.cancel(job.id)
+
+
 def test_a_killed_child_costs_an_attempt(service: Service) -> None:
     with service.worker(LEASE_S="60") as worker:
         job_id = service.submit()
@@ -47,22 +66,14 @@ def test_a_killed_child_costs_an_attempt(service: Service) -> None:
 
 def test_a_failed_gpu_costs_an_attempt_and_the_process_that_used_it(service: Service, tmp_path: Path) -> None:
     fails = tmp_path / "fails"
-    # Runs at the start of each of the worker's Python processes.
-    (tmp_path / "sitecustomize.py").write_text(
+    failing = before_each_window(
+        tmp_path,
         f"""
-from pathlib import Path
-from inference_service import sessions
-from inference_service.errors import WorkerLost
-
-def run(self, windows):
-    if Path({str(fails)!r}).exists():
-        raise WorkerLost("the GPU failed on a window of this model", of_gpu=True)
-    return running(self, windows)
-
-running, sessions.Session.run = sessions.Session.run, run
-"""
+if Path({str(fails)!r}).exists():
+    raise WorkerLost("the GPU failed on a window of this model", of_gpu=True)
+""",
     )
-    with service.worker(PYTHONPATH=str(tmp_path), LEASE_S="60", RETRY_DELAY_S="1") as worker:
+    with service.worker(**failing, LEASE_S="60", RETRY_DELAY_S="1") as worker:
         child = child_of(worker)
         fails.touch()
         job_id = service.submit("quick")
@@ -343,16 +354,21 @@ def test_a_models_time_limit(service: Service) -> None:
         service.assert_succeeded(service.submit("quick"))
 
 
-def test_a_visibility_timeout_shorter_than_the_job(service: Service) -> None:
+def test_a_visibility_timeout_shorter_than_the_job(service: Service, tmp_path: Path) -> None:
     """Redis gives the message of a running job to another worker; kombu looks for such messages after ten seconds."""
-    install_model(Path(service.environment["MODELS_PATH"]), "long", layers=24)
-    with service.worker(VISIBILITY_TIMEOUT_S="1") as first, service.worker(VISIBILITY_TIMEOUT_S="1") as second:
-        job_id = service.submit("long")
+    held = tmp_path / "held"
+    environment = before_each_window(tmp_path, f"while Path({str(held)!r}).exists():\n    time.sleep(0.05)")
+    environment["VISIBILITY_TIMEOUT_S"] = "1"
+    with service.worker(**environment) as first, service.worker(**environment) as second:
+        # Not before they are ready: they try their models first.
+        held.touch()
+        job_id = service.submit()
         deadline = time.monotonic() + LIMIT_S
         while not any("nothing to do" in worker.log_path.read_text() for worker in (first, second)):
             assert time.monotonic() < deadline, "the message did not come again"
             time.sleep(0.1)
         assert service.until(job_id, lambda job: job.state is JobState.RUNNING).attempt == 1
+        held.unlink()
         service.assert_succeeded(job_id)
     assert [state for state, *_ in service.story(job_id)] == ["queued", "running", "succeeded"]
 
