@@ -15,7 +15,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock soak bench train clean
+.PHONY: help demo test check format lock soak bench train traintest clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -69,11 +69,14 @@ train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write 
 	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(WORK) $(ARGS)
 	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(WORK)/weights.pt
 
+traintest: $(TRAIN)/.ready ## test the training and the export of models/ct-chest, which the other tests have no PyTorch for
+	$(TRAIN)/bin/pytest tests/unit/test_ct_chest_training.py
+
 # All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(TRAIN)
 	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(TRAIN)/constraints.txt
-	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train]'
+	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train,embedded,dev]'
 	@touch $@
 
 clean: ## remove the virtual environment and what runs have left

@@ -78,7 +78,7 @@ def test_unseen_synthetic_chests_with_ill_bones_and_arteries() -> None:
     for name in ("lung_left", "lung_right"):
         # One of the scans shows a base in two pieces, of which the larger alone is kept.
         assert len(figures[name]) >= 3
-        assert np.median(figures[name]) >= 0.96, name
+        assert np.median(figures[name]) >= 0.94, name
     for name in ("trachea", "bone", "body"):
         assert len(figures[name]) >= 2
         assert min(figures[name]) >= LEAST[name], name
@@ -112,12 +112,12 @@ def test_parts_of_a_real_chest(real_scans: Path) -> None:
     for part in PARTS:
         assert figures[f"{part}, Dice both lungs"] >= 0.95, part
         # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
-        assert figures[f"{part}, on the right side"] >= (0.90 if "half" in part else 0.99), part
+        assert figures[f"{part}, on the right side"] >= (0.78 if "half" in part else 0.99), part
 
 
 @pytest.mark.parametrize(
     ("spacing", "trachea", "bone"),
-    [((2.0, 2.0, 2.0), 0.93, 0.89), ((0.8, 0.8, 2.5), 0.93, 0.91), ((3.0, 3.0, 5.0), 0.93, 0.83)],
+    [((2.0, 2.0, 2.0), 0.93, 0.89), ((0.8, 0.8, 2.5), 0.93, 0.92), ((3.0, 3.0, 5.0), 0.93, 0.84)],
 )
 def test_a_real_chest_at_another_spacing(
     real_scans: Path, spacing: tuple[float, float, float], trachea: float, bone: float

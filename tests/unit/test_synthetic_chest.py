@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ct_chest import labels, pool, schedule
-from ct_chest.canvas import Canvas
+from ct_chest import labels, pool, schedule, surroundings
+from ct_chest.canvas import Canvas, Point
 from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from ct_chest.fields import smooth_field
 from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
-from ct_chest.patient import draw_patient
-from ct_chest.scanner import draw_spacing
-from ct_chest.vessel import draw_vessel
+from ct_chest.patient import Surfaces, draw_patient
+from ct_chest.scanner import Grid, _pad, draw_canvas, draw_spacing
+from ct_chest.skeleton import Skeleton
+from ct_chest.trunk import draw_trunk
+from ct_chest.vessel import draw_dissection, draw_vessel
 from inference_service import resample
 
 # Coarse enough that one takes a fraction of a second.
@@ -105,7 +107,7 @@ def test_an_artery_and_what_ails_it_are_body_and_not_bone() -> None:
     x, y, z = np.meshgrid(lines, lines, lines, indexing="ij")
     patient = replace(draw_patient(np.random.default_rng(0)), aorta=350.0, blood=45.0)
     bright, wide, mixed = 0, 0, 0
-    for seed in range(30):
+    for seed in range(60):
         canvas = Canvas(x, y, z, (1.5, 1.5, 1.5), edge_mm=1.0)
         draw_vessel(canvas, [(0, 0, -60), (0, 0, 60)], [10, 10], patient, np.random.default_rng(seed))
         inside, around = x**2 + y**2 < 7**2, x**2 + y**2 > 12**2
@@ -114,10 +116,68 @@ def test_an_artery_and_what_ails_it_are_body_and_not_bone() -> None:
         bright += bool(np.any(canvas.hu > 600))
         wide += bool(np.count_nonzero(canvas.labels[around]) > 1000)
         mixed += bool(np.any(np.abs(canvas.hu[inside] - 350) > 30))
-    # Calcium or a stent in some, a clot around the channel or a second channel in a few.
-    assert 5 < bright < 25
-    assert 1 < wide < 15
-    assert 1 < mixed < 15
+    # Calcium or a stent in some, a clot around the channel in a few, a second channel or calcium far inside in half.
+    assert 10 < bright < 50
+    assert 2 < wide < 30
+    assert 20 < mixed < 48
+
+
+def test_a_dissection_has_two_channels_with_a_flap_between() -> None:
+    lines = np.arange(-30, 30, 1.5, dtype=np.float32)
+    x, y, z = np.meshgrid(lines, lines, lines, indexing="ij")
+    canvas = Canvas(x, y, z, (1.5, 1.5, 1.5), edge_mm=1.0)
+    points: list[Point] = [(0, 0, -60), (0, 0, 0), (0, 0, 60)]
+    canvas.tube(points, [10] * 3, 350.0, labels.BODY)
+    draw_dissection(canvas, points, [10] * 3, (150.0, -50.0), np.random.default_rng(1))
+    for half in (z < -9, z > 9):
+        inside = canvas.hu[(x**2 + y**2 < 8**2) & half]
+        counts = [np.count_nonzero(np.abs(inside - hu) < 60) for hu in (350, 150, -50)]
+        assert min(counts[:2]) > 0.08 * inside.size
+        assert 0 < counts[2] < 0.3 * inside.size
+    assert set(np.unique(canvas.labels)) == {labels.BACKGROUND, labels.BODY}
+
+
+def test_humeri_lie_within_the_arms() -> None:
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        patient = draw_patient(rng)
+        grid = Grid((90, 60, 110), (6.0, 6.0, 6.0), (0.0, 0.0, 60.0))
+        canvas = draw_canvas(rng, grid)
+        surfaces = Surfaces(canvas, patient, rng)
+        arms = draw_trunk(canvas, patient, surfaces, rng)
+        flesh = canvas.labels == labels.BODY
+        Skeleton(canvas, patient, rng).shoulders(surfaces, arms)
+        bone = canvas.labels == labels.BONE
+        assert np.count_nonzero(bone) > 300
+        assert np.mean(flesh[bone]) > 0.98
+
+
+def test_blankets_hang_in_the_air_and_leave_the_patient_as_he_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, coarse = range(12), (9.0, 9.0, 9.0)
+    covered = [make_example(seed, coarse) for seed in seeds]
+    monkeypatch.setattr(surroundings, "_blanket", lambda *_: None)
+    changed = 0
+    for seed, with_blanket in zip(seeds, covered, strict=True):
+        without = make_example(seed, coarse)
+        np.testing.assert_array_equal(with_blanket.labels, without.labels)
+        around = without.labels == labels.BACKGROUND
+        changed += bool(np.any(np.abs(with_blanket.hu[around] - without.hu[around]) > 50))
+    assert 0 < changed < 8
+
+
+def test_padding_may_cut_through_a_patient() -> None:
+    grid = Grid((60, 60, 4), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0))
+    cut = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        canvas = draw_canvas(rng, grid)
+        canvas.labels[:] = labels.BODY
+        canvas.hu[:] = 0
+        _pad(canvas, grid, rng)
+        inside = canvas.labels[20:40, 20:40, 0] == labels.BODY
+        np.testing.assert_array_equal(canvas.labels == labels.BACKGROUND, canvas.hu != 0)
+        cut += bool(not inside.all())
+    assert 1 < cut < 15
 
 
 def test_spacings_reach_from_fine_planes_to_thick_slices() -> None:
@@ -163,7 +223,7 @@ def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch
     assert pool.pool_folder(tmp_path) not in (folder, other)
 
 
-def test_the_learning_rate_falls_twice() -> None:
+def test_the_learning_rate_falls_three_times() -> None:
     assert schedule.rate(3000) == pytest.approx(3e-3)
     assert schedule.rate(7000) == pytest.approx(1.5e-3)
     assert schedule.rate(0) < 2e-4 > schedule.rate(5999)
@@ -171,6 +231,8 @@ def test_the_learning_rate_falls_twice() -> None:
     assert max(rates) < 6e-3
     assert min(rates) > 0
     assert max(rates[6000:]) < 3e-3
+    assert schedule.rate(9000) == pytest.approx(1e-3)
+    assert schedule.rate(7999) < 1e-5 < 1e-3 < max(rates[schedule.LAST_CYCLE :]) < 2e-3
     for step in (-1, schedule.STEPS):
         with pytest.raises(ValueError, match=f"got {step}"):
             schedule.rate(step)

@@ -143,7 +143,8 @@ def _tissue_texture(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, sou
         return
     # Contrast medium and blood do not mix at once, and spongy bone is coarse.
     contrast = np.clip(canvas.hu - 100, 0, 600) * body
-    canvas.hu += np.float32(between(rng, 0, 0.2)) * np.clip(cloud, -2, 2) * contrast
+    streams = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 4, 12)) if chance(rng, 0.4) else cloud
+    canvas.hu += np.float32(between(rng, 0, 0.3)) * np.clip(streams, -2, 2) * contrast
     sponge = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 4, 15))
     canvas.hu += np.float32(between(rng, 0, 60)) * sponge * (canvas.labels == BONE)
 
@@ -179,8 +180,21 @@ def _pad(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
     """A round field of view, or a box around one; outside is padding, and none of the patient."""
     padding = PADDINGS_HU[int(rng.integers(len(PADDINGS_HU)))]
     outside = outside_round_view(grid.shape, grid.spacing_mm, between(rng, 0.86, 1.02))
+    (of_gaps,) = rng.spawn(1)
+    if chance(of_gaps, 0.15):
+        outside |= _gap(grid, of_gaps)
     canvas.hu[outside] = padding
     canvas.labels[outside] = BACKGROUND
+
+
+def _gap(grid: Grid, rng: np.random.Generator) -> Mask:
+    """A strip across the plane, shape (i, j), that was blotted out, with the patient on both sides."""
+    gap = np.zeros(grid.shape[:2], np.bool_)
+    axis = int(rng.integers(2))
+    wide = round(between(rng, 10, 60) / grid.spacing_mm[axis])
+    first = int(between(rng, 0.05, 0.95) * grid.shape[axis])
+    np.moveaxis(gap, axis, 0)[first : first + wide] = True
+    return gap
 
 
 def outside_round_view(shape: Shape, spacing_mm: Spacing, share: float) -> Mask:

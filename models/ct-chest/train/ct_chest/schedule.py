@@ -11,8 +11,10 @@ class Cycle(NamedTuple):
     highest: float
 
 
-CYCLES = (Cycle(6000, 6e-3), Cycle(2000, 3e-3))
+CYCLES = (Cycle(6000, 6e-3), Cycle(2000, 3e-3), Cycle(2000, 2e-3))
 STEPS = sum(cycle.steps for cycle in CYCLES)
+# Where a network that was trained before takes part.
+LAST_CYCLE = STEPS - CYCLES[-1].steps
 WARM_UP_STEPS = 50
 
 

@@ -1,12 +1,40 @@
 """Spine, ribs, sternum, clavicles, scapulae and humeri: cortex around marrow. The pelvis has a module of its own."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ct_chest.canvas import Box, Canvas, Field, Mask, Point
 from ct_chest.fields import between, chance
 from ct_chest.labels import BODY, BONE
 from ct_chest.patient import Patient, Surfaces
-from ct_chest.trunk import draw_arm_bones
+from ct_chest.trunk import Arm
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where the voxels of a box lie in the spine.
+
+    Attributes:
+        box: The box; all else has its shape.
+        x, y: To the right and to the front of the middle of the vertebral bodies, mm.
+        within: Above the middle of the vertebra or the disc beside it, mm.
+        number: Which vertebra it is.
+        pitch: From one vertebra to the next, mm.
+        half: Half the height of a vertebra, mm.
+        size: Of the vertebra, 1 at the carina.
+        below: How far below the last vertebra, mm.
+    """
+
+    box: Box
+    x: Field
+    y: Field
+    within: Field
+    number: Field
+    pitch: Field
+    half: Field
+    size: Field
+    below: Field
 
 
 class Skeleton:
@@ -34,48 +62,62 @@ class Skeleton:
 
     def spine(self) -> None:
         """Vertebrae with discs, canal, arches and processes."""
-        canvas, rng = self.canvas, self.rng
-        box = canvas.box((-60, -140, self.patient.sacrum), (60, 0, 420))
+        box = self.canvas.box((-60, -140, self.patient.sacrum), (60, 0, 420))
         if box is None:
             return
-        bend = between(rng, -6, 6)
+        column = self._column(box)
+        self._bodies_and_discs(column)
+        self._arches_and_processes(column)
+
+    def _column(self, box: Box) -> Column:
+        canvas, rng = self.canvas, self.rng
+        bend = np.float32(between(rng, -6, 6))
         z = canvas.z[box]
-        x = canvas.x[box] - np.float32(bend) * np.sin(z / 90)
+        x = canvas.x[box] - np.sin(z / np.float32(90)) * bend
         # Kyphosis: the spine's middle lies furthest back at the upper chest.
         kyphosis = np.float32(between(rng, 4, 10)) * np.cos((z - 10) / 85)
         y = canvas.y[box] + 52 + kyphosis - np.clip(z - 120, 0, 80) * 0.35
         pitch = np.clip(24.5 - z * np.float32(0.016), 18, 32)
         phase = (z - between(rng, 0, 24)) / pitch
-        within = (phase - np.floor(phase) - np.float32(0.5)) * pitch
+        number = np.floor(phase)
         size = np.clip(1 - z * np.float32(0.0011), 0.65, 1.25) * np.float32(between(rng, 0.9, 1.1))
-        body = (np.sqrt((x / 17) ** 2 + (y / 13.5) ** 2) / size - 1) * 14 * size
         half = pitch / 2 - np.float32(between(rng, 1.5, 4.5))
         # All of it ends where the sacrum begins.
         below = np.float32(self.patient.sacrum) - z
-        column = np.maximum(np.maximum(body, -y - 60), below)
-        canvas.paint(column, between(rng, 50, 110), BODY, box)
+        return Column(box, x, y, (phase - number - np.float32(0.5)) * pitch, number, pitch, half, size, below)
+
+    def _bodies_and_discs(self, column: Column) -> None:
+        canvas, rng, box = self.canvas, self.rng, column.box
+        x, y, within, half, below = column.x, column.y, np.abs(column.within), column.half, column.below
+        body = (np.sqrt((x / 17) ** 2 + (y / 13.5) ** 2) / column.size - 1) * 14 * column.size
+        sides = np.maximum(np.maximum(body, -y - 60), below)
+        canvas.paint(sides, between(rng, 50, 110), BODY, box)
         if self.patient.sound:
-            self.bone(np.maximum(column, np.abs(within) - half), box)
-        else:
-            self._vertebral_bodies(column, np.abs(within), half, box)
-            if chance(rng, 0.35):
-                # Osteophytes: lips that reach over the discs, here and there around them.
-                thick = np.float32(between(rng, 1.5, 3))
-                lips = np.maximum(np.abs(body - 1) - thick, np.abs(np.abs(within) - half) - 4)
-                here = np.sin(np.arctan2(y, x) * 3 + np.floor(phase) * 2) > between(rng, -0.5, 0.8)
-                self.bone(np.maximum(lips, below), box, here & (y > -10))
-        back = -(y / size) - 13.5
+            self.bone(np.maximum(sides, within - half), box)
+            return
+        self._vertebral_bodies(sides, within, half, box)
+        if chance(rng, 0.35):
+            # Osteophytes: lips that reach over the discs, here and there around them.
+            thick = np.float32(between(rng, 1.5, 3))
+            lips = np.maximum(np.abs(body - 1) - thick, np.abs(within - half) - 4)
+            here = np.sin(np.arctan2(y, x) * 3 + column.number * 2) > between(rng, -0.5, 0.8)
+            self.bone(np.maximum(lips, below), box, here & (y > -10))
+
+    def _arches_and_processes(self, column: Column) -> None:
+        rng, box = self.rng, column.box
+        x, within, size, below = column.x, column.within, column.size, column.below
+        back = -(column.y / size) - 13.5
         ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
-        self.bone(np.maximum(ring, np.abs(within - 2) - half * 0.75), box, (back > 0) & (below < 0))
+        self.bone(np.maximum(ring, np.abs(within - 2) - column.half * 0.75), box, (back > 0) & (below < 0))
         across = np.sqrt((back - 13) ** 2 * 0.8 + (within - 4) ** 2) - np.float32(between(rng, 4, 6))
         self.bone(np.maximum(across, np.abs(x) - 34 * size), box, (np.abs(x) > 11 * size) & (below < 0))
         dip = within + (back - 20) * np.float32(between(rng, 0.2, 0.7))
-        dip = np.where(dip < -pitch / 2, dip + pitch, dip)
+        dip = np.where(dip < -column.pitch / 2, dip + column.pitch, dip)
         spinous = np.sqrt(x**2 * 2.2 + dip**2 * 0.45) - 4
         spinous = np.maximum(np.maximum(spinous, 19 - back), back - np.float32(between(rng, 40, 52)))
         self.bone(spinous, box, below < 0)
         canal = np.sqrt((x / 1.15) ** 2 + (back - 9) ** 2) / size - np.float32(between(rng, 7, 8.5))
-        canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, below < 0)
+        self.canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, below < 0)
 
     def _vertebral_bodies(self, column: Field, within: Field, half: Field, box: Box) -> None:
         """Narrower in the middle, and with endplates thicker or thinner than the cortex around them.
@@ -132,9 +174,9 @@ class Skeleton:
         distance = np.maximum(np.maximum(shell, np.abs(canvas.x[box]) - half), np.maximum(ends, 2 - np.abs(z - 30)))
         self.bone(distance, box, canvas.y[box] > 0)
 
-    def shoulders(self, surfaces: Surfaces) -> None:
+    def shoulders(self, surfaces: Surfaces, arms: list[Arm]) -> None:
         """Clavicles, scapulae and humeri."""
-        canvas, rng = self.canvas, self.rng
+        rng = self.rng
         lift = between(rng, 20, 45) if self.patient.arms_up else between(rng, 0, 20)
         for side in (-1, 1):
             points = [
@@ -146,9 +188,20 @@ class Skeleton:
             radius = between(rng, 4.8, 6.5)
             self.capsules(points, [radius * 1.4, radius, radius, radius * 1.1])
             self._scapula(surfaces, side, lift)
-        for points, radii in draw_arm_bones(canvas, self.patient, rng):
-            self.capsules(points, radii)
-            canvas.tube(points[1:], [6.0, 6.0], self.patient.fat)
+        for arm in arms:
+            self._humerus(arm)
+
+    def _humerus(self, arm: Arm) -> None:
+        """From the joint to the elbow, within the arm; its shaft is hollow, and filled with fat."""
+        head, elbow = (self._near(joint, 8) for joint in (arm.shoulder, arm.elbow))
+        neck_x, neck_y, neck_z = (a + 0.25 * (b - a) for a, b in zip(head, elbow, strict=True))
+        shaft = [(neck_x, neck_y, neck_z), elbow]
+        self.capsules([head, *shaft], [between(self.rng, 20, 25), 11.0, 11.0])
+        self.canvas.tube(shaft, [6.0, 6.0], self.patient.fat)
+
+    def _near(self, point: Point, most_mm: float) -> Point:
+        x, y, z = (value + between(self.rng, -most_mm, most_mm) for value in point)
+        return x, y, z
 
     def _scapula(self, surfaces: Surfaces, side: int, lift: float) -> None:
         canvas, rng = self.canvas, self.rng

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ct_chest.canvas import Canvas
+from ct_chest.canvas import Canvas, Field
 from ct_chest.fields import between, chance, smooth_field
 from ct_chest.labels import BACKGROUND
 from ct_chest.patient import Patient, Surfaces
@@ -18,10 +18,26 @@ def draw_surroundings(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng:
         for _ in range(int(rng.integers(1, 4))):
             layer = np.abs(skin - between(rng, 1, 22) - waves) - np.float32(between(rng, 0.3, 2.0))
             canvas.paint(layer, between(rng, -950, -150), BACKGROUND)
+    # Of a generator of their own, here and elsewhere: the patient of a seed stays the same with and without them.
+    (of_blankets,) = rng.spawn(1)
+    if chance(of_blankets, 0.3):
+        _blanket(canvas, patient, skin, of_blankets)
     if chance(rng, 0.9):
         _table(canvas, patient, rng)
     for _ in range(int(rng.integers(0, 4))):
         _cable(canvas, patient, rng)
+
+
+def _blanket(canvas: Canvas, patient: Patient, skin: Field, rng: np.random.Generator) -> None:
+    """Cloth that hangs from its folds: between it and the skin is air, or what else is warm and light."""
+    folds = smooth_field(rng, canvas.shape, canvas.spacing_mm, between(rng, 40, 120)) * np.float32(between(rng, 5, 25))
+    away = skin - np.float32(between(rng, 8, 70)) - folds
+    above = canvas.y * np.float32(-patient.down) > between(rng, -90, 40)
+    if chance(rng, 0.4):
+        canvas.paint(np.maximum(away, -skin), between(rng, -995, -880), BACKGROUND, where=above)
+    for _ in range(int(rng.integers(1, 3))):
+        cloth = np.abs(away + np.float32(between(rng, 0, 12))) - np.float32(between(rng, 0.4, 2.5))
+        canvas.paint(cloth, between(rng, -900, -50), BACKGROUND, where=above)
 
 
 def _table(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:

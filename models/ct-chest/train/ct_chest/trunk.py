@@ -1,5 +1,7 @@
 """The body's outside: fat, muscles, arms, neck and head, breasts; all that is labelled body at first."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ct_chest.canvas import Canvas, Point
@@ -8,12 +10,30 @@ from ct_chest.labels import BODY
 from ct_chest.patient import Patient, Surfaces
 
 
-def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
-    """Paints fat, then muscles into it."""
-    limbs = _limbs(patient, rng)
+@dataclass(frozen=True)
+class Arm:
+    """The flesh of an arm: where its middle runs from the shoulder girdle on, and how thick it is, mm."""
+
+    points: list[Point]
+    radii: list[float]
+
+    @property
+    def shoulder(self) -> Point:
+        """The joint."""
+        return self.points[1]
+
+    @property
+    def elbow(self) -> Point:
+        """The next joint."""
+        return self.points[2]
+
+
+def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> list[Arm]:
+    """Paints fat, then muscles into it; the arms, left and right."""
+    arms = [_arm(patient, side, rng) for side in (-1, 1)]
     fat = patient.fat_mm
-    for points, radii in limbs:
-        canvas.tube(points, radii, patient.fat, BODY, grown_mm=min(fat, 20) * 0.6)
+    for arm in arms:
+        canvas.tube(arm.points, arm.radii, patient.fat, BODY, grown_mm=min(fat, 20) * 0.6)
     # More fat in front and on the sides than on the back, or the other way round.
     thickness = np.float32(fat) * (1 + np.float32(between(rng, -0.3, 0.5)) * np.cos(surfaces.angle))
     skin = surfaces.muscle - thickness
@@ -26,42 +46,26 @@ def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.ran
     # Muscles come in layers with fat between them.
     marbling = np.float32(patient.muscle) + 12 * np.sin(surfaces.muscle * np.float32(between(rng, 0.2, 0.6)))
     canvas.paint(surfaces.muscle, marbling, BODY)
-    for points, radii in limbs:
-        canvas.tube(points, radii, patient.muscle, BODY)
+    for arm in arms:
+        canvas.tube(arm.points, arm.radii, patient.muscle, BODY)
     _armpits(canvas, patient, rng)
+    return arms
 
 
-def draw_arm_bones(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> list[tuple[list[Point], list[float]]]:
-    """Where the humeri run: shoulder to elbow on either side, with their radii."""
-    bones: list[tuple[list[Point], list[float]]] = []
-    for side in (-1, 1):
-        shoulder = (side * between(rng, 150, 172), between(rng, -30, 0), between(rng, 78, 100))
-        end = _elbow(patient, side, rng)
-        near = tuple(a + 0.25 * (b - a) for a, b in zip(shoulder, end, strict=True))
-        bones.append(([shoulder, (near[0], near[1], near[2]), end], [between(rng, 20, 25), 11.0, 11.0]))
-    return bones
-
-
-def _elbow(patient: Patient, side: int, rng: np.random.Generator) -> Point:
+def _arm(patient: Patient, side: int, rng: np.random.Generator) -> Arm:
     if patient.arms_up:
-        return (side * between(rng, 110, 220), between(rng, -40, 60), between(rng, 260, 360))
-    return (side * (between(rng, 195, 225) + patient.fat_mm), between(rng, -50, 10), between(rng, -260, -180))
-
-
-def _limbs(patient: Patient, rng: np.random.Generator) -> list[tuple[list[Point], list[float]]]:
-    limbs: list[tuple[list[Point], list[float]]] = []
-    for side in (-1, 1):
-        elbow = _elbow(patient, side, rng)
-        upper = between(rng, 34, 46)
-        shoulder = (side * between(rng, 145, 160), -18.0, between(rng, 75, 95))
-        points = [(side * 95.0, -22.0, 70.0), shoulder, elbow]
-        radii = [52.0, between(rng, 48, 58), upper]
-        if not patient.arms_up:
-            hand = (side * between(rng, 60, 220), between(rng, 0, 130), elbow[2] - between(rng, -60, 220))
-            points.append(hand)
-            radii.append(between(rng, 24, 34))
-        limbs.append((points, radii))
-    return limbs
+        elbow = (side * between(rng, 110, 220), between(rng, -40, 60), between(rng, 260, 360))
+    else:
+        elbow = (side * (between(rng, 195, 225) + patient.fat_mm), between(rng, -50, 10), between(rng, -260, -180))
+    upper = between(rng, 34, 46)
+    shoulder = (side * between(rng, 145, 160), -18.0, between(rng, 75, 95))
+    points = [(side * 95.0, -22.0, 70.0), shoulder, elbow]
+    radii = [52.0, between(rng, 48, 58), upper]
+    if not patient.arms_up:
+        hand = (side * between(rng, 60, 220), between(rng, 0, 130), elbow[2] - between(rng, -60, 220))
+        points.append(hand)
+        radii.append(between(rng, 24, 34))
+    return Arm(points, radii)
 
 
 def _armpits(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:

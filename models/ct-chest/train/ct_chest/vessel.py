@@ -1,4 +1,4 @@
-"""The aorta, sound or not: contrast medium beside clotted blood, a second channel, calcium and stents are no bone."""
+"""The aorta, sound or not: contrast medium beside clotted blood, second channels, calcium and stents are no bone."""
 
 import numpy as np
 
@@ -22,11 +22,44 @@ def draw_vessel(
         share = between(rng, 0.4, 0.8)
         hu = between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
         canvas.tube(_aside(points, radii, 1 - share, rng), [radius * share for radius in radii], hu, BODY)
+    elif chance(rng, 0.25):
+        hu = between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
+        draw_dissection(canvas, points, radii, (hu, patient.blood), rng)
     if chance(rng, 0.4):
         for _ in range(int(rng.integers(1, 20))):
             _calcium(canvas, points, radii, rng)
     if chance(rng, 0.06):
         _stent(canvas, points, radii, rng)
+
+
+def draw_dissection(
+    canvas: Canvas, points: list[Point], radii: list[float], hu: tuple[float, float], rng: np.random.Generator
+) -> None:
+    """Paints the false channel of an artery, on one side of a flap that winds along it.
+
+    Args:
+        canvas: Where the artery was painted.
+        points: Its middle, mm.
+        radii: Its radii, mm.
+        hu: Of the blood in the false channel, and of the flap.
+        rng: Where the randomness comes from.
+    """
+    angle, turn = between(rng, 0, 2 * np.pi), between(rng, -0.6, 0.6)
+    off, thick = between(rng, -0.5, 0.5), np.float32(between(rng, 0.3, 1.2))
+    for n in range(len(points) - 1):
+        found = canvas.capsule(points[n], points[n + 1], radii[n], radii[n + 1])
+        if found is None:
+            continue
+        distance, box = found
+        along = np.array(points[n + 1]) - points[n]
+        across = np.cross(along, (np.cos(angle), np.sin(angle), 0.3))
+        across /= np.linalg.norm(across)
+        side = np.full(distance.shape, np.float32(off * radii[n]))
+        for axis, start, part in zip((canvas.x, canvas.y, canvas.z), points[n], across, strict=True):
+            side += np.float32(part) * (axis[box] - np.float32(start))
+        canvas.paint(np.maximum(distance, side), hu[0], BODY, box)
+        canvas.paint(np.maximum(distance, np.abs(side) - thick), hu[1], BODY, box)
+        angle += turn
 
 
 def _aside(points: list[Point], radii: list[float], share: float, rng: np.random.Generator) -> list[Point]:
