@@ -73,10 +73,10 @@ traintest: $(TRAIN)/.ready ## test the training and the export of models/ct-ches
 	$(TRAIN)/bin/pytest tests/unit/test_ct_chest_training.py
 
 # All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
-$(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml
+$(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(TRAIN)
 	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(TRAIN)/constraints.txt
-	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train,embedded,dev]'
+	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train,dev]'
 	@touch $@
 
 clean: ## remove the virtual environment and what runs have left

@@ -144,11 +144,12 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
                             extra_groups=[] if account else None,
                         )
                     )
-                    # The servers that it runs go on writing otherwise, while our caller already clears the folder.
+                    # Where we are interrupted: what it runs would go on writing while our caller clears the folder.
                     stack.callback(kill_group, process)
             except OSError as error:
                 raise EmbeddedServerError(f"initdb cannot be started: {error}") from error
             status = process.wait()
+            stack.pop_all()
     if status != 0:
         raise EmbeddedServerError(f"initdb failed with status {status}.{log_tail(log_path)}")
     unfinished.rename(data)

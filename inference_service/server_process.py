@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -158,18 +158,21 @@ def signals_held_back() -> Iterator[None]:
     `Popen` is for a moment a process without an object; a handler that raises there would leave it running.
     """
     caught: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    # Only the main thread runs handlers, and only it may set them.
-    held_back = [number for number in handlers if callable(handlers[number]) and current_thread() is main_thread()]
-    for number in held_back:
-        signal.signal(number, lambda number, _frame: caught.append(number))
-    try:
+
+    def pass_on() -> None:
+        for number in caught:
+            signal.raise_signal(number)
+
+    # Each handler comes back whatever another one raises meanwhile, and last of all they learn what was caught.
+    with ExitStack() as stack:
+        stack.callback(pass_on)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            # Only the main thread runs handlers, and only it may set them.
+            if callable(handler) and current_thread() is main_thread():
+                stack.callback(signal.signal, number, handler)
+                signal.signal(number, lambda number, _frame: caught.append(number))
         yield
-    finally:
-        for number in held_back:
-            signal.signal(number, handlers[number])
-        for caught_number in caught:
-            signal.raise_signal(caught_number)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

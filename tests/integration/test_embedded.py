@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, PackagePath, distribution, files
 from pathlib import Path
@@ -28,6 +28,7 @@ from inference_service import server_process
 from inference_service.embedded import EmbeddedServerError, Servers, start_servers
 from inference_service.embedded_postgres import postgres_home, postgres_server
 from inference_service.settings import Settings
+from inference_service.stack import start_worker
 from inference_service.tables import database_url
 
 NAMES = ("redis", "postgres", "s3")
@@ -301,9 +302,50 @@ def test_nothing_is_left_when_the_process_is_interrupted_or_killed(tmp_path: Pat
         assert redis_client(servers).ping()
 
 
-@pytest.mark.parametrize("program", ["redis-server", "rclone", "initdb", "postgres"])
+@contextmanager
+def sigterm_leaves() -> Iterator[None]:
+    """As for the command line: SIGTERM unwinds what is open."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: leave,
+        signal.SIGHUP: leave,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        with pytest.raises(SystemExit):
+            yield
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_a_worker(folder: Path) -> None:
+    with start_worker("cpu", {}, folder=folder):
+        pass
+
+
+def start_all_servers(folder: Path) -> None:
+    with start_servers(folder, durable=False):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("programs", "start"),
+    [
+        ({"redis-server", "valkey-server"}, start_all_servers),
+        ({"rclone"}, start_all_servers),
+        ({"initdb"}, start_all_servers),
+        ({"postgres"}, start_all_servers),
+        ({"inference_service"}, start_a_worker),
+    ],
+)
 def test_nothing_is_left_when_a_signal_comes_as_a_process_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: set[str], start: Callable[[Path], None]
 ) -> None:
     started: list[psutil.Process] = []
 
@@ -312,23 +354,40 @@ def test_nothing_is_left_when_a_signal_comes_as_a_process_starts(
 
         def __init__(self, command: list[str], **options: Any) -> None:
             super().__init__(command, **options)
-            if any(Path(word).name == program for word in command) and "--version" not in command:
+            if programs.intersection(Path(word).name for word in command) and "--version" not in command:
                 started.append(psutil.Process(self.pid))
                 signal.raise_signal(signal.SIGTERM)
 
-    def leave(*_: object) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        monkeypatch.setattr(subprocess, "Popen", Interrupted)
-        with pytest.raises(SystemExit), start_servers(tmp_path, durable=False):
-            pass
-        assert signal.getsignal(signal.SIGTERM) is leave
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with sigterm_leaves():
+        start(tmp_path)
     (process,) = started
     assert not process.is_running()
+
+
+@pytest.mark.parametrize("moment", range(1, 7))
+def test_a_signal_while_signals_are_held_back_or_let_go_leaves_no_handler_behind(
+    monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """The first three calls of `signal.signal` hold back, the others let go."""
+    install, calls = signal.signal, 0
+
+    def install_and_meet_a_signal(number: signal.Signals, handler: Any) -> Any:
+        nonlocal calls
+        former = install(number, handler)
+        calls += 1
+        if calls == moment:
+            signal.raise_signal(signal.SIGTERM)
+        return former
+
+    with sigterm_leaves():
+        monkeypatch.setattr(signal, "signal", install_and_meet_a_signal)
+        try:
+            with server_process.signals_held_back():
+                pass
+        finally:
+            monkeypatch.undo()
+    assert calls >= moment
 
 
 def test_a_server_that_dies_is_reported_with_its_log_and_without_its_password(tmp_path: Path) -> None:

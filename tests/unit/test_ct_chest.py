@@ -23,7 +23,7 @@ from inference_service.volume import Volume
 
 MAX_VOXELS = 2**24
 LARGEST_NETWORK_BYTES = 8 * 2**20
-# What no single synthetic scan may fall below; lungs with consolidation at the scan's edge come nearest.
+# What none of these synthetic scans may fall below; the card tells of others that do.
 LEAST = {"lung_left": 0.93, "lung_right": 0.93, "trachea": 0.90, "bone": 0.77, "body": 0.97}
 
 
@@ -109,10 +109,11 @@ def test_lungs_of_a_real_chest(real_scans: Path) -> None:
 
 def test_parts_of_a_real_chest(real_scans: Path) -> None:
     figures = dict(partial_scans(real(real_scans / "chest_cta.nii.gz")))
-    for part in PARTS:
+    # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
+    sides = dict.fromkeys(PARTS, 0.99) | {"left half": 0.92, "right half": 0.78}
+    for part, least in sides.items():
         assert figures[f"{part}, Dice both lungs"] >= 0.95, part
-        # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
-        assert figures[f"{part}, on the right side"] >= (0.78 if "half" in part else 0.99), part
+        assert figures[f"{part}, on the right side"] >= least, part
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 World and voxel axes are RAS+: x to the right, y to the front, z to the head, all mm, 0 at the carina.
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -125,7 +126,13 @@ class Canvas:
         return length - (np.float32(r_start) + along * np.float32(r_end - r_start)), box
 
     def tube(
-        self, points: list[Point], radii: list[float], hu: float, label: int | None = None, *, grown_mm: float = 0.0
+        self,
+        points: Sequence[Point],
+        radii: Sequence[float],
+        hu: float,
+        label: int | None = None,
+        *,
+        grown_mm: float = 0.0,
     ) -> None:
         """Paints round cones from point to point."""
         for n in range(len(points) - 1):

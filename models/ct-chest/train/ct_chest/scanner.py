@@ -177,7 +177,7 @@ def _noise(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
 
 
 def _pad(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
-    """A round field of view, or a box around one; outside is padding, and none of the patient."""
+    """A round field of view, or a box around one, and now and then a gap: all else is padding, none of the patient."""
     padding = PADDINGS_HU[int(rng.integers(len(PADDINGS_HU)))]
     outside = outside_round_view(grid.shape, grid.spacing_mm, between(rng, 0.86, 1.02))
     (of_gaps,) = rng.spawn(1)

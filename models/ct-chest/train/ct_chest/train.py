@@ -1,8 +1,7 @@
 """Trains the network on CPUs: `python -m ct_chest.train --work work`.
 
 Same seed, same machine, same threads: same weights. A run that was broken off goes on where it last kept its state, as
-long as sources and arguments are the same. `--start model.onnx` has an exported network learn the last cycle alone,
-from examples that it has not seen as they are drawn now: a fifth of the time.
+long as sources and arguments are the same. `--start model.onnx` has an exported network learn the last cycle alone.
 """
 
 import argparse
@@ -68,9 +67,13 @@ class Training:
             ValueError: It is not this network's export.
         """
         parameters = {name: torch.from_numpy(values) for name, values in parameters_of(path).items()}
-        missing, unexpected = self.network.load_state_dict(parameters, strict=False)
-        if unexpected or any(not name.startswith("heads.") for name in missing):
-            raise ValueError(f"{path} is of another network: {unexpected} are not known, {missing} not there")
+        ours = self.network.state_dict()
+        coarse = {name: ours[name] for name in ours if name.startswith("heads.") and not name.startswith("heads.0.")}
+        try:
+            self.network.load_state_dict(coarse | parameters)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is of another network: {error}") from error
+        self.average.module.load_state_dict(self.network.state_dict())
         self.step = LAST_CYCLE
 
     def keep(self, path: Path) -> None:
@@ -108,6 +111,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.start and arguments.steps <= LAST_CYCLE:
+        parser.error(f"with --start, steps are counted from {LAST_CYCLE} on")
+    training = Training(arguments.seed)
+    if arguments.start:
+        training.start_from(arguments.start)
     work, count = arguments.work, arguments.examples
     last = count + arguments.abdominal
     if last > FIRST_TEST_SEED:
@@ -118,12 +126,10 @@ def main() -> None:
     paths = make_pool(pool / "trunk", range(count), arguments.threads)
     paths += make_pool(pool / "abdominal", range(count, last), arguments.threads, abdominal=True)
     # Of all that decides what is learnt, so that anything else begins anew.
-    trained_by = digest("feed", "labels", "network", "schedule", "train")
+    trained_by = digest("export", "feed", "labels", "network", "schedule", "train")
     start = sha256(arguments.start.read_bytes()).hexdigest()[:12] if arguments.start else "nothing"
     name = f"state-{arguments.seed}-{count}-{arguments.abdominal}-{arguments.threads}-{trained_by}-{start}.pt"
-    training, state = Training(arguments.seed), pool / name
-    if arguments.start:
-        training.start_from(arguments.start)
+    state = pool / name
     if state.exists():
         training.go_on(state)
         print(f"goes on at step {training.step} of {state}", flush=True)  # noqa: T201

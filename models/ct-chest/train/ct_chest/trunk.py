@@ -14,8 +14,8 @@ from ct_chest.patient import Patient, Surfaces
 class Arm:
     """The flesh of an arm: where its middle runs from the shoulder girdle on, and how thick it is, mm."""
 
-    points: list[Point]
-    radii: list[float]
+    points: tuple[Point, ...]
+    radii: tuple[float, ...]
 
     @property
     def shoulder(self) -> Point:
@@ -65,7 +65,7 @@ def _arm(patient: Patient, side: int, rng: np.random.Generator) -> Arm:
         hand = (side * between(rng, 60, 220), between(rng, 0, 130), elbow[2] - between(rng, -60, 220))
         points.append(hand)
         radii.append(between(rng, 24, 34))
-    return Arm(points, radii)
+    return Arm(tuple(points), tuple(radii))
 
 
 def _armpits(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
