@@ -79,9 +79,10 @@ def test_unseen_synthetic_chests_with_ill_bones_and_arteries() -> None:
         # One of the scans shows a base in two pieces, of which the larger alone is kept.
         assert len(figures[name]) >= 3
         assert np.median(figures[name]) >= 0.94, name
-    for name in ("trachea", "bone", "body"):
+    # The lung that is lost is called body.
+    for name, least in {"trachea": LEAST["trachea"], "bone": LEAST["bone"], "body": 0.95}.items():
         assert len(figures[name]) >= 2
-        assert min(figures[name]) >= LEAST[name], name
+        assert min(figures[name]) >= least, name
 
 
 def test_the_phantom_of_another_hand() -> None:
