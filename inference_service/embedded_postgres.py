@@ -130,19 +130,17 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
         with ExitStack() as stack:
             try:
                 with signals_held_back():
-                    process = stack.enter_context(
-                        subprocess.Popen(
-                            [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
-                            cwd=unfinished,
-                            env=server_environment(),
-                            stdin=password_file,
-                            stdout=log,
-                            stderr=log,
-                            start_new_session=True,
-                            user=account.uid if account else None,
-                            group=account.gid if account else None,
-                            extra_groups=[] if account else None,
-                        )
+                    process = subprocess.Popen(
+                        [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
+                        cwd=unfinished,
+                        env=server_environment(),
+                        stdin=password_file,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        user=account.uid if account else None,
+                        group=account.gid if account else None,
+                        extra_groups=[] if account else None,
                     )
                     # Where we are interrupted: what it runs would go on writing while our caller clears the folder.
                     stack.callback(kill_group, process)

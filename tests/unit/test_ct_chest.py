@@ -76,7 +76,7 @@ def test_unseen_synthetic_chests_with_ill_bones_and_arteries() -> None:
     """What ails them costs bone most, which does not reach its aim there."""
     figures = figures_of_synthetic_chests(4, sound=False)
     for name in ("lung_left", "lung_right"):
-        # One of the scans shows a base in two pieces, of which the larger alone is kept.
+        # One of the scans shows a base in two pieces, another a lung cut in two by padding: the larger alone is kept.
         assert len(figures[name]) >= 3
         assert np.median(figures[name]) >= 0.94, name
     # The lung that is lost is called body.

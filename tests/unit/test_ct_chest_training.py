@@ -73,7 +73,7 @@ def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatc
         main()
 
     work, folder = tmp_path / "work", tmp_path / "1"
-    steps = schedule.LAST_CYCLE + 1
+    steps = schedule.LAST_CYCLE_BEGINS + 1
     run(train.main, "--work", work, "--examples", 1, "--abdominal", 1, "--steps", steps, "--start", SHIPPED)
     run(export.main, "--weights", work / "weights.pt", "--folder", folder)
     weights = torch.load(work / "weights.pt", weights_only=True)
@@ -97,7 +97,7 @@ def onnx_values(path: Path, name: str) -> NDArray[np.float32]:
 def test_a_trained_network_answers_better_than_a_new_one(examples: list[Path]) -> None:
     trained = train.Training(seed=0)
     trained.start_from(SHIPPED)
-    assert trained.step == schedule.LAST_CYCLE
+    assert trained.step == schedule.LAST_CYCLE_BEGINS
     assert trained.take_step(examples[0]) < train.Training(seed=0).take_step(examples[0])
 
 
@@ -115,7 +115,7 @@ def test_another_network_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_steps_before_the_last_cycle_are_no_training_of_an_exported_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["", "--work", "none", "--steps", str(schedule.LAST_CYCLE), "--start", str(SHIPPED)]
+    arguments = ["", "--work", "none", "--steps", str(schedule.LAST_CYCLE_BEGINS), "--start", str(SHIPPED)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         train.main()

@@ -232,7 +232,7 @@ def test_the_learning_rate_falls_three_times() -> None:
     assert min(rates) > 0
     assert max(rates[6000:]) < 3e-3
     assert schedule.rate(9000) == pytest.approx(1e-3)
-    assert schedule.rate(7999) < 1e-5 < 1e-3 < max(rates[schedule.LAST_CYCLE :]) < 2e-3
+    assert schedule.rate(7999) < 1e-5 < 1e-3 < max(rates[schedule.LAST_CYCLE_BEGINS :]) < 2e-3
     for step in (-1, schedule.STEPS):
         with pytest.raises(ValueError, match=f"got {step}"):
             schedule.rate(step)

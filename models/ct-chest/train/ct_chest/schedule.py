@@ -13,8 +13,8 @@ class Cycle(NamedTuple):
 
 CYCLES = (Cycle(6000, 6e-3), Cycle(2000, 3e-3), Cycle(2000, 2e-3))
 STEPS = sum(cycle.steps for cycle in CYCLES)
-# Where a network that was trained before takes part.
-LAST_CYCLE = STEPS - CYCLES[-1].steps
+# The step at which a network that was trained before takes part.
+LAST_CYCLE_BEGINS = STEPS - CYCLES[-1].steps
 WARM_UP_STEPS = 50
 
 

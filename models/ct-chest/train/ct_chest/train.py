@@ -18,7 +18,7 @@ from ct_chest.generator import FIRST_TEST_SEED
 from ct_chest.labels import NAMES
 from ct_chest.network import UNet, loss
 from ct_chest.pool import Shares, digest, draw_window, make_pool, pool_folder
-from ct_chest.schedule import CYCLES, LAST_CYCLE, STEPS, rate
+from ct_chest.schedule import CYCLES, LAST_CYCLE_BEGINS, STEPS, rate
 
 KEPT_EVERY_STEPS = 200
 
@@ -74,7 +74,7 @@ class Training:
         except RuntimeError as error:
             raise ValueError(f"{path} is of another network: {error}") from error
         self.average.module.load_state_dict(self.network.state_dict())
-        self.step = LAST_CYCLE
+        self.step = LAST_CYCLE_BEGINS
 
     def keep(self, path: Path) -> None:
         """Writes all that it takes to go on."""
@@ -111,8 +111,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.start and arguments.steps <= LAST_CYCLE:
-        parser.error(f"with --start, steps are counted from {LAST_CYCLE} on")
+    if arguments.start and arguments.steps <= LAST_CYCLE_BEGINS:
+        parser.error(f"with --start, steps are counted from {LAST_CYCLE_BEGINS} on")
     training = Training(arguments.seed)
     if arguments.start:
         training.start_from(arguments.start)

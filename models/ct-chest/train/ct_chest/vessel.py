@@ -20,16 +20,20 @@ def draw_vessel(
         return
     if chance(rng, 0.2):
         share = between(rng, 0.4, 0.8)
-        hu = between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
+        hu = _second_channel_hu(patient, rng)
         canvas.tube(_aside(points, radii, 1 - share, rng), [radius * share for radius in radii], hu, BODY)
     elif chance(rng, 0.25):
-        hu = between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
-        draw_dissection(canvas, points, radii, (hu, patient.blood), rng)
+        draw_dissection(canvas, points, radii, (_second_channel_hu(patient, rng), patient.blood), rng)
     if chance(rng, 0.4):
         for _ in range(int(rng.integers(1, 20))):
             _calcium(canvas, points, radii, rng)
     if chance(rng, 0.06):
         _stent(canvas, points, radii, rng)
+
+
+def _second_channel_hu(patient: Patient, rng: np.random.Generator) -> float:
+    """From blood without contrast medium to somewhat more of it than in the first channel."""
+    return between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
 
 
 def draw_dissection(
