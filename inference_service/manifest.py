@@ -140,10 +140,14 @@ class LargestComponent(_ComponentStep):
 
 
 class RemoveSmall(_ComponentStep):
-    """Drop the 26-connected components of each label that are smaller than `min_volume_ml`."""
+    """Drop the 26-connected components of each label that are smaller than `min_volume_ml`, or than `min_share` of its
+    largest one."""
 
     step: Literal["remove_small"]
     min_volume_ml: PositiveFloat
+    min_share: float = Field(
+        0.0, ge=0, le=1, description="Of an organ that a scan may show in two parts, such as a lung's base, both stay."
+    )
 
 
 class NonzeroCrop(_Strict):

@@ -134,6 +134,21 @@ def test_component_of_just_the_least_volume_stays() -> None:
     assert np.array_equal(cleaned(mask, remove_small(1, min_volume_ml=2.0), voxel_volume_ml=0.25), mask_of((1, MIDDLE)))
 
 
+@pytest.mark.parametrize(("min_share", "kept"), [(0.0, 3), (0.07, 3), (0.08, 2), (0.29, 2), (0.3, 1), (1.0, 1)])
+def test_small_components_are_dropped_by_their_share_of_the_largest(min_share: float, kept: int) -> None:
+    # 27, 8 and 2 voxels.
+    mask = mask_of((1, BIG), (1, MIDDLE), (1, SMALL), (2, (11, 0, 0)))
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=min_share)
+    expected = mask_of(*[(1, box) for box in (BIG, MIDDLE, SMALL)][:kept], (2, (11, 0, 0)))
+    assert np.array_equal(cleaned(mask, step), expected)
+
+
+def test_of_equal_components_each_is_the_largest() -> None:
+    mask = mask_of((1, SMALL), (1, (slice(0, 2), 0, 0)))
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=1.0)
+    assert np.array_equal(cleaned(mask, step), mask)
+
+
 def test_other_labels_and_absent_ones_are_left_alone() -> None:
     mask = mask_of((2, BIG), (2, SMALL))
     for step in (largest(1), remove_small(1, min_volume_ml=9.0), largest(200)):
