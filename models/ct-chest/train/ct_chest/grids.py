@@ -1,5 +1,7 @@
 """The same scan on another grid: turned, at another spacing, in a round field of view."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -39,22 +41,39 @@ def resampled(
     The mask's nearest labels would not do: of a rib thinner than a voxel they have here a hole and there a lump.
     """
     steps = [new / old for new, old in zip(spacing, scan.spacing_mm, strict=True)]
-    shape = [max(1, int(size / step)) for size, step in zip(scan.shape, steps, strict=True)]
-    places = [(np.arange(size) + 0.5) * step - 0.5 for size, step in zip(shape, steps, strict=True)]
-    grid = np.meshgrid(*places, indexing="ij")
-    sigmas = [0.35 * max(0, step - 1) for step in steps]
-
-    def averaged(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        at: NDArray[np.float32] = ndimage.map_coordinates(
-            ndimage.gaussian_filter(values, sigmas), grid, order=1, mode="nearest"
-        )
-        return at
-
     change = np.diag([*steps, 1.0])
-    change[:3, 3] = [line[0] for line in places]
-    voxels = np.rint(averaged(scan.voxels.astype(np.float32))).astype(np.int16)
-    shares = [averaged((mask == label).astype(np.float32)) for label in range(len(NAMES))]
-    return Volume(voxels, scan.affine @ change), np.argmax(shares, axis=0).astype(mask.dtype)
+    change[:3, 3] = [_first_centre(step) for step in steps]
+    voxels = np.rint(_averaged(scan.voxels, steps)).astype(np.int16)
+    return Volume(voxels, scan.affine @ change), np.argmax(shares(mask, steps), axis=0).astype(mask.dtype)
+
+
+def shares(mask: NDArray[np.unsignedinteger], steps: Sequence[float]) -> list[NDArray[np.float32]]:
+    """About how much of each voxel of a coarser grid is of each label: by a blur as wide as the voxels.
+
+    Args:
+        mask: Shape (i, j, k).
+        steps: How many times as wide the coarser voxels are, along each axis.
+
+    Returns:
+        Of each of the model's labels, the coarser grid's shape; 0 to 1, and 1 together.
+    """
+    return [_averaged(mask == label, steps) for label in range(len(NAMES))]
+
+
+def _averaged(values: NDArray[np.generic], steps: Sequence[float]) -> NDArray[np.float32]:
+    places = [
+        _first_centre(step) + np.arange(max(1, int(n / step))) * step
+        for n, step in zip(values.shape, steps, strict=True)
+    ]
+    blurred = ndimage.gaussian_filter(values.astype(np.float32), [0.35 * max(0, step - 1) for step in steps])
+    grid = np.meshgrid(*places, indexing="ij")
+    averaged: NDArray[np.float32] = ndimage.map_coordinates(blurred, grid, order=1, mode="nearest")
+    return averaged
+
+
+def _first_centre(step: float) -> float:
+    """The middle of the first voxel that is so many times as wide, in voxels: their edges lie in one place."""
+    return (step - 1) / 2
 
 
 def in_round_view(

@@ -7,11 +7,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ct_chest.canvas import Mask, Spacing
-from ct_chest.grids import in_round_view, ras, resampled, turned
+from ct_chest.feed import SPACING_MM
+from ct_chest.grids import in_round_view, ras, resampled, shares, turned
 from ct_chest.judge import Figures, dice, segment
 from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
+from ct_chest.pool import KINDS, shape_of
 from ct_chest.reference import reference_lungs
 from ct_chest.scanner import PADDINGS_HU
+from inference_service.resample import resize, resized_shape
 from inference_service.volume import Volume
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
@@ -103,7 +106,7 @@ def _body(scan: Volume) -> Mask:
 
 
 def robust(scan: Volume) -> Figures:
-    """Agreement of the masks of one scan that is turned, cast and resampled: the least Dice of any label."""
+    """Agreement of the masks of one scan that is turned, cast and resampled: the least Dice of any label, or each."""
     mask = segment(scan)
     for axes in permutations(range(3)):
         for flips in product((False, True), repeat=3):
@@ -117,22 +120,36 @@ def robust(scan: Volume) -> Figures:
         other = segment(other_scan)
         for label in (*LUNGS, TRACHEA, BONE, BODY):
             yield f"{spacing} mm, {NAMES[label]}", dice(other == label, expected == label)
-        for label, least, most in ((TRACHEA, -2000, -500), (BONE, 200, 4000)):
-            yield f"{spacing} mm, {NAMES[label]} by thresholds", _threshold(scan, mask == label, spacing, least, most)
+        yield f"{spacing} mm, all labels", _all_labels(other, expected)
+        yield from _by_exact_shares(scan, mask, spacing)
 
 
-def _threshold(scan: Volume, found: Mask, spacing: Spacing, least: int, most: int) -> float:
-    """How well thresholds would agree with themselves in and around what was found: a yardstick for thin labels."""
+def _by_exact_shares(scan: Volume, mask: NDArray[np.unsignedinteger], spacing: Spacing) -> Figures:
+    """The same of answers that are each label's share of each of the network's voxels: a yardstick for thin labels.
 
-    def between(volume: Volume) -> Mask:
-        hu = volume.voxels.astype(np.float32)
-        within: Mask = (hu > least) & (hu < most)
-        return within
+    Such answers lack nothing but what is finer than the voxels.
+    """
+    steps = [new / old for new, old in zip(spacing, scan.spacing_mm, strict=True)]
+    own = _decided([(mask == label).astype(np.float32) for label in range(len(NAMES))], scan.spacing_mm)
+    expected = np.argmax(shares(own, steps), axis=0)
+    other = _decided(shares(mask, steps), spacing)
+    for label in (TRACHEA, BONE):
+        yield f"{spacing} mm, {NAMES[label]} by exact shares", dice(other == label, expected == label)
 
-    near = ndimage.binary_dilation(found)
-    other, near_there = resampled(scan, near.astype(np.uint8), spacing)
-    _, expected = resampled(scan, (near & between(scan)).astype(np.uint8), spacing)
-    return dice((near_there == 1) & between(other), expected == 1)
+
+def _decided(of_labels: list[NDArray[np.float32]], spacing_mm: Spacing) -> NDArray[np.uint8]:
+    """The labels on a scan's grid, from their shares of its voxels by way of their shares of the network's voxels."""
+    shape = shape_of(of_labels[0])
+    of_network = resized_shape(shape, spacing_mm, SPACING_MM)
+    back = [resize(resize(share, of_network, KINDS), shape, ("linear",) * 3) for share in of_labels]
+    mask: NDArray[np.uint8] = np.argmax(back, axis=0).astype(np.uint8)
+    return mask
+
+
+def _all_labels(first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger]) -> float:
+    """Dice of all labels at once, the background left out: what overlaps in all, over all sizes; mostly body."""
+    sizes = np.count_nonzero(first) + np.count_nonzero(second)
+    return 2 * np.count_nonzero((first == second) & (second > 0)) / sizes if sizes else float("nan")
 
 
 def _agreement(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
