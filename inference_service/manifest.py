@@ -146,7 +146,11 @@ class RemoveSmall(_ComponentStep):
     step: Literal["remove_small"]
     min_volume_ml: PositiveFloat
     min_share: float = Field(
-        0.0, ge=0, le=1, description="Of an organ that a scan may show in two parts, such as a lung's base, both stay."
+        0.0,
+        ge=0,
+        le=1,
+        description="The least share of the label's largest component: of an organ that a scan may show in two parts, "
+        "such as the base of a lung, both may stay.",
     )
 
 

@@ -41,7 +41,7 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
     if isinstance(step, LargestComponent):
         dropped = np.arange(count + 1) != sizes.argmax()
     else:
-        dropped = (sizes * voxel_volume_ml < step.min_volume_ml) | (sizes < step.min_share * sizes.max())
+        dropped = (sizes * voxel_volume_ml < step.min_volume_ml) | (sizes / sizes.max() < step.min_share)
     dropped[0] = False
     if step.becomes == "surroundings":
         _dissolve(inside, components, dropped)

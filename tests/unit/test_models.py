@@ -160,6 +160,8 @@ def test_defaults_are_the_usual_ones() -> None:
          "postprocessing.0.largest_component.labels"),
         ({"postprocessing": [{"step": "remove_small", "labels": [1], "min_volume_ml": 0}]},
          "postprocessing.0.remove_small.min_volume_ml"),
+        *(({"postprocessing": [{"step": "remove_small", "labels": [1], "min_volume_ml": 1, "min_share": share}]},
+           "postprocessing.0.remove_small.min_share") for share in (-0.1, 1.1, float("nan"))),
         ({"postprocessing": [{"step": "fill_holes", "labels": [1]}]}, "postprocessing.0"),
         ({"unknown": 1}, "unknown"),
     ],

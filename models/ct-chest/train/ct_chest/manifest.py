@@ -44,12 +44,13 @@ def manifest_text(network: bytes) -> str:
         "labels": [{"name": name, "value": value, **_codes(name)} for value, name in enumerate(NAMES)],
         # Where a scan ends below the carina, the main bronchi are apart: the trachea is not one component.
         "postprocessing": [
-            {"step": "largest_component", "labels": [LUNG_LEFT, LUNG_RIGHT], "becomes": "surroundings"},
-            # Air under a blanket may be taken for 5 ml of lung; a base in a scan of the abdomen may be 9 ml.
+            # Air under a blanket may be taken for 5 ml of lung; a base in a scan of the abdomen may be 9 ml. A lung is
+            # in two parts around a dome whose top is not scanned, and on either side of padding.
             {
                 "step": "remove_small",
                 "labels": [LUNG_LEFT, LUNG_RIGHT],
                 "min_volume_ml": 7.0,
+                "min_share": 0.2,
                 "becomes": "surroundings",
             },
             {"step": "remove_small", "labels": [TRACHEA], "min_volume_ml": 0.5, "becomes": "surroundings"},
