@@ -11,6 +11,8 @@ BENCH   := .venv-bench
 TRAIN   := .venv-train
 CHEST   := models/ct-chest/train
 WORK    ?= $(CHEST)/work
+# Memory is kept for the next step of training, not given back to the system: a step takes a fifth less time.
+KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
@@ -66,7 +68,7 @@ $(BENCH)/.ready: pyproject.toml
 	@touch $@
 
 train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (WORK=folder ARGS="--seed 1")
-	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(WORK) $(ARGS)
+	@$(KEEPING) PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(WORK) $(ARGS)
 	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(WORK)/weights.pt
 
 traintest: $(TRAIN)/.ready ## test the training and the export of models/ct-chest, which the other tests have no PyTorch for

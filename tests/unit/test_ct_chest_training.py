@@ -16,7 +16,7 @@ from ct_chest.feed import WINDOW  # noqa: E402
 from ct_chest.judge import MODEL  # noqa: E402
 from ct_chest.labels import BONE, NAMES  # noqa: E402
 from ct_chest.manifest import manifest_text  # noqa: E402
-from ct_chest.network import SUPERVISED, UNet, loss  # noqa: E402
+from ct_chest.network import SUPERVISED, Block, UNet, loss  # noqa: E402
 
 SHIPPED = MODEL / "model.onnx"
 
@@ -74,7 +74,9 @@ def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatc
 
     work, folder = tmp_path / "work", tmp_path / "1"
     steps = schedule.LAST_CYCLE_BEGINS + 1
-    run(train.main, "--work", work, "--examples", 1, "--abdominal", 1, "--steps", steps, "--start", SHIPPED)
+    scans = ("--first", 5, "--examples", 1, "--abdominal", 1)
+    run(train.main, "--work", work, *scans, "--steps", steps, "--start", SHIPPED)
+    assert {path.name for path in work.glob("examples-*/*/*.npz")} == {"5.npz", "6.npz"}
     run(export.main, "--weights", work / "weights.pt", "--folder", folder)
     weights = torch.load(work / "weights.pt", weights_only=True)
     shipped, again = export.parameters_of(SHIPPED), export.parameters_of(folder / "model.onnx")
@@ -99,6 +101,39 @@ def test_a_trained_network_answers_better_than_a_new_one(examples: list[Path]) -
     trained.start_from(SHIPPED)
     assert trained.step == schedule.LAST_CYCLE_BEGINS
     assert trained.take_step(examples[0]) < train.Training(seed=0).take_step(examples[0])
+
+
+def test_all_between_blocks_is_channels_last_and_the_answer_the_same() -> None:
+    trained, plain = train.Training(seed=0).network, UNet(len(NAMES))
+    plain.load_state_dict(trained.state_dict())
+    orders = []
+    for module in trained.modules():
+        if isinstance(module, Block):
+            module.register_forward_hook(
+                lambda _, __, out: orders.append(out.is_contiguous(memory_format=torch.channels_last_3d))
+            )
+    volume = torch.randn(1, 1, 32, 48, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(trained(volume), plain(volume), rtol=1e-4, atol=1e-4)
+    assert orders == [True] * len(orders)
+    assert len(orders) > 10
+
+
+@pytest.mark.parametrize("arguments", [["--first", "-1"], ["--first", "499999", "--examples", "1", "--abdominal", "1"]])
+def test_scans_that_are_held_back_are_not_trained_on(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--work", str(tmp_path / "work"), *arguments])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert not (tmp_path / "work").exists()
+
+
+def test_whatever_decides_what_is_learnt_makes_a_training_begin_anew() -> None:
+    imported = {name for name in vars(train) if name not in vars(pool)}
+    ours = {vars(train)[name].__module__ for name in imported if hasattr(vars(train)[name], "__module__")}
+    modules = {name.removeprefix("ct_chest.") for name in ours if str(name).startswith("ct_chest.")}
+    assert modules | {"feed"} <= set(train._TRAINED_BY) | {"pool"}
 
 
 def test_another_network_is_not_trained_on(tmp_path: Path) -> None:

@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ct_chest import labels, pool, schedule, surroundings
+from ct_chest import labels, lungs, pool, ribs, schedule, spine, surroundings, vessel, windows
 from ct_chest.canvas import Canvas, Point
 from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from ct_chest.fields import smooth_field
 from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
 from ct_chest.patient import Surfaces, draw_patient
+from ct_chest.ribs import straightened
 from ct_chest.scanner import Grid, _pad, draw_canvas, draw_spacing
 from ct_chest.skeleton import Skeleton
 from ct_chest.trunk import draw_trunk
-from ct_chest.vessel import draw_dissection, draw_vessel
+from ct_chest.vessel import draw_dissection, draw_vessel, widened
 from inference_service import resample
 
 # Coarse enough that one takes a fraction of a second.
@@ -137,6 +138,77 @@ def test_a_dissection_has_two_channels_with_a_flap_between() -> None:
     assert set(np.unique(canvas.labels)) == {labels.BACKGROUND, labels.BODY}
 
 
+def test_some_aortas_are_widened_and_none_narrowed() -> None:
+    points: list[Point] = [(0, 0, 0), (0, 0, 30), (0, 0, 60), (0, 0, 330)]
+    radii = [12.0, 11.0, 10.0, 9.0]
+    ratios = np.array([np.divide(widened(points, radii, np.random.default_rng(seed)), radii) for seed in range(200)])
+    assert 30 < np.count_nonzero(ratios.max(axis=1) > 1) < 70
+    assert ratios.min() == 1
+    assert 1.6 < ratios.max() < 1.8
+    # Some in one place, some all along.
+    assert np.count_nonzero(np.ptp(ratios[ratios.max(axis=1) > 1], axis=1) > 0.3) > 10
+
+
+def test_ribs_do_not_fold_however_steep_they_are() -> None:
+    angle, z = np.meshgrid(np.linspace(0, 2.7, 50), np.linspace(-230, 112, 400), indexing="ij")
+    for slope in (24.0, 42.0, 70.0, 92.4):
+        for uppermost in (0.25, 0.6, 0.9):
+            height = straightened(angle.astype(np.float32), z.astype(np.float32), slope, uppermost)
+            assert np.diff(height, axis=1).min() > 0
+
+
+def test_half_of_those_who_are_not_sound_have_ribs_of_another_build() -> None:
+    x, y, z = np.zeros((3, 2, 2, 2), np.float32)
+    plain = 0
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        patient = draw_patient(rng, sound=False)
+        skeleton = Skeleton(Canvas(x, y, z, (6.0, 6.0, 6.0), edge_mm=4.0), patient, rng)
+        build = ribs._build(skeleton)
+        assert build.cortex_mm <= skeleton.cortex_mm
+        assert 1 <= build.slope < 2.2
+        assert 0.65 < build.thickness <= 1
+        plain += bool(build == ribs.Build(1.0, 1.0, 0.25, skeleton.cortex_mm, patient.marrow))
+    assert 25 < plain < 55
+
+
+def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
+    lines = np.arange(-15, 15, 3, dtype=np.float32)
+    heights, numbers = np.linspace(-8, 8, 9, dtype=np.float32), np.arange(6, dtype=np.float32)
+    x, within, number = np.meshgrid(lines, heights, numbers, indexing="ij")
+    half = np.full_like(x, 8)
+    column = spine.Column((slice(None),) * 3, x, x, within, number, half, half, half, half)
+    patient = replace(draw_patient(np.random.default_rng(0)), marrow=20.0, fat=-100.0)
+    apart, ends, sides = [], [], []
+    for seed in range(40):
+        hu = spine._spongy(column, patient, np.random.default_rng(seed))
+        assert hu.dtype == np.float32
+        assert hu.min() >= patient.fat
+        apart.append(float(np.ptp(hu.mean(axis=(0, 1)))))
+        ends.append(float(hu[:, 0].mean() - hu[:, 4].mean()))
+        sides.append(float(hu[-1].mean() - hu[0].mean()))
+    assert max(apart) > 50
+    assert min(ends) >= -1e-3
+    assert max(ends) > 90
+    assert min(sides) < -40 < 40 < max(sides)
+
+
+def test_what_ails_others_leaves_a_sound_patient_as_he_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse = (9.0, 9.0, 9.0)
+    expected = [make_example(seed, coarse, sound=True) for seed in range(4)]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    for module, name in ((lungs, "widened"), (spine, "_spongy"), (vessel, "draw_dissection")):
+        monkeypatch.setattr(module, name, refuse)
+    for seed, example in enumerate(expected):
+        again = make_example(seed, coarse, sound=True)
+        np.testing.assert_array_equal(again.hu, example.hu)
+    with pytest.raises(AssertionError):
+        make_example(0, coarse)
+
+
 def test_humeri_lie_within_the_arms() -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -195,7 +267,7 @@ def test_windows_are_cut_to_slabs_now_and_then(tmp_path: Path) -> None:
     air = (CLIP_HU[0] - MEAN_HU) / STD_HU
     thinnest = []
     for _ in range(60):
-        volume, shares = pool.draw_window(path, rng)
+        volume, shares = windows.draw_window(path, rng)
         assert volume.shape == shares.first.shape == WINDOW
         padded = volume == np.float32(air)
         outside = [padded.all(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
@@ -206,13 +278,44 @@ def test_windows_are_cut_to_slabs_now_and_then(tmp_path: Path) -> None:
     assert min(thinnest) < 40 < np.median(thinnest) == max(thinnest)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_coarser_scan_averages_over_its_voxels(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of 5 mm hold two of the network's planes each; in the plane nothing is lost at 2.5 mm."""
+    monkeypatch.setattr(windows, "_COARSE_PLANE_MM", (2.5, 2.5))
+    monkeypatch.setattr(windows, "_COARSE_SLICES_MM", (5.0, 5.0))
+    rng = np.random.default_rng(0)
+    stripes = np.where(np.indices((8, 10, 12))[axis] % 2, 100, -50).astype(np.float32)
+    seen = windows._coarsened(stripes, rng)
+    assert seen.dtype == np.float32
+    np.testing.assert_allclose(seen, 25 if axis == 2 else stripes, atol=1e-3)
+    ramp = np.indices((8, 10, 12))[axis].astype(np.float32)
+    inside = (slice(1, -1),) * 3
+    np.testing.assert_allclose(windows._coarsened(ramp, rng)[inside], ramp[inside], atol=1e-3)
+
+
+def test_a_window_is_seen_coarser_and_keeps_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = pool.make_pool(tmp_path, [3], 1)
+    monkeypatch.setattr(windows, "_CUT", 0.0)
+    monkeypatch.setattr(windows, "_vary", lambda hu, _: None)
+    sharpness = []
+    for often in (0.0, 1.0):
+        monkeypatch.setattr(windows, "_COARSE", often)
+        rng = np.random.default_rng(1)
+        volume, shares = windows.draw_window(path, rng)
+        sharpness.append((float(np.abs(np.diff(volume, axis=2)).mean()), shares))
+    (fine, before), (coarse, after) = sharpness
+    assert coarse < 0.95 * fine
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pool.pool_folder(tmp_path)
     assert folder == pool.pool_folder(tmp_path)
     assert folder.parent == tmp_path
     written = {path.stem for path in Path(pool.__file__).parent.glob("*.py")}
     judging = {"evaluate", "grids", "judge", "real", "reference"}
-    training = {"__init__", "export", "manifest", "network", "schedule", "train"}
+    training = {"__init__", "export", "manifest", "network", "schedule", "train", "windows"}
     assert set(pool._DRAWN_BY) == written - judging - training
     monkeypatch.setattr(pool, "_DRAWN_BY", pool._DRAWN_BY[1:])
     other = pool.pool_folder(tmp_path)
@@ -223,7 +326,7 @@ def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch
     assert pool.pool_folder(tmp_path) not in (folder, other)
 
 
-def test_the_learning_rate_falls_three_times() -> None:
+def test_the_learning_rate_falls_four_times() -> None:
     assert schedule.rate(3000) == pytest.approx(3e-3)
     assert schedule.rate(7000) == pytest.approx(1.5e-3)
     assert schedule.rate(0) < 2e-4 > schedule.rate(5999)
@@ -232,7 +335,10 @@ def test_the_learning_rate_falls_three_times() -> None:
     assert min(rates) > 0
     assert max(rates[6000:]) < 3e-3
     assert schedule.rate(9000) == pytest.approx(1e-3)
-    assert schedule.rate(7999) < 1e-5 < 1e-3 < max(rates[schedule.LAST_CYCLE_BEGINS :]) < 2e-3
+    assert schedule.rate(7999) < 1e-5 < 1e-3 < max(rates[8000:10000]) < 2e-3
+    assert schedule.LAST_CYCLE_BEGINS == 10000
+    assert schedule.rate(9999) < 1e-5 < 1e-3 < max(rates[10000:]) < 2e-3
+    assert schedule.rate(schedule.STEPS - 1) < 1e-5
     for step in (-1, schedule.STEPS):
         with pytest.raises(ValueError, match=f"got {step}"):
             schedule.rate(step)

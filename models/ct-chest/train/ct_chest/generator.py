@@ -16,8 +16,10 @@ from ct_chest.disease import draw_disease
 from ct_chest.lungs import Chest
 from ct_chest.patient import Surfaces, draw_patient
 from ct_chest.pelvis import draw_pelvis
+from ct_chest.ribs import draw_ribs
 from ct_chest.scanner import draw_canvas, draw_grid, expose, rounded
 from ct_chest.skeleton import Skeleton
+from ct_chest.spine import draw_spine
 from ct_chest.surroundings import draw_surroundings
 from ct_chest.trunk import draw_trunk
 
@@ -61,7 +63,7 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
     chest = Chest(canvas, patient, surfaces, rng)
     chest.mediastinum()
     skeleton = Skeleton(canvas, patient, rng)
-    skeleton.ribs(surfaces)
+    draw_ribs(skeleton, surfaces)
     skeleton.sternum(surfaces)
     skeleton.shoulders(surfaces, arms)
     chest.parenchyma()
@@ -69,7 +71,7 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
     draw_disease(chest, rng)
     chest.heart()
     chest.thyroid()
-    skeleton.spine()
+    draw_spine(skeleton)
     draw_pelvis(skeleton)
     chest.airways()
     expose(canvas, grid, rng, sound=sound)

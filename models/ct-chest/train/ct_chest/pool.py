@@ -1,4 +1,4 @@
-"""The examples that the network is trained on: made once by several processes, kept in a folder, cut into windows."""
+"""The examples that the network is trained on: made once by several processes, kept in a folder."""
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,8 +11,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from ct_chest.feed import CLIP_HU, INTERPOLATION, SPACING_MM, WINDOW, normalised
-from ct_chest.fields import between, chance
+from ct_chest.feed import CLIP_HU, INTERPOLATION, SPACING_MM
 from ct_chest.generator import make_example
 from ct_chest.labels import NAMES
 from ct_chest.scanner import draw_spacing
@@ -20,14 +19,10 @@ from inference_service import resample
 from inference_service.resample import Kinds, Shape, resize, resized_shape
 
 KINDS: Kinds = (INTERPOLATION,) * 3
-# How often a window is cut to a slab, most often of slices, and to how many voxels: scans of a few thin slices, of a
-# side, or that end within an organ.
-_CUT = 0.12
-_CUT_VOXELS = (3, 40)
 # Modules that decide what an example is: not those that train, export and judge the network.
 _DRAWN_BY = (
     "abdomen", "canvas", "disease", "feed", "fields", "generator", "labels", "lungs", "patient", "pelvis", "pool",
-    "scanner", "skeleton", "surroundings", "trunk", "vessel",
+    "ribs", "scanner", "skeleton", "spine", "surroundings", "trunk", "vessel",
 )  # fmt: skip
 
 
@@ -97,33 +92,3 @@ def _shares(labels: NDArray[np.uint8], shape: Shape) -> Shares:
         first[leads], most[leads] = label, share[leads]
         second[follows], next_most[follows] = label, share[follows]
     return Shares(first, second, np.rint(255 * next_most).astype(np.uint8))
-
-
-def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float32], Shares]:
-    """A window at random from one example, as the network sees it, with what its voxels are made of.
-
-    Where the example is smaller it is padded as the engine pads it: at the end of each axis and the beginning.
-    """
-    with np.load(path) as stored:
-        hu, shares = stored["hu"], [stored[name] for name in Shares._fields]
-    sizes = [min(size, wanted) for size, wanted in zip(hu.shape, WINDOW, strict=True)]
-    if chance(rng, _CUT):
-        axis = int(rng.choice(3, p=(0.15, 0.1, 0.75)))
-        sizes[axis] = min(sizes[axis], int(rng.integers(*_CUT_VOXELS)))
-    part, pads = [], []
-    for size, kept, wanted in zip(hu.shape, sizes, WINDOW, strict=True):
-        start = int(rng.integers(0, size - kept + 1))
-        part.append(slice(start, start + kept))
-        pads.append(((wanted - kept) // 2, wanted - kept - (wanted - kept) // 2))
-    hu = np.clip(hu[tuple(part)], *CLIP_HU).astype(np.float32)
-    _vary(hu, rng)
-    volume = normalised(np.pad(hu, pads, constant_values=CLIP_HU[0]))
-    return volume, Shares(*(np.pad(values[tuple(part)], pads) for values in shares))
-
-
-def _vary(hu: NDArray[np.float32], rng: np.random.Generator) -> None:
-    """Calibration and noise that differ each time that an example is seen. No flips: sides must stay."""
-    hu *= np.float32(between(rng, 0.96, 1.04))
-    hu += np.float32(rng.normal(0, 12))
-    if chance(rng, 0.3):
-        hu += rng.standard_normal(hu.shape, np.float32) * np.float32(between(rng, 0, 25))

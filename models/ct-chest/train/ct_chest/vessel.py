@@ -8,6 +8,16 @@ from ct_chest.labels import BODY
 from ct_chest.patient import Patient
 
 
+def widened(points: list[Point], radii: list[float], rng: np.random.Generator) -> list[float]:
+    """The radii of an aorta along `points`, mm: one in four has an aneurysm, short or long, that touches the spine."""
+    if not chance(rng, 0.25):
+        return radii
+    along_mm = np.cumsum([0.0, *np.linalg.norm(np.diff(points, axis=0), axis=1)])
+    place_mm, long_mm = between(rng, 0, 300), between(rng, 30, 250)
+    factors = 1 + between(rng, 0.2, 0.8) * np.exp(-(((along_mm - place_mm) / long_mm) ** 2))
+    return [float(radius) for radius in radii * factors]
+
+
 def draw_vessel(
     canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
 ) -> None:

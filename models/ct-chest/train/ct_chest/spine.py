@@ -1,0 +1,129 @@
+"""The spine: vertebrae with arches and processes, discs between them, and the canal."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ct_chest.canvas import Box, Field
+from ct_chest.fields import between, chance
+from ct_chest.labels import BODY, BONE
+from ct_chest.patient import Patient
+from ct_chest.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where the voxels of a box lie in the spine.
+
+    Attributes:
+        box: The box; all else has its shape.
+        x, y: To the right and to the front of the middle of the vertebral bodies, mm.
+        within: Above the middle of the vertebra or the disc beside it, mm.
+        number: Which vertebra it is.
+        pitch: From one vertebra to the next, mm.
+        half: Half the height of a vertebra, mm.
+        size: Of the vertebra, 1 at the carina.
+        below: How far below the last vertebra, mm.
+    """
+
+    box: Box
+    x: Field
+    y: Field
+    within: Field
+    number: Field
+    pitch: Field
+    half: Field
+    size: Field
+    below: Field
+
+
+def draw_spine(skeleton: Skeleton) -> None:
+    """Paints vertebrae with discs, canal, arches and processes."""
+    box = skeleton.canvas.box((-60, -140, skeleton.patient.sacrum), (60, 0, 420))
+    if box is None:
+        return
+    column = _column(skeleton, box)
+    _bodies_and_discs(skeleton, column)
+    _arches_and_processes(skeleton, column)
+
+
+def _column(skeleton: Skeleton, box: Box) -> Column:
+    canvas, rng = skeleton.canvas, skeleton.rng
+    bend = np.float32(between(rng, -6, 6))
+    z = canvas.z[box]
+    x = canvas.x[box] - np.sin(z / np.float32(90)) * bend
+    # Kyphosis: the spine's middle lies furthest back at the upper chest.
+    kyphosis = np.float32(between(rng, 4, 10)) * np.cos((z - 10) / 85)
+    y = canvas.y[box] + 52 + kyphosis - np.clip(z - 120, 0, 80) * 0.35
+    pitch = np.clip(24.5 - z * np.float32(0.016), 18, 32)
+    phase = (z - between(rng, 0, 24)) / pitch
+    number = np.floor(phase)
+    size = np.clip(1 - z * np.float32(0.0011), 0.65, 1.25) * np.float32(between(rng, 0.9, 1.1))
+    half = pitch / 2 - np.float32(between(rng, 1.5, 4.5))
+    # All of it ends where the sacrum begins.
+    below = np.float32(skeleton.patient.sacrum) - z
+    return Column(box, x, y, (phase - number - np.float32(0.5)) * pitch, number, pitch, half, size, below)
+
+
+def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
+    canvas, rng, box = skeleton.canvas, skeleton.rng, column.box
+    x, y, half, below = column.x, column.y, column.half, column.below
+    within = np.abs(column.within)
+    body = (np.sqrt((x / 17) ** 2 + (y / 13.5) ** 2) / column.size - 1) * 14 * column.size
+    sides = np.maximum(np.maximum(body, -y - 60), below)
+    canvas.paint(sides, between(rng, 50, 110), BODY, box)
+    if skeleton.patient.sound:
+        skeleton.bone(np.maximum(sides, within - half), box)
+        return
+    _vertebral_bodies(skeleton, sides, column)
+    if chance(rng, 0.35):
+        # Osteophytes: lips that reach over the discs, here and there around them.
+        thick = np.float32(between(rng, 1.5, 3))
+        lips = np.maximum(np.abs(body - 1) - thick, np.abs(within - half) - 4)
+        here = np.sin(np.arctan2(y, x) * 3 + column.number * 2) > between(rng, -0.5, 0.8)
+        skeleton.bone(np.maximum(lips, below), box, here & (y > -10))
+
+
+def _arches_and_processes(skeleton: Skeleton, column: Column) -> None:
+    rng, box = skeleton.rng, column.box
+    x, within, size, below = column.x, column.within, column.size, column.below
+    back = -(column.y / size) - 13.5
+    ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
+    skeleton.bone(np.maximum(ring, np.abs(within - 2) - column.half * 0.75), box, (back > 0) & (below < 0))
+    across = np.sqrt((back - 13) ** 2 * 0.8 + (within - 4) ** 2) - np.float32(between(rng, 4, 6))
+    skeleton.bone(np.maximum(across, np.abs(x) - 34 * size), box, (np.abs(x) > 11 * size) & (below < 0))
+    dip = within + (back - 20) * np.float32(between(rng, 0.2, 0.7))
+    dip = np.where(dip < -column.pitch / 2, dip + column.pitch, dip)
+    spinous = np.sqrt(x**2 * 2.2 + dip**2 * 0.45) - 4
+    spinous = np.maximum(np.maximum(spinous, 19 - back), back - np.float32(between(rng, 40, 52)))
+    skeleton.bone(spinous, box, below < 0)
+    canal = np.sqrt((x / 1.15) ** 2 + (back - 9) ** 2) / size - np.float32(between(rng, 7, 8.5))
+    skeleton.canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, below < 0)
+
+
+def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
+    """Narrower in the middle, and with endplates thicker or thinner than the cortex around them.
+
+    Args:
+        sides: Distance to the surface of vertebrae and discs.
+        column: Where they lie.
+    """
+    within, half = np.abs(column.within), column.half
+    waist = np.float32(between(skeleton.rng, 0, 3)) * (1 - np.clip(within / half, 0, 1) ** 2)
+    narrowed = sides + waist
+    ends = within - half
+    skeleton.canvas.paint(np.maximum(narrowed, ends), skeleton.patient.cortex, BONE, column.box)
+    plate = np.float32(skeleton.cortex_mm * between(skeleton.rng, 0.6, 2))
+    marrow = np.maximum(narrowed + np.float32(skeleton.cortex_mm), ends + plate)
+    (of_marrow,) = skeleton.rng.spawn(1)
+    skeleton.canvas.paint(marrow, _spongy(column, skeleton.patient, of_marrow), None, column.box)
+
+
+def _spongy(column: Column, patient: Patient, rng: np.random.Generator) -> Field:
+    """HU of vertebrae's marrow: it differs from one to the next, and is denser at the endplates and to one side."""
+    apart, denser, a_mm = between(rng, 0, 45), between(rng, 0, 120), between(rng, -3, 3)
+    number = np.float32(between(rng, 1.5, 4)) * column.number + np.float32(between(rng, 0, 6))
+    towards_ends = np.clip(np.abs(column.within) / column.half, 0, 1) ** 3
+    hu: Field = patient.marrow + apart * np.sin(number) + denser * towards_ends
+    hu += np.float32(a_mm) * np.clip(column.x, -20, 20)
+    return np.maximum(hu, np.float32(patient.fat))
