@@ -168,7 +168,10 @@ def test_half_of_those_who_are_not_sound_have_ribs_of_another_build() -> None:
         assert build.cortex_mm <= skeleton.cortex_mm
         assert 1 <= build.slope < 2.2
         assert 0.65 < build.thickness <= 1
-        plain += bool(build == ribs.Build(1.0, 1.0, 0.25, skeleton.cortex_mm, patient.marrow))
+        plain_build = ribs.Build(1.0, 1.0, 0.25, skeleton.cortex_mm, patient.marrow)
+        plain += bool(build == plain_build)
+        skeleton.patient = replace(patient, sound=True)
+        assert ribs._build(skeleton) == plain_build
     assert 25 < plain < 55
 
 
@@ -183,7 +186,8 @@ def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     for seed in range(40):
         hu = spine._spongy(column, patient, np.random.default_rng(seed))
         assert hu.dtype == np.float32
-        assert hu.min() >= patient.fat
+        floored = spine._spongy(column, replace(patient, fat=15.0), np.random.default_rng(seed))
+        np.testing.assert_array_equal(floored, np.maximum(hu, 15))
         apart.append(float(np.ptp(hu.mean(axis=(0, 1)))))
         ends.append(float(hu[:, 0].mean() - hu[:, 4].mean()))
         sides.append(float(hu[-1].mean() - hu[0].mean()))
@@ -193,18 +197,16 @@ def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     assert min(sides) < -40 < 40 < max(sides)
 
 
-def test_what_ails_others_leaves_a_sound_patient_as_he_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ails_others_is_not_drawn_in_a_sound_patient(monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = (9.0, 9.0, 9.0)
-    expected = [make_example(seed, coarse, sound=True) for seed in range(4)]
 
     def refuse(*_: object) -> None:
         raise AssertionError
 
     for module, name in ((lungs, "widened"), (spine, "_spongy"), (vessel, "draw_dissection")):
         monkeypatch.setattr(module, name, refuse)
-    for seed, example in enumerate(expected):
-        again = make_example(seed, coarse, sound=True)
-        np.testing.assert_array_equal(again.hu, example.hu)
+    for seed in range(4):
+        make_example(seed, coarse, sound=True)
     with pytest.raises(AssertionError):
         make_example(0, coarse)
 

@@ -49,8 +49,8 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
         seed: Decides all that is random.
         spacing_mm: Size of a voxel.
         abdominal: A scan of the abdomen with much gas, lung bases or none at its top; otherwise any part of the trunk.
-        sound: Bones and arteries of a healthy person; otherwise thin and spongy bones, osteophytes, clots, calcium and
-            stents occur as well.
+        sound: Bones and arteries of a healthy person; otherwise thin, steep or spongy bones, osteophytes, aneurysms,
+            dissections, clots, calcium and stents occur as well.
     """
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng, sound=sound)

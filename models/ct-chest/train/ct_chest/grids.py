@@ -48,14 +48,14 @@ def resampled(
 
 
 def shares(mask: NDArray[np.unsignedinteger], steps: Sequence[float]) -> list[NDArray[np.float32]]:
-    """About how much of each voxel of a coarser grid is of each label: by a blur as wide as the voxels.
+    """About how much of each voxel of another grid is of each label, by a blur as wide as voxels that are wider.
 
     Args:
         mask: Shape (i, j, k).
-        steps: How many times as wide the coarser voxels are, along each axis.
+        steps: How many times as wide its voxels are, along each axis.
 
     Returns:
-        Of each of the model's labels, the coarser grid's shape; 0 to 1, and 1 together.
+        Of each of the model's labels, that grid's shape; 0 to 1, and 1 together.
     """
     return [_averaged(mask == label, steps) for label in range(len(NAMES))]
 

@@ -127,7 +127,7 @@ def robust(scan: Volume) -> Figures:
 def _by_exact_shares(scan: Volume, mask: NDArray[np.unsignedinteger], spacing: Spacing) -> Figures:
     """The same of answers that are each label's share of each of the network's voxels: a yardstick for thin labels.
 
-    Such answers lack nothing but what is finer than the voxels.
+    Such answers lose what is finer than the voxels, and what the blur of `shares` takes, and nothing else.
     """
     steps = [new / old for new, old in zip(spacing, scan.spacing_mm, strict=True)]
     own = _decided([(mask == label).astype(np.float32) for label in range(len(NAMES))], scan.spacing_mm)

@@ -74,15 +74,15 @@ def _build(skeleton: Skeleton) -> Build:
 
 
 def straightened(angle: Field, z: Field, slope: float, uppermost: float) -> Field:
-    """Heights in a chest whose ribs lie level, mm: it rises with z everywhere, or ribs would fold.
+    """Heights in a chest whose ribs lie level, mm: up to 3 radians it rises with z, or ribs would fold.
 
     Args:
         angle: Around the cavity, as `Surfaces.angle`.
         z: Height, mm, of the same shape.
         slope: How far ribs fall towards the front, mm a radian; less so the higher they are.
-        uppermost: How much of it is left at the top.
+        uppermost: How much of it is left at least.
     """
-    # No rib reaches further than 2.7 radians.
+    # No rib reaches further than 2.7 radians; beyond 3, cartilage lies behind the sternum.
     ramp = max(110.0, 2.6 * slope)
     steep = np.clip((ramp - z) / ramp, uppermost, 1)
     height: Field = z + np.float32(slope) * (angle - np.float32(0.4)) * steep - 6 * np.sin(2 * angle)

@@ -29,7 +29,7 @@ class Skeleton:
         where: Mask | None = None,
         *,
         cortex_mm: float | None = None,
-        marrow: float | Field | None = None,
+        marrow: float | None = None,
     ) -> None:
         """Paints a bone from the distance to its surface, of the patient's cortex and marrow or of its own."""
         cortex_mm = self.cortex_mm if cortex_mm is None else cortex_mm

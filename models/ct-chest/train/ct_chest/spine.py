@@ -121,9 +121,9 @@ def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
 
 def _spongy(column: Column, patient: Patient, rng: np.random.Generator) -> Field:
     """HU of vertebrae's marrow: it differs from one to the next, and is denser at the endplates and to one side."""
-    apart, denser, a_mm = between(rng, 0, 45), between(rng, 0, 120), between(rng, -3, 3)
+    apart, denser, hu_per_mm = between(rng, 0, 45), between(rng, 0, 120), between(rng, -3, 3)
     number = np.float32(between(rng, 1.5, 4)) * column.number + np.float32(between(rng, 0, 6))
     towards_ends = np.clip(np.abs(column.within) / column.half, 0, 1) ** 3
     hu: Field = patient.marrow + apart * np.sin(number) + denser * towards_ends
-    hu += np.float32(a_mm) * np.clip(column.x, -20, 20)
+    hu += np.float32(hu_per_mm) * np.clip(column.x, -20, 20)
     return np.maximum(hu, np.float32(patient.fat))

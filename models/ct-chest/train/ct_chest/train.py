@@ -111,6 +111,38 @@ def spread(shares: Shares) -> torch.Tensor:
 
 def main() -> None:
     """Makes the examples, trains, and keeps the weights."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    training = Training(arguments.seed)
+    # Drawing takes a while: before it, these are the modules that run, and the network that is read.
+    trained_by, start = digest(*_TRAINED_BY), "nothing"
+    if arguments.start:
+        training.start_from(arguments.start)
+        start = sha256(arguments.start.read_bytes()).hexdigest()[:12]
+    first = arguments.first
+    middle = first + arguments.examples
+    last = middle + arguments.abdominal
+    pool = pool_folder(arguments.work)
+    paths = make_pool(pool / "trunk", range(first, middle), arguments.threads)
+    paths += make_pool(pool / "abdominal", range(middle, last), arguments.threads, abdominal=True)
+    state = pool / f"state-{arguments.seed}-{first}-{middle}-{last}-{arguments.threads}-{trained_by}-{start}.pt"
+    if state.exists():
+        training.go_on(state)
+        print(f"goes on at step {training.step} of {state}", flush=True)  # noqa: T201
+    if training.step > arguments.steps:
+        raise SystemExit(f"{state} has come to step {training.step} already")
+    began, mean = time.monotonic(), float("nan")
+    while training.step < arguments.steps:
+        value = training.take_step(paths[int(training.rng.integers(len(paths)))])
+        mean = value if np.isnan(mean) else mean + 0.02 * (value - mean)
+        if training.step % 20 == 0:
+            print(f"{training.step}/{arguments.steps} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
+        if training.step % KEPT_EVERY_STEPS == 0:
+            training.keep(state)
+    torch.save(training.average.module.state_dict(), arguments.work / "weights.pt")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the examples and the weights")
     parser.add_argument("--examples", type=int, default=360, help="scans of any part of the trunk")
@@ -121,41 +153,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    first, last = arguments.first, arguments.first + arguments.examples + arguments.abdominal
+    if min(first, arguments.examples, arguments.abdominal) < 0 or not first < last <= FIRST_HELD_BACK_SEED:
+        most = FIRST_HELD_BACK_SEED - 1
+        parser.error(f"expected scans of seeds from 0 to {most}, got {first} to {last - 1}: later ones are held back")
     if arguments.start and arguments.steps <= LAST_CYCLE_BEGINS:
         parser.error(f"with --start, steps are counted from {LAST_CYCLE_BEGINS} on")
-    training = Training(arguments.seed)
-    if arguments.start:
-        training.start_from(arguments.start)
-    work, first = arguments.work, arguments.first
-    middle = first + arguments.examples
-    last = middle + arguments.abdominal
-    if first < 0 or last > FIRST_HELD_BACK_SEED:
-        parser.error(f"expected seeds from 0 to {FIRST_HELD_BACK_SEED - 1}: later ones are held back")
     if arguments.steps > STEPS:
         parser.error(f"there is a rate for {STEPS} steps only")
-    # Drawing takes a while: before it, these are the modules that run.
-    trained_by = digest(*_TRAINED_BY)
-    pool = pool_folder(work)
-    paths = make_pool(pool / "trunk", range(first, middle), arguments.threads)
-    paths += make_pool(pool / "abdominal", range(middle, last), arguments.threads, abdominal=True)
-    start = sha256(arguments.start.read_bytes()).hexdigest()[:12] if arguments.start else "nothing"
-    name = f"state-{arguments.seed}-{first}-{middle}-{last}-{arguments.threads}-{trained_by}-{start}.pt"
-    state = pool / name
-    if state.exists():
-        training.go_on(state)
-        print(f"goes on at step {training.step} of {state}", flush=True)  # noqa: T201
-    if training.step > arguments.steps:
-        parser.error(f"{state} has come to step {training.step} already")
-    began, mean = time.monotonic(), float("nan")
-    while training.step < arguments.steps:
-        value = training.take_step(paths[int(training.rng.integers(len(paths)))])
-        mean = value if np.isnan(mean) else mean + 0.02 * (value - mean)
-        if training.step % 20 == 0:
-            print(f"{training.step}/{arguments.steps} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
-        if training.step % KEPT_EVERY_STEPS == 0:
-            training.keep(state)
-    torch.save(training.average.module.state_dict(), work / "weights.pt")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ct_chest.patient import Patient
 
 
 def widened(points: list[Point], radii: list[float], rng: np.random.Generator) -> list[float]:
-    """The radii of an aorta along `points`, mm: one in four has an aneurysm, short or long, that touches the spine."""
+    """The radii of an aorta along `points`, mm: one in four has an aneurysm, which may reach the spine."""
     if not chance(rng, 0.25):
         return radii
     along_mm = np.cumsum([0.0, *np.linalg.norm(np.diff(points, axis=0), axis=1)])
