@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ct_chest import real
 from ct_chest.grids import resampled, shares
@@ -21,20 +22,18 @@ def scan() -> Volume:
 
 
 @pytest.fixture
-def mask() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def mask() -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, len(NAMES), SHAPE).astype(np.uint8)
 
 
-def test_the_same_spacing_changes_nothing(scan: Volume, mask: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+def test_the_same_spacing_changes_nothing(scan: Volume, mask: NDArray[np.uint8]) -> None:
     same, labels = resampled(scan, mask, SPACING_MM)
     np.testing.assert_array_equal(same.voxels, scan.voxels)
     np.testing.assert_array_equal(same.affine, scan.affine)
     np.testing.assert_array_equal(labels, mask)
 
 
-def test_coarser_voxels_begin_where_the_finer_ones_do(
-    scan: Volume, mask: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-) -> None:
+def test_coarser_voxels_begin_where_the_finer_ones_do(scan: Volume, mask: NDArray[np.uint8]) -> None:
     coarse, labels = resampled(scan, mask, (3.0, 2.5, 2.0))
     assert coarse.shape == labels.shape == (6, 4, 9)
     assert coarse.spacing_mm == pytest.approx((3.0, 2.5, 2.0))
@@ -45,7 +44,7 @@ def test_coarser_voxels_begin_where_the_finer_ones_do(
 def test_shares_are_of_the_labels_that_a_coarse_voxel_holds() -> None:
     mask = np.zeros((8, 4, 4), np.uint8)
     mask[3:] = BODY
-    of_labels = shares(mask, (2.0, 1.0, 2.0))
+    of_labels = shares(mask, (1.0, 1.5, 2.0), (2.0, 1.5, 4.0))
     assert {share.shape for share in of_labels} == {(4, 4, 2)}
     np.testing.assert_allclose(np.sum(of_labels, axis=0), 1, atol=1e-6)
     line = of_labels[BODY][:, 0, 0]

@@ -116,7 +116,7 @@ def test_all_between_blocks_is_channels_last_and_the_answer_the_same() -> None:
     volume = torch.randn(1, 1, 32, 48, 16)
     with torch.inference_mode():
         torch.testing.assert_close(trained(volume), plain(volume), rtol=1e-4, atol=1e-4)
-    assert orders == [True] * len(orders)
+    assert all(orders)
     assert len(orders) > 10
 
 

@@ -5,13 +5,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.resample import Kinds, Shape
+
 SPACING_MM = (2.5, 2.5, 2.5)
 # The mean of what a voxel covers, so that where an edge lies within one is seen in its CT number.
 INTERPOLATION: Literal["area"] = "area"
+KINDS: Kinds = (INTERPOLATION,) * 3
 WINDOW = (96, 96, 80)
 CLIP_HU = (-1024.0, 976.0)
 MEAN_HU = -400.0
 STD_HU = 500.0
+
+
+def shape_of(volume: NDArray[np.generic]) -> Shape:
+    """Its three sizes."""
+    i, j, k = volume.shape
+    return i, j, k
 
 
 def normalised(hu: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -40,24 +40,31 @@ def resampled(
 
     The mask's nearest labels would not do: of a rib thinner than a voxel they have here a hole and there a lump.
     """
-    steps = [new / old for new, old in zip(spacing, scan.spacing_mm, strict=True)]
+    steps = _steps(scan.spacing_mm, spacing)
     change = np.diag([*steps, 1.0])
     change[:3, 3] = [_first_centre(step) for step in steps]
     voxels = np.rint(_averaged(scan.voxels, steps)).astype(np.int16)
-    return Volume(voxels, scan.affine @ change), np.argmax(shares(mask, steps), axis=0).astype(mask.dtype)
+    labels = np.argmax(shares(mask, scan.spacing_mm, spacing), axis=0)
+    return Volume(voxels, scan.affine @ change), labels.astype(mask.dtype)
 
 
-def shares(mask: NDArray[np.unsignedinteger], steps: Sequence[float]) -> list[NDArray[np.float32]]:
+def shares(mask: NDArray[np.unsignedinteger], spacing_mm: Spacing, target_mm: Spacing) -> list[NDArray[np.float32]]:
     """About how much of each voxel of another grid is of each label, by a blur as wide as voxels that are wider.
 
     Args:
         mask: Shape (i, j, k).
-        steps: How many times as wide its voxels are, along each axis.
+        spacing_mm: Of the mask.
+        target_mm: Of the other grid.
 
     Returns:
         Of each of the model's labels, that grid's shape; 0 to 1, and 1 together.
     """
-    return [_averaged(mask == label, steps) for label in range(len(NAMES))]
+    return [_averaged(mask == label, _steps(spacing_mm, target_mm)) for label in range(len(NAMES))]
+
+
+def _steps(spacing_mm: Spacing, target_mm: Spacing) -> list[float]:
+    """How many times as wide the other grid's voxels are, along each axis."""
+    return [target / spacing for target, spacing in zip(target_mm, spacing_mm, strict=True)]
 
 
 def _averaged(values: NDArray[np.generic], steps: Sequence[float]) -> NDArray[np.float32]:

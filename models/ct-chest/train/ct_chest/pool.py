@@ -11,14 +11,13 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from ct_chest.feed import CLIP_HU, INTERPOLATION, SPACING_MM
+from ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, shape_of
 from ct_chest.generator import make_example
 from ct_chest.labels import NAMES
 from ct_chest.scanner import draw_spacing
 from inference_service import resample
-from inference_service.resample import Kinds, Shape, resize, resized_shape
+from inference_service.resample import Shape, resize, resized_shape
 
-KINDS: Kinds = (INTERPOLATION,) * 3
 # Modules that decide what an example is: not those that train, export and judge the network.
 _DRAWN_BY = (
     "abdomen", "canvas", "disease", "feed", "fields", "generator", "labels", "lungs", "patient", "pelvis", "pool",
@@ -73,12 +72,6 @@ def _make(folder: Path, abdominal: bool, seed: int) -> Path:
             np.savez(file, hu=hu, **_shares(example.labels, shape)._asdict())
         part.rename(path)
     return path
-
-
-def shape_of(volume: NDArray[np.generic]) -> Shape:
-    """Its three sizes."""
-    i, j, k = volume.shape
-    return i, j, k
 
 
 def _shares(labels: NDArray[np.uint8], shape: Shape) -> Shares:

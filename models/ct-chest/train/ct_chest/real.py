@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ct_chest.canvas import Mask, Spacing
-from ct_chest.feed import SPACING_MM
+from ct_chest.feed import KINDS, SPACING_MM, shape_of
 from ct_chest.grids import in_round_view, ras, resampled, shares, turned
 from ct_chest.judge import Figures, dice, segment
 from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
-from ct_chest.pool import KINDS, shape_of
 from ct_chest.reference import reference_lungs
 from ct_chest.scanner import PADDINGS_HU
 from inference_service.resample import resize, resized_shape
@@ -129,10 +128,9 @@ def _by_exact_shares(scan: Volume, mask: NDArray[np.unsignedinteger], spacing: S
 
     Such answers lose what is finer than the voxels, and what the blur of `shares` takes, and nothing else.
     """
-    steps = [new / old for new, old in zip(spacing, scan.spacing_mm, strict=True)]
     own = _decided([(mask == label).astype(np.float32) for label in range(len(NAMES))], scan.spacing_mm)
-    expected = np.argmax(shares(own, steps), axis=0)
-    other = _decided(shares(mask, steps), spacing)
+    expected = np.argmax(shares(own, scan.spacing_mm, spacing), axis=0)
+    other = _decided(shares(mask, scan.spacing_mm, spacing), spacing)
     for label in (TRACHEA, BONE):
         yield f"{spacing} mm, {NAMES[label]} by exact shares", dice(other == label, expected == label)
 

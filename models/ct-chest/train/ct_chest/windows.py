@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ct_chest.feed import CLIP_HU, SPACING_MM, WINDOW, normalised
+from ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, WINDOW, normalised, shape_of
 from ct_chest.fields import between, chance
-from ct_chest.pool import KINDS, Shares, shape_of
+from ct_chest.pool import Shares
 from inference_service.resample import resize, resized_shape
 
 # How often a window is cut to a slab, of slices or of a side, and to how many voxels: scans of a few thin slices, of
