@@ -89,6 +89,11 @@ def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatc
     added = onnx_values(folder / "model.onnx", "heads.0.bias") - again["heads.0.bias"]
     np.testing.assert_allclose(added, export.BONE_LOGIT * (np.arange(len(NAMES)) == BONE), atol=1e-6)
     assert (folder / "manifest.json").read_text(encoding="utf-8") == manifest_text((folder / "model.onnx").read_bytes())
+    torch.save({name: values + 0.02 for name, values in weights.items()}, work / "other.pt")
+    mean = ("--mean-with", folder / "model.onnx", "--folder", tmp_path / "mean")
+    run(export.main, "--weights", work / "other.pt", *mean)
+    for name, values in export.parameters_of(tmp_path / "mean" / "model.onnx").items():
+        np.testing.assert_allclose(values, again[name] + 0.01, atol=1e-5)
 
 
 def onnx_values(path: Path, name: str) -> NDArray[np.float32]:

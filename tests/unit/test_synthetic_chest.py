@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ct_chest import labels, lungs, pool, ribs, schedule, spine, surroundings, vessel, windows
+from ct_chest import abdomen, labels, lungs, pool, ribs, schedule, spine, surroundings, vessel, windows
 from ct_chest.canvas import Canvas, Point
 from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from ct_chest.fields import smooth_field
@@ -15,7 +15,7 @@ from ct_chest.ribs import straightened
 from ct_chest.scanner import Grid, _pad, draw_canvas, draw_spacing
 from ct_chest.skeleton import Skeleton
 from ct_chest.trunk import draw_trunk
-from ct_chest.vessel import draw_dissection, draw_vessel, widened
+from ct_chest.vessel import _shifted, draw_abdominal_branches, draw_dissection, draw_vessel, widened
 from inference_service import resample
 
 # Coarse enough that one takes a fraction of a second.
@@ -149,6 +149,62 @@ def test_some_aortas_are_widened_and_none_narrowed() -> None:
     assert np.count_nonzero(np.ptp(ratios[ratios.max(axis=1) > 1], axis=1) > 0.3) > 10
 
 
+def test_the_aorta_comes_to_lie_beside_the_spine_or_in_front_of_it() -> None:
+    down: list[Point] = [(-26, -38, 20), (-26, -40, -60), (-18, -38, -150), (-5, -30, -420)]
+    ways = np.array([_shifted(down, np.random.default_rng(seed)) for seed in range(200)])
+    np.testing.assert_array_equal(ways[:, 0], np.tile(down[0], (200, 1)))
+    assert np.diff(ways[:, :, 2], axis=1).max() < 0
+    to_the_right, to_the_front, up = ways[:, 2].T
+    beside, in_front = (to_the_right < -16) & (to_the_front < -30), (to_the_right > -8) & (to_the_front > -26)
+    assert min(np.count_nonzero(beside), np.count_nonzero(in_front)) > 10
+    assert up.min() < -200 < -120 < up.max()
+
+
+def test_abdominal_vessels_wind_below_the_diaphragm_and_spare_bone() -> None:
+    lines = np.arange(-60, 60, 3, dtype=np.float32)
+    x, y, z = np.meshgrid(lines, lines - 20, lines - 200, indexing="ij")
+    patient = replace(draw_patient(np.random.default_rng(0)), aorta=350.0, blood=45.0)
+    brightest, calcified = [], 0
+    for seed in range(40):
+        canvas = Canvas(x, y, z, (3.0, 3.0, 3.0), edge_mm=2.0)
+        canvas.hu[:] = -90
+        canvas.labels[:] = labels.BODY
+        canvas.labels[x > 20] = labels.BONE
+        before = canvas.labels.copy()
+        draw_abdominal_branches(canvas, z + 190, patient, np.random.default_rng(seed))
+        np.testing.assert_array_equal(canvas.labels, before)
+        assert np.all(canvas.hu[(before == labels.BONE) | (z > -193)] == -90)
+        brightest.append(float(canvas.hu.max()))
+        calcified += bool(canvas.hu.max() > 420)
+    # Some patients have none that shows; contrast medium is in most.
+    assert min(brightest) == -90
+    assert np.median(brightest) > 200
+    assert 0 < calcified < 25
+
+
+def test_muscles_lie_beside_the_spine_and_within_the_wall() -> None:
+    coarse = Grid((76, 60, 70), (5.0, 5.0, 6.0), (0.0, 0.0, -200.0))
+    grown = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        patient = replace(draw_patient(rng), muscle=60.0)
+        canvas = draw_canvas(rng, coarse)
+        surfaces = Surfaces(canvas, patient, rng)
+        canvas.hu[:] = -100
+        canvas.labels[surfaces.muscle < 10] = labels.BODY
+        before = canvas.labels.copy()
+        abdomen._muscles_beside_spine(canvas, patient, surfaces, np.random.default_rng(seed))
+        np.testing.assert_array_equal(canvas.labels, before)
+        painted = canvas.hu > -60
+        assert not painted[surfaces.muscle > 0].any()
+        assert canvas.hu.max() <= 60
+        psoas = painted & (np.abs(canvas.z + 290) < 20) & (canvas.y > -60)
+        grown.append(np.count_nonzero(psoas))
+        assert 15 < np.abs(canvas.x[psoas]).mean() < 60
+    assert min(grown) > 10
+    assert len(set(grown)) > 1
+
+
 def test_ribs_do_not_fold_however_steep_they_are() -> None:
     angle, z = np.meshgrid(np.linspace(0, 2.7, 50), np.linspace(-230, 112, 400), indexing="ij")
     for slope in (24.0, 42.0, 70.0, 92.4):
@@ -203,7 +259,14 @@ def test_what_ails_others_is_not_drawn_in_a_sound_patient(monkeypatch: pytest.Mo
     def refuse(*_: object) -> None:
         raise AssertionError
 
-    for module, name in ((lungs, "widened"), (spine, "_spongy"), (vessel, "draw_dissection")):
+    for module, name in (
+        (vessel, "widened"),
+        (vessel, "_shifted"),
+        (lungs, "draw_abdominal_branches"),
+        (abdomen, "_muscles_beside_spine"),
+        (spine, "_spongy"),
+        (vessel, "draw_dissection"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     for seed in range(4):
         make_example(seed, coarse, sound=True)
@@ -328,7 +391,7 @@ def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch
     assert pool.pool_folder(tmp_path) not in (folder, other)
 
 
-def test_the_learning_rate_falls_four_times() -> None:
+def test_the_learning_rate_falls_five_times() -> None:
     assert schedule.rate(3000) == pytest.approx(3e-3)
     assert schedule.rate(7000) == pytest.approx(1.5e-3)
     assert schedule.rate(0) < 2e-4 > schedule.rate(5999)
@@ -338,8 +401,9 @@ def test_the_learning_rate_falls_four_times() -> None:
     assert max(rates[6000:]) < 3e-3
     assert schedule.rate(9000) == pytest.approx(1e-3)
     assert schedule.rate(7999) < 1e-5 < 1e-3 < max(rates[8000:10000]) < 2e-3
-    assert schedule.LAST_CYCLE_BEGINS == 10000
-    assert schedule.rate(9999) < 1e-5 < 1e-3 < max(rates[10000:]) < 2e-3
+    assert schedule.rate(9999) < 1e-5 < 1e-3 < max(rates[10000:11700]) < 2e-3
+    assert schedule.LAST_CYCLE_BEGINS == 11700
+    assert schedule.rate(11699) < 1e-5 < 1e-3 < max(rates[11700:]) < 2e-3
     assert schedule.rate(schedule.STEPS - 1) < 1e-5
     for step in (-1, schedule.STEPS):
         with pytest.raises(ValueError, match=f"got {step}"):

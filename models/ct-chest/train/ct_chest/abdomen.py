@@ -19,12 +19,31 @@ def draw_abdomen(
         return
     within = inside[box] + np.float32(between(rng, 2, 5)) < 0
     canvas.paint(np.maximum(surfaces.dome[box], -surfaces.dome[box] - 4), patient.muscle, BODY, box, within)
+    if not patient.sound:
+        (of_muscles,) = rng.spawn(1)
+        _muscles_beside_spine(canvas, patient, surfaces, of_muscles)
     _organs(canvas, patient, inside, rng)
     _stomach(canvas, patient, inside, rng)
     for _ in range(int(rng.integers(4, 16))):
         _loop(canvas, patient, inside, rng)
     for _ in range(int(rng.integers(1, 4)) if gassy else 0):
         _transverse_colon(canvas, patient, inside, rng)
+
+
+def _muscles_beside_spine(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
+    """Psoas in front of the transverse processes, erector spinae behind them: they lie in muscle, not in fat."""
+    psoas, erector = between(rng, 8, 24), between(rng, 14, 28)
+    hu = patient.muscle + between(rng, -40, 0)
+    for side in (-1, 1):
+        loins: list[Point] = [(side * 24.0, -44.0, -190.0), (side * 36.0, -38.0, -290.0), (side * 60.0, -10.0, -400.0)]
+        back: list[Point] = [(side * 22.0, -82.0, -40.0), (side * 30.0, -80.0, -240.0), (side * 26.0, -82.0, -400.0)]
+        for points, radii in ((loins, (5.0, psoas, psoas)), (back, (erector * 0.6, erector, erector * 0.7))):
+            for n in range(2):
+                found = canvas.capsule(points[n], points[n + 1], radii[n], radii[n + 1])
+                if found is not None:
+                    distance, box = found
+                    within = (surfaces.muscle[box] < 0) & (canvas.labels[box] == BODY)
+                    canvas.paint(distance, hu, None, box, within)
 
 
 def _fill(

@@ -84,6 +84,11 @@ def parameters_of(path: Path) -> dict[str, NDArray[np.float32]]:
     return parameters
 
 
+def _means(weights: dict[str, torch.Tensor], parameters: dict[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
+    """The mean of a network and one trained from it, after M. Wortsman et al., "Model soups", ICML 2022."""
+    return {name: (weights[name] + torch.from_numpy(values)) / 2 for name, values in parameters.items()}
+
+
 def _volumes() -> NDArray[np.float32]:
     """The middle of a synthetic chest and noise, shape (2, 1, *WINDOW), as the network sees them."""
     chest = make_example(_SEED, SPACING_MM).hu
@@ -97,10 +102,16 @@ def main() -> None:
     """Writes both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument(
+        "--mean-with", type=Path, help="an exported model.onnx, to write the mean of its weights and these"
+    )
     parser.add_argument("--folder", type=Path, default=Path(__file__).parents[2] / VERSION)
     arguments = parser.parse_args()
+    weights = torch.load(arguments.weights, weights_only=True)
+    if arguments.mean_with:
+        weights |= _means(weights, parameters_of(arguments.mean_with))
     network = UNet(len(NAMES))
-    network.load_state_dict(torch.load(arguments.weights, weights_only=True))
+    network.load_state_dict(weights)
     with torch.no_grad():
         network.get_parameter(_BIAS)[BONE] += BONE_LOGIT
     arguments.folder.mkdir(parents=True, exist_ok=True)

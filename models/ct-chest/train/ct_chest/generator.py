@@ -70,6 +70,7 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
     chest.vessels()
     draw_disease(chest, rng)
     chest.heart()
+    chest.abdominal_vessels()
     chest.thyroid()
     draw_spine(skeleton)
     draw_pelvis(skeleton)

@@ -6,7 +6,7 @@ from ct_chest.canvas import AIR_HU, Canvas, Field, Point
 from ct_chest.fields import between, chance, smooth_field
 from ct_chest.labels import BODY, LUNG_LEFT, LUNG_RIGHT, TRACHEA
 from ct_chest.patient import Patient, Surfaces
-from ct_chest.vessel import draw_vessel, widened
+from ct_chest.vessel import draw_abdominal_branches, draw_aorta
 
 HILA: dict[int, Point] = {LUNG_RIGHT: (36.0, -12.0, -22.0), LUNG_LEFT: (-38.0, -14.0, -14.0)}
 
@@ -120,18 +120,7 @@ class Chest:
 
     def _great_vessels(self, z: float, size: float) -> None:
         canvas, rng, who = self.canvas, self.rng, self.patient
-        wide = between(rng, 12, 19)
-        root: Point = (-4.0, 14.0, z + 30)
-        arch: list[Point] = [root, (14.0, 20.0, 0.0), (10.0, 16.0, 28.0), (-4.0, 4.0, 44.0), (-18.0, -18.0, 42.0)]
-        spine_side = between(rng, -32, -20)
-        down: list[Point] = [(-18.0, -18.0, 42.0), (spine_side, -38.0, 20.0), (spine_side, -40.0, -60.0)]
-        down += [(spine_side * 0.7, -38.0, -150.0), (spine_side * 0.2, -30.0, -420.0)]
-        radii = [wide * each for each in (1.1, 1.1, 1, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)]
-        if not who.sound:
-            (of_width,) = rng.spawn(1)
-            radii = widened([*arch, *down[1:]], radii, of_width)
-        draw_vessel(canvas, arch, radii[: len(arch)], who, rng)
-        draw_vessel(canvas, down, radii[len(arch) - 1 :], who, rng)
+        draw_aorta(canvas, (-4.0, 14.0, z + 30), who, rng)
         trunk: list[Point] = [(-20.0, 26.0, z + 34), (-22.0, 14.0, -8.0), (-16.0, 0.0, -8.0)]
         canvas.tube(trunk, [15 * size, 14.0, 11.0], who.arteries, BODY)
         canvas.tube(
@@ -151,6 +140,12 @@ class Chest:
         if chance(rng, 0.4):
             gas = between(rng, -100, 160)
             canvas.blob((-8.0, -32.0, gas), (4.5, 3.5, between(rng, 5, 40)), AIR_HU, BODY)
+
+    def abdominal_vessels(self) -> None:
+        """What leaves the aorta below the diaphragm, of patients who are not sound."""
+        if not self.patient.sound:
+            (of_branches,) = self.rng.spawn(1)
+            draw_abdominal_branches(self.canvas, self.surfaces.dome, self.patient, of_branches)
 
     def thyroid(self) -> None:
         """Two bright lobes beside the trachea, and the larynx's cartilage."""

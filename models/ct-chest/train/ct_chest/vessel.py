@@ -1,11 +1,65 @@
-"""The aorta, sound or not: contrast medium beside clotted blood, second channels, calcium and stents are no bone."""
+"""The aorta and its branches: contrast medium beside clotted blood, second channels, calcium and stents are no bone."""
 
 import numpy as np
 
-from ct_chest.canvas import Canvas, Point
+from ct_chest.canvas import Canvas, Field, Point
 from ct_chest.fields import between, chance
 from ct_chest.labels import BODY
 from ct_chest.patient import Patient
+
+
+def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Generator) -> None:
+    """Paints it from the heart, where `root` is, over the arch and down along the spine."""
+    wide = between(rng, 12, 19)
+    arch: list[Point] = [root, (14.0, 20.0, 0.0), (10.0, 16.0, 28.0), (-4.0, 4.0, 44.0), (-18.0, -18.0, 42.0)]
+    beside_spine = between(rng, -32, -20)
+    down: list[Point] = [(beside_spine, -38.0, 20.0), (beside_spine, -40.0, -60.0)]
+    down += [(beside_spine * 0.7, -38.0, -150.0), (beside_spine * 0.2, -30.0, -420.0)]
+    radii = [wide * each for each in (1.1, 1.1, 1, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)]
+    if not patient.sound:
+        of_width, of_way = rng.spawn(2)
+        radii = widened([*arch, *down], radii, of_width)
+        down = _shifted(down, of_way)
+    draw_vessel(canvas, arch, radii[: len(arch)], patient, rng)
+    draw_vessel(canvas, [arch[-1], *down], radii[len(arch) - 1 :], patient, rng)
+
+
+def _shifted(down: list[Point], rng: np.random.Generator) -> list[Point]:
+    """The descending aorta's way where it comes to lie in front of the spine, at the diaphragm or above or below."""
+    upper, chest, diaphragm, pelvis = down
+    height = between(rng, -210, -110)
+    return [
+        upper,
+        (chest[0] * between(rng, 0.7, 1.1), chest[1] + between(rng, -4, 14), chest[2]),
+        (diaphragm[0] * between(rng, -0.2, 1.2), diaphragm[1] + between(rng, -2, 22), height),
+        (pelvis[0] + between(rng, -8, 12), pelvis[1] + between(rng, -4, 20), pelvis[2]),
+    ]
+
+
+def draw_abdominal_branches(canvas: Canvas, dome: Field, patient: Patient, rng: np.random.Generator) -> None:
+    """Paints winding vessels around the spine below the diaphragm, those of spleen, kidneys and bowel.
+
+    Args:
+        canvas: Where; of what is body alone.
+        dome: Height above the diaphragm, mm, the canvas's shape.
+        patient: Whose.
+        rng: Where the randomness comes from.
+    """
+    for _ in range(int(rng.integers(0, 9))):
+        point: Point = (between(rng, -25, 15), between(rng, -32, -5), between(rng, -330, -130))
+        side, hu = rng.choice((-1, 1)), between(rng, patient.blood, max(patient.aorta * 1.2, patient.blood + 1))
+        if chance(rng, 0.1):
+            # Calcium in the walls.
+            hu += between(rng, 100, 600)
+        radius = between(rng, 2, 7)
+        for _ in range(int(rng.integers(1, 6))):
+            x, y, z = point
+            further: Point = (x + side * between(rng, 0, 28), y + between(rng, -12, 16), z + between(rng, -20, 20))
+            found = canvas.capsule(point, further, radius, radius * 0.9)
+            if found is not None:
+                distance, box = found
+                canvas.paint(distance, hu, None, box, (canvas.labels[box] == BODY) & (dome[box] < -3))
+            point, radius = further, radius * 0.9
 
 
 def widened(points: list[Point], radii: list[float], rng: np.random.Generator) -> list[float]:

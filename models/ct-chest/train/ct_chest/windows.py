@@ -17,7 +17,7 @@ _CUT_ALONG = (0.4, 0.1, 0.5)
 _CUT_VOXELS = (3, 48)
 # How often a window is seen as a coarser scan shows it, with the labels of the finer one, and how coarse, mm: in the
 # plane and across slices. A slab of a few voxels may become coarser: their number is whole.
-_COARSE = 0.25
+_COARSE = 0.5
 _COARSE_PLANE_MM = (2.5, 3.2)
 _COARSE_SLICES_MM = (2.5, 6.0)
 
