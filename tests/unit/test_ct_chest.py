@@ -89,11 +89,9 @@ def test_unseen_synthetic_chests() -> None:
 @pytest.mark.timeout(900)
 def test_unseen_synthetic_chests_with_ill_bones_and_arteries() -> None:
     """What ails them costs bone most, which does not reach its aim there."""
-    # One of the four has thin ribs with little cortex, as they are drawn for some: 0.755.
-    least = LEAST | {"bone": 0.72}
     for name, values in figures_of_synthetic_chests(4, sound=False).items():
         assert len(values) >= 2
-        assert min(values) >= least[name], name
+        assert min(values) >= LEAST[name], name
 
 
 def test_the_phantom_of_another_hand() -> None:
@@ -130,7 +128,7 @@ def test_parts_of_a_real_chest(real_scans: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spacing", "trachea", "bone"),
-    [((2.0, 2.0, 2.0), 0.94, 0.90), ((0.8, 0.8, 2.5), 0.94, 0.92), ((3.0, 3.0, 5.0), 0.94, 0.83)],
+    [((2.0, 2.0, 2.0), 0.94, 0.90), ((0.8, 0.8, 2.5), 0.94, 0.92), ((3.0, 3.0, 5.0), 0.94, 0.84)],
 )
 def test_a_real_chest_at_another_spacing(
     real_scans: Path, spacing: tuple[float, float, float], trachea: float, bone: float
