@@ -148,7 +148,7 @@ class Chest:
             draw_abdominal_branches(self.canvas, self.surfaces.dome, self.patient, of_branches)
 
     def thyroid(self) -> None:
-        """Two bright lobes beside the trachea, and the larynx's cartilage."""
+        """Two bright lobes beside the trachea."""
         hu = between(self.rng, 60, 220)
         for side in (-1, 1):
             self.canvas.blob((side * 19.0, -4.0, between(self.rng, 115, 140)), (9.0, 11.0, 22.0), hu, BODY)
@@ -171,6 +171,6 @@ class Chest:
         for points, radii in ((trachea, widths), (right, thin), (left, thin)):
             canvas.tube(points, radii, between(rng, -1005, -960), TRACHEA)
         if chance(rng, 0.15):
-            # A tube for ventilation, or a stomach tube beside.
+            # A tube for ventilation.
             canvas.tube(trachea, [4.5] * 3, 200.0)
             canvas.tube(trachea, [3.5] * 3, -1000.0)

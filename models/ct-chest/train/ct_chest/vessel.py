@@ -25,7 +25,7 @@ def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Gen
 
 
 def _shifted(down: list[Point], rng: np.random.Generator) -> list[Point]:
-    """The descending aorta's way where it comes to lie in front of the spine, at the diaphragm or above or below."""
+    """The descending aorta's course, shifted to the spine's front near the diaphragm; the spine is drawn over it."""
     upper, chest, diaphragm, pelvis = down
     height = between(rng, -210, -110)
     return [
@@ -37,7 +37,7 @@ def _shifted(down: list[Point], rng: np.random.Generator) -> list[Point]:
 
 
 def draw_abdominal_branches(canvas: Canvas, dome: Field, patient: Patient, rng: np.random.Generator) -> None:
-    """Paints winding vessels around the spine below the diaphragm, those of spleen, kidneys and bowel.
+    """Paints vessels that wind from the spine to one side below the diaphragm, those of spleen, kidneys and bowel.
 
     Args:
         canvas: Where; of what is body alone.
