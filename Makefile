@@ -67,9 +67,10 @@ $(BENCH)/.ready: pyproject.toml
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
-train: $(TRAIN)/.ready ## train models/ct-chest anew on synthetic CT, and write its files (WORK=folder ARGS="--seed 1")
+# To be measured with `ct_chest.evaluate --model` before it takes the place of the one in models.
+train: $(TRAIN)/.ready ## train ct-chest anew on synthetic CT, into WORK/ct-chest/1 (WORK=folder ARGS="--seed 1" EXPORT="--mean-with old.onnx")
 	@$(KEEPING) PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(WORK) $(ARGS)
-	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(WORK)/weights.pt
+	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(WORK)/weights.pt --folder $(WORK)/ct-chest/1 $(EXPORT)
 
 traintest: $(TRAIN)/.ready ## test the training and the export of models/ct-chest, which the other tests have no PyTorch for
 	$(TRAIN)/bin/pytest tests/unit/test_ct_chest_training.py

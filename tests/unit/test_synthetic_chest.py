@@ -1,25 +1,31 @@
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from ct_chest import abdomen, labels, lungs, pool, ribs, schedule, spine, surroundings, vessel, windows
+from ct_chest import abdomen, generator, labels, pool, ribs, schedule, spine, surroundings, vessel, windows
 from ct_chest.canvas import Canvas, Point
 from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
-from ct_chest.fields import smooth_field
-from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
+from ct_chest.fields import child, smooth_field
+from ct_chest.generator import Example, make_example
 from ct_chest.patient import Surfaces, draw_patient
 from ct_chest.ribs import straightened
 from ct_chest.scanner import Grid, _pad, draw_canvas, draw_spacing
+from ct_chest.seeds import FIRST_TEST_SEED
 from ct_chest.skeleton import Skeleton
+from ct_chest.spine import draw_spine
 from ct_chest.trunk import draw_trunk
-from ct_chest.vessel import _shifted, draw_abdominal_branches, draw_dissection, draw_vessel, widened
+from ct_chest.vessel import draw_abdominal_branches, draw_dissection, draw_vessel, widened
 from inference_service import resample
 
 # Coarse enough that one takes a fraction of a second.
 SPACING_MM = (5.0, 5.0, 6.0)
+# Coarser still, where what is drawn is not looked at.
+COARSE_MM = (9.0, 9.0, 9.0)
 SEEDS = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 12)
 
 
@@ -149,15 +155,37 @@ def test_some_aortas_are_widened_and_none_narrowed() -> None:
     assert np.count_nonzero(np.ptp(ratios[ratios.max(axis=1) > 1], axis=1) > 0.3) > 10
 
 
-def test_the_aorta_comes_to_lie_beside_the_spine_or_in_front_of_it() -> None:
-    down: list[Point] = [(-26, -38, 20), (-26, -40, -60), (-18, -38, -150), (-5, -30, -420)]
-    ways = np.array([_shifted(down, np.random.default_rng(seed)) for seed in range(200)])
-    np.testing.assert_array_equal(ways[:, 0], np.tile(down[0], (200, 1)))
-    assert np.diff(ways[:, :, 2], axis=1).max() < 0
-    to_the_right, to_the_front, up = ways[:, 2].T
-    beside, in_front = (to_the_right < -16) & (to_the_front < -30), (to_the_right > -8) & (to_the_front > -26)
-    assert min(np.count_nonzero(beside), np.count_nonzero(in_front)) > 10
-    assert up.min() < -200 < -120 < up.max()
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_aorta_lies_whole_beside_the_spine_and_then_in_front_of_it(
+    sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Canvas, list[Point], list[float]]] = []
+
+    def record(canvas: Canvas, points: list[Point], radii: list[float], *_: object) -> None:
+        drawn.append((canvas, points, radii))
+        canvas.tube(points, radii, 300.0, labels.BODY)
+
+    monkeypatch.setattr(vessel, "draw_vessel", record)
+    monkeypatch.setattr(generator, "expose", lambda *_, **__: None)
+    shares, to_the_left = [], []
+    for seed in range(8):
+        del drawn[:]
+        make_example(seed, (3.0, 3.0, 4.0), abdominal=True, sound=sound)
+        _, (canvas, points, radii), *iliac = drawn
+        assert len(iliac) == 2
+        inside = np.zeros(canvas.shape, np.bool_)
+        for _, distance, box in canvas.cones(points, radii):
+            inside[box] |= (distance < 0) & (canvas.z[box] < -120)
+        shares.append(float(np.mean(canvas.labels[inside] == labels.BONE)))
+        assert np.count_nonzero(inside) > 300
+        to_the_left.append([point[0] for point in points])
+    # Edges, and lips of vertebrae.
+    assert np.median(shares) < 0.03
+    assert max(shares) < 0.08
+    upper, lowest = np.array(to_the_left)[:, 1], np.array(to_the_left)[:, -1]
+    assert upper.max() < -18
+    assert np.abs(lowest).max() < 25
+    assert np.median(np.abs(lowest)) < 12
 
 
 def test_abdominal_vessels_wind_below_the_diaphragm_and_spare_bone() -> None:
@@ -169,7 +197,7 @@ def test_abdominal_vessels_wind_below_the_diaphragm_and_spare_bone() -> None:
         canvas = Canvas(x, y, z, (3.0, 3.0, 3.0), edge_mm=2.0)
         canvas.hu[:] = -90
         canvas.labels[:] = labels.BODY
-        canvas.labels[x > 20] = labels.BONE
+        canvas.labels[x > 40] = labels.BONE
         before = canvas.labels.copy()
         draw_abdominal_branches(canvas, z + 190, patient, np.random.default_rng(seed))
         np.testing.assert_array_equal(canvas.labels, before)
@@ -182,27 +210,32 @@ def test_abdominal_vessels_wind_below_the_diaphragm_and_spare_bone() -> None:
     assert 0 < calcified < 25
 
 
-def test_muscles_lie_beside_the_spine_and_within_the_wall() -> None:
-    coarse = Grid((76, 60, 70), (5.0, 5.0, 6.0), (0.0, 0.0, -200.0))
+def test_muscles_lie_beside_spine_and_hips_and_within_the_wall() -> None:
+    coarse = Grid((76, 60, 90), (5.0, 5.0, 6.0), (0.0, 0.0, -280.0))
     grown = []
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        patient = replace(draw_patient(rng), muscle=60.0)
+        patient = replace(draw_patient(rng), muscle=60.0, sacrum=-350.0)
         canvas = draw_canvas(rng, coarse)
         surfaces = Surfaces(canvas, patient, rng)
         canvas.hu[:] = -100
         canvas.labels[surfaces.muscle < 10] = labels.BODY
         before = canvas.labels.copy()
-        abdomen._muscles_beside_spine(canvas, patient, surfaces, np.random.default_rng(seed))
+        abdomen._muscles(canvas, patient, surfaces, np.random.default_rng(seed))
         np.testing.assert_array_equal(canvas.labels, before)
         painted = canvas.hu > -60
         assert not painted[surfaces.muscle > 0].any()
         assert canvas.hu.max() <= 60
-        psoas = painted & (np.abs(canvas.z + 290) < 20) & (canvas.y > -60)
-        grown.append(np.count_nonzero(psoas))
-        assert 15 < np.abs(canvas.x[psoas]).mean() < 60
-    assert min(grown) > 10
-    assert len(set(grown)) > 1
+        loins = painted & (np.abs(canvas.z + 290) < 20)
+        hips = painted & (np.abs(canvas.z + 430) < 20)
+        for side in (-1, 1):
+            ours = canvas.x * side > 0
+            psoas, erector = loins & ours & (canvas.y > -60), loins & ours & (canvas.y < -70)
+            glutei = hips & ours & (np.abs(canvas.x) > 80)
+            grown.append((np.count_nonzero(psoas), np.count_nonzero(erector), np.count_nonzero(glutei)))
+            assert 15 < np.abs(canvas.x[psoas]).mean() < 60
+    assert np.min(grown) > 5
+    assert len(set(grown)) > 4
 
 
 def test_ribs_do_not_fold_however_steep_they_are() -> None:
@@ -240,9 +273,9 @@ def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     patient = replace(draw_patient(np.random.default_rng(0)), marrow=20.0, fat=-100.0)
     apart, ends, sides = [], [], []
     for seed in range(40):
-        hu = spine._spongy(column, patient, np.random.default_rng(seed))
+        hu = spine.trabecular(column, patient, np.random.default_rng(seed))
         assert hu.dtype == np.float32
-        floored = spine._spongy(column, replace(patient, fat=15.0), np.random.default_rng(seed))
+        floored = spine.trabecular(column, replace(patient, fat=15.0), np.random.default_rng(seed))
         np.testing.assert_array_equal(floored, np.maximum(hu, 15))
         apart.append(float(np.ptp(hu.mean(axis=(0, 1)))))
         ends.append(float(hu[:, 0].mean() - hu[:, 4].mean()))
@@ -253,25 +286,100 @@ def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     assert min(sides) < -40 < 40 < max(sides)
 
 
-def test_what_ails_others_is_not_drawn_in_a_sound_patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    coarse = (9.0, 9.0, 9.0)
+def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[object]:
+    """Grows with each call of a function, which goes on drawing."""
+    calls: list[object] = []
+    draw = getattr(module, name)
 
-    def refuse(*_: object) -> None:
-        raise AssertionError
+    def record(*arguments: object) -> object:
+        calls.append(arguments)
+        return draw(*arguments)
 
-    for module, name in (
+    monkeypatch.setattr(module, name, record)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
         (vessel, "widened"),
-        (vessel, "_shifted"),
-        (lungs, "draw_abdominal_branches"),
-        (abdomen, "_muscles_beside_spine"),
-        (spine, "_spongy"),
         (vessel, "draw_dissection"),
+        (vessel, "_calcium"),
+        (vessel, "_stent"),
+        (spine, "trabecular"),
+    ],
+)
+def test_what_ails_some_is_drawn_in_no_sound_patient(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch, module, name)
+    for seed in range(6):
+        make_example(seed, COARSE_MM, sound=True)
+    assert not calls
+    for seed in range(40):
+        make_example(seed, COARSE_MM)
+        if calls:
+            return
+    raise AssertionError(f"{name} never occurs")
+
+
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize(
+    ("module", "name"), [(abdomen, "_muscles"), (abdomen, "draw_abdominal_branches"), (vessel, "_iliac")]
+)
+def test_what_everybody_has_is_drawn_in_everybody(
+    module: ModuleType, name: str, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch, module, name)
+    for seed in range(3):
+        before = len(calls)
+        make_example(seed, COARSE_MM, abdominal=True, sound=sound)
+        assert len(calls) > before
+
+
+def test_what_is_drawn_of_a_named_generator_depends_on_seed_and_name_alone() -> None:
+    first, later = np.random.default_rng(3), np.random.default_rng(3)
+    later.random(100)
+    child(later, "blankets")
+    numbers = child(first, "gaps").random(4)
+    np.testing.assert_array_equal(numbers, child(later, "gaps").random(4))
+    for other in (
+        child(first, "blankets"),
+        child(np.random.default_rng(4), "gaps"),
+        child(child(first, "gaps"), "gaps"),
     ):
-        monkeypatch.setattr(module, name, refuse)
-    for seed in range(4):
-        make_example(seed, coarse, sound=True)
-    with pytest.raises(AssertionError):
-        make_example(0, coarse)
+        assert not np.any(numbers == other.random(4))
+
+
+def test_the_skull_is_bone_around_a_brain_and_ends_the_spine() -> None:
+    grid = Grid((48, 54, 60), (5.0, 5.0, 5.0), (0.0, 0.0, 300.0))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        patient = draw_patient(rng)
+        canvas = draw_canvas(rng, grid)
+        surfaces = Surfaces(canvas, patient, rng)
+        draw_trunk(canvas, patient, surfaces, rng)
+        skull = canvas.labels == labels.BONE
+        draw_spine(Skeleton(canvas, patient, rng))
+        in_head = canvas.z > 230
+        np.testing.assert_array_equal((canvas.labels == labels.BONE) & in_head, skull & in_head)
+        assert np.any(canvas.labels[canvas.z < 190] == labels.BONE)
+        filled = ndimage.binary_fill_holes(skull | (canvas.labels == labels.BODY))
+        brain = filled & ~skull & (np.hypot(canvas.x, canvas.y) < 30) & (np.abs(canvas.z - 330) < 20)
+        assert np.all(canvas.labels[brain] == labels.BODY)
+        assert 2 <= np.count_nonzero(skull[:, 27, 36]) <= 6
+
+
+def test_discs_are_thicker_in_the_loins_than_in_the_chest() -> None:
+    line = np.linspace(-300, 60, 100, dtype=np.float32).reshape(1, 1, -1)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        skeleton = Skeleton(Canvas(line * 0, line * 0, line, (2.0, 2.0, 4.0), edge_mm=1.0), draw_patient(rng), rng)
+        column = spine._column(skeleton, (slice(None),) * 3)
+        discs_mm = (column.pitch - 2 * column.half).ravel()
+        assert 4.9 < discs_mm[0] < 14
+        assert 2.3 < discs_mm[-1] < 6.5
+        assert discs_mm[0] > 1.8 * discs_mm[-1]
 
 
 def test_humeri_lie_within_the_arms() -> None:
@@ -284,18 +392,19 @@ def test_humeri_lie_within_the_arms() -> None:
         arms = draw_trunk(canvas, patient, surfaces, rng)
         flesh = canvas.labels == labels.BODY
         Skeleton(canvas, patient, rng).shoulders(surfaces, arms)
-        bone = canvas.labels == labels.BONE
+        # Without the skull.
+        bone = (canvas.labels == labels.BONE) & (canvas.z < 190)
         assert np.count_nonzero(bone) > 300
         assert np.mean(flesh[bone]) > 0.98
 
 
 def test_blankets_hang_in_the_air_and_leave_the_patient_as_he_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds, coarse = range(12), (9.0, 9.0, 9.0)
-    covered = [make_example(seed, coarse) for seed in seeds]
+    seeds = range(12)
+    covered = [make_example(seed, COARSE_MM) for seed in seeds]
     monkeypatch.setattr(surroundings, "_blanket", lambda *_: None)
     changed = 0
     for seed, with_blanket in zip(seeds, covered, strict=True):
-        without = make_example(seed, coarse)
+        without = make_example(seed, COARSE_MM)
         np.testing.assert_array_equal(with_blanket.labels, without.labels)
         around = without.labels == labels.BACKGROUND
         changed += bool(np.any(np.abs(with_blanket.hu[around] - without.hu[around]) > 50))
@@ -380,7 +489,7 @@ def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch
     assert folder.parent == tmp_path
     written = {path.stem for path in Path(pool.__file__).parent.glob("*.py")}
     judging = {"evaluate", "grids", "judge", "real", "reference"}
-    training = {"__init__", "export", "manifest", "network", "schedule", "train", "windows"}
+    training = {"__init__", "export", "manifest", "network", "schedule", "seeds", "train", "windows"}
     assert set(pool._DRAWN_BY) == written - judging - training
     monkeypatch.setattr(pool, "_DRAWN_BY", pool._DRAWN_BY[1:])
     other = pool.pool_folder(tmp_path)

@@ -3,9 +3,10 @@
 import numpy as np
 
 from ct_chest.canvas import AIR_HU, Canvas, Field, Point
-from ct_chest.fields import between, chance, smooth_field
+from ct_chest.fields import between, chance, child, smooth_field
 from ct_chest.labels import BODY
 from ct_chest.patient import Patient, Surfaces
+from ct_chest.vessel import draw_abdominal_branches
 
 
 def draw_abdomen(
@@ -19,9 +20,8 @@ def draw_abdomen(
         return
     within = inside[box] + np.float32(between(rng, 2, 5)) < 0
     canvas.paint(np.maximum(surfaces.dome[box], -surfaces.dome[box] - 4), patient.muscle, BODY, box, within)
-    if not patient.sound:
-        (of_muscles,) = rng.spawn(1)
-        _muscles_beside_spine(canvas, patient, surfaces, of_muscles)
+    _muscles(canvas, patient, surfaces, child(rng, "muscles"))
+    draw_abdominal_branches(canvas, inside, patient, child(rng, "abdominal branches"))
     _organs(canvas, patient, inside, rng)
     _stomach(canvas, patient, inside, rng)
     for _ in range(int(rng.integers(4, 16))):
@@ -30,20 +30,29 @@ def draw_abdomen(
         _transverse_colon(canvas, patient, inside, rng)
 
 
-def _muscles_beside_spine(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
-    """Psoas in front of the transverse processes, erector spinae behind them: they lie in muscle, not in fat."""
-    psoas, erector = between(rng, 8, 24), between(rng, 14, 28)
+def _muscles(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
+    """Psoas and erector spinae beside the spine, iliacus and glutei around the hip bones: these lie in muscle."""
+    psoas, erector, iliacus, gluteus = (
+        between(rng, 8, 24),
+        between(rng, 14, 28),
+        between(rng, 12, 22),
+        between(rng, 22, 38),
+    )
     hu = patient.muscle + between(rng, -40, 0)
+    top = patient.sacrum
+    within = (surfaces.muscle < 0) & (canvas.labels == BODY)
     for side in (-1, 1):
-        loins: list[Point] = [(side * 24.0, -44.0, -190.0), (side * 36.0, -38.0, -290.0), (side * 60.0, -10.0, -400.0)]
-        back: list[Point] = [(side * 22.0, -82.0, -40.0), (side * 30.0, -80.0, -240.0), (side * 26.0, -82.0, -400.0)]
-        for points, radii in ((loins, (5.0, psoas, psoas)), (back, (erector * 0.6, erector, erector * 0.7))):
-            for n in range(2):
-                found = canvas.capsule(points[n], points[n + 1], radii[n], radii[n + 1])
-                if found is not None:
-                    distance, box = found
-                    within = (surfaces.muscle[box] < 0) & (canvas.labels[box] == BODY)
-                    canvas.paint(distance, hu, None, box, within)
+        for points, radii in (
+            ([(24.0, -44.0, -190.0), (36.0, -38.0, -290.0), (60.0, -10.0, -400.0)], (5.0, psoas, psoas)),
+            ([(22.0, -82.0, -40.0), (30.0, -80.0, -240.0), (26.0, -82.0, -400.0)], (erector * 0.6, erector, erector)),
+            ([(62.0, -15.0, top), (78.0, 22.0, top - 85)], (iliacus * 0.7, iliacus)),
+            (
+                [(66.0, -52.0, top + 5), (108.0, -15.0, top - 65), (92.0, -35.0, top - 130)],
+                (gluteus * 0.7, gluteus, gluteus),
+            ),
+            ([(38.0, -84.0, top - 45), (78.0, -72.0, top - 150)], (gluteus * 0.8, gluteus)),
+        ):
+            canvas.tube([(side * x, y, z) for x, y, z in points], radii, hu, where=within)
 
 
 def _fill(

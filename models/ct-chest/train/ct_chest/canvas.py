@@ -3,7 +3,7 @@
 World and voxel axes are RAS+: x to the right, y to the front, z to the head, all mm, 0 at the carina.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -133,9 +133,15 @@ class Canvas:
         label: int | None = None,
         *,
         grown_mm: float = 0.0,
+        where: Mask | None = None,
     ) -> None:
-        """Paints round cones from point to point."""
+        """Paints round cones from point to point; nothing where `where`, of the canvas's shape, is false."""
+        for _, distance, box in self.cones(points, [radius + grown_mm for radius in radii]):
+            self.paint(distance, hu, label, box, None if where is None else where[box])
+
+    def cones(self, points: Sequence[Point], radii: Sequence[float]) -> Iterator[tuple[int, Field, Box]]:
+        """Round cones from point to point: which one, distance to it, and the box that this was computed in."""
         for n in range(len(points) - 1):
-            found = self.capsule(points[n], points[n + 1], radii[n] + grown_mm, radii[n + 1] + grown_mm)
+            found = self.capsule(points[n], points[n + 1], radii[n], radii[n + 1])
             if found is not None:
-                self.paint(found[0], hu, label, found[1])
+                yield n, *found

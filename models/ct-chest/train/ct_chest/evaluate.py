@@ -1,5 +1,7 @@
 """Prints how well the model does, through the service's own engine: `python -m ct_chest.evaluate --data DATA`.
 
+With `--model FOLDER`, of a model that is not the one in the repository.
+
 DATA is the folder of TotalSegmentator's public test scans and its segmentations of them: chest_cta.nii.gz,
 example_ct.nii.gz, example_seg_fast_force_split.nii.gz, example_ct_dicom, example_seg_dicom.nii.gz.
 """
@@ -8,7 +10,7 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ct_chest.judge import Figures, synthetic, timed
+from ct_chest.judge import MODEL, Figures, synthetic, timed
 from ct_chest.real import chest_cta, example_ct, example_dicom, padded, partial_scans, robust
 from inference_service.nifti import read_nifti
 from inference_service.readers import read_scan
@@ -19,33 +21,35 @@ def main() -> None:
     """Prints every section that there is data for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of the real scans")
-    parser.add_argument("--synthetic", type=int, default=8, help="synthetic volumes")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of model.onnx and manifest.json")
+    parser.add_argument("--sound", type=int, default=16, help="synthetic volumes of sound patients")
+    parser.add_argument("--ill", type=int, default=8, help="synthetic volumes with what ails bones and arteries")
     arguments = parser.parse_args()
     sections: list[tuple[str, Figures]] = [
-        ("synthetic volumes of sound patients, unseen seeds", synthetic(arguments.synthetic, sound=True)),
-        ("the same with what ails bones and arteries", synthetic(arguments.synthetic, sound=False)),
-        ("time", timed()),
+        ("synthetic volumes of sound patients, unseen seeds", synthetic(arguments.sound, arguments.model, sound=True)),
+        ("the same with what ails bones and arteries", synthetic(arguments.ill, arguments.model, sound=False)),
+        ("time", timed(arguments.model)),
     ]
     if arguments.data is not None:
-        sections += _real(arguments.data)
+        sections += _real(arguments.data, arguments.model)
     for title, figures in sections:
         print(title)  # noqa: T201
         for name, value in figures:
             print(f"  {name}: {value:.4f}", flush=True)  # noqa: T201
 
 
-def _real(folder: Path) -> list[tuple[str, Figures]]:
+def _real(folder: Path, model: Path) -> list[tuple[str, Figures]]:
     cta, example, truth, dicom_truth = (
         _read(folder / f"{name}.nii.gz")
         for name in ("chest_cta", "example_ct", "example_seg_fast_force_split", "example_seg_dicom")
     )
     return [
-        ("chest_cta", chest_cta(cta)),
-        ("parts of chest_cta", partial_scans(cta)),
-        ("chest_cta at 3×3×5 mm in padding", padded(cta)),
-        ("example_ct", example_ct(example, truth)),
-        ("example_ct_dicom", example_dicom(read_series(folder / "example_ct_dicom"), dicom_truth)),
-        ("robust", robust(cta)),
+        ("chest_cta", chest_cta(cta, model)),
+        ("parts of chest_cta", partial_scans(cta, model)),
+        ("chest_cta at 3×3×5 mm in padding", padded(cta, model)),
+        ("example_ct", example_ct(example, truth, model)),
+        ("example_ct_dicom", example_dicom(read_series(folder / "example_ct_dicom"), dicom_truth, model)),
+        ("robust", robust(cta, model)),
     ]
 
 

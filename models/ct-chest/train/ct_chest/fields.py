@@ -1,5 +1,8 @@
 """Smooth random fields, and numbers drawn from ranges."""
 
+from typing import cast
+from zlib import crc32
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +17,13 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 def chance(rng: np.random.Generator, probability: float) -> bool:
     """Whether something happens."""
     return bool(rng.random() < probability)
+
+
+def child(rng: np.random.Generator, name: str) -> np.random.Generator:
+    """A generator of its own for what has this name in a patient: what else is drawn changes nothing of it."""
+    of_patient = cast(np.random.SeedSequence, rng.bit_generator.seed_seq)
+    key = (*of_patient.spawn_key, crc32(name.encode()))
+    return np.random.default_rng(np.random.SeedSequence(of_patient.entropy, spawn_key=key))
 
 
 def smooth_field(rng: np.random.Generator, shape: Shape, spacing_mm: Spacing, scale_mm: float) -> Field:

@@ -23,9 +23,6 @@ from ct_chest.spine import draw_spine
 from ct_chest.surroundings import draw_surroundings
 from ct_chest.trunk import draw_trunk
 
-# Seeds from here on belong to the tests, and to nobody's training.
-FIRST_TEST_SEED = 1_000_000
-
 
 @dataclass(frozen=True)
 class Example:
@@ -49,7 +46,7 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
         seed: Decides all that is random.
         spacing_mm: Size of a voxel.
         abdominal: A scan of the abdomen with much gas, lung bases or none at its top; otherwise any part of the trunk.
-        sound: Bones and arteries of a healthy person; otherwise thin, steep or spongy bones, osteophytes, aneurysms,
+        sound: Bones and arteries of a healthy person; otherwise thin, steep or porous bones, osteophytes, aneurysms,
             dissections, clots, calcium and stents occur as well.
     """
     rng = np.random.default_rng(seed)
@@ -70,7 +67,6 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
     chest.vessels()
     draw_disease(chest, rng)
     chest.heart()
-    chest.abdominal_vessels()
     chest.thyroid()
     draw_spine(skeleton)
     draw_pelvis(skeleton)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct_chest.canvas import Mask, Spacing
-from ct_chest.generator import FIRST_TEST_SEED, Example, make_example
+from ct_chest.generator import Example, make_example
 from ct_chest.labels import NAMES
+from ct_chest.seeds import FIRST_TEST_SEED
 from inference_service.engine import Engine, load_session
 from inference_service.models import Model, read_model
 from inference_service.phantom import chest_phantom
@@ -32,16 +33,16 @@ _LEAST_MM3 = 2000.0
 _THREADS = 2
 
 
-def segment(volume: Volume) -> NDArray[np.unsignedinteger]:
-    """The mask that the service would write."""
-    model, session = _loaded()
+def segment(volume: Volume, folder: Path = MODEL) -> NDArray[np.unsignedinteger]:
+    """The mask that the service would write with the model in `folder`."""
+    model, session = _loaded(folder)
     segmented = segment_volume(volume, model.manifest, session, max_voxels=2**30, clock=StageClock())
     return segmented.mask
 
 
 @cache
-def _loaded() -> tuple[Model, Session]:
-    model = read_model(MODEL)
+def _loaded(folder: Path) -> tuple[Model, Session]:
+    model = read_model(folder)
     return model, load_session(model, Engine(("CPUExecutionProvider",), threads=_THREADS))
 
 
@@ -51,13 +52,13 @@ def dice(first: Mask, second: Mask) -> float:
     return 2 * np.count_nonzero(first & second) / both if both else float("nan")
 
 
-def synthetic(count: int, *, sound: bool) -> Figures:
+def synthetic(count: int, folder: Path = MODEL, *, sound: bool) -> Figures:
     """Dice of each label on examples that nobody was trained on, on scanners' grids."""
     found: list[tuple[str, float]] = []
     for number in range(count):
         spacing = _SPACINGS[number % len(_SPACINGS)]
         example = make_example(FIRST_TEST_SEED + number, spacing, sound=sound)
-        for name, value in compared(segment(Volume(example.hu, np.diag([*spacing, 1.0]))), example):
+        for name, value in compared(segment(Volume(example.hu, np.diag([*spacing, 1.0])), folder), example):
             found.append((name, value))
             yield f"seed +{number} {name}", value
     for name in AIMS:
@@ -73,10 +74,10 @@ def compared(mask: NDArray[np.unsignedinteger], example: Example) -> Figures:
             yield name, dice(mask == label, truth)
 
 
-def timed(repeats: int = 3) -> Figures:
+def timed(folder: Path = MODEL, repeats: int = 3) -> Figures:
     """Seconds for a phantom of 512×512×300 at 0.7×0.7×1 mm, from memory to the mask; the median of the repeats."""
     phantom = chest_phantom((512, 512, 300), (0.7, 0.7, 1.0))
-    model, session = _loaded()
+    model, session = _loaded(folder)
     clocks = [StageClock() for _ in range(repeats)]
     with numeric_threads(_THREADS) as threads:
         for clock in clocks:

@@ -6,7 +6,7 @@ from ct_chest.canvas import AIR_HU, Canvas, Field, Point
 from ct_chest.fields import between, chance, smooth_field
 from ct_chest.labels import BODY, LUNG_LEFT, LUNG_RIGHT, TRACHEA
 from ct_chest.patient import Patient, Surfaces
-from ct_chest.vessel import draw_abdominal_branches, draw_aorta
+from ct_chest.vessel import draw_aorta
 
 HILA: dict[int, Point] = {LUNG_RIGHT: (36.0, -12.0, -22.0), LUNG_LEFT: (-38.0, -14.0, -14.0)}
 
@@ -140,12 +140,6 @@ class Chest:
         if chance(rng, 0.4):
             gas = between(rng, -100, 160)
             canvas.blob((-8.0, -32.0, gas), (4.5, 3.5, between(rng, 5, 40)), AIR_HU, BODY)
-
-    def abdominal_vessels(self) -> None:
-        """What leaves the aorta below the diaphragm, of patients who are not sound."""
-        if not self.patient.sound:
-            (of_branches,) = self.rng.spawn(1)
-            draw_abdominal_branches(self.canvas, self.surfaces.dome, self.patient, of_branches)
 
     def thyroid(self) -> None:
         """Two bright lobes beside the trachea."""

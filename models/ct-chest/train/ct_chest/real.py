@@ -1,6 +1,7 @@
 """How well the model segments TotalSegmentator's public test scans."""
 
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from scipy import ndimage
 from ct_chest.canvas import Mask, Spacing
 from ct_chest.feed import KINDS, SPACING_MM, shape_of
 from ct_chest.grids import in_round_view, ras, resampled, shares, turned
-from ct_chest.judge import Figures, dice, segment
+from ct_chest.judge import MODEL, Figures, dice, segment
 from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 from ct_chest.reference import reference_lungs
 from ct_chest.scanner import PADDINGS_HU
@@ -26,36 +27,36 @@ PARTS = {
     "left half": (0, 0.0, 0.5),
     "right half": (0, 0.5, 1.0),
 }
-# TotalSegmentator's labels: lower lobes, and where lungs must not be found; vertebrae, ribs and sternum.
+# TotalSegmentator's labels: lower lobes, and where lungs must not be found; bones.
 _LOWER_LOBES = {LUNG_RIGHT: 14, LUNG_LEFT: 11}
 _LOBES = (10, 11, 12, 13, 14)
 _BOWEL = (6, 18, 19, 20)
-_BONES = (*range(25, 51), *range(92, 117))
+_BONES = {"hip bones": (77, 78), "sacrum": (25,), "vertebrae": tuple(range(26, 51)), "ribs": tuple(range(92, 116))}
 # Lung within so much of a lobe is a matter of edges.
 _NEAR_MM = 6
 
 
-def chest_cta(scan: Volume) -> Figures:
+def chest_cta(scan: Volume, folder: Path = MODEL) -> Figures:
     """Lungs and sides against thresholds and connectivity."""
     upright, truth = _with_reference(scan)
-    yield from _lungs(segment(upright), truth, "whole")
+    yield from _lungs(segment(upright, folder), truth, "whole")
 
 
-def partial_scans(scan: Volume) -> Figures:
+def partial_scans(scan: Volume, folder: Path = MODEL) -> Figures:
     """Lungs where only a part of the chest was scanned, against the thresholds' answer on the whole."""
     upright, truth = _with_reference(scan)
     for name, (axis, first, last) in PARTS.items():
         start, stop = (round(share * upright.shape[axis]) for share in (first, last))
         part = tuple(slice(start, stop) if each == axis else slice(None) for each in range(3))
-        yield from _lungs(segment(Volume(upright.voxels[part], upright.affine)), truth[part], name)
+        yield from _lungs(segment(Volume(upright.voxels[part], upright.affine), folder), truth[part], name)
 
 
-def padded(scan: Volume) -> Figures:
+def padded(scan: Volume, folder: Path = MODEL) -> Figures:
     """Lungs at 3×3×5 mm in a round field of view, with nothing but padding outside."""
     coarse, truth = resampled(*_with_reference(scan), (3.0, 3.0, 5.0))
     for hu in PADDINGS_HU:
         framed, kept = in_round_view(coarse, truth, hu)
-        yield from _lungs(segment(framed), kept, f"{hu} HU")
+        yield from _lungs(segment(framed, folder), kept, f"{hu} HU")
 
 
 def _with_reference(scan: Volume) -> tuple[Volume, NDArray[np.uint8]]:
@@ -71,12 +72,12 @@ def _lungs(mask: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger]
     found, there = np.isin(mask, LUNGS), np.isin(truth, LUNGS)
     yield f"{name}, Dice both lungs", dice(found, there)
     agreed = found & there
-    yield f"{name}, on the right side", float(np.mean(mask[agreed] == truth[agreed]))
+    yield f"{name}, on the correct side", float(np.mean(mask[agreed] == truth[agreed]))
 
 
-def example_ct(scan: Volume, reference: Volume) -> Figures:
+def example_ct(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures:
     """Lung bases found, and none in the bowel or outside the body."""
-    mask, truth = segment(scan), reference.voxels
+    mask, truth = segment(scan, folder), reference.voxels
     for label, lobe in _LOWER_LOBES.items():
         yield f"recall {NAMES[label]}", float(np.mean(mask[truth == lobe] == label))
     lungs = np.isin(mask, LUNGS)
@@ -85,14 +86,23 @@ def example_ct(scan: Volume, reference: Volume) -> Figures:
     yield f"share of lung more than {_NEAR_MM} mm from a lobe", float(np.mean(away_mm[lungs] > _NEAR_MM))
     yield "share of lung in stomach or bowel", float(np.mean(np.isin(truth[lungs], _BOWEL)))
     yield "share of lung outside the body", float(np.mean(~_body(scan)[lungs]))
+    yield from _recall_of_bones(mask, truth)
 
 
-def example_dicom(scan: Volume, reference: Volume) -> Figures:
+def example_dicom(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures:
     """An abdomen without lung, arms beside it, under a blanket with air in its folds."""
     upright, truth = ras(scan), ras(reference).voxels
-    mask = segment(upright)
+    mask = segment(upright, folder)
     yield "lung, ml", np.isin(mask, LUNGS).sum() * upright.voxel_volume_ml
-    yield "recall bone", float(np.mean(mask[np.isin(truth, _BONES)] == BONE))
+    yield from _recall_of_bones(mask, truth)
+
+
+def _recall_of_bones(mask: NDArray[np.unsignedinteger], truth: NDArray[np.generic]) -> Figures:
+    """How much of each group of bones is found: those of which the reference shows any."""
+    for name, values in _BONES.items():
+        there = np.isin(truth, values)
+        if there.any():
+            yield f"recall of {name}", float(np.mean(mask[there] == BONE))
 
 
 def _body(scan: Volume) -> Mask:
@@ -104,19 +114,19 @@ def _body(scan: Volume) -> Mask:
     return np.stack([ndimage.binary_fill_holes(body[:, :, k]) for k in range(body.shape[2])], 2)
 
 
-def robust(scan: Volume) -> Figures:
+def robust(scan: Volume, folder: Path = MODEL) -> Figures:
     """Agreement of the masks of one scan that is turned, cast and resampled: the least Dice of any label, or each."""
-    mask = segment(scan)
+    mask = segment(scan, folder)
     for axes in permutations(range(3)):
         for flips in product((False, True), repeat=3):
             expected = turned(Volume(mask, scan.affine), axes, flips).voxels
-            yield f"axes {axes}, flipped {flips}", _agreement(segment(turned(scan, axes, flips)), expected)
+            yield f"axes {axes}, flipped {flips}", _agreement(segment(turned(scan, axes, flips), folder), expected)
     for dtype in (">i2", "int32", "float32", "float64"):
-        other = segment(Volume(scan.voxels.astype(dtype), scan.affine))
+        other = segment(Volume(scan.voxels.astype(dtype), scan.affine), folder)
         yield dtype, _agreement(other, mask)
     for spacing in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (0.8, 0.8, 2.5), (1.2, 1.0, 5.0), (3.0, 3.0, 5.0)):
         other_scan, expected = resampled(scan, mask, spacing)
-        other = segment(other_scan)
+        other = segment(other_scan, folder)
         for label in (*LUNGS, TRACHEA, BONE, BODY):
             yield f"{spacing} mm, {NAMES[label]}", dice(other == label, expected == label)
         yield f"{spacing} mm, all labels", _all_labels(other, expected)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ct_chest.canvas import Field
-from ct_chest.fields import between, chance
+from ct_chest.fields import between, chance, child
 from ct_chest.labels import BODY
 from ct_chest.patient import Surfaces
 from ct_chest.skeleton import Skeleton
@@ -61,7 +61,7 @@ def _build(skeleton: Skeleton) -> Build:
     plain = Build(1.0, 1.0, 0.25, skeleton.cortex_mm, skeleton.patient.marrow)
     if skeleton.patient.sound:
         return plain
-    (rng,) = skeleton.rng.spawn(1)
+    rng = child(skeleton.rng, "build of the ribs")
     if chance(rng, 0.5):
         return plain
     return Build(

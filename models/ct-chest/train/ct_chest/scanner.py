@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ct_chest.canvas import Canvas, Field, Mask, Shape, Spacing
-from ct_chest.fields import between, chance, smooth_field
+from ct_chest.fields import between, chance, child, smooth_field
 from ct_chest.labels import BACKGROUND, BODY, BONE
 
 PADDINGS_HU = (-1024, -2000, -3024)
@@ -141,7 +141,7 @@ def _tissue_texture(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, sou
     canvas.hu += np.float32(between(rng, 2, 22)) * cloud * (body & (canvas.hu > -200))
     if sound:
         return
-    # Contrast medium and blood do not mix at once, and spongy bone is coarse.
+    # Contrast medium and blood do not mix at once, and trabecular bone is coarse.
     contrast = np.clip(canvas.hu - 100, 0, 600) * body
     streams = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 4, 12)) if chance(rng, 0.4) else cloud
     canvas.hu += np.float32(between(rng, 0, 0.3)) * np.clip(streams, -2, 2) * contrast
@@ -180,7 +180,7 @@ def _pad(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
     """A round field of view, or a box around one, and now and then a gap: all else is padding, none of the patient."""
     padding = PADDINGS_HU[int(rng.integers(len(PADDINGS_HU)))]
     outside = outside_round_view(grid.shape, grid.spacing_mm, between(rng, 0.86, 1.02))
-    (of_gaps,) = rng.spawn(1)
+    of_gaps = child(rng, "gaps in the field of view")
     if chance(of_gaps, 0.15):
         outside |= _gap(grid, of_gaps)
     canvas.hu[outside] = padding

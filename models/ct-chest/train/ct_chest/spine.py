@@ -5,10 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ct_chest.canvas import Box, Field
-from ct_chest.fields import between, chance
+from ct_chest.fields import between, chance, child
 from ct_chest.labels import BODY, BONE
-from ct_chest.patient import Patient
+from ct_chest.patient import HALF_DEPTH_MM, HALF_WIDTH_MM, Patient
 from ct_chest.skeleton import Skeleton
+
+# Where the skull begins and the spine ends, z in mm.
+_SKULL_BASE_MM = 215.0
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Column:
         pitch: From one vertebra to the next, mm.
         half: Half the height of a vertebra, mm.
         size: Of the vertebra, 1 at the carina.
-        below: How far below the last vertebra, mm.
+        beyond: How far below the last vertebra or within the skull, mm.
     """
 
     box: Box
@@ -34,7 +37,7 @@ class Column:
     pitch: Field
     half: Field
     size: Field
-    below: Field
+    beyond: Field
 
 
 def draw_spine(skeleton: Skeleton) -> None:
@@ -49,28 +52,25 @@ def draw_spine(skeleton: Skeleton) -> None:
 
 def _column(skeleton: Skeleton, box: Box) -> Column:
     canvas, rng = skeleton.canvas, skeleton.rng
-    bend = np.float32(between(rng, -6, 6))
     z = canvas.z[box]
-    x = canvas.x[box] - np.sin(z / np.float32(90)) * bend
-    # Kyphosis: the spine's middle lies furthest back at the upper chest.
-    kyphosis = np.float32(between(rng, 4, 10)) * np.cos((z - 10) / 85)
-    y = canvas.y[box] + 52 + kyphosis - np.clip(z - 120, 0, 80) * 0.35
+    middle_x, middle_y = skeleton.patient.spine.middle(z)
+    size = skeleton.patient.spine.size_at(z)
     pitch = np.clip(24.5 - z * np.float32(0.016), 18, 32)
     phase = (z - between(rng, 0, 24)) / pitch
     number = np.floor(phase)
-    size = np.clip(1 - z * np.float32(0.0011), 0.65, 1.25) * np.float32(between(rng, 0.9, 1.1))
-    half = pitch / 2 - np.float32(between(rng, 1.5, 4.5))
-    # All of it ends where the sacrum begins.
-    below = np.float32(skeleton.patient.sacrum) - z
-    return Column(box, x, y, (phase - number - np.float32(0.5)) * pitch, number, pitch, half, size, below)
+    # Discs are thin in the chest, and twice as thick in the loins.
+    half = pitch / 2 - np.float32(between(rng, 1.5, 3.5)) * np.clip(1 - z * np.float32(0.003), 0.8, 1.9)
+    within = (phase - number - np.float32(0.5)) * pitch
+    beyond = np.maximum(np.float32(skeleton.patient.sacrum) - z, z - np.float32(_SKULL_BASE_MM))
+    return Column(box, canvas.x[box] - middle_x, canvas.y[box] - middle_y, within, number, pitch, half, size, beyond)
 
 
 def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
     canvas, rng, box = skeleton.canvas, skeleton.rng, column.box
-    x, y, half, below = column.x, column.y, column.half, column.below
+    x, y, half, beyond = column.x, column.y, column.half, column.beyond
     within = np.abs(column.within)
-    body = (np.sqrt((x / 17) ** 2 + (y / 13.5) ** 2) / column.size - 1) * 14 * column.size
-    sides = np.maximum(np.maximum(body, -y - 60), below)
+    body = (np.sqrt((x / HALF_WIDTH_MM) ** 2 + (y / HALF_DEPTH_MM) ** 2) / column.size - 1) * 14 * column.size
+    sides = np.maximum(np.maximum(body, -y - 60), beyond)
     canvas.paint(sides, between(rng, 50, 110), BODY, box)
     if skeleton.patient.sound:
         skeleton.bone(np.maximum(sides, within - half), box)
@@ -81,24 +81,24 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
         thick = np.float32(between(rng, 1.5, 3))
         lips = np.maximum(np.abs(body - 1) - thick, np.abs(within - half) - 4)
         here = np.sin(np.arctan2(y, x) * 3 + column.number * 2) > between(rng, -0.5, 0.8)
-        skeleton.bone(np.maximum(lips, below), box, here & (y > -10))
+        skeleton.bone(np.maximum(lips, beyond), box, here & (y > -10))
 
 
 def _arches_and_processes(skeleton: Skeleton, column: Column) -> None:
     rng, box = skeleton.rng, column.box
-    x, within, size, below = column.x, column.within, column.size, column.below
-    back = -(column.y / size) - 13.5
+    x, within, size, beyond = column.x, column.within, column.size, column.beyond
+    back = -(column.y / size) - HALF_DEPTH_MM
     ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
-    skeleton.bone(np.maximum(ring, np.abs(within - 2) - column.half * 0.75), box, (back > 0) & (below < 0))
+    skeleton.bone(np.maximum(ring, np.abs(within - 2) - column.half * 0.75), box, (back > 0) & (beyond < 0))
     across = np.sqrt((back - 13) ** 2 * 0.8 + (within - 4) ** 2) - np.float32(between(rng, 4, 6))
-    skeleton.bone(np.maximum(across, np.abs(x) - 34 * size), box, (np.abs(x) > 11 * size) & (below < 0))
+    skeleton.bone(np.maximum(across, np.abs(x) - 34 * size), box, (np.abs(x) > 11 * size) & (beyond < 0))
     dip = within + (back - 20) * np.float32(between(rng, 0.2, 0.7))
     dip = np.where(dip < -column.pitch / 2, dip + column.pitch, dip)
     spinous = np.sqrt(x**2 * 2.2 + dip**2 * 0.45) - 4
     spinous = np.maximum(np.maximum(spinous, 19 - back), back - np.float32(between(rng, 40, 52)))
-    skeleton.bone(spinous, box, below < 0)
+    skeleton.bone(spinous, box, beyond < 0)
     canal = np.sqrt((x / 1.15) ** 2 + (back - 9) ** 2) / size - np.float32(between(rng, 7, 8.5))
-    skeleton.canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, below < 0)
+    skeleton.canvas.paint(np.where(back > 0, canal, 9), between(rng, 10, 40), BODY, box, beyond < 0)
 
 
 def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
@@ -115,11 +115,11 @@ def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
     skeleton.canvas.paint(np.maximum(narrowed, ends), skeleton.patient.cortex, BONE, column.box)
     plate = np.float32(skeleton.cortex_mm * between(skeleton.rng, 0.6, 2))
     marrow = np.maximum(narrowed + np.float32(skeleton.cortex_mm), ends + plate)
-    (of_marrow,) = skeleton.rng.spawn(1)
-    skeleton.canvas.paint(marrow, _spongy(column, skeleton.patient, of_marrow), None, column.box)
+    hu = trabecular(column, skeleton.patient, child(skeleton.rng, "marrow of vertebrae"))
+    skeleton.canvas.paint(marrow, hu, None, column.box)
 
 
-def _spongy(column: Column, patient: Patient, rng: np.random.Generator) -> Field:
+def trabecular(column: Column, patient: Patient, rng: np.random.Generator) -> Field:
     """HU of vertebrae's marrow: it differs from one to the next, and is denser at the endplates and to one side."""
     apart, denser, hu_per_mm = between(rng, 0, 45), between(rng, 0, 120), between(rng, -3, 3)
     number = np.float32(between(rng, 1.5, 4)) * column.number + np.float32(between(rng, 0, 6))

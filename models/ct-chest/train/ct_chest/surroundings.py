@@ -3,7 +3,7 @@
 import numpy as np
 
 from ct_chest.canvas import Canvas, Field
-from ct_chest.fields import between, chance, smooth_field
+from ct_chest.fields import between, chance, child, smooth_field
 from ct_chest.labels import BACKGROUND
 from ct_chest.patient import Patient, Surfaces
 
@@ -18,8 +18,7 @@ def draw_surroundings(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng:
         for _ in range(int(rng.integers(1, 4))):
             layer = np.abs(skin - between(rng, 1, 22) - waves) - np.float32(between(rng, 0.3, 2.0))
             canvas.paint(layer, between(rng, -950, -150), BACKGROUND)
-    # Of a generator of their own, here and elsewhere: the patient of a seed stays the same with and without them.
-    (of_blankets,) = rng.spawn(1)
+    of_blankets = child(rng, "blankets")
     if chance(of_blankets, 0.3):
         _blanket(canvas, patient, skin, of_blankets)
     if chance(rng, 0.9):

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ct_chest.export import FIRST_HELD_BACK_SEED, parameters_of
+from ct_chest.export import parameters_of
 from ct_chest.labels import NAMES
 from ct_chest.network import Block, UNet, loss
 from ct_chest.pool import Shares, digest, make_pool, pool_folder
 from ct_chest.schedule import CYCLES, LAST_CYCLE_BEGINS, STEPS, rate
+from ct_chest.seeds import FIRST_HELD_BACK_SEED
 from ct_chest.windows import draw_window
 
 KEPT_EVERY_STEPS = 200

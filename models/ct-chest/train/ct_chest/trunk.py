@@ -6,7 +6,7 @@ import numpy as np
 
 from ct_chest.canvas import Canvas, Point
 from ct_chest.fields import between, chance
-from ct_chest.labels import BODY
+from ct_chest.labels import BODY, BONE
 from ct_chest.patient import Patient, Surfaces
 
 
@@ -86,8 +86,8 @@ def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
 def _head(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     centre = (0.0, between(rng, -15, 20), between(rng, 315, 345))
     canvas.blob(centre, (80.0, 98.0, 118.0), patient.muscle, BODY)
-    canvas.blob(centre, (72.0, 90.0, 110.0), patient.cortex)
-    canvas.blob(centre, (66.0, 84.0, 104.0), 35.0)
+    canvas.blob(centre, (72.0, 90.0, 110.0), patient.cortex, BONE)
+    canvas.blob(centre, (66.0, 84.0, 104.0), 35.0, BODY)
     # The pharynx above the larynx is no part of the trachea.
     top = between(rng, 205, 225)
     canvas.tube([(0.0, 12.0, top), (0.0, 15.0, top + 90)], [9.0, 14.0], -1000.0, BODY)
