@@ -11,7 +11,14 @@ class Cycle(NamedTuple):
     highest: float
 
 
-CYCLES = (Cycle(6000, 6e-3), Cycle(2000, 3e-3), Cycle(2000, 2e-3), Cycle(1700, 2e-3), Cycle(900, 2e-3))
+CYCLES = (
+    Cycle(6000, 6e-3),
+    Cycle(2000, 3e-3),
+    Cycle(2000, 2e-3),
+    Cycle(1700, 2e-3),
+    Cycle(900, 2e-3),
+    Cycle(800, 2e-3),
+)
 STEPS = sum(cycle.steps for cycle in CYCLES)
 # The step at which a network that was trained before takes part.
 LAST_CYCLE_BEGINS = STEPS - CYCLES[-1].steps
