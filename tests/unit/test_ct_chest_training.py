@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed here: make traintest")
 
-from ct_chest import export, pool, schedule, train  # noqa: E402
+from ct_chest import export, pool, schedule, train, weights  # noqa: E402
 from ct_chest.feed import WINDOW  # noqa: E402
 from ct_chest.judge import MODEL  # noqa: E402
 from ct_chest.labels import BONE, NAMES  # noqa: E402
@@ -79,20 +79,20 @@ def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatc
     run(train.main, "--work", work, *scans, "--steps", steps, "--start", SHIPPED)
     assert {path.name for path in work.glob("examples-*/*/*.npz")} == {"5.npz", "6.npz"}
     run(export.main, "--weights", work / "weights.pt", "--folder", folder)
-    weights = torch.load(work / "weights.pt", weights_only=True)
-    shipped, again = export.parameters_of(SHIPPED), export.parameters_of(folder / "model.onnx")
+    trained = torch.load(work / "weights.pt", weights_only=True)
+    shipped, again = weights.parameters_of(SHIPPED), weights.parameters_of(folder / "model.onnx")
     assert again.keys() == shipped.keys()
     for name, values in again.items():
-        np.testing.assert_allclose(values, weights[name], atol=1e-6)
+        np.testing.assert_allclose(values, trained[name], atol=1e-6)
         # One step of a rate that rises from nothing.
         np.testing.assert_allclose(values, shipped[name], atol=1e-3)
     added = onnx_values(folder / "model.onnx", "heads.0.bias") - again["heads.0.bias"]
-    np.testing.assert_allclose(added, export.BONE_LOGIT * (np.arange(len(NAMES)) == BONE), atol=1e-6)
+    np.testing.assert_allclose(added, weights.BONE_LOGIT * (np.arange(len(NAMES)) == BONE), atol=1e-6)
     assert (folder / "manifest.json").read_text(encoding="utf-8") == manifest_text((folder / "model.onnx").read_bytes())
-    torch.save({name: values + 0.02 for name, values in weights.items()}, work / "other.pt")
+    torch.save({name: values + 0.02 for name, values in trained.items()}, work / "other.pt")
     mean = ("--mean-with", folder / "model.onnx", "--folder", tmp_path / "mean")
     run(export.main, "--weights", work / "other.pt", *mean)
-    for name, values in export.parameters_of(tmp_path / "mean" / "model.onnx").items():
+    for name, values in weights.parameters_of(tmp_path / "mean" / "model.onnx").items():
         np.testing.assert_allclose(values, again[name] + 0.01, atol=1e-5)
 
 

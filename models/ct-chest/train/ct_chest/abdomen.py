@@ -21,13 +21,13 @@ def draw_abdomen(
     within = inside[box] + np.float32(between(rng, 2, 5)) < 0
     canvas.paint(np.maximum(surfaces.dome[box], -surfaces.dome[box] - 4), patient.muscle, BODY, box, within)
     _muscles(canvas, patient, surfaces, child(rng, "muscles"))
-    draw_abdominal_branches(canvas, inside, patient, child(rng, "abdominal branches"))
     _organs(canvas, patient, inside, rng)
     _stomach(canvas, patient, inside, rng)
     for _ in range(int(rng.integers(4, 16))):
         _loop(canvas, patient, inside, rng)
     for _ in range(int(rng.integers(1, 4)) if gassy else 0):
         _transverse_colon(canvas, patient, inside, rng)
+    draw_abdominal_branches(canvas, inside, patient, child(rng, "abdominal branches"))
 
 
 def _muscles(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
@@ -39,7 +39,7 @@ def _muscles(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.rando
         between(rng, 22, 38),
     )
     hu = patient.muscle + between(rng, -40, 0)
-    top = patient.sacrum
+    top = patient.frame.spine.sacrum
     within = (surfaces.muscle < 0) & (canvas.labels == BODY)
     for side in (-1, 1):
         for points, radii in (

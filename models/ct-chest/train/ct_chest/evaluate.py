@@ -1,6 +1,6 @@
 """Prints how well the model does, through the service's own engine: `python -m ct_chest.evaluate --data DATA`.
 
-With `--model FOLDER`, of a model that is not the one in the repository.
+With `--model FOLDER` another than the one in the repository, on other synthetic scans than those of the tests.
 
 DATA is the folder of TotalSegmentator's public test scans and its segmentations of them: chest_cta.nii.gz,
 example_ct.nii.gz, example_seg_fast_force_split.nii.gz, example_ct_dicom, example_seg_dicom.nii.gz.

@@ -6,7 +6,7 @@ from ct_chest.canvas import AIR_HU, Canvas, Field, Point
 from ct_chest.fields import between, chance, smooth_field
 from ct_chest.labels import BODY, LUNG_LEFT, LUNG_RIGHT, TRACHEA
 from ct_chest.patient import Patient, Surfaces
-from ct_chest.vessel import draw_aorta
+from ct_chest.vessel import draw_aorta, draw_vena_cava
 
 HILA: dict[int, Point] = {LUNG_RIGHT: (36.0, -12.0, -22.0), LUNG_LEFT: (-38.0, -14.0, -14.0)}
 
@@ -120,6 +120,8 @@ class Chest:
 
     def _great_vessels(self, z: float, size: float) -> None:
         canvas, rng, who = self.canvas, self.rng, self.patient
+        self._oesophagus()
+        draw_vena_cava(canvas, z, who)
         draw_aorta(canvas, (-4.0, 14.0, z + 30), who, rng)
         trunk: list[Point] = [(-20.0, 26.0, z + 34), (-22.0, 14.0, -8.0), (-16.0, 0.0, -8.0)]
         canvas.tube(trunk, [15 * size, 14.0, 11.0], who.arteries, BODY)
@@ -131,15 +133,18 @@ class Chest:
             canvas.blob(hilum, (between(rng, 6, 13), between(rng, 8, 15), between(rng, 12, 22)), who.arteries, BODY)
         canvas.tube([(24.0, 14.0, z + 20), (22.0, 12.0, 40.0), (24.0, 12.0, 62.0)], [10.0, 9.0, 8.0], who.veins, BODY)
         canvas.tube([(24.0, 12.0, 58.0), (-34.0, 22.0, 72.0)], [8.0, 7.0], who.veins, BODY)
-        canvas.tube([(26.0, -10.0, z), (22.0, -14.0, z - 220)], [11.0, 10.0], who.veins * 0.3 + who.blood * 0.7, BODY)
         for x, y in ((20.0, 4.0), (-16.0, 2.0), (-24.0, -14.0)):
             canvas.tube([(x * 0.6, y, 48.0), (x, y, 95.0), (x * 1.6, y, 240.0)], [7.0, 5.5, 4.5], who.aorta, BODY)
-        canvas.tube(
-            [(-6.0, -30.0, 200.0), (-8.0, -34.0, 0.0), (-14.0, -26.0, -120.0)], [8.0, 8.0, 8.0], who.muscle, BODY
-        )
+
+    def _oesophagus(self) -> None:
+        """Behind the trachea, then between heart and spine; the aorta, drawn later, passes behind it."""
+        rng, beside = self.rng, self.patient.frame.spine.beside
+        course = [beside(200, -0.1, 9), beside(60, -0.2, 10), beside(-40, 0.1, 12), beside(-120, -0.5, 34)]
+        self.canvas.tube(course, [8.0] * 4, self.patient.muscle, BODY)
         if chance(rng, 0.4):
-            gas = between(rng, -100, 160)
-            canvas.blob((-8.0, -32.0, gas), (4.5, 3.5, between(rng, 5, 40)), AIR_HU, BODY)
+            n, share = int(rng.integers(3)), between(rng, 0, 1)
+            x, y, z = (a + share * (b - a) for a, b in zip(course[n], course[n + 1], strict=True))
+            self.canvas.blob((x, y, z), (4.5, 3.5, between(rng, 5, 40)), AIR_HU, BODY)
 
     def thyroid(self) -> None:
         """Two bright lobes beside the trachea."""

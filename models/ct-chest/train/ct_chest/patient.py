@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ct_chest.canvas import Canvas, Field, Point
+from ct_chest.canvas import Canvas, Field
+from ct_chest.course import Frame, draw_frame
 from ct_chest.fields import between, chance, child
 
 # Half width, half depth and the centre's y of the thoracic cavity at heights z, mm.
@@ -17,42 +18,6 @@ _MUSCLE_Z = (-450, -300, -200, -100, 0, 60, 95, 125, 150, 175, 320)
 _MUSCLE_WIDTH = (158, 146, 152, 157, 158, 155, 138, 100, 64, 54, 52)
 _MUSCLE_DEPTH = (92, 94, 104, 111, 103, 91, 80, 68, 58, 54, 54)
 _MUSCLE_Y = (-2, -2, -2, -3, -6, -14, -20, -24, -22, -18, -8)
-# Half the width and depth of a vertebral body of size 1.
-HALF_WIDTH_MM, HALF_DEPTH_MM = np.float32(17), np.float32(13.5)
-
-
-@dataclass(frozen=True)
-class Spine:
-    """The course of the spine, which what lies beside it is laid out by.
-
-    Attributes:
-        bend_mm: To which side it bends, and how far.
-        kyphosis_mm: How far back its middle lies at the upper chest.
-        size: Of the vertebrae, a factor.
-    """
-
-    bend_mm: float
-    kyphosis_mm: float
-    size: float
-
-    def middle(self, z: Field) -> tuple[Field, Field]:
-        """The middle of the vertebral bodies at heights `z`, mm: x and y, of the same shape."""
-        x: Field = np.sin(z / np.float32(90)) * np.float32(self.bend_mm)
-        y: Field = np.clip(z - 120, 0, 80) * np.float32(0.35) - 52
-        y -= np.float32(self.kyphosis_mm) * np.cos((z - 10) / 85)
-        return x, y
-
-    def size_at(self, z: Field) -> Field:
-        """Size of the vertebrae at heights `z`, about 1 at the carina."""
-        size: Field = np.clip(1 - z * np.float32(0.0011), 0.65, 1.25) * np.float32(self.size)
-        return size
-
-    def beside(self, z: float, angle: float, away_mm: float) -> Point:
-        """A point so far from the bodies' surface; `angle`, radians, is 0 in front and positive to the right."""
-        height = np.array(z, np.float32)
-        (x, y), size = self.middle(height), self.size_at(height)
-        out_x, out_y = HALF_WIDTH_MM * size + away_mm, HALF_DEPTH_MM * size + away_mm
-        return float(x + out_x * np.sin(angle)), float(y + out_y * np.cos(angle)), z
 
 
 @dataclass(frozen=True)
@@ -66,8 +31,7 @@ class Patient:
         down: Where gravity pulls along y: -1 on the back, 1 on the belly.
         dome_right, dome_left: Tops of the diaphragm, z in mm.
         dome_depth: How far the diaphragm falls from its top to the wall, mm.
-        sacrum: Where it begins and the spine ends, z in mm.
-        spine: Its course.
+        frame: Where head, spine and hips lie.
         fat, muscle, blood, liver, marrow, cortex, lung: HU.
         aorta, veins, arteries: HU of what contrast medium reaches.
     """
@@ -79,8 +43,7 @@ class Patient:
     dome_right: float
     dome_left: float
     dome_depth: float
-    sacrum: float
-    spine: Spine
+    frame: Frame
     fat: float
     muscle: float
     blood: float
@@ -111,8 +74,7 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
         dome_right=dome_right,
         dome_left=dome_right - between(rng, -8, 26),
         dome_depth=between(rng, 40, 110),
-        sacrum=between(rng, -375, -320),
-        spine=_spine(child(rng, "spine")),
+        frame=draw_frame(child(rng, "frame")),
         fat=between(rng, -125, -75),
         muscle=between(rng, 30, 75),
         blood=blood,
@@ -124,10 +86,6 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
         veins=min(level * between(rng, 0.5, 4), 1800) if contrast else blood,
         arteries=level * between(rng, 0.5, 1.4) if contrast else blood,
     )
-
-
-def _spine(rng: np.random.Generator) -> Spine:
-    return Spine(bend_mm=between(rng, -6, 6), kyphosis_mm=between(rng, 4, 10), size=between(rng, 0.9, 1.1))
 
 
 def _marrow(rng: np.random.Generator) -> float:

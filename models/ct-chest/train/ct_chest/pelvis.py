@@ -11,12 +11,11 @@ from ct_chest.skeleton import Skeleton
 def draw_pelvis(skeleton: Skeleton) -> None:
     """Paints it below the spine."""
     canvas, rng = skeleton.canvas, skeleton.rng
-    top = skeleton.patient.sacrum
+    top = skeleton.patient.frame.spine.sacrum
     if canvas.box((-190, -150, top - 260), (190, 150, top + 60)) is None:
         return
     _sacrum(skeleton, top)
-    wide = between(rng, 0.9, 1.1)
-    hip: Point = (between(rng, 72, 84) * wide, between(rng, 0, 14), top - between(rng, 85, 105))
+    hip = skeleton.patient.frame.hip
     _wings(skeleton, top, hip)
     for side in (-1, 1):
         _hip(skeleton, side, hip)
@@ -25,16 +24,23 @@ def draw_pelvis(skeleton: Skeleton) -> None:
 
 
 def _sacrum(skeleton: Skeleton, top: float) -> None:
-    rng = skeleton.rng
-    found = skeleton.canvas.ellipsoid((0.0, -66.0, top - 42), (between(rng, 40, 50), between(rng, 15, 22), 52.0))
-    if found is None:
+    """As wide as the wings are apart, and bent back from where L5 stands on it."""
+    canvas, rng = skeleton.canvas, skeleton.rng
+    box = canvas.box((-60, -140, top - 96), (60, 0, top))
+    if box is None:
         return
-    distance, box = found
-    z = skeleton.canvas.z[box]
+    z = canvas.z[box]
+    middle_x, middle_y = skeleton.patient.frame.spine.middle(np.array(top, np.float32))
+    down = np.clip(top - z, 0, 96)
+    wide, deep = between(rng, 40, 50), between(rng, 15, 22)
+    x = canvas.x[box] - middle_x * (1 - down / 96)
+    y = canvas.y[box] - middle_y + down * (np.float32(0.6) - down * np.float32(0.0035))
+    outness = np.sqrt((x / wide) ** 2 + (y / deep) ** 2 + ((z - np.float32(top - 42)) / 52) ** 2)
+    distance = (outness - 1) * np.float32(deep)
     skeleton.bone(np.maximum(distance, z - np.float32(top - 2)), box)
-    foramina = np.abs(skeleton.canvas.x[box]) - 20
+    foramina = np.abs(x) - 20
     holes = np.sqrt(foramina**2 + ((z - top + 8) % 20 - 10) ** 2) - np.float32(between(rng, 2, 4))
-    skeleton.canvas.paint(np.maximum(holes, distance), skeleton.patient.fat, BODY, box, z < top - 8)
+    canvas.paint(np.maximum(holes, distance), skeleton.patient.fat, BODY, box, z < top - 8)
 
 
 def _wings(skeleton: Skeleton, top: float, hip: Point) -> None:

@@ -17,7 +17,7 @@ CYCLES = (
     Cycle(2000, 2e-3),
     Cycle(1700, 2e-3),
     Cycle(900, 2e-3),
-    Cycle(800, 2e-3),
+    Cycle(600, 2e-3),
 )
 STEPS = sum(cycle.steps for cycle in CYCLES)
 # The step at which a network that was trained before takes part.

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ct_chest.canvas import Box, Field
+from ct_chest.course import HALF_DEPTH_MM, HALF_WIDTH_MM
 from ct_chest.fields import between, chance, child
 from ct_chest.labels import BODY, BONE
-from ct_chest.patient import HALF_DEPTH_MM, HALF_WIDTH_MM, Patient
+from ct_chest.patient import Patient
 from ct_chest.skeleton import Skeleton
 
-# Where the skull begins and the spine ends, z in mm.
-_SKULL_BASE_MM = 215.0
+# From one vertebra to the next at the carina, mm, and how much less it is a millimetre higher.
+_PITCH_MM, _PITCH_FALLS = 24.0, 0.035
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Column:
 
 def draw_spine(skeleton: Skeleton) -> None:
     """Paints vertebrae with discs, canal, arches and processes."""
-    box = skeleton.canvas.box((-60, -140, skeleton.patient.sacrum), (60, 0, 420))
+    spine = skeleton.patient.frame.spine
+    box = skeleton.canvas.box((-60, -140, spine.sacrum), (60, 0, spine.top))
     if box is None:
         return
     column = _column(skeleton, box)
@@ -52,17 +54,19 @@ def draw_spine(skeleton: Skeleton) -> None:
 
 def _column(skeleton: Skeleton, box: Box) -> Column:
     canvas, rng = skeleton.canvas, skeleton.rng
-    z = canvas.z[box]
-    middle_x, middle_y = skeleton.patient.spine.middle(z)
-    size = skeleton.patient.spine.size_at(z)
-    pitch = np.clip(24.5 - z * np.float32(0.016), 18, 32)
-    phase = (z - between(rng, 0, 24)) / pitch
+    spine, z = skeleton.patient.frame.spine, canvas.z[box]
+    middle_x, middle_y = spine.middle(z)
+    pitch = np.maximum(_PITCH_MM - z * np.float32(_PITCH_FALLS), 10)
+    # The integral of 1 / pitch.
+    phase = np.log(_PITCH_MM / pitch) / np.float32(_PITCH_FALLS) - np.float32(between(rng, 0, 1))
     number = np.floor(phase)
     # Discs are thin in the chest, and twice as thick in the loins.
     half = pitch / 2 - np.float32(between(rng, 1.5, 3.5)) * np.clip(1 - z * np.float32(0.003), 0.8, 1.9)
     within = (phase - number - np.float32(0.5)) * pitch
-    beyond = np.maximum(np.float32(skeleton.patient.sacrum) - z, z - np.float32(_SKULL_BASE_MM))
-    return Column(box, canvas.x[box] - middle_x, canvas.y[box] - middle_y, within, number, pitch, half, size, beyond)
+    beyond = np.maximum(np.float32(spine.sacrum) - z, z - np.float32(spine.top))
+    return Column(
+        box, canvas.x[box] - middle_x, canvas.y[box] - middle_y, within, number, pitch, half, spine.size_at(z), beyond
+    )
 
 
 def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
@@ -70,7 +74,7 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
     x, y, half, beyond = column.x, column.y, column.half, column.beyond
     within = np.abs(column.within)
     body = (np.sqrt((x / HALF_WIDTH_MM) ** 2 + (y / HALF_DEPTH_MM) ** 2) / column.size - 1) * 14 * column.size
-    sides = np.maximum(np.maximum(body, -y - 60), beyond)
+    sides = np.maximum(body, beyond)
     canvas.paint(sides, between(rng, 50, 110), BODY, box)
     if skeleton.patient.sound:
         skeleton.bone(np.maximum(sides, within - half), box)

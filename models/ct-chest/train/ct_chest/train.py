@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ct_chest.export import parameters_of
 from ct_chest.labels import NAMES
 from ct_chest.network import Block, UNet, loss
 from ct_chest.pool import Shares, digest, make_pool, pool_folder
 from ct_chest.schedule import CYCLES, LAST_CYCLE_BEGINS, STEPS, rate
 from ct_chest.seeds import FIRST_HELD_BACK_SEED
+from ct_chest.weights import parameters_of
 from ct_chest.windows import draw_window
 
 KEPT_EVERY_STEPS = 200
 # Modules that decide what is learnt from the examples: after a change a training begins anew.
-_TRAINED_BY = ("export", "feed", "labels", "network", "schedule", "train", "windows")
+_TRAINED_BY = ("feed", "labels", "network", "schedule", "train", "weights", "windows")
 
 
 class Training:

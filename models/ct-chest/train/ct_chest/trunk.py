@@ -36,16 +36,18 @@ def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.ran
         canvas.tube(arm.points, arm.radii, patient.fat, BODY, grown_mm=min(fat, 20) * 0.6)
     # More fat in front and on the sides than on the back, or the other way round.
     thickness = np.float32(fat) * (1 + np.float32(between(rng, -0.3, 0.5)) * np.cos(surfaces.angle))
-    skin = surfaces.muscle - thickness
+    # The neck ends within the head.
+    neck = canvas.z - np.float32(patient.frame.head[2] - 90)
+    skin = np.maximum(surfaces.muscle - thickness, neck)
     canvas.paint(skin, patient.fat, BODY)
     if chance(rng, 0.4):
         _breasts(canvas, patient, rng)
-    _head(canvas, patient, rng)
     if chance(rng, 0.7):
         canvas.paint(np.abs(skin + 1) - 1, 0.0)
     # Muscles come in layers with fat between them.
     marbling = np.float32(patient.muscle) + 12 * np.sin(surfaces.muscle * np.float32(between(rng, 0.2, 0.6)))
-    canvas.paint(surfaces.muscle, marbling, BODY)
+    canvas.paint(np.maximum(surfaces.muscle, neck), marbling, BODY)
+    _head(canvas, patient, rng)
     for arm in arms:
         canvas.tube(arm.points, arm.radii, patient.muscle, BODY)
     _armpits(canvas, patient, rng)
@@ -84,7 +86,8 @@ def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
 
 
 def _head(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
-    centre = (0.0, between(rng, -15, 20), between(rng, 315, 345))
+    """Muscle, skull and brain, and the pharynx: no jaw, no face."""
+    centre = patient.frame.head
     canvas.blob(centre, (80.0, 98.0, 118.0), patient.muscle, BODY)
     canvas.blob(centre, (72.0, 90.0, 110.0), patient.cortex, BONE)
     canvas.blob(centre, (66.0, 84.0, 104.0), 35.0, BODY)

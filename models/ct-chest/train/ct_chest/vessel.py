@@ -7,33 +7,32 @@ from ct_chest.fields import between, chance, child
 from ct_chest.labels import BODY
 from ct_chest.patient import Patient
 
+# Radii of the aorta, of that of its arch, mm: from the root on, and from the end of the arch down.
+_ARCH = (1.1, 1.1, 1.0, 0.9)
+_DESCENT = tuple(np.linspace(0.85, 0.6, 8).tolist())
+
 
 def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Generator) -> None:
     """Paints it from the heart, where `root` is, over the arch and down along the spine, with the iliac arteries."""
-    wide = between(rng, 12, 19)
+    radius_mm = between(rng, 12, 19)
     arch: list[Point] = [root, (14.0, 20.0, 0.0), (10.0, 16.0, 28.0), (-4.0, 4.0, 44.0), (-18.0, -18.0, 42.0)]
-    of_arch, of_descent = ([wide * share for share in shares] for shares in ((1.1, 1.1, 1, 0.9), _DESCENT))
-    down = along_spine(patient, of_descent, child(rng, "course of the aorta"))
+    radii = [radius_mm * share for share in (*_ARCH, *_DESCENT)]
     if not patient.sound:
-        radii = widened([*arch[:-1], *down], [*of_arch, *of_descent], child(rng, "width of the aorta"))
-        of_arch, of_descent = radii[: len(of_arch)], radii[len(of_arch) :]
-        down = along_spine(patient, of_descent, child(rng, "course of the aorta"))
-    draw_vessel(canvas, arch, [*of_arch, of_descent[0]], patient, rng)
-    draw_vessel(canvas, [arch[-1], *down], [of_descent[0], *of_descent], patient, rng)
+        radii = widened(radii, child(rng, "aneurysm"))
+    down = along_spine(patient, radii[len(_ARCH) :], child(rng, "course of the aorta"))
+    draw_vessel(canvas, arch, radii[: len(arch)], patient, rng)
+    draw_vessel(canvas, [arch[-1], *down], [radii[len(_ARCH)], *radii[len(_ARCH) :]], patient, rng)
     for side in (-1, 1):
-        _iliac(canvas, side, down[-1], patient, child(rng, f"iliac vessels {side}"))
-
-
-# Of the descending aorta's width, that of the root being 1.1.
-_DESCENT = tuple(np.linspace(0.85, 0.6, 8))
+        draw_vessel(canvas, *_iliac(side, down[-1], patient, child(rng, f"iliac artery {side}")), patient, rng)
 
 
 def along_spine(patient: Patient, radii: list[float], rng: np.random.Generator) -> list[Point]:
     """The descending aorta's course, a point for each radius, mm: left of the spine, then in front of it, to L4.
 
-    It touches the spine, or fat lies between; that of one who is not sound may be tortuous.
+    It touches the spine, or up to 5 mm of fat lie between; that of one who is not sound may be tortuous.
     """
-    heights = np.linspace(20, patient.sacrum + between(rng, 25, 60), len(radii))
+    spine = patient.frame.spine
+    heights = np.linspace(20, spine.sacrum + between(rng, 25, 60), len(radii))
     to_the_left = (between(rng, 0.9, 1.5), between(rng, 0, 0.9), between(rng, -0.1, 0.3))
     angles = np.interp(-heights, (-20, between(rng, 110, 190), -heights[-1]), to_the_left)
     gaps = np.full(len(radii), between(rng, 0, 5))
@@ -41,42 +40,62 @@ def along_spine(patient: Patient, radii: list[float], rng: np.random.Generator) 
         angles += rng.normal(0, 0.25, len(radii))
         gaps += rng.uniform(0, 12, len(radii))
     return [
-        patient.spine.beside(z, -angle, gap + radius)
+        spine.beside(z, -angle, gap + radius)
         for z, angle, gap, radius in zip(heights.tolist(), angles.tolist(), gaps.tolist(), radii, strict=True)
     ]
 
 
-def _iliac(canvas: Canvas, side: int, bifurcation: Point, patient: Patient, rng: np.random.Generator) -> None:
-    """An iliac artery and the vein behind it, from where the aorta divides to the groin."""
+def _iliac(
+    side: int, bifurcation: Point, patient: Patient, rng: np.random.Generator
+) -> tuple[list[Point], list[float]]:
+    """An iliac artery's course and radii, mm: from where the aorta divides, past the hip joint, to the groin."""
     x, y, z = bifurcation
-    top = patient.sacrum
+    hip_x, hip_y, hip_z = patient.frame.hip
+    radius = between(rng, 4, 7)
     points: list[Point] = [
         (x + side * 4.0, y, z),
-        (side * between(rng, 28, 42), y - between(rng, 4, 12), top - between(rng, 10, 40)),
-        (side * between(rng, 56, 68), between(rng, 34, 50), top - between(rng, 85, 105)),
-        (side * between(rng, 66, 84), between(rng, 54, 72), top - 170.0),
+        (side * between(rng, 28, 38), y - between(rng, 4, 10), patient.frame.spine.sacrum - between(rng, 15, 35)),
+        (side * (hip_x - between(rng, 42, 48)), hip_y + 15, hip_z + 25),
+        (side * (hip_x - between(rng, 24, 30)), hip_y + 40, hip_z + 24),
+        (side * (hip_x - between(rng, 8, 18)), hip_y + between(rng, 54, 62), hip_z - 12),
+        (side * (hip_x - between(rng, 4, 12)), hip_y + between(rng, 50, 62), hip_z - 70),
     ]
-    radius = between(rng, 4, 7)
-    beside: list[Point] = [(16.0 - side * 2, y - 4, z), *((x - side * 7, y - 7, z - 4) for x, y, z in points[1:])]
-    canvas.tube(beside, [8.0, 6.5, 6.0, 6.0], patient.veins * 0.3 + patient.blood * 0.7, BODY)
-    draw_vessel(canvas, points, [radius, radius, radius * 0.8, radius * 0.7], patient, rng)
+    return points, [radius, radius, radius * 0.9, radius * 0.9, radius * 0.8, radius * 0.7]
+
+
+def draw_vena_cava(canvas: Canvas, heart_z: float, patient: Patient) -> None:
+    """Paints the inferior vena cava, from the heart down on the right of the spine's front, and the iliac veins."""
+    spine, (hip_x, hip_y, hip_z) = patient.frame.spine, patient.frame.hip
+    confluence = spine.beside(spine.sacrum + 25, 0.6, 12)
+    cava = [(26.0, -10.0, heart_z), spine.beside(-150, 0.8, 16), spine.beside(-240, 0.75, 14), confluence]
+    hu = patient.veins * 0.3 + patient.blood * 0.7
+    canvas.tube(cava, [11.0, 11.0, 10.0, 9.0], hu, BODY)
+    for side in (-1, 1):
+        course: list[Point] = [
+            confluence,
+            (side * 30.0, confluence[1] - 16, spine.sacrum - 35),
+            (side * (hip_x - 52), hip_y + 6, hip_z + 28),
+            (side * (hip_x - 34), hip_y + 42, hip_z + 20),
+            (side * (hip_x - 26), hip_y + 56, hip_z - 16),
+        ]
+        canvas.tube(course, [7.0, 6.5, 6.0, 6.0, 6.0], hu, BODY)
 
 
 def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng: np.random.Generator) -> None:
     """Paints vessels that wind from the spine's front to one side, as those of spleen, kidneys and bowel do.
 
     Args:
-        canvas: Where; of what is body alone.
+        canvas: Where; not in gas.
         inside: Distance to the surface of the abdominal cavity, mm, the canvas's shape.
         patient: Whose.
         rng: Where the randomness comes from.
     """
-    where = (canvas.labels == BODY) & (inside < -3)
+    where = (inside < -3) & (canvas.hu > -200)
     for _ in range(int(rng.integers(0, 9))):
-        points = [patient.spine.beside(between(rng, -330, -130), between(rng, -1.2, 1.2), between(rng, 4, 24))]
+        points = [patient.frame.spine.beside(between(rng, -330, -130), between(rng, -1.2, 1.2), between(rng, 4, 24))]
         side, hu = int(rng.choice((-1, 1))), between(rng, patient.blood, max(patient.aorta * 1.2, patient.blood + 1))
         if chance(rng, 0.1):
-            # Calcium in the walls.
+            # As bright as calcium: more than a wall with plaques is, on purpose.
             hu += between(rng, 100, 600)
         for _ in range(int(rng.integers(1, 6))):
             x, y, z = points[-1]
@@ -85,13 +104,12 @@ def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng
         canvas.tube(points, radii.tolist(), hu, where=where)
 
 
-def widened(points: list[Point], radii: list[float], rng: np.random.Generator) -> list[float]:
-    """The radii of an aorta along `points`, mm: one in four has an aneurysm."""
+def widened(radii: list[float], rng: np.random.Generator) -> list[float]:
+    """The radii of an aorta from point to point, mm: one in four has an aneurysm, of one point or of most of them."""
     if not chance(rng, 0.25):
         return radii
-    along_mm = np.cumsum([0.0, *np.linalg.norm(np.diff(points, axis=0), axis=1)])
-    place_mm, long_mm = between(rng, 0, 300), between(rng, 30, 250)
-    factors = 1 + between(rng, 0.2, 0.8) * np.exp(-(((along_mm - place_mm) / long_mm) ** 2))
+    place, reach = between(rng, 0, len(radii) - 1), between(rng, 0.7, 5)
+    factors = 1 + between(rng, 0.2, 0.8) * np.exp(-(((np.arange(len(radii)) - place) / reach) ** 2))
     return [float(radius) for radius in radii * factors]
 
 
