@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 import click
@@ -20,7 +21,9 @@ REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = reference_pages()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))]
+CARDS = sorted((REPOSITORY / "models").glob("*/*/README.md"))
+MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *CARDS]
+TRAINER = REPOSITORY / "models/ct-chest/train/ct_chest"
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -112,10 +115,20 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize(("page", "words"), all_commands(), ids=lambda value: " ".join(value) if value else None)
 def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    words = list(dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         assert targets
         assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+        if targets == ["train"]:
+            of_train, of_export = (
+                [option for word in words if word.startswith(name) for option in re.findall(r"--[a-z-]+", word)]
+                for name in ("ARGS=", "EXPORT=")
+            )
+            assert_options("train", of_train)
+            assert_options("export", of_export)
+    elif words[:2] == [".venv/bin/python", "-m"]:
+        assert_options(words[2].removeprefix("ct_chest."), [word for word in words if word.startswith("--")])
     elif words[0] == "inference-service":
         parse(main, words[1:])
     elif words[:2] == ["docker", "compose"]:
@@ -133,6 +146,13 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
         assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python", "mkdir"}, (
             f"{page}: who checks {words[0]}?"
         )
+
+
+def assert_options(module: str, options: list[str]) -> None:
+    """They are written in a module of the trainer, which may need PyTorch to be run."""
+    source = (TRAINER / f"{module}.py").read_text(encoding="utf-8")
+    for option in options:
+        assert f'"{option}"' in source, f"{module} has no {option}"
 
 
 def parse(command: click.Command, words: list[str]) -> None:
