@@ -82,3 +82,9 @@ def test_without_real_scans_the_synthetic_ones_are_left(
     run(monkeypatch)
     assert asked == {judge.MODEL}
     assert "axes" not in capsys.readouterr().out
+
+
+def test_the_models_own_folder_is_known_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(judge.MODEL.parents[1])
+    assert judge.first_seed(Path("ct-chest/1")) == judge.first_seed(judge.MODEL) == FIRST_TEST_SEED
+    assert judge.first_seed(tmp_path) >= FIRST_HELD_BACK_SEED

@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = reference_pages()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-CARDS = sorted((REPOSITORY / "models").glob("*/*/README.md"))
-MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *CARDS]
+MODEL_PAGES = sorted((REPOSITORY / "models").glob("*/*/README.md"))
+MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *MODEL_PAGES]
 TRAINER = REPOSITORY / "models/ct-chest/train/ct_chest"
 
 
@@ -51,7 +51,12 @@ def split(block: str) -> Iterator[list[str]]:
 
 
 def all_commands() -> list[tuple[str, list[str]]]:
-    return [(page.name, words) for page in MARKDOWN for words in commands(page.read_text(encoding="utf-8")) if words]
+    return [
+        (str(page.relative_to(REPOSITORY)), words)
+        for page in MARKDOWN
+        for words in commands(page.read_text(encoding="utf-8"))
+        if words
+    ]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -127,7 +132,7 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
             )
             assert_options("train", of_train)
             assert_options("export", of_export)
-    elif words[:2] == [".venv/bin/python", "-m"]:
+    elif words[:2] == [".venv/bin/python", "-m"] and words[2].startswith("ct_chest."):
         assert_options(words[2].removeprefix("ct_chest."), [word for word in words if word.startswith("--")])
     elif words[0] == "inference-service":
         parse(main, words[1:])

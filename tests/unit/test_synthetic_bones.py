@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from ct_chest import abdomen, labels, pelvis, ribs, spine
 from ct_chest.canvas import Canvas
-from ct_chest.course import Spine
+from ct_chest.frame import Spine
 from ct_chest.patient import Surfaces, draw_patient
 from ct_chest.ribs import straightened
 from ct_chest.scanner import Grid, draw_canvas
@@ -92,42 +92,62 @@ def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     assert min(sides) < -40 < 40 < max(sides)
 
 
-def test_the_skull_is_closed_around_a_brain_and_ends_the_spine() -> None:
-    grid = Grid((50, 60, 66), (4.0, 4.0, 4.0), (0.0, 0.0, 300.0))
+def test_the_skull_is_closed_around_a_brain_and_bears_on_the_spine() -> None:
+    grid = Grid((56, 62, 76), (4.0, 4.0, 4.0), (0.0, 0.0, 340.0))
     for seed in range(4):
         rng = np.random.default_rng(seed)
         patient = draw_patient(rng)
         canvas = draw_canvas(rng, grid)
-        surfaces = Surfaces(canvas, patient, rng)
-        draw_trunk(canvas, patient, surfaces, rng)
+        draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
         skull = canvas.labels == labels.BONE
+        head = patient.frame.head
+        middle = (head[0], head[1], head[2] + 25)
+        within = [
+            (axis - at) / half
+            for axis, at, half in zip((canvas.x, canvas.y, canvas.z), middle, (66, 84, 79), strict=True)
+        ]
+        around = np.linalg.norm(within, axis=0)
+        brain = around < 0.95
+        assert np.count_nonzero(brain) > 8000
+        assert np.all(canvas.labels[brain] == labels.BODY)
+        assert np.all(canvas.hu[brain] < 200)
+        assert np.all(canvas.hu[brain] > -100)
+        assert np.mean(skull[(around > 1.03) & (around < 1.05)]) > 0.9
         draw_spine(Skeleton(canvas, patient, rng))
         spine = (canvas.labels == labels.BONE) & ~skull
-        head = patient.frame.head
-        along = (canvas.x / 66, (canvas.y - head[1]) / 84, (canvas.z - head[2]) / 104)
-        around = np.linalg.norm(along, axis=0)
-        brain = around < 0.95
-        gas = brain & (canvas.hu < -500)
-        # The nasal cavity is drawn within the skull's front.
-        assert np.mean(canvas.hu[brain & ~gas & (canvas.labels == labels.BODY)] < 60) > 0.95
-        assert np.mean(brain & gas) < 0.2 * np.mean(brain)
-        shell = (around > 1.02) & (around < 1.06) & (canvas.z > head[2])
-        assert np.mean(skull[shell]) > 0.9
-        assert np.count_nonzero(spine) > 100
         assert not spine[brain].any()
-        assert head[2] - 120 < canvas.z[spine].max() < head[2] - 98
+        assert head[2] - 72 < canvas.z[spine].max() < head[2] - 45
 
 
-def test_the_pharynx_is_air_that_is_no_trachea() -> None:
+def test_the_pharynx_is_air_below_the_skull_and_no_trachea() -> None:
     grid = Grid((40, 50, 60), (4.0, 4.0, 4.0), (0.0, 0.0, 240.0))
     for seed in range(4):
         rng = np.random.default_rng(seed)
         patient = draw_patient(rng)
         canvas = draw_canvas(rng, grid)
         draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
-        within = (np.hypot(canvas.x, canvas.y - 13) < 6) & (np.abs(canvas.z - 260) < 30)
+        high = patient.frame.head[2] - 80
+        within = (np.hypot(canvas.x, canvas.y - 13) < 6) & (canvas.z > 228) & (canvas.z < high)
+        assert np.count_nonzero(within) > 3
         assert np.all(canvas.hu[within] < -900)
         assert np.all(canvas.labels[within] == labels.BODY)
+
+
+def test_the_neck_ends_within_the_head() -> None:
+    """No shelf of fat lies around it: above the shoulders nothing is wider than head or neck."""
+    grid = Grid((56, 62, 60), (4.0, 4.0, 4.0), (0.0, 0.0, 300.0))
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        patient = replace(draw_patient(rng), arms_up=False, fat_mm=38.0)
+        canvas = draw_canvas(rng, grid)
+        draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
+        x, y, z = patient.frame.head
+        within = [(canvas.x - x) / 83, (canvas.y - y) / 101, (canvas.z - z) / 121]
+        outside = (np.linalg.norm(within, axis=0) > 1) & (canvas.labels == labels.BODY)
+        assert not outside[canvas.z > z - 30].any()
+        # The neck is thinner than a fat trunk.
+        neck = outside & (canvas.z > 190)
+        assert np.abs(canvas.x[neck]).max() < 85
 
 
 def test_discs_are_thicker_in_the_loins_than_in_the_chest() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ct_chest import labels, spine, surroundings, vessel
+from ct_chest import labels, patient, scanner, spine, surroundings, vessel
 from ct_chest.canvas import Canvas
 from ct_chest.fields import child, smooth_field
 from ct_chest.generator import Example, make_example
@@ -114,8 +114,13 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> l
 
 
 def test_what_ails_some_is_drawn_in_no_sound_patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    ailments = [(vessel, name) for name in ("widened", "draw_dissection", "_calcium", "_stent")]
-    calls = {name: counted(monkeypatch, module, name) for module, name in (*ailments, (spine, "trabecular"))}
+    ailments = {
+        vessel: ("widened", "draw_dissection", "_tortuous", "_thrombus", "_round_false_lumen", "_calcium", "_stent"),
+        spine: ("trabecular", "_osteophytes"),
+        scanner: ("_unmixed",),
+        patient: ("_marrow",),
+    }
+    calls = {name: counted(monkeypatch, module, name) for module, names in ailments.items() for name in names}
     for seed in range(6):
         make_example(seed, COARSE_MM, sound=True)
     assert not any(calls.values())

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ct_chest import abdomen, generator, labels, vessel
 from ct_chest.canvas import Canvas, Point
-from ct_chest.course import Spine
+from ct_chest.frame import Spine
 from ct_chest.generator import make_example
 from ct_chest.patient import draw_patient
 from ct_chest.scanner import Grid
@@ -105,7 +105,9 @@ def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(sound: bool, furth
 
 
 @pytest.mark.parametrize("sound", [True, False])
-def test_nothing_is_drawn_into_the_large_arteries(sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_drawn_into_the_descending_aorta_and_the_iliac_arteries(
+    sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[tuple[Canvas, list[Point], list[float]]] = []
 
     def mark(canvas: Canvas, points: list[Point], radii: list[float], *_: object) -> None:
@@ -133,7 +135,7 @@ def test_iliac_vessels_start_where_those_of_the_trunk_end() -> None:
     lines = [np.arange(-90, 90, 3, dtype=np.float32), np.arange(-70, 80, 3, dtype=np.float32)]
     x, y, z = np.meshgrid(*lines, np.arange(-560, -60, 4, dtype=np.float32), indexing="ij")
     for seed in range(6):
-        patient = replace(draw_patient(np.random.default_rng(seed), sound=True), aorta=300.0, veins=300.0, blood=300.0)
+        patient = replace(draw_patient(np.random.default_rng(seed), sound=True), aorta=300.0, cava=300.0)
         of_arteries, of_veins = (Canvas(x, y, z, (3.0, 3.0, 4.0), edge_mm=1.0) for _ in range(2))
         draw_aorta(of_arteries, (-4.0, 14.0, 0.0), patient, np.random.default_rng(seed))
         draw_vena_cava(of_veins, -40.0, patient)

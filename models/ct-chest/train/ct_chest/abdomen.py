@@ -39,18 +39,25 @@ def _muscles(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.rando
         between(rng, 22, 38),
     )
     hu = patient.muscle + between(rng, -40, 0)
-    top = patient.frame.spine.sacrum
+    spine, (hip_x, hip_y, hip_z) = patient.frame.spine, patient.frame.hip
+    top, wide = spine.sacrum, hip_x / 78
     within = (surfaces.muscle < 0) & (canvas.labels == BODY)
     for side in (-1, 1):
         for points, radii in (
-            ([(24.0, -44.0, -190.0), (36.0, -38.0, -290.0), (60.0, -10.0, -400.0)], (5.0, psoas, psoas)),
-            ([(22.0, -82.0, -40.0), (30.0, -80.0, -240.0), (26.0, -82.0, -400.0)], (erector * 0.6, erector, erector)),
-            ([(62.0, -15.0, top), (78.0, 22.0, top - 85)], (iliacus * 0.7, iliacus)),
             (
-                [(66.0, -52.0, top + 5), (108.0, -15.0, top - 65), (92.0, -35.0, top - 130)],
+                [spine.beside(-190, 1.6, 6), spine.beside(top + 40, 1.3, 18), (hip_x - 14, hip_y + 30, hip_z + 20)],
+                (5.0, psoas, psoas * 0.8),
+            ),
+            (
+                [spine.beside(-40, 2.5, 18), spine.beside(-240, 2.4, 20), spine.beside(top - 30, 2.5, 20)],
+                (erector * 0.6, erector, erector),
+            ),
+            ([(62.0 * wide, -15.0, top), (hip_x, hip_y + 20, hip_z + 10)], (iliacus * 0.7, iliacus)),
+            (
+                [(66.0 * wide, -52.0, top + 5), (108.0 * wide, -15.0, top - 65), (hip_x + 14, hip_y - 42, hip_z - 35)],
                 (gluteus * 0.7, gluteus, gluteus),
             ),
-            ([(38.0, -84.0, top - 45), (78.0, -72.0, top - 150)], (gluteus * 0.8, gluteus)),
+            ([(38.0, -84.0, top - 45), (hip_x, -72.0, hip_z - 55)], (gluteus * 0.8, gluteus)),
         ):
             canvas.tube([(side * x, y, z) for x, y, z in points], radii, hu, where=within)
 
@@ -67,7 +74,7 @@ def _fill(
 def _organs(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Generator) -> None:
     right, left = patient.dome_right, patient.dome_left
     radii = (between(rng, 88, 105), between(rng, 82, 100), between(rng, 75, 100))
-    liver = patient.liver * 0.8 + patient.veins * (0.1 if patient.veins > 100 else 0.2)
+    liver = patient.liver * 0.8 + patient.cava * 0.2
     _fill(canvas, inside, (between(rng, 52, 68), between(rng, 2, 14), right - radii[2] + 12), radii, liver)
     _fill(canvas, inside, (between(rng, -12, 20), 42.0, right - 62), (72.0, 45.0, 42.0), liver)
     spleen = patient.liver * 0.5 + patient.aorta * 0.5

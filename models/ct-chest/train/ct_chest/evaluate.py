@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ct_chest.judge import MODEL, Figures, synthetic, timed
+from ct_chest.judge import MODEL, Figures, first_seed, synthetic, timed
 from ct_chest.real import chest_cta, example_ct, example_dicom, padded, partial_scans, robust
 from inference_service.nifti import read_nifti
 from inference_service.readers import read_scan
@@ -25,8 +25,12 @@ def main() -> None:
     parser.add_argument("--sound", type=int, default=16, help="synthetic volumes of sound patients")
     parser.add_argument("--ill", type=int, default=8, help="synthetic volumes with what ails bones and arteries")
     arguments = parser.parse_args()
+    seed = first_seed(arguments.model)
     sections: list[tuple[str, Figures]] = [
-        ("synthetic volumes of sound patients, unseen seeds", synthetic(arguments.sound, arguments.model, sound=True)),
+        (
+            f"synthetic volumes of sound patients, seeds from {seed} on",
+            synthetic(arguments.sound, arguments.model, sound=True),
+        ),
         ("the same with what ails bones and arteries", synthetic(arguments.ill, arguments.model, sound=False)),
         ("time", timed(arguments.model)),
     ]

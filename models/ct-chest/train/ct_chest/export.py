@@ -66,7 +66,16 @@ def export(network: UNet, path: Path) -> Agreement:
 
 
 def _means(weights: dict[str, torch.Tensor], parameters: dict[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
-    """The mean of a network and one trained from it, after M. Wortsman et al., "Model soups", ICML 2022."""
+    """The mean of a network and one trained from it, after M. Wortsman et al., "Model soups", ICML 2022.
+
+    Raises:
+        ValueError: The parameters are of another network.
+    """
+    ours = {name: tuple(weights[name].shape) for name in parameters if name in weights}
+    if ours != {name: values.shape for name, values in parameters.items()}:
+        raise ValueError(
+            "what is to be averaged is of another network: expected parameters of the same names and shapes"
+        )
     return {name: (weights[name] + torch.from_numpy(values)) / 2 for name, values in parameters.items()}
 
 

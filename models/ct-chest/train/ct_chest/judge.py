@@ -52,12 +52,14 @@ def dice(first: Mask, second: Mask) -> float:
     return 2 * np.count_nonzero(first & second) / both if both else float("nan")
 
 
-def synthetic(count: int, folder: Path = MODEL, *, sound: bool) -> Figures:
-    """Dice of each label on examples that nobody was trained on, on scanners' grids.
+def first_seed(folder: Path) -> int:
+    """Of the scans that the model in `folder` is judged on: those of the tests for the repository's own alone."""
+    return FIRST_TEST_SEED if folder.resolve() == MODEL.resolve() else FIRST_HELD_BACK_SEED + 1000
 
-    Those of the tests are shown to the model in the repository alone: others are chosen by held back ones.
-    """
-    first = FIRST_TEST_SEED if folder == MODEL else FIRST_HELD_BACK_SEED + 1000
+
+def synthetic(count: int, folder: Path = MODEL, *, sound: bool) -> Figures:
+    """Dice of each label on examples that nobody was trained on, on scanners' grids."""
+    first = first_seed(folder)
     found: list[tuple[str, float]] = []
     for number in range(count):
         spacing = _SPACINGS[number % len(_SPACINGS)]

@@ -142,9 +142,10 @@ class Chest:
         course = [beside(200, -0.1, 9), beside(60, -0.2, 10), beside(-40, 0.1, 12), beside(-120, -0.5, 34)]
         self.canvas.tube(course, [8.0] * 4, self.patient.muscle, BODY)
         if chance(rng, 0.4):
-            n, share = int(rng.integers(3)), between(rng, 0, 1)
-            x, y, z = (a + share * (b - a) for a, b in zip(course[n], course[n + 1], strict=True))
-            self.canvas.blob((x, y, z), (4.5, 3.5, between(rng, 5, 40)), AIR_HU, BODY)
+            n, ends = int(rng.integers(3)), sorted(rng.uniform(0, 1, 2).tolist())
+            start, stop = np.array(course[n]), np.array(course[n + 1])
+            first, last = ((x, y, z) for x, y, z in (start + share * (stop - start) for share in ends))
+            self.canvas.tube([first, last], [3.5, 3.5], AIR_HU, BODY)
 
     def thyroid(self) -> None:
         """Two bright lobes beside the trachea."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ct_chest.canvas import Canvas, Field
-from ct_chest.course import Frame, draw_frame
 from ct_chest.fields import between, chance, child
+from ct_chest.frame import Frame, draw_frame
 
 # Half width, half depth and the centre's y of the thoracic cavity at heights z, mm.
 _CAVITY_Z = (-420, -260, -200, -140, -80, -20, 30, 70, 95, 113, 116)
@@ -33,7 +33,8 @@ class Patient:
         dome_depth: How far the diaphragm falls from its top to the wall, mm.
         frame: Where head, spine and hips lie.
         fat, muscle, blood, liver, marrow, cortex, lung: HU.
-        aorta, veins, arteries: HU of what contrast medium reaches.
+        aorta, veins, arteries, cava: HU of what contrast medium reaches: great arteries, those veins that it comes by,
+            pulmonary vessels, and the veins that it comes back by, with the liver.
     """
 
     sound: bool
@@ -54,6 +55,7 @@ class Patient:
     aorta: float
     veins: float
     arteries: float
+    cava: float
 
 
 def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
@@ -65,6 +67,7 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
     blood = between(rng, 28, 62)
     contrast = chance(rng, 0.55)
     level = between(rng, 90, 420 if sound else 520)
+    aorta = level * between(rng, 0.6, 1.2) if contrast else blood
     dome_right = between(rng, -130, -65)
     return Patient(
         sound=sound,
@@ -82,9 +85,10 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
         marrow=between(rng, 40, 300) if sound else _marrow(rng),
         cortex=between(rng, 380, 1100),
         lung=between(rng, -910, -700) if chance(rng, 0.85) else between(rng, -700, -520),
-        aorta=level * between(rng, 0.6, 1.2) if contrast else blood,
+        aorta=aorta,
         veins=min(level * between(rng, 0.5, 4), 1800) if contrast else blood,
         arteries=level * between(rng, 0.5, 1.4) if contrast else blood,
+        cava=between(child(rng, "veins from below"), blood, max(aorta, blood)),
     )
 
 

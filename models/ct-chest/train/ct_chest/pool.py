@@ -20,7 +20,7 @@ from inference_service.resample import Shape, resize, resized_shape
 
 # Modules that decide what an example is: not those that train, export and judge the network.
 _DRAWN_BY = (
-    "abdomen", "canvas", "course", "disease", "feed", "fields", "generator", "labels", "lungs", "patient", "pelvis",
+    "abdomen", "canvas", "disease", "feed", "fields", "frame", "generator", "labels", "lungs", "patient", "pelvis",
     "pool", "ribs", "scanner", "skeleton", "spine", "surroundings", "trunk", "vessel",
 )  # fmt: skip
 

@@ -139,9 +139,13 @@ def _tissue_texture(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, sou
     body = canvas.labels == BODY
     cloud = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 12, 50))
     canvas.hu += np.float32(between(rng, 2, 22)) * cloud * (body & (canvas.hu > -200))
-    if sound:
-        return
-    # Contrast medium and blood do not mix at once, and trabecular bone is coarse.
+    if not sound:
+        _unmixed(canvas, grid, cloud, rng)
+
+
+def _unmixed(canvas: Canvas, grid: Grid, cloud: Field, rng: np.random.Generator) -> None:
+    """Contrast medium and blood do not mix at once, and trabecular bone is coarse."""
+    body = canvas.labels == BODY
     contrast = np.clip(canvas.hu - 100, 0, 600) * body
     streams = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 4, 12)) if chance(rng, 0.4) else cloud
     canvas.hu += np.float32(between(rng, 0, 0.3)) * np.clip(streams, -2, 2) * contrast

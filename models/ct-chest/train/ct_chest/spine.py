@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ct_chest.canvas import Box, Field
-from ct_chest.course import HALF_DEPTH_MM, HALF_WIDTH_MM
 from ct_chest.fields import between, chance, child
+from ct_chest.frame import HALF_DEPTH_MM, HALF_WIDTH_MM
 from ct_chest.labels import BODY, BONE
 from ct_chest.patient import Patient
 from ct_chest.skeleton import Skeleton
@@ -73,7 +73,8 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
     canvas, rng, box = skeleton.canvas, skeleton.rng, column.box
     x, y, half, beyond = column.x, column.y, column.half, column.beyond
     within = np.abs(column.within)
-    body = (np.sqrt((x / HALF_WIDTH_MM) ** 2 + (y / HALF_DEPTH_MM) ** 2) / column.size - 1) * 14 * column.size
+    outness = np.sqrt((x / HALF_WIDTH_MM) ** 2 + (y / HALF_DEPTH_MM) ** 2) / column.size
+    body = ((outness - 1) * 14 * column.size).astype(np.float32)
     sides = np.maximum(body, beyond)
     canvas.paint(sides, between(rng, 50, 110), BODY, box)
     if skeleton.patient.sound:
@@ -81,11 +82,16 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
         return
     _vertebral_bodies(skeleton, sides, column)
     if chance(rng, 0.35):
-        # Osteophytes: lips that reach over the discs, here and there around them.
-        thick = np.float32(between(rng, 1.5, 3))
-        lips = np.maximum(np.abs(body - 1) - thick, np.abs(within - half) - 4)
-        here = np.sin(np.arctan2(y, x) * 3 + column.number * 2) > between(rng, -0.5, 0.8)
-        skeleton.bone(np.maximum(lips, beyond), box, here & (y > -10))
+        _osteophytes(skeleton, body, column)
+
+
+def _osteophytes(skeleton: Skeleton, body: Field, column: Column) -> None:
+    """Lips that reach over the discs, here and there around them; `body` is the distance to discs and vertebrae."""
+    rng, x, y = skeleton.rng, column.x, column.y
+    thick = np.float32(between(rng, 1.5, 3))
+    lips = np.maximum(np.abs(body - 1) - thick, np.abs(np.abs(column.within) - column.half) - 4)
+    here = np.sin(np.arctan2(y, x) * 3 + column.number * 2) > between(rng, -0.5, 0.8)
+    skeleton.bone(np.maximum(lips, column.beyond), column.box, here & (y > -10))
 
 
 def _arches_and_processes(skeleton: Skeleton, column: Column) -> None:

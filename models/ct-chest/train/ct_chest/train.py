@@ -76,7 +76,6 @@ class Training:
             self.network.load_state_dict(coarse | parameters)
         except RuntimeError as error:
             raise ValueError(f"{path} is of another network: {error}") from error
-        self.average.module.load_state_dict(self.network.state_dict())
         self.step = LAST_CYCLE_BEGINS
 
     def keep(self, path: Path) -> None:

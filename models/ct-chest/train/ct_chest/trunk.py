@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ct_chest.canvas import Canvas, Point
+from ct_chest.canvas import AIR_HU, Canvas, Point
 from ct_chest.fields import between, chance
 from ct_chest.labels import BODY, BONE
 from ct_chest.patient import Patient, Surfaces
@@ -36,8 +36,9 @@ def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.ran
         canvas.tube(arm.points, arm.radii, patient.fat, BODY, grown_mm=min(fat, 20) * 0.6)
     # More fat in front and on the sides than on the back, or the other way round.
     thickness = np.float32(fat) * (1 + np.float32(between(rng, -0.3, 0.5)) * np.cos(surfaces.angle))
-    # The neck ends within the head.
-    neck = canvas.z - np.float32(patient.frame.head[2] - 90)
+    # There is less of it around the neck, which ends within the head.
+    thickness *= np.clip((180 - canvas.z) / 60, 0.3, 1)
+    neck = canvas.z - np.float32(patient.frame.head[2] - 40)
     skin = np.maximum(surfaces.muscle - thickness, neck)
     canvas.paint(skin, patient.fat, BODY)
     if chance(rng, 0.4):
@@ -47,9 +48,9 @@ def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.ran
     # Muscles come in layers with fat between them.
     marbling = np.float32(patient.muscle) + 12 * np.sin(surfaces.muscle * np.float32(between(rng, 0.2, 0.6)))
     canvas.paint(np.maximum(surfaces.muscle, neck), marbling, BODY)
-    _head(canvas, patient, rng)
     for arm in arms:
         canvas.tube(arm.points, arm.radii, patient.muscle, BODY)
+    _head(canvas, patient, rng)
     _armpits(canvas, patient, rng)
     return arms
 
@@ -86,12 +87,12 @@ def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
 
 
 def _head(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
-    """Muscle, skull and brain, and the pharynx: no jaw, no face."""
-    centre = patient.frame.head
-    canvas.blob(centre, (80.0, 98.0, 118.0), patient.muscle, BODY)
-    canvas.blob(centre, (72.0, 90.0, 110.0), patient.cortex, BONE)
-    canvas.blob(centre, (66.0, 84.0, 104.0), 35.0, BODY)
+    """Soft tissue, in its upper part skull and brain, in its lower pharynx and nose: no jaw, no sinuses."""
+    x, y, z = patient.frame.head
+    canvas.blob((x, y, z), (80.0, 98.0, 118.0), patient.muscle, BODY)
+    canvas.blob((x, y, z + 25), (72.0, 90.0, 85.0), patient.cortex, BONE)
+    canvas.blob((x, y, z + 25), (66.0, 84.0, 79.0), 35.0, BODY)
     # The pharynx above the larynx is no part of the trachea.
-    top = between(rng, 205, 225)
-    canvas.tube([(0.0, 12.0, top), (0.0, 15.0, top + 90)], [9.0, 14.0], -1000.0, BODY)
-    canvas.tube([(0.0, 25.0, top + 85), (0.0, 95.0, top + 80)], [14.0, 18.0], -1000.0, BODY)
+    low, high = between(rng, 205, 225), z - 80
+    canvas.tube([(0.0, 12.0, low), (0.0, 15.0, high)], [9.0, 12.0], AIR_HU, BODY)
+    canvas.tube([(0.0, 25.0, high), (0.0, 95.0, high)], [10.0, 14.0], AIR_HU, BODY)

@@ -1,19 +1,23 @@
 """The aorta and its branches: contrast medium beside thrombus, false lumina, calcium and stents are no bone."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ct_chest.canvas import Canvas, Field, Point
 from ct_chest.fields import between, chance, child
 from ct_chest.labels import BODY
 from ct_chest.patient import Patient
 
-# Radii of the aorta, of that of its arch, mm: from the root on, and from the end of the arch down.
+# Radii of the aorta, as shares of its own: of the arch from the root on, and of the descent from its end.
 _ARCH = (1.1, 1.1, 1.0, 0.9)
 _DESCENT = tuple(np.linspace(0.85, 0.6, 8).tolist())
 
 
 def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Generator) -> None:
-    """Paints it from the heart, where `root` is, over the arch and down along the spine, with the iliac arteries."""
+    """Paints it from the heart, where `root` is, over the arch and down along the spine, with the iliac arteries.
+
+    Vena cava, pulmonary trunk and trachea, drawn later, dent the arch; nothing dents the rest.
+    """
     radius_mm = between(rng, 12, 19)
     arch: list[Point] = [root, (14.0, 20.0, 0.0), (10.0, 16.0, 28.0), (-4.0, 4.0, 44.0), (-18.0, -18.0, 42.0)]
     radii = [radius_mm * share for share in (*_ARCH, *_DESCENT)]
@@ -37,12 +41,17 @@ def along_spine(patient: Patient, radii: list[float], rng: np.random.Generator) 
     angles = np.interp(-heights, (-20, between(rng, 110, 190), -heights[-1]), to_the_left)
     gaps = np.full(len(radii), between(rng, 0, 5))
     if not patient.sound and chance(rng, 0.4):
-        angles += rng.normal(0, 0.25, len(radii))
-        gaps += rng.uniform(0, 12, len(radii))
+        angles, gaps = _tortuous(angles, gaps, rng)
     return [
         spine.beside(z, -angle, gap + radius)
         for z, angle, gap, radius in zip(heights.tolist(), angles.tolist(), gaps.tolist(), radii, strict=True)
     ]
+
+
+def _tortuous(
+    angles: NDArray[np.float64], gaps: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return angles + rng.normal(0, 0.25, angles.shape), gaps + rng.uniform(0, 12, gaps.shape)
 
 
 def _iliac(
@@ -68,8 +77,7 @@ def draw_vena_cava(canvas: Canvas, heart_z: float, patient: Patient) -> None:
     spine, (hip_x, hip_y, hip_z) = patient.frame.spine, patient.frame.hip
     confluence = spine.beside(spine.sacrum + 25, 0.6, 12)
     cava = [(26.0, -10.0, heart_z), spine.beside(-150, 0.8, 16), spine.beside(-240, 0.75, 14), confluence]
-    hu = patient.veins * 0.3 + patient.blood * 0.7
-    canvas.tube(cava, [11.0, 11.0, 10.0, 9.0], hu, BODY)
+    canvas.tube(cava, [11.0, 11.0, 10.0, 9.0], patient.cava, BODY)
     for side in (-1, 1):
         course: list[Point] = [
             confluence,
@@ -78,7 +86,7 @@ def draw_vena_cava(canvas: Canvas, heart_z: float, patient: Patient) -> None:
             (side * (hip_x - 34), hip_y + 42, hip_z + 20),
             (side * (hip_x - 26), hip_y + 56, hip_z - 16),
         ]
-        canvas.tube(course, [7.0, 6.5, 6.0, 6.0, 6.0], hu, BODY)
+        canvas.tube(course, [7.0, 6.5, 6.0, 6.0, 6.0], patient.cava, BODY)
 
 
 def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng: np.random.Generator) -> None:
@@ -118,15 +126,12 @@ def draw_vessel(
 ) -> None:
     """Paints a large artery along `points`, with what may ail it where the patient is not sound."""
     if not patient.sound and chance(rng, 0.2):
-        # Thrombus, or blood in the wall, around the lumen.
-        canvas.tube(points, radii, patient.blood, BODY, grown_mm=between(rng, 2, 12))
+        _thrombus(canvas, points, radii, patient, rng)
     canvas.tube(points, radii, patient.aorta, BODY)
     if patient.sound:
         return
     if chance(rng, 0.2):
-        share = between(rng, 0.4, 0.8)
-        hu = _false_lumen_hu(patient, rng)
-        canvas.tube(_aside(points, radii, 1 - share, rng), [radius * share for radius in radii], hu, BODY)
+        _round_false_lumen(canvas, points, radii, patient, rng)
     elif chance(rng, 0.25):
         draw_dissection(canvas, points, radii, (_false_lumen_hu(patient, rng), patient.blood), rng)
     if chance(rng, 0.4):
@@ -134,6 +139,21 @@ def draw_vessel(
             _calcium(canvas, points, radii, rng)
     if chance(rng, 0.06):
         _stent(canvas, points, radii, rng)
+
+
+def _thrombus(
+    canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
+) -> None:
+    """Around the lumen, or blood in the wall."""
+    canvas.tube(points, radii, patient.blood, BODY, grown_mm=between(rng, 2, 12))
+
+
+def _round_false_lumen(
+    canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
+) -> None:
+    share = between(rng, 0.4, 0.8)
+    hu = _false_lumen_hu(patient, rng)
+    canvas.tube(_aside(points, radii, 1 - share, rng), [radius * share for radius in radii], hu, BODY)
 
 
 def _false_lumen_hu(patient: Patient, rng: np.random.Generator) -> float:

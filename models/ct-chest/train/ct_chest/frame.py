@@ -8,7 +8,7 @@ from ct_chest.canvas import Field, Point
 from ct_chest.fields import between
 
 # Half the width and depth of a vertebral body of size 1.
-HALF_WIDTH_MM, HALF_DEPTH_MM = np.float32(17), np.float32(13.5)
+HALF_WIDTH_MM, HALF_DEPTH_MM = 17.0, 13.5
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Spine:
 
     Attributes:
         bend_mm: To which side it bends, and how far.
-        kyphosis_mm: How far back its middle lies at the upper chest.
+        kyphosis_mm: How far back it sways at the carina, and to the front in the loins.
         size: Of the vertebrae, a factor.
         top, sacrum: Where it ends, and where the sacrum begins, z in mm.
     """
@@ -83,8 +83,8 @@ def draw_frame(rng: np.random.Generator) -> Frame:
         bend_mm=between(rng, -6, 6),
         kyphosis_mm=between(rng, 4, 10),
         size=between(rng, 0.9, 1.1),
-        # The skull's base lies 110 mm below its middle, a little less where the spine meets it.
-        top=head[2] - 104,
+        # The skull's base lies 60 mm below the head's middle, a little less where the spine meets it.
+        top=head[2] - 54,
         sacrum=sacrum,
     )
     return Frame(head, spine, (between(rng, 66, 90), between(rng, 0, 14), sacrum - between(rng, 85, 105)))
