@@ -83,13 +83,13 @@ def gap_mm(spine: Spine, point: Point, radius: float) -> float:
     return float(distances.min()) - radius
 
 
-@pytest.mark.parametrize(("sound", "furthest_mm"), [(True, 5.0), (False, 17.0)])
+@pytest.mark.parametrize(("sound", "furthest_mm"), [(True, 5.5), (False, 17.0)])
 def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(sound: bool, furthest_mm: float) -> None:
     gaps, upper, lowest = [], [], []
     for seed in range(60):
         patient = draw_patient(np.random.default_rng(seed), sound=sound)
         radii = np.linspace(14, 8, 8).tolist()
-        course = along_spine(patient, radii, np.random.default_rng(seed))
+        course = along_spine(patient, radii, 5 * (seed % 2), np.random.default_rng(seed))
         spine = patient.frame.spine
         gaps += [gap_mm(spine, point, radius) for point, radius in zip(course, radii, strict=True)]
         assert np.diff([z for _, _, z in course]).max() < -30
@@ -135,7 +135,7 @@ def test_iliac_vessels_start_where_those_of_the_trunk_end() -> None:
     lines = [np.arange(-90, 90, 3, dtype=np.float32), np.arange(-70, 80, 3, dtype=np.float32)]
     x, y, z = np.meshgrid(*lines, np.arange(-560, -60, 4, dtype=np.float32), indexing="ij")
     for seed in range(6):
-        patient = replace(draw_patient(np.random.default_rng(seed), sound=True), aorta=300.0, cava=300.0)
+        patient = replace(draw_patient(np.random.default_rng(seed), sound=True), aorta=300.0, blood=300.0)
         of_arteries, of_veins = (Canvas(x, y, z, (3.0, 3.0, 4.0), edge_mm=1.0) for _ in range(2))
         draw_aorta(of_arteries, (-4.0, 14.0, 0.0), patient, np.random.default_rng(seed))
         draw_vena_cava(of_veins, -40.0, patient)

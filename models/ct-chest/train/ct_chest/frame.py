@@ -75,10 +75,9 @@ class Frame:
     hip: Point
 
 
-def draw_frame(rng: np.random.Generator) -> Frame:
-    """Draws one."""
+def draw_frame(sacrum: float, rng: np.random.Generator) -> Frame:
+    """Draws one; `sacrum` is where the spine ends, z in mm."""
     head: Point = (0.0, between(rng, -15, 20), between(rng, 315, 345))
-    sacrum = between(rng, -375, -320)
     spine = Spine(
         bend_mm=between(rng, -6, 6),
         kyphosis_mm=between(rng, 4, 10),

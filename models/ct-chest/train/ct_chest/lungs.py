@@ -120,7 +120,7 @@ class Chest:
 
     def _great_vessels(self, z: float, size: float) -> None:
         canvas, rng, who = self.canvas, self.rng, self.patient
-        self._oesophagus()
+        canvas.tube(self._oesophagus(), [8.0] * 4, who.muscle, BODY)
         draw_vena_cava(canvas, z, who)
         draw_aorta(canvas, (-4.0, 14.0, z + 30), who, rng)
         trunk: list[Point] = [(-20.0, 26.0, z + 34), (-22.0, 14.0, -8.0), (-16.0, 0.0, -8.0)]
@@ -135,17 +135,23 @@ class Chest:
         canvas.tube([(24.0, 12.0, 58.0), (-34.0, 22.0, 72.0)], [8.0, 7.0], who.veins, BODY)
         for x, y in ((20.0, 4.0), (-16.0, 2.0), (-24.0, -14.0)):
             canvas.tube([(x * 0.6, y, 48.0), (x, y, 95.0), (x * 1.6, y, 240.0)], [7.0, 5.5, 4.5], who.aorta, BODY)
-
-    def _oesophagus(self) -> None:
-        """Behind the trachea, then between heart and spine; the aorta, drawn later, passes behind it."""
-        rng, beside = self.rng, self.patient.frame.spine.beside
-        course = [beside(200, -0.1, 9), beside(60, -0.2, 10), beside(-40, 0.1, 12), beside(-120, -0.5, 34)]
-        self.canvas.tube(course, [8.0] * 4, self.patient.muscle, BODY)
         if chance(rng, 0.4):
-            n, ends = int(rng.integers(3)), sorted(rng.uniform(0, 1, 2).tolist())
-            start, stop = np.array(course[n]), np.array(course[n + 1])
-            first, last = ((x, y, z) for x, y, z in (start + share * (stop - start) for share in ends))
-            self.canvas.tube([first, last], [3.5, 3.5], AIR_HU, BODY)
+            self._gas_in_oesophagus(between(rng, 0, 1), between(rng, 10, 80))
+
+    def _oesophagus(self) -> list[Point]:
+        """Its course, behind the trachea, then between heart and spine, in the end in front of the aorta."""
+        beside = self.patient.frame.spine.beside
+        return [beside(200, -0.1, 9), beside(60, -0.2, 10), beside(-40, 0.1, 12), beside(-120, -0.5, 34)]
+
+    def _gas_in_oesophagus(self, place: float, long_mm: float) -> None:
+        """Gas so far along the course, of which 1 is the whole, and so long at most."""
+        course = np.array(self._oesophagus())
+        n, share = divmod(place * (len(course) - 1), 1)
+        start, stop = course[int(n)], course[int(n) + 1]
+        along = (stop - start) * min(1 - share, long_mm / float(np.linalg.norm(stop - start)))
+        first = start + share * (stop - start)
+        ends: list[Point] = [(x, y, z) for x, y, z in (first.tolist(), (first + along).tolist())]
+        self.canvas.tube(ends, [3.5, 3.5], AIR_HU, BODY)
 
     def thyroid(self) -> None:
         """Two bright lobes beside the trachea."""

@@ -33,8 +33,9 @@ class Patient:
         dome_depth: How far the diaphragm falls from its top to the wall, mm.
         frame: Where head, spine and hips lie.
         fat, muscle, blood, liver, marrow, cortex, lung: HU.
-        aorta, veins, arteries, cava: HU of what contrast medium reaches: great arteries, those veins that it comes by,
-            pulmonary vessels, and the veins that it comes back by, with the liver.
+        aorta, veins, arteries: HU of what contrast medium reaches: great arteries, the veins that it comes by, and
+            pulmonary vessels.
+        returned: The share of the aorta's contrast medium that veins from below bring back.
     """
 
     sound: bool
@@ -55,7 +56,12 @@ class Patient:
     aorta: float
     veins: float
     arteries: float
-    cava: float
+    returned: float
+
+    @property
+    def cava(self) -> float:
+        """HU of the veins from below."""
+        return self.blood + self.returned * (self.aorta - self.blood)
 
 
 def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
@@ -67,7 +73,6 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
     blood = between(rng, 28, 62)
     contrast = chance(rng, 0.55)
     level = between(rng, 90, 420 if sound else 520)
-    aorta = level * between(rng, 0.6, 1.2) if contrast else blood
     dome_right = between(rng, -130, -65)
     return Patient(
         sound=sound,
@@ -77,7 +82,7 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
         dome_right=dome_right,
         dome_left=dome_right - between(rng, -8, 26),
         dome_depth=between(rng, 40, 110),
-        frame=draw_frame(child(rng, "frame")),
+        frame=draw_frame(between(rng, -375, -320), child(rng, "frame")),
         fat=between(rng, -125, -75),
         muscle=between(rng, 30, 75),
         blood=blood,
@@ -85,10 +90,10 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
         marrow=between(rng, 40, 300) if sound else _marrow(rng),
         cortex=between(rng, 380, 1100),
         lung=between(rng, -910, -700) if chance(rng, 0.85) else between(rng, -700, -520),
-        aorta=aorta,
+        aorta=level * between(rng, 0.6, 1.2) if contrast else blood,
         veins=min(level * between(rng, 0.5, 4), 1800) if contrast else blood,
         arteries=level * between(rng, 0.5, 1.4) if contrast else blood,
-        cava=between(child(rng, "veins from below"), blood, max(aorta, blood)),
+        returned=between(child(rng, "contrast medium that returns"), 0, 1),
     )
 
 

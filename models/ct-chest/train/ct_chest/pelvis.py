@@ -15,6 +15,8 @@ def draw_pelvis(skeleton: Skeleton) -> None:
     if canvas.box((-190, -150, top - 260), (190, 150, top + 60)) is None:
         return
     _sacrum(skeleton, top)
+    # Numbers that the frame has of its own, as in the spine.
+    rng.random(4)
     hip = skeleton.patient.frame.hip
     _wings(skeleton, top, hip)
     for side in (-1, 1):
@@ -26,13 +28,13 @@ def draw_pelvis(skeleton: Skeleton) -> None:
 def _sacrum(skeleton: Skeleton, top: float) -> None:
     """As wide as the wings are apart, and bent back from where L5 stands on it."""
     canvas, rng = skeleton.canvas, skeleton.rng
+    wide, deep = between(rng, 40, 50), between(rng, 15, 22)
     box = canvas.box((-60, -140, top - 96), (60, 0, top))
     if box is None:
         return
     z = canvas.z[box]
     middle_x, middle_y = skeleton.patient.frame.spine.middle(np.array(top, np.float32))
     down = np.clip(top - z, 0, 96)
-    wide, deep = between(rng, 40, 50), between(rng, 15, 22)
     x = canvas.x[box] - middle_x * (1 - down / 96)
     y = canvas.y[box] - middle_y + down * (np.float32(0.6) - down * np.float32(0.0035))
     outness = np.sqrt((x / wide) ** 2 + (y / deep) ** 2 + ((z - np.float32(top - 42)) / 52) ** 2)

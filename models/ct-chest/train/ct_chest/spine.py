@@ -55,11 +55,14 @@ def draw_spine(skeleton: Skeleton) -> None:
 def _column(skeleton: Skeleton, box: Box) -> Column:
     canvas, rng = skeleton.canvas, skeleton.rng
     spine, z = skeleton.patient.frame.spine, canvas.z[box]
+    # Here and below numbers that the frame has of its own are passed by: scans of a seed stay those of its patient.
+    rng.random(2)
     middle_x, middle_y = spine.middle(z)
     pitch = np.maximum(_PITCH_MM - z * np.float32(_PITCH_FALLS), 10)
     # The integral of 1 / pitch.
     phase = np.log(_PITCH_MM / pitch) / np.float32(_PITCH_FALLS) - np.float32(between(rng, 0, 1))
     number = np.floor(phase)
+    rng.random()
     # Discs are thin in the chest, and twice as thick in the loins.
     half = pitch / 2 - np.float32(between(rng, 1.5, 3.5)) * np.clip(1 - z * np.float32(0.003), 0.8, 1.9)
     within = (phase - number - np.float32(0.5)) * pitch

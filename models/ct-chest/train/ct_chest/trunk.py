@@ -43,6 +43,7 @@ def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.ran
     canvas.paint(skin, patient.fat, BODY)
     if chance(rng, 0.4):
         _breasts(canvas, patient, rng)
+    throat = between(rng, 205, 225), between(rng, 8, 11), between(rng, 10, 14)
     if chance(rng, 0.7):
         canvas.paint(np.abs(skin + 1) - 1, 0.0)
     # Muscles come in layers with fat between them.
@@ -50,7 +51,7 @@ def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.ran
     canvas.paint(np.maximum(surfaces.muscle, neck), marbling, BODY)
     for arm in arms:
         canvas.tube(arm.points, arm.radii, patient.muscle, BODY)
-    _head(canvas, patient, rng)
+    _head(canvas, patient, throat)
     _armpits(canvas, patient, rng)
     return arms
 
@@ -86,13 +87,19 @@ def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
         canvas.blob(centre, (size * 0.5, size * flat * 0.6, size * 0.5), between(rng, -60, 50), BODY)
 
 
-def _head(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
-    """Soft tissue, in its upper part skull and brain, in its lower pharynx and nose: no jaw, no sinuses."""
+def _head(canvas: Canvas, patient: Patient, throat: tuple[float, float, float]) -> None:
+    """Soft tissue, in its upper part skull and brain, in its lower the nose; the pharynx: no jaw, no sinuses.
+
+    Args:
+        canvas: Where.
+        patient: Whose.
+        throat: Where the pharynx begins, z, and its radii below and above, mm.
+    """
     x, y, z = patient.frame.head
     canvas.blob((x, y, z), (80.0, 98.0, 118.0), patient.muscle, BODY)
     canvas.blob((x, y, z + 25), (72.0, 90.0, 85.0), patient.cortex, BONE)
     canvas.blob((x, y, z + 25), (66.0, 84.0, 79.0), 35.0, BODY)
     # The pharynx above the larynx is no part of the trachea.
-    low, high = between(rng, 205, 225), z - 80
-    canvas.tube([(0.0, 12.0, low), (0.0, 15.0, high)], [9.0, 12.0], AIR_HU, BODY)
+    (low, narrow, wide), high = throat, z - 80
+    canvas.tube([(0.0, 12.0, low), (0.0, 15.0, high)], [narrow, wide], AIR_HU, BODY)
     canvas.tube([(0.0, 25.0, high), (0.0, 95.0, high)], [10.0, 14.0], AIR_HU, BODY)

@@ -23,23 +23,24 @@ def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Gen
     radii = [radius_mm * share for share in (*_ARCH, *_DESCENT)]
     if not patient.sound:
         radii = widened(radii, child(rng, "aneurysm"))
-    down = along_spine(patient, radii[len(_ARCH) :], child(rng, "course of the aorta"))
+    down = along_spine(patient, radii[len(_ARCH) :], between(rng, 0, 5), child(rng, "course of the aorta"))
     draw_vessel(canvas, arch, radii[: len(arch)], patient, rng)
     draw_vessel(canvas, [arch[-1], *down], [radii[len(_ARCH)], *radii[len(_ARCH) :]], patient, rng)
     for side in (-1, 1):
-        draw_vessel(canvas, *_iliac(side, down[-1], patient, child(rng, f"iliac artery {side}")), patient, rng)
+        of_iliac = child(rng, f"iliac artery {side}")
+        draw_vessel(canvas, *_iliac(side, down[-1], patient, of_iliac), patient, of_iliac)
 
 
-def along_spine(patient: Patient, radii: list[float], rng: np.random.Generator) -> list[Point]:
+def along_spine(patient: Patient, radii: list[float], gap_mm: float, rng: np.random.Generator) -> list[Point]:
     """The descending aorta's course, a point for each radius, mm: left of the spine, then in front of it, to L4.
 
-    It touches the spine, or up to 5 mm of fat lie between; that of one who is not sound may be tortuous.
+    So much fat lies between; that of one who is not sound may be tortuous.
     """
     spine = patient.frame.spine
     heights = np.linspace(20, spine.sacrum + between(rng, 25, 60), len(radii))
     to_the_left = (between(rng, 0.9, 1.5), between(rng, 0, 0.9), between(rng, -0.1, 0.3))
     angles = np.interp(-heights, (-20, between(rng, 110, 190), -heights[-1]), to_the_left)
-    gaps = np.full(len(radii), between(rng, 0, 5))
+    gaps = np.full(len(radii), gap_mm)
     if not patient.sound and chance(rng, 0.4):
         angles, gaps = _tortuous(angles, gaps, rng)
     return [
