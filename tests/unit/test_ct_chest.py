@@ -121,7 +121,7 @@ def test_lungs_of_a_real_chest(real_scans: Path) -> None:
 def test_parts_of_a_real_chest(real_scans: Path) -> None:
     figures = dict(partial_scans(real(real_scans / "chest_cta.nii.gz")))
     # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
-    sides = dict.fromkeys(PARTS, 0.99) | {"left half": 0.88, "right half": 0.94}
+    sides = dict.fromkeys(PARTS, 0.99) | {"left half": 0.90, "right half": 0.92}
     for part, least in sides.items():
         assert figures[f"{part}, Dice both lungs"] >= 0.95, part
         assert figures[f"{part}, on the correct side"] >= least, part
@@ -129,7 +129,7 @@ def test_parts_of_a_real_chest(real_scans: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spacing", "trachea", "bone"),
-    [((2.0, 2.0, 2.0), 0.94, 0.90), ((0.8, 0.8, 2.5), 0.94, 0.92), ((3.0, 3.0, 5.0), 0.94, 0.84)],
+    [((2.0, 2.0, 2.0), 0.94, 0.90), ((0.8, 0.8, 2.5), 0.94, 0.92), ((3.0, 3.0, 5.0), 0.94, 0.86)],
 )
 def test_a_real_chest_at_another_spacing(
     real_scans: Path, spacing: tuple[float, float, float], trachea: float, bone: float
@@ -157,14 +157,16 @@ def test_lung_bases_of_a_real_abdomen_and_no_lung_in_its_bowel(real_scans: Path)
     assert min(figures["recall lung_left"], figures["recall lung_right"]) >= 0.90
     assert figures["share of lung in stomach or bowel"] <= 0.01
     assert figures["share of lung outside the body"] <= 0.01
+    for bones, least in (("hip bones", 0.80), ("vertebrae", 0.73), ("sacrum", 0.48), ("ribs", 0.41)):
+        assert figures[f"recall of {bones}"] >= least, bones
 
 
 def test_no_lung_in_the_air_under_a_blanket(real_scans: Path) -> None:
     reference = real(real_scans / "example_seg_dicom.nii.gz")
     figures = dict(example_dicom(read_series(real_scans / "example_ct_dicom"), reference))
     assert figures["lung, ml"] == 0
-    assert figures["recall of vertebrae"] >= 0.70
-    assert figures["recall of ribs"] >= 0.70
+    assert figures["recall of vertebrae"] >= 0.85
+    assert figures["recall of ribs"] >= 0.65
 
 
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (True, True, False)), ((2, 0, 1), (False, True, True))])
