@@ -8,7 +8,7 @@ from scipy import ndimage
 from ct_chest import abdomen, labels, pelvis, ribs, spine
 from ct_chest.canvas import Canvas
 from ct_chest.frame import Spine
-from ct_chest.patient import Surfaces, draw_patient
+from ct_chest.patient import Patient, Surfaces, draw_patient
 from ct_chest.ribs import straightened
 from ct_chest.scanner import Grid, draw_canvas
 from ct_chest.skeleton import Skeleton
@@ -92,20 +92,21 @@ def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     assert min(sides) < -40 < 40 < max(sides)
 
 
+def with_trunk(patient: Patient, grid: Grid, rng: np.random.Generator) -> Canvas:
+    canvas = draw_canvas(rng, grid)
+    draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
+    return canvas
+
+
 def test_the_skull_is_closed_around_a_brain_and_bears_on_the_spine() -> None:
     grid = Grid((56, 62, 76), (4.0, 4.0, 4.0), (0.0, 0.0, 340.0))
     for seed in range(4):
         rng = np.random.default_rng(seed)
         patient = draw_patient(rng)
-        canvas = draw_canvas(rng, grid)
-        draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
+        canvas = with_trunk(patient, grid, rng)
         skull = canvas.labels == labels.BONE
         head = patient.frame.head
-        middle = (head[0], head[1], head[2] + 25)
-        within = [
-            (axis - at) / half
-            for axis, at, half in zip((canvas.x, canvas.y, canvas.z), middle, (66, 84, 79), strict=True)
-        ]
+        within = [(canvas.x - head[0]) / 66, (canvas.y - head[1]) / 84, (canvas.z - head[2] - 25) / 79]
         around = np.linalg.norm(within, axis=0)
         brain = around < 0.95
         assert np.count_nonzero(brain) > 8000
@@ -124,8 +125,7 @@ def test_the_pharynx_is_air_below_the_skull_and_no_trachea() -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
         patient = draw_patient(rng)
-        canvas = draw_canvas(rng, grid)
-        draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
+        canvas = with_trunk(patient, grid, rng)
         high = patient.frame.head[2] - 80
         within = (np.hypot(canvas.x, canvas.y - 13) < 6) & (canvas.z > 228) & (canvas.z < high)
         assert np.count_nonzero(within) > 3
@@ -139,8 +139,7 @@ def test_the_neck_ends_within_the_head() -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         patient = replace(draw_patient(rng), arms_up=False, fat_mm=38.0)
-        canvas = draw_canvas(rng, grid)
-        draw_trunk(canvas, patient, Surfaces(canvas, patient, rng), rng)
+        canvas = with_trunk(patient, grid, rng)
         x, y, z = patient.frame.head
         within = [(canvas.x - x) / 83, (canvas.y - y) / 101, (canvas.z - z) / 121]
         outside = (np.linalg.norm(within, axis=0) > 1) & (canvas.labels == labels.BODY)

@@ -9,20 +9,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ct_chest import abdomen, generator, labels, vessel
+from ct_chest.artery import draw_artery, draw_dissection
 from ct_chest.canvas import Canvas, Point
 from ct_chest.frame import Spine
 from ct_chest.generator import make_example
 from ct_chest.patient import draw_patient
 from ct_chest.scanner import Grid
-from ct_chest.vessel import (
-    along_spine,
-    draw_abdominal_branches,
-    draw_aorta,
-    draw_dissection,
-    draw_vena_cava,
-    draw_vessel,
-    widened,
-)
+from ct_chest.vessel import along_spine, draw_abdominal_branches, draw_aorta, draw_vena_cava, widened
 
 # What nothing else is drawn with.
 MARK_HU = 2000.0
@@ -35,7 +28,7 @@ def test_an_artery_and_what_ails_it_are_body_and_not_bone() -> None:
     bright, wide, mixed = 0, 0, 0
     for seed in range(60):
         canvas = Canvas(x, y, z, (1.5, 1.5, 1.5), edge_mm=1.0)
-        draw_vessel(canvas, [(0, 0, -60), (0, 0, 60)], [10, 10], patient, np.random.default_rng(seed))
+        draw_artery(canvas, [(0, 0, -60), (0, 0, 60)], [10, 10], patient, np.random.default_rng(seed))
         inside, around = x**2 + y**2 < 7**2, x**2 + y**2 > 12**2
         assert np.all(canvas.labels[inside] == labels.BODY)
         assert set(np.unique(canvas.labels)) == {labels.BACKGROUND, labels.BODY}
@@ -114,7 +107,7 @@ def test_nothing_is_drawn_into_the_descending_aorta_and_the_iliac_arteries(
         drawn.append((canvas, points, radii))
         canvas.tube(points, radii, MARK_HU, labels.BODY)
 
-    monkeypatch.setattr(vessel, "draw_vessel", mark)
+    monkeypatch.setattr(vessel, "draw_artery", mark)
     monkeypatch.setattr(generator, "expose", lambda *_, **__: None)
     monkeypatch.setattr(generator, "draw_grid", lambda *_, **__: Grid((90, 75, 180), (4.0, 4.0, 4.0), (0, 0, -180)))
     for seed in range(6):

@@ -25,17 +25,14 @@ def main() -> None:
     parser.add_argument("--sound", type=int, default=16, help="synthetic volumes of sound patients")
     parser.add_argument("--ill", type=int, default=8, help="synthetic volumes with what ails bones and arteries")
     arguments = parser.parse_args()
-    seed = first_seed(arguments.model)
+    model = arguments.model
     sections: list[tuple[str, Figures]] = [
-        (
-            f"synthetic volumes of sound patients, seeds from {seed} on",
-            synthetic(arguments.sound, arguments.model, sound=True),
-        ),
-        ("the same with what ails bones and arteries", synthetic(arguments.ill, arguments.model, sound=False)),
-        ("time", timed(arguments.model)),
+        (f"synthetic scans from seed {first_seed(model)} on, sound", synthetic(arguments.sound, model, sound=True)),
+        ("the same, ill", synthetic(arguments.ill, model, sound=False)),
+        ("time", timed(model)),
     ]
     if arguments.data is not None:
-        sections += _real(arguments.data, arguments.model)
+        sections += _real(arguments.data, model)
     for title, figures in sections:
         print(title)  # noqa: T201
         for name, value in figures:

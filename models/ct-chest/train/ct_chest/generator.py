@@ -47,7 +47,7 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
         spacing_mm: Size of a voxel.
         abdominal: A scan of the abdomen with much gas, lung bases or none at its top; otherwise any part of the trunk.
         sound: Bones and arteries of a healthy person; otherwise thin, steep or porous bones, osteophytes, aneurysms,
-            dissections, clots, calcium and stents occur as well.
+            dissections, thrombus, calcium and stents occur as well.
     """
     rng = np.random.default_rng(seed)
     patient = draw_patient(rng, sound=sound)

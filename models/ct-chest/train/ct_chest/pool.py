@@ -20,8 +20,8 @@ from inference_service.resample import Shape, resize, resized_shape
 
 # Modules that decide what an example is: not those that train, export and judge the network.
 _DRAWN_BY = (
-    "abdomen", "canvas", "disease", "feed", "fields", "frame", "generator", "labels", "lungs", "patient", "pelvis",
-    "pool", "ribs", "scanner", "skeleton", "spine", "surroundings", "trunk", "vessel",
+    "abdomen", "artery", "canvas", "disease", "feed", "fields", "frame", "generator", "labels", "lungs", "patient",
+    "pelvis", "pool", "ribs", "scanner", "skeleton", "spine", "surroundings", "trunk", "vessel",
 )  # fmt: skip
 
 
