@@ -35,9 +35,10 @@ demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a fi
 test: $(READY) ## run all tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
-check: $(READY) ## format, lint, types, tests
+check: $(READY) ## format, lint, layers, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 

@@ -16,7 +16,7 @@ from benchmarks.results import FOLDER, Results, free_file
 from benchmarks.rounds import compare_labels, run_rounds
 from benchmarks.tables import case_tables, summary_table
 from benchmarks.workspace import Workspace
-from inference_service.machine import usable_cpus
+from inference_service.core.host import usable_cpus
 
 # Wide enough for the tables where the output is no terminal.
 _WIDTH = 150

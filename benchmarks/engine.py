@@ -4,10 +4,10 @@ from benchmarks.measurement import Task
 from benchmarks.onnx import PROVIDERS
 from benchmarks.watch import MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
-from inference_service.engine import Engine
-from inference_service.models import Model, read_model
-from inference_service.providers import GpuOptions
-from inference_service.providers import Precision as EnginePrecision
+from inference_service.core.execution import GpuOptions
+from inference_service.core.execution import Precision as EnginePrecision
+from inference_service.engine.model_registry import Model, read_model
+from inference_service.engine.session_cache import Engine
 
 
 def task_engine(task: Task) -> Engine:

@@ -9,8 +9,8 @@ from benchmarks.models import write_model
 from benchmarks.networks import NETWORKS, save, save_half
 from benchmarks.nnunet_folder import write_nnunet_folder
 from benchmarks.workspace import Workspace
-from inference_service.nifti import write_volume
-from inference_service.phantom import chest_phantom
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.formats.nifti import write_volume
 
 _SEED = 1
 _SMOOTHING_VOXELS = 2.0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import MAX_VOXELS
-from inference_service.nifti import read_nifti
+from inference_service.formats.nifti import read_nifti
 
 
 def copy_labels(mask: Path, labels: Path) -> None:

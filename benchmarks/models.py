@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmarks.measurement import CaseName
 from benchmarks.networks import UNet
-from inference_service.manifest import Manifest
-from inference_service.models import MANIFEST_FILE, NETWORK_FILE
+from inference_service.contract.manifest import Manifest
+from inference_service.engine.model_registry import MANIFEST_FILE, NETWORK_FILE
 
 SPACING_MM = 1.5
 # No scan here is too large.

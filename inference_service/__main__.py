@@ -1,5 +1,5 @@
 """`python -m inference_service`."""
 
-from inference_service.cli import main
+from inference_service.cli.main import main
 
 main()

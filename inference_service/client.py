@@ -9,18 +9,19 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from inference_service import jobs
-from inference_service.archives import list_files
-from inference_service.dispatch import dispatch
-from inference_service.errors import BadRequest, DatabaseUnavailable, InputNotFound, QueueUnavailable
-from inference_service.jobs import Job, Transition, Unsent
-from inference_service.patience import patiently
-from inference_service.queues import App, look, make_app
-from inference_service.request import InputReference, SegmentRequest
-from inference_service.settings import Settings, get_settings
-from inference_service.storage import Storage
-from inference_service.tables import Database, JobState, connect
-from inference_service.workers import Worker, known_workers
+from inference_service.contract.task_message import InputReference, SegmentRequest
+from inference_service.core.errors import BadRequest, DatabaseUnavailable, InputNotFound, QueueUnavailable
+from inference_service.core.files import list_files
+from inference_service.core.retry import patiently
+from inference_service.core.settings import Settings, get_settings
+from inference_service.jobs import job_store
+from inference_service.jobs.celery_app import App, look, make_app
+from inference_service.jobs.database import Database, connect
+from inference_service.jobs.dispatch import dispatch
+from inference_service.jobs.job_store import Job, Transition, Unsent
+from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.schema import JobState
+from inference_service.jobs.worker_registry import Worker, known_workers
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Client:
             DatabaseUnavailable: Nobody knows whether the job was recorded: submit it again with the same id.
         """
         job_id = job_id or uuid4()
-        if jobs.create(self._database, job_id, request):
+        if job_store.create(self._database, job_id, request):
             job = Unsent(job_id, request.model_dump(mode="json"), attempt=0)
             try:
                 dispatch(self._app, self._database, [job], look(self._app), settings=self._settings)
@@ -115,15 +116,15 @@ class Client:
 
     def status(self, job_id: UUID) -> Job | None:
         """The job as it stands now; None where there is none."""
-        return jobs.get(self._database, job_id)
+        return job_store.get(self._database, job_id)
 
     def transitions(self, job_id: UUID) -> Sequence[Transition]:
         """All changes of the job's state, oldest first."""
-        return jobs.transitions(self._database, job_id)
+        return job_store.transitions(self._database, job_id)
 
     def list(self, *, state: JobState | None = None, limit: int = 50) -> Sequence[Job]:
         """The jobs created last, newest first."""
-        return jobs.latest(self._database, state=state, limit=limit)
+        return job_store.latest(self._database, state=state, limit=limit)
 
     def workers(self) -> Sequence[Worker]:
         """The workers seen within a day, and what they run."""
@@ -159,7 +160,7 @@ class Client:
 
     def cancel(self, job_id: UUID) -> Job | None:
         """Cancels a queued job and asks the worker of a running one to stop; None where there is no such job."""
-        return jobs.cancel(self._database, job_id)
+        return job_store.cancel(self._database, job_id)
 
     def result(self, job: Job, folder: Path) -> Sequence[Path]:
         """Downloads the results of a succeeded job.

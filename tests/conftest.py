@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from inference_service.deployment import prepare
-from inference_service.embedded import Servers, start_servers
-from inference_service.settings import Settings, get_settings
-from inference_service.stack import settings_for
+from inference_service.core.settings import Settings, get_settings
+from inference_service.embedded.servers import Servers, start_servers
+from inference_service.embedded.stack import settings_for
+from inference_service.worker.deployment import prepare
 
 REPOSITORY = Path(__file__).parent.parent
 MODELS = REPOSITORY / "models"

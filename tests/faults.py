@@ -20,12 +20,12 @@ from minio import Minio
 from onnx import TensorProto, helper, numpy_helper
 
 from inference_service import Client
-from inference_service.embedded import Servers
-from inference_service.jobs import Job
-from inference_service.manifest import Manifest
-from inference_service.request import InputReference, Options, OutputReference, Priority, SegmentRequest
-from inference_service.stack import WorkerProcess, settings_for, start_worker
-from inference_service.tables import FINAL_STATES, JobState
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.task_message import InputReference, Options, OutputReference, Priority, SegmentRequest
+from inference_service.embedded.servers import Servers
+from inference_service.embedded.stack import WorkerProcess, settings_for, start_worker
+from inference_service.jobs.job_store import Job
+from inference_service.jobs.schema import FINAL_STATES, JobState
 
 LIMIT_S = 90.0
 WINDOW = 32
@@ -206,14 +206,15 @@ def before_each_window(folder: Path, code: str) -> dict[str, str]:
         f"""
 import time
 from pathlib import Path
-from inference_service import sessions
-from inference_service.errors import WorkerLost
+from inference_service.engine import session
+from inference_service.core.errors import WorkerLost
 
 def run(self, windows):
 {indent(code, "    ")}
     return running(self, windows)
 
-running, sessions.Session.run = sessions.Session.run, run
+running = session.Session.run
+session.Session.run = run
 """
     )
     return {"PYTHONPATH": str(folder)}

@@ -22,17 +22,17 @@ from uuid import UUID, uuid4
 import psutil
 from faults import PERIODS, Service, child_of, freeze, kill, start_service
 
-from inference_service.deployment import prepare
-from inference_service.display import console
-from inference_service.embedded import start_servers
-from inference_service.errors import TransientError
-from inference_service.jobs import Job
-from inference_service.nifti import write_volume
-from inference_service.phantom import chest_phantom
-from inference_service.queues import make_app, send
-from inference_service.request import Priority, SegmentRequest
-from inference_service.stack import WorkerProcess, settings_for
-from inference_service.tables import JobState
+from inference_service.cli.display import console
+from inference_service.contract.task_message import Priority, SegmentRequest
+from inference_service.core.errors import TransientError
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.embedded.servers import start_servers
+from inference_service.embedded.stack import WorkerProcess, settings_for
+from inference_service.formats.nifti import write_volume
+from inference_service.jobs.celery_app import make_app, send
+from inference_service.jobs.job_store import Job
+from inference_service.jobs.schema import JobState
+from inference_service.worker.deployment import prepare
 
 # Faults cost attempts, which a job that is only unlucky must not run out of.
 WORKER = {**PERIODS, "MAX_ATTEMPTS": "20", "OUTAGE_PATIENCE_S": "10"}

@@ -22,7 +22,7 @@ from benchmarks.measurement import Run, Task
 from benchmarks.nnunet_folder import CHECKPOINT
 from benchmarks.watch import MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
-from inference_service.stages import Stage, StageClock
+from inference_service.core.progress import Stage, StageClock
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -10,12 +10,13 @@ from benchmarks.labels import copy_labels
 from benchmarks.measurement import Run, Task
 from benchmarks.models import MAX_VOXELS
 from benchmarks.watch import MemoryWatch, NetworkClock
-from inference_service import pipeline
-from inference_service.engine import Engine, load_session
-from inference_service.models import Model
-from inference_service.pipeline import MASK_FILE, segment_file
-from inference_service.sessions import Session
-from inference_service.stages import StageClock
+from inference_service.contract.result_files import MASK_FILE
+from inference_service.core.progress import StageClock
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import Engine, load_session
+from inference_service.segmentation import pipeline
+from inference_service.segmentation.pipeline import segment_file
 
 
 def run(task: Task) -> Run:

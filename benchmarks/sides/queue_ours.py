@@ -8,12 +8,12 @@ from benchmarks.measurement import Run, Task
 from benchmarks.onnx import PROVIDERS
 from benchmarks.workspace import Workspace
 from inference_service.client import Client
-from inference_service.deployment import prepare
-from inference_service.embedded import start_servers
-from inference_service.jobs import Job
-from inference_service.request import SegmentRequest
-from inference_service.stack import settings_for, start_worker
-from inference_service.tables import JobState
+from inference_service.contract.task_message import SegmentRequest
+from inference_service.embedded.servers import start_servers
+from inference_service.embedded.stack import settings_for, start_worker
+from inference_service.jobs.job_store import Job
+from inference_service.jobs.schema import JobState
+from inference_service.worker.deployment import prepare
 
 _JOBS = 10
 _LIMIT_S = 600.0

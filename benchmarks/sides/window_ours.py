@@ -9,13 +9,13 @@ from benchmarks.engine import check_precision, check_watched, task_engine, task_
 from benchmarks.measurement import Run, Task
 from benchmarks.models import MAX_VOXELS, SPACING_MM
 from benchmarks.watch import MemoryWatch, NetworkClock
-from inference_service.device_sums import OnDevice
-from inference_service.engine import load_session
-from inference_service.parallel import Threads
-from inference_service.pipeline import segment_volume
-from inference_service.sessions import Session
-from inference_service.stages import StageClock
-from inference_service.volume import Volume
+from inference_service.core.progress import StageClock
+from inference_service.core.threads import Threads
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import load_session
+from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.device_aggregator import OnDevice
+from inference_service.segmentation.volume_segmentation import segment_volume
 
 
 def run(task: Task) -> Run:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from inference_service import Client
-from inference_service.nifti import write_volume
-from inference_service.phantom import chest_phantom
-from inference_service.stack import Stack, start_stack
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.embedded.stack import Stack, start_stack
+from inference_service.formats.nifti import write_volume
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from dicom_files import affine_of, straight, write
 
-from inference_service.stack import Stack
+from inference_service.embedded.stack import Stack
 
 LIMIT_S = 100.0
 COMMAND = [sys.executable, "-m", "inference_service"]

@@ -24,12 +24,12 @@ from faults import (
 )
 from redis import Redis
 
-from inference_service.deployment import prepare
-from inference_service.embedded import start_servers
-from inference_service.queues import PRIORITY_QUEUE, make_app, send
-from inference_service.request import Priority
-from inference_service.stack import WorkerProcess, settings_for
-from inference_service.tables import JobState
+from inference_service.contract.task_message import Priority
+from inference_service.embedded.servers import start_servers
+from inference_service.embedded.stack import WorkerProcess, settings_for
+from inference_service.jobs.celery_app import PRIORITY_QUEUE, make_app, send
+from inference_service.jobs.schema import JobState
+from inference_service.worker.deployment import prepare
 
 pytestmark = pytest.mark.timeout(300)
 

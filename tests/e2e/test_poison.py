@@ -14,12 +14,12 @@ from kombu import Connection, Consumer, Exchange, Queue
 from redis import Redis
 
 from inference_service import Client
-from inference_service.jobs import Job
-from inference_service.queues import OVERFLOW_QUEUE
-from inference_service.request import TASK_NAME, SegmentRequest
-from inference_service.stack import Stack
-from inference_service.tables import JobState
-from inference_service.transport import Channel
+from inference_service.contract.task_message import TASK_NAME, SegmentRequest
+from inference_service.embedded.stack import Stack
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE
+from inference_service.jobs.job_store import Job
+from inference_service.jobs.schema import JobState
+from inference_service.worker.redis_transport import Channel
 
 LIMIT_S = 60.0
 # Both workers consume the queue, and one of them runs two jobs at once.
@@ -188,7 +188,7 @@ def test_an_unacknowledged_message_goes_back_to_its_queue(stack: Stack, queue: R
     queue.lpush(name, envelope("content", {}, properties=properties))
     with Connection(
         stack.settings.broker_url,
-        transport="inference_service.transport:Transport",
+        transport="inference_service.worker.redis_transport:Transport",
         transport_options={**keys, "visibility_timeout": -1},
     ) as connection:
         channel = connection.channel()

@@ -15,13 +15,13 @@ import pytest
 from kombu import Connection, Exchange, Producer
 
 from inference_service import Client
-from inference_service.jobs import Job
-from inference_service.queues import OVERFLOW_QUEUE
-from inference_service.readers import read_scan
-from inference_service.request import OutputReference, Priority, SegmentRequest
-from inference_service.stack import Stack, start_worker
-from inference_service.storage import Storage
-from inference_service.tables import JobState
+from inference_service.contract.task_message import OutputReference, Priority, SegmentRequest
+from inference_service.embedded.stack import Stack, start_worker
+from inference_service.formats.scan_reader import read_scan
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE
+from inference_service.jobs.job_store import Job
+from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.schema import JobState
 
 LIMIT_S = 60.0
 

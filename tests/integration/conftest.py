@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from inference_service.settings import Settings
-from inference_service.storage import Storage
-from inference_service.tables import connect
+from inference_service.core.settings import Settings
+from inference_service.jobs.database import connect
+from inference_service.jobs.object_storage import Storage
 
 
 @pytest.fixture

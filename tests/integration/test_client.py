@@ -15,12 +15,12 @@ from packaging.utils import canonicalize_name
 from redis import Redis
 
 from inference_service import Client
-from inference_service.embedded import Servers
-from inference_service.errors import BadRequest, QueueUnavailable
-from inference_service.queues import OVERFLOW_QUEUE, PRIORITY_QUEUE, look, make_app
-from inference_service.request import InputReference, Priority, SegmentRequest, parse_request
-from inference_service.settings import Settings
-from inference_service.tables import JobState
+from inference_service.contract.task_message import InputReference, Priority, SegmentRequest, parse_request
+from inference_service.core.errors import BadRequest, QueueUnavailable
+from inference_service.core.settings import Settings
+from inference_service.embedded.servers import Servers
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, look, make_app
+from inference_service.jobs.schema import JobState
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 
@@ -118,7 +118,7 @@ def test_the_newest_jobs_are_listed(client: Client) -> None:
 SUBMITTING = """
 import sys
 from inference_service import Client
-from inference_service.request import InputReference, SegmentRequest
+from inference_service.contract.task_message import InputReference, SegmentRequest
 
 with Client() as client:
     job = client.status(client.submit(SegmentRequest(input=InputReference(key="x"), model="ct-tissue")))

@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
-from inference_service import attempts, jobs
-from inference_service.errors import JobCancelled, ServiceError, TimeLimit
-from inference_service.lease import Lease, LeaseLost
+from inference_service.core.errors import JobCancelled, ServiceError, TimeLimit
+from inference_service.jobs import attempts, job_store
+from inference_service.jobs.lease import Lease, LeaseLost
 
 LIMIT_S = 10.0
 
@@ -20,7 +20,7 @@ LIMIT_S = 10.0
 @pytest.fixture
 def claim(database: Engine) -> attempts.Claim:
     job_id = uuid4()
-    jobs.create(database, job_id, None)
+    job_store.create(database, job_id, None)
     held = attempts.claim(database, job_id, worker="w", lease_s=0.6, max_attempts=3)
     assert held is not None
     return held
@@ -61,7 +61,7 @@ def test_a_kept_lease_outlives_its_length(database: Engine, claim: attempts.Clai
 
 def test_progress_reaches_the_row(database: Engine, claim: attempts.Claim) -> None:
     def stage() -> str | None:
-        job = jobs.get(database, claim.job_id)
+        job = job_store.get(database, claim.job_id)
         assert job is not None
         return job.stage
 
@@ -73,7 +73,7 @@ def test_progress_reaches_the_row(database: Engine, claim: attempts.Claim) -> No
 def test_a_cancellation_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
     with held(database, claim) as lease:
         lease.progress("windows", 0.1)
-        jobs.cancel(database, claim.job_id)
+        job_store.cancel(database, claim.job_id)
         wait_for(lambda: raises(JobCancelled, lease))
 
 
@@ -98,7 +98,7 @@ def test_work_that_was_ended_frees_its_memory_at_once(database: Engine, claim: a
     held_by_work: list[weakref.ref[Array]] = []
     gc.disable()
     try:
-        jobs.cancel(database, claim.job_id)
+        job_store.cancel(database, claim.job_id)
         with pytest.raises(JobCancelled) as caught:
             work()
         del caught
@@ -123,7 +123,7 @@ def test_work_that_goes_on_is_ended_by_force(database: Engine, claim: attempts.C
     time_limit_s = 0.3 if reason == "time_limit" else 60.0
     with held(database, claim, time_limit_s=time_limit_s, last_words=last_words, end=lambda: ended.append("end")):
         if reason == "cancelled":
-            jobs.cancel(database, claim.job_id)
+            job_store.cancel(database, claim.job_id)
         if reason == "lost":
             attempts.fail(database, claim, JobCancelled("by another hand"))
         wait_for(lambda: "end" in ended)

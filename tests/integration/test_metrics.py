@@ -8,14 +8,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, delete
 
-from inference_service import attempts, jobs
-from inference_service.errors import InputCorrupt, WorkerLost
-from inference_service.metrics import Metrics
-from inference_service.queues import RedisState
-from inference_service.request import InputReference, SegmentRequest
-from inference_service.server_process import free_port
-from inference_service.sweep import Ended
-from inference_service.tables import JobRow
+from inference_service.contract.task_message import InputReference, SegmentRequest
+from inference_service.core.errors import InputCorrupt, WorkerLost
+from inference_service.embedded.process import free_port
+from inference_service.jobs import attempts, job_store
+from inference_service.jobs.celery_app import RedisState
+from inference_service.jobs.recovery import Ended
+from inference_service.jobs.schema import JobRow
+from inference_service.worker.metrics import Metrics
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 LEASE_S = 30.0
@@ -23,7 +23,7 @@ LEASE_S = 30.0
 
 def claimed(database: Engine, *, worker: str) -> attempts.Claim:
     job_id = uuid4()
-    jobs.create(database, job_id, REQUEST)
+    job_store.create(database, job_id, REQUEST)
     claim = attempts.claim(database, job_id, worker=worker, lease_s=LEASE_S, max_attempts=3)
     assert claim is not None
     return claim
@@ -59,7 +59,7 @@ def test_a_job_that_a_worker_finds_at_its_end_is_counted_by_it(database: Engine,
     metrics = Metrics(worker, database)
     metrics.look(lease_s=LEASE_S)
     job_id = uuid4()
-    jobs.create(database, job_id, REQUEST)
+    job_store.create(database, job_id, REQUEST)
     assert attempts.claim(database, job_id, worker="dead", lease_s=-1, max_attempts=1)
     assert attempts.claim(database, job_id, worker=worker, lease_s=LEASE_S, max_attempts=1) is None
     time.sleep(2.1)
@@ -76,7 +76,7 @@ def test_how_the_service_stands(database: Engine, worker: str) -> None:
     metrics.look(lease_s=LEASE_S)
     assert (value("inference_jobs", {"state": "queued"}), value("inference_lease_age_seconds")) == (0, 0)
     for _ in range(2):
-        jobs.create(database, uuid4(), REQUEST)
+        job_store.create(database, uuid4(), REQUEST)
     claimed(database, worker=worker)
     time.sleep(0.2)
     metrics.look(lease_s=LEASE_S)

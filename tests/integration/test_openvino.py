@@ -10,19 +10,20 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from inference_service.engine import Engine, load_session
-from inference_service.local import compare_precisions
-from inference_service.machine import has_bfloat16
-from inference_service.manifest import Manifest
-from inference_service.models import Model
-from inference_service.nifti import write_volume
-from inference_service.pipeline import segment_file
-from inference_service.providers import CPU, OPENVINO, Precision, probe_providers
-from inference_service.readers import read_scan
-from inference_service.sessions import Session
-from inference_service.settings import Settings
-from inference_service.stages import StageClock
-from inference_service.volume import Volume
+from inference_service.contract.manifest import Manifest
+from inference_service.core.execution import CPU, OPENVINO, Precision
+from inference_service.core.host import has_bfloat16
+from inference_service.core.progress import StageClock
+from inference_service.core.settings import Settings
+from inference_service.engine.model_registry import Model
+from inference_service.engine.providers import probe_providers
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import Engine, load_session
+from inference_service.formats.nifti import write_volume
+from inference_service.formats.scan_reader import read_scan
+from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.local_run import compare_precisions
+from inference_service.segmentation.pipeline import segment_file
 
 pytestmark = pytest.mark.skipif(
     # Where it is asked for, its absence is a failure.

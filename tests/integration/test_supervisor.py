@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from inference_service import supervisor
-from inference_service.settings import Settings
-from inference_service.supervisor import Supervisor
-from inference_service.workers import Identity, Role
-from inference_service.workspace import Workspace
+from inference_service.core.settings import Settings
+from inference_service.jobs.worker_registry import Identity, Role
+from inference_service.worker import supervisor
+from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.supervisor import Supervisor
 
 
 @pytest.fixture

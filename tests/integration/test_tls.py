@@ -11,12 +11,12 @@ from uuid import uuid4
 import pytest
 import trustme
 
-from inference_service import jobs
-from inference_service.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
-from inference_service.queues import look, make_app
-from inference_service.settings import Settings
-from inference_service.storage import Storage
-from inference_service.tables import connect
+from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from inference_service.core.settings import Settings
+from inference_service.jobs import job_store
+from inference_service.jobs.celery_app import look, make_app
+from inference_service.jobs.database import connect
+from inference_service.jobs.object_storage import Storage
 
 # What libpq sends before it speaks TLS; the server answers with one letter.
 POSTGRES_ASKS_BYTES = 8
@@ -85,7 +85,7 @@ def test_all_three_are_reached(behind_tls: dict[str, object]) -> None:
     settings = Settings.model_validate(behind_tls)
     assert set(look(make_app(settings)).depths) == {"priority", "overflow"}
     engine = connect(settings)
-    assert jobs.get(engine, uuid4()) is None
+    assert job_store.get(engine, uuid4()) is None
     engine.dispose()
     assert not Storage(settings).exists("volumes", "no/such")
 
@@ -100,7 +100,7 @@ def test_a_server_that_nobody_vouches_for_is_not_spoken_to(
     with pytest.raises(QueueUnavailable):
         look(make_app(settings))
     with pytest.raises(DatabaseUnavailable):
-        jobs.get(connect(settings), uuid4())
+        job_store.get(connect(settings), uuid4())
     with pytest.raises(StorageUnavailable):
         Storage(settings).exists("volumes", "no/such")
 
@@ -117,6 +117,6 @@ def test_nor_one_that_has_anothers_name(behind_tls: dict[str, object]) -> None:
     with pytest.raises(QueueUnavailable):
         look(make_app(settings))
     with pytest.raises(DatabaseUnavailable):
-        jobs.get(connect(settings), uuid4())
+        job_store.get(connect(settings), uuid4())
     with pytest.raises(StorageUnavailable):
         Storage(settings).exists("volumes", "no/such")

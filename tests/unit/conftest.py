@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy.spatial.transform import Rotation
 
-from inference_service.manifest import Manifest
-from inference_service.models import Model
+from inference_service.contract.manifest import Manifest
+from inference_service.engine.model_registry import Model
 
 # The same examples on every machine, and no limit that a slow one could miss.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inference_service.settings import Settings
+from inference_service.core.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]

@@ -16,12 +16,12 @@ from ct_chest.manifest import manifest_text
 from ct_chest.real import LUNGS, PARTS, chest_cta, example_ct, example_dicom, padded, partial_scans
 from ct_chest.scanner import PADDINGS_HU
 from ct_chest.seeds import FIRST_TEST_SEED
-from inference_service.manifest import CtIntensity
-from inference_service.models import read_model
-from inference_service.nifti import read_nifti
-from inference_service.phantom import chest_phantom
-from inference_service.postprocess import clean
-from inference_service.volume import Volume
+from inference_service.contract.manifest import CtIntensity
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.engine.model_registry import read_model
+from inference_service.formats.nifti import read_nifti
+from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.postprocessing import clean
 
 MAX_VOXELS = 2**24
 LARGEST_NETWORK_BYTES = 8 * 2**20

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ct_chest import evaluate, judge, real
 from ct_chest.labels import NAMES
 from ct_chest.seeds import FIRST_HELD_BACK_SEED, FIRST_TEST_SEED
-from inference_service.models import Model
-from inference_service.phantom import chest_phantom
-from inference_service.sessions import Session
-from inference_service.volume import Volume
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session import Session
+from inference_service.imaging.geometry import Volume
 
 SHAPE = (20, 22, 24)
 

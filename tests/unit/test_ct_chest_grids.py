@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from ct_chest import real
 from ct_chest.grids import resampled, shares
 from ct_chest.labels import BODY, BONE, NAMES, TRACHEA
-from inference_service.volume import Volume
+from inference_service.imaging.geometry import Volume
 
 SHAPE = (12, 10, 9)
 SPACING_MM = (1.5, 1.0, 2.0)

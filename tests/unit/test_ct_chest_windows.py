@@ -8,7 +8,7 @@ import pytest
 from ct_chest import pool, schedule, windows
 from ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from ct_chest.scanner import draw_spacing
-from inference_service import resample
+from inference_service.imaging import resampling
 
 
 def test_spacings_reach_from_fine_planes_to_thick_slices() -> None:
@@ -81,7 +81,7 @@ def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch
     assert other != folder
     edited = tmp_path / "resample.py"
     edited.write_text("# edited")
-    monkeypatch.setattr(resample, "__file__", str(edited))
+    monkeypatch.setattr(resampling, "__file__", str(edited))
     assert pool.pool_folder(tmp_path) not in (folder, other)
 
 

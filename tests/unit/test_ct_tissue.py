@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from inference_service.models import Model, check_signature, read_model
+from inference_service.engine.model_registry import Model, check_signature, read_model
 
 FOLDER = Path(__file__).parents[2] / "models" / "ct-tissue" / "1"
 

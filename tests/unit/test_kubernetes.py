@@ -16,9 +16,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from inference_service.queues import QUEUES
-from inference_service.settings import Settings
-from inference_service.tables import JobRow
+from inference_service.core.settings import Settings
+from inference_service.jobs.celery_app import QUEUES
+from inference_service.jobs.schema import JobRow
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "deploy" / "kubernetes"

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from inference_service.errors import ErrorCode
-from inference_service.metrics import Metrics
-from inference_service.settings import Settings
-from inference_service.stages import STAGES
-from inference_service.tables import connect
+from inference_service.core.errors import ErrorCode
+from inference_service.core.progress import STAGES
+from inference_service.core.settings import Settings
+from inference_service.jobs.database import connect
+from inference_service.worker.metrics import Metrics
 
 REPOSITORY = Path(__file__).parents[2]
 MONITORING = REPOSITORY / "docker" / "monitoring"

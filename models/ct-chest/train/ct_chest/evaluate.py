@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 from ct_chest.judge import MODEL, Figures, first_seed, synthetic, timed
 from ct_chest.real import chest_cta, example_ct, example_dicom, padded, partial_scans, robust
-from inference_service.nifti import read_nifti
-from inference_service.readers import read_scan
-from inference_service.volume import Volume
+from inference_service.formats.nifti import read_nifti
+from inference_service.formats.scan_reader import read_scan
+from inference_service.imaging.geometry import Volume
 
 
 def main() -> None:

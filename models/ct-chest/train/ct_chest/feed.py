@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.resample import Kinds, Shape
+from inference_service.imaging.resampling import Kinds, Shape
 
 SPACING_MM = (2.5, 2.5, 2.5)
 # The mean of what a voxel covers, so that where an edge lies within one is seen in its CT number.

@@ -9,7 +9,7 @@ from scipy import ndimage
 from ct_chest.canvas import Spacing
 from ct_chest.labels import BACKGROUND, NAMES
 from ct_chest.scanner import outside_round_view
-from inference_service.volume import Volume
+from inference_service.imaging.geometry import Volume
 
 
 def ras(volume: Volume) -> Volume:

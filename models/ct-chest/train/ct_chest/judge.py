@@ -12,13 +12,13 @@ from ct_chest.canvas import Mask, Spacing
 from ct_chest.generator import Example, make_example
 from ct_chest.labels import NAMES
 from ct_chest.seeds import FIRST_HELD_BACK_SEED, FIRST_TEST_SEED
-from inference_service.engine import Engine, load_session
-from inference_service.models import Model, read_model
-from inference_service.phantom import chest_phantom
-from inference_service.pipeline import numeric_threads, segment_volume
-from inference_service.sessions import Session
-from inference_service.stages import StageClock
-from inference_service.volume import Volume
+from inference_service.core.progress import StageClock
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.engine.model_registry import Model, read_model
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import Engine, load_session
+from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.volume_segmentation import numeric_threads, segment_volume
 
 # Names and values, as they are found.
 Figures: TypeAlias = Iterator[tuple[str, float]]

@@ -15,8 +15,8 @@ from ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, shape_of
 from ct_chest.generator import make_example
 from ct_chest.labels import NAMES
 from ct_chest.scanner import draw_spacing
-from inference_service import resample
-from inference_service.resample import Shape, resize, resized_shape
+from inference_service.imaging import resampling
+from inference_service.imaging.resampling import Shape, resize, resized_shape
 
 # Modules that decide what an example is: not those that train, export and judge the network.
 _DRAWN_BY = (
@@ -49,7 +49,7 @@ def digest(*modules: str) -> str:
 
 def pool_folder(work: Path) -> Path:
     """Where examples are kept, named by what drew them: those of an older generator or library are not taken."""
-    resampled_by = sha256(Path(resample.__file__).read_bytes()).hexdigest()[:12]
+    resampled_by = sha256(Path(resampling.__file__).read_bytes()).hexdigest()[:12]
     return work / f"examples-{digest(*_DRAWN_BY)}-{resampled_by}-numpy{np.__version__}-scipy{scipy.__version__}"
 
 

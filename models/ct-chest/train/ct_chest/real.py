@@ -14,8 +14,8 @@ from ct_chest.judge import MODEL, Figures, dice, segment
 from ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 from ct_chest.reference import reference_lungs
 from ct_chest.scanner import PADDINGS_HU
-from inference_service.resample import resize, resized_shape
-from inference_service.volume import Volume
+from inference_service.imaging.geometry import Volume
+from inference_service.imaging.resampling import resize, resized_shape
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
 # Parts of a chest: the axis that they are cut along (to the right, the front, the head), and from where to where.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, WINDOW, normalised, shape_of
 from ct_chest.fields import between, chance
 from ct_chest.pool import Shares
-from inference_service.resample import resize, resized_shape
+from inference_service.imaging.resampling import resize, resized_shape
 
 # How often a window is cut to a slab, of slices or of a side, and to how many voxels: scans of a few thin slices, of
 # half a chest, or that end within an organ.

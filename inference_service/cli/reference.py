@@ -1,0 +1,49 @@
+"""The generated part of `docs/`: JSON Schemas of all that passes between us and others, and the table of settings."""
+
+import json
+
+from pydantic import Secret, SecretStr
+
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.report import Report
+from inference_service.contract.task_message import TaskMessage
+from inference_service.core.settings import Settings
+
+_SETTINGS_HEAD = """# Settings
+
+Environment variables, or lines of a `.env` file in the working directory. Lists are JSON. This page is made from the
+code by `inference-service reference docs`.
+
+| variable | default | meaning |
+|---|---|---|
+"""
+
+
+def reference_pages() -> dict[str, str]:
+    """The content of each generated file, by its name."""
+    return {
+        "task-message.schema.json": _json(TaskMessage.model_json_schema()),
+        "manifest.schema.json": _json(Manifest.model_json_schema()),
+        "report.schema.json": _json(Report.model_json_schema()),
+        "settings.md": settings_page(),
+    }
+
+
+def settings_page() -> str:
+    """The table of all settings, in Markdown."""
+    rows = (
+        f"| `{name.upper()}` | {_default(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    )
+    return _SETTINGS_HEAD + "\n".join(rows) + "\n"
+
+
+def _default(value: object) -> str:
+    shown = value.get_secret_value() if isinstance(value, Secret | SecretStr) else value
+    if shown is None or shown == "":
+        return "unset"
+    return f"`{json.dumps(shown if isinstance(shown, bool | int | float | list) else str(shown)).strip(chr(34))}`"
+
+
+def _json(schema: dict[str, object]) -> str:
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

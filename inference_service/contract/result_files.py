@@ -1,0 +1,26 @@
+"""The files of a result: their names, and which output format each belongs to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from inference_service.contract.task_message import Format
+
+SegmentationKind = Literal["binary", "labelmap"]
+
+MASK_FILE = "mask.nii.gz"
+REPORT_FILE = "report.json"
+PREVIEW_FILE = "preview.png"
+SEGMENTATION_FILES: Mapping[Format, tuple[str, SegmentationKind]] = {
+    "dicom-seg": ("segmentation.dcm", "binary"),
+    "dicom-labelmap": ("labelmap.dcm", "labelmap"),
+}
+
+
+def result_files(formats: Sequence[Format] = get_args(Format)) -> dict[str, str]:
+    """The files of a result, by the names that a job's row has for them; of all formats unless some are given.
+
+    >>> result_files(["dicom-seg"])
+    {'mask': 'mask.nii.gz', 'report': 'report.json', 'preview': 'preview.png', 'dicom-seg': 'segmentation.dcm'}
+    """
+    segmentations: dict[str, str] = {form: name for form, (name, _) in SEGMENTATION_FILES.items() if form in formats}
+    return {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE, **segmentations}

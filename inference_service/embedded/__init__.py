@@ -1,0 +1,1 @@
+"""Real servers from wheels and a whole stack on one machine, for the demo and the tests."""

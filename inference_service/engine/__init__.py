@@ -1,0 +1,1 @@
+"""Models on disk and ONNX Runtime: registry, providers, sessions."""

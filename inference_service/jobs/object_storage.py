@@ -1,0 +1,233 @@
+"""Objects in MinIO, or any S3: fetched to files, stored from files, sizes bounded, errors mapped to our own."""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import CopySource
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from inference_service.core.errors import InputNotFound, InputTooLarge, StorageUnavailable
+from inference_service.core.files import MOST_FILES
+from inference_service.core.retry import patiently
+from inference_service.core.settings import Settings
+
+Item = TypeVar("Item")
+
+_CONNECT_TIMEOUT_S = 5.0
+# Objects of a series are small, so that most of a transfer is waiting.
+_TRANSFERS_AT_A_TIME = 8
+_CHUNK_BYTES = 2**20
+_SERVER_ERROR = 500
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
+
+
+class Storage:
+    """The service's view of the object storage; safe to share between threads.
+
+    Args:
+        settings: Says where it is, and the credentials.
+        patience_s: How long a call that gets no answer is made again.
+        silence_s: How long one call waits for the next byte of an answer.
+    """
+
+    def __init__(self, settings: Settings, *, patience_s: float = 0.0, silence_s: float = 60.0) -> None:
+        self._patiently = patiently(is_outage, for_s=patience_s)
+        self._minio = Minio(
+            settings.minio_endpoint,
+            access_key=settings.minio_access_key.get_secret_value(),
+            secret_key=settings.minio_secret_key.get_secret_value(),
+            secure=settings.minio_secure,
+            region=settings.minio_region,
+            http_client=urllib3.PoolManager(
+                maxsize=_TRANSFERS_AT_A_TIME,
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=silence_s),
+                retries=False,
+                ca_certs=str(settings.tls_ca_path) if settings.tls_ca_path else None,
+            ),
+        )
+
+    def ensure_bucket(self, bucket: str) -> None:
+        """Makes a bucket where there is none."""
+        with _mapped_errors():
+            if not self._minio.bucket_exists(bucket):
+                self._minio.make_bucket(bucket)
+
+    def require_bucket(self, bucket: str) -> None:
+        """Raises StorageUnavailable where there is no such bucket."""
+        with _mapped_errors():
+            if not self._minio.bucket_exists(bucket):
+                raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
+
+    def fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
+        """Downloads an object into a file.
+
+        Raises:
+            InputNotFound: There is no such object.
+            InputTooLarge: It has more than `max_bytes`.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        self._patiently(self._fetch, bucket, key, target, max_bytes=max_bytes)
+
+    def _fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
+        partial = target.with_name(f".{target.name}.part")
+        with _mapped_errors():
+            size = self._minio.stat_object(bucket, key).size or 0
+            if size > max_bytes:
+                raise InputTooLarge(f"the object has {size} bytes; this service takes at most {max_bytes}")
+            response = self._minio.get_object(bucket, key)
+            try:
+                with partial.open("wb") as file:
+                    for chunk in response.stream(_CHUNK_BYTES):
+                        file.write(chunk)
+                        if file.tell() > size:
+                            raise StorageUnavailable("the object changed while it was fetched")
+                partial.rename(target)
+            finally:
+                partial.unlink(missing_ok=True)
+                response.close()
+                response.release_conn()
+
+    def fetch_folder(self, bucket: str, prefix: str, target: Path, *, max_bytes: int) -> None:
+        """Downloads all objects under a prefix into numbered files; an object's name is never a file's.
+
+        Args:
+            bucket: Where.
+            prefix: Ends in a slash.
+            target: A folder, made here.
+            max_bytes: More are refused, all objects together.
+
+        Raises:
+            InputNotFound: There are none, or one of them went away.
+            InputTooLarge: They have more bytes than that, or are too many.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        keys = self._patiently(self._list, bucket, prefix, max_bytes=max_bytes)
+        target.mkdir(exist_ok=True)
+        _each(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
+
+    def _list(self, bucket: str, prefix: str, *, max_bytes: int) -> list[str]:
+        keys, size = [], 0
+        with _mapped_errors():
+            for found in self._minio.list_objects(bucket, prefix, recursive=True):
+                # Consoles keep folders as empty objects.
+                if found.is_dir or str(found.object_name).endswith("/"):
+                    continue
+                keys.append(str(found.object_name))
+                size += found.size or 0
+                if len(keys) > MOST_FILES or size > max_bytes:
+                    raise InputTooLarge(
+                        f"the prefix holds more than the {MOST_FILES} objects or {max_bytes} bytes that are taken"
+                    )
+        if not keys:
+            raise InputNotFound("there is no object under the prefix of the request")
+        return keys
+
+    def store(self, bucket: str, key: str, source: Path, *, content_type: str) -> None:
+        """Uploads a file.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        self._patiently(self._store, bucket, key, source, content_type)
+
+    def store_folder(self, bucket: str, prefix: str, sources: Sequence[Path], *, content_type: str) -> None:
+        """Uploads files to numbered keys, which do not carry the files' names.
+
+        Args:
+            bucket: Where to.
+            prefix: Ends in a slash.
+            sources: The files.
+            content_type: Of each.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        _each(lambda number, path: self.store(bucket, prefix + _name(number), path, content_type=content_type), sources)
+
+    def _store(self, bucket: str, key: str, source: Path, content_type: str) -> None:
+        try:
+            with _mapped_errors():
+                self._minio.fput_object(bucket, key, str(source), content_type=content_type)
+        except InputNotFound as error:
+            raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`") from error
+
+    def copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
+        """Copies an object within the storage.
+
+        Raises:
+            InputNotFound: There is no such object.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        self._patiently(self._copy, source_bucket, source_key, bucket, key)
+
+    def _copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
+        with _mapped_errors():
+            self._minio.copy_object(bucket, key, CopySource(source_bucket, source_key))
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Removes an object, if there is one.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        with suppress(InputNotFound), _mapped_errors():
+            self._minio.remove_object(bucket, key)
+
+    def exists(self, bucket: str, key: str) -> bool:
+        """Whether an object lies there."""
+        try:
+            self._patiently(self._look, bucket, key)
+        except InputNotFound:
+            return False
+        return True
+
+    def _look(self, bucket: str, key: str) -> None:
+        with _mapped_errors():
+            self._minio.stat_object(bucket, key)
+
+
+def _name(number: int) -> str:
+    return f"{number:06}"
+
+
+def _each(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:
+    """Makes many transfers, a few at a time; the first that fails ends them all."""
+    with ThreadPoolExecutor(_TRANSFERS_AT_A_TIME, "transfers") as pool:
+        pending = [pool.submit(transfer, number, item) for number, item in enumerate(items)]
+        try:
+            for each in as_completed(pending):
+                each.result()
+        finally:
+            for each in pending:
+                each.cancel()
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether it is an outage rather than a refusal."""
+    cause = error.__cause__
+    refused = isinstance(cause, S3Error) and cause.response.status < _SERVER_ERROR
+    return isinstance(error, StorageUnavailable) and not refused
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except S3Error as error:
+        if error.code in _NOT_FOUND:
+            raise InputNotFound("there is no object at the bucket and key of the request") from error
+        raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
+    except (MinioException, HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise  # here, not there
+        raise StorageUnavailable(
+            "the object storage does not answer as S3 does: check endpoint and credentials"
+        ) from error

@@ -1,0 +1,1 @@
+"""From a scan to a mask: preprocessing, sliding window, native grid, postprocessing, report figures."""

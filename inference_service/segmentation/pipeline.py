@@ -1,0 +1,216 @@
+"""From a file to a mask and a report: the whole of a job that needs no server, shared by the worker and `segment`."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.report import InputReport, ModelReport, OptionsReport, Report
+from inference_service.contract.result_files import (
+    MASK_FILE,
+    PREVIEW_FILE,
+    REPORT_FILE,
+    SEGMENTATION_FILES,
+    result_files,
+)
+from inference_service.contract.task_message import Format
+from inference_service.core.errors import BadRequest
+from inference_service.core.files import input_sha256
+from inference_service.core.memory_budget import Memory
+from inference_service.core.progress import Progress, StageClock
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session import RUNTIME_VERSION, Session
+from inference_service.engine.session_cache import Engine, load_session, session_warnings
+from inference_service.formats.dicom.segmentation_writer import Identity, Written, write_segmentation
+from inference_service.formats.nifti import write_mask
+from inference_service.formats.scan_reader import MOST_BYTES, Scan, read_scan
+from inference_service.imaging.components import find_regions
+from inference_service.imaging.geometry import Box
+from inference_service.segmentation.device_aggregator import OnDevice
+from inference_service.segmentation.label_statistics import measure_labels
+from inference_service.segmentation.modality_check import check_modality
+from inference_service.segmentation.preview.page import draw_preview
+from inference_service.segmentation.volume_segmentation import numeric_threads, segment_volume
+
+
+def segment_file(
+    source: Path,
+    target: Path,
+    model: Model,
+    engine: Engine,
+    *,
+    max_voxels: int,
+    max_bytes: int = MOST_BYTES,
+    wishes: InputOptions = DEFAULT_INPUT_OPTIONS,
+    formats: Sequence[Format] = ("nifti",),
+    job_id: UUID | None = None,
+    clock: StageClock,
+    progress: Progress = lambda stage, share: None,
+) -> Report:
+    """Segments one scan.
+
+    Args:
+        source: The scan: a file, a zip or a folder.
+        target: An existing folder that gets the files of `result_files`; a zip is unpacked there, too.
+        model: What to run.
+        engine: What to run it on.
+        max_voxels: Scans that are larger, or become so on the model's grid, are refused.
+        max_bytes: So are zips and folders of more.
+        wishes: What the request says of its input.
+        formats: What the mask is written as.
+        job_id: DICOM objects have their UIDs from it; None makes a new one.
+        clock: Takes the seconds of each stage.
+        progress: Told of every stage and window; what it raises ends the job.
+
+    Returns:
+        The report as written.
+
+    Raises:
+        InputError: The scan cannot be used.
+        BadRequest: The scan is not one that such a format can refer to.
+        ModelInvalid: The model cannot be used.
+        OutOfMemory: The model needs more memory than there is.
+    """
+    memory, manifest = Memory(target, engine.jobs), model.manifest
+    progress("read", 0.0)
+    with clock.stage("read"):
+        scan = read_scan(
+            source,
+            target,
+            max_voxels=max_voxels,
+            max_bytes=max_bytes,
+            require=memory.require,
+            wishes=wishes,
+            threads=engine.threads,
+        )
+        _check_formats(formats, scan, manifest)
+        if wishes.modality_check:
+            check_modality(manifest.modality, scan.modality, scan.volume.voxels)
+        sha256 = input_sha256(source)
+    progress("model_load", 0.0)
+    with clock.stage("model_load"):
+        session = load_session(model, engine)
+    with numeric_threads(engine.threads) as threads:
+        segmented = segment_volume(
+            scan.straightened.volume if scan.straightened else scan.volume, manifest, session,
+            max_voxels=max_voxels, clock=clock, progress=progress,
+            batch=session.batch or engine.batch, smaller_batch=session.batch is None, ahead=session.on_gpu,
+            on_device=OnDevice(session) if session.sums_on_device else None,
+            threads=threads, memory=memory,
+        )  # fmt: skip
+        progress("report", 0.0)
+        with clock.stage("report"):
+            mask = segmented.mask
+            if scan.straightened:
+                mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
+            regions = find_regions(mask, [label.value for label in manifest.labels])
+            labels = measure_labels(mask, scan.volume, manifest, regions, threads=threads)
+        progress("preview", 0.0)
+        with clock.stage("preview"):
+            modality = scan.modality or manifest.modality
+            preview = draw_preview(scan.volume, mask, labels, regions, modality=modality)
+        progress("write", 0.0)
+        with clock.stage("write"):
+            write_mask(target / MASK_FILE, mask, scan.grid)
+            (target / PREVIEW_FILE).write_bytes(preview)
+            identity = Identity(job_id or uuid4(), sha256)
+            written = _write_segmentations(target, mask, scan, manifest, formats, identity=identity, memory=memory)
+    report = Report(
+        service_version=version("inference-service"),
+        onnxruntime_version=RUNTIME_VERSION,
+        input=_input_report(scan, sha256, segmented.kept),
+        options=OptionsReport(
+            series=wishes.series, tolerate=list(wishes.tolerate), modality_check=wishes.modality_check
+        ),
+        model=ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256),
+        providers=session.providers,
+        precision=session.precision,
+        windows=segmented.windows,
+        labels=labels,
+        timings_s=dict(clock.seconds),
+        files=[name for name in result_files(formats).values() if name != REPORT_FILE],
+        empty_segments=sorted({name for each in written for name in each.empty_segments}),
+        warnings=[
+            *_warnings(scan, model, engine, session),
+            *segmented.notes,
+            *dict.fromkeys(warning for each in written for warning in each.warnings),
+        ],
+    )
+    report.write(target / REPORT_FILE)
+    return report
+
+
+def _check_formats(formats: Sequence[Format], scan: Scan, manifest: Manifest) -> None:
+    wanted = [form for form in SEGMENTATION_FILES if form in formats]
+    if wanted and scan.kind != "dicom":
+        raise BadRequest(
+            f"request.output.formats: {wanted[0]} refers to the slices of a DICOM series, the input is none"
+        )
+    if wanted and not any(label.value for label in manifest.labels):
+        raise BadRequest(f"request.output.formats: {wanted[0]} has segments, the model has no label but 0")
+
+
+def _write_segmentations(
+    target: Path,
+    mask: NDArray[np.unsignedinteger],
+    scan: Scan,
+    manifest: Manifest,
+    formats: Sequence[Format],
+    *,
+    identity: Identity,
+    memory: Memory,
+) -> list[Written]:
+    wanted = [SEGMENTATION_FILES[form] for form in SEGMENTATION_FILES if form in formats]
+    if not wanted:
+        return []
+    if scan.evened:
+        memory.require(mask.nbytes)
+        layout = scan.slices[0].image.layout
+        mask = scan.evened.labels_of_slices(mask, (layout.columns, layout.rows))
+    return [
+        write_segmentation(
+            target / name,
+            mask,
+            scan.slices,
+            manifest,
+            kind=kind,
+            even=scan.evened is None,
+            identity=identity,
+            require=memory.require,
+        )
+        for name, kind in wanted
+    ]
+
+
+def _warnings(scan: Scan, model: Model, engine: Engine, session: Session) -> list[str]:
+    warnings = [f"the model: {warning}" for warning in session_warnings(model, engine, session)]
+    warnings += [f"the scan: {warning}" for warning in scan.warnings]
+    if scan.replaced_voxels:
+        warnings.append(f"{scan.replaced_voxels} voxels were NaN or infinite and got the least finite value")
+    return warnings
+
+
+def _input_report(scan: Scan, sha256: str, kept: Box) -> InputReport:
+    volume = scan.volume
+    # The crop of a straightened scan is not one of its own axes.
+    cropped = scan.straightened is None and any(
+        side != slice(0, size) for side, size in zip(kept, volume.shape, strict=True)
+    )
+    return InputReport(
+        kind=scan.kind,
+        sha256=sha256,
+        shape=volume.shape,
+        spacing_mm=volume.spacing_mm,
+        orientation=volume.orientation,
+        affine=volume.affine.tolist(),
+        modality=scan.modality or None,
+        slices=len(scan.slices) or None,
+        set_aside=dict(scan.set_aside),
+        replaced_voxels=scan.replaced_voxels,
+        cropped_to=[(side.start, side.stop) for side in kept] if cropped else None,
+    )

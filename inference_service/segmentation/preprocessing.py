@@ -1,0 +1,183 @@
+"""From the scan to what the network expects: orientation, resolution and intensities as the manifest says."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import prod, sqrt
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.contract.manifest import (
+    CtIntensity,
+    FixedRangeIntensity,
+    Intensity,
+    Manifest,
+    MinMaxIntensity,
+    NoIntensity,
+    PercentilesIntensity,
+    ZScoreIntensity,
+)
+from inference_service.core.errors import InputTooLarge
+from inference_service.core.threads import ALONE, Threads
+from inference_service.imaging.geometry import Reorientation, Volume, reorientation
+from inference_service.imaging.resampling import Kinds, Mapping, Shape, axis_kinds, resize, resized_shape
+
+# Keeps a constant volume from dividing by zero, as in nnU-Net.
+_LEAST_SPREAD = 1e-8
+# Longer than any scan's, so that only nonsense is refused.
+_LONGEST_AXIS = 4096
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume ready for the network.
+
+    Attributes:
+        image: Shape (i, j, k) along the model's axes, on its grid, normalised; a view of the scan where that is all.
+        reorientation: From the scan's axes to the model's.
+        logits_kinds: Interpolation that brings logits back to the scan's grid, along the model's axes.
+    """
+
+    image: NDArray[np.float32]
+    reorientation: Reorientation
+    logits_kinds: Kinds
+
+
+def prepare(
+    volume: Volume,
+    manifest: Manifest,
+    *,
+    max_voxels: int,
+    require: Callable[[int], None] = lambda size_bytes: None,
+    threads: Threads = ALONE,
+) -> Prepared:
+    """Reorients, resamples and normalises a volume.
+
+    Args:
+        volume: The scan; its values are finite.
+        manifest: Says what the network expects.
+        max_voxels: Larger grids are refused before they are allocated.
+        require: Told how many bytes the image is about to take; what it raises ends the job.
+        threads: For resampling.
+
+    Raises:
+        InputTooLarge: An axis or the grid that the scan becomes, filled up to the window, is too large.
+    """
+    change = reorientation(volume.orientation, manifest.orientation)
+    scan = change.apply(volume.voxels)
+    scan_spacing = change.apply_triple(volume.spacing_mm)
+    scan_shape = change.apply_triple(volume.shape)
+    shape = resized_shape(scan_shape, scan_spacing, manifest.spacing_mm)
+    _check_size(scan_shape, shape, manifest, max_voxels)
+    require(_bytes(shape, manifest))
+    kinds = axis_kinds(scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above)
+    intensity = manifest.channels[0].intensity
+    if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
+        image = cast("NDArray[np.float32]", scan)
+    elif manifest.intensity_before_resampling:
+        image = resize(scan, shape, kinds, before=fit_intensity(scan, intensity), threads=threads)
+    else:
+        image = resize(scan, shape, kinds, threads=threads)
+        normalise(image, intensity)
+    back = axis_kinds(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
+    return Prepared(image, change, back)
+
+
+def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:
+    if max(scan) > _LONGEST_AXIS:
+        raise InputTooLarge(f"the scan has an axis of {max(scan)} voxels; this service takes at most {_LONGEST_AXIS}")
+    spacing = f"at the model's spacing of {' × '.join(f'{mm:g}' for mm in manifest.spacing_mm)} mm"
+    padded = _padded(grid, manifest)
+    if max(padded) > _LONGEST_AXIS:
+        raise InputTooLarge(
+            f"the scan gets an axis of {max(padded)} voxels {spacing}; this service takes at most {_LONGEST_AXIS}"
+        )
+    if prod(padded) > max_voxels:
+        raise InputTooLarge(
+            f"the scan becomes a grid of {prod(padded)} voxels {spacing}; this service takes at most {max_voxels}"
+        )
+
+
+def _padded(grid: Shape, manifest: Manifest) -> Shape:
+    i, j, k = (max(size, extent) for size, extent in zip(grid, manifest.window, strict=True))
+    return i, j, k
+
+
+def _bytes(grid: Shape, manifest: Manifest) -> int:
+    """What the image on the model's grid takes, once more where it is filled up."""
+    padded = _padded(grid, manifest)
+    return 4 * (prod(grid) + (prod(padded) if padded != grid else 0))
+
+
+def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:
+    """Maps an image's values in place to what the network was trained on, by itself: `fit_intensity` of it, to it."""
+    fit_intensity(image, intensity)(image)
+
+
+def fit_intensity(image: NDArray[np.generic], intensity: Intensity) -> Mapping:
+    """How values are mapped to what the network was trained on.
+
+    Args:
+        image: What the mapping is taken from where it depends on one: any shape and real dtype, finite values.
+        intensity: How.
+
+    Returns:
+        Maps float32 values, all of the image's or a part of them, in place.
+    """
+    match intensity:
+        case CtIntensity():
+            return partial(_standardise, mean=intensity.mean, spread=intensity.std, clip=intensity.clip)
+        case ZScoreIntensity():
+            mean, spread = _moments(image, nonzero_only=intensity.nonzero_only)
+            return partial(_standardise, mean=mean, spread=spread, nonzero_only=intensity.nonzero_only)
+        case PercentilesIntensity():
+            low, high = np.percentile(cast("NDArray[np.float32]", image), intensity.percentiles)
+            return partial(_rescale, source=(low, high), target=intensity.output, clip=intensity.clip)
+        case MinMaxIntensity():
+            return partial(_rescale, source=(image.min(), image.max()), target=intensity.output, clip=False)
+        case FixedRangeIntensity():
+            return partial(_rescale, source=intensity.input, target=intensity.output, clip=intensity.clip)
+    return lambda image: None
+
+
+def _moments(image: NDArray[np.generic], *, nonzero_only: bool) -> tuple[float, float]:
+    """Mean and standard deviation, in two passes over planes, as the whole in float64 would be too large."""
+    planes = np.moveaxis(image, max(range(image.ndim), key=lambda axis: abs(image.strides[axis])), 0)
+
+    def counted() -> Iterator[NDArray[np.float64]]:
+        for plane in planes:
+            yield np.asarray(plane[plane != 0] if nonzero_only else plane, dtype=np.float64)
+
+    count = sum(plane.size for plane in counted())
+    if not count:
+        return 0.0, 1.0
+    mean = sum(float(plane.sum()) for plane in counted()) / count
+    return mean, sqrt(sum(float(np.square(plane - mean).sum()) for plane in counted()) / count)
+
+
+def _standardise(
+    image: NDArray[np.float32],
+    *,
+    mean: float,
+    spread: float,
+    clip: tuple[float, float] | None = None,
+    nonzero_only: bool = False,
+) -> None:
+    counted = image != 0 if nonzero_only else True
+    if clip is not None:
+        np.clip(image, *clip, out=image)
+    np.subtract(image, np.float32(mean), out=image, where=counted)
+    np.divide(image, np.float32(max(spread, _LEAST_SPREAD)), out=image, where=counted)
+
+
+def _rescale(
+    image: NDArray[np.float32], *, source: tuple[float, float], target: tuple[float, float], clip: bool
+) -> None:
+    low, high = float(source[0]), float(source[1])
+    image -= low
+    image *= (target[1] - target[0]) / max(high - low, _LEAST_SPREAD)
+    image += target[0]
+    if clip:
+        np.clip(image, min(target), max(target), out=image)

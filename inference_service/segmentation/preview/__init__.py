@@ -1,0 +1,1 @@
+"""The preview picture of a mask: planes, rendering, legend, page."""

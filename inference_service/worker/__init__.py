@@ -1,0 +1,1 @@
+"""The worker process: Celery consumer and task, supervisor, metrics, health, deployment checks."""

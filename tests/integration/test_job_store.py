@@ -1,0 +1,274 @@
+"""The life of a job, against a real Postgres."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine, create_engine, func, update
+
+from inference_service.contract.task_message import InputReference, Options, Priority, SegmentRequest
+from inference_service.core.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
+from inference_service.core.settings import Settings
+from inference_service.jobs import attempts, job_store
+from inference_service.jobs.database import connect
+from inference_service.jobs.schema import JobRow, JobState
+
+REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
+SUCCESS = attempts.Success(
+    result={"bucket": "masks", "mask": "a/mask.nii.gz", "report": "a/report.json", "preview": "a/preview.png"},
+    input_sha256="1" * 64,
+    model_name="ct-tissue",
+    model_version="1",
+    model_sha256="0" * 64,
+    providers=["CPUExecutionProvider"],
+    timings_s={"fetch": 0.5},
+)
+
+
+@pytest.fixture
+def job_id(database: Engine) -> UUID:
+    job_id = uuid4()
+    assert job_store.create(database, job_id, REQUEST)
+    return job_id
+
+
+def claim(database: Engine, job_id: UUID, *, lease_s: float = 30.0, max_attempts: int = 3) -> attempts.Claim | None:
+    return attempts.claim(database, job_id, worker="w", lease_s=lease_s, max_attempts=max_attempts)
+
+
+def claimed(database: Engine, job_id: UUID) -> attempts.Claim:
+    held = claim(database, job_id)
+    assert held is not None
+    return held
+
+
+def expire(database: Engine, job_id: UUID) -> None:
+    with database.begin() as connection:
+        past = func.now() - timedelta(seconds=1)
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=past))
+
+
+def get(database: Engine, job_id: UUID) -> job_store.Job:
+    job = job_store.get(database, job_id)
+    assert job is not None
+    return job
+
+
+def history(database: Engine, job_id: UUID) -> list[tuple[str | None, str, int, str | None]]:
+    return [
+        (change.from_state, change.to_state, change.attempt, change.detail)
+        for change in job_store.transitions(database, job_id)
+    ]
+
+
+def test_the_same_job_created_twice_is_one_job(database: Engine, job_id: UUID) -> None:
+    other = REQUEST.model_copy(update={"model": "other"})
+    assert not job_store.create(database, job_id, other)
+    assert get(database, job_id).request == REQUEST.model_dump(mode="json")
+    assert history(database, job_id) == [(None, "queued", 0, None)]
+
+
+def test_a_claim_is_given_once(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    assert (held.attempt, held.worker, held.request) == (1, "w", REQUEST.model_dump(mode="json"))
+    assert claim(database, job_id) is None
+    job = get(database, job_id)
+    assert (job.state, job.attempt, job.lease_owner) == (JobState.RUNNING, 1, "w")
+    assert job.started_at is not None
+
+
+def test_of_many_claims_at_once_one_is_given(database: Engine, job_id: UUID) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda _: claim(database, job_id), range(16)))
+    assert sum(held is not None for held in claims) == 1
+
+
+def test_a_job_that_does_not_exist_is_not_claimed(database: Engine) -> None:
+    assert claim(database, uuid4()) is None
+
+
+def test_success_is_written_once_and_is_final(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    assert attempts.succeed(database, held, SUCCESS)
+    assert not attempts.succeed(database, held, SUCCESS)
+    assert not attempts.fail(database, held, InputCorrupt("x"))
+    assert claim(database, job_id) is None
+    job = get(database, job_id)
+    assert (job.state, job.finished, job.progress) == (JobState.SUCCEEDED, True, 1.0)
+    assert (job.result, job.providers, job.timings_s) == (SUCCESS.result, SUCCESS.providers, SUCCESS.timings_s)
+    assert (job.model_name, job.model_version, job.model_sha256) == ("ct-tissue", "1", "0" * 64)
+    assert job.finished_at is not None
+    assert history(database, job_id) == [
+        (None, "queued", 0, None),
+        ("queued", "running", 1, None),
+        ("running", "succeeded", 1, None),
+    ]
+
+
+def test_failure_keeps_code_and_message(database: Engine, job_id: UUID) -> None:
+    assert attempts.fail(database, claimed(database, job_id), InputCorrupt("the file is empty"))
+    job = get(database, job_id)
+    assert (job.state, job.error_code, job.error_message) == (JobState.FAILED, "input_corrupt", "the file is empty")
+    assert history(database, job_id)[-1] == ("running", "failed", 1, "input_corrupt")
+
+
+def test_an_attempt_given_back_is_followed_by_another(database: Engine, job_id: UUID) -> None:
+    assert attempts.give_back(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
+    assert get(database, job_id).state is JobState.QUEUED
+    assert claimed(database, job_id).attempt == 2
+    assert history(database, job_id)[2:] == [
+        ("running", "queued", 1, "storage_unavailable"),
+        ("queued", "running", 2, None),
+    ]
+
+
+def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothing(
+    database: Engine, job_id: UUID
+) -> None:
+    old = claimed(database, job_id)
+    expire(database, job_id)
+    new = claimed(database, job_id)
+    assert new.attempt == 2
+    assert not attempts.renew(database, old, lease_s=30, stage="windows", progress=0.5).held
+    assert not attempts.succeed(database, old, SUCCESS)
+    assert not attempts.fail(database, old, InputCorrupt("x"))
+    assert not attempts.give_back(database, old, delay_s=0, detail="x")
+    assert get(database, job_id).state is JobState.RUNNING
+    assert attempts.succeed(database, new, SUCCESS)
+
+
+def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Engine, job_id: UUID) -> None:
+    assert claim(database, job_id, max_attempts=1)
+    expire(database, job_id)
+    assert claim(database, job_id, max_attempts=1) is None
+    job = get(database, job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "worker_lost")
+    assert history(database, job_id)[-1] == ("running", "failed", 1, "worker_lost")
+
+
+def test_a_renewal_writes_progress_and_extends_the_lease(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    expire(database, job_id)
+    renewal = attempts.renew(database, held, lease_s=30, stage="windows", progress=0.25)
+    assert renewal == attempts.Renewal(held=True, cancel_requested=False)
+    assert claim(database, job_id) is None
+    job = get(database, job_id)
+    assert (job.stage, job.progress) == ("windows", 0.25)
+
+
+def test_a_queued_job_is_cancelled_at_once(database: Engine, job_id: UUID) -> None:
+    job = job_store.cancel(database, job_id)
+    assert job is not None
+    assert (job.state, job.error_code) == (JobState.CANCELLED, "cancelled")
+    assert claim(database, job_id) is None
+    assert history(database, job_id)[-1] == ("queued", "cancelled", 0, "cancelled")
+
+
+def test_a_running_job_is_asked_to_stop(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    job = job_store.cancel(database, job_id)
+    assert job is not None
+    assert (job.state, job.cancel_requested) == (JobState.RUNNING, True)
+    assert attempts.renew(database, held, lease_s=30, stage=None, progress=0).cancel_requested
+    assert attempts.fail(database, held, JobCancelled("stopped"))
+    assert get(database, job_id).state is JobState.CANCELLED
+
+
+def test_a_finished_job_is_not_cancelled(database: Engine, job_id: UUID) -> None:
+    attempts.succeed(database, claimed(database, job_id), SUCCESS)
+    job = job_store.cancel(database, job_id)
+    assert job is not None
+    assert (job.state, job.cancel_requested) == (JobState.SUCCEEDED, False)
+    assert job_store.cancel(database, uuid4()) is None
+
+
+def test_the_newest_jobs_come_first(database: Engine, job_id: UUID) -> None:
+    newer = uuid4()
+    job_store.create(database, newer, REQUEST)
+    job_store.cancel(database, newer)
+    assert [job.id for job in job_store.latest(database, limit=2)] == [newer, job_id]
+    assert job_store.latest(database, state=JobState.CANCELLED, limit=1)[0].id == newer
+    assert newer not in {job.id for job in job_store.latest(database, state=JobState.QUEUED)}
+
+
+def test_a_refused_message_has_a_row_without_a_request(database: Engine) -> None:
+    job_id = uuid4()
+    assert job_store.create(database, job_id, None)
+    assert get(database, job_id).request is None
+
+
+def test_a_database_that_does_not_answer_is_named(settings: Settings) -> None:
+    nowhere = connect(settings.model_copy(update={"postgres_port": 1}))
+    with pytest.raises(DatabaseUnavailable):
+        job_store.get(nowhere, uuid4())
+
+
+def test_an_attempt_that_is_not_due_is_not_claimed(database: Engine, job_id: UUID) -> None:
+    assert attempts.give_back(database, claimed(database, job_id), delay_s=30, detail="storage_unavailable")
+    assert claim(database, job_id) is None
+    assert get(database, job_id).state is JobState.QUEUED
+
+
+def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Engine, job_id: UUID) -> None:
+    claimed(database, job_id)
+    job_store.cancel(database, job_id)
+    expire(database, job_id)
+    assert claim(database, job_id) is None
+    assert get(database, job_id).state is JobState.CANCELLED
+
+
+def test_a_place_stays_reserved_until_it_is_cleared(database: Engine, job_id: UUID) -> None:
+    place = f"masks/{job_id}"
+
+    def another_gets_it() -> bool:
+        other = uuid4()
+        job_store.create(database, other, REQUEST)
+        return attempts.reserve_output(database, claimed(database, other), place)
+
+    held = claimed(database, job_id)
+    assert attempts.reserve_output(database, held, place)
+    with attempts.releasing_output(database, job_id, place) as ours:
+        assert not ours()
+    attempts.fail(database, held, InputCorrupt("x"))
+    assert not another_gets_it()
+    with attempts.releasing_output(database, job_id, place) as ours:
+        assert ours()
+        # Of two that clear at once, only one does.
+        with attempts.releasing_output(database, job_id, place) as also_ours:
+            assert not also_ours()
+    assert another_gets_it()
+    with attempts.releasing_output(database, job_id, place) as ours:
+        assert not ours()
+
+
+def test_an_unwanted_job_is_not_tried_again(database: Engine, job_id: UUID) -> None:
+    held = claimed(database, job_id)
+    job_store.cancel(database, job_id)
+    assert attempts.give_back(database, held, delay_s=30, detail="storage_unavailable")
+    assert get(database, job_id).state is JobState.CANCELLED
+
+
+def test_a_server_that_takes_no_writes_is_an_outage(database: Engine) -> None:
+    read_only = create_engine(database.url, connect_args={"options": "-c default_transaction_read_only=on"})
+    with pytest.raises(DatabaseUnavailable):
+        job_store.create(read_only, uuid4(), REQUEST)
+    read_only.dispose()
+
+
+def test_the_same_work_is_found_by_what_went_in(database: Engine, job_id: UUID) -> None:
+    network = uuid4().hex * 2
+    success = dataclasses.replace(SUCCESS, model_sha256=network)
+    model = ("ct-tissue", "1", network)
+
+    def found(request: SegmentRequest = REQUEST, *, sha256: str = "1" * 64, by: tuple[str, str, str] = model) -> bool:
+        return job_store.same_work(database, request, input_sha256=sha256, model=by) == get(database, job_id)
+
+    assert not found()
+    attempts.succeed(database, claimed(database, job_id), success)
+    assert found()
+    assert found(REQUEST.model_copy(update={"options": Options(reuse=True), "priority": Priority.URGENT}))
+    assert not found(sha256="2" * 64)
+    assert not found(by=("ct-tissue", "2", network))
+    assert not found(by=("ct-tissue", "1", "2" * 64))

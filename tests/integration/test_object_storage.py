@@ -1,0 +1,150 @@
+"""Objects, against a real S3 server."""
+
+import time
+from pathlib import Path
+from unittest.mock import Mock
+from uuid import uuid4
+
+import pytest
+from minio.error import S3Error
+
+from inference_service.core.errors import InputNotFound, InputTooLarge, StorageUnavailable
+from inference_service.core.settings import Settings
+from inference_service.jobs.object_storage import Storage
+
+BUCKET = "volumes"
+LIMIT = 10**6
+
+
+@pytest.fixture
+def key(storage: Storage, tmp_path: Path) -> str:
+    """An object of 1000 bytes."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(250)) * 4)
+    key = f"folder with ümlaut/{uuid4()}"
+    storage.store(BUCKET, key, source, content_type="application/octet-stream")
+    return key
+
+
+def test_what_was_stored_is_fetched(storage: Storage, key: str, tmp_path: Path) -> None:
+    storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000)
+    assert (tmp_path / "target").read_bytes() == bytes(range(250)) * 4
+
+
+@pytest.mark.parametrize(("bucket", "missing"), [(BUCKET, "no/such/key"), ("no-such-bucket", "x")])
+def test_a_missing_object_is_input_not_found(storage: Storage, bucket: str, missing: str, tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound):
+        storage.fetch(bucket, missing, tmp_path / "target", max_bytes=LIMIT)
+    assert not storage.exists(bucket, missing)
+
+
+def test_an_object_above_the_limit_is_refused_before_it_is_fetched(storage: Storage, key: str, tmp_path: Path) -> None:
+    with pytest.raises(InputTooLarge, match=r"1000 bytes.*at most 999"):
+        storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=999)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_full_disk_is_not_the_storages_fault(storage: Storage, key: str, tmp_path: Path) -> None:
+    (tmp_path / ".target.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000)
+    assert not (tmp_path / "target").exists()
+
+
+def test_all_objects_under_a_prefix_are_fetched_under_numbers(storage: Storage, tmp_path: Path) -> None:
+    prefix = f"study {uuid4()}/"
+    for name in ("b", "a/ü", "a/deep/er"):
+        (tmp_path / "source").write_text(name)
+        storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="application/dicom")
+    storage.store(BUCKET, prefix.rstrip("/") + "er", tmp_path / "source", content_type="application/dicom")
+    storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=100)
+    fetched = sorted((tmp_path / "target").iterdir())
+    assert [path.name for path in fetched] == ["000000", "000001", "000002"]
+    assert {path.read_text() for path in fetched} == {"b", "a/ü", "a/deep/er"}
+
+
+def test_a_prefix_without_objects_is_input_not_found(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match="under the prefix"):
+        storage.fetch_folder(BUCKET, f"none/{uuid4()}/", tmp_path / "target", max_bytes=100)
+
+
+def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"large/{uuid4()}/"
+    (tmp_path / "source").write_bytes(bytes(60))
+    for name in "ab":
+        storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="application/dicom")
+    with pytest.raises(InputTooLarge, match="119 bytes"):
+        storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=119)
+    monkeypatch.setattr("inference_service.jobs.object_storage.MOST_FILES", 1)
+    with pytest.raises(InputTooLarge, match="1 objects"):
+        storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=120)
+    assert not (tmp_path / "target").exists()
+
+
+def test_existing_objects_are_known(storage: Storage, key: str) -> None:
+    assert storage.exists(BUCKET, key)
+
+
+def test_a_bucket_is_made_once(storage: Storage) -> None:
+    bucket = f"new-{uuid4().hex}"
+    with pytest.raises(StorageUnavailable, match="inference-service migrate"):
+        storage.require_bucket(bucket)
+    storage.ensure_bucket(bucket)
+    storage.ensure_bucket(bucket)
+    storage.require_bucket(bucket)
+
+
+@pytest.mark.parametrize("change", [{"minio_secret_key": "wrong" * 8}, {"minio_endpoint": "127.0.0.1:1"}])
+def test_wrong_credentials_and_a_dead_server_are_storage_unavailable(
+    settings: Settings, change: dict[str, str], tmp_path: Path
+) -> None:
+    storage = Storage(Settings.model_validate({**settings.model_dump(), **change}))
+    with pytest.raises(StorageUnavailable) as caught:
+        storage.fetch(BUCKET, "any", tmp_path / "target", max_bytes=LIMIT)
+    assert "wrong" not in caught.value.message
+
+
+def test_a_missing_bucket_is_nobodys_missing_input(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+
+    def no_bucket(*_: object, **__: object) -> None:
+        raise S3Error(Mock(status=404), "NoSuchBucket", None, None, None, None)
+
+    for name in ("fput_object", "remove_object"):
+        monkeypatch.setattr(storage._minio, name, no_bucket)
+    with pytest.raises(StorageUnavailable, match="there is no bucket masks: run `inference-service migrate`"):
+        storage.store("masks", "a", tmp_path / "file", content_type="text/plain")
+    storage.remove("masks", "a")
+
+
+def test_a_folder_is_stored_under_numbers_and_comes_back(storage: Storage, tmp_path: Path) -> None:
+    files = []
+    for number in range(30):
+        files.append(tmp_path / f"Mueller^Hans {number}.dcm")
+        files[-1].write_bytes(bytes([number]) * 1000)
+    prefix = f"uploads/{uuid4()}/"
+    storage.store_folder(BUCKET, prefix, files, content_type="application/octet-stream")
+    storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=LIMIT)
+    fetched = sorted((tmp_path / "target").iterdir())
+    assert [path.name for path in fetched] == [f"{number:06}" for number in range(30)]
+    assert [path.read_bytes() for path in fetched] == [path.read_bytes() for path in files]
+
+
+def test_the_first_object_that_fails_ends_the_transfer_of_a_folder(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def store(bucket: str, key: str, source: Path, *, content_type: str) -> None:
+        begun.append(key)
+        time.sleep(0.01)
+        raise StorageUnavailable("x")
+
+    monkeypatch.setattr(storage, "store", store)
+    with pytest.raises(StorageUnavailable):
+        storage.store_folder(BUCKET, "p/", [tmp_path] * 1000, content_type="application/octet-stream")
+    assert len(begun) < 100

@@ -1,0 +1,175 @@
+"""Jobs that nobody holds, against a real Postgres."""
+
+import os
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine, delete, func, update
+
+from inference_service.contract.task_message import InputReference, SegmentRequest
+from inference_service.core.errors import TimeLimit
+from inference_service.jobs import attempts, job_store, recovery
+from inference_service.jobs.celery_app import RedisState
+from inference_service.jobs.schema import JobRow, JobState
+
+REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
+PATIENCE_S = 30.0
+REDIS = RedisState("this run", {"priority": 1, "overflow": 1})
+
+
+@pytest.fixture(autouse=True)
+def no_other_jobs(database: Engine) -> None:
+    """What a sweep finds is this test's alone."""
+    with database.begin() as connection:
+        connection.execute(delete(JobRow))
+
+
+def create(database: Engine, **values: object) -> UUID:
+    """A job whose row has these values besides; a number of seconds stands for a time so long ago."""
+    job_id = uuid4()
+    job_store.create(database, job_id, REQUEST)
+    times = {
+        name: func.now() - timedelta(seconds=value) for name, value in values.items() if isinstance(value, int | float)
+    }
+    if values:
+        with database.begin() as connection:
+            connection.execute(update(JobRow).where(JobRow.id == job_id).values({**values, **times}))
+    return job_id
+
+
+def running(database: Engine, *, worker: str = "w", expired: bool = False) -> UUID:
+    job_id = create(database)
+    assert attempts.claim(database, job_id, worker=worker, lease_s=-1 if expired else 30, max_attempts=3)
+    return job_id
+
+
+def state(database: Engine, job_id: UUID) -> tuple[str, str | None]:
+    job = job_store.get(database, job_id)
+    assert job is not None
+    return str(job.state), job.error_code
+
+
+def unsent(database: Engine, redis: RedisState = REDIS) -> set[UUID]:
+    return {job.id for job in recovery.unsent(database, redis, patience_s=PATIENCE_S)}
+
+
+def test_an_expired_lease_gives_the_job_another_attempt(database: Engine) -> None:
+    expired, alive = running(database, expired=True), running(database)
+    assert recovery.take_back_expired(database, max_attempts=3) == []
+    assert state(database, expired) == ("queued", None)
+    assert state(database, alive) == ("running", None)
+    last = job_store.transitions(database, expired)[-1]
+    assert (last.from_state, last.to_state, last.attempt, last.worker, last.detail) == (
+        "running", "queued", 1, "w", "lease_expired",
+    )  # fmt: skip
+    assert unsent(database) == {expired}
+
+
+def test_the_last_attempt_ends_the_job(database: Engine) -> None:
+    expired = running(database, expired=True)
+    (ended,) = recovery.take_back_expired(database, max_attempts=1)
+    assert (ended.job_id, ended.worker, ended.error.code) == (expired, "w", "worker_lost")
+    assert state(database, expired) == ("failed", "worker_lost")
+    assert recovery.take_back_expired(database, max_attempts=1) == []
+
+
+def test_a_job_to_be_cancelled_ends_as_such(database: Engine) -> None:
+    expired = running(database, expired=True)
+    job_store.cancel(database, expired)
+    recovery.take_back_expired(database, max_attempts=3)
+    assert state(database, expired) == ("cancelled", "cancelled")
+
+
+def test_only_the_dead_process_of_this_worker_is_taken_back(database: Engine) -> None:
+    mine, another = running(database), running(database, worker="another")
+    for job_id in (mine, another):
+        recovery.take_back_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
+    assert state(database, mine) == ("queued", None)
+    assert state(database, another) == ("running", None)
+    recovery.end_lost(database, another, worker="another", pid=1, error=TimeLimit("too long"))
+    assert state(database, another) == ("running", None)
+    recovery.end_lost(database, another, worker="another", pid=os.getpid(), error=TimeLimit("too long"))
+    assert state(database, another) == ("failed", "time_limit")
+
+
+def test_a_stopped_workers_attempts_do_not_count(database: Engine) -> None:
+    job_id = create(database)
+    for attempt in range(1, 4):
+        claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=1)
+        assert claim is not None
+        assert (claim.attempt, claim.left) == (attempt, 0)
+        assert recovery.release(database, worker="w", max_attempts=1) == []
+    assert job_store.transitions(database, job_id)[-1].detail == "worker_stopped"
+
+
+def test_a_job_without_a_request_cannot_wait(database: Engine) -> None:
+    job_id = create(database, request=None)
+    assert recovery.end_unreadable(database, older_than_s=30) == []
+    assert [ended.job_id for ended in recovery.end_unreadable(database, older_than_s=-1)] == [job_id]
+    assert state(database, job_id) == ("failed", "bad_request")
+
+
+def test_what_was_never_sent_is_sent_unless_its_sender_may_still_be_at_it(database: Engine) -> None:
+    create(database)
+    old = create(database, created_at=PATIENCE_S + 1)
+    assert unsent(database) == {old}
+
+
+def test_a_retry_is_sent_when_it_is_due(database: Engine) -> None:
+    due, later = create(database, not_before=1), create(database, not_before=-60)
+    assert unsent(database) == {due}
+    assert state(database, later) == ("queued", None)
+
+
+def test_what_another_run_of_redis_took_is_sent_again(database: Engine) -> None:
+    sent = {"dispatched_at": 1, "queue": "overflow"}
+    lost = create(database, **sent, dispatched_to="a run before")
+    create(database, **sent, dispatched_to="this run")
+    later = create(database, dispatched_to="a run before", not_before=-60)
+    assert unsent(database) == {lost}
+    assert later not in unsent(database)
+
+
+def test_what_should_wait_in_an_empty_queue_is_sent_again(database: Engine) -> None:
+    sent = {"dispatched_to": "this run", "queue": "overflow"}
+    lost = create(database, **sent, dispatched_at=PATIENCE_S + 1)
+    create(database, **sent, dispatched_at=1)
+    create(database, **{**sent, "queue": "priority"}, dispatched_at=PATIENCE_S + 1)
+    assert unsent(database) == set()
+    assert unsent(database, RedisState("this run", {"priority": 1, "overflow": 0})) == {lost}
+
+
+def test_what_was_overtaken_in_its_queue_is_sent_again(database: Engine) -> None:
+    sent = {"dispatched_to": "this run", "queue": "overflow"}
+    lost = create(database, **sent, dispatched_at=100)
+    create(database, **{**sent, "queue": "priority"}, dispatched_at=100)
+    create(database, **sent, dispatched_at=60)
+    assert unsent(database) == set()
+    create(database, **sent, dispatched_at=65, started_at=50, state=JobState.SUCCEEDED)
+    assert unsent(database) == {lost}
+
+
+def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: Engine) -> None:
+    job_id = create(database)
+    before = job_store.Unsent(job_id, REQUEST.model_dump(mode="json"), attempt=0)
+    held = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
+    assert held is not None
+    attempts.give_back(database, held, delay_s=0, detail="storage_unavailable")
+    with database.begin() as connection:
+        job_store.mark_dispatched(connection, before, queue="overflow", run="this run")
+    assert unsent(database) == {job_id}
+
+
+def test_one_sweeps_at_a_time(database: Engine) -> None:
+    with recovery.one_at_a_time(database) as first, recovery.one_at_a_time(database) as second:
+        assert (first, second) == (True, False)
+    with recovery.one_at_a_time(database) as third:
+        assert third
+
+
+def test_places_of_jobs_that_ended_in_vain_are_known(database: Engine) -> None:
+    failed = create(database, state=JobState.FAILED, output_place="masks/a")
+    create(database, state=JobState.SUCCEEDED, output_place="masks/b")
+    create(database, state=JobState.CANCELLED)
+    assert recovery.uncleared(database) == [(failed, "masks/a")]

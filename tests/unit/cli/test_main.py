@@ -1,0 +1,436 @@
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+import click
+import nibabel
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from dicom_files import affine_of, setting, straight, write
+
+from inference_service.cli.main import main
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.report import Report
+from inference_service.core.errors import OutOfMemory, ServiceError, WorkerLost
+from inference_service.core.execution import CPU, CUDA
+from inference_service.core.settings import Settings, get_settings
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import Engine, load_session
+from inference_service.formats.nifti import write_volume
+from inference_service.segmentation import pipeline
+
+MODELS = Path(__file__).parents[3] / "models"
+MODEL = "ct-tissue"
+JOB = str(UUID(int=1))
+SHAPE = (64, 60, 48)
+# One window of the model covers it.
+SPACING_MM = (2.9, 3.1, 2.7)
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Each command reads its own environment; the handler that it sets for SIGTERM does not outlive the test."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(field.upper(), raising=False)
+    monkeypatch.setenv("MODELS_PATH", str(MODELS))
+    monkeypatch.setenv("ONNX_PROVIDERS", json.dumps([CPU]))
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points to a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
+    monkeypatch.setenv("POSTGRES_PORT", str(port))
+    monkeypatch.setenv("MINIO_ENDPOINT", f"127.0.0.1:{port}")
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scan") / "chest.nii.gz"
+    write_volume(path, chest_phantom(SHAPE, SPACING_MM))
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    return result
+
+
+def commands(group: click.Group, *above: str) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        found.append((*above, name))
+        if isinstance(command, click.Group):
+            found += commands(command, *above, name)
+    return found
+
+
+def test_the_commands_are_those_of_the_contract() -> None:
+    assert set(main.commands) >= {
+        "demo", "stack", "segment", "submit", "status", "watch", "cancel", "result", "jobs", "models", "providers",
+        "check", "migrate", "worker", "health",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", commands(main), ids=" ".join)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_command_explains_itself(command: tuple[str, ...], option: str) -> None:
+    result = run(*command, option)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {' '.join(command)} ")
+    assert len(result.stdout.splitlines()[2].strip()) > len("Show.")
+
+
+def test_the_version_is_shown() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert "0." in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("submit",),
+        ("submit", "s3://volumes/a.nii"),
+        ("submit", "s3://volumes/a.nii", "--model", "m", "--priority", "soon"),
+        ("segment", "a.nii"),
+        ("segment", "a.nii", "out"),
+        ("status", "not-a-uuid"),
+        ("watch",),
+        ("jobs", "--limit", "0"),
+        ("jobs", "--state", "lost"),
+        ("models", "show"),
+        ("worker",),
+        ("worker", "--role", "tpu"),
+        ("health", "--within", "-1"),
+        ("health",),
+        ("providers", "--yaml"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_2(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("POSTGRES_PORT", "abc"),
+        ("ONNX_PROVIDERS", "notjson"),
+        ("ONNX_PROVIDERS", '["unfinished'),
+        ("LOG_LEVEL", "LOUD"),
+        ("MAX_VOXELS", "-1"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [("providers",), ("status", JOB), ("models", "list")], ids=" ".join)
+def test_a_bad_setting_exits_2_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], name: str, text: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert name in line.upper()
+    assert result.stdout == ""
+
+
+@dataclass(frozen=True)
+class Segmented:
+    result: Result
+    target: Path
+
+
+@pytest.fixture
+def segmented(scan: Path, tmp_path: Path) -> Segmented:
+    return Segmented(run("segment", scan, tmp_path / "out", "--model", MODEL), tmp_path / "out")
+
+
+def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> None:
+    assert segmented.result.exit_code == 0, segmented.result.output
+    assert sorted(path.name for path in segmented.target.iterdir()) == ["mask.nii.gz", "preview.png", "report.json"]
+    mask, source = nibabel.load(segmented.target / "mask.nii.gz"), nibabel.load(scan)
+    assert isinstance(mask, nibabel.Nifti1Image)
+    assert isinstance(source, nibabel.Nifti1Image)
+    assert mask.shape == SHAPE
+    np.testing.assert_array_equal(np.asarray(mask.affine), np.asarray(source.affine))
+    report = Report.model_validate_json((segmented.target / "report.json").read_bytes())
+    values = np.asanyarray(mask.dataobj)
+    assert {label.value: label.voxels for label in report.labels} == {
+        label.value: int(np.count_nonzero(values == label.value)) for label in report.labels
+    }
+    assert (report.model.name, report.providers) == (MODEL, [CPU])
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code"),
+    [
+        (OutOfMemory("the model does not fit into the GPU's memory", of_gpu=True), 0),
+        (WorkerLost("the GPU failed on a window of this model", of_gpu=True), 0),
+        (OutOfMemory("the scan does not fit"), 1),
+    ],
+    ids=["memory", "failed", "another memory"],
+)
+def test_segment_runs_on_the_cpu_what_a_gpu_does_not(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    failure: ServiceError, exit_code: int,
+) -> None:  # fmt: skip
+    used = []
+
+    def load(model: Model, engine: Engine) -> Session:
+        used.append(engine.providers)
+        if engine.providers != (CPU,):
+            raise failure
+        return load_session(model, engine)
+
+    monkeypatch.setattr(pipeline, "load_session", load)
+    monkeypatch.setattr(Settings, "effective_onnx_providers", [CUDA, CPU])
+    result = run("segment", scan, tmp_path / "out", "--model", MODEL)
+    assert result.exit_code == exit_code
+    assert failure.message in result.stderr + caplog.text
+    assert used == [(CUDA, CPU), (CPU,)][: 2 - bool(exit_code)]
+    assert (tmp_path / "out" / "mask.nii.gz").exists() == (exit_code == 0)
+
+
+def test_segment_takes_a_series_and_what_is_said_of_it(tmp_path: Path) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    tilted = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))
+    write(tmp_path / "in" / "CT", tilted)
+    write(tmp_path / "in" / "MR", replace(tilted, series_uid="1.2.9"), change=setting("Modality", "MR"))
+    command = ("segment", tmp_path / "in", tmp_path / "out", "--model", MODEL, "--tolerate", "gantry_tilt")
+    for arguments, code in (
+        (command, "mixed_series"),
+        ((*command[:5], "--series", "1.2.3.4"), "gantry_tilt"),
+        ((*command, "--series", "1.2.9"), "modality_mismatch"),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, code in result.stderr) == (3, True), result.output
+    result = run(*command, "--series", "1.2.9", "--no-modality-check")
+    assert result.exit_code == 0, result.output
+    assert "tilted by 11.3°" in " ".join(result.stdout.split())
+    mask = nibabel.Nifti1Image.from_filename(tmp_path / "out" / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine_of(tilted), atol=1e-4)
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
+    assert (report.input.kind, report.input.modality, report.input.set_aside) == ("dicom", "MR", {"other_series": 12})
+
+
+def test_segment_writes_a_segmentation_for_a_series_and_for_nothing_else(tmp_path: Path, scan: Path) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    write(tmp_path / "in", straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0))
+    command = ("--model", MODEL, "--format", "dicom-seg")
+    result = run("segment", tmp_path / "in", tmp_path / "out", *command)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "mask.nii.gz", "preview.png", "report.json", "segmentation.dcm",
+    ]  # fmt: skip
+    result = run("segment", scan, tmp_path / "other", *command)
+    assert (result.exit_code, "bad_request" in result.stderr) == (3, True), result.output
+    assert not (tmp_path / "other").exists()
+
+
+def test_segment_shows_tables_and_keeps_progress_apart(segmented: Segmented) -> None:
+    assert all(words in segmented.result.stdout for words in ("Stage timings", "soft_tissue", str(segmented.target)))
+    assert "%" not in segmented.result.stdout
+    lines = segmented.result.stderr.splitlines()
+    assert lines[-1] == "the scan:  96% write"
+    assert all(line.startswith("the scan: ") for line in lines)
+
+
+def test_segment_never_overwrites(segmented: Segmented, scan: Path) -> None:
+    before = {path: path.read_bytes() for path in segmented.target.iterdir()}
+    again = run("segment", scan, segmented.target, "--model", MODEL)
+    assert again.exit_code == 3
+    assert again.stderr.startswith("error: bad_request: ")
+    assert {path: path.read_bytes() for path in segmented.target.iterdir()} == before
+
+
+def test_segment_prints_json(scan: Path, tmp_path: Path) -> None:
+    result = run("segment", scan, tmp_path / "out", "--model", MODEL, "--json")
+    assert result.exit_code == 0
+    assert Report.model_validate_json(result.stdout) == Report.model_validate_json(
+        (tmp_path / "out" / "report.json").read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "code"),
+    [
+        ("missing.nii", ("--model", MODEL), "input_not_found"),
+        ("text.nii", ("--model", MODEL), "unsupported_format"),
+        ("empty.nii", ("--model", MODEL), "input_corrupt"),
+        ("text.nii", ("--model", "no-such-model"), "model_not_found"),
+        ("text.nii", ("--model", "../ct-tissue"), "model_not_found"),
+        ("text.nii", ("--model", MODEL, "--model-version", "99"), "model_not_found"),
+    ],
+)
+def test_segment_refuses_and_leaves_nothing(tmp_path: Path, source: str, options: tuple[str, ...], code: str) -> None:
+    (tmp_path / "text.nii").write_text("not an image")
+    (tmp_path / "empty.nii").touch()
+    result = run("segment", source, "out", *options)
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[-1].startswith(f"error: {code}: ")
+    assert result.stdout == ""
+    assert list(tmp_path.glob("out/*")) == []
+
+
+def test_models_are_listed() -> None:
+    shown = json.loads(run("models", "list", "--json").stdout)
+    assert [(model["name"], model["version"]) for model in shown] == [("ct-chest", "1"), (MODEL, "1")]
+    assert MODEL in run("models", "list").stdout
+
+
+def test_a_model_is_shown() -> None:
+    shown = json.loads(run("models", "show", MODEL).stdout)
+    manifest = json.loads((MODELS / MODEL / "1" / "manifest.json").read_bytes())
+    assert Manifest.model_validate(shown) == Manifest.model_validate(manifest)
+
+
+def test_a_model_is_verified() -> None:
+    result = run("models", "verify", MODEL, "--json")
+    assert result.exit_code == 0
+    verified = json.loads(result.stdout)
+    assert (verified["model"], verified["providers"], verified["labels"]["5"]) == (f"{MODEL} 1", [CPU], "bone")
+    assert "sha256: " in run("models", "verify", MODEL, "1").stdout
+
+
+@pytest.mark.parametrize(
+    "options", [("--precision", "bf16"), ("--volume", "ct.nii"), ("--precision", "fp32", "--volume", "ct.nii")]
+)
+def test_a_comparison_needs_another_precision_and_a_volume(options: tuple[str, ...]) -> None:
+    assert run("models", "verify", MODEL, *options).exit_code == 2
+
+
+def test_a_precision_that_cannot_be_computed_here_is_refused(tmp_path: Path) -> None:
+    write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
+    result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "ct.nii.gz")
+    assert result.exit_code == 3
+    assert f"error: bad_request: it runs in fp32, not in bf16: {CPU} does not compute in it" in result.stderr
+    result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "missing.nii.gz")
+    assert (result.exit_code, result.stderr.splitlines()[-1][:22]) == (3, "error: input_not_found")
+
+
+def test_a_work_path_that_is_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
+    monkeypatch.setenv("WORK_PATH", str(tmp_path / "missing"))
+    result = run("segment", "ct.nii.gz", "out", "--model", MODEL)
+    assert result.exit_code == 1
+    assert "error: internal_error: WORK_PATH: " in result.stderr
+
+
+def test_a_model_that_was_changed_is_not_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(MODELS / MODEL / "1", tmp_path / "models" / MODEL / "1")
+    monkeypatch.setenv("MODELS_PATH", str(tmp_path / "models"))
+    with (tmp_path / "models" / MODEL / "1" / "model.onnx").open("ab") as network:
+        network.write(b"\0")
+    result = run("models", "verify", MODEL)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"error: model_invalid: model {MODEL} 1: expected sha256 ")
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_a_model_that_is_not_there_is_refused(command: str) -> None:
+    result = run("models", command, "no-such-model")
+    assert (result.exit_code, result.stderr) == (
+        3, "error: model_not_found: model 'no-such-model' is not installed here\n",
+    )  # fmt: skip
+
+
+def test_providers_are_shown() -> None:
+    shown = json.loads(run("providers", "--json").stdout)
+    assert (shown["requested"], shown["using"]) == ([CPU], [CPU])
+    assert shown["available"][-1] == CPU
+    assert run("providers").stdout.splitlines()[:3] == [
+        f"ONNX providers requested: ['{CPU}']",
+        f"ONNX providers available: {shown['available']}",
+        f"ONNX providers using: ['{CPU}']",
+    ]
+
+
+@pytest.mark.usefixtures("no_servers")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status", JOB),
+        ("watch", JOB),
+        ("cancel", JOB),
+        ("result", JOB),
+        ("jobs",),
+        ("jobs", "--json"),
+        ("workers",),
+        ("migrate",),
+        ("submit", "s3://volumes/a.nii", "--model", MODEL),
+    ],
+    ids=" ".join,
+)
+def test_without_postgres_commands_exit_4(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr == "error: database_unavailable: Postgres cannot be used: Connection refused\n"
+
+
+@pytest.mark.usefixtures("no_servers")
+def test_submit_of_a_file_without_object_storage_exits_4(scan: Path) -> None:
+    result = run("submit", scan, "--model", MODEL)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr.startswith("error: storage_unavailable: ")
+
+
+@pytest.mark.usefixtures("no_servers")
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("missing.nii", "input_not_found"),
+        ("s3://volumes/../a.nii", "bad_request"),
+        ("s3://volumes", "bad_request"),
+        ("s3://Bad_Bucket/a.nii", "bad_request"),
+    ],
+)
+def test_submit_refuses_a_bad_input(source: str, code: str) -> None:
+    result = run("submit", source, "--model", MODEL)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith(f"error: {code}: ")
+
+
+@pytest.mark.usefixtures("no_servers")
+def test_check_says_what_is_usable_and_what_is_not() -> None:
+    result = run("check", "--json")
+    assert result.exit_code == 4
+    assert {item["name"]: item["usable"] for item in json.loads(result.stdout)} == {
+        "redis": False, "postgres": False, "minio": False, "models": True, "providers": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("age_s", "exit_code"), [(0, 0), (3600, 4), (None, 4)])
+def test_health_goes_by_the_age_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, age_s: float | None, exit_code: int
+) -> None:
+    path = tmp_path / "worker.health"
+    monkeypatch.setenv("HEALTH_PATH", str(path))
+    if age_s is not None:
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert run("health", "--within", "60").exit_code == exit_code

@@ -1,0 +1,188 @@
+"""Documentation that cannot rot: what is generated is up to date, what is written names what exists."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import dropwhile
+from pathlib import Path
+
+import click
+import pytest
+from dotenv import dotenv_values
+from jsonschema import Draft202012Validator
+
+from inference_service.cli.main import main
+from inference_service.cli.reference import reference_pages
+from inference_service.core.errors import ErrorCode
+from inference_service.core.settings import Settings
+
+REPOSITORY = Path(__file__).parents[3]
+DOCS = REPOSITORY / "docs"
+PAGES = reference_pages()
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+MODEL_PAGES = sorted((REPOSITORY / "models").glob("*/*/README.md"))
+MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *MODEL_PAGES]
+TRAINER = REPOSITORY / "models/ct-chest/train/ct_chest"
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(PAGES[f"{name}.schema.json"]))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command line in the shell blocks of a page."""
+    blocks = re.findall(r"^```(?:sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [words for block in blocks for words in split(block)]
+
+
+def split(block: str) -> Iterator[list[str]]:
+    """The words of each command of a block; one goes on over backslashes and open quotes."""
+    command = ""
+    for line in block.replace("\\\n", " ").splitlines(keepends=True):
+        command += line.removeprefix("$ ")
+        try:
+            words = shlex.split(command, comments=True)
+        except ValueError:
+            continue
+        yield words
+        command = ""
+    assert not command, f"who closes the quotes of {command}?"
+
+
+def all_commands() -> list[tuple[str, list[str]]]:
+    return [
+        (str(page.relative_to(REPOSITORY)), words)
+        for page in MARKDOWN
+        for words in commands(page.read_text(encoding="utf-8"))
+        if words
+    ]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_generated_pages_are_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run `inference-service reference docs`"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.endswith(".json")])
+def test_the_schemas_are_valid_json_schemas(name: str) -> None:
+    Draft202012Validator.check_schema(json.loads(PAGES[name]))
+
+
+def test_the_message_schema_takes_what_the_service_takes() -> None:
+    message = {
+        "job_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
+        "request": {"input": {"key": "ct/1.nii.gz"}, "model": "ct-chest", "priority": "urgent", "model_version": None},
+    }
+    assert validator("task-message").is_valid(message)
+    assert not validator("task-message").is_valid({**message, "extra": 1})
+    assert not validator("task-message").is_valid({"job_id": message["job_id"], "request": {"model": "ct-chest"}})
+
+
+def test_the_manifest_schema_takes_the_installed_model() -> None:
+    manifest = json.loads((REPOSITORY / "models/ct-tissue/1/manifest.json").read_bytes())
+    assert validator("manifest").is_valid(manifest)
+    assert not validator("manifest").is_valid({**manifest, "activation": "relu"})
+    assert not validator("manifest").is_valid({**manifest, "channels": []})
+
+
+def test_the_example_environment_lists_every_setting_and_no_other() -> None:
+    text = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    lines = text.partition("\n# Docker compose only")[0].splitlines()
+    names = [match[1] for line in lines if (match := re.match(r"#? ?([A-Z][A-Z0-9_]+)=", line))]
+    assert names == [name.upper() for name in Settings.model_fields]
+
+
+def test_the_example_environment_is_valid_and_its_comments_show_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    (tmp_path / "all").write_text(re.sub(r"^# (?=[A-Z][A-Z0-9_]+=)", "", text, flags=re.MULTILINE))
+    given = set(dotenv_values(REPOSITORY / ".env.example"))
+    monkeypatch.delenv("MODELS_PATH")
+    for name, value in dotenv_values(tmp_path / "all").items():
+        monkeypatch.setenv(name, value or "")
+    settings = Settings()
+    for name, field in Settings.model_fields.items():
+        if name.upper() not in given:
+            assert getattr(settings, name) == field.default, name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 120
+
+
+def test_there_are_commands_to_check() -> None:
+    names = {words[0] for _, words in all_commands()}
+    assert {"make", "inference-service"} <= names
+
+
+@pytest.mark.parametrize(("page", "words"), all_commands(), ids=lambda value: " ".join(value) if value else None)
+def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    words = list(dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        assert targets
+        assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+        if targets == ["train"]:
+            of_train, of_export = (
+                [option for word in words if word.startswith(name) for option in re.findall(r"--[a-z-]+", word)]
+                for name in ("ARGS=", "EXPORT=")
+            )
+            assert_options("train", of_train)
+            assert_options("export", of_export)
+    elif words[:2] == [".venv/bin/python", "-m"] and words[2].startswith("ct_chest."):
+        assert_options(words[2].removeprefix("ct_chest."), [word for word in words if word.startswith("--")])
+    elif words[0] == "inference-service":
+        parse(main, words[1:])
+    elif words[:2] == ["docker", "compose"]:
+        files = [word for word in words if word.endswith(".yml")]
+        assert all((REPOSITORY / file).is_file() for file in files)
+        services = {name for word in words for name in re.findall(r"inference-worker-\w+", word)}
+        assert all(any(name in (REPOSITORY / file).read_text() for file in files) for name in services)
+    elif words[0] == "cp":
+        assert (REPOSITORY / words[1]).is_file()
+    elif words[0] == "kubectl":
+        assert all((REPOSITORY / word).exists() for word in words if word.startswith("deploy/"))
+    elif words[:2] == ["docker", "run"]:
+        parse(main, words[words.index("worker") :])
+    else:
+        assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python", "mkdir"}, (
+            f"{page}: who checks {words[0]}?"
+        )
+
+
+def assert_options(module: str, options: list[str]) -> None:
+    """They are written in a module of the trainer, which may need PyTorch to be run."""
+    source = (TRAINER / f"{module}.py").read_text(encoding="utf-8")
+    for option in options:
+        assert f'"{option}"' in source, f"{module} has no {option}"
+
+
+def parse(command: click.Command, words: list[str]) -> None:
+    """Lets click take the words apart without running anything."""
+    if isinstance(command, click.Group):
+        subcommand = command.commands[words[0]]
+        parse(subcommand, words[1:])
+    else:
+        # Click keeps what a command's first context says about its help.
+        above = click.Context(main, **main.context_settings)
+        command.make_context(command.name, list(words), parent=above)
+
+
+def test_every_command_is_documented() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in MARKDOWN)
+    for name in main.commands:
+        assert f"inference-service {name}" in text or f"`{name}" in text, name
+
+
+def test_every_error_code_is_documented() -> None:
+    contract = (DOCS / "task-contract.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", contract, flags=re.MULTILINE)) >= set(ErrorCode)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in MARKDOWN:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,185 @@
+import json
+from contextlib import suppress
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_service.contract.task_message import Priority, TaskMessage, parse_request
+from inference_service.core.errors import BadRequest
+
+VALID: dict[str, object] = {"input": {"key": "ct/1.nii.gz"}, "model": "ct-chest"}
+EXAMPLE: dict[str, object] = {
+    "input": {"bucket": "volumes", "key": "ct/1.nii.gz"},
+    "model": "ct-chest",
+    "model_version": None,
+    "priority": "routine",
+    "output": {"prefix": "masks/2026-11", "formats": ["nifti"]},
+    "options": {},
+}
+BAD_KEYS = [
+    "", "/", "/a", "../x", "a/../x", "a/..", "..", ".", "./a", "a/./b", "a//b", "a//", "a\\b", "..\\x", "a\0b", "a\nb",
+    "a\x1fb", "a\x7fb", "k" * 901,
+]  # fmt: skip
+BAD_BUCKETS = ["", "ab", "Upper", "under_score", "-ab", "ab-", "a/b", "../x", "b" * 64, "volumes\n", "ä-bucket"]
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+json_values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12
+)
+keys = st.text(st.sampled_from("a./\\\0 ä"), max_size=8)
+near_misses = st.fixed_dictionaries(
+    {
+        "input": st.fixed_dictionaries({"key": keys | json_values}, optional={"bucket": st.text() | json_values}),
+        "model": st.just("ct-chest") | json_values,
+    },
+    optional={
+        "model_version": json_values,
+        "priority": st.sampled_from(["urgent", "routine", "URGENT"]) | json_values,
+        "output": st.fixed_dictionaries({}, optional={"prefix": keys | json_values, "formats": json_values}),
+        "options": json_values,
+    },
+)
+
+
+def refusal(request: object) -> str:
+    with pytest.raises(BadRequest) as caught:
+        parse_request(request)
+    return caught.value.message
+
+
+def test_the_example_of_the_contract_is_understood() -> None:
+    request = parse_request(EXAMPLE)
+    assert (request.input.bucket, request.input.key) == ("volumes", "ct/1.nii.gz")
+    assert (request.model, request.model_version, request.priority) == ("ct-chest", None, Priority.ROUTINE)
+    assert (request.output.prefix, request.output.formats) == ("masks/2026-11", ("nifti",))
+
+
+def test_what_is_left_out_takes_its_default() -> None:
+    request = parse_request(VALID)
+    assert (request.input.bucket, request.model_version, request.priority) == (None, None, Priority.ROUTINE)
+    assert (request.output.prefix, request.output.formats) == (None, ("nifti",))
+
+
+def test_a_request_survives_the_queue() -> None:
+    request = parse_request(EXAMPLE)
+    assert parse_request(json.loads(json.dumps(request.model_dump(mode="json")))) == request
+
+
+def test_the_message_holds_job_and_request() -> None:
+    job_id = UUID(int=7)
+    message = TaskMessage.model_validate_json(json.dumps({"job_id": str(job_id), "request": EXAMPLE}))
+    assert (message.job_id, message.request) == (job_id, parse_request(EXAMPLE))
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({**VALID, "modle": "secret"}, "request.modle"),
+        ({**VALID, "input": {"key": "a", "secret": "secret"}}, "request.input.secret"),
+        ({**VALID, "output": {"folder": "secret"}}, "request.output.folder"),
+        ({**VALID, "options": {"threshold": "secret"}}, "request.options.threshold"),
+        ({"model": "secret"}, "request.input"),
+        ({"input": {"key": "secret"}}, "request.model"),
+        ({**VALID, "input": {}}, "request.input.key"),
+        ({**VALID, "input": "secret"}, "request.input"),
+        ({**VALID, "model": ["secret"]}, "request.model"),
+        ({**VALID, "model": ""}, "request.model"),
+        ({**VALID, "model": "secret" * 11}, "request.model"),
+        ({**VALID, "model": None}, "request.model"),
+        ({**VALID, "model_version": 1}, "request.model_version"),
+        ({**VALID, "model_version": "secret" * 6}, "request.model_version"),
+        ({**VALID, "priority": "secret"}, "request.priority"),
+        ({**VALID, "priority": 0}, "request.priority"),
+        ({**VALID, "output": {"formats": []}}, "request.output.formats"),
+        ({**VALID, "output": {"formats": ["secret"]}}, "request.output.formats"),
+        ({**VALID, "output": {"formats": "nifti"}}, "request.output.formats"),
+        ({**VALID, "input": {"key": float("nan")}}, "request.input.key"),
+        ({**VALID, "input": {"key": 10**400}}, "request.input.key"),
+        ({**VALID, "model_version": float("inf")}, "request.model_version"),
+        (["secret"], "request"),
+        ("secret", "request"),
+        (None, "request"),
+    ],
+)
+def test_a_breach_names_the_field_and_not_the_value(request_: object, field: str) -> None:
+    message = refusal(request_)
+    assert message.startswith((f"{field}: ", f"{field}."))
+    assert "secret" not in message.removeprefix(field)
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+@pytest.mark.parametrize("field", ["request.input.key", "request.output.prefix"])
+def test_keys_that_leave_their_place_are_refused(key: str, field: str) -> None:
+    place = {"input": {"key": key}} if field == "request.input.key" else {"output": {"prefix": key}}
+    message = refusal({**VALID, **place})
+    assert message.startswith(f"{field}: ")
+    assert key in ("", "/", ".", "..") or key not in message
+
+
+@pytest.mark.parametrize("key", ["a", "a/", "ct/1.nii.gz", "a..b/...c", "mit Leerzeichen/ä.nii", "k" * 900])
+def test_plain_keys_pass(key: str) -> None:
+    assert parse_request({**VALID, "input": {"key": key}}).input.key == key
+
+
+def test_a_key_is_no_longer_than_an_object_store_takes() -> None:
+    assert refusal({**VALID, "input": {"key": "ä" * 900}}).startswith("request.input.key: ")
+
+
+@pytest.mark.parametrize("bucket", BAD_BUCKETS)
+def test_bad_bucket_names_are_refused(bucket: str) -> None:
+    assert refusal({**VALID, "input": {"key": "a", "bucket": bucket}}).startswith("request.input.bucket: ")
+
+
+@pytest.mark.parametrize("bucket", ["abc", "volumes", "a.b-c.9", "b" * 63])
+def test_bucket_names_pass(bucket: str) -> None:
+    assert parse_request({**VALID, "input": {"key": "a", "bucket": bucket}}).input.bucket == bucket
+
+
+def test_text_that_is_not_unicode_is_refused() -> None:
+    assert refusal({**VALID, "model": "\ud800"}).startswith("request")
+
+
+def nested(depth: int) -> object:
+    value: object = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {1, 2},
+        {**VALID, "model": b"bytes"},
+        {**VALID, "model": 10**5000},
+        {(1, 2): "a"},
+        nested(500),
+        nested(100_000),
+    ],
+    ids=["set", "bytes", "huge integer", "tuple key", "nested deeply", "nested beyond recursion"],
+)
+def test_what_is_not_json_is_refused(request_: object) -> None:
+    assert refusal(request_).startswith("request")
+
+
+@given(json_values | near_misses)
+@settings(max_examples=100)
+def test_arbitrary_json_is_parsed_or_refused(request: object) -> None:
+    with suppress(BadRequest):
+        parsed = parse_request(request)
+        assert ".." not in parsed.input.key.split("/")
+        assert not parsed.input.key.startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        (["nifti"], ("nifti",)),
+        (["dicom-seg"], ("nifti", "dicom-seg")),
+        (["dicom-labelmap", "dicom-seg", "dicom-seg", "nifti"], ("nifti", "dicom-seg", "dicom-labelmap")),
+    ],
+)
+def test_formats_are_in_one_order_and_with_nifti(formats: list[str], expected: tuple[str, ...]) -> None:
+    assert parse_request({**VALID, "output": {"formats": formats}}).output.formats == expected

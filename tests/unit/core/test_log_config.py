@@ -1,0 +1,109 @@
+import json
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+from uuid import UUID
+
+import pytest
+
+from inference_service.core.log_config import configure_logging, logging_job
+
+OUTER, INNER = UUID(int=1), UUID(int=2)
+CHATTY = ("urllib3", "alembic.runtime.plugins")
+logger = logging.getLogger("tests.logs")
+
+
+@pytest.fixture(autouse=True)
+def other_handlers_set_aside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keeps pytest's own handlers from being closed, and gives all levels back."""
+    root = logging.getLogger()
+    levels = {name: logging.getLogger(name).level for name in (*CHATTY, None)}
+    monkeypatch.setattr(root, "handlers", [])
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+def log_inside_and_outside_of_jobs() -> None:
+    logger.info("before")
+    with logging_job(OUTER):
+        logger.info("outer")
+        with logging_job(INNER):
+            logger.info("inner")
+        logger.info("outer again")
+    logger.info("after")
+
+
+EXPECTED = [("before", "-"), ("outer", str(OUTER)), ("inner", str(INNER)), ("outer again", str(OUTER)), ("after", "-")]
+
+
+def test_text_lines_carry_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "text")
+    log_inside_and_outside_of_jobs()
+    found = lines(capsys)
+    assert len(found) == len(EXPECTED)
+    for line, (message, job_id) in zip(found, EXPECTED, strict=True):
+        assert line.endswith(f" INFO [MainProcess] [job {job_id}] tests.logs: {message}")
+
+
+def test_json_lines_carry_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    log_inside_and_outside_of_jobs()
+    records = [json.loads(line) for line in lines(capsys)]
+    assert [(record["message"], record["job_id"]) for record in records] == EXPECTED
+    for record in records:
+        assert {"time", "level", "logger", "message", "job_id", "process"} <= set(record)
+        assert (record["level"], record["logger"]) == ("INFO", "tests.logs")
+        assert datetime.strptime(record["time"], "%Y-%m-%d %H:%M:%S,%f").year >= 2024
+
+
+def test_the_job_is_taken_off_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    with pytest.raises(KeyError), logging_job(OUTER):
+        raise KeyError
+    logger.info("after")
+    assert [json.loads(line)["job_id"] for line in lines(capsys)] == ["-"]
+
+
+def test_a_traceback_stays_on_its_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logger.exception("a “quoted” message\nof two lines")
+    (line,) = lines(capsys)
+    record = json.loads(line)
+    assert record["message"] == "a “quoted” message\nof two lines"
+    assert "ValueError: two\nlines" in record["exc_info"]
+    assert "“" in line
+
+
+def test_a_foreign_library_gets_the_job_too(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("WARNING", "text")
+    with logging_job(OUTER):
+        logging.getLogger("celery.worker").warning("theirs")
+        logging.getLogger("celery.worker").info("too quiet")
+    (line,) = lines(capsys)
+    assert f"[job {OUTER}] celery.worker: theirs" in line
+
+
+@pytest.mark.parametrize("name", CHATTY)
+def test_chatty_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    configure_logging("DEBUG", "text")
+    logging.getLogger(name).info("connection pool")
+    logging.getLogger(name).warning("trouble")
+    assert [line.rsplit(" ", 1)[-1] for line in lines(capsys)] == ["trouble"]
+
+
+def test_configuring_again_replaces_the_style(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "text")
+    configure_logging("INFO", "json")
+    logger.info("once")
+    (line,) = lines(capsys)
+    assert json.loads(line)["message"] == "once"

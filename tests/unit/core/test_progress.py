@@ -1,0 +1,121 @@
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_service.core.progress import STAGES, Stage, StageClock, overall_progress
+
+# Progress is not told of them: they alternate with the windows.
+WITHIN_WINDOWS = ("network", "map")
+
+
+class FakeTime:
+    """A clock that moves only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    monkeypatch.setattr(time, "perf_counter", fake)
+    return fake
+
+
+def test_stages_add_up_and_the_time_between_them_is_nobodys(fake_time: FakeTime) -> None:
+    clock = StageClock()
+    with clock.stage("read"):
+        fake_time.passes(2)
+    fake_time.passes(100)
+    with clock.stage("write"):
+        fake_time.passes(3)
+    with clock.stage("read"):
+        fake_time.passes(5)
+    assert clock.seconds == {"read": 7, "write": 3}
+
+
+def test_inner_stages_do_not_count_in_outer_ones(fake_time: FakeTime) -> None:
+    clock = StageClock()
+    with clock.stage("map"):
+        fake_time.passes(1)
+        with clock.stage("windows"):
+            fake_time.passes(10)
+            with clock.stage("fetch"):
+                fake_time.passes(100)
+            fake_time.passes(20)
+        fake_time.passes(2)
+        with clock.stage("map"):
+            fake_time.passes(4)
+    assert clock.seconds == {"map": 7, "windows": 30, "fetch": 100}
+
+
+def test_stage_that_raises_is_counted(fake_time: FakeTime) -> None:
+    clock = StageClock()
+
+    def fail() -> None:
+        with clock.stage("windows"):
+            fake_time.passes(2)
+            raise ZeroDivisionError
+
+    with clock.stage("map"):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        fake_time.passes(1)
+    assert clock.seconds == {"map": 1, "windows": 2}
+
+
+def test_each_counts_what_the_items_take_to_come(fake_time: FakeTime) -> None:
+    clock = StageClock()
+
+    def items() -> Iterator[str]:
+        for item in "abc":
+            fake_time.passes(10)
+            yield item
+        fake_time.passes(5)
+
+    got = []
+    with clock.stage("map"):
+        for item in clock.each("windows", items()):
+            got.append(item)
+            fake_time.passes(1)
+    assert got == ["a", "b", "c"]
+    assert clock.seconds == {"map": 3, "windows": 35}
+
+
+def test_each_takes_no_item_early() -> None:
+    source = iter([1, 2, 3])
+    passed = StageClock().each("windows", source)
+    assert next(passed) == 1
+    assert list(source) == [2, 3]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_progress_grows_within_a_stage(stage: Stage) -> None:
+    assert 0 <= overall_progress(stage, 0) < overall_progress(stage, 0.5) < overall_progress(stage, 1) <= 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([stage for stage in STAGES if stage not in WITHIN_WINDOWS]), st.floats(0, 1)))
+)
+def test_progress_never_goes_back(steps: list[tuple[Stage, float]]) -> None:
+    steps.sort(key=lambda step: (STAGES.index(step[0]), step[1]))
+    overall = [overall_progress(stage, share) for stage, share in steps]
+    assert overall == sorted(overall)
+
+
+def test_progress_goes_from_0_to_1_without_gaps() -> None:
+    assert overall_progress(STAGES[0], 0) == 0
+    assert overall_progress(STAGES[-1], 1) == 1
+    own = [stage for stage in STAGES if stage not in WITHIN_WINDOWS]
+    for before, after in pairwise(own):
+        assert overall_progress(before, 1) == pytest.approx(overall_progress(after, 0))

@@ -1,0 +1,117 @@
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from inference_service.core.errors import InternalError
+from inference_service.core.execution import CPU
+from inference_service.engine import providers
+from inference_service.engine.providers import RESULT_MARK, Probe, log_providers, probe_providers, usable_providers
+
+CUDA, TENSORRT, AZURE = "CUDAExecutionProvider", "TensorrtExecutionProvider", "AzureExecutionProvider"
+
+
+@pytest.fixture(autouse=True)
+def untried() -> Iterator[None]:
+    probe_providers.cache_clear()
+    yield
+    probe_providers.cache_clear()
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Puts a shell script in the place of the trial's subprocess."""
+
+    def replace(script: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return replace
+
+
+def line(provider: str, reason: str | None = None) -> str:
+    return f"echo '{RESULT_MARK}{json.dumps({'provider': provider, 'reason': reason})}'\n"
+
+
+def test_the_real_trial_finds_the_cpu_and_never_azure() -> None:
+    probes = {probe.provider: probe.reason for probe in probe_providers()}
+    assert probes[CPU] is None
+    assert AZURE not in probes
+    assert usable_providers()[-1] == CPU
+    assert onnxruntime.get_available_providers()[-1] == CPU
+
+
+def test_the_trial_runs_once(trial: Callable[[str], None], tmp_path: Path) -> None:
+    trial(line(CPU) + f"echo again >> {tmp_path}/runs")
+    assert usable_providers() == usable_providers() == [CPU]
+    assert (tmp_path / "runs").read_text() == "again\n"
+
+
+def test_the_cpu_comes_last(trial: Callable[[str], None]) -> None:
+    trial(line(CPU) + line(TENSORRT) + line(CUDA))
+    assert usable_providers() == [TENSORRT, CUDA, CPU]
+
+
+def test_a_trial_that_crashes_keeps_what_it_found(
+    trial: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    trial(line(CPU) + line(TENSORRT, "no library") + "kill -SEGV $$")
+    assert probe_providers() == (Probe(CPU, None), Probe(TENSORRT, "no library"))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records if record.levelno > logging.DEBUG] == [
+        ("WARNING", "the trial of the ONNX providers ended with status -11")
+    ]
+
+
+def test_what_a_providers_library_prints_is_not_taken_for_a_result(trial: Callable[[str], None]) -> None:
+    trial("echo '[INFO] loading plug-ins'\n" + line(CPU) + "echo; echo '{\"devices\": 1}'; echo 7")
+    assert probe_providers() == (Probe(CPU, None),)
+
+
+@pytest.mark.parametrize("script", ["exit 0", "kill -SEGV $$", "echo no onnxruntime >&2; exit 1"])
+def test_a_trial_that_finds_nothing_is_an_error(trial: Callable[[str], None], script: str) -> None:
+    trial(script)
+    with pytest.raises(InternalError, match=r"inference-service\[cpu\]"):
+        probe_providers()
+
+
+def test_a_trial_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch, trial: Callable[[str], None]) -> None:
+    monkeypatch.setattr(providers, "_PROBE_TIMEOUT_S", 0.2)
+    trial("exec sleep 30")
+    with pytest.raises(InternalError, match="did not end"):
+        probe_providers()
+
+
+def test_exactly_three_lines_are_logged(trial: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+    trial(line(CPU))
+    with caplog.at_level(logging.INFO):
+        log_providers([CPU], [CPU])
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "ONNX providers requested: ['CPUExecutionProvider']"),
+        ("INFO", "ONNX providers available: ['CPUExecutionProvider']"),
+        ("INFO", "ONNX providers using: ['CPUExecutionProvider']"),
+    ]
+
+
+def test_each_requested_provider_that_is_not_used_is_warned_of(
+    trial: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    trial(line(CPU) + line(TENSORRT, "libnvinfer.so.10 is missing") + line("ROCMExecutionProvider"))
+    with caplog.at_level(logging.INFO):
+        log_providers((TENSORRT, CUDA, CPU), (CPU,))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", f"ONNX providers requested: ['{TENSORRT}', '{CUDA}', '{CPU}']"),
+        ("INFO", f"ONNX providers available: ['ROCMExecutionProvider', '{CPU}']"),
+        ("INFO", f"ONNX providers using: ['{CPU}']"),
+        ("WARNING", f"ONNX provider {TENSORRT} is requested but not usable here: libnvinfer.so.10 is missing"),
+        (
+            "WARNING",
+            f"ONNX provider {CUDA} is requested but not usable here: the installed ONNX Runtime does not have it, or "
+            "its trial crashed",
+        ),
+    ]

@@ -1,0 +1,389 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError, WorkerLost
+from inference_service.core.execution import CPU, CUDA, OPENVINO, TENSORRT, GpuOptions, Precision
+from inference_service.engine import provider_probe
+from inference_service.engine import session as session_module
+from inference_service.engine.session import Session
+
+WINDOW: NDArray[np.float32] = np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)
+# Beyond the address space of any machine, so that the allocation fails at once.
+ENORMOUS = [1 << 20, 1 << 20, 1 << 4, 2, 2]
+
+
+def network(
+    nodes: Sequence[onnx.NodeProto],
+    *,
+    inputs: Sequence[str] = ("x",),
+    outputs: Sequence[str] = ("y",),
+    constants: Sequence[onnx.TensorProto] = (),
+    batch: int | str = 1,
+    kind: int = TensorProto.FLOAT,
+) -> bytes:
+    """An ONNX file whose inputs and outputs are of free size."""
+    free: list[str | int | None] = [batch, 1, "i", "j", "k"]
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info(name, kind, free) for name in inputs],
+        [helper.make_tensor_value_info(name, kind, [None] * 5) for name in outputs],
+        list(constants),
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+def shape_constant(values: Sequence[int]) -> onnx.TensorProto:
+    return helper.make_tensor("s", TensorProto.INT64, [len(values)], values)
+
+
+DOUBLE = network([helper.make_node("Add", ["x", "x"], ["y"])])
+
+
+def test_a_session_runs_its_network() -> None:
+    session = Session(DOUBLE, providers=[CPU], threads=1)
+    logits = session.run(WINDOW)
+    np.testing.assert_array_equal(logits, 2 * WINDOW)
+    assert logits.dtype == np.float32
+    assert session.providers == [CPU]
+
+
+def test_a_network_of_half_precision_takes_and_gives_what_others_do() -> None:
+    session = Session(network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.FLOAT16), providers=[CPU])
+    given = WINDOW + np.float32(1 / 3)
+    logits = session.run(given)
+    assert logits.dtype == given.dtype == np.float32
+    np.testing.assert_array_equal(logits, 2 * given.astype(np.float16).astype(np.float32))
+    logits += 1
+
+
+def test_a_network_of_other_numbers_is_refused() -> None:
+    doubles = network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.DOUBLE)
+    with pytest.raises(ModelInvalid, match=r"takes tensor\(double\), expected tensor\(float\) or tensor\(float16\)"):
+        Session(doubles, providers=[CPU])
+
+
+TELLING = """
+import time
+from inference_service.engine.provider_probe import main
+
+main()
+time.sleep(2)
+"""
+
+
+def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry leaves an identifier and a database in the user's folder as soon as it has a session."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = {**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", TELLING], env=environment, capture_output=True, text=True, check=True)
+    assert '"reason": null' in done.stdout
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_free_dimensions_are_none() -> None:
+    session = Session(DOUBLE, providers=[CPU])
+    assert session.input_shapes == [[1, 1, None, None, None]]
+    assert session.output_shapes == [[1, 1, None, None, None]]
+
+
+def test_fixed_dimensions_are_numbers() -> None:
+    session = Session(provider_probe._NETWORK, providers=[CPU])
+    assert session.input_shapes == session.output_shapes == [[1, 1, 2, 2, 2]]
+
+
+def test_several_outputs_have_a_shape_each() -> None:
+    double = network(
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["x"], ["z"])], outputs=("y", "z")
+    )
+    assert len(Session(double, providers=[CPU]).output_shapes) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        provider_probe._NETWORK[:-20],
+        network([helper.make_node("NoSuchOperator", ["x"], ["y"])]),
+        network([helper.make_node("Identity", ["missing"], ["y"])]),
+        network(
+            [helper.make_node("Identity", ["w"], ["y"])],
+            inputs=(),
+            constants=[helper.make_tensor("w", TensorProto.FLOAT, [1] * 5, [1.0])],
+        ),
+    ],
+    ids=["empty", "garbage", "truncated", "unknown operator", "loose end", "no input"],
+)
+def test_what_is_no_network_is_an_invalid_model(content: bytes) -> None:
+    with pytest.raises(ModelInvalid):
+        Session(content, providers=[CPU])
+
+
+@pytest.mark.parametrize(
+    ("content", "window"),
+    [
+        (provider_probe._NETWORK, WINDOW),
+        (DOUBLE, WINDOW[0]),
+        (
+            network([helper.make_node("Reshape", ["x", "s"], ["y"])], constants=[shape_constant([1, 1, 5, 5, 5])]),
+            WINDOW,
+        ),
+    ],
+    ids=["other shape", "other rank", "an operator that fails"],
+)
+def test_a_run_that_fails_is_an_invalid_model(content: bytes, window: NDArray[np.float32]) -> None:
+    session = Session(content, providers=[CPU])
+    with pytest.raises(ModelInvalid) as caught:
+        session.run(window)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_window_beyond_memory_is_out_of_memory() -> None:
+    expand = network([helper.make_node("Expand", ["x", "s"], ["y"])], constants=[shape_constant(ENORMOUS)])
+    session = Session(expand, providers=[CPU])
+    with pytest.raises(OutOfMemory):
+        session.run(np.ones((1, 1, 1, 1, 1), dtype=np.float32))
+
+
+def test_the_cpu_provider_has_all_of_a_network() -> None:
+    assert Session(DOUBLE, providers=[CPU]).whole
+
+
+def test_a_run_that_a_provider_fails_does_not_move_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(DOUBLE, providers=[CPU])
+
+    failing = Mock()
+    failing.is_webgpu_graph_capture_enabled.return_value = False
+    failing.run.side_effect = onnxruntime.capi.onnxruntime_pybind11_state.EPFail("CUDA failure 700")
+    monkeypatch.setattr(session._session, "_sess", failing)
+    with pytest.raises(ModelInvalid):
+        session.run(WINDOW)
+
+
+def test_a_batch_is_free_or_fixed() -> None:
+    assert Session(DOUBLE, providers=[CPU]).batch == 1
+    free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
+    assert Session(free, providers=[CPU]).batch is None
+
+
+@pytest.mark.parametrize(("providers", "loads"), [([CPU], 0), (["CUDAExecutionProvider", CPU], 1)])
+def test_cuda_is_loaded_from_its_wheels_before_a_session_wants_it(
+    monkeypatch: pytest.MonkeyPatch, providers: list[str], loads: int
+) -> None:
+    loaded: list[str] = []
+
+    def opened(*_: object, **__: object) -> onnxruntime.InferenceSession:
+        assert len(loaded) == loads
+        return InferenceSession(DOUBLE, providers=[CPU])
+
+    InferenceSession = onnxruntime.InferenceSession  # noqa: N806
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("cuda"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    session_module._load_cuda.cache_clear()
+    for _ in range(2):
+        Session(DOUBLE, providers=providers)
+    session_module._load_cuda.cache_clear()
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_openvino_is_told_threads_and_precision(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, hint: str
+) -> None:
+    opened: list[tuple[list[tuple[str, dict[str, str]]], str]] = []
+
+    def open_session(
+        content: bytes, options: onnxruntime.SessionOptions, providers: list[tuple[str, dict[str, str]]], **_: int
+    ) -> None:
+        try:
+            fallback = options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        except RuntimeError:
+            fallback = "0"
+        opened.append((providers, fallback))
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("no")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(ModelInvalid):
+        Session(DOUBLE, providers=[OPENVINO, CPU], threads=3, precision=precision)
+    (alone, without_fallback), (both, with_fallback) = opened
+    assert alone == both[:1]
+    assert (without_fallback, with_fallback) == ("1", "0")
+    (name, options), cpu = both
+    assert (name, options["device_type"]) == (OPENVINO, "CPU")
+    assert json.loads(options["load_config"]) == {
+        "CPU": {"INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": 3}
+    }
+    assert cpu == (CPU, {})
+
+
+CUDA_ALWAYS = {
+    "arena_extend_strategy": "kSameAsRequested",
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+}
+GPU_OPTIONS = [
+    (CUDA, GpuOptions(), {**CUDA_ALWAYS, "use_tf32": "1"}),
+    (
+        CUDA,
+        GpuOptions(tf32=False, memory_limit_bytes=2**33),
+        {**CUDA_ALWAYS, "use_tf32": "0", "gpu_mem_limit": "8589934592"},
+    ),
+    (TENSORRT, GpuOptions(), {}),
+    (
+        TENSORRT,
+        GpuOptions(tensorrt_cache=Path("kept")),
+        {
+            "trt_engine_cache_enable": "1", "trt_engine_cache_path": "kept",
+            "trt_timing_cache_enable": "1", "trt_timing_cache_path": "kept",
+        },
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provider", "gpu", "expected"), GPU_OPTIONS)
+def test_gpus_are_told_their_options(
+    monkeypatch: pytest.MonkeyPatch, provider: str, gpu: GpuOptions, expected: dict[str, str]
+) -> None:
+    opened: list[dict[str, str]] = []
+
+    def open_session(*_: object, providers: list[tuple[str, dict[str, str]]], **__: object) -> None:
+        opened.append(dict(providers)[provider])
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("no")
+
+    monkeypatch.setattr(session_module, "_load_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(ModelInvalid):
+        Session(DOUBLE, providers=[provider, CPU], gpu=gpu)
+    assert opened == [expected, expected]
+
+
+FAILED_ALLOCATIONS = [
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("Exception during initialization: std::bad_alloc"),
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory"),
+    onnxruntime.capi.onnxruntime_pybind11_state.EPFail("Failed to allocate memory for requested buffer of size 8"),
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail(
+        "Available memory of 19968 is smaller than requested bytes of 20000"
+    ),
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"
+    ),
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0"),
+    MemoryError("std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize("error", FAILED_ALLOCATIONS, ids=lambda error: type(error).__name__)
+def test_failed_allocations_are_out_of_memory(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    session = Session(DOUBLE, providers=[CPU])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(OutOfMemory) as caught:
+        session.run(WINDOW)
+    assert caught.value.__cause__ is error
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OutOfMemory) as caught:
+        Session(DOUBLE, providers=[CPU])
+    assert not caught.value.of_gpu
+
+
+def test_a_gpus_memory_is_told_from_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory")
+
+    session = Session(DOUBLE, providers=[CPU])
+    monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(OutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
+        session.run(WINDOW)
+    assert caught.value.of_gpu
+    monkeypatch.setattr(session_module, "_load_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OutOfMemory, match="the model does not fit") as caught:
+        Session(DOUBLE, providers=[CUDA, CPU])
+    assert caught.value.of_gpu
+
+
+def test_an_arena_with_a_limit_is_out_of_memory_and_takes_less_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's own arena, as GPUs have one and GPU_MEMORY_LIMIT_MB limits it, here of the CPU's memory."""
+    limited = onnxruntime.OrtArenaCfg({"max_mem": 2**20, "arena_extend_strategy": 1})
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, limited)
+
+    def in_limits(threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
+        options = session_options(threads, spin)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        return options
+
+    session_options = session_module._session_options
+    monkeypatch.setattr(session_module, "_session_options", in_limits)
+    halves = [helper.make_node("Add", ["x", "x"], ["z"]), helper.make_node("Mul", ["z", "z"], ["y"])]
+    session = Session(network(halves, batch="n"), providers=[CPU])
+    monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(Session, "_device", "cpu")
+    window = np.ones((1, 1, 32, 32, 32), dtype=np.float32)
+
+    def on_device(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.to_host(session.run_on_device(windows))
+
+    def beside(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.to_host(session.run_beside(network(halves, batch="m"), {"x": windows}))
+
+    for run in (session.run, on_device, beside):
+        with pytest.raises(OutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
+            run(np.repeat(window, 32, axis=0))
+        assert caught.value.of_gpu
+        assert "smaller than requested bytes" in str(caught.value.__cause__)
+        np.testing.assert_array_equal(run(window), 4 * window)
+
+
+GPU_FAILURES = [
+    "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; file=f.cc ; line=1",
+    "CUDA failure 719: unspecified launch failure ; GPU=0",
+    "CUDNN failure 5003: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0",
+    "CUDNN_FE failure 8: GRAPH_EXECUTION_FAILED ; GPU=0",
+    "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0",
+    "CUDA error executing cudaMemcpy(dst_data, src_data, bytes, cudaMemcpyHostToDevice)",
+    "cudaErrorIllegalAddress: an illegal memory access was encountered",
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "TensorRT EP execution context enqueue failed.",
+]
+
+
+@pytest.mark.parametrize("said", GPU_FAILURES)
+def test_a_failed_gpu_is_no_invalid_model(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    def run(provider: str, *, on_device: bool) -> ServiceError:
+        session = Session(DOUBLE, providers=[CPU])
+        monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
+        with pytest.raises(ServiceError) as caught:
+            session.run_on_device(WINDOW) if on_device else session.run(WINDOW)
+        return caught.value
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(f"Non-zero status code returned: {said}")
+
+    def fail_bound(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError(f"Error in execution: Non-zero status code returned: {said}")
+
+    monkeypatch.setattr(Session, "_device", "cpu")
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail_bound)
+    for on_device in (False, True):
+        failed = run(CUDA, on_device=on_device)
+        assert (type(failed), failed.message) == (WorkerLost, "the GPU failed on a window of this model")
+        assert type(run(CPU, on_device=on_device)) is ModelInvalid

@@ -1,0 +1,455 @@
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+from uuid import UUID
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import PATIENT, PATIENT_ID, Stack, phantom, setting, straight, without, write, write_enhanced, write_mr
+from highdicom.color import CIELabColor
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRBigEndian
+from scipy.spatial.transform import Rotation
+
+from inference_service.contract.input_options import InputOptions
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.result_files import SegmentationKind
+from inference_service.formats.dicom.segmentation_writer import Identity, Written, write_segmentation
+from inference_service.formats.scan_reader import Scan, read_scan
+from inference_service.imaging.palette import colour
+
+KINDS: tuple[SegmentationKind, ...] = ("binary", "labelmap")
+IDENTITY = Identity(UUID(int=1), "a scan")
+# Of a decimal number, which test files exceed and a standard object does not.
+SIXTEEN_CHARACTERS = 1e-9
+MakeManifest = Callable[..., Manifest]
+Mask = NDArray[np.unsignedinteger]
+
+
+@pytest.fixture(autouse=True)
+def odd_files_are_read() -> Iterator[None]:
+    """Test files lack much of what the standard asks for, and reading them back warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Scan]:
+    def read_input(path: Path, **wishes: object) -> Scan:
+        return read_scan(path, tmp_path, max_voxels=10**6, wishes=InputOptions(**wishes))  # type: ignore[arg-type]
+
+    return read_input
+
+
+@pytest.fixture
+def make_segmentation(tmp_path: Path, make_manifest: MakeManifest) -> Callable[..., highdicom.seg.Segmentation]:
+    """Writes a mask as DICOM and opens it again."""
+
+    def make(
+        mask: Mask, scan: Scan, *, kind: SegmentationKind = "binary", **fields: object
+    ) -> highdicom.seg.Segmentation:
+        manifest = make_manifest(**fields)
+        write_segmentation(
+            tmp_path / "seg.dcm", mask, scan.slices, manifest, kind=kind, even=scan.evened is None, identity=IDENTITY
+        )  # fmt: skip
+        return highdicom.seg.segread(tmp_path / "seg.dcm")
+
+    return make
+
+
+Make = Callable[..., highdicom.seg.Segmentation]
+Read = Callable[..., Scan]
+
+
+def labels_of(voxels: NDArray[np.generic]) -> Mask:
+    """1 and 3 for the block and the L in it; the first slice has none, and no voxel is 2."""
+    return np.asfortranarray(np.select([voxels == -100, voxels == 60], [1, 3]).astype(np.uint8))
+
+
+def by_instance(seg: highdicom.seg.Segmentation, scan: Scan) -> NDArray[np.generic]:
+    """Segment numbers on the scan's slices, shape (columns, rows, slices)."""
+    uids = [piece.image.sop_instance_uid for piece in scan.slices]
+    planes = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    return np.asarray(planes.transpose(2, 1, 0))
+
+
+def frames_of(seg: highdicom.seg.Segmentation) -> list[Dataset]:
+    return list(seg.PerFrameFunctionalGroupsSequence)
+
+
+def source_of(frame: Dataset) -> Dataset:
+    (derivation,) = frame.DerivationImageSequence
+    (source,) = derivation.SourceImageSequence
+    return source  # type: ignore[no-any-return]
+
+
+def position_of(frame: Dataset) -> list[float]:
+    return [float(value) for value in frame.PlanePositionSequence[0].ImagePositionPatient]
+
+
+def turned() -> NDArray[np.float64]:
+    return Rotation.from_euler("xyz", (8, -11, 14), degrees=True).as_matrix()
+
+
+def axes() -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    unit = np.eye(3)
+    return [(a * unit[i], b * unit[j]) for i, j in permutations(range(3), 2) for a, b in product((1.0, -1.0), repeat=2)]
+
+
+def assert_frames_lie_on_their_sources(seg: highdicom.seg.Segmentation, paths: Sequence[Path]) -> None:
+    sources = {str(source.SOPInstanceUID): source for source in map(pydicom.dcmread, paths)}
+    for frame in frames_of(seg):
+        source = sources[source_of(frame).ReferencedSOPInstanceUID]
+        assert source_of(frame).ReferencedSOPClassUID == source.SOPClassUID
+        assert position_of(frame) == pytest.approx(list(source.ImagePositionPatient), abs=SIXTEEN_CHARACTERS)
+    first = next(iter(sources.values()))
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert list(orientation) == pytest.approx(list(first.ImageOrientationPatient), abs=SIXTEEN_CHARACTERS)
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == first.PixelSpacing
+    assert (seg.FrameOfReferenceUID, seg.Rows, seg.Columns) == (
+        first.FrameOfReferenceUID, first.Rows, first.Columns,
+    )  # fmt: skip
+    (series,) = seg.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == first.SeriesInstanceUID
+    for references in (series.ReferencedInstanceSequence, seg.SourceImageSequence):
+        assert {item.ReferencedSOPInstanceUID for item in references} == set(sources)
+
+
+@pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
+@pytest.mark.parametrize(("row", "column"), axes())
+def test_a_mask_comes_back_from_every_orientation(
+    tmp_path: Path, read: Read, make_segmentation: Make, row: NDArray[np.float64], column: NDArray[np.float64],
+    oblique: bool,
+) -> None:  # fmt: skip
+    turn = turned() if oblique else np.eye(3)
+    paths = write(tmp_path / "in", straight(row=turn @ row, column=turn @ column))
+    scan = read(tmp_path / "in")
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    assert_frames_lie_on_their_sources(seg, paths)
+    # Two segments on five and three of six slices.
+    assert seg.NumberOfFrames == 5 + 3
+    volume = seg.get_volume(combine_segments=True)
+    # Its axes are slices, rows and columns, its world LPS+.
+    to_ours = np.diag([-1.0, -1, 1, 1]) @ volume.affine @ np.eye(4)[[2, 1, 0, 3]]
+    first = to_ours @ np.append(np.zeros(3), 1)
+    where = np.linalg.solve(scan.volume.affine, first)[:3]
+    np.testing.assert_allclose(where, np.rint(where), atol=1e-6)
+    np.testing.assert_allclose(np.abs(to_ours[:3, :3]), np.abs(scan.volume.affine[:3, :3]), atol=1e-6)
+
+
+def test_directions_of_few_digits_make_a_volume_for_readers(
+    tmp_path: Path, read: Read, make_segmentation: Make
+) -> None:
+    write(tmp_path / "in", straight(row=np.array([1, 0, 0]), column=np.array([1e-3, 1, 0])))
+    scan = read(tmp_path / "in")
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    assert seg.get_volume(combine_segments=True).array.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 3, 2, 1), (3, 1, 2)])
+def test_segments_are_numbered_by_their_labels_values(
+    tmp_path: Path, read: Read, make_segmentation: Make, kind: SegmentationKind, values: Sequence[int]
+) -> None:
+    write(tmp_path / "in", straight())
+    scan = read(tmp_path / "in")
+    mask = labels_of(scan.volume.voxels)
+    activation = "softmax" if 0 in values else "sigmoid"
+    seg = make_segmentation(mask, scan, kind=kind, values=values, activation=activation)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    assert seg.segmentation_type.value == kind.upper()
+    names = {item.SegmentNumber: item.SegmentLabel for item in seg.SegmentSequence if item.SegmentNumber}
+    assert names == {1: "label 1", 2: "label 2", 3: "label 3"}
+
+
+def test_a_tilted_stack_gets_its_frames_on_its_own_slices(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    paths = write(tmp_path / "in", straight(drift_mm=(0.3, -1.1, 0)))
+    scan = read(tmp_path / "in", tolerate=("gantry_tilt",))
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    assert_frames_lie_on_their_sources(seg, paths)
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices == 2.5
+
+
+@pytest.mark.parametrize("drift_mm", [(0, 0, 0), (0, 1.25, 0)], ids=["straight", "tilted"])
+def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
+    tmp_path: Path, read: Read, make_segmentation: Make, drift_mm: Sequence[float]
+) -> None:
+    stack, kept = straight(drift_mm=drift_mm), [0, 1, 2, 4, 5]
+    paths = write(
+        tmp_path / "in",
+        Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]),
+    )  # fmt: skip
+    scan = read(tmp_path / "in", tolerate=("uneven_spacing", "gantry_tilt"))
+    assert scan.evened is not None
+    on_slices = scan.evened.labels_of_slices(labels_of(scan.volume.voxels), (9, 7))
+    np.testing.assert_array_equal(on_slices, labels_of(stack.voxels[:, :, kept]))
+    seg = make_segmentation(on_slices, scan)
+    np.testing.assert_array_equal(by_instance(seg, scan), on_slices)
+    assert_frames_lie_on_their_sources(seg, paths)
+    assert "SpacingBetweenSlices" not in seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
+    tmp_path: Path, read: Read, make_segmentation: Make, modality: str, kind: SegmentationKind
+) -> None:
+    path = write_enhanced(tmp_path / "in", straight(), modality=modality)
+    scan = read(path)
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan, kind=kind)
+    source = pydicom.dcmread(path)
+    for frame in frames_of(seg):
+        item = source_of(frame)
+        assert (item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) == (
+            source.SOPClassUID, source.SOPInstanceUID,
+        )  # fmt: skip
+        theirs = source.PerFrameFunctionalGroupsSequence[item.ReferencedFrameNumber - 1]
+        assert position_of(frame) == position_of(theirs)
+    numbers = [piece.plane.frame + 1 for piece in scan.slices]
+    planes = seg.get_pixels_by_source_frame(
+        source.SOPInstanceUID, numbers, combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(planes.transpose(2, 1, 0), mask)
+    assert len(seg.SourceImageSequence) == 1
+
+
+def test_a_series_of_several_multi_frame_objects_is_referred_to(
+    tmp_path: Path, read: Read, make_segmentation: Make
+) -> None:
+    stack = straight()
+    for number, part in enumerate((slice(0, 4), slice(4, 6))):
+        write_enhanced(
+            tmp_path / "in" / str(number),
+            replace(
+                stack, voxels=stack.voxels[:, :, part], positions_mm=stack.positions_mm[part],
+                changes={"SOPInstanceUID": f"1.2.3.4.{number + 1}"},
+            ),
+        )  # fmt: skip
+    scan = read(tmp_path / "in")
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan)
+    found = {tuple(position_of(frame)): source_of(frame) for frame in frames_of(seg)}
+    for piece in scan.slices[1:]:
+        item = found[piece.plane.position_mm]
+        assert item.ReferencedSOPInstanceUID == piece.image.sop_instance_uid
+        assert item.ReferencedFrameNumber == piece.plane.frame + 1
+    assert len(seg.SourceImageSequence) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_slice_is_one(tmp_path: Path, read: Read, make_segmentation: Make, kind: SegmentationKind) -> None:
+    paths = write(tmp_path / "in", straight(phantom()[:, :, 3:4]))
+    scan = read(tmp_path / "in")
+    mask = labels_of(scan.volume.voxels)
+    seg = make_segmentation(mask, scan, kind=kind)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    assert_frames_lie_on_their_sources(seg, paths)
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 7
+    assert seg.get_volume(combine_segments=True).spacing[0] == 7
+
+
+def test_monochrome1_and_mr_are_scans_like_others(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    write(tmp_path / "in", straight(), change=setting("PhotometricInterpretation", "MONOCHROME1"))
+    write_mr(tmp_path / "mr", straight())
+    for name in ("in", "mr"):
+        scan = read(tmp_path / name)
+        mask = labels_of(phantom())
+        seg = make_segmentation(mask, scan)
+        np.testing.assert_array_equal(by_instance(seg, scan), mask)
+        assert seg.PhotometricInterpretation == "MONOCHROME2"
+
+
+def write_nameless(folder: Path) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = dataset.StudyInstanceUID = ""
+
+    write(folder, straight(), change=change)
+
+
+def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
+    tmp_path: Path, read: Read, make_manifest: MakeManifest
+) -> None:
+    write_nameless(tmp_path / "in")
+    scan = read(tmp_path / "in")
+
+    def made(name: str, job: int, what: str = "a scan") -> tuple[Dataset, Written]:
+        written = write_segmentation(
+            tmp_path / name, labels_of(scan.volume.voxels), scan.slices, make_manifest(), kind="binary", even=True,
+            identity=Identity(UUID(int=job), what),
+        )  # fmt: skip
+        return pydicom.dcmread(tmp_path / name), written
+
+    first, written = made("first", 1)
+    assert written.warnings == tuple(
+        f"the scan has no {name}: the DICOM segmentation refers to one made up"
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    )
+    again, other, elsewhere = (made(*way)[0] for way in (("again", 1), ("other", 2), ("elsewhere", 1, "another scan")))
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        assert UID(first[name].value).is_valid
+        assert first[name].value == other[name].value != elsewhere[name].value
+    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
+        assert UID(first[name].value).is_valid
+        assert first[name].value == again[name].value != other[name].value
+    assert first.ReferencedSeriesSequence[0].SeriesInstanceUID != first.SeriesInstanceUID
+    clock = {"InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"}
+    clock |= {"ContributingEquipmentSequence"}
+    made_anew = {"DimensionOrganizationSequence", "DimensionIndexSequence"}
+    assert {element.keyword for element in first if element != again[element.tag]} <= clock | made_anew
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_label_without_a_voxel_is_described_and_told(
+    tmp_path: Path, read: Read, make_manifest: MakeManifest, kind: SegmentationKind
+) -> None:
+    write(tmp_path / "in", straight())
+    scan = read(tmp_path / "in")
+    for mask, empty in (
+        (labels_of(scan.volume.voxels), ("label 2",)),
+        (np.zeros(scan.volume.shape, np.uint8, order="F"), ("label 1", "label 2", "label 3")),
+    ):
+        written = write_segmentation(
+            tmp_path / "seg", mask, scan.slices, make_manifest(), kind=kind, even=True, identity=IDENTITY
+        )
+        assert written.empty_segments == empty
+        seg = highdicom.seg.segread(tmp_path / "seg")
+        np.testing.assert_array_equal(by_instance(seg, scan), mask)
+        assert list(seg.segment_numbers) == [1, 2, 3]
+        if not mask.any():
+            # An object has frames: those of the first slice.
+            assert {source_of(frame).ReferencedSOPInstanceUID for frame in frames_of(seg)} == {"1.2.3.4.1"}
+            assert len(seg.SourceImageSequence) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_labels_with_values_far_apart_come_back(
+    tmp_path: Path, read: Read, make_segmentation: Make, kind: SegmentationKind
+) -> None:
+    values = [0, *range(5, 65000, 200)]
+    assert len(values) > 256
+    write(tmp_path / "in", straight())
+    scan = read(tmp_path / "in")
+    places = np.arange(9 * 7 * 6).reshape(9, 7, 6) % len(values)
+    seg = make_segmentation(np.asfortranarray(np.array(values, np.uint16)[places]), scan, kind=kind, values=values)
+    np.testing.assert_array_equal(by_instance(seg, scan), places)
+
+
+def test_patient_and_study_are_those_of_the_scan(
+    tmp_path: Path, read: Read, make_segmentation: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet = "ISO_IR 100"
+        dataset.PatientName = "Müller^Jörg^^^"
+        dataset.StudyInstanceUID, dataset.StudyDescription = "1.2.3", "Thorax"
+        dataset.PatientSex, dataset.PatientAge = "?", "61 years"
+        dataset.add_new("StudyDate", "DA", "2020.13.01")
+        other = Dataset()
+        other.PatientID, other.IssuerOfPatientID = "Ö-1", "a clinic"
+        dataset.OtherPatientIDsSequence = [other]
+
+    for syntax in ("1.2.840.10008.1.2.1", ExplicitVRBigEndian):
+        write(tmp_path / syntax, straight(), change=change, syntax=syntax)
+        scan = read(tmp_path / syntax)
+        seg = make_segmentation(labels_of(scan.volume.voxels), scan)
+        assert (seg.PatientName, seg.PatientID, seg.AccessionNumber) == ("Müller^Jörg^^^", PATIENT_ID, "A-0815")
+        assert (seg.StudyInstanceUID, seg.StudyDescription) == ("1.2.3", "Thorax")
+        assert (seg.PatientSex, seg.PatientAge, seg["StudyDate"].value) == ("?", "61 years", "2020.13.01")
+        assert seg.OtherPatientIDsSequence[0].PatientID == "Ö-1"
+        assert seg.SpecificCharacterSet == "ISO_IR 192"
+        assert seg.Modality == "SEG"
+    for secret in ("ller", PATIENT, PATIENT_ID, "19610203", "0815", "2020.13"):
+        assert secret not in caplog.text
+
+
+def test_what_is_wrong_with_private_elements_does_no_harm(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.add_new((0x0019, 0x0010), "LO", "ACME")
+        dataset.add_new((0x0019, 0x1001), "OB", b"no items at all\0")
+        dataset.ImageComments = "1\\" * 5000
+
+    for path in write(tmp_path / "in", straight(), change=change):
+        element = b"\x19\0\x01\x10OB\0\0"
+        content = path.read_bytes()
+        assert element in content
+        path.write_bytes(content.replace(element, element.replace(b"OB", b"SQ")))
+    scan = read(tmp_path / "in")
+    seg = make_segmentation(labels_of(scan.volume.voxels), scan)
+    assert seg.PatientID == PATIENT_ID
+    np.testing.assert_array_equal(by_instance(seg, scan), labels_of(scan.volume.voxels))
+
+
+def test_what_the_scan_says_nothing_of_is_empty(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    write(tmp_path / "in", straight(), change=without("PatientName", "PatientID", "AccessionNumber", "Modality"))
+    scan = read(tmp_path / "in")
+    seg = make_segmentation(labels_of(scan.volume.voxels), scan)
+    for name in ("PatientName", "PatientID", "AccessionNumber", "StudyDate", "ReferringPhysicianName"):
+        assert not seg[name].value
+
+
+def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    lung = {"scheme": "SCT", "value": "39607008", "meaning": "Lung"}
+    structure = {"scheme": "SCT", "value": "123037004", "meaning": "Anatomical Structure"}
+    labels = [
+        {"name": "background", "value": 0},
+        {"name": "poumon é", "value": 1, "category": structure, "type": lung},
+        {"name": "other", "value": 3},
+    ]
+    write(tmp_path / "in", straight())
+    scan = read(tmp_path / "in")
+    seg = make_segmentation(labels_of(scan.volume.voxels), scan, labels=labels, sha256="a" * 64)
+    first, second = seg.SegmentSequence
+    assert (first.SegmentLabel, first.SegmentAlgorithmType, first.SegmentAlgorithmName) == (
+        "poumon é", "AUTOMATIC", "test",
+    )  # fmt: skip
+    (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("test", "1")
+    assert algorithm.AlgorithmParameters == f"sha256={'a' * 64}"
+    # The preview's, to what DICOM's coding of colours leaves of them.
+    for place, segment in enumerate((first, second)):
+        shown = CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
+        np.testing.assert_allclose(shown, colour(place), atol=2)
+    codes = [
+        [
+            (code.CodingSchemeDesignator, code.CodeValue, code.CodeMeaning)
+            for code in (item.SegmentedPropertyCategoryCodeSequence[0], item.SegmentedPropertyTypeCodeSequence[0])
+        ]
+        for item in (first, second)
+    ]
+    assert codes[0] == [("SCT", "123037004", "Anatomical Structure"), ("SCT", "39607008", "Lung")]
+    assert codes[1] == [("SCT", "85756007", "Tissue")] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_real_series_comes_back(
+    real_scans: Path, tmp_path: Path, make_segmentation: Make, kind: SegmentationKind
+) -> None:
+    """JPEG 2000, no StudyInstanceUID and no SeriesInstanceUID."""
+    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, max_voxels=10**7)
+    mask = np.asfortranarray(np.digitize(scan.volume.voxels.astype(np.int16), [-350, -25, 180]).astype(np.uint8))
+    seg = make_segmentation(mask, scan, kind=kind)
+    np.testing.assert_array_equal(by_instance(seg, scan), mask)
+    np.testing.assert_array_equal(seg.get_volume(combine_segments=True).array[::-1].transpose(2, 1, 0), mask)
+    assert_frames_lie_on_their_sources_by_place(seg, scan)
+
+
+def assert_frames_lie_on_their_sources_by_place(seg: highdicom.seg.Segmentation, scan: Scan) -> None:
+    places = {piece.image.sop_instance_uid: piece.plane.position_mm for piece in scan.slices}
+    for frame in frames_of(seg):
+        assert tuple(position_of(frame)) == places[source_of(frame).ReferencedSOPInstanceUID]

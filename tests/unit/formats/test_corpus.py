@@ -1,0 +1,42 @@
+"""Hostile files that are kept: each ends as `expected.json` beside them says, with little memory, nothing outside."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from inference_service.core.errors import InputError
+from inference_service.formats.scan_reader import read_scan
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+EXPECTED: dict[str, str] = json.loads((CORPUS / "expected.json").read_text())
+MAX_VOXELS, MAX_BYTES = 10**6, 10**7
+# One that keeps to both limits, and buffers of a gzip stream.
+MOST_MEMORY_BYTES = 2 * MAX_BYTES
+
+
+def test_every_file_is_expected() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == {*EXPECTED, "expected.json"}
+
+
+def ending(source: Path, work: Path) -> str:
+    try:
+        read_scan(source, work, max_voxels=MAX_VOXELS, max_bytes=MAX_BYTES)
+    except InputError as error:
+        return error.code
+    return "read"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_hostile_file_ends_as_expected(tmp_path: Path, name: str) -> None:
+    (tmp_path / "work").mkdir()
+    source = tmp_path / "in"
+    source.write_bytes((CORPUS / name).read_bytes())
+    tracemalloc.start()
+    try:
+        assert ending(source, tmp_path / "work") == EXPECTED[name]
+        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY_BYTES
+    finally:
+        tracemalloc.stop()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "work"}

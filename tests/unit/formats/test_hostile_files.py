@@ -1,0 +1,187 @@
+"""Whatever comes in: a scan or an InputError, no other exception, and no file outside the job's folder."""
+
+import io
+import random
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_encoders import encode
+from dicom_files import phantom, setting, straight, write, write_enhanced
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from inference_service.contract.input_options import InputOptions
+from inference_service.core.errors import InputError
+from inference_service.formats.scan_reader import read_scan
+
+TOLERANT = InputOptions(tolerate=("uneven_spacing", "gantry_tilt"))
+MAX_VOXELS = 20_000
+MAX_BYTES = 10**6
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+PACKED = (RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
+
+Changes = list[tuple[float, int]]
+# Where in the file, as a share of it, and the byte that is put there.
+damage = st.tuples(
+    st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=12),
+    st.one_of(st.just(1.0), st.floats(0, 1)),
+)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> list[list[bytes]]:
+    """Series of a few files each."""
+    folder = tmp_path_factory.mktemp("originals")
+    stack = straight(phantom((40, 36, 3)))
+    series = [write(folder / syntax, stack, syntax=syntax) for syntax in NATIVE]
+    for syntax in PACKED:
+        paths = write(folder / syntax, stack)
+        for path in paths:
+            encode(path, syntax)
+        series.append(paths)
+    series.append([write_enhanced(folder / "enhanced", straight())])
+    return [[path.read_bytes() for path in paths] for paths in series]
+
+
+def damaged(content: bytes, changes: Changes, kept: float) -> bytes:
+    changed = bytearray(content)
+    for share, value in changes:
+        changed[int(share * len(changed))] = value
+    return bytes(changed[: int(kept * len(changed))])
+
+
+def survives(folder: Path, files: Sequence[bytes]) -> None:
+    """Reads files from a folder or, if it is one, as a file."""
+    source, work = folder / "in", folder / "work"
+    work.mkdir(parents=True)
+    if len(files) == 1:
+        source.write_bytes(files[0])
+    else:
+        source.mkdir()
+        for number, content in enumerate(files):
+            (source / str(number)).write_bytes(content)
+    before = {path for path in folder.rglob("*") if work not in path.parents}
+    try:
+        scan = read_scan(source, work, max_voxels=MAX_VOXELS, max_bytes=MAX_BYTES, wishes=TOLERANT)
+    except InputError as error:
+        message = error.message
+    else:
+        message = "".join(scan.warnings)
+        assert scan.volume.voxels.size <= MAX_VOXELS
+        assert np.isfinite(scan.volume.affine).all()
+        assert np.isfinite(scan.volume.voxels).all()
+    assert not any(secret in message for secret in ("Mueller", "4711", "0815", "19610203", str(folder)))
+    assert {path for path in folder.rglob("*") if work not in path.parents} == before
+
+
+@pytest.mark.parametrize("which", range(len(NATIVE) + len(PACKED) + 1))
+@settings(max_examples=100)
+@given(hurt=damage, everywhere=st.booleans())
+def test_a_damaged_series_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    originals: list[list[bytes]],
+    which: int,
+    hurt: tuple[Changes, float],
+    everywhere: bool,
+) -> None:
+    files = originals[which]
+    survives(
+        tmp_path_factory.mktemp("hostile"),
+        [damaged(content, *hurt) if everywhere or not number else content for number, content in enumerate(files)],
+    )
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@settings(max_examples=60)
+@given(hurt=damage)
+def test_a_damaged_zip_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, originals: list[list[bytes]], method: int, hurt: tuple[Changes, float]
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for number, content in enumerate(originals[0]):
+            archive.writestr(f"../{number}", content)
+    survives(tmp_path_factory.mktemp("hostile"), [damaged(buffer.getvalue(), *hurt)])
+
+
+@settings(max_examples=100)
+@given(content=st.binary(max_size=300), start=st.sampled_from([b"", b"\0" * 128 + b"DICM", b"PK\3\4", b"\x08\0\5\0CS"]))
+def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes, start: bytes) -> None:
+    survives(tmp_path_factory.mktemp("hostile"), [start + content])
+
+
+def test_elements_that_claim_to_be_huge_or_endless_are_refused(tmp_path: Path, originals: list[list[bytes]]) -> None:
+    """Every length in the header, one after the other, becomes the largest there is."""
+    (content,) = originals[-1]
+    randomly = random.Random(0)
+    for number, start in enumerate(randomly.sample(range(132, len(content) - 4), 150)):
+        survives(tmp_path / str(number), [content[:start] + b"\xff\xff\xff\xff" + content[start + 4 :]])
+
+
+def test_sequences_nested_without_end_are_refused(tmp_path: Path, originals: list[list[bytes]]) -> None:
+    content = originals[0][0]
+    nested = (b"\x28\0\0\x30\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff") * 5000
+    at = content.index(b"\x28\0\x02\0")
+    survives(tmp_path, [content[:at] + nested + content[at:]])
+
+
+@contextmanager
+def little_memory(content: bytes) -> Iterator[None]:
+    """What is made of a file is of the order of its size."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["ImageType", "ImagePositionPatient", "SeriesInstanceUID", "NumberOfFrames"])
+def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "in", straight(), syntax=ImplicitVRLittleEndian, change=setting("NumberOfFrames", 1))[0]
+    content, values = path.read_bytes(), b"1\\" * 300_000 + b"1 "
+    start = content.index(struct.pack("<HH", Tag(name).group, Tag(name).element), 132)
+    (size,) = struct.unpack("<I", content[start + 4 : start + 8])
+    path.write_bytes(content[: start + 4] + struct.pack("<I", len(values)) + values + content[start + 8 + size :])
+    for other in (tmp_path / "in").iterdir():
+        if other != path:
+            other.unlink()
+    with little_memory(path.read_bytes()), pytest.raises(InputError, match="longer than 4096 bytes"):
+        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+
+
+@pytest.mark.parametrize("frames", [b"3 ", b"99999 "])
+def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes) -> None:
+    path = write_enhanced(tmp_path / "in", straight())
+    content = path.read_bytes()
+    start = content.index(struct.pack("<HH2s", 0x5200, 0x9230, b"SQ"))
+    pixels = content.index(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW"))
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 100_000
+    content = content[:start] + struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, len(items)) + items + content[pixels:]
+    count = struct.pack("<HH2sH", 0x0028, 0x0008, b"IS", 2) + b"6 "
+    assert count in content
+    path.write_bytes(content.replace(count, count[:6] + struct.pack("<H", len(frames)) + frames))
+    with little_memory(items), pytest.raises(InputError, match=r"100\d\d\d items of sequences|99999 frames"):
+        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+
+
+def test_memory_for_items_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
+    asked: list[int] = []
+    read_scan(write_enhanced(tmp_path / "in", straight()), tmp_path, max_voxels=MAX_VOXELS, require=asked.append)
+    assert asked[0] > 6 * 2048

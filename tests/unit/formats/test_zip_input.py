@@ -1,0 +1,172 @@
+import io
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_service.core.errors import InputCorrupt, InputError, InputTooLarge, UnsupportedFormat
+from inference_service.formats import zip_input
+from inference_service.formats.zip_input import looks_like_zip, unpack
+
+LIMIT = 10_000
+CONTENT = bytes(range(256)) * 4
+
+
+def zipped(entries: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+PLAIN = zipped({"a/1.dcm": CONTENT, "b/2": CONTENT[::-1]})
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Callable[..., list[bytes]]:
+    def unpack_bytes(content: bytes, *, max_bytes: int = LIMIT) -> list[bytes]:
+        (tmp_path / "input").write_bytes(content)
+        return [path.read_bytes() for path in unpack(tmp_path / "input", tmp_path / "to", max_bytes=max_bytes)]
+
+    return unpack_bytes
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_was_packed_is_unpacked_in_order(unpacked: Callable[..., list[bytes]], method: int) -> None:
+    assert unpacked(zipped({"z": CONTENT, "a": b"", "m": b"x"}, method)) == [CONTENT, b"", b"x"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out", "/abs", "a/../../out", "C:\\out", "..\\out", "nul", "x\0y", "a\nb", "x" * 5000, ".", "ä", "to/000000"],
+)
+def test_no_name_is_used(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "inside" / "input"
+    source.parent.mkdir()
+    source.write_bytes(zipped({name: CONTENT, "other": b"x"}))
+    paths = unpack(source, source.parent / "to", max_bytes=LIMIT)
+    assert [path.name for path in paths] == ["000000", "000001"]
+    everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert everything == {"inside", "inside/input", "inside/to", "inside/to/000000", "inside/to/000001"}
+
+
+def test_a_link_becomes_a_file(tmp_path: Path) -> None:
+    entry = zipfile.ZipInfo("link")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "input", "w") as archive:
+        archive.writestr(entry, "/etc/passwd")
+    (path,) = unpack(tmp_path / "input", tmp_path / "to", max_bytes=LIMIT)
+    assert not path.is_symlink()
+    assert path.read_text() == "/etc/passwd"
+
+
+def test_folders_and_what_macos_adds_are_passed_over(unpacked: Callable[..., list[bytes]]) -> None:
+    assert unpacked(zipped({"a/": b"", "a/1": b"x", "__MACOSX/a/._1": b"y"})) == [b"x"]
+
+
+def test_the_limit_of_bytes_is_that_of_all_files_and_exact(unpacked: Callable[..., list[bytes]]) -> None:
+    assert len(unpacked(PLAIN, max_bytes=2048)) == 2
+
+
+def test_more_bytes_are_not_written(tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(zipped({"a": bytes(10**7), "b": bytes(10**7)}))
+    with pytest.raises(InputTooLarge, match="more than the 10000 bytes"):
+        unpack(tmp_path / "input", tmp_path / "to", max_bytes=LIMIT)
+    assert sum(path.stat().st_size for path in (tmp_path / "to").iterdir()) <= LIMIT
+
+
+def test_a_size_that_the_archive_lies_about_is_not_believed(unpacked: Callable[..., list[bytes]]) -> None:
+    content = bytearray(zipped({"a": bytes(10**6)}))
+    entry = content.index(b"PK\1\2")
+    content[entry + 24 : entry + 28] = struct.pack("<I", 10)
+    with pytest.raises(InputError):
+        unpacked(bytes(content))
+
+
+def test_too_many_files_are_refused(unpacked: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_input, "MOST_FILES", 1)
+    with pytest.raises(InputTooLarge, match="2 files; this service takes at most 1"):
+        unpacked(PLAIN)
+
+
+def test_a_list_of_files_without_end_is_not_read(
+    unpacked: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zip_input, "_MOST_BYTES_AT_ONCE", 70_000)
+    with pytest.raises(InputTooLarge, match="list of files"):
+        unpacked(zipped({f"{number:01000}": b"" for number in range(100)}))
+
+
+def test_an_encrypted_archive_is_refused(unpacked: Callable[..., list[bytes]]) -> None:
+    content = bytearray(PLAIN)
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(signature) + flags] |= 1
+    with pytest.raises(UnsupportedFormat, match="encrypted"):
+        unpacked(bytes(content))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_packings_are_refused(unpacked: Callable[..., list[bytes]], method: int) -> None:
+    with pytest.raises(UnsupportedFormat, match=f"method {method}"):
+        unpacked(zipped({"a": CONTENT}, method))
+
+
+def test_an_archive_within_stays_one_file(unpacked: Callable[..., list[bytes]]) -> None:
+    assert unpacked(zipped({"inner.zip": PLAIN})) == [PLAIN]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(PLAIN, True), (zipped({}), True), (b"", False), (b"PK", False), (b"\x1f\x8b\x08\0", False)],
+)
+def test_a_zip_is_known_by_its_content(tmp_path: Path, content: bytes, expected: bool) -> None:
+    (tmp_path / "input").write_bytes(content)
+    assert looks_like_zip(tmp_path / "input") is expected
+
+
+def test_a_zip_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
+    for length in range(4, len(PLAIN), 7):
+        (tmp_path / "input").write_bytes(PLAIN[:length])
+        with pytest.raises(InputCorrupt):
+            unpack(tmp_path / "input", tmp_path / f"{length}", max_bytes=LIMIT)
+
+
+def test_an_entry_that_lies_before_the_file_is_damage(unpacked: Callable[..., list[bytes]]) -> None:
+    content = bytearray(PLAIN)
+    # The list of entries said to begin later than it does: all places in the file move before its start.
+    content[-6:-2] = (2**31).to_bytes(4, "little")
+    with pytest.raises(InputCorrupt):
+        unpacked(bytes(content))
+
+
+def test_an_entry_may_have_no_name(unpacked: Callable[..., list[bytes]]) -> None:
+    assert unpacked(PLAIN.replace(b"b/2", b"\0/2")) == [CONTENT, CONTENT[::-1]]
+
+
+def test_faults_of_the_file_system_are_not_the_archives(tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(PLAIN)
+    with pytest.raises(FileNotFoundError):
+        unpack(tmp_path / "input", tmp_path / "missing" / "to", max_bytes=LIMIT)
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_a_damaged_zip_is_unpacked_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(PLAIN)
+    for position, value in changes:
+        content[position] = value
+    folder = tmp_path_factory.mktemp("zip")
+    (folder / "input").write_bytes(content)
+    try:
+        paths = unpack(folder / "input", folder / "to", max_bytes=LIMIT)
+    except InputError:
+        return
+    assert sum(path.stat().st_size for path in paths) <= LIMIT
+    assert {path.parent for path in folder.rglob("*") if path.is_file()} <= {folder, folder / "to"}

@@ -1,0 +1,277 @@
+import tracemalloc
+from collections.abc import Callable
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.core.threads import Threads
+from inference_service.imaging.resampling import (
+    Kind,
+    Kinds,
+    Shape,
+    Spacing,
+    axis_kinds,
+    axis_matrix,
+    axis_taps,
+    resize,
+    resized_shape,
+)
+
+Order = Literal[0, 1, 3]
+
+SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
+KINDS: tuple[Kind, ...] = ("nearest", "linear", "area", "cubic")
+ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
+
+# Bounds float32 rounding of an interpolated value of standard deviation 1.
+CLOSE = 2e-5
+
+
+def noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def zoomed(image: NDArray[np.float32], shape: Shape, orders: tuple[Order, Order, Order]) -> NDArray[np.float64]:
+    """The image on a grid of the same extent by SciPy, axis by axis in float64."""
+    result = image.astype(np.float64)
+    for axis, (size, order) in enumerate(zip(shape, orders, strict=True)):
+        ratios = [1.0, 1.0, 1.0]
+        ratios[axis] = size / image.shape[axis]
+        result = ndimage.zoom(result, ratios, order=order, mode="nearest", grid_mode=True)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "target", "expected"),
+    [
+        ((512, 512, 60), (0.7, 0.7, 5.0), (1.5, 1.5, 1.5), (239, 239, 200)),
+        ((10, 20, 30), (1.0, 2.0, 3.0), (3.0, 1.0, 2.0), (3, 40, 45)),
+        ((1, 2, 3), (0.1, 0.1, 0.1), (9.0, 9.0, 0.1), (1, 1, 3)),
+    ],
+)
+def test_resized_shape_covers_the_extent(
+    shape: Shape, spacing: tuple[float, float, float], target: tuple[float, float, float], expected: Shape
+) -> None:
+    assert resized_shape(shape, spacing, target) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "threshold", "expected"),
+    [
+        ((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), None, ("cubic", "cubic", "cubic")),
+        ((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "nearest")),
+        ((6.5, 2.0, 3.0), (1.0, 1.0, 1.0), 3, ("nearest", "cubic", "cubic")),
+        ((2.0, 6.0, 3.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "cubic")),
+        ((2.0, 6.1, 3.0), (1.0, 1.0, 1.0), 3, ("cubic", "nearest", "cubic")),
+        # The other grid's thick slices count where this one has none.
+        ((1.0, 1.0, 1.0), (3.6, 0.6, 0.6), 3, ("nearest", "cubic", "cubic")),
+        ((1.0, 1.0, 4.0), (3.6, 0.6, 0.6), 3, ("cubic", "cubic", "nearest")),
+        # Two thick axes are none to take apart.
+        ((5.0, 5.0, 1.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "cubic")),
+        ((5.0, 5.0, 1.0), (0.5, 0.5, 4.0), 3, ("cubic", "cubic", "cubic")),
+    ],
+)
+def test_thick_slices_are_not_interpolated_across(
+    source: Spacing, target: Spacing, threshold: float | None, expected: Kinds
+) -> None:
+    assert axis_kinds(source, target, "cubic", threshold) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_rows_of_a_matrix_sum_to_1(kind: Kind, size_in: int, size_out: int) -> None:
+    matrix = axis_matrix(size_in, size_out, kind).toarray()
+    assert matrix.shape == (size_out, size_in)
+    assert matrix.sum(axis=1) == pytest.approx(1, abs=CLOSE)
+
+
+@example(2, 49)
+@example(7, 2)
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_taps_are_what_scipy_takes(size_in: int, size_out: int) -> None:
+    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    for kind in ("nearest", "linear"):
+        taps = axis_taps(size_in, size_out, kind)
+        assert (taps.first >= 0).all()
+        assert (taps.second <= size_in - 1).all()
+        assert np.array_equal(taps.second - taps.first, taps.weight > 0)
+        scipys = ndimage.map_coordinates(
+            np.arange(size_in, dtype=np.float64), centres[np.newaxis], order=ORDERS[kind], mode="nearest"
+        )
+        assert taps.first + taps.weight == pytest.approx(scipys, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_grid_changes_nothing(kind: Kind) -> None:
+    image = noise((5, 7, 4))
+    assert np.array_equal(resize(image, (5, 7, 4), (kind, kind, kind)), image)
+    assert np.array_equal(axis_matrix(9, 9, kind).toarray(), np.eye(9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(SHAPES, SHAPES)
+def test_constants_stay_constant(kind: Kind, shape: Shape, target: Shape) -> None:
+    resized = resize(np.full(shape, -1024, dtype=np.int16), target, (kind, kind, kind))
+    assert resized.shape == target
+    assert resized.dtype == np.float32
+    assert resized == pytest.approx(-1024, rel=CLOSE)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("linear", 1), ("cubic", 3)])
+@given(SHAPES, SHAPES)
+def test_resizing_is_scipys_zoom(kind: Kind, order: Order, shape: Shape, target: Shape) -> None:
+    image = noise(shape)
+    # The spline does not leave the range of the image, as in scikit-image.
+    expected = np.clip(zoomed(image, target, (order, order, order)), image.min(), image.max())
+    assert np.allclose(resize(image, target, (kind, kind, kind)), expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize("thick", [0, 1, 2])
+@pytest.mark.parametrize("memory_order", list(permutations(range(3))))
+def test_a_spline_stays_in_the_range_of_each_slice_that_is_taken_apart(
+    thick: int, memory_order: tuple[int, int, int]
+) -> None:
+    shape, target = (9, 8, 7), (13, 5, 11)
+    image = np.where(noise(shape) > 0, 1, -1) * np.moveaxis(np.arange(1.0, shape[thick] + 1)[:, None, None], 0, thick)
+    laid = image.transpose(memory_order).copy().transpose(np.argsort(memory_order))
+    kinds: list[Kind] = ["cubic", "cubic", "cubic"]
+    kinds[thick] = "nearest"
+    got = np.moveaxis(resize(laid, target, (kinds[0], kinds[1], kinds[2])), thick, 0)
+    taken = axis_taps(shape[thick], target[thick], "nearest").first
+    flat = tuple(size for axis, size in enumerate(target) if axis != thick)
+    for plane, index in zip(got, taken, strict=True):
+        slice_ = np.take(image, index, thick)[np.newaxis].astype(np.float32)
+        expected = np.clip(zoomed(slice_, (1, flat[0], flat[1]), (0, 3, 3)), slice_.min(), slice_.max())[0]
+        assert np.allclose(plane, expected, atol=CLOSE)
+    assert np.abs(got).max() == pytest.approx(shape[thick])
+
+
+def test_resizing_goes_on_past_the_planes_of_one_step() -> None:
+    image = noise((3, 4, 50))
+    assert np.allclose(resize(image, (5, 3, 31), ("linear",) * 3), zoomed(image, (5, 3, 31), (1, 1, 1)), atol=CLOSE)
+
+
+def test_kinds_belong_to_their_axes() -> None:
+    image = noise((5, 6, 7))
+    resized = resize(image, (9, 4, 12), ("nearest", "linear", "cubic"))
+    assert np.allclose(resized, zoomed(image, (9, 4, 12), (0, 1, 3)), atol=CLOSE)
+
+
+def test_nearest_takes_the_voxel_that_covers_the_centre() -> None:
+    image = np.arange(3, dtype=np.float32).reshape(3, 1, 1)
+    assert resize(image, (7, 1, 1), ("nearest",) * 3).ravel().tolist() == [0, 0, 1, 1, 1, 2, 2]
+
+
+@given(st.integers(1, 150), st.integers(1, 150))
+def test_cubic_matrix_is_scipys_spline(size_in: int, size_out: int) -> None:
+    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    samples = noise((size_in,)).astype(np.float64)
+    spline = ndimage.map_coordinates(samples, centres[np.newaxis], order=3, mode="nearest")
+    assert axis_matrix(size_in, size_out, "cubic") @ samples == pytest.approx(spline, abs=1e-6)
+
+
+@given(SHAPES, st.tuples(*[st.integers(1, 4)] * 3))
+def test_area_is_the_mean_of_blocks(target: Shape, factors: Shape) -> None:
+    image = noise(tuple(size * factor for size, factor in zip(target, factors, strict=True)))
+    blocks = image.reshape([part for pair in zip(target, factors, strict=True) for part in pair])
+    assert np.allclose(resize(image, target, ("area",) * 3), blocks.mean(axis=(1, 3, 5)), atol=CLOSE)
+
+
+@given(st.integers(1, 40), st.data())
+def test_area_keeps_the_mean_on_coarser_grids_and_is_linear_on_finer_ones(size_in: int, data: st.DataObject) -> None:
+    coarser = axis_matrix(size_in, data.draw(st.integers(1, size_in)), "area").toarray()
+    assert coarser.min() >= 0
+    assert coarser.mean(axis=0) == pytest.approx(1 / size_in, rel=1e-4)
+    finer = data.draw(st.integers(size_in, 80))
+    assert np.array_equal(
+        axis_matrix(size_in, finer, "area").toarray(), axis_matrix(size_in, finer, "linear").toarray()
+    )
+
+
+def test_cubic_matrix_leaves_out_weights_that_float32_cannot_see() -> None:
+    assert np.diff(axis_matrix(512, 239, "cubic").indptr).max() < 32
+
+
+VIEWS: dict[str, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
+    "as stored": lambda image: image,
+    "Fortran order": np.asfortranarray,
+    "turned": lambda image: np.ascontiguousarray(image.transpose(1, 2, 0)).transpose(2, 0, 1),
+    "flipped": lambda image: image[::-1, :, ::-1],
+    "every other": lambda image: np.repeat(np.repeat(image, 2, axis=0), 3, axis=2)[::2, :, 1::3],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_are_resized_as_arrays_are(kind: Kind) -> None:
+    image = noise((6, 5, 4))
+    view = image.transpose(2, 0, 1)[::-1, :, ::-1]
+    kinds: Kinds = (kind, kind, kind)
+    resized = resize(view, (7, 3, 9), kinds)
+    assert np.array_equal(resized, resize(view.copy(order="K"), (7, 3, 9), kinds))
+    # Another order in memory is another order of the axes, which rounds otherwise.
+    assert np.allclose(resized, resize(np.ascontiguousarray(view), (7, 3, 9), kinds), atol=CLOSE)
+
+
+@pytest.mark.parametrize("change", VIEWS.values(), ids=list(VIEWS))
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">i2", "i4", "f4", ">f4", "f8"])
+@pytest.mark.parametrize("target", [(20, 13, 31), (5, 19, 8), (1, 17, 60), (17, 1, 24)])
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+def test_any_dtype_and_layout_is_resized_as_by_scipy(
+    kind: Kind, target: Shape, dtype: str, change: Callable[[NDArray[np.generic]], NDArray[np.generic]]
+) -> None:
+    image = (noise((9, 17, 24)) * 30 + 100).astype(dtype)
+    view = change(image)
+    order = ORDERS[kind]
+    resized = resize(view, target, (kind, kind, kind))
+    assert resized.dtype == np.float32
+    expected = zoomed(np.ascontiguousarray(view, dtype=np.float32), target, (order, order, order))
+    assert np.allclose(resized, expected, atol=100 * CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", [(31, 13, 77), (90, 11, 20), (2, 19, 8)])
+def test_threads_change_nothing(kind: Kind, target: Shape) -> None:
+    image = np.asfortranarray(noise((40, 17, 53)))
+    kinds: Kinds = (kind, kind, kind)
+    alone = resize(image, target, kinds)
+    for count in (2, 3, 7):
+        with Threads(count) as threads:
+            assert np.array_equal(resize(image, target, kinds, threads=threads), alone)
+
+
+def test_no_copy_of_the_scan_is_made() -> None:
+    image = np.zeros((64, 64, 300), dtype=np.int16, order="F")
+    tracemalloc.start()
+    try:
+        resized = resize(image, (30, 30, 200), ("linear",) * 3)
+        assert tracemalloc.get_traced_memory()[1] < resized.nbytes + 64 * 64 * 4 * 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("size", [4, 7, 15, 23])
+def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
+    extent_mm = 30.0
+
+    def centres_mm(count: int) -> NDArray[np.float64]:
+        return np.asarray((np.arange(count) + 0.5) * extent_mm / count)
+
+    shape, target = [1, 1, 1], [1, 1, 1]
+    shape[axis], target[axis] = 10, size
+    image = centres_mm(10).reshape(shape)
+    resized = resize(image, (target[0], target[1], target[2]), ("linear",) * 3).ravel()
+    inside = (centres_mm(size) >= centres_mm(10)[0]) & (centres_mm(size) <= centres_mm(10)[-1])
+    assert inside.sum() >= size - 4
+    assert resized[inside] == pytest.approx(centres_mm(size)[inside], rel=1e-6)
+
+
+def test_noise_of_a_float32_spacing_does_not_decide_the_size() -> None:
+    sizes = {resized_shape((17, 17, 17), (spacing,) * 3, (1.6, 1.6, 1.6)) for spacing in (0.8, float(np.float32(0.8)))}
+    assert sizes == {(8, 8, 8)}

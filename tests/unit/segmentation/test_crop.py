@@ -1,0 +1,93 @@
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from inference_service.contract.manifest import BodyCrop, NonzeroCrop
+from inference_service.imaging.geometry import Affine, Box, Volume, box
+from inference_service.segmentation.crop import crop_box
+
+MakeAffine = Callable[[str, Sequence[float]], Affine]
+
+SHAPE = (40, 30, 20)
+
+
+def scan(*boxes: tuple[Box, int], shape: tuple[int, int, int] = SHAPE, outside: int = 0) -> NDArray[np.int16]:
+    voxels = np.full(shape, outside, dtype=np.int16)
+    for where, value in boxes:
+        voxels[where] = value
+    return voxels
+
+
+def test_nothing_is_left_out_unless_the_manifest_asks() -> None:
+    assert crop_box(Volume(scan(), np.eye(4)), None) == box([(0, 40), (0, 30), (0, 20)])
+
+
+def test_nonzero_is_the_least_box_around_what_is_not_zero() -> None:
+    voxels = scan((box([(3, 4), (5, 9), (7, 8)]), -5), (box([(30, 31), (6, 7), (2, 3)]), 1))
+    assert crop_box(Volume(voxels, np.eye(4)), NonzeroCrop(kind="nonzero")) == box([(3, 31), (5, 9), (2, 8)])
+
+
+@given(st.lists(st.tuples(*[st.integers(0, size - 1) for size in SHAPE]), min_size=1, max_size=5))
+def test_every_nonzero_voxel_is_kept_and_every_side_touches_one(places: list[tuple[int, int, int]]) -> None:
+    voxels = scan()
+    for place in places:
+        voxels[place] = 7
+    kept = crop_box(Volume(voxels, np.eye(4)), NonzeroCrop(kind="nonzero"))
+    inside = voxels[kept]
+    assert np.count_nonzero(inside) == np.count_nonzero(voxels)
+    assert all(np.take(inside, edge, axis).any() for axis in range(3) for edge in (0, -1))
+
+
+@pytest.mark.parametrize(
+    ("margin_mm", "voxels"), [(0, (0, 0, 0)), (6, (3, 2, 12)), (6.1, (4, 3, 13)), (1e3, (99,) * 3)]
+)
+def test_margins_are_in_millimetres_and_end_with_the_scan(
+    oblique_affine: MakeAffine, margin_mm: float, voxels: tuple[int, int, int]
+) -> None:
+    volume = Volume(scan((box([(10, 12), (11, 14), (9, 10)]), 1)), oblique_affine("LPS", (2.0, 3.0, 0.5)))
+    inner = [(10, 12), (11, 14), (9, 10)]
+    expected = box(
+        (max(0, start - margin), min(size, stop + margin))
+        for (start, stop), margin, size in zip(inner, voxels, SHAPE, strict=True)
+    )
+    assert crop_box(volume, NonzeroCrop(kind="nonzero", margin_mm=margin_mm)) == expected
+
+
+@pytest.mark.parametrize("spacing_mm", [4.0, 2.0, 1.0, 0.7])
+def test_body_is_the_largest_region_above_the_threshold(spacing_mm: float) -> None:
+    body, table = box([(8, 31), (9, 22), (0, 20)]), box([(5, 36), (26, 28), (0, 20)])
+    voxels = scan((body, 40), (table, 300), outside=-1000)
+    kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
+    step = max(1, int(4 / spacing_mm))
+    for side, whole, size in zip(kept, body, SHAPE, strict=True):
+        assert max(0, whole.start - step) < side.start + 1 <= whole.start + 1
+        assert whole.stop <= side.stop < min(size, whole.stop + step) + 1
+
+
+@given(
+    st.tuples(*[st.tuples(st.integers(0, size - 1), st.integers(1, size)) for size in SHAPE]),
+    st.floats(0.5, 6),
+)
+def test_body_loses_no_voxel(sides: tuple[tuple[int, int], ...], spacing_mm: float) -> None:
+    body = box((start, min(size, start + length)) for (start, length), size in zip(sides, SHAPE, strict=True))
+    voxels = scan((body, 40), outside=-1000)
+    kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
+    assert np.count_nonzero(voxels[kept] == 40) == np.count_nonzero(voxels == 40)
+
+
+@pytest.mark.parametrize("crop", [NonzeroCrop(kind="nonzero"), BodyCrop(kind="body", threshold=10)])
+def test_a_scan_in_which_nothing_stands_out_is_kept_whole(crop: NonzeroCrop | BodyCrop) -> None:
+    assert crop_box(Volume(scan(), np.eye(4)), crop) == box([(0, 40), (0, 30), (0, 20)])
+
+
+def test_a_part_of_a_volume_lies_where_it_lay(oblique_affine: MakeAffine) -> None:
+    volume = Volume(scan((box([(4, 5), (6, 7), (8, 9)]), 3)), oblique_affine("PIR", (2.0, 3.0, 0.5)))
+    part = volume.cropped(box([(2, 9), (3, 8), (8, 20)]))
+    assert part.voxels[2, 3, 0] == 3
+    assert part.shape == (7, 5, 12)
+    assert part.affine @ [2, 3, 0, 1] == pytest.approx(volume.affine @ [4, 6, 8, 1])
+    assert part.spacing_mm == pytest.approx(volume.spacing_mm)

@@ -1,0 +1,206 @@
+"""Adding up on a device, for which the CPU provider stands in: the same graphs, bound in the same way."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, checker, helper, numpy_helper, parser
+
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.result_files import MASK_FILE
+from inference_service.core.errors import ModelInvalid, OutOfMemory
+from inference_service.core.execution import CPU, CUDA, TENSORRT, GpuOptions
+from inference_service.core.progress import StageClock
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import Engine
+from inference_service.formats.nifti import write_volume
+from inference_service.segmentation.device_aggregator import GRAPHS, TEXTS, DeviceSums, OnDevice
+from inference_service.segmentation.pipeline import segment_file
+from inference_service.segmentation.sliding_window import stream_logits
+from inference_service.segmentation.tiling import Shape, plan_windows
+
+MakeManifest = Callable[..., Manifest]
+
+LABELS = (0, 1, 2)
+HALF_RTOL = 2e-3
+
+
+@cache
+def session_of(kind: int = TensorProto.FLOAT, value: float = 1.0) -> Session:
+    """A convolution, whose logits depend on where in its window a voxel lies."""
+    weights = value * np.random.default_rng(3).normal(size=(len(LABELS), 1, 3, 3, 3))
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3] * 3, pads=[1] * 6)],
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["n", 1, "i", "j", "k"])],
+        [helper.make_tensor_value_info("y", kind, ["n", len(LABELS), "i", "j", "k"])],
+        [numpy_helper.from_array(weights.astype(helper.tensor_dtype_to_np_dtype(kind)), "w")],
+    )
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return Session(network.SerializeToString(), providers=[CPU], threads=1)
+
+
+def noise(shape: Shape) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def streamed(
+    shape: Shape, manifest: Manifest, session: Session, on_device: OnDevice | None, **options: Any
+) -> NDArray[np.float32]:
+    plan = plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
+    return np.stack(list(stream_logits(noise(shape), session, manifest, plan, on_device=on_device, **options)))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_graphs_are_what_their_texts_say(name: str) -> None:
+    text = TEXTS[name.removesuffix(" half")].replace("LOGITS", "float16" if name.endswith(" half") else "float")
+    model = parser.parse_model(text)
+    checker.check_model(model, full_check=True)
+    assert model.SerializeToString(deterministic=True) == GRAPHS[name]
+    assert set(TEXTS) <= set(GRAPHS)
+
+
+@given(
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.tuples(*[st.integers(1, 5)] * 3),
+    st.sampled_from([0.0, 0.5, 0.8]),
+    st.sampled_from([(), (1,), (0, 2), (0, 1, 2)]),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_sums_are_the_hosts(
+    make_manifest: MakeManifest,
+    shape: Shape,
+    window: Shape,
+    overlap: float,
+    mirror_axes: tuple[int, ...],
+    batch: int,
+    ahead: bool,
+) -> None:
+    session = session_of()
+    manifest = make_manifest(window=window, overlap=overlap, values=LABELS, mirror_axes=mirror_axes)
+    here = streamed(shape, manifest, session, None)
+    there = streamed(shape, manifest, session, OnDevice(session), batch=batch, ahead=ahead)
+    np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_added_up_in_full(make_manifest: MakeManifest) -> None:
+    half, full = session_of(TensorProto.FLOAT16), session_of()
+    manifest = make_manifest(window=(4, 5, 3), values=LABELS, mirror_axes=(1,))
+    there = streamed((9, 6, 8), manifest, half, OnDevice(half), batch=2)
+    assert there.dtype == np.float32
+    np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, half, None), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, full, None), rtol=HALF_RTOL, atol=20 * HALF_RTOL)
+
+
+@pytest.mark.parametrize("steps", range(0, 24))
+def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
+    make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, steps: int
+) -> None:
+    """Whichever step it is that has none: what was added up until then is not lost."""
+    left = steps
+    run, empty = Session.run_beside, Session.empty_on_device
+
+    def full() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("Error in execution: CUDA failure 2: out of memory ; GPU=0")
+
+    def run_until_full(self: Session, *given: Any, **into: Any) -> object:
+        with self._mapping_errors():
+            full()
+        return run(self, *given, **into)
+
+    def empty_until_full(self: Session, shape: Shape) -> object:
+        with self._mapping_errors():
+            full()
+        return empty(self, shape)
+
+    session, manifest = session_of(), make_manifest(window=(4, 3, 3), values=LABELS, overlap=0.25)
+    expected = streamed((11, 6, 5), manifest, session, None)
+    monkeypatch.setattr(Session, "run_beside", run_until_full)
+    monkeypatch.setattr(Session, "empty_on_device", empty_until_full)
+    there = streamed((11, 6, 5), manifest, session, OnDevice(session))
+    np.testing.assert_allclose(there, expected, rtol=1e-5, atol=1e-5)
+    assert caplog.text.count("logits are added up in the worker's memory, not where the network runs") == (left < 0)
+    assert left < 0 or steps > 20
+
+
+def test_more_than_a_gpus_kernels_count_is_left_to_the_host() -> None:
+    with pytest.raises(OutOfMemory, match="more than a GPU's kernels count"):
+        DeviceSums(session_of(), (118, 96, 512, 512), 0, np.ones((1, 1, 1), np.float32))
+
+
+def test_a_result_keeps_no_input_of_its_run() -> None:
+    session = session_of()
+    windows = np.ones((1, 1, 8, 8, 8), np.float32)
+    kept = weakref.ref(windows)
+    result = session.run_on_device(windows)
+    del windows
+    gc.collect()
+    assert kept() is None
+    assert result.shape() == [1, len(LABELS), 8, 8, 8]
+
+
+def test_what_is_not_finite_is_an_invalid_model(make_manifest: MakeManifest) -> None:
+    session = session_of(value=float("nan"))
+    with pytest.raises(ModelInvalid, match="not finite"):
+        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, OnDevice(session))
+
+
+def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
+    make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Session, windows: NDArray[np.float32]) -> None:
+        raise OutOfMemory("too large", of_gpu=True)
+
+    monkeypatch.setattr(Session, "run_on_device", full)
+    session = session_of()
+    with pytest.raises(OutOfMemory, match="too large"):
+        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, OnDevice(session), batch=4)
+
+
+@pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
+def test_cuda_adds_up_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool) -> None:
+    for wanted in (False, True):
+        session = Session(GRAPHS["means"], providers=[CPU], gpu=GpuOptions(sums_on_device=wanted))
+        monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
+        assert session.sums_on_device == (wanted and expected)
+
+
+def test_a_whole_job_gives_the_same_mask(
+    make_model: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    write_volume(scan, chest_phantom((24, 20, 12), (17.0, 20.0, 25.0)))
+    model = make_model(spacing_mm=(20.0, 20.0, 20.0))
+    added = 0
+
+    def add(self: DeviceSums, *given: Any) -> None:
+        nonlocal added
+        added += 1
+        adding(self, *given)
+
+    def masked(name: str) -> bytes:
+        folder = tmp_path / name
+        folder.mkdir()
+        report = segment_file(scan, folder, model, Engine((CPU,)), max_voxels=2**20, clock=StageClock())
+        assert added == (report.windows if name == "device" else 0)
+        return (folder / MASK_FILE).read_bytes()
+
+    adding = DeviceSums.add
+    monkeypatch.setattr(DeviceSums, "add", add)
+    here = masked("host")
+    monkeypatch.setattr(Session, "sums_on_device", True)
+    assert masked("device") == here

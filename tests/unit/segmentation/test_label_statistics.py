@@ -1,0 +1,191 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jsonschema
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.report import (
+    CentroidReport,
+    InputReport,
+    LabelReport,
+    ModelReport,
+    OptionsReport,
+    Report,
+)
+from inference_service.core.threads import ALONE, Threads
+from inference_service.imaging.components import find_regions
+from inference_service.imaging.geometry import Affine, Volume
+from inference_service.segmentation.label_statistics import measure_labels
+
+MakeManifest = Callable[..., Manifest]
+MakeAffine = Callable[..., Affine]
+
+# Bounds what float64 sums of squares lose of a standard deviation.
+CLOSE = 1e-9
+
+FIGURES = {"value", "voxels", "volume_ml", "intensity_mean", "intensity_std"}
+
+
+def measured(
+    mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest, *, threads: Threads = ALONE
+) -> list[LabelReport]:
+    regions = find_regions(mask, [label.value for label in manifest.labels])
+    return measure_labels(mask, volume, manifest, regions, threads=threads)
+
+
+@pytest.mark.parametrize("mask_order", ["C", "F"])
+@pytest.mark.parametrize("scan_order", ["C", "F"])
+@pytest.mark.parametrize("depth", [1, 16, 37])
+def test_figures_are_numpys(
+    make_manifest: MakeManifest, mask_order: Literal["C", "F"], scan_order: Literal["C", "F"], depth: int
+) -> None:
+    random = np.random.default_rng(depth)
+    values = (0, 3, 7)
+    mask = np.array(random.choice(values, (6, 5, depth)), dtype=np.uint8, order=mask_order)
+    voxels = np.array(random.normal(40, 300, mask.shape) + 900.0 * mask, dtype=np.int16, order=scan_order)
+    volume = Volume(voxels, np.diag([-0.5, 2.0, 3.0, 1.0]))
+    reports = measured(mask, volume, make_manifest(values=values))
+    assert [(report.value, report.name) for report in reports] == [(value, f"label {value}") for value in values]
+    for report in reports:
+        inside = voxels[mask == report.value].astype(np.float64)
+        assert report.voxels == inside.size
+        assert report.volume_ml == pytest.approx(inside.size * 0.003)
+        assert report.intensity_mean == pytest.approx(inside.mean(), rel=CLOSE)
+        assert report.intensity_std == pytest.approx(inside.std(), rel=CLOSE)
+
+
+def test_label_without_voxels_has_no_intensity(make_manifest: MakeManifest) -> None:
+    volume = Volume(np.full((3, 4, 5), 7, dtype=np.int16), np.eye(4))
+    full, empty = measured(np.zeros((3, 4, 5), dtype=np.uint16), volume, make_manifest(values=(0, 300)))
+    assert full.model_dump(include=FIGURES) == {
+        "value": 0, "voxels": 60, "volume_ml": 0.06, "intensity_mean": 7, "intensity_std": 0,
+    }  # fmt: skip
+    assert empty.model_dump(include=FIGURES) == {
+        "value": 300, "voxels": 0, "volume_ml": 0, "intensity_mean": None, "intensity_std": None,
+    }  # fmt: skip
+
+
+def test_spread_of_a_constant_is_never_the_root_of_a_negative(make_manifest: MakeManifest) -> None:
+    volume = Volume(np.full((7, 5, 3), 0.1, dtype=np.float32), np.eye(4))
+    report = measured(np.zeros((7, 5, 3), dtype=np.uint8), volume, make_manifest(values=(0,)))[0]
+    assert report.intensity_std == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["i2", ">i2", "u2", "i4", "f4", ">f4", "f8"])
+@pytest.mark.parametrize("offset", [0, 10**4, 10**9])
+def test_figures_hold_for_every_kind_of_intensity(make_manifest: MakeManifest, dtype: str, offset: int) -> None:
+    random = np.random.default_rng(0)
+    values = (0, 2, 700)
+    mask = np.array(random.choice((*values, 9), (130, 110, 80)), dtype=np.uint16, order="F")
+    intensities = random.normal(300, 40, mask.shape) + 500 * (mask == 2)
+    if np.dtype(dtype).itemsize > 2:
+        intensities += offset
+    volume = Volume(np.asfortranarray(intensities.astype(dtype)), np.eye(4))
+    manifest = make_manifest(values=values)
+    reports = measured(mask, volume, manifest)
+    for report in reports:
+        inside = volume.voxels[mask == report.value].astype(np.float64)
+        assert report.voxels == inside.size
+        assert report.intensity_mean == pytest.approx(inside.mean(), rel=CLOSE)
+        assert report.intensity_std == pytest.approx(inside.std(), rel=1e-7)
+    with Threads(3) as threads:
+        assert measured(mask, volume, manifest, threads=threads) == reports
+
+
+def test_integers_of_all_their_range_are_measured(make_manifest: MakeManifest) -> None:
+    extremes = np.array([-(2**31), 2**31 - 1, 5, 5], dtype=np.int32).reshape(4, 1, 1)
+    mask = np.array([1, 1, 0, 0], dtype=np.uint8).reshape(4, 1, 1)
+    five, both = measured(mask, Volume(extremes, np.eye(4)), make_manifest(values=(0, 1)))
+    assert (five.intensity_mean, five.intensity_std) == (5, 0)
+    assert (both.intensity_mean, both.intensity_std) == (-0.5, 2**31 - 0.5)
+
+
+def test_voxels_of_no_label_are_not_counted(make_manifest: MakeManifest) -> None:
+    mask = np.array([0, 0, 5, 2], dtype=np.uint8).reshape(2, 2, 1)
+    volume = Volume(np.array([9, 9, 1, 3], dtype=np.int16).reshape(2, 2, 1), np.eye(4))
+    reports = measured(mask, volume, make_manifest(values=(5, 2), activation="sigmoid"))
+    assert [(report.voxels, report.intensity_mean) for report in reports] == [(1, 1), (1, 3)]
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SRA", "PIL"])
+def test_a_label_is_where_its_voxels_are(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str
+) -> None:
+    random = np.random.default_rng(7)
+    mask = np.zeros((9, 11, 13), dtype=np.uint8, order="F")
+    mask[2:6, 3:10, 1:5] = random.choice((0, 3, 7), (4, 7, 4))
+    affine = oblique_affine(orientation, (0.8, 1.5, 3.0))
+    for report in measured(mask, Volume(np.zeros(mask.shape, np.int16), affine), make_manifest(values=(0, 3, 7))):
+        where = np.argwhere(mask == report.value)
+        world = affine @ np.append(where.mean(axis=0), 1)
+        assert report.bounding_box == list(zip(where.min(axis=0), where.max(axis=0) + 1, strict=True))
+        assert report.centroid_mm is not None
+        assert report.centroid_mm.ras == pytest.approx(world[:3])
+        assert report.centroid_mm.lps == pytest.approx(world[:3] * (-1, -1, 1))
+        assert report.components == ndimage.label(mask == report.value, structure=np.ones((3, 3, 3)))[1]
+
+
+def test_a_label_without_voxels_is_nowhere(make_manifest: MakeManifest) -> None:
+    volume = Volume(np.zeros((3, 4, 5), dtype=np.int16), np.eye(4))
+    _, empty = measured(np.zeros((3, 4, 5), dtype=np.uint8), volume, make_manifest(values=(0, 5)))
+    assert (empty.bounding_box, empty.centroid_mm, empty.components) == (None, None, 0)
+
+
+def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
+    label = LabelReport(
+        value=0, name="leber é", voxels=8, volume_ml=0.008, intensity_mean=None, intensity_std=None,
+        bounding_box=[(0, 2), (1, 3), (0, 2)], centroid_mm=CentroidReport(ras=(1, 2, 3), lps=(-1, -2, 3)),
+        components=None,
+    )  # fmt: skip
+    report = Report(
+        service_version="1",
+        onnxruntime_version="1.2.3",
+        options=OptionsReport(series=None, tolerate=["gantry_tilt"], modality_check=True),
+        input=InputReport(
+            kind="nifti",
+            sha256="0" * 64,
+            shape=(2, 3, 4),
+            spacing_mm=(1, 2, 3),
+            orientation="LPS",
+            affine=np.eye(4).tolist(),
+            modality=None,
+            slices=None,
+            set_aside={},
+            replaced_voxels=0,
+            cropped_to=None,
+        ),
+        model=ModelReport(name="test", version="1", sha256="0" * 64),
+        providers=["CPUExecutionProvider"],
+        precision="fp32",
+        windows=4,
+        labels=[label],
+        files=["mask.nii.gz"],
+        empty_segments=[],
+        timings_s={"read": 0.5},
+        warnings=[],
+    )
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_bytes())
+    jsonschema.validate(written, Report.model_json_schema())
+    assert written["labels"][0]["intensity_mean"] is None
+    assert Report.model_validate_json((tmp_path / "report.json").read_bytes()) == report
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [(np.uint64, (2**63 + 5, 2**63 + 9)), (np.uint64, (2**60, 2**60 + 3)), (np.int64, (-(2**62), 7))],
+)
+def test_integers_of_64_bits_are_counted_right(
+    make_manifest: Callable[..., Manifest], dtype: type[np.generic], values: tuple[int, int]
+) -> None:
+    mask = (np.arange(120) % 2).astype(np.uint8).reshape(4, 5, 6, order="F")
+    voxels = np.where(mask, np.array(values[1], dtype), np.array(values[0], dtype))
+    labels = measured(mask, Volume(np.asfortranarray(voxels), np.eye(4)), make_manifest(values=(0, 1)))
+    assert [label.voxels for label in labels] == [60, 60]
+    assert [label.intensity_mean for label in labels] == pytest.approx([float(value) for value in values])

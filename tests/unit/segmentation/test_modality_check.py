@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inference_service.core.errors import ModalityMismatch
+from inference_service.segmentation.modality_check import check_modality
+
+HU = np.array([-1000, 0, 60], dtype=np.int16)
+
+
+@pytest.mark.parametrize(("expected", "stated"), [("CT", "CT"), ("CT", ""), ("MR", "MR"), ("MR", ""), ("other", "MR")])
+def test_the_models_modality_is_taken(expected: str, stated: str) -> None:
+    check_modality(expected, stated, HU)
+
+
+@pytest.mark.parametrize(("expected", "stated"), [("CT", "MR"), ("MR", "CT"), ("PT", "CT")])
+def test_another_modality_is_refused(expected: str, stated: str) -> None:
+    with pytest.raises(ModalityMismatch, match=f"takes {expected}.*is {stated}.*modality_check false"):
+        check_modality(expected, stated, HU)
+
+
+@pytest.mark.parametrize("values", [[0, 4095], [10, 300], [-1.5, 3.2], [-1, 1], [-1000, -980]])
+def test_values_that_cannot_be_hu_are_refused_for_ct_alone(values: list[float]) -> None:
+    with pytest.raises(ModalityMismatch, match="in HU"):
+        check_modality("CT", "", np.array(values))
+    check_modality("MR", "", np.array(values))
+    check_modality("other", "", np.array(values))
+
+
+SCAN = np.tile(np.array([-1000, -100, 40, 60, 1200]), 400)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.concatenate([SCAN + 1000, [-2000] * 500]),
+        np.concatenate([SCAN + 1000, [-3]]),
+        np.append(SCAN, 1e9),
+        np.full(100, -3024),
+    ],
+    ids=["padding alone is below 0", "one voxel is", "one is absurd", "padding alone"],
+)
+def test_a_few_voxels_do_not_make_hu_of_what_is_none(values: NDArray[np.generic]) -> None:
+    check_modality("CT", "CT", SCAN)
+    check_modality("CT", "CT", np.append(SCAN, [-3024, 30000]))
+    with pytest.raises(ModalityMismatch, match="in HU"):
+        check_modality("CT", "CT", values)
+
+
+def test_of_a_large_scan_a_part_is_looked_at() -> None:
+    voxels = np.zeros((300, 300, 200), dtype=np.int16)
+    voxels[:, :, ::40] = -1000
+    check_modality("CT", "CT", voxels + np.int16(1))
+    with pytest.raises(ModalityMismatch):
+        check_modality("CT", "CT", np.abs(voxels))

@@ -1,0 +1,239 @@
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.core.threads import ALONE, Threads
+from inference_service.imaging.resampling import Kind, Kinds, Shape, axis_taps
+from inference_service.segmentation import native_grid
+from inference_service.segmentation.label_decision import labels_from_logits
+from inference_service.segmentation.native_grid import map_planes
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.unsignedinteger]
+Order = Literal[0, 1]
+Activation = Literal["softmax", "sigmoid"]
+
+SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
+LINEAR: Kinds = ("linear", "linear", "linear")
+ALL_KINDS: tuple[Kinds, ...] = (
+    LINEAR, ("nearest", "linear", "linear"), ("linear", "nearest", "linear"), ("linear", "linear", "nearest"),
+)  # fmt: skip
+ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1}
+
+# Logits nearer to each other than this may swap places in float32.
+TIE = 1e-5
+
+
+def noise(shape: tuple[int, ...]) -> Floats:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def highest(logits: Floats) -> Labels:
+    return np.asarray(logits.argmax(axis=0), dtype=np.uint8)
+
+
+def last_above_zero(logits: Floats) -> Labels:
+    labels = np.zeros(logits.shape[1:], dtype=np.uint8)
+    for channel, logit in enumerate(logits, start=1):
+        labels[logit > 0] = channel
+    return labels
+
+
+def mapped(
+    logits: Floats,
+    shape: Shape,
+    kinds: Kinds = LINEAR,
+    decide: Callable[[Floats], Labels] = highest,
+    threads: Threads = ALONE,
+) -> NDArray[np.uint8]:
+    """Maps logits (labels, d, h, w)."""
+    labels = np.full(shape, 255, dtype=np.uint8)
+    planes = np.moveaxis(logits, 1, 0)
+    map_planes(planes, depth=len(planes), decide=decide, target=labels, kinds=kinds, threads=threads)
+    return labels
+
+
+def interpolated(logits: Floats, shape: Shape, kinds: Kinds) -> Floats:
+    """All logits (labels, d, h, w) on the target's grid, with the operations of the mapping in its order."""
+    along_d, along_h, along_w = (
+        axis_taps(size, target, kind) for size, target, kind in zip(logits.shape[1:], shape, kinds, strict=True)
+    )
+    weight = along_d.weight[:, np.newaxis, np.newaxis]
+    planes = logits[:, along_d.first] * (1 - weight) + logits[:, along_d.second] * weight
+    result = np.zeros((len(logits), *shape), dtype=np.float32)
+    for rows, row_weights in along_h.pairs:
+        for columns, column_weights in along_w.pairs:
+            result += planes[:, :, rows][..., columns] * (row_weights[:, np.newaxis] * column_weights)
+    return result
+
+
+def zoomed(image: Floats, shape: Shape, kinds: Kinds) -> NDArray[np.float64]:
+    """The image on a grid of the same extent by SciPy, axis by axis in float64."""
+    result = image.astype(np.float64)
+    for axis, (size, kind) in enumerate(zip(shape, kinds, strict=True)):
+        ratios = [1.0, 1.0, 1.0]
+        ratios[axis] = size / image.shape[axis]
+        result = ndimage.zoom(result, ratios, order=ORDERS[kind], mode="nearest", grid_mode=True)
+    return result
+
+
+@pytest.fixture(params=[2**18, 40, 1], ids=["all at once", "some at a time", "one at a time"])
+def at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_grid, "_VALUES_AT_A_TIME", request.param)
+        yield
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[Threads]:
+    with Threads(request.param) as threads:
+        yield threads
+
+
+@pytest.mark.usefixtures("at_a_time")
+@pytest.mark.parametrize("decide", [highest, last_above_zero])
+@pytest.mark.parametrize("step", [None, 1, 3])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS), st.integers(1, 5), st.integers(0, 2**32))
+def test_mapping_is_deciding_on_all_interpolated_logits(
+    threads: Threads,
+    decide: Callable[[Floats], Labels],
+    step: int | None,
+    shape: Shape,
+    target: Shape,
+    kinds: Kinds,
+    channels: int,
+    seed: int,
+) -> None:
+    logits = np.random.default_rng(seed).normal(size=(channels, *shape), scale=2).astype(np.float32)
+    if step is not None:
+        # Coarse logits are full of ties, at the corners and between them.
+        logits = (np.round(logits / step) * step).astype(np.float32)
+    expected = decide(interpolated(logits, target, kinds))
+    assert np.array_equal(mapped(logits, target, kinds, decide, threads), expected)
+
+
+@pytest.mark.parametrize("decide", [highest, last_above_zero])
+@pytest.mark.parametrize(
+    ("shape", "target"), [((9, 40, 50), (13, 171, 207)), ((30, 60, 50), (11, 25, 33)), ((10, 20, 30), (10, 60, 30))]
+)
+def test_smooth_logits_are_mapped_as_if_all_were_interpolated(
+    threads: Threads, decide: Callable[[Floats], Labels], shape: Shape, target: Shape
+) -> None:
+    logits = ndimage.gaussian_filter(noise((4, *shape)), (0, 2, 4, 4))
+    for kinds in ALL_KINDS:
+        expected = decide(interpolated(logits, target, kinds))
+        assert np.array_equal(mapped(logits, target, kinds, decide, threads), expected)
+        assert len(np.unique(expected)) >= 4
+
+
+@given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS))
+def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Kinds) -> None:
+    logits = noise((3, *shape))
+    full = np.stack([zoomed(channel, target, kinds) for channel in logits])
+    second, first = np.sort(full, axis=0)[-2:]
+    sure = first - second > TIE
+    assert np.array_equal(mapped(logits, target, kinds)[sure], full.argmax(axis=0)[sure])
+    assert sure.mean() > 0.9
+
+
+@given(SHAPES, st.sampled_from(ALL_KINDS))
+def test_equal_grids_take_the_labels_as_they_are(shape: Shape, kinds: Kinds) -> None:
+    logits = noise((3, *shape))
+    assert np.array_equal(mapped(logits, shape, kinds), highest(logits))
+
+
+@pytest.mark.parametrize(("activation", "values"), [("softmax", (0, 7, 3)), ("sigmoid", (2, 300, 1))])
+def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[int, ...]) -> None:
+    decide = partial(labels_from_logits, activation=activation, values=values, dtype=np.uint16)
+    logits = noise((3, 4, 5, 6))
+    labels = np.zeros((7, 9, 8), dtype=np.uint16)
+    map_planes(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, kinds=LINEAR)
+    assert np.array_equal(labels, decide(interpolated(logits, (7, 9, 8), LINEAR)))
+    assert set(values) <= set(labels.ravel().tolist())
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("planes_at_a_time", [2, 64])
+def test_a_view_reversed_and_transposed_is_written_through(
+    monkeypatch: pytest.MonkeyPatch, threads: Threads, axes: tuple[int, int, int], planes_at_a_time: int
+) -> None:
+    monkeypatch.setattr(native_grid, "_PLANES_AT_A_TIME", planes_at_a_time)
+    logits = noise((3, 5, 4, 6))
+    expected = mapped(logits, (9, 7, 8))
+    mask = np.full([(9, 7, 8)[axis] for axis in axes], 255, dtype=np.uint8)
+    target = mask.transpose(np.argsort(axes))[::-1, :, ::-1]
+    map_planes(np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, kinds=LINEAR, threads=threads)
+    assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(axes))
+    assert expected.max() == 2
+
+
+def test_logits_are_interpolated_only_where_the_corners_differ() -> None:
+    """Two halves whose border lies in the middle of a cell: of 10 target columns the two within it are mixed."""
+    logits = np.zeros((2, 3, 4, 4), dtype=np.float32)
+    logits[0, :, :, :2], logits[1, :, :, 2:] = 3, 1
+    decided: list[int] = []
+
+    def decide(logits: Floats) -> Labels:
+        decided.append(logits[0].size)
+        return highest(logits)
+
+    labels = mapped(logits, (6, 8, 10), decide=decide)
+    assert (labels == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]).all()
+    assert sum(decided) == 3 * 4 * 4 + 6 * 8 * 2
+
+
+def test_one_label_everywhere_needs_no_interpolation() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def decide(logits: Floats) -> Labels:
+        shapes.append(logits.shape[1:])
+        return highest(logits)
+
+    assert (mapped(np.abs(noise((1, 4, 5, 6))), (9, 11, 13), decide=decide) == 0).all()
+    assert shapes == [(5, 6)] * 4
+
+
+@pytest.mark.parametrize(("depth", "rows"), [(6, 17), (17, 6), (9, 9), (31, 3), (1, 5), (5, 1), (15, 5)])
+def test_planes_are_taken_when_they_are_needed(depth: int, rows: int) -> None:
+    target = np.full((rows, 3, 4), 255, dtype=np.uint8)
+    written: list[int] = []
+
+    def planes() -> Iterator[Floats]:
+        for plane in np.moveaxis(noise((2, depth, 3, 4)), 1, 0):
+            written.append(int((target != 255).all(axis=(1, 2)).sum()))
+            yield plane
+
+    map_planes(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR)
+    centres = np.clip((np.arange(rows) + 0.5) * depth / rows - 0.5, 0, depth - 1)
+    last_needed = np.ceil(centres - TIE)
+    assert written == [int((last_needed < index).sum()) for index in range(int(last_needed[-1]) + 1)]
+    assert (target != 255).all()
+
+
+@pytest.mark.parametrize("rows", [100, 50, 3])
+def test_no_more_than_two_planes_are_held(threads: Threads, rows: int) -> None:
+    labels, height, width, depth = 30, 40, 50, 50
+    target = np.zeros((rows, 4, 5), dtype=np.uint8)
+
+    def planes() -> Iterator[Floats]:
+        for index in range(depth):
+            yield np.full((labels, height, width), index, dtype=np.float32)
+
+    tracemalloc.start()
+    try:
+        map_planes(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR, threads=threads)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Two held, one coming in, two of the blending, and what argmax needs of it.
+    assert peak < 7 * labels * height * width * 4

@@ -1,0 +1,453 @@
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+
+import highdicom
+import nibabel
+import numpy as np
+import pytest
+from dicom_files import Stack, phantom, straight, write
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.contract.input_options import InputOptions
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.report import Report
+from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, result_files
+from inference_service.contract.task_message import Format
+from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid, OutOfMemory
+from inference_service.core.memory_budget import Memory
+from inference_service.core.progress import Stage, StageClock, overall_progress
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session_cache import Engine
+from inference_service.imaging.geometry import Affine, Volume
+from inference_service.segmentation.pipeline import segment_file
+from inference_service.segmentation.volume_segmentation import segment_volume
+
+MakeManifest = Callable[..., Manifest]
+MakeAffine = Callable[[str, Sequence[float]], Affine]
+MakeModel = Callable[..., Model]
+
+ORIENTATIONS = ["".join(codes) for axes in permutations(("LR", "PA", "IS")) for codes in product(*axes)]
+# Spacing along each world axis, and the model's axis order, in which it is (3.0, 1.5, 0.8).
+WORLD_SPACING_MM = {"L": 0.8, "R": 0.8, "P": 1.5, "A": 1.5, "I": 3.0, "S": 3.0}
+MODEL_ORIENTATION = "SPL"
+WINDOW = (5, 4, 3)
+CPU = Engine(("CPUExecutionProvider",), threads=1)
+GEOMETRY = (
+    "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units", "dim",
+)  # fmt: skip
+
+# Logits nearer to each other than this may swap places in float32.
+TIE = 1e-4
+
+
+class NearestValueNetwork:
+    """The logit of a label is highest where the image is nearest to the label's value."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = np.array(values, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+        self.images: list[NDArray[np.float32]] = []
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.images.append(windows[0, 0])
+        return np.asarray(-np.abs(windows - self.values))
+
+
+class ThresholdNetwork:
+    """A channel for each threshold, above one half where the image exceeds it."""
+
+    def __init__(self, *thresholds: float) -> None:
+        self.thresholds = np.array(thresholds, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return windows - self.thresholds
+
+
+def label_scan(shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """Labels 0…3 as intensities, without any symmetry."""
+    return np.random.default_rng(0).integers(0, 4, shape, dtype=np.int16)
+
+
+def spacing_of(orientation: str) -> list[float]:
+    return [WORLD_SPACING_MM[code] for code in orientation]
+
+
+def segment(volume: Volume, manifest: Manifest, *values: float) -> NDArray[np.unsignedinteger]:
+    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6, clock=StageClock()).mask
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("shape", [(7, 4, 5), (2, 9, 1)])
+def test_labels_come_back_from_every_orientation(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str, shape: tuple[int, int, int]
+) -> None:
+    volume = Volume(label_scan(shape), oblique_affine(orientation, spacing_of(orientation)))
+    manifest = make_manifest(
+        orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION), window=WINDOW, padding_value=-9
+    )
+    mask = segment(volume, manifest, 0, 1, 2, 3)
+    assert mask.shape == shape
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, volume.voxels)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "SRA", "PIL"])
+def test_network_sees_the_scan_along_its_own_axes(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str
+) -> None:
+    volume = Volume(label_scan((6, 5, 4)), oblique_affine(orientation, spacing_of(orientation)))
+    change = ornt_transform(axcodes2ornt(orientation), axcodes2ornt(MODEL_ORIENTATION))
+    expected = apply_orientation(volume.voxels, change)
+    manifest = make_manifest(
+        orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION), window=expected.shape
+    )
+    network = NearestValueNetwork(0, 1, 2, 3)
+    segmented = segment_volume(volume, manifest, network, max_voxels=10**6, clock=StageClock())
+    assert segmented.windows == len(network.images) == 1
+    assert np.array_equal(network.images[0], expected)
+    assert np.array_equal(segmented.mask, volume.voxels)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RIA", "ASL"])
+@pytest.mark.parametrize("coarser", [(2.0, 2.0, 2.0), (1.7, 0.6, 2.3)])
+def test_other_resolution_agrees_with_scipy(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str, coarser: tuple[float, float, float]
+) -> None:
+    values = (-0.25, -0.05, 0.05, 0.25)
+    smooth = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=(18, 14, 12)), 1.5)
+    volume = Volume((smooth / np.ptp(smooth)).astype(np.float32), oblique_affine(orientation, spacing_of(orientation)))
+    spacing = [mm * factor for mm, factor in zip(spacing_of(MODEL_ORIENTATION), coarser, strict=True)]
+    manifest = make_manifest(orientation=MODEL_ORIENTATION, spacing_mm=spacing, window=WINDOW)
+
+    there = ornt_transform(axcodes2ornt(orientation), axcodes2ornt(MODEL_ORIENTATION))
+    scan = apply_orientation(volume.voxels, there).astype(np.float64)
+    ratios = np.array([round(size / factor) / size for size, factor in zip(scan.shape, coarser, strict=True)])
+    image = ndimage.zoom(scan, ratios, order=1, mode="nearest", grid_mode=True)
+    logits = [
+        ndimage.zoom(-np.abs(image - value), 1 / ratios, order=1, mode="nearest", grid_mode=True) for value in values
+    ]
+    back = ornt_transform(axcodes2ornt(MODEL_ORIENTATION), axcodes2ornt(orientation))
+    expected = apply_orientation(np.argmax(logits, axis=0), back)
+    second, first = np.sort(logits, axis=0)[-2:]
+    sure = apply_orientation(first - second > TIE, back)
+
+    mask = segment(volume, manifest, *values)
+    assert mask.shape == volume.shape
+    assert np.array_equal(mask[sure], expected[sure])
+    assert sure.mean() > 0.95
+    assert (np.bincount(mask.ravel(), minlength=4) > 20).all()
+
+
+def test_thick_slices_are_taken_apart_on_the_way_back_too(make_manifest: MakeManifest) -> None:
+    def resized(image: NDArray[np.float64], ratios: Sequence[float]) -> NDArray[np.float64]:
+        across = ndimage.zoom(image, (1, 1, ratios[2]), order=0, mode="nearest", grid_mode=True)
+        return ndimage.zoom(across, (*ratios[:2], 1), order=1, mode="nearest", grid_mode=True)
+
+    values = (0, 1, 2, 3)
+    voxels = label_scan((6, 17, 5))
+    manifest = make_manifest(spacing_mm=(0.8, 1.2, 1.7), separate_axis_above=3)
+    image = resized(voxels.astype(np.float64), (8 / 6, 14 / 17, 15 / 5))
+    logits = [resized(-np.abs(image - value), (6 / 8, 17 / 14, 5 / 15)) for value in values]
+    second, first = np.sort(logits, axis=0)[-2:]
+    sure = first - second > TIE
+    mask = segment(Volume(voxels, np.diag([1.0, 1.0, 5.0, 1.0])), manifest, *values)
+    assert np.array_equal(mask[sure], np.argmax(logits, axis=0)[sure])
+    assert sure.mean() > 0.9
+
+
+def test_sigmoid_channels_write_over_earlier_ones(make_manifest: MakeManifest) -> None:
+    voxels = label_scan((7, 4, 5))
+    manifest = make_manifest(activation="sigmoid", values=(2, 300, 1), window=WINDOW)
+    mask = segment_volume(
+        Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6, clock=StageClock()
+    ).mask
+    assert mask.dtype == np.uint16
+    assert np.array_equal(mask, np.array([0, 2, 1, 1])[voxels])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"), [((9, 0, 255, 3), np.uint8), ((256, 0, 2, 3), np.uint16), ((9, 0, 65535, 256), np.uint16)]
+)
+def test_label_values_need_not_be_channels(
+    make_manifest: MakeManifest, values: tuple[int, ...], dtype: type[np.unsignedinteger]
+) -> None:
+    voxels = label_scan((4, 5, 6))
+    mask = segment(Volume(voxels, np.eye(4)), make_manifest(values=values), 0, 1, 2, 3)
+    assert mask.dtype == dtype
+    assert np.array_equal(mask, np.array(values)[voxels])
+
+
+def test_mask_is_cleaned_on_the_scans_grid(make_manifest: MakeManifest) -> None:
+    voxels = np.zeros((8, 7, 6), dtype=np.int16)
+    voxels[0:3, 0:2, 0:2] = 1
+    voxels[6, 5, 4] = 1
+    kept = voxels.copy()
+    kept[6, 5, 4] = 0
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for least_ml, expected in ((0.009, kept), (0.007, voxels)):
+        step = {"step": "remove_small", "labels": [1], "min_volume_ml": least_ml}
+        manifest = make_manifest(values=(0, 1), spacing_mm=(2, 2, 2), postprocessing=[step])
+        assert np.array_equal(segment(Volume(voxels, affine), manifest, 0, 1), expected)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> Model:
+    return make_model(orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION))
+
+
+def write_scan(path: Path, voxels: NDArray[np.generic], affine: Affine, *, qform: int = 1, sform: int = 2) -> None:
+    """Writes a NIfTI file whose header holds all that a mask's must, and more."""
+    image = nibabel.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = b"a patient's name"
+    image.header["pixdim"][4:] = 0.25, 1, 2, 3
+    image.set_qform(affine, code=qform)
+    image.set_sform(affine if sform else None, code=sform)
+    nibabel.save(image, path)
+
+
+def run(source: Path, target: Path, model: Model, engine: Engine = CPU) -> Report:
+    return segment_file(source, target, model, engine, max_voxels=10**6, clock=StageClock())
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(1, 2), (1, 0), (0, 3), (4, 4)])
+@pytest.mark.parametrize("shape", [(7, 4, 5), (7, 4, 5, 1)])
+def test_mask_lies_on_the_scans_grid_bit_for_bit(
+    tmp_path: Path, model: Model, oblique_affine: MakeAffine, shape: tuple[int, ...], qform: int, sform: int
+) -> None:
+    voxels = label_scan(shape)
+    affine = oblique_affine("PLI", spacing_of("PLI"))
+    write_scan(tmp_path / "scan.nii.gz", voxels, affine, qform=qform, sform=sform)
+    run(tmp_path / "scan.nii.gz", tmp_path, model)
+    scan, mask = (
+        nibabel.Nifti1Image.from_filename(tmp_path / "scan.nii.gz"),
+        nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE),
+    )
+    for field in GEOMETRY:
+        assert mask.header[field].tobytes() == scan.header[field].tobytes(), field
+    assert mask.affine.tobytes() == scan.affine.tobytes()
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.shape == shape
+    assert np.array_equal(np.asarray(mask.dataobj), voxels)
+    assert not mask.header["descrip"].item()
+
+
+def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+    voxels = label_scan((7, 4, 5))
+    affine = oblique_affine("PLI", spacing_of("PLI"))
+    source = tmp_path / "scan.nii"
+    write_scan(source, voxels, affine)
+    clock = StageClock()
+    report = segment_file(source, tmp_path, model, CPU, max_voxels=voxels.size, clock=clock)
+    assert report == Report.model_validate_json((tmp_path / REPORT_FILE).read_bytes())
+    assert report.input.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert report.input.shape == (7, 4, 5)
+    assert report.input.spacing_mm == pytest.approx((1.5, 0.8, 3.0), rel=1e-6)
+    assert report.input.orientation == "PLI"
+    assert np.array(report.input.affine) == pytest.approx(affine, rel=1e-6)
+    assert report.model.model_dump() == {"name": "test", "version": "1", "sha256": model.manifest.sha256}
+    assert report.providers == ["CPUExecutionProvider"]
+    assert report.precision == "fp32"
+    assert report.input.cropped_to is None
+    assert report.windows == 1 * 3 * 2
+    assert [label.voxels for label in report.labels] == np.bincount(voxels.ravel()).tolist()
+    assert [label.intensity_mean for label in report.labels] == [0, 1, 2, 3]
+    assert report.labels[1].volume_ml == pytest.approx(report.labels[1].voxels * 0.0036)
+    assert set(report.timings_s) == {
+        "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "preview", "write",
+    }  # fmt: skip
+    assert report.timings_s == clock.seconds
+    assert min(report.timings_s.values()) > 0
+    assert report.warnings == []
+
+
+def test_voxels_that_are_not_finite_are_told_of(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+    voxels = label_scan((7, 4, 5)).astype(np.float32)
+    voxels[1, 2, 3], voxels[4, 3, 2] = np.nan, np.inf
+    write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
+    report = run(tmp_path / "scan.nii", tmp_path, model)
+    assert report.warnings == ["2 voxels were NaN or infinite and got the least finite value"]
+    mask = np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj)
+    assert mask[1, 2, 3] == mask[4, 3, 2] == 0
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_provider_that_is_not_used_is_told_of(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
+    engine = Engine(("NoSuchExecutionProvider", "CPUExecutionProvider"), threads=1)
+    report = run(tmp_path / "scan.nii", tmp_path, model, engine)
+    assert report.providers == ["CPUExecutionProvider"]
+    assert report.warnings == ["the model: it does not run on NoSuchExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sha256": "0" * 64}, "expected sha256 0000"),
+        ({"channels": 2}, r"expected one input of shape \['any', 1, 5, 4, 3\], got \[\[None, 2, 5, 4, 3\]\]"),
+        ({"labels": 3}, r"expected one output of shape \['any', 4, 5, 4, 3\], got \[\[None, 3, 5, 4, 3\]\]"),
+        ({"outputs": 2}, "expected one output of shape"),
+        ({"window": (5, 4, 4)}, "expected one input of shape"),
+    ],
+)
+def test_model_that_is_not_what_its_manifest_says_is_refused(
+    tmp_path: Path, make_model: MakeModel, wrong: dict[str, object], message: str
+) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
+    with pytest.raises(ModelInvalid, match=message):
+        run(tmp_path / "scan.nii", tmp_path, make_model(**wrong))
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
+
+
+def test_larger_scans_are_refused(tmp_path: Path, model: Model) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
+    with pytest.raises(InputTooLarge, match="140 voxels"):
+        segment_file(tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=139, clock=StageClock())
+
+
+def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
+    told: list[tuple[Stage, float]] = []
+    report = segment_file(
+        tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, clock=StageClock(),
+        progress=lambda stage, share: told.append((stage, share)),
+    )  # fmt: skip
+    assert [share for stage, share in told if stage == "windows"] == pytest.approx(
+        [(done + 1) / report.windows for done in range(report.windows)]
+    )
+    overall = [overall_progress(stage, share) for stage, share in told]
+    assert overall == sorted(overall)
+    assert list(dict.fromkeys(stage for stage, _ in told)) == [
+        "read", "model_load", "preprocess", "windows", "postprocess", "report", "preview", "write",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stop_at", ["read", "model_load", "preprocess", "windows", "postprocess", "report", "preview", "write"]
+)
+def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, model: Model, stop_at: Stage) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def progress(stage: Stage, share: float) -> None:
+        if stage == stop_at and (stage != "windows" or share > 0.4):
+            raise Cancelled
+
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
+    with pytest.raises(Cancelled):
+        segment_file(
+            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, clock=StageClock(), progress=progress
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
+
+
+def test_what_a_crop_leaves_out_is_0_and_told_of(
+    tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine
+) -> None:
+    voxels = np.zeros((9, 11, 8), dtype=np.int16)
+    voxels[2:7, 3:9, 1:4] = label_scan((5, 6, 3))
+    voxels[2, 3, 1] = voxels[6, 8, 3] = 3
+    write_scan(tmp_path / "scan.nii", voxels, oblique_affine("PLI", spacing_of("PLI")))
+    fields = {"orientation": MODEL_ORIENTATION, "spacing_mm": spacing_of(MODEL_ORIENTATION)}
+    whole = run(tmp_path / "scan.nii", tmp_path, make_model(**fields))
+    report = run(tmp_path / "scan.nii", tmp_path, make_model(crop={"kind": "nonzero"}, **fields))
+    assert report.input.cropped_to == [(2, 7), (3, 9), (1, 4)]
+    assert report.windows < whole.windows
+    assert report.labels == whole.labels
+    assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
+
+
+def test_intensities_are_those_of_the_cropped_scan(make_manifest: MakeManifest) -> None:
+    voxels = np.zeros((12, 10, 8), dtype=np.float32)
+    voxels[3:6, 2:6, 1:4] = 5 + np.arange(36).reshape(3, 4, 3)
+    z_score = [{"name": "CT", "intensity": {"kind": "z_score"}}]
+    manifest = make_manifest(channels=z_score, crop={"kind": "nonzero"}, window=(3, 4, 3), values=(0, 1))
+    network = NearestValueNetwork(0, 1)
+    segment_volume(Volume(voxels, np.eye(4)), manifest, network, max_voxels=10**6, clock=StageClock())
+    (image,) = network.images
+    assert image.mean() == pytest.approx(0, abs=1e-5)
+    assert image.std() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("model_batch", ["batch", 1, 3])
+def test_batches_change_nothing_in_the_mask(
+    tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine, model_batch: int | str
+) -> None:
+    voxels = label_scan((7, 4, 5))
+    write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
+    model = make_model(batch=model_batch, orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION))
+    report = run(tmp_path / "scan.nii", tmp_path, model, replace(CPU, batch=4, threads=2))
+    assert report.warnings == []
+    assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
+
+
+def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_manifest: MakeManifest) -> None:
+    network = NearestValueNetwork(0, 1, 2, 3)
+    with pytest.raises(OutOfMemory, match=r"need 128 MiB of memory more, and this worker has 128 MiB"):
+        segment_volume(
+            Volume(label_scan((7, 4, 5)), np.eye(4)), make_manifest(), network,
+            max_voxels=10**6, clock=StageClock(), memory=Memory(spare=lambda jobs: 128 * 2**20),
+        )  # fmt: skip
+    assert network.images == []
+
+
+def test_logits_on_disk_give_the_same_mask_and_a_note(tmp_path: Path, make_manifest: MakeManifest) -> None:
+    class Shrinking:
+        """Memory that the network takes for itself."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def __call__(self, jobs: int) -> int:
+            self.asked += 1
+            return 2**40 if self.asked == 1 else 0
+
+    voxels = label_scan((17, 4, 5))
+    segmented = segment_volume(
+        Volume(voxels, np.eye(4)), make_manifest(), NearestValueNetwork(0, 1, 2, 3),
+        max_voxels=10**6, clock=StageClock(), memory=Memory(tmp_path, spare=Shrinking()),
+    )  # fmt: skip
+    assert np.array_equal(segmented.mask, voxels)
+    (note,) = segmented.notes
+    assert note.endswith("they were held on disk")
+
+
+def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
+    seen: list[Stage] = []
+    with pytest.raises(BadRequest, match=r"request.output.formats: dicom-seg refers to the slices of a DICOM series"):
+        segment_file(
+            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, formats=["nifti", "dicom-seg"],
+            clock=StageClock(), progress=lambda stage, share: seen.append(stage),
+        )  # fmt: skip
+    assert set(seen) == {"read"}
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5]], ids=["even", "uneven"])
+def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeModel, kept: list[int]) -> None:
+    # Values that the model, which calls each by the nearest label, leaves as they are.
+    labels = np.select([phantom() == -100, phantom() == 60], [1, 3]).astype(np.int16)
+    stack = straight(labels)
+    write(tmp_path / "in", Stack(labels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]))
+    fields = {"orientation": "LPS", "spacing_mm": (0.75, 1.25, 2.5)}
+    formats: tuple[Format, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
+    (tmp_path / "out").mkdir()
+    report = segment_file(
+        tmp_path / "in", tmp_path / "out", make_model(**fields), CPU, max_voxels=10**6, formats=formats,
+        wishes=InputOptions(tolerate=("uneven_spacing",)), clock=StageClock(),
+    )  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
+    assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]
+    assert report.empty_segments == ["label 2"]
+    assert sum("made up" in warning for warning in report.warnings) == 1
+    for name in report.files[2:]:
+        seg = highdicom.seg.segread(tmp_path / "out" / name)
+        planes = seg.get_pixels_by_source_instance(
+            [f"1.2.3.4.{k + 1}" for k in range(len(kept))], combine_segments=True, assert_missing_frames_are_empty=True
+        )
+        np.testing.assert_array_equal(planes.transpose(2, 1, 0), labels[:, :, kept])

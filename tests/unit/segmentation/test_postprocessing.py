@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference_service.contract.manifest import LargestComponent, PostProcessing, RemoveSmall
+from inference_service.segmentation.postprocessing import clean
+
+Box = tuple[slice | int, slice | int, slice | int]
+
+
+def mask_of(*components: tuple[int, Box]) -> NDArray[np.uint8]:
+    mask = np.zeros((12, 9, 7), dtype=np.uint8, order="F")
+    for value, box in components:
+        mask[box] = value
+    return mask
+
+
+def cleaned(
+    mask: NDArray[np.unsignedinteger], *steps: PostProcessing, voxel_volume_ml: float = 0.001
+) -> NDArray[np.unsignedinteger]:
+    result = mask.copy()
+    clean(result, steps, voxel_volume_ml=voxel_volume_ml)
+    return result
+
+
+def largest(*labels: int) -> LargestComponent:
+    return LargestComponent(step="largest_component", labels=labels)
+
+
+def remove_small(*labels: int, min_volume_ml: float) -> RemoveSmall:
+    return RemoveSmall(step="remove_small", labels=labels, min_volume_ml=min_volume_ml)
+
+
+BIG = (slice(0, 3), slice(0, 3), slice(0, 3))
+MIDDLE = (slice(5, 7), slice(5, 7), slice(5, 7))
+SMALL = (slice(10, 12), 8, 0)
+
+
+def test_largest_component_alone_is_kept() -> None:
+    assert np.array_equal(cleaned(mask_of((1, SMALL), (1, BIG), (1, MIDDLE)), largest(1)), mask_of((1, BIG)))
+
+
+def test_what_is_dropped_becomes_what_the_step_says() -> None:
+    step = LargestComponent(step="largest_component", labels=(1,), becomes=3)
+    mask = mask_of((1, BIG), (1, MIDDLE), (2, SMALL))
+    assert np.array_equal(cleaned(mask, step), mask_of((1, BIG), (3, MIDDLE), (2, SMALL)))
+
+
+def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=0.02, becomes="surroundings")
+    everywhere = (slice(None), slice(None), slice(None))
+    half = (slice(6, 12), slice(None), slice(None))
+    dropped: list[Box] = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
+    mask = mask_of((3, everywhere), (2, half), (1, BIG), *[(1, place) for place in dropped])
+    # At the border of two labels one of its faces is of the other one.
+    assert np.array_equal(cleaned(mask, step), mask_of((3, everywhere), (2, half), (1, BIG)))
+
+
+def test_what_has_no_surroundings_becomes_background() -> None:
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=9.0, becomes="surroundings")
+    assert not cleaned(np.ones((2, 3, 4), dtype=np.uint16), step).any()
+    assert not cleaned(mask_of((1, MIDDLE), (1, SMALL)), step).any()
+
+
+@given(st.integers(0, 2**20))
+def test_surroundings_are_those_of_each_component_alone(seed: int) -> None:
+    mask = np.random.default_rng(seed).choice([0, 1, 2, 5], (6, 5, 4), p=[0.5, 0.1, 0.2, 0.2]).astype(np.uint8)
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
+    result = cleaned(np.asfortranarray(mask) if seed % 2 else mask, step, voxel_volume_ml=0.5)
+    components, count = ndimage.label(mask == 1, np.ones((3, 3, 3), dtype=bool))
+    for number in range(1, count + 1):
+        component = np.pad(components == number, 1)
+        faces = [np.roll(component, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (-1, 1)]
+        touching = np.concatenate([mask[face & (components != number)] for face in faces])
+        expected = np.bincount(touching, minlength=1).argmax() if np.count_nonzero(component) < 4 else 1
+        assert set(result[components == number]) == {expected}
+    assert np.array_equal(result[mask != 1], mask[mask != 1])
+
+
+def test_surroundings_of_many_and_of_large_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(0).choice([0, 1, 2, 5], (40, 50, 30), p=[0.4, 0.1, 0.2, 0.3]).astype(np.uint16)
+    step = LargestComponent(step="largest_component", labels=(1, 5), becomes="surroundings")
+    at_once = cleaned(mask, step)
+    monkeypatch.setattr("inference_service.segmentation.postprocessing._VOXELS_AT_A_TIME", 7)
+    assert np.array_equal(cleaned(mask, step), at_once)
+    assert np.count_nonzero(at_once == 1) < np.count_nonzero(mask == 1)
+
+
+def test_thousands_of_thin_components_that_reach_far() -> None:
+    # Each one's bounding box is a great part of the volume.
+    size = 160
+    mask = np.full((size, size, size), 3, dtype=np.uint8)
+    steps = np.arange(size - 40)
+    for i, j in np.ndindex(13, 13):
+        mask[3 * i + steps, 3 * j + steps, steps] = 1
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1.0, becomes="surroundings")
+    assert ndimage.label(mask == 1, np.ones((3, 3, 3)))[1] == 169
+    assert np.all(cleaned(mask, step, voxel_volume_ml=0.001) == 3)
+
+
+def test_each_label_keeps_its_own_largest() -> None:
+    mask = mask_of((1, BIG), (1, (11, 8, 6)), (2, MIDDLE), (2, SMALL), (3, (4, 4, 4)), (3, (9, 0, 0)))
+    expected = mask_of((1, BIG), (2, MIDDLE), (3, (4, 4, 4)), (3, (9, 0, 0)))
+    assert np.array_equal(cleaned(mask, largest(1, 2)), expected)
+
+
+def test_touching_labels_are_not_one_component() -> None:
+    mask = mask_of((1, (slice(0, 2), 0, 0)), (2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
+    expected = mask_of((2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
+    assert np.array_equal(cleaned(mask, largest(1)), expected)
+
+
+@pytest.mark.parametrize("second", [(3, 3, 3), (3, 3, 2), (3, 2, 2)])
+def test_voxels_that_share_a_corner_belong_together(second: tuple[int, int, int]) -> None:
+    mask = mask_of((1, BIG), (1, second))
+    assert np.array_equal(cleaned(mask, largest(1)), mask)
+
+
+def test_small_components_are_dropped_by_their_volume_in_ml() -> None:
+    voxel_volume_ml = 0.7 * 0.8 * 5 / 1000
+    mask = mask_of((1, BIG), (1, MIDDLE), (1, SMALL))
+    volumes = [count * voxel_volume_ml for count in (27, 8, 2)]
+    for kept in range(4):
+        step = remove_small(1, min_volume_ml=[*volumes, 1e-9][kept] * 1.001)
+        expected = mask_of(*[(1, box) for box in (BIG, MIDDLE, SMALL)][:kept])
+        assert np.array_equal(cleaned(mask, step, voxel_volume_ml=voxel_volume_ml), expected)
+
+
+def test_component_of_just_the_least_volume_stays() -> None:
+    mask = mask_of((1, MIDDLE), (1, SMALL))
+    assert np.array_equal(cleaned(mask, remove_small(1, min_volume_ml=2.0), voxel_volume_ml=0.25), mask_of((1, MIDDLE)))
+
+
+@pytest.mark.parametrize(("min_share", "kept"), [(0.0, 3), (0.07, 3), (0.08, 2), (0.29, 2), (0.3, 1), (1.0, 1)])
+def test_small_components_are_dropped_by_their_share_of_the_largest(min_share: float, kept: int) -> None:
+    # 27, 8 and 2 voxels.
+    mask = mask_of((1, BIG), (1, MIDDLE), (1, SMALL), (2, (11, 0, 0)))
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=min_share)
+    expected = mask_of(*[(1, box) for box in (BIG, MIDDLE, SMALL)][:kept], (2, (11, 0, 0)))
+    assert np.array_equal(cleaned(mask, step), expected)
+
+
+def test_of_equal_components_each_is_the_largest() -> None:
+    mask = mask_of((1, SMALL), (1, (slice(0, 2), 0, 0)))
+    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=1.0)
+    assert np.array_equal(cleaned(mask, step), mask)
+
+
+def test_other_labels_and_absent_ones_are_left_alone() -> None:
+    mask = mask_of((2, BIG), (2, SMALL))
+    for step in (largest(1), remove_small(1, min_volume_ml=9.0), largest(200)):
+        assert np.array_equal(cleaned(mask, step), mask)
+    empty = np.zeros((3, 1, 2), dtype=np.uint16)
+    assert np.array_equal(cleaned(empty, largest(300), remove_small(1, min_volume_ml=1.0)), empty)
+
+
+def test_steps_go_in_order() -> None:
+    mask = mask_of((1, SMALL), (1, BIG), (2, MIDDLE))
+    steps = (largest(1), remove_small(1, 2, min_volume_ml=0.01))
+    assert np.array_equal(cleaned(mask, *steps), mask_of((1, BIG)))
+
+
+@given(st.integers(0, 2**20))
+def test_random_masks_lose_whole_components_only(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = np.asfortranarray(random.choice([0, 1, 300], (6, 5, 4), p=[0.8, 0.1, 0.1]).astype(np.uint16))
+    result = cleaned(mask, largest(300))
+    assert np.array_equal(result[mask != 300], mask[mask != 300])
+    kept, rest = result == 300, (mask == 300) & (result == 0)
+    for voxel in np.argwhere(kept):
+        assert not (rest & (np.abs(np.indices(mask.shape).T - voxel).max(axis=-1).T <= 1)).any()
+    assert kept.any() == (mask == 300).any()

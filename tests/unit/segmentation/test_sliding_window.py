@@ -1,0 +1,390 @@
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from itertools import product
+from math import ceil
+from threading import Condition
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from inference_service.contract.manifest import Manifest
+from inference_service.core.errors import ModelInvalid, OutOfMemory
+from inference_service.core.threads import Threads
+from inference_service.segmentation.sliding_window import Network, in_memory, stream_logits
+from inference_service.segmentation.tiling import Shape, WindowPlan, importance, plan_windows
+
+MakeManifest = Callable[..., Manifest]
+
+SHAPES = st.tuples(*[st.integers(1, 9)] * 3)
+WINDOWS = st.tuples(*[st.integers(1, 5)] * 3)
+OVERLAPS = st.sampled_from([0.0, 0.25, 0.5, 0.8])
+PLACEMENTS = st.sampled_from(["snap", "even"])
+BLENDINGS = st.sampled_from(["gaussian", "constant"])
+
+# Bounds what float32 rounding does to a weighted mean of logits, relative to the largest.
+BLENDING_RTOL = 5e-6
+
+
+class ValueNetwork:
+    """Two channels: the values themselves, and their negatives. Keeps the windows that it is given."""
+
+    def __init__(self) -> None:
+        self.windows: list[NDArray[np.float32]] = []
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.windows.append(windows)
+        return np.concatenate([windows, -windows], axis=1)
+
+
+class ConstantNetwork:
+    """The same logits everywhere."""
+
+    def __init__(self, logits: Sequence[float]) -> None:
+        self.logits = np.array(logits, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.broadcast_to(self.logits, (len(windows), self.logits.size, *windows.shape[2:])).copy()
+
+
+class PlaceNetwork:
+    """Logits that look random, and differ for one voxel from window to window: they depend on its place in each."""
+
+    def __init__(self, window: Shape) -> None:
+        self.places = np.random.default_rng(1).uniform(0.5, 5, (1, 3, *window)).astype(np.float32)
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(8 * np.sin(self.places * (windows + 2)), dtype=np.float32)
+
+
+def noise(shape: Shape) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def plan_for(shape: Shape, manifest: Manifest) -> WindowPlan:
+    return plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
+
+
+def streamed(image: NDArray[np.float32], network: Network, manifest: Manifest) -> NDArray[np.float32]:
+    """All logits, shape (labels, i, j, k)."""
+    plan = plan_for(image.shape, manifest)
+    planes = list(stream_logits(image, network, manifest, plan))
+    return np.moveaxis(np.stack(planes), 0, plan.axis + 1)
+
+
+def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> NDArray[np.float64]:
+    """The same by the textbook: the whole padded volume's logits in float64, one window added after the other."""
+    plan = plan_for(image.shape, manifest)
+    padded = np.pad(image, plan.pads, constant_values=manifest.padding_value)
+    weights = importance(manifest.window, manifest.blending).astype(np.float64)
+    logits, total = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
+    for corner in product(*plan.starts):
+        i, j, k = (slice(start, start + size) for start, size in zip(corner, manifest.window, strict=True))
+        logits[:, i, j, k] += weights * network.run(padded[np.newaxis, np.newaxis, i, j, k])[0]
+        total[i, j, k] += weights
+    i, j, k = (slice(before, before + size) for (before, _), size in zip(plan.pads, image.shape, strict=True))
+    return np.asarray((logits / total)[:, i, j, k])
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
+def test_identity_network_gives_the_image_back(
+    make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
+) -> None:
+    manifest = make_manifest(
+        window=window, overlap=overlap, placement=placement, blending=blending, values=(0, 1), padding_value=99.0
+    )
+    image = noise(shape)
+    logits = streamed(image, ValueNetwork(), manifest)
+    assert np.allclose(logits, [image, -image], rtol=BLENDING_RTOL, atol=BLENDING_RTOL)
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
+def test_blending_is_that_of_a_whole_volume(
+    make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
+) -> None:
+    manifest = make_manifest(
+        window=window, overlap=overlap, placement=placement, blending=blending, values=(0, 1, 2), padding_value=-1.5
+    )
+    image, network = noise(shape), PlaceNetwork(window)
+    assert np.allclose(streamed(image, network, manifest), dense(image, network, manifest), atol=8 * BLENDING_RTOL)
+
+
+@pytest.mark.parametrize("shape", [(13, 7, 5), (7, 13, 5), (7, 5, 13), (2, 3, 1)])
+@pytest.mark.parametrize("placement", ["snap", "even"])
+@pytest.mark.parametrize("blending", ["gaussian", "constant"])
+def test_constant_network_gives_constants(
+    make_manifest: MakeManifest, shape: Shape, placement: str, blending: str
+) -> None:
+    manifest = make_manifest(placement=placement, blending=blending, values=(0, 1, 2))
+    logits = streamed(noise(shape), ConstantNetwork([3.7, -250.0, 1e-3]), manifest)
+    assert logits.shape == (3, *shape)
+    for channel, expected in zip(logits, [3.7, -250.0, 1e-3], strict=True):
+        assert channel == pytest.approx(np.float32(expected), rel=BLENDING_RTOL)
+
+
+@pytest.mark.parametrize("shape", [(17, 7, 5), (7, 17, 5), (7, 5, 17), (3, 9, 2)])
+def test_network_sees_the_windows_of_the_plan_in_the_models_axis_order(
+    make_manifest: MakeManifest, shape: Shape
+) -> None:
+    manifest = make_manifest(window=(5, 4, 3), values=(0, 1), padding_value=-7.0)
+    plan = plan_for(shape, manifest)
+    image = np.asfortranarray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    network = ValueNetwork()
+    list(stream_logits(image, network, manifest, plan))
+    assert len(network.windows) == plan.count
+    for window in network.windows:
+        assert window.shape == (1, 1, 5, 4, 3)
+        assert window.dtype == np.float32
+        assert window.flags.c_contiguous
+    padded = np.pad(image, plan.pads, constant_values=-7.0)
+    expected = [padded[i : i + 5, j : j + 4, k : k + 3] for i, j, k in product(*plan.starts)]
+    assert {window.tobytes() for window in network.windows} == {window.tobytes() for window in expected}
+
+
+def test_windows_are_counted(make_manifest: MakeManifest) -> None:
+    manifest = make_manifest(values=(0, 1))
+    plan = plan_for((11, 6, 5), manifest)
+    counts: list[int] = []
+    list(stream_logits(noise((11, 6, 5)), ValueNetwork(), manifest, plan, on_window=counts.append))
+    assert counts == list(range(1, plan.count + 1))
+    assert plan.count > 10
+
+
+def test_what_on_window_raises_ends_the_run(make_manifest: MakeManifest) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        if done == 3:
+            raise Stop
+
+    manifest = make_manifest(values=(0, 1))
+    network = ValueNetwork()
+    with pytest.raises(Stop):
+        list(stream_logits(noise((11, 6, 5)), network, manifest, plan_for((11, 6, 5), manifest), on_window=stop))
+    assert len(network.windows) == 3
+
+
+@pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (4, 3, 2)])
+@pytest.mark.parametrize("placement", ["snap", "even"])
+def test_planes_leave_before_windows_that_do_not_touch_them_run(
+    make_manifest: MakeManifest, shape: Shape, placement: str
+) -> None:
+    manifest = make_manifest(placement=placement, values=(0, 1))
+    plan = plan_for(shape, manifest)
+    network = ValueNetwork()
+    deep = plan.starts[plan.axis]
+    for index, _ in enumerate(stream_logits(noise(shape), network, manifest, plan)):
+        touching = sum(start <= index + plan.pads[plan.axis][0] for start in deep)
+        assert len(network.windows) == touching * plan.count // len(deep)
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, st.integers(1, 7))
+def test_batches_are_of_one_size_and_give_what_single_windows_do(
+    make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, batch: int
+) -> None:
+    manifest = make_manifest(window=window, overlap=overlap, placement=placement, values=(0, 1, 2))
+    plan = plan_for(shape, manifest)
+    sizes: list[int] = []
+
+    class Batches(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            sizes.append(len(windows))
+            return super().run(windows)
+
+    image = noise(shape)
+    planes = np.stack(list(stream_logits(image, Batches(window), manifest, plan, batch=batch)))
+    assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork(window), manifest, plan))))
+    assert sizes == [batch] * ceil(plan.count / batch)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_network_that_runs_ahead_gives_the_same(make_manifest: MakeManifest, batch: int) -> None:
+    """While results are added up, the next run is under way, and never a second one."""
+    manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
+    image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
+    runs = ceil(plan.count / batch)
+    changed, started = Condition(), 0
+
+    class Ahead(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            nonlocal started
+            with changed:
+                started += 1
+                changed.notify()
+            return super().run(windows)
+
+    def see_the_next_one(done: int) -> None:
+        expected = min((done - 1) // batch + 2, runs)
+        with changed:
+            assert changed.wait_for(lambda: started >= expected, timeout=30)
+            assert started == expected
+
+    planes = stream_logits(image, Ahead((4, 4, 4)), manifest, plan, batch=batch, ahead=True, on_window=see_the_next_one)
+    alone = stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan)
+    assert np.array_equal(np.stack(list(planes)), np.stack(list(alone)))
+    assert started == runs
+
+
+def test_what_ends_the_work_waits_for_a_run_that_is_ahead(make_manifest: MakeManifest) -> None:
+    running = 0
+
+    class Slow(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            nonlocal running
+            running += 1
+            time.sleep(0.05)
+            running -= 1
+            return super().run(windows)
+
+    def stop(done: int) -> None:
+        raise KeyError(done)
+
+    manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
+    plan = plan_for((11, 6, 5), manifest)
+    with pytest.raises(KeyError):
+        list(stream_logits(noise((11, 6, 5)), Slow((4, 4, 4)), manifest, plan, ahead=True, on_window=stop))
+    assert running == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_that_do_not_fit_into_memory_are_halved(
+    make_manifest: MakeManifest, caplog: pytest.LogCaptureFixture, ahead: bool
+) -> None:
+    sizes: list[int] = []
+
+    class Small(PlaceNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            sizes.append(len(windows))
+            if len(windows) > 2:
+                raise OutOfMemory("too large")
+            return super().run(windows)
+
+    manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
+    image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
+    planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batch=8, ahead=ahead)))
+    assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan))))
+    assert sizes == [8, 4] + [2] * ceil(plan.count / 2)
+    assert "a batch of 4 windows does not fit into memory: 2 from now on" in caplog.text
+
+
+def test_a_fixed_batch_that_does_not_fit_into_memory_is_out_of_memory(make_manifest: MakeManifest) -> None:
+    class Fixed:
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            assert len(windows) == 4
+            raise OutOfMemory("too large")
+
+    manifest = make_manifest(values=(0, 1))
+    plan = plan_for((6, 5, 4), manifest)
+    with pytest.raises(OutOfMemory, match="too large"):
+        list(stream_logits(noise((6, 5, 4)), Fixed(), manifest, plan, batch=4, smaller_batch=False))
+
+
+@pytest.mark.parametrize("wrong", [(1, 2, 5, 4, 3), (3, 2, 5, 4, 3), (2, 1, 5, 4, 3), (2, 2, 5, 4, 4)])
+def test_a_network_that_gives_another_shape_is_an_invalid_model(
+    make_manifest: MakeManifest, wrong: tuple[int, ...]
+) -> None:
+    class Wrong:
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.zeros(wrong, dtype=np.float32)
+
+    manifest = make_manifest(values=(0, 1))
+    with pytest.raises(ModelInvalid, match="of shape"):
+        list(stream_logits(noise((9, 6, 5)), Wrong(), manifest, plan_for((9, 6, 5), manifest), batch=2))
+
+
+def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_manifest: MakeManifest) -> None:
+    class Full:
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            raise OutOfMemory("too large")
+
+    manifest = make_manifest(values=(0, 1))
+    with pytest.raises(OutOfMemory, match="too large"):
+        list(stream_logits(noise((6, 5, 4)), Full(), manifest, plan_for((6, 5, 4), manifest), batch=4))
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0, 0, 0), (0, 1, 4, 2, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_network_that_gives_no_finite_values_is_an_invalid_model(
+    make_manifest: MakeManifest, place: tuple[int, ...], value: float
+) -> None:
+    class Broken(ConstantNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            logits = super().run(windows)
+            logits[place] = value
+            return logits
+
+    manifest = make_manifest(values=(0, 1))
+    with pytest.raises(ModelInvalid, match="not finite"):
+        list(stream_logits(noise((9, 6, 5)), Broken([1, 2]), manifest, plan_for((9, 6, 5), manifest)))
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[int, ...], batch: int) -> None:
+    class Mirrored:
+        """The textbook's: each window run in every mirroring, flipped back, and averaged."""
+
+        def __init__(self, network: Network) -> None:
+            self.network = network
+
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            flips = [tuple(axis + 2 for axis in axes if chosen >> axis & 1) for chosen in range(8)]
+            each = {flip: np.flip(self.network.run(np.flip(windows, flip)), flip) for flip in flips}
+            assert len(each) == 2 ** len(axes)
+            return np.asarray(np.mean(list(each.values()), axis=0), dtype=np.float32)
+
+    shape, window = (9, 6, 5), (4, 5, 3)
+    image, network = noise(shape), PlaceNetwork(window)
+    plain = make_manifest(window=window, values=(0, 1, 2))
+    mirrored = make_manifest(window=window, values=(0, 1, 2), mirror_axes=axes)
+    plan = plan_for(shape, plain)
+    expected = np.stack(list(stream_logits(image, Mirrored(network), plain, plan)))
+    counts: list[int] = []
+    got = np.stack(list(stream_logits(image, network, mirrored, plan, batch=batch, on_window=counts.append)))
+    assert np.allclose(got, expected, atol=8 * BLENDING_RTOL)
+    assert not np.allclose(got, np.stack(list(stream_logits(image, network, plain, plan))), atol=0.1)
+    assert counts == list(range(1, plan.count + 1))
+
+
+@pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23)])
+def test_threads_change_no_bit(make_manifest: MakeManifest, shape: Shape) -> None:
+    manifest = make_manifest(values=(0, 1, 2))
+    image, network, plan = noise(shape), PlaceNetwork((5, 4, 3)), plan_for(shape, manifest)
+    alone = np.stack(list(stream_logits(image, network, manifest, plan)))
+    with Threads(3) as threads:
+        assert np.array_equal(np.stack(list(stream_logits(image, network, manifest, plan, threads=threads))), alone)
+
+
+@pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (2, 1, 3)])
+def test_logits_are_held_where_the_caller_says_once_the_network_has_run(
+    make_manifest: MakeManifest, shape: Shape
+) -> None:
+    manifest = make_manifest(window=(5, 4, 3), values=(0, 1, 2))
+    plan, network = plan_for(shape, manifest), ValueNetwork()
+    held: list[tuple[tuple[int, ...], int]] = []
+
+    def hold(extent: tuple[int, ...]) -> NDArray[np.float32]:
+        held.append((extent, len(network.windows)))
+        return in_memory(extent)
+
+    list(stream_logits(noise(shape), network, make_manifest(window=(5, 4, 3), values=(0, 1)), plan, hold=hold))
+    expected = [max(size, extent) for size, extent in zip(shape, (5, 4, 3), strict=True)]
+    expected[plan.axis] = (5, 4, 3)[plan.axis]
+    assert held == [((2, *expected), 1)]
+
+
+def test_memory_does_not_grow_with_the_volume(make_manifest: MakeManifest) -> None:
+    shape = (12, 600, 12)
+    manifest = make_manifest(window=(12, 12, 12), values=(0, 1))
+    image, network, plan = noise(shape), ConstantNetwork([1.0, 2.0]), plan_for(shape, manifest)
+    tracemalloc.start()
+    for _ in stream_logits(image, network, manifest, plan):
+        pass
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole_logits_bytes = 2 * image.nbytes
+    assert peak_bytes < whole_logits_bytes / 4

@@ -1,0 +1,127 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_service.segmentation.tiling import (
+    Blending,
+    Placement,
+    Shape,
+    importance,
+    padding,
+    plan_windows,
+    window_starts,
+)
+
+SHAPES = st.tuples(*[st.integers(1, 9)] * 3)
+WINDOWS = st.tuples(*[st.integers(1, 6)] * 3)
+OVERLAPS = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.625, 0.8]) | st.floats(0, 0.9)
+
+
+def monai_starts(size: int, window: int, overlap: float) -> list[int]:
+    """MONAI's _get_scan_interval and dense_patch_slices for one axis."""
+    interval = window if window == size else max(int(window * (1 - overlap)), 1)
+    number = next(index + 1 for index in range(size) if index * interval + window >= size)
+    starts = [index * interval for index in range(number)]
+    return [start - max(start + window - size, 0) for start in starts]
+
+
+def nnunet_starts(size: int, window: int, overlap: float) -> list[int]:
+    """nnU-Net's compute_steps_for_sliding_window for one axis."""
+    target_step = window * (1 - overlap)
+    number = int(np.ceil((size - window) / target_step)) + 1
+    step = (size - window) / (number - 1) if number > 1 else 0.0
+    return [int(np.round(step * index)) for index in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "overlap", "snap", "even"),
+    [
+        (4, 4, 0.5, [0], [0]),
+        (5, 4, 0.0, [0, 1], [0, 1]),
+        (9, 4, 0.25, [0, 3, 5], [0, 2, 5]),
+        (9, 4, 0.5, [0, 2, 4, 5], [0, 2, 3, 5]),
+        (12, 5, 0.3, [0, 3, 6, 7], [0, 4, 7]),
+        (110, 64, 0.5, [0, 32, 46], [0, 23, 46]),
+        (300, 96, 0.25, [0, 72, 144, 204], [0, 68, 136, 204]),
+        (6, 4, 0.9, [0, 1, 2], [0, 0, 1, 1, 1, 2, 2]),
+    ],
+)
+def test_starts(size: int, window: int, overlap: float, snap: list[int], even: list[int]) -> None:
+    assert window_starts(size, window, overlap, "snap") == snap
+    assert window_starts(size, window, overlap, "even") == even
+
+
+@given(st.integers(1, 20), st.integers(0, 200), OVERLAPS)
+def test_starts_follow_monai_and_nnunet(window: int, more: int, overlap: float) -> None:
+    size = window + more
+    assert window_starts(size, window, overlap, "snap") == monai_starts(size, window, overlap)
+    assert window_starts(size, window, overlap, "even") == nnunet_starts(size, window, overlap)
+
+
+@given(SHAPES, WINDOWS, OVERLAPS, st.sampled_from(["snap", "even"]), st.sampled_from(["gaussian", "constant"]))
+def test_every_voxel_has_weight(
+    shape: Shape, window: Shape, overlap: float, placement: Placement, blending: Blending
+) -> None:
+    plan = plan_windows(shape, window, overlap, placement)
+    weights = importance(window, blending)
+    total = np.zeros([size + sum(pads) for size, pads in zip(shape, plan.pads, strict=True)])
+    for corner in product(*plan.starts):
+        covered = total[tuple(slice(start, start + size) for start, size in zip(corner, window, strict=True))]
+        covered += weights
+    assert total.min() >= weights.min() > 0
+    assert plan.count == len(list(product(*plan.starts)))
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 6])
+def test_padding_is_symmetric_and_no_more_than_a_window_needs(size: int) -> None:
+    before, after = padding(size, 5)
+    assert size + before + after == max(size, 5)
+    assert after - before in (0, 1)
+
+
+def test_axis_smaller_than_the_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one window"):
+        window_starts(3, 4, 0.5, "snap")
+
+
+def test_even_starts_round_as_nnunet_does() -> None:
+    assert window_starts(473, 40, 0.5, "even") == nnunet_starts(473, 40, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((40, 20, 10), (0, 1, 2)), ((10, 40, 20), (1, 0, 2)), ((20, 10, 40), (2, 0, 1))]
+)
+def test_planes_leave_along_the_longest_axis(shape: Shape, axes: tuple[int, int, int]) -> None:
+    plan = plan_windows(shape, (4, 4, 4), 0.5, "snap")
+    assert plan.axes == axes
+    assert plan.axis == axes[0]
+
+
+def test_longest_is_meant_in_windows() -> None:
+    assert plan_windows((40, 30, 20), (40, 10, 4), 0.5, "snap").axis == 2
+
+
+@given(WINDOWS, st.sampled_from(["gaussian", "constant"]))
+def test_importance_is_symmetric_and_highest_in_the_centre(window: Shape, blending: Blending) -> None:
+    weights = importance(window, blending)
+    assert weights.shape == window
+    assert weights.dtype == np.float32
+    for axis in range(3):
+        assert np.array_equal(weights, np.flip(weights, axis))
+    assert weights[window[0] // 2, window[1] // 2, window[2] // 2] == weights.max() <= 1
+    assert weights.min() >= np.float32(1e-3)
+
+
+def test_gaussian_is_an_eighth_of_the_window_wide_and_cut_at_the_corners() -> None:
+    weights = importance((9, 17, 33), "gaussian")
+    distances = [(np.arange(size) - size // 2) / (size / 8) for size in weights.shape]
+    squares = sum(np.ix_(*(distance**2 for distance in distances)))
+    assert np.allclose(weights, np.maximum(np.exp(-squares / 2), 1e-3), rtol=1e-5)
+    assert weights[0, 0, 0] == np.float32(1e-3)
+
+
+def test_constant_weighs_all_alike() -> None:
+    assert (importance((3, 4, 5), "constant") == 1).all()

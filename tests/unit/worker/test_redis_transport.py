@@ -1,0 +1,43 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from inference_service.worker.redis_transport import nests_deeper
+
+# The table of schemes is the whole process's, so another process changes it.
+RESOLVE = """
+import json, sys
+from kombu import Connection
+from inference_service.worker.redis_transport import install
+
+install()
+connection = Connection(sys.argv[1])
+found = connection.get_transport_cls()
+print(json.dumps([found.__module__, found.__name__, bool(connection.ssl)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "levels"),
+    [(5, 0), ("[[", 0), ([], 1), ({"a": 1}, 1), ([[1]], 2), ({"a": [{"b": {}}], "c": 1}, 4)],
+)
+def test_nests_deeper_counts_levels(value: object, levels: int) -> None:
+    assert not nests_deeper(value, levels)
+    assert levels == 0 or nests_deeper(value, levels - 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h/0", ["inference_service.worker.redis_transport", "Transport", False]),
+        ("rediss://h/0", ["inference_service.worker.redis_transport", "Transport", True]),
+        ("redis+socket:///tmp/s", ["inference_service.worker.redis_transport", "Transport", False]),
+        ("redis://h/0;redis://i/0", ["inference_service.worker.redis_transport", "Transport", False]),
+        ("sentinel://h/0", ["kombu.transport.redis", "SentinelTransport", False]),
+    ],
+)
+def test_every_url_of_redis_gets_the_transport_and_keeps_its_meaning(url: str, expected: list[object]) -> None:
+    ended = subprocess.run([sys.executable, "-c", RESOLVE, url], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(ended.stdout) == expected
