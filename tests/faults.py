@@ -207,7 +207,7 @@ def before_each_window(folder: Path, code: str) -> dict[str, str]:
 import time
 from pathlib import Path
 from inference_service.engine import session
-from inference_service.core.errors import WorkerLost
+from inference_service.core.errors import GpuFailed
 
 def run(self, windows):
 {indent(code, "    ")}

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from inference_service.cli import job_commands, local_commands, operator_commands
-from inference_service.core.errors import BadRequest, InputError, ModelError, ServiceError, TransientError
+from inference_service.core.errors import (
+    BadRequest,
+    GpuOutOfMemory,
+    InputError,
+    ModelError,
+    ServiceError,
+    TransientError,
+)
 
 _EXIT_FAILED, _EXIT_USAGE, _EXIT_REFUSED, _EXIT_UNAVAILABLE = 1, 2, 3, 4
 
@@ -58,7 +65,7 @@ for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, *operator_comm
 
 
 def _exit_code(error: ServiceError) -> int:
-    if isinstance(error, TransientError):
+    if isinstance(error, TransientError) and not isinstance(error, GpuOutOfMemory):
         return _EXIT_UNAVAILABLE
     return _EXIT_REFUSED if isinstance(error, BadRequest | InputError | ModelError) else _EXIT_FAILED
 

@@ -1,7 +1,7 @@
 """Every error of the service, each with the stable code that upstreams and operators rely on.
 
     ServiceError
-    ├── PermanentError              the same job would fail again: never retried
+    ├── PermanentError              the same job fails again: never retried
     │   ├── BadRequest              bad_request
     │   ├── InputError
     │   │   ├── InputNotFound       input_not_found
@@ -21,12 +21,17 @@
     │   ├── OutOfMemory             out_of_memory
     │   ├── TimeLimit               time_limit
     │   ├── JobCancelled            cancelled
-    │   └── InternalError           internal_error
-    └── TransientError              worth another attempt
+    │   ├── InternalError           internal_error
+    │   └── ConfigurationError      internal_error
+    └── TransientError              another attempt may succeed: retried
         ├── StorageUnavailable      storage_unavailable
+        │   └── StorageRefused      storage_unavailable
         ├── DatabaseUnavailable     database_unavailable
         ├── QueueUnavailable        queue_unavailable
-        └── WorkerLost              worker_lost
+        ├── WorkerLost              worker_lost
+        └── GpuError                retried on a CPU
+            ├── GpuOutOfMemory      out_of_memory
+            └── GpuFailed           worker_lost
 
 The message of a ServiceError is public: a sentence with the value and the remedy, free of paths, secrets and patient
 data. What only the operator may see travels as the exception's cause and ends in the log.
@@ -67,11 +72,6 @@ class ServiceError(Exception):
     """The base of all errors that this service raises on purpose."""
 
     code: ClassVar[ErrorCode]
-
-    def __init__(self, message: str = "", *, of_gpu: bool = False) -> None:
-        """With `of_gpu` it is a GPU's, and a CPU may do the same job."""
-        super().__init__(message)
-        self.of_gpu = of_gpu
 
     @property
     def message(self) -> str:
@@ -203,10 +203,20 @@ class InternalError(PermanentError):
     code = ErrorCode.INTERNAL_ERROR
 
 
+class ConfigurationError(PermanentError):
+    """A setting or the installation is wrong, and the message names it."""
+
+    code = ErrorCode.INTERNAL_ERROR
+
+
 class StorageUnavailable(TransientError):
-    """The object storage does not answer, or refuses the credentials."""
+    """The object storage does not answer, or answers with a server error."""
 
     code = ErrorCode.STORAGE_UNAVAILABLE
+
+
+class StorageRefused(StorageUnavailable):
+    """The object storage answers and refuses the request, for example for wrong credentials."""
 
 
 class DatabaseUnavailable(TransientError):
@@ -222,13 +232,32 @@ class QueueUnavailable(TransientError):
 
 
 class WorkerLost(TransientError):
-    """The worker died while it ran the job, or lost the GPU that its process ran it on."""
+    """The worker died while it ran the job."""
+
+    code = ErrorCode.WORKER_LOST
+
+
+class GpuError(TransientError):
+    """The job failed on the GPU and may succeed on a CPU."""
+
+
+class GpuOutOfMemory(GpuError):
+    """The job needs more memory than the GPU has."""
+
+    code = ErrorCode.OUT_OF_MEMORY
+
+
+class GpuFailed(GpuError):
+    """The GPU failed while it ran the job, and the process that used it must end."""
 
     code = ErrorCode.WORKER_LOST
 
 
 def error_from_row(code: str, message: str) -> ServiceError:
-    """The error that a failed job's row tells of; InternalError for a code that this version does not know."""
+    """Rebuilds the error that a failed job's row records; an unknown code gives InternalError.
+
+    Where several classes share the code, it is the first of them in the order of the tree's levels.
+    """
     kinds: list[type[ServiceError]] = [ServiceError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())

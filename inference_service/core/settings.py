@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from inference_service.core.errors import InternalError
+from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU, CUDA, GpuOptions, Precision
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -202,10 +202,10 @@ class Settings(BaseSettings):
         """`work_path`, looked at.
 
         Raises:
-            InternalError: It is not a folder that can be written to.
+            ConfigurationError: It is not a folder that can be written to.
         """
         if self.work_path is not None and not (self.work_path.is_dir() and os.access(self.work_path, os.W_OK)):
-            raise InternalError(f"WORK_PATH: {self.work_path} is not a folder that can be written to")
+            raise ConfigurationError(f"WORK_PATH: {self.work_path} is not a folder that can be written to")
         return self.work_path
 
     @property

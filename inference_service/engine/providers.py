@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from inference_service.core.errors import InternalError
+from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU
 
 logger = logging.getLogger(__name__)
@@ -44,17 +44,17 @@ def probe_providers() -> tuple[Probe, ...]:
     that crashes: those tried before it count.
 
     Raises:
-        InternalError: No provider could be tried at all.
+        ConfigurationError: No provider could be tried at all.
     """
     command = [sys.executable, "-m", "inference_service.engine.provider_probe"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise InternalError(f"the trial of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s") from None
+        raise ConfigurationError(f"the trial of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s") from None
     results = [line.removeprefix(RESULT_MARK) for line in process.stdout.splitlines() if line.startswith(RESULT_MARK)]
     probes = [Probe(**json.loads(result)) for result in results]
     if not probes:
-        raise InternalError("no ONNX Runtime works here: install one with pip install 'inference-service[cpu]'")
+        raise ConfigurationError("no ONNX Runtime works here: install one with pip install 'inference-service[cpu]'")
     if process.returncode != 0:
         logger.warning("the trial of the ONNX providers ended with status %d", process.returncode)
         logger.debug("the trial's last words: %s", process.stderr[-2000:])

@@ -2,7 +2,7 @@
 
 import re
 
-from inference_service.core.errors import OutOfMemory, WorkerLost
+from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory
 
 # What ONNX Runtime's arenas, C++, CUDA, cuBLAS and cuDNN say. An arena that has a limit words it in a way of its own.
 _ALLOCATION_FAILURES = (
@@ -18,12 +18,14 @@ _MOST_CHARACTERS = 300
 _PLACE = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
 
 
-def shortage_or_failure(text: str, *, what: str, on_gpu: bool) -> OutOfMemory | WorkerLost | None:
+def shortage_or_failure(text: str, *, what: str, on_gpu: bool) -> OutOfMemory | GpuOutOfMemory | GpuFailed | None:
     """What ONNX Runtime's words tell of: too little memory for `what`, a GPU that fails on it, or something else."""
     if any(failure in text.lower() for failure in _ALLOCATION_FAILURES):
-        return OutOfMemory(f"{what} does not fit into {'the GPU' if on_gpu else 'this worker'}'s memory", of_gpu=on_gpu)
+        if on_gpu:
+            return GpuOutOfMemory(f"{what} does not fit into the GPU's memory")
+        return OutOfMemory(f"{what} does not fit into this worker's memory")
     # Some of these are the network's fault, such as a convolution that the card cannot do. A CPU can do that one too.
-    return WorkerLost(f"the GPU failed on {what}", of_gpu=True) if on_gpu and _GPU_FAILURE.search(text) else None
+    return GpuFailed(f"the GPU failed on {what}") if on_gpu and _GPU_FAILURE.search(text) else None
 
 
 def gist(text: str) -> str:

@@ -59,6 +59,7 @@ class Session:
     Raises:
         ModelInvalid: ONNX Runtime cannot load the network.
         OutOfMemory: There is not enough memory for it.
+        GpuError: The GPU has not enough memory for it, or failed.
     """
 
     def __init__(
@@ -131,7 +132,8 @@ class Session:
 
         Raises:
             OutOfMemory: A run needs more memory than there is.
-            WorkerLost: The GPU failed; so may all further runs in this process.
+            GpuOutOfMemory: A run needs more memory than the GPU has.
+            GpuFailed: The GPU failed; all further runs in this process may fail too.
             ModelInvalid: The network fails on its declared input.
         """
         with self._mapping_errors():
@@ -164,7 +166,8 @@ class Session:
 
         Raises:
             OutOfMemory: It needs more memory than there is.
-            WorkerLost: The GPU failed.
+            GpuOutOfMemory: It needs more memory than the GPU has.
+            GpuFailed: The GPU failed.
         """
         with self._mapping_errors():
             if graph not in self._beside:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from inference_service.contract.manifest import Manifest
-from inference_service.core.errors import InternalError
+from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU, GPUS, OPENVINO, GpuOptions, Precision
 from inference_service.core.host import has_bfloat16
 from inference_service.engine.model_registry import Model, check_signature
@@ -51,9 +51,9 @@ def load_session(model: Model, engine: Engine) -> Session:
 
     Raises:
         ModelInvalid: Its sha256, inputs or outputs are not what its manifest says.
-        InternalError: The engine is strict, and the model does not run on all of its providers.
-        OutOfMemory: The GPU has no memory for it.
-        WorkerLost: The GPU failed.
+        ConfigurationError: The engine is strict, and the model does not run on all of its providers.
+        OutOfMemory: There is not enough memory for it.
+        GpuError: The GPU has not enough memory for it, or failed.
     """
     precision = engine.precision if not _why_not(engine.precision, model.manifest, engine) else "fp32"
     network = model.read_network()
@@ -72,7 +72,7 @@ def load_session(model: Model, engine: Engine) -> Session:
             raise failure from RuntimeError(session.refusal)
     check_signature(model.manifest, session.input_shapes, session.output_shapes)
     if engine.strict and (unused := _unused_providers(engine, session)):
-        raise InternalError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")
+        raise ConfigurationError(f"REQUIRE_GPU is set, and model {model.manifest.name} does not run on {unused[0]}")
     for warning in session_warnings(model, engine, session):
         logger.warning("model %s: %s", model.manifest.name, warning)
     return session

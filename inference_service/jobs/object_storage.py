@@ -13,7 +13,7 @@ from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
-from inference_service.core.errors import InputNotFound, InputTooLarge, StorageUnavailable
+from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
 from inference_service.core.files import MOST_FILES
 from inference_service.core.retry import patiently
 from inference_service.core.settings import Settings
@@ -211,10 +211,8 @@ def _each(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether it is an outage rather than a refusal."""
-    cause = error.__cause__
-    refused = isinstance(cause, S3Error) and cause.response.status < _SERVER_ERROR
-    return isinstance(error, StorageUnavailable) and not refused
+    """Whether the storage does not answer, so that the same request may soon succeed."""
+    return isinstance(error, StorageUnavailable) and not isinstance(error, StorageRefused)
 
 
 @contextmanager
@@ -224,7 +222,9 @@ def _mapped_errors() -> Iterator[None]:
     except S3Error as error:
         if error.code in _NOT_FOUND:
             raise InputNotFound("there is no object at the bucket and key of the request") from error
-        raise StorageUnavailable(f"the object storage refuses: {error.code}") from error
+        refused = error.response.status < _SERVER_ERROR
+        kind = StorageRefused if refused else StorageUnavailable
+        raise kind(f"the object storage refuses: {error.code}") from error
     except (MinioException, HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # here, not there

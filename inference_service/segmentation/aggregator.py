@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.core.errors import ModelInvalid, OutOfMemory
+from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.core.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Sums(Protocol):
             corner: Its first voxel in what is held.
 
         Raises:
-            OutOfMemory: There is no memory to add it; what is held stays as it was.
+            OutOfMemory, GpuOutOfMemory: There is no memory to add it; what is held stays as it was.
         """
 
     def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,7 +87,7 @@ class FallingBack:
         self._device: SumsOnDevice | None = None
         try:
             self._device = on_device()
-        except OutOfMemory as error:
+        except (OutOfMemory, GpuOutOfMemory) as error:
             self._warn(error)
             self._host = on_host(None)
 
@@ -107,13 +107,13 @@ class FallingBack:
         if self._device is not None:
             try:
                 return step(self._device)
-            except OutOfMemory as error:
+            except (OutOfMemory, GpuOutOfMemory) as error:
                 self._warn(error)
             self._host, self._device = self._on_host(self._device.to_host()), None
         return step(self._host)
 
     @staticmethod
-    def _warn(error: OutOfMemory) -> None:
+    def _warn(error: OutOfMemory | GpuOutOfMemory) -> None:
         logger.warning("logits are added up in the worker's memory, not where the network runs: %s", error)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.core.errors import OutOfMemory
+from inference_service.core.errors import GpuOutOfMemory
 from inference_service.engine.session import DeviceArray, Session
 from inference_service.segmentation.aggregator import Corner, Result, check_finite
 
@@ -129,12 +129,12 @@ class DeviceSums:
         weights: Of a window, shape (*window).
 
     Raises:
-        OutOfMemory: There is no memory for them.
+        GpuOutOfMemory: There is no memory for them.
     """
 
     def __init__(self, session: Session, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> None:
         if prod(shape) > _MOST_VALUES:
-            raise OutOfMemory(f"{prod(shape)} values are more than a GPU's kernels count", of_gpu=True)
+            raise GpuOutOfMemory(f"{prod(shape)} values are more than a GPU's kernels count")
         self._session, self._axis = session, axis
         self._weights = session.to_device(weights)
         self._held, self._other = session.to_device(np.zeros(shape, np.float32)), session.empty_on_device(shape)

@@ -15,7 +15,7 @@ from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, Inpu
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import result_files
 from inference_service.contract.task_message import Format
-from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid, OutOfMemory, ServiceError
+from inference_service.core.errors import BadRequest, GpuError, InputNotFound, ModelInvalid, OutOfMemory
 from inference_service.core.execution import Precision
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress, StageClock
@@ -81,9 +81,7 @@ def segment_locally(
     engine = _engine(settings)
     try:
         return segment(engine)
-    except ServiceError as error:
-        if not error.of_gpu:
-            raise
+    except GpuError as error:
         logger.warning("%s: it runs on the CPU", error)
     return segment(engine.on_cpu())
 

@@ -75,6 +75,7 @@ def segment_file(
         BadRequest: The scan is not one that such a format can refer to.
         ModelInvalid: The model cannot be used.
         OutOfMemory: The model needs more memory than there is.
+        GpuError: The GPU has not enough memory for it, or failed.
     """
     memory, manifest = Memory(target, engine.jobs), model.manifest
     progress("read", 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
-from inference_service.core.errors import ModelInvalid, OutOfMemory
+from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.core.threads import ALONE, Threads
 from inference_service.segmentation.aggregator import (
     Corner,
@@ -113,7 +113,7 @@ def stream_logits(
         The blended logits of each plane along the plan's axis in order: shape (labels, h, w), h and w in array order.
 
     Raises:
-        OutOfMemory: The least batch needs more memory than there is.
+        OutOfMemory, GpuOutOfMemory: The least batch needs more memory than there is.
         ModelInvalid: The network gives another shape than it should, or values that are not finite.
     """
     if any(before or after for before, after in plan.pads):
@@ -156,7 +156,7 @@ def _results(
             try:
                 with waiting():
                     result = runs.take(done, batch)
-            except OutOfMemory:
+            except (OutOfMemory, GpuOutOfMemory):
                 if batch == 1 or not smaller_batch:
                     raise
                 batch //= 2

@@ -85,6 +85,7 @@ def segment_volume(
     Raises:
         InputTooLarge: The model's grid would be larger than that.
         OutOfMemory: The job needs more memory than there is.
+        GpuError: The GPU has not enough memory for it, or failed.
     """
     memory = memory or Memory()
     values = [label.value for label in manifest.labels]

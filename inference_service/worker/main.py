@@ -15,7 +15,7 @@ from celery.concurrency.base import BasePool
 from celery.worker import state
 from celery.worker.request import Request
 
-from inference_service.core.errors import InternalError, TimeLimit
+from inference_service.core.errors import ConfigurationError, TimeLimit
 from inference_service.core.execution import GPUS
 from inference_service.core.host import usable_cpus
 from inference_service.core.log_config import configure_logging
@@ -44,7 +44,7 @@ def run_worker(role: Role, settings: Settings) -> int:
         The exit status.
 
     Raises:
-        InternalError: No ONNX Runtime works here, or none of the GPUs that REQUIRE_GPU asks for.
+        ConfigurationError: No ONNX Runtime works here, or none of the GPUs that REQUIRE_GPU asks for.
         ModelNotFound: No model is installed.
     """
     configure_logging(settings.log_level, settings.log_format)
@@ -102,7 +102,7 @@ def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
     if role is not Role.GPU or any(provider in GPUS for provider in providers):
         return
     if settings.require_gpu:
-        raise InternalError(
+        raise ConfigurationError(
             "REQUIRE_GPU is set and no requested GPU provider is usable: check the driver with nvidia-smi, that the "
             "container sees the GPU, and that the extra `gpu` is installed"
         )

@@ -17,13 +17,14 @@ from inference_service.contract.task_message import TASK_NAME, SegmentRequest, p
 from inference_service.core.errors import (
     BadRequest,
     DatabaseUnavailable,
+    GpuError,
+    GpuFailed,
     InputNotFound,
     InternalError,
     OutOfMemory,
     ServiceError,
     StorageUnavailable,
     TransientError,
-    WorkerLost,
 )
 from inference_service.core.files import input_sha256
 from inference_service.core.log_config import logging_job
@@ -72,7 +73,7 @@ def register(app: App, runner: "JobRunner", request_class: type[Request]) -> Non
             logger.warning("the message goes back to its queue: there is no memory left")
             time.sleep(_OUTAGE_PAUSE_S)
             raise Reject("out_of_memory", requeue=True) from error
-        except WorkerLost as error:
+        except GpuFailed as error:
             # The job is queued again already. Whatever else this process ran on its GPU would fail too.
             logger.warning("this process ends, a new one takes its place: %s: %s", error, gist(str(error.__cause__)))
             raise SystemExit(1) from error
@@ -108,7 +109,7 @@ class JobRunner:
 
         Raises:
             DatabaseUnavailable: Nothing could be recorded: the message must stay in the queue.
-            WorkerLost: That is recorded, and this process must not go on.
+            GpuFailed: That is recorded, and this process must not go on.
         """
         job_id = _uuid(message.get("job_id")) or _uuid(task_id)
         if job_id is None:
@@ -161,7 +162,7 @@ class _Attempt:
             refusal: What is wrong with the message, should the row have no request.
 
         Raises:
-            WorkerLost: The job is queued again, but this process must not go on.
+            GpuFailed: The job is queued again, but this process must not go on.
         """
         logger.info("attempt %d starts", self._claim.attempt)
         failure: ServiceError
@@ -178,13 +179,13 @@ class _Attempt:
             failure = self._judged(error)
         # By now the frames of what is no error of ours are gone, and their arrays with them.
         try:
-            if isinstance(failure, TransientError) or failure.of_gpu:
+            if isinstance(failure, TransientError):
                 self._try_again(failure)
             else:
                 self._fail(failure)
         finally:
             # Recorded or not: then the message, or the lease, leads to another attempt.
-            if isinstance(failure, WorkerLost):
+            if isinstance(failure, GpuFailed):
                 raise failure
 
     def _judged(self, error: Exception) -> ServiceError:
@@ -293,7 +294,7 @@ class _Attempt:
         logger.debug("the cause", exc_info=error)
         held = self._patiently(
             attempts.give_back, self._database, self._claim,
-            delay_s=delay_s, detail=error.code, on_cpu=error.of_gpu,
+            delay_s=delay_s, detail=error.code, on_cpu=isinstance(error, GpuError),
         )  # fmt: skip
         if not held:
             logger.warning("attempt %d ended late: another one holds the job", self._claim.attempt)

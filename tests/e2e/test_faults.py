@@ -70,7 +70,7 @@ def test_a_failed_gpu_costs_an_attempt_and_the_process_that_used_it(service: Ser
         tmp_path,
         f"""
 if Path({str(fails)!r}).exists():
-    raise WorkerLost("the GPU failed on a window of this model", of_gpu=True)
+    raise GpuFailed("the GPU failed on a window of this model")
 """,
     )
     with service.worker(**failing, LEASE_S="60", RETRY_DELAY_S="1") as worker:

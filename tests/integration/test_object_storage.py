@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from minio.error import S3Error
 
-from inference_service.core.errors import InputNotFound, InputTooLarge, StorageUnavailable
+from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.object_storage import Storage, is_outage
 
 BUCKET = "volumes"
 LIMIT = 10**6
@@ -104,6 +104,23 @@ def test_wrong_credentials_and_a_dead_server_are_storage_unavailable(
     with pytest.raises(StorageUnavailable) as caught:
         storage.fetch(BUCKET, "any", tmp_path / "target", max_bytes=LIMIT)
     assert "wrong" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"), [(403, "AccessDenied", StorageRefused), (503, "SlowDown", StorageUnavailable)]
+)
+def test_a_refusal_is_told_from_an_outage(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str,
+    kind: type[StorageUnavailable],
+) -> None:  # fmt: skip
+    def answer(*_: object, **__: object) -> None:
+        raise S3Error(Mock(status=status), code, None, None, None, None)
+
+    monkeypatch.setattr(storage._minio, "stat_object", answer)
+    with pytest.raises(StorageUnavailable, match=code) as caught:
+        storage.fetch(BUCKET, "any", tmp_path / "target", max_bytes=LIMIT)
+    assert type(caught.value) is kind
+    assert is_outage(caught.value) == (kind is StorageUnavailable)
 
 
 def test_a_missing_bucket_is_nobodys_missing_input(

@@ -25,11 +25,11 @@ from inference_service.client import Client
 from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import (
     DatabaseUnavailable,
+    GpuFailed,
+    GpuOutOfMemory,
     InternalError,
-    OutOfMemory,
     ServiceError,
     StorageUnavailable,
-    WorkerLost,
 )
 from inference_service.core.execution import CPU
 from inference_service.core.settings import Settings
@@ -490,8 +490,8 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
 @pytest.mark.parametrize(
     "failure",
     [
-        OutOfMemory("a window of this model does not fit into the GPU's memory", of_gpu=True),
-        WorkerLost("the GPU failed on a window of this model", of_gpu=True),
+        GpuOutOfMemory("a window of this model does not fit into the GPU's memory"),
+        GpuFailed("the GPU failed on a window of this model"),
     ],
     ids=lambda failure: type(failure).__name__,
 )
@@ -519,8 +519,8 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
     job_id = uuid4()
     # Whoever runs jobs must know that its process can run no more.
     told: AbstractContextManager[object] = nullcontext()
-    if isinstance(failure, WorkerLost):
-        told = pytest.raises(WorkerLost)
+    if isinstance(failure, GpuFailed):
+        told = pytest.raises(GpuFailed)
     with told:
         runner.run({"job_id": str(job_id), "request": {**request_for_scan, "priority": "urgent"}}, task_id=str(job_id))
     job = get(database, job_id)
@@ -540,7 +540,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
     runner: JobRunner, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object) -> None:
-        raise WorkerLost("the GPU failed on the model", of_gpu=True)
+        raise GpuFailed("the GPU failed on the model")
 
     def away(*_: object, **__: object) -> None:
         raise DatabaseUnavailable("Postgres does not answer")
@@ -548,7 +548,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
     monkeypatch.setattr(pipeline, "load_session", load)
     monkeypatch.setattr("inference_service.jobs.attempts.give_back", away)
     job_id = str(uuid4())
-    with pytest.raises(WorkerLost):
+    with pytest.raises(GpuFailed):
         runner.run({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
 
 

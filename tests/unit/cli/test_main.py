@@ -19,7 +19,7 @@ from dicom_files import affine_of, setting, straight, write
 from inference_service.cli.main import main
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
-from inference_service.core.errors import OutOfMemory, ServiceError, WorkerLost
+from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory, ServiceError
 from inference_service.core.execution import CPU, CUDA
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.phantom import chest_phantom
@@ -189,8 +189,8 @@ def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> Non
 @pytest.mark.parametrize(
     ("failure", "exit_code"),
     [
-        (OutOfMemory("the model does not fit into the GPU's memory", of_gpu=True), 0),
-        (WorkerLost("the GPU failed on a window of this model", of_gpu=True), 0),
+        (GpuOutOfMemory("the model does not fit into the GPU's memory"), 0),
+        (GpuFailed("the GPU failed on a window of this model"), 0),
         (OutOfMemory("the scan does not fit"), 1),
     ],
     ids=["memory", "failed", "another memory"],

@@ -4,14 +4,18 @@ import pytest
 
 from inference_service.core import errors
 from inference_service.core.errors import (
-    BadRequest,
+    ConfigurationError,
     ErrorCode,
+    GpuError,
+    GpuFailed,
+    GpuOutOfMemory,
     InputError,
     InternalError,
     ModelError,
     OutOfMemory,
     PermanentError,
     ServiceError,
+    StorageRefused,
     StorageUnavailable,
     TransientError,
     WorkerLost,
@@ -24,7 +28,14 @@ def descendants(kind: type[ServiceError]) -> list[type[ServiceError]]:
 
 
 KINDS: list[type[ServiceError]] = descendants(ServiceError)
-CONCRETE = [kind for kind in KINDS if not kind.__subclasses__()]
+CONCRETE = [kind for kind in KINDS if hasattr(kind, "code")]
+SHARING: dict[type[ServiceError], type[ServiceError]] = {
+    ConfigurationError: InternalError,
+    StorageRefused: StorageUnavailable,
+    GpuOutOfMemory: OutOfMemory,
+    GpuFailed: WorkerLost,
+}
+"""Classes that share the code of another, which a row with that code gives back."""
 
 
 def drawn_tree() -> dict[str, tuple[str, str]]:
@@ -37,14 +48,14 @@ def drawn_tree() -> dict[str, tuple[str, str]]:
     return tree
 
 
-def test_each_code_has_one_class_and_each_concrete_class_one_code() -> None:
-    assert sorted(kind.code for kind in CONCRETE) == sorted(ErrorCode)
+def test_each_code_has_one_class_beside_those_that_share_it() -> None:
+    assert sorted(kind.code for kind in CONCRETE if kind not in SHARING) == sorted(ErrorCode)
+    assert all(kind.code == other.code for kind, other in SHARING.items())
 
 
 def test_abstract_classes_have_no_code() -> None:
-    abstract = [kind for kind in (ServiceError, *KINDS) if kind not in CONCRETE]
-    assert set(abstract) == {ServiceError, PermanentError, TransientError, InputError, ModelError}
-    assert not any(hasattr(kind, "code") for kind in abstract)
+    abstract = {kind for kind in (ServiceError, *KINDS) if kind not in CONCRETE}
+    assert abstract == {ServiceError, PermanentError, TransientError, InputError, ModelError, GpuError}
 
 
 def test_the_tree_in_the_docstring_is_the_real_one() -> None:
@@ -63,8 +74,13 @@ def test_each_error_is_either_permanent_or_transient(kind: type[ServiceError]) -
 
 
 def test_only_faults_of_services_and_workers_are_retried() -> None:
-    transient = {kind.code for kind in CONCRETE if issubclass(kind, TransientError)}
+    transient = {kind.code for kind in CONCRETE if issubclass(kind, TransientError) and not issubclass(kind, GpuError)}
     assert transient == {"storage_unavailable", "database_unavailable", "queue_unavailable", "worker_lost"}
+
+
+def test_errors_of_the_gpu_are_retried() -> None:
+    assert issubclass(GpuError, TransientError)
+    assert {kind for kind in CONCRETE if issubclass(kind, GpuError)} == {GpuOutOfMemory, GpuFailed}
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -74,9 +90,13 @@ def test_a_row_gives_back_the_error_that_was_recorded(code: ErrorCode) -> None:
     assert type(error) in CONCRETE
 
 
-@pytest.mark.parametrize("kind", [BadRequest, OutOfMemory, InternalError, StorageUnavailable, WorkerLost])
+@pytest.mark.parametrize("kind", CONCRETE)
 def test_a_row_gives_back_the_class(kind: type[ServiceError]) -> None:
-    assert type(error_from_row(kind.code, "")) is kind
+    assert type(error_from_row(kind.code, "")) is SHARING.get(kind, kind)
+
+
+def test_a_row_with_an_unknown_code_gives_an_internal_error() -> None:
+    assert type(error_from_row("of_a_later_version", "")) is InternalError
 
 
 def test_each_class_says_in_one_sentence_what_it_means() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from inference_service.core.errors import InternalError
+from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU
 from inference_service.engine import providers
 from inference_service.engine.providers import RESULT_MARK, Probe, log_providers, probe_providers, usable_providers
@@ -76,14 +76,14 @@ def test_what_a_providers_library_prints_is_not_taken_for_a_result(trial: Callab
 @pytest.mark.parametrize("script", ["exit 0", "kill -SEGV $$", "echo no onnxruntime >&2; exit 1"])
 def test_a_trial_that_finds_nothing_is_an_error(trial: Callable[[str], None], script: str) -> None:
     trial(script)
-    with pytest.raises(InternalError, match=r"inference-service\[cpu\]"):
+    with pytest.raises(ConfigurationError, match=r"inference-service\[cpu\]"):
         probe_providers()
 
 
 def test_a_trial_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch, trial: Callable[[str], None]) -> None:
     monkeypatch.setattr(providers, "_PROBE_TIMEOUT_S", 0.2)
     trial("exec sleep 30")
-    with pytest.raises(InternalError, match="did not end"):
+    with pytest.raises(ConfigurationError, match="did not end"):
         probe_providers()
 
 

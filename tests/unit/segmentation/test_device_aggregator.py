@@ -16,7 +16,7 @@ from onnx import TensorProto, checker, helper, numpy_helper, parser
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import MASK_FILE
-from inference_service.core.errors import ModelInvalid, OutOfMemory
+from inference_service.core.errors import GpuOutOfMemory, ModelInvalid
 from inference_service.core.execution import CPU, CUDA, TENSORRT, GpuOptions
 from inference_service.core.progress import StageClock
 from inference_service.embedded.phantom import chest_phantom
@@ -138,7 +138,7 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
 
 
 def test_more_than_a_gpus_kernels_count_is_left_to_the_host() -> None:
-    with pytest.raises(OutOfMemory, match="more than a GPU's kernels count"):
+    with pytest.raises(GpuOutOfMemory, match="more than a GPU's kernels count"):
         DeviceSums(session_of(), (118, 96, 512, 512), 0, np.ones((1, 1, 1), np.float32))
 
 
@@ -163,11 +163,11 @@ def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
     make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Session, windows: NDArray[np.float32]) -> None:
-        raise OutOfMemory("too large", of_gpu=True)
+        raise GpuOutOfMemory("too large")
 
     monkeypatch.setattr(Session, "run_on_device", full)
     session = session_of()
-    with pytest.raises(OutOfMemory, match="too large"):
+    with pytest.raises(GpuOutOfMemory, match="too large"):
         streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, OnDevice(session), batch=4)
 
 
