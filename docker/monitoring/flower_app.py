@@ -1,4 +1,4 @@
-"""What Flower looks at: the queues' Redis, whose password may be of any characters."""
+"""Flower's Celery application: the broker URL, with the password percent-encoded."""
 
 import os
 from urllib.parse import quote

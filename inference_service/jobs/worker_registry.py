@@ -28,7 +28,7 @@ ROLE_QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_Q
 
 
 @dataclass(frozen=True)
-class Identity:
+class WorkerIdentity:
     """What a worker says of itself.
 
     Attributes:
@@ -45,7 +45,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Worker(Identity):
+class Worker(WorkerIdentity):
     """A worker as its row says.
 
     Attributes:
@@ -61,7 +61,7 @@ class Worker(Identity):
     jobs: list[UUID]
 
 
-def report_alive(database: Database, identity: Identity, *, queues: Sequence[str]) -> None:
+def report_alive(database: Database, identity: WorkerIdentity, *, queues: Sequence[str]) -> None:
     """Notes that a worker consumes, and forgets those that have not done so for a day."""
     values = {
         "role": identity.role,

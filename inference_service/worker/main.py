@@ -25,10 +25,10 @@ from inference_service.engine.providers import log_providers
 from inference_service.engine.session_cache import Engine
 from inference_service.jobs.celery_app import QUEUES, make_app
 from inference_service.jobs.database import limit_silence
-from inference_service.jobs.worker_registry import ROLE_QUEUES, Identity, Role
+from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.consumer import SafeConsumer
 from inference_service.worker.redis_transport import install
-from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.supervisor import Supervisor
 from inference_service.worker.task import JobRunner, register
 
@@ -70,15 +70,15 @@ def run_worker(role: Role, settings: Settings) -> int:
     app = make_app(settings)
     # In containers the process is always 1, and those on the host's network share its name too.
     name = f"{role}-{os.getpid()}-{token_hex(3)}@{socket.gethostname()}"
-    workspace = Workspace(settings.usable_work_path)
+    scratch_space = ScratchSpace(settings.usable_work_path)
 
     def consumed() -> list[str]:
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
 
-    identity = Identity(name, role, concurrency, providers)
-    supervisor = Supervisor(settings, identity, workspace, queues=consumed, taken=_taken)
-    register(app, JobRunner(settings, engine, workspace, worker=name), _watched_by(supervisor))
+    identity = WorkerIdentity(name, role, concurrency, providers)
+    supervisor = Supervisor(settings, identity, scratch_space, queues=consumed, taken=_taken)
+    register(app, JobRunner(settings, engine, scratch_space, worker=name), _watched_by(supervisor))
     _follow(supervisor, settings.health_path, consumes=lambda: bool(consumed()))
     worker = app.Worker(
         hostname=name,
@@ -94,7 +94,7 @@ def run_worker(role: Role, settings: Settings) -> int:
         worker.start()
     finally:
         supervisor.stop()
-        workspace.close()
+        scratch_space.close()
     return int(worker.exitcode or supervisor.gave_up)
 
 

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus: the jobs that it ended, and how the whole service stands."""
+"""Prometheus metrics of a worker: the jobs that it ended, and the state of the whole service."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,72 +15,88 @@ from inference_service.jobs.job_store import state_for
 from inference_service.jobs.recovery import Ended
 from inference_service.jobs.schema import JobRow, JobState
 
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
-# A row's time is when its transaction began: those of the last moment may not all be visible yet.
+_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
+# A row carries the time at which its transaction began, so rows of the last moment may not be committed yet.
 _SETTLED_AFTER = timedelta(seconds=2)
 
 
 class Metrics:
     """The metrics of one worker, in a registry of their own.
 
+    Counters and histograms cover the jobs that this worker ended. Gauges describe the whole service, so that every
+    worker reports the same values.
+
     Args:
-        worker: The worker's name: it counts the jobs that it ended.
-        database: Tells them; also the gauges, which are the whole service's whoever is asked.
+        worker: The worker's name.
+        database: Source of all figures except the queue depths.
     """
 
     def __init__(self, worker: str, database: Database) -> None:
         self.registry = CollectorRegistry()
-        self._worker, self._database = worker, database
+        self._worker = worker
+        self._database = database
         self._counted_to: datetime | None = None
         self._finished = Counter(
             "inference_jobs_finished", "Jobs ended by this worker.", ["state", "code"], registry=self.registry
         )
-        self._attempts = Counter("inference_attempts", "Attempts that those jobs took.", registry=self.registry)
-        self._job_seconds = Histogram(
-            "inference_job_seconds",
-            "From the first start of a job to its end.",
-            buckets=_SECONDS,
+        self._attempts = Counter(
+            "inference_attempts", "Attempts of the jobs ended by this worker.", registry=self.registry
+        )
+        self._job_duration = Histogram(
+            "inference_job_duration_seconds",
+            "Seconds from a job's first start to its end.",
+            buckets=_BUCKETS_S,
             registry=self.registry,
         )
-        self._stage_seconds = Histogram(
-            "inference_stage_seconds", "A stage of a job.", ["stage"], buckets=_SECONDS, registry=self.registry
+        self._stage_duration = Histogram(
+            "inference_stage_duration_seconds",
+            "Seconds of one stage of a job.",
+            ["stage"],
+            buckets=_BUCKETS_S,
+            registry=self.registry,
         )
-        self._jobs = Gauge("inference_jobs", "Jobs that are not finished.", ["state"], registry=self.registry)
-        self._depth = Gauge("inference_queue_depth", "Messages that wait.", ["queue"], registry=self.registry)
-        self._oldest = Gauge(
-            "inference_oldest_queued_seconds", "Since when the oldest queued job waits.", registry=self.registry
+        self._jobs = Gauge("inference_jobs", "Jobs that are queued or running.", ["state"], registry=self.registry)
+        self._queue_depth = Gauge(
+            "inference_queue_depth", "Messages waiting in a queue.", ["queue"], registry=self.registry
         )
-        self._looked = Gauge(
-            "inference_looked_timestamp_seconds",
-            "When this worker last looked after the service: what the gauges say is as old.",
+        self._oldest_queued_age = Gauge(
+            "inference_oldest_queued_job_age_seconds",
+            "Seconds since the oldest queued job was created.",
+            registry=self.registry,
+        )
+        self._last_sweep = Gauge(
+            "inference_last_sweep_timestamp_seconds",
+            "Unix time of this worker's last complete sweep, and so of the gauges' values.",
             registry=self.registry,
         )
         self._lease_age = Gauge(
             "inference_lease_age_seconds",
-            "Since when the lease was not renewed that was not for the longest time.",
+            "Seconds since the stalest running lease was renewed.",
             registry=self.registry,
         )
-
-        self._start_from_zero()
+        self._create_series()
 
     def serve(self, host: str, port: int) -> None:
-        """Serves them over HTTP in a thread.
+        """Serves the metrics over HTTP from a thread.
 
         Raises:
             OSError: The port is taken.
         """
         server, _ = start_http_server(port, host, self.registry)
-        # A child that outlives this process must not keep the port.
+        # Otherwise a child that outlives this process would keep the port.
         os.register_at_fork(after_in_child=server.socket.close)
 
     def count_ended(self, ended: Iterable[Ended]) -> None:
-        """Counts jobs that this worker ended in the place of others, which are gone."""
+        """Counts jobs that this worker's sweep ended for workers that are gone."""
         for job in ended:
             if job.worker != self._worker:
                 self._count(state_for(job.error), job.error.code, job.attempts, job.seconds, {})
 
-    def look(self, *, lease_s: float) -> None:
-        """Counts the jobs ended since the last look, and measures the service.
+    def refresh(self, *, lease_s: float) -> None:
+        """Counts the jobs that ended since the last call, and updates the gauges that come from Postgres.
+
+        Args:
+            lease_s: Length of a lease, from which the time of its last renewal follows.
 
         Raises:
             DatabaseUnavailable: Postgres does not answer.
@@ -116,25 +132,25 @@ class Metrics:
         running, _, expired_s = by_state.get(JobState.RUNNING, (0, 0, -lease_s))
         self._jobs.labels("queued").set(queued)
         self._jobs.labels("running").set(running)
-        self._oldest.set(waiting_s)
+        self._oldest_queued_age.set(waiting_s)
         self._lease_age.set(float(expired_s) + lease_s)
 
-    def looked(self) -> None:
-        """Notes that all that there was to look at was looked at."""
-        self._looked.set_to_current_time()
-
-    def measure_queues(self, redis: RedisState) -> None:
-        """Notes how many messages wait."""
+    def set_queue_depths(self, redis: RedisState) -> None:
+        """Sets the number of waiting messages of each queue."""
         for queue, depth in redis.depths.items():
-            self._depth.labels(queue).set(depth)
+            self._queue_depth.labels(queue).set(depth)
 
-    def _start_from_zero(self) -> None:
-        """Makes the series that jobs will count on: Prometheus sees no increase from nothing to one."""
+    def mark_sweep(self) -> None:
+        """Records that a sweep is complete."""
+        self._last_sweep.set_to_current_time()
+
+    def _create_series(self) -> None:
+        """Creates every counter series at zero: Prometheus sees no increase when a series first appears with 1."""
         self._finished.labels(JobState.SUCCEEDED, "")
         for code in ErrorCode:
             self._finished.labels(state_for(error_from_row(code, "")), code)
         for stage in STAGES:
-            self._stage_seconds.labels(stage)
+            self._stage_duration.labels(stage)
 
     def _count(
         self, state: str, code: str | None, attempts: int, seconds: float | None, timings_s: Mapping[str, float]
@@ -142,6 +158,6 @@ class Metrics:
         self._finished.labels(state, code or "").inc()
         self._attempts.inc(attempts)
         if seconds is not None:
-            self._job_seconds.observe(seconds)
-        for stage, seconds in timings_s.items():
-            self._stage_seconds.labels(stage).observe(seconds)
+            self._job_duration.observe(seconds)
+        for stage, stage_s in timings_s.items():
+            self._stage_duration.labels(stage).observe(stage_s)

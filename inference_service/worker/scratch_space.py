@@ -16,7 +16,7 @@ _LOCK_SUFFIX = ".lock"
 _SETTLED_AFTER_S = 60.0
 
 
-class Workspace:
+class ScratchSpace:
     """One worker's folder. A lock on a file beside it, held by the worker and its children, says that it is in use.
 
     Args:

@@ -23,7 +23,7 @@ from inference_service.jobs.lease import end_process
 from inference_service.jobs.object_storage import Storage, is_outage
 from inference_service.jobs.result_store import Output
 from inference_service.worker.metrics import Metrics
-from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.scratch_space import ScratchSpace
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Supervisor:
     Args:
         settings: The worker's.
         identity: What the worker is.
-        workspace: Its folder for temporary files.
+        scratch_space: Its folder for temporary files.
         queues: Tells what it consumes now.
         taken: Tells how many messages it has taken so far; None while it runs any.
         end: Ends the process at once.
@@ -50,14 +50,14 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        identity: worker_registry.Identity,
-        workspace: Workspace,
+        identity: worker_registry.WorkerIdentity,
+        scratch_space: ScratchSpace,
         *,
         queues: Callable[[], Sequence[str]],
         taken: Callable[[], int | None],
         end: Callable[[], None] = end_process,
     ) -> None:
-        self._settings, self._identity, self._workspace = settings, identity, workspace
+        self._settings, self._identity, self._scratch_space = settings, identity, scratch_space
         self._app = make_app(settings, silence_s=_SILENCE_LIMIT_S)
         self._queues, self._taken, self._end = queues, taken, end
         self._idle_at: tuple[int | None, float] = (None, 0.0)
@@ -145,15 +145,15 @@ class Supervisor:
             elif time.monotonic() - self._beat < _ALIVE_WITHIN_S:
                 worker_registry.report_alive(self._database, self._identity, queues=self._queues())
             self._sweep()
-            self._metrics.look(lease_s=self._settings.lease_s)
+            self._metrics.refresh(lease_s=self._settings.lease_s)
             redis = look(self._app)
-            self._metrics.measure_queues(redis)
+            self._metrics.set_queue_depths(redis)
             self._send_unsent(redis)
             if not last and self._stop_at is None:
                 self._stand_by()
                 self._see_that_it_consumes(redis)
             self._clear()
-            self._metrics.looked()
+            self._metrics.mark_sweep()
         except (DatabaseUnavailable, QueueUnavailable) as error:
             if isinstance(error, DatabaseUnavailable):
                 self._answers_since = None
@@ -175,7 +175,7 @@ class Supervisor:
             recovery.release(self._database, worker=name, max_attempts=limit)
         while self._lost:
             job_id, pid, error = self._lost[0]
-            self._workspace.remove(job_id, pid)
+            self._scratch_space.remove(job_id, pid)
             if error is None:
                 recovery.take_back_lost(self._database, job_id, worker=name, pid=pid, max_attempts=limit)
             else:
@@ -206,7 +206,7 @@ class Supervisor:
                 logger.warning("what job %s may have stored is not removed: %s", job_id, error)
                 if is_outage(error):
                     break
-        abandoned = self._workspace.remove_abandoned()
+        abandoned = self._scratch_space.remove_abandoned()
         if abandoned:
             logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)
 

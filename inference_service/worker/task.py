@@ -41,7 +41,7 @@ from inference_service.jobs.lease import Lease, LeaseLost
 from inference_service.jobs.object_storage import DISK_FULL, Storage
 from inference_service.jobs.result_store import Output
 from inference_service.segmentation.pipeline import segment_file
-from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.scratch_space import ScratchSpace
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +85,12 @@ class JobRunner:
     Args:
         settings: The worker's.
         engine: What networks run on.
-        workspace: For temporary files.
+        scratch_space: For temporary files.
         worker: The worker's name, for rows and logs.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, workspace: Workspace, *, worker: str) -> None:
-        self._settings, self._engine, self._workspace, self._worker = settings, engine, workspace, worker
+    def __init__(self, settings: Settings, engine: Engine, scratch_space: ScratchSpace, *, worker: str) -> None:
+        self._settings, self._engine, self._scratch_space, self._worker = settings, engine, scratch_space, worker
 
     @cached_property
     def _database(self) -> Database:
@@ -130,7 +130,7 @@ class JobRunner:
             if claim is None:
                 logger.info("nothing to do: the job is finished, not due yet, or runs elsewhere")
                 return
-            attempt = _Attempt(claim, self._settings, self._engine, self._database, self._storage, self._workspace)
+            attempt = _Attempt(claim, self._settings, self._engine, self._database, self._storage, self._scratch_space)
             attempt.run(refusal)
 
 
@@ -144,11 +144,11 @@ class _Attempt:
         engine: Engine,
         database: Database,
         storage: Storage,
-        workspace: Workspace,
+        scratch_space: ScratchSpace,
     ) -> None:
         self._claim, self._settings = claim, settings
         self._engine = engine.on_cpu() if claim.on_cpu else engine
-        self._database, self._storage, self._workspace = database, storage, workspace
+        self._database, self._storage, self._scratch_space = database, storage, scratch_space
         self._clock = StageClock()
         self._output: Output | None = None
         self._patiently = patiently(
@@ -213,7 +213,7 @@ class _Attempt:
                 time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
                 last_words=self._last_words,
             ) as lease,
-            self._workspace.folder(self._claim.job_id) as folder,
+            self._scratch_space.folder(self._claim.job_id) as folder,
         ):  # fmt: skip
             source = folder / "input"
             with self._clock.stage("fetch"):

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus, from a real Postgres."""
+"""A worker's Prometheus metrics, from a real Postgres."""
 
 import time
 import urllib.request
@@ -34,63 +34,63 @@ def worker() -> str:
     return f"w-{uuid4()}"
 
 
-def test_what_a_worker_ended_is_counted_once(database: Engine, worker: str) -> None:
+def test_each_job_that_a_worker_ended_is_counted_once(database: Engine, worker: str) -> None:
     metrics = Metrics(worker, database)
     value = metrics.registry.get_sample_value
-    metrics.look(lease_s=LEASE_S)
-    # Longer than what a look leaves for the next one.
+    metrics.refresh(lease_s=LEASE_S)
+    # Longer than the interval that a refresh leaves to the next one.
     time.sleep(2.1)
     attempts.fail(database, claimed(database, worker=worker), InputCorrupt("x"), timings_s={"fetch": 0.5})
     attempts.fail(database, claimed(database, worker="another"), InputCorrupt("x"))
     time.sleep(2.1)
     for _ in range(2):
-        metrics.look(lease_s=LEASE_S)
+        metrics.refresh(lease_s=LEASE_S)
         failed = {"state": "failed", "code": "input_corrupt"}
         assert value("inference_jobs_finished_total", failed) == 1
         assert value("inference_attempts_total") == 1
-        assert value("inference_stage_seconds_sum", {"stage": "fetch"}) == 0.5
-        assert value("inference_job_seconds_count") == 1
+        assert value("inference_stage_duration_seconds_sum", {"stage": "fetch"}) == 0.5
+        assert value("inference_job_duration_seconds_count") == 1
     metrics.count_ended([Ended(uuid4(), name, 3, 20.0, WorkerLost("x")) for name in ("dead", worker)])
     assert value("inference_jobs_finished_total", {"state": "failed", "code": "worker_lost"}) == 1
-    assert (value("inference_attempts_total"), value("inference_job_seconds_count")) == (4, 2)
+    assert (value("inference_attempts_total"), value("inference_job_duration_seconds_count")) == (4, 2)
 
 
-def test_a_job_that_a_worker_finds_at_its_end_is_counted_by_it(database: Engine, worker: str) -> None:
+def test_an_expired_job_is_counted_by_the_worker_whose_claim_ended_it(database: Engine, worker: str) -> None:
     metrics = Metrics(worker, database)
-    metrics.look(lease_s=LEASE_S)
+    metrics.refresh(lease_s=LEASE_S)
     job_id = uuid4()
     job_store.create(database, job_id, REQUEST)
     assert attempts.claim(database, job_id, worker="dead", lease_s=-1, max_attempts=1)
     assert attempts.claim(database, job_id, worker=worker, lease_s=LEASE_S, max_attempts=1) is None
     time.sleep(2.1)
-    metrics.look(lease_s=LEASE_S)
+    metrics.refresh(lease_s=LEASE_S)
     lost = {"state": "failed", "code": "worker_lost"}
     assert metrics.registry.get_sample_value("inference_jobs_finished_total", lost) == 1
 
 
-def test_how_the_service_stands(database: Engine, worker: str) -> None:
+def test_gauges_show_the_whole_service(database: Engine, worker: str) -> None:
     with database.begin() as connection:
         connection.execute(delete(JobRow))
     metrics = Metrics(worker, database)
     value = metrics.registry.get_sample_value
-    metrics.look(lease_s=LEASE_S)
+    metrics.refresh(lease_s=LEASE_S)
     assert (value("inference_jobs", {"state": "queued"}), value("inference_lease_age_seconds")) == (0, 0)
     for _ in range(2):
         job_store.create(database, uuid4(), REQUEST)
     claimed(database, worker=worker)
     time.sleep(0.2)
-    metrics.look(lease_s=LEASE_S)
-    metrics.measure_queues(RedisState("run", {"priority": 3, "overflow": 4}))
+    metrics.refresh(lease_s=LEASE_S)
+    metrics.set_queue_depths(RedisState("run", {"priority": 3, "overflow": 4}))
     assert value("inference_jobs", {"state": "queued"}) == 2
     assert value("inference_jobs", {"state": "running"}) == 1
     assert value("inference_queue_depth", {"queue": "priority"}) == 3
-    assert value("inference_oldest_queued_seconds") == pytest.approx(0.2, abs=5)
+    assert value("inference_oldest_queued_job_age_seconds") == pytest.approx(0.2, abs=5)
     assert 0.2 <= (value("inference_lease_age_seconds") or 0) < 10
 
 
-def test_they_are_served(database: Engine, worker: str) -> None:
+def test_metrics_are_served_over_http(database: Engine, worker: str) -> None:
     metrics, port = Metrics(worker, database), free_port()
-    metrics.look(lease_s=LEASE_S)
+    metrics.refresh(lease_s=LEASE_S)
     metrics.serve("127.0.0.1", port)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
         families = {family.name for family in text_string_to_metric_families(response.read().decode())}

@@ -45,7 +45,7 @@ from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.result_store import Output
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.segmentation import pipeline
-from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.task import JobRunner
 
 Request = dict[str, object]
@@ -65,10 +65,10 @@ def make_runner(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Jo
     with ExitStack() as stack:
 
         def make(**changes: object) -> JobRunner:
-            workspace = Workspace(tmp_path)
-            stack.callback(workspace.close)
+            scratch_space = ScratchSpace(tmp_path)
+            stack.callback(scratch_space.close)
             own = settings.model_copy(update={"outage_patience_s": 0.1, "retry_delay_s": 0.1, **changes})
-            return JobRunner(own, ENGINE, workspace, worker="w")
+            return JobRunner(own, ENGINE, scratch_space, worker="w")
 
         yield make
 

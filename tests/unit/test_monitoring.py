@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana ask for is what a worker tells."""
+"""Alerts and dashboard query metrics that a worker exposes."""
 
 import json
 import re
@@ -23,10 +23,10 @@ MONITORING = REPOSITORY / "docker" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"
 DASHBOARD = MONITORING / "grafana" / "dashboards" / "inference.json"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-# What Prometheus makes itself.
-OWN = {"up", "ALERTS"}
+# Series that Prometheus itself makes.
+BUILT_IN = {"up", "ALERTS"}
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool here")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def panels() -> list[dict[str, list[dict[str, str]]]]:
     return list(json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"])
 
 
-def shown() -> list[str]:
+def dashboard_expressions() -> list[str]:
     return [target["expr"] for panel in panels() for target in panel["targets"]]
 
 
 def names_in(expression: str) -> Iterator[str]:
-    """The metrics that an expression asks for."""
+    """The metrics that an expression queries."""
     found: list[str] = []
 
     def note(node: promql_parser.Expr) -> bool:
@@ -60,40 +60,40 @@ def names_in(expression: str) -> Iterator[str]:
 
 
 def exposed(registry: CollectorRegistry) -> dict[str, set[str]]:
-    """The names of each metric's series."""
+    """The series names of each metric."""
     return {family.name: {family.name + suffix for suffix in SUFFIXES[family.type]} for family in registry.collect()}
 
 
-def test_what_is_asked_for_is_exposed(registry: CollectorRegistry) -> None:
-    known = OWN.union(*exposed(registry).values())
-    for expression in [*shown(), *(rule["expr"] for rule in rules())]:
+def test_every_queried_metric_is_exposed(registry: CollectorRegistry) -> None:
+    known = BUILT_IN.union(*exposed(registry).values())
+    for expression in [*dashboard_expressions(), *(rule["expr"] for rule in rules())]:
         names = set(names_in(expression))
         assert names, expression
         assert names <= known, expression
 
 
-def test_what_is_exposed_is_shown(registry: CollectorRegistry) -> None:
-    names = {name for expression in shown() for name in names_in(expression)}
+def test_every_exposed_metric_is_on_the_dashboard(registry: CollectorRegistry) -> None:
+    names = {name for expression in dashboard_expressions() for name in names_in(expression)}
     assert [metric for metric, series in exposed(registry).items() if not series & names] == []
 
 
-def test_the_first_of_a_kind_is_an_increase(registry: CollectorRegistry) -> None:
+def test_every_counter_series_starts_at_zero(registry: CollectorRegistry) -> None:
     for code in ErrorCode:
         state = "cancelled" if code == ErrorCode.CANCELLED else "failed"
         assert registry.get_sample_value("inference_jobs_finished_total", {"state": state, "code": code}) == 0
     assert registry.get_sample_value("inference_jobs_finished_total", {"state": "succeeded", "code": ""}) == 0
     for stage in STAGES:
-        assert registry.get_sample_value("inference_stage_seconds_count", {"stage": stage}) == 0
+        assert registry.get_sample_value("inference_stage_duration_seconds_count", {"stage": stage}) == 0
 
 
 def test_alerts_on_failures_name_real_codes() -> None:
-    (expression,) = (rule["expr"] for rule in rules() if rule.get("alert") == "ServiceFails")
+    (expression,) = (rule["expr"] for rule in rules() if rule.get("alert") == "ServiceErrors")
     (pattern,) = re.findall(r'code=~"([^"]+)"', expression)
     for part in pattern.split("|"):
         assert any(re.fullmatch(part, code) for code in ErrorCode), part
 
 
-def test_every_alert_says_what_it_is_about() -> None:
+def test_every_alert_has_a_summary_and_a_description() -> None:
     for rule in rules():
         assert {"alert", "expr", "labels", "annotations"} <= set(rule)
         assert set(rule["annotations"]) == {"summary", "description"}
@@ -126,6 +126,6 @@ def test_the_workers_of_compose_are_scraped() -> None:
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_promtool_finds_nothing(arguments: tuple[str | Path, ...]) -> None:
+def test_promtool_accepts_the_configuration(arguments: tuple[str | Path, ...]) -> None:
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

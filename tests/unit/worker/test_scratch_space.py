@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.scratch_space import ScratchSpace
 
 DYING = """
 import os, signal, sys
 from pathlib import Path
 from uuid import uuid4
-from inference_service.worker.scratch_space import Workspace
+from inference_service.worker.scratch_space import ScratchSpace
 
-with Workspace(Path(sys.argv[1])).folder(uuid4()) as folder:
+with ScratchSpace(Path(sys.argv[1])).folder(uuid4()) as folder:
     (folder / "input").write_text("a scan")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -33,35 +33,35 @@ def age(folder: Path) -> None:
 
 
 def test_a_folder_is_private_and_gone_with_its_block(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    with workspace.folder(uuid4()) as folder:
+    scratch_space = ScratchSpace(tmp_path)
+    with scratch_space.folder(uuid4()) as folder:
         (folder / "input").write_text("a scan")
         assert folder.stat().st_mode & 0o077 == folder.parent.stat().st_mode & 0o077 == 0
     assert not folder.exists()
-    workspace.close()
+    scratch_space.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_dead_child_left_is_removed(tmp_path: Path) -> None:
-    workspace, job_id = Workspace(tmp_path), uuid4()
-    with workspace.folder(job_id) as mine, workspace.folder(uuid4()) as another:
+    scratch_space, job_id = ScratchSpace(tmp_path), uuid4()
+    with scratch_space.folder(job_id) as mine, scratch_space.folder(uuid4()) as another:
         (mine / "input").write_text("a scan")
-        workspace.remove(job_id, os.getpid() + 1)
+        scratch_space.remove(job_id, os.getpid() + 1)
         assert mine.exists()
-        workspace.remove(job_id, os.getpid())
+        scratch_space.remove(job_id, os.getpid())
         assert not mine.exists()
         assert another.exists()
         mine.mkdir()
-    workspace.close()
+    scratch_space.close()
 
 
 def test_what_a_dead_worker_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
-    living = Workspace(tmp_path)
+    living = ScratchSpace(tmp_path)
     with living.folder(uuid4()) as folder:
         (folder / "input").write_text("of a living worker")
         subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=False)
         assert files(tmp_path).count("input") == 2
-        starting = Workspace(tmp_path)
+        starting = ScratchSpace(tmp_path)
         assert starting.remove_abandoned() == 0
         age(tmp_path)
         assert starting.remove_abandoned() == 1
