@@ -143,6 +143,22 @@ class Service:
         """Waits until a job is finished."""
         return self.client.wait(job_id, timeout_s=LIMIT_S)
 
+    def until_queues(self, worker: WorkerProcess, queues: list[str]) -> None:
+        """Waits until a worker consumes exactly these queues."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            for known in self.client.workers():
+                if f"-{worker.pid}-" in known.name and known.queues == queues:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(self.client.workers())
+
+    def cancel_all(self) -> None:
+        """Cancels every unfinished job, so that a failed test leaves the next one's workers free."""
+        for job in self.client.list():
+            if not job.finished:
+                self.client.cancel(job.id)
+
     def objects(self, job_id: UUID) -> dict[str, bytes]:
         """What lies at a job's place, by name."""
         storage = Minio(
@@ -236,6 +252,16 @@ def freeze(worker: WorkerProcess, *, thaw: bool = False) -> None:
     """Stops all of a worker's processes, or lets them go on."""
     for process in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)):
         process.resume() if thaw else process.suspend()
+
+
+def until_log_says(worker: WorkerProcess, *texts: str) -> None:
+    """Waits until a worker's log contains one of these texts."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        if any(text in worker.log_path.read_text() for text in texts):
+            return
+        time.sleep(0.1)
+    raise AssertionError(worker.log_path.read_text())
 
 
 @contextmanager

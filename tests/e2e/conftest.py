@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults import Service, start_service
 
 from inference_service import Client
 from inference_service.embedded.phantom import chest_phantom
-from inference_service.embedded.stack import Stack, start_stack
+from inference_service.embedded.servers import start_servers
+from inference_service.embedded.stack import Stack, settings_for, start_stack
 from inference_service.formats.nifti import write_volume
+from inference_service.worker.deployment import prepare
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,19 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
     write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
     return path
+
+
+@pytest.fixture(scope="session")
+def breakable_service(tmp_path_factory: pytest.TempPathFactory, scan: Path) -> Iterator[Service]:
+    """Servers that tests may kill, without a worker; started once, as each test brings up again what it killed."""
+    folder = tmp_path_factory.mktemp("faults")
+    with start_servers(folder / "servers", durable=False) as servers:
+        prepare(settings_for(servers.environment))
+        with start_service(servers, folder, scan) as running:
+            yield running
+
+
+@pytest.fixture
+def service(breakable_service: Service) -> Iterator[Service]:
+    yield breakable_service
+    breakable_service.cancel_all()

@@ -106,6 +106,7 @@ def test_the_demo_shows_the_main_job(mark: str, scan: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "out" / "report.json").read_bytes())["model"]["name"] == "ct-chest"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_demo_of_the_readme_finds_all_of_its_phantom(mark: str, tmp_path: Path) -> None:
     done = run_demo(mark, "--output", tmp_path, limit_s=280)
@@ -115,6 +116,7 @@ def test_the_demo_of_the_readme_finds_all_of_its_phantom(mark: str, tmp_path: Pa
     assert_found_in_their_ranges(tmp_path, *USUAL_HU)
 
 
+@pytest.mark.slow
 def test_the_demo_on_a_real_scan_finds_each_tissue_in_its_range(mark: str, real_scans: Path, tmp_path: Path) -> None:
     scan = real_scans / "example_ct.nii.gz"
     done = run_demo(mark, "--input", scan, "--output", tmp_path)
@@ -162,9 +164,24 @@ def test_the_stack_starts_a_worker_anew_that_ends(mark: str, tmp_path: Path) -> 
     assert process.returncode == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["Starting", "Making", "running"])
-def test_the_demo_stops_all_that_it_started(mark: str, tmp_path: Path, sent: signal.Signals, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "sent"),
+    [
+        pytest.param(moment, sent, id=f"{moment}-{sent.name}", marks=[] if at_once else pytest.mark.slow)
+        for moment, sent, at_once in (
+            ("Starting", signal.SIGINT, True),
+            ("Starting", signal.SIGTERM, False),
+            ("Starting", signal.SIGHUP, False),
+            ("Making", signal.SIGTERM, True),
+            ("Making", signal.SIGINT, False),
+            ("Making", signal.SIGHUP, False),
+            ("running", signal.SIGHUP, True),
+            ("running", signal.SIGINT, False),
+            ("running", signal.SIGTERM, False),
+        )
+    ],
+)
+def test_the_demo_stops_all_that_it_started(mark: str, tmp_path: Path, moment: str, sent: signal.Signals) -> None:
     with subprocess.Popen(
         [*COMMAND, "demo", "--output", str(tmp_path / "out")],
         env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
