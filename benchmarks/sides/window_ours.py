@@ -14,7 +14,7 @@ from inference_service.core.threads import Threads
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import load_session
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.device_aggregator import OnDevice
+from inference_service.segmentation.device_aggregator import DeviceSession
 from inference_service.segmentation.volume_segmentation import segment_volume
 
 
@@ -36,7 +36,7 @@ def run(task: Task) -> Run:
         start = time.perf_counter()
         segmented = segment_volume(
             volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads,
-            ahead=session.on_gpu, on_device=OnDevice(session) if session.sums_on_device else None,
+            ahead=session.on_gpu, on_device=DeviceSession(session) if session.sums_on_device else None,
         )  # fmt: skip
         seconds = time.perf_counter() - start
     memory.finish()

@@ -47,7 +47,7 @@ def segment(
     with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
             source, target, get_settings(), model=model, version=model_version,
-            wishes=InputOptions(series, tolerate, modality_check), formats=formats,
+            input_options=InputOptions(series, tolerate, modality_check), formats=formats,
             progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
         )  # fmt: skip
     if as_json:

@@ -19,7 +19,7 @@ Corner = tuple[int, ...]
 T = TypeVar("T")
 
 
-class Result(Protocol):
+class BatchLogits(Protocol):
     """What the network gives for a batch of windows, wherever it lies."""
 
     @property
@@ -30,10 +30,10 @@ class Result(Protocol):
         """The same in the worker's memory: whoever adds a window up may change it there."""
 
 
-class Sums(Protocol):
+class Aggregator(Protocol):
     """Weighted logits of one window's depth."""
 
-    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
+    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
         """Adds one window.
 
         Args:
@@ -64,14 +64,14 @@ class Sums(Protocol):
         """Drops the first planes; zeros come in at the end."""
 
 
-class SumsOnDevice(Sums, Protocol):
+class TransferableAggregator(Aggregator, Protocol):
     """Sums that are not in the worker's memory."""
 
     def to_host(self) -> NDArray[np.float32]:
         """What is held, in the worker's memory."""
 
 
-class FallingBack:
+class FallbackAggregator:
     """Sums on a device until it has no memory for them, and in the worker's memory from then on.
 
     Args:
@@ -80,30 +80,32 @@ class FallingBack:
     """
 
     def __init__(
-        self, on_device: Callable[[], SumsOnDevice], on_host: Callable[[NDArray[np.float32] | None], Sums]
+        self,
+        on_device: Callable[[], TransferableAggregator],
+        on_host: Callable[[NDArray[np.float32] | None], Aggregator],
     ) -> None:
         self._on_host = on_host
-        self._host: Sums
-        self._device: SumsOnDevice | None = None
+        self._host: Aggregator
+        self._device: TransferableAggregator | None = None
         try:
             self._device = on_device()
         except (OutOfMemory, GpuOutOfMemory) as error:
             self._warn(error)
             self._host = on_host(None)
 
-    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """See `Sums`."""
-        self._do(lambda sums: sums.add(result, number, flip, corner))
+    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
+        """See `Aggregator`."""
+        self._do(lambda aggregator: aggregator.add(result, number, flip, corner))
 
     def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Sums`."""
-        return self._do(lambda sums: sums.means(planes, total))
+        """See `Aggregator`."""
+        return self._do(lambda aggregator: aggregator.means(planes, total))
 
     def move_up(self, count: int) -> None:
-        """See `Sums`."""
-        self._do(lambda sums: sums.move_up(count))
+        """See `Aggregator`."""
+        self._do(lambda aggregator: aggregator.move_up(count))
 
-    def _do(self, step: Callable[[Sums], T]) -> T:
+    def _do(self, step: Callable[[Aggregator], T]) -> T:
         if self._device is not None:
             try:
                 return step(self._device)
@@ -117,7 +119,7 @@ class FallingBack:
         logger.warning("logits are added up in the worker's memory, not where the network runs: %s", error)
 
 
-class HostResult:
+class HostLogits:
     """A batch of logits in the worker's memory."""
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
@@ -133,7 +135,7 @@ class HostResult:
         return self._logits
 
 
-class HostSums:
+class HostAggregator:
     """Sums in the worker's memory.
 
     Args:
@@ -147,8 +149,8 @@ class HostSums:
         self._held, self._weights, self._threads = held, weights, threads
         self._planes = np.moveaxis(held, axis + 1, 1)
 
-    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """See `Sums`; a row at a time stays in the cache."""
+    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
+        """See `Aggregator`; a row at a time stays in the cache."""
         logits = np.flip(result.to_host()[number], tuple(axis + 1 for axis in flip))
         box = tuple(slice(start, start + size) for start, size in zip(corner, self._weights.shape, strict=True))
         held, weights = self._held[:, *box], self._weights
@@ -162,7 +164,7 @@ class HostSums:
         self._threads.each_slice(len(weights), add)
 
     def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Sums`."""
+        """See `Aggregator`."""
         sums = self._planes[:, planes]
         labels, depth, height, width = sums.shape
         means = np.empty((depth, labels, height, width), dtype=np.float32)
@@ -177,7 +179,7 @@ class HostSums:
         return means
 
     def move_up(self, count: int) -> None:
-        """See `Sums`."""
+        """See `Aggregator`."""
 
         def move_up(part: slice) -> None:
             # One label at a time, as numpy copies what it moves within an array.

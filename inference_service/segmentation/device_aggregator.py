@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import GpuOutOfMemory
 from inference_service.engine.session import DeviceArray, Session
-from inference_service.segmentation.aggregator import Corner, Result, check_finite
+from inference_service.segmentation.aggregator import BatchLogits, Corner, check_finite
 
 _END = np.iinfo(np.int64).max
 # CUDA's kernels of ONNX Runtime count in 32 bits.
@@ -75,7 +75,7 @@ GRAPHS: Mapping[str, bytes] = {
 }
 
 
-class OnDevice:
+class DeviceSession:
     """A session whose logits are added up where they are computed.
 
     Args:
@@ -85,16 +85,16 @@ class OnDevice:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def run(self, windows: NDArray[np.float32]) -> "DeviceResult":
+    def run(self, windows: NDArray[np.float32]) -> "DeviceLogits":
         """Turns windows (batch, channels, *window) into logits; errors are those of `Session.run`."""
-        return DeviceResult(self._session, self._session.run_on_device(windows))
+        return DeviceLogits(self._session, self._session.run_on_device(windows))
 
-    def sums(self, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> "DeviceSums":
-        """Zeros; see `DeviceSums`."""
-        return DeviceSums(self._session, shape, axis, weights)
+    def aggregator(self, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> "DeviceAggregator":
+        """Zeros; see `DeviceAggregator`."""
+        return DeviceAggregator(self._session, shape, axis, weights)
 
 
-class DeviceResult:
+class DeviceLogits:
     """A batch of logits on the device.
 
     Args:
@@ -119,7 +119,7 @@ class DeviceResult:
         return self._session.to_host(self.logits)
 
 
-class DeviceSums:
+class DeviceAggregator:
     """Sums on the device of a session, written from one of two arrays to the other.
 
     Args:
@@ -139,9 +139,9 @@ class DeviceSums:
         self._weights = session.to_device(weights)
         self._held, self._other = session.to_device(np.zeros(shape, np.float32)), session.empty_on_device(shape)
 
-    def add(self, result: Result, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """See `Sums`; the result is one of the same session."""
-        assert isinstance(result, DeviceResult)
+    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
+        """See `Aggregator`; the result is one of the same session."""
+        assert isinstance(result, DeviceLogits)
         sizes, window = self._held.shape()[1:], self._weights.shape()
         after = [size - start - extent for size, start, extent in zip(sizes, corner, window, strict=True)]
         mirrored = [axis in flip for axis in range(3)]
@@ -154,7 +154,7 @@ class DeviceSums:
         )  # fmt: skip
 
     def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Sums`."""
+        """See `Aggregator`."""
         given = {
             "held": self._held, "first": np.array([planes.start]), "last": np.array([planes.stop]),
             "axis": np.array([self._axis + 1]), "totals": np.ascontiguousarray(np.moveaxis(total, 0, self._axis)),
@@ -165,7 +165,7 @@ class DeviceSums:
         return means
 
     def move_up(self, count: int) -> None:
-        """See `Sums`."""
+        """See `Aggregator`."""
         pads = np.zeros(8, np.int64)
         pads[[1 + self._axis, 5 + self._axis]] = -count, count
         self._replace("move up", pads=pads)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def labels_from_logits(
+def decide_labels(
     logits: NDArray[np.float32],
     *,
     activation: Literal["softmax", "sigmoid"],
@@ -27,9 +27,9 @@ def labels_from_logits(
         Shape (...); 0 where no channel of a sigmoid is above one half.
 
     >>> logits = np.array([[5, 1, -1], [2, 1, -2]], dtype=np.float32)
-    >>> labels_from_logits(logits, activation="softmax", values=(0, 7), dtype=np.uint8).tolist()
+    >>> decide_labels(logits, activation="softmax", values=(0, 7), dtype=np.uint8).tolist()
     [0, 0, 0]
-    >>> labels_from_logits(logits, activation="sigmoid", values=(3, 7), dtype=np.uint8).tolist()
+    >>> decide_labels(logits, activation="sigmoid", values=(3, 7), dtype=np.uint8).tolist()
     [7, 7, 0]
     """
     # Of the channels that qualify the one of highest rank is taken. No branch depends on a voxel: noise is as fast.

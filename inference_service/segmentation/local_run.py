@@ -24,7 +24,7 @@ from inference_service.engine.model_registry import find_model
 from inference_service.engine.session_cache import Engine, load_session, session_warnings
 from inference_service.formats.scan_reader import read_scan
 from inference_service.segmentation.pipeline import segment_file
-from inference_service.segmentation.volume_segmentation import numeric_threads, segment_volume
+from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def segment_locally(
     *,
     model: str,
     version: str | None,
-    wishes: InputOptions = DEFAULT_INPUT_OPTIONS,
+    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
     formats: Sequence[Format] = ("nifti",),
     progress: Progress,
 ) -> Report:
@@ -48,7 +48,7 @@ def segment_locally(
         settings: Models, providers and limits.
         model: Name of the model.
         version: Its version; None takes the highest.
-        wishes: What is said of the input.
+        input_options: What is said of the input.
         formats: What the mask is written as.
         progress: Told of every stage and window.
 
@@ -68,7 +68,7 @@ def segment_locally(
             try:
                 report = segment_file(
                     source, Path(folder), found, engine,
-                    max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, wishes=wishes,
+                    max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, input_options=input_options,
                     formats=formats, clock=StageClock(), progress=progress,
                 )  # fmt: skip
             except MemoryError as error:
@@ -134,7 +134,7 @@ def compare_precisions(
         session = load_session(model, engine)
         if session.precision != each:
             raise BadRequest("; ".join(session_warnings(model, engine, session)))
-        with numeric_threads(engine.threads) as threads:
+        with job_threads(engine.threads) as threads:
             segmented = segment_volume(
                 volume, model.manifest, session,
                 max_voxels=settings.max_voxels, clock=clock, threads=threads,

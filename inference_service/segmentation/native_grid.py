@@ -18,7 +18,7 @@ from inference_service.core.threads import ALONE, Threads
 from inference_service.imaging.resampling import Kind, Taps, axis_taps
 
 _T = TypeVar("_T", bound=np.generic)
-Decide = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]
+DecideLabels = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]
 
 # Logits that a thread works on at a time: few enough for a core's cache, enough for threads not to wait for the GIL.
 _VALUES_AT_A_TIME = 2**18
@@ -27,7 +27,7 @@ _PLANES_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
-class _Plane:
+class _LogitsPlane:
     """One plane of the logits' grid.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Plane:
 
 
 @dataclass(frozen=True)
-class _Grids:
+class _PlaneInterpolation:
     """How a plane of the target lies over one of the logits.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Grids:
 
 
 @dataclass(frozen=True)
-class _Mixed:
+class _BoundaryPoints:
     """Points of the target whose labels differ at their corners.
 
     Attributes:
@@ -72,11 +72,11 @@ class _Mixed:
     operator: sparse.csr_array
 
 
-def map_planes(
+def write_native_labels(
     planes: Iterable[NDArray[np.float32]],
     *,
     depth: int,
-    decide: Decide,
+    decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
     kinds: Sequence[Kind],
     threads: Threads = ALONE,
@@ -96,35 +96,35 @@ def map_planes(
         threads: Share the work, and the result is the same for any number of them.
     """
     incoming = enumerate(planes)
-    held: dict[int, _Plane] = {}
-    grids: _Grids | None = None
+    held: dict[int, _LogitsPlane] = {}
+    grids: _PlaneInterpolation | None = None
     along = axis_taps(depth, target.shape[0], kinds[0])
     pairs = list(zip(along.first.tolist(), along.second.tolist(), strict=True))
-    band = _band(target)
+    band = _write_buffer(target)
     for (start, near, far), rows in groupby(range(len(pairs)), key=lambda row: (row - row % len(band), *pairs[row])):
         held = {index: plane for index, plane in held.items() if index >= near}
         while far not in held:
             index, logits = next(incoming)
             if index >= near:
                 interpolated = bool(along.weight.any()) or logits.shape[1:] != target.shape[1:]
-                held[index] = _hold(logits, decide, target.dtype, threads, interpolated=interpolated)
+                held[index] = _decide_plane(logits, decide, target.dtype, threads, interpolated=interpolated)
             del logits
         if grids is None:
-            grids = _lay_over(held[far].labels.shape, target.shape[1:], kinds[1:])
+            grids = _plane_interpolation(held[far].labels.shape, target.shape[1:], kinds[1:])
         here = list(rows)
         between, written = slice(here[0], here[-1] + 1), band[here[0] - start : here[-1] + 1 - start]
-        _map_between(held[near], held[far], along.weight[between], grids, decide, written, threads)
+        _write_between(held[near], held[far], along.weight[between], grids, decide, written, threads)
         if band is not target and between.stop in (start + len(band), len(target)):
-            _write(band, target[start : between.stop], threads)
+            _flush(band, target[start : between.stop], threads)
 
 
-def _band(target: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+def _write_buffer(target: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
     """Where planes are gathered before they are written: the target itself unless its first axis is its fastest."""
     first, *others = (abs(stride) for stride in target.strides)
     return target if first >= min(others) else np.empty_like(target[:_PLANES_AT_A_TIME], order="C")
 
 
-def _write(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: Threads) -> None:
+def _flush(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: Threads) -> None:
     """Copies the first planes of a band, row by row, so that what is written stays in the cache."""
 
     def work(part: slice) -> None:
@@ -134,7 +134,9 @@ def _write(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger
     threads.each_slice(target.shape[1], work)
 
 
-def _lay_over(source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[Kind]) -> _Grids:
+def _plane_interpolation(
+    source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[Kind]
+) -> _PlaneInterpolation:
     (h, w), (height, width) = source, target
     rows, columns = axis_taps(h, height, kinds[0]), axis_taps(w, width, kinds[1])
     corners = np.empty((height, width, 2, 2), dtype=np.int32)
@@ -143,17 +145,17 @@ def _lay_over(source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[
         for j, (column, column_weight) in enumerate(columns.pairs):
             np.add.outer(row * w, column, out=corners[:, :, i, j], casting="same_kind")
             np.multiply.outer(row_weight, column_weight, out=weights[:, :, i, j])
-    return _Grids(rows, columns, corners.reshape(height, width, 4), weights.reshape(height, width, 4))
+    return _PlaneInterpolation(rows, columns, corners.reshape(height, width, 4), weights.reshape(height, width, 4))
 
 
-def _hold(
+def _decide_plane(
     logits: NDArray[np.float32],
-    decide: Decide,
+    decide: DecideLabels,
     dtype: np.dtype[np.unsignedinteger],
     threads: Threads,
     *,
     interpolated: bool,
-) -> _Plane:
+) -> _LogitsPlane:
     kept = logits if interpolated else logits[:0]
     points = np.empty((*kept.shape[1:], len(kept)), dtype=np.float32)
     labels = np.empty(logits.shape[1:], dtype=dtype)
@@ -166,35 +168,35 @@ def _hold(
             points[rows] = kept[:, rows].transpose(1, 2, 0)
 
     threads.each_slice(len(labels), work)
-    return _Plane(points.reshape(labels.size, len(kept)), labels)
+    return _LogitsPlane(points.reshape(labels.size, len(kept)), labels)
 
 
-def _map_between(
-    first: _Plane,
-    second: _Plane,
+def _write_between(
+    first: _LogitsPlane,
+    second: _LogitsPlane,
     weights: NDArray[np.float32],
-    grids: _Grids,
-    decide: Decide,
+    grids: _PlaneInterpolation,
+    decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
     threads: Threads,
 ) -> None:
     """Writes the planes of the target that lie between two planes of logits, by the second one's weights there."""
 
     def work(rows: slice) -> None:
-        labels, points = _agreed(first.labels, second.labels, grids, rows)
+        labels, points = _settled_labels(first.labels, second.labels, grids, rows)
         count = 1 + points.size * first.logits.shape[1] // _VALUES_AT_A_TIME
-        pieces = [_mixed(some, grids, rows) for some in np.array_split(points, count) if some.size]
+        pieces = [_boundary_points(some, grids, rows) for some in np.array_split(points, count) if some.size]
         for plane, weight in zip(target[:, rows], weights, strict=True):
             for mixed in pieces:
-                blended = _blend(first.logits[mixed.source], second.logits[mixed.source], weight)
+                blended = _interpolate_between(first.logits[mixed.source], second.logits[mixed.source], weight)
                 labels.reshape(-1)[mixed.points] = decide(np.ascontiguousarray((mixed.operator @ blended).T))
             plane[...] = labels
 
     threads.each_slice(len(grids.rows.first), work)
 
 
-def _agreed(
-    first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger], grids: _Grids, rows: slice
+def _settled_labels(
+    first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger], grids: _PlaneInterpolation, rows: slice
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.intp]]:
     """The labels of some rows of the target between two planes, and which points are not known without interpolating.
 
@@ -211,25 +213,27 @@ def _agreed(
         np.minimum(least[:, :-1], least[:, 1:], out=least[:, :-1])
         np.maximum(greatest[:, :-1], greatest[:, 1:], out=greatest[:, :-1])
     cells = near - near[0], grids.columns.first
-    return _spread(least, *cells), np.flatnonzero(_spread(least != greatest, *cells))
+    return _at_target_points(least, *cells), np.flatnonzero(_at_target_points(least != greatest, *cells))
 
 
-def _spread(of_cells: NDArray[_T], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[_T]:
+def _at_target_points(of_cells: NDArray[_T], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[_T]:
     """What holds in the cell of each point of the target."""
     return of_cells.take(columns, axis=1).take(rows, axis=0)
 
 
-def _mixed(points: NDArray[np.intp], grids: _Grids, rows: slice) -> _Mixed:
+def _boundary_points(points: NDArray[np.intp], grids: _PlaneInterpolation, rows: slice) -> _BoundaryPoints:
     corners = grids.corners[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
     weights = grids.weights[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
     source = slice(int(corners.min()), int(corners.max()) + 1)
     corners -= corners.dtype.type(source.start)
     starts = np.arange(0, corners.size + 1, 4, dtype=np.int32)
     operator = sparse.csr_array((weights, corners, starts), shape=(len(points), source.stop - source.start))
-    return _Mixed(points, source, operator)
+    return _BoundaryPoints(points, source, operator)
 
 
-def _blend(first: NDArray[np.float32], second: NDArray[np.float32], weight: np.float32) -> NDArray[np.float32]:
+def _interpolate_between(
+    first: NDArray[np.float32], second: NDArray[np.float32], weight: np.float32
+) -> NDArray[np.float32]:
     if weight == 0:
         return first
     blended = first * (1 - weight)

@@ -31,11 +31,11 @@ from inference_service.formats.nifti import write_mask
 from inference_service.formats.scan_reader import MOST_BYTES, Scan, read_scan
 from inference_service.imaging.components import find_regions
 from inference_service.imaging.geometry import Box
-from inference_service.segmentation.device_aggregator import OnDevice
+from inference_service.segmentation.device_aggregator import DeviceSession
 from inference_service.segmentation.label_statistics import measure_labels
 from inference_service.segmentation.modality_check import check_modality
 from inference_service.segmentation.preview.page import draw_preview
-from inference_service.segmentation.volume_segmentation import numeric_threads, segment_volume
+from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
 
 
 def segment_file(
@@ -46,7 +46,7 @@ def segment_file(
     *,
     max_voxels: int,
     max_bytes: int = MOST_BYTES,
-    wishes: InputOptions = DEFAULT_INPUT_OPTIONS,
+    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
     formats: Sequence[Format] = ("nifti",),
     job_id: UUID | None = None,
     clock: StageClock,
@@ -61,7 +61,7 @@ def segment_file(
         engine: What to run it on.
         max_voxels: Scans that are larger, or become so on the model's grid, are refused.
         max_bytes: So are zips and folders of more.
-        wishes: What the request says of its input.
+        input_options: What the request says of its input.
         formats: What the mask is written as.
         job_id: DICOM objects have their UIDs from it; None makes a new one.
         clock: Takes the seconds of each stage.
@@ -86,22 +86,22 @@ def segment_file(
             max_voxels=max_voxels,
             max_bytes=max_bytes,
             require=memory.require,
-            wishes=wishes,
+            wishes=input_options,
             threads=engine.threads,
         )
         _check_formats(formats, scan, manifest)
-        if wishes.modality_check:
+        if input_options.modality_check:
             check_modality(manifest.modality, scan.modality, scan.volume.voxels)
         sha256 = input_sha256(source)
     progress("model_load", 0.0)
     with clock.stage("model_load"):
         session = load_session(model, engine)
-    with numeric_threads(engine.threads) as threads:
+    with job_threads(engine.threads) as threads:
         segmented = segment_volume(
             scan.straightened.volume if scan.straightened else scan.volume, manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
             batch=session.batch or engine.batch, smaller_batch=session.batch is None, ahead=session.on_gpu,
-            on_device=OnDevice(session) if session.sums_on_device else None,
+            on_device=DeviceSession(session) if session.sums_on_device else None,
             threads=threads, memory=memory,
         )  # fmt: skip
         progress("report", 0.0)
@@ -124,9 +124,11 @@ def segment_file(
     report = Report(
         service_version=version("inference-service"),
         onnxruntime_version=RUNTIME_VERSION,
-        input=_input_report(scan, sha256, segmented.kept),
+        input=_input_report(scan, sha256, segmented.cropped_to),
         options=OptionsReport(
-            series=wishes.series, tolerate=list(wishes.tolerate), modality_check=wishes.modality_check
+            series=input_options.series,
+            tolerate=list(input_options.tolerate),
+            modality_check=input_options.modality_check,
         ),
         model=ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256),
         providers=session.providers,
@@ -196,11 +198,11 @@ def _warnings(scan: Scan, model: Model, engine: Engine, session: Session) -> lis
     return warnings
 
 
-def _input_report(scan: Scan, sha256: str, kept: Box) -> InputReport:
+def _input_report(scan: Scan, sha256: str, cropped_to: Box) -> InputReport:
     volume = scan.volume
     # The crop of a straightened scan is not one of its own axes.
     cropped = scan.straightened is None and any(
-        side != slice(0, size) for side, size in zip(kept, volume.shape, strict=True)
+        side != slice(0, size) for side, size in zip(cropped_to, volume.shape, strict=True)
     )
     return InputReport(
         kind=scan.kind,
@@ -213,5 +215,5 @@ def _input_report(scan: Scan, sha256: str, kept: Box) -> InputReport:
         slices=len(scan.slices) or None,
         set_aside=dict(scan.set_aside),
         replaced_voxels=scan.replaced_voxels,
-        cropped_to=[(side.start, side.stop) for side in kept] if cropped else None,
+        cropped_to=[(side.start, side.stop) for side in cropped_to] if cropped else None,
     )

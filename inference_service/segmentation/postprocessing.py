@@ -15,7 +15,7 @@ _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 _VOXELS_AT_A_TIME = 2**22
 
 
-def clean(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *, voxel_volume_ml: float) -> None:
+def postprocess(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *, voxel_volume_ml: float) -> None:
     """Applies post-processing steps in order; what they drop becomes 0, or what the step says.
 
     Args:
@@ -27,10 +27,12 @@ def clean(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *,
     lines_last = mask.T
     for step in steps:
         for label in step.labels:
-            _clean_label(lines_last, label, step, voxel_volume_ml)
+            _postprocess_label(lines_last, label, step, voxel_volume_ml)
 
 
-def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProcessing, voxel_volume_ml: float) -> None:
+def _postprocess_label(
+    mask: NDArray[np.unsignedinteger], label: int, step: PostProcessing, voxel_volume_ml: float
+) -> None:
     box = _bounding_box(mask == label)
     if box is None:
         return
@@ -44,12 +46,12 @@ def _clean_label(mask: NDArray[np.unsignedinteger], label: int, step: PostProces
         dropped = (sizes * voxel_volume_ml < step.min_volume_ml) | (sizes / sizes.max() < step.min_share)
     dropped[0] = False
     if step.becomes == "surroundings":
-        _dissolve(inside, components, dropped)
+        _replace_by_surroundings(inside, components, dropped)
     else:
         inside[dropped[components]] = step.becomes
 
 
-def _dissolve(
+def _replace_by_surroundings(
     inside: NDArray[np.unsignedinteger], components: NDArray[np.signedinteger], dropped: NDArray[np.bool_]
 ) -> None:
     """Gives each dropped component the value that it shares most faces with: of equals the smallest, of none 0.
@@ -63,7 +65,7 @@ def _dissolve(
     places = np.flatnonzero(where)
     width = int(inside.max()) + 1
     parts = [
-        _faces(inside, components, places[start : start + _VOXELS_AT_A_TIME], axis, step, width)
+        _shared_faces(inside, components, places[start : start + _VOXELS_AT_A_TIME], axis, step, width)
         for start in range(0, places.size, _VOXELS_AT_A_TIME)
         for axis in range(inside.ndim)
         for step in (-1, 1)
@@ -79,7 +81,7 @@ def _dissolve(
     inside[where] = values[components[where]]
 
 
-def _faces(
+def _shared_faces(
     inside: NDArray[np.unsignedinteger],
     components: NDArray[np.signedinteger],
     places: NDArray[np.intp],

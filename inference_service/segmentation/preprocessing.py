@@ -31,7 +31,7 @@ _LONGEST_AXIS = 4096
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreprocessedImage:
     """A volume ready for the network.
 
     Attributes:
@@ -45,14 +45,14 @@ class Prepared:
     logits_kinds: Kinds
 
 
-def prepare(
+def preprocess(
     volume: Volume,
     manifest: Manifest,
     *,
     max_voxels: int,
     require: Callable[[int], None] = lambda size_bytes: None,
     threads: Threads = ALONE,
-) -> Prepared:
+) -> PreprocessedImage:
     """Reorients, resamples and normalises a volume.
 
     Args:
@@ -77,12 +77,12 @@ def prepare(
     if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
         image = cast("NDArray[np.float32]", scan)
     elif manifest.intensity_before_resampling:
-        image = resize(scan, shape, kinds, before=fit_intensity(scan, intensity), threads=threads)
+        image = resize(scan, shape, kinds, before=intensity_transform(scan, intensity), threads=threads)
     else:
         image = resize(scan, shape, kinds, threads=threads)
         normalise(image, intensity)
     back = axis_kinds(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
-    return Prepared(image, change, back)
+    return PreprocessedImage(image, change, back)
 
 
 def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:
@@ -112,11 +112,11 @@ def _bytes(grid: Shape, manifest: Manifest) -> int:
 
 
 def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:
-    """Maps an image's values in place to what the network was trained on, by itself: `fit_intensity` of it, to it."""
-    fit_intensity(image, intensity)(image)
+    """Applies an image's own `intensity_transform` to it, in place."""
+    intensity_transform(image, intensity)(image)
 
 
-def fit_intensity(image: NDArray[np.generic], intensity: Intensity) -> Mapping:
+def intensity_transform(image: NDArray[np.generic], intensity: Intensity) -> Mapping:
     """How values are mapped to what the network was trained on.
 
     Args:

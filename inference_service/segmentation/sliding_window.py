@@ -20,19 +20,19 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.core.threads import ALONE, Threads
 from inference_service.segmentation.aggregator import (
+    Aggregator,
+    BatchLogits,
     Corner,
-    FallingBack,
-    HostResult,
-    HostSums,
-    Result,
-    Sums,
-    SumsOnDevice,
+    FallbackAggregator,
+    HostAggregator,
+    HostLogits,
+    TransferableAggregator,
 )
-from inference_service.segmentation.tiling import Shape, WindowPlan, importance
+from inference_service.segmentation.tiling import Shape, WindowPlan, importance_map
 
 logger = logging.getLogger(__name__)
 
-Hold = Callable[[tuple[int, ...]], NDArray[np.float32]]
+Allocate = Callable[[tuple[int, ...]], NDArray[np.float32]]
 
 # Finished planes that are divided by their weights, and brought into one piece of memory each, at a time; fewer where
 # they are large.
@@ -40,10 +40,10 @@ _PLANES_AT_A_TIME = 8
 _LEAVING_BYTES = 32 * 2**20
 
 
-class _Window(NamedTuple):
+class _WindowLogits(NamedTuple):
     """One window's logits: which of a batch, and along which axes they are mirrored."""
 
-    result: Result
+    result: BatchLogits
     number: int
     flip: tuple[int, ...]
 
@@ -58,10 +58,10 @@ class Network(Protocol):
 class DeviceNetwork(Protocol):
     """A loaded model whose logits may stay on the device that it runs on."""
 
-    def run(self, windows: NDArray[np.float32]) -> Result:
+    def run(self, windows: NDArray[np.float32]) -> BatchLogits:
         """The same as `Network.run`, but for where the logits are."""
 
-    def sums(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> SumsOnDevice:
+    def aggregator(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> TransferableAggregator:
         """Sums on that device.
 
         Raises:
@@ -69,7 +69,7 @@ class DeviceNetwork(Protocol):
         """
 
 
-def in_memory(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def zeros_in_memory(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Where logits are held unless the caller knows better: zeros in memory."""
     return np.zeros(shape, dtype=np.float32)
 
@@ -85,8 +85,8 @@ def stream_logits(
     ahead: bool = False,
     on_device: DeviceNetwork | None = None,
     threads: Threads = ALONE,
-    hold: Hold = in_memory,
-    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    allocate: Allocate = zeros_in_memory,
+    network_time: Callable[[], AbstractContextManager[None]] = nullcontext,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Iterator[NDArray[np.float32]]:
     """Runs the network over an image.
@@ -104,9 +104,9 @@ def stream_logits(
         on_device: The same network, where its logits are to be added up on its own device; where that has no memory for
             them they are added up here.
         threads: For what is not the network.
-        hold: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
+        allocate: Gives the zeros, of the shape asked for, that logits are added up in. Asked after the first run, when
             what the network takes for itself is taken.
-        waiting: Entered while the network is waited for.
+        network_time: Entered while the network is waited for.
         on_window: Called after each window with the number of windows done; what it raises ends the run.
 
     Yields:
@@ -120,41 +120,43 @@ def stream_logits(
         image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
     inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
-    run = on_device.run if on_device else lambda windows: HostResult(network.run(windows))
-    results = _results(image, run, manifest, plan, batch, smaller_batch=smaller_batch, ahead=ahead, waiting=waiting)
-    planes = _blended(results, image.shape, manifest, plan, on_device, threads, hold, on_window)
+    run = on_device.run if on_device else lambda windows: HostLogits(network.run(windows))
+    results = _run_windows(
+        image, run, manifest, plan, batch, smaller_batch=smaller_batch, ahead=ahead, network_time=network_time
+    )
+    planes = _aggregate(results, image.shape, manifest, plan, on_device, threads, allocate, on_window)
     for index, plane in enumerate(planes):
-        if inside[plan.axis].start <= index < inside[plan.axis].stop:
+        if inside[plan.stream_axis].start <= index < inside[plan.stream_axis].stop:
             yield plane[:, inside_h, inside_w]
 
 
-def _results(
+def _run_windows(
     image: NDArray[np.float32],
-    run_network: Callable[[NDArray[np.float32]], Result],
+    run_network: Callable[[NDArray[np.float32]], BatchLogits],
     manifest: Manifest,
     plan: WindowPlan,
     batch: int,
     *,
     smaller_batch: bool,
     ahead: bool,
-    waiting: Callable[[], AbstractContextManager[None]],
-) -> Iterator[_Window]:
+    network_time: Callable[[], AbstractContextManager[None]],
+) -> Iterator[_WindowLogits]:
     """The network's logits of every window, in the plan's order."""
     flips = mirrorings(manifest.mirror_axes)
     wanted = list(product(_corners(plan), flips))
 
-    def run(first: int, batch: int) -> Result:
+    def run(first: int, batch: int) -> BatchLogits:
         now = wanted[first : first + batch]
         windows = np.empty((batch, 1, *manifest.window), dtype=np.float32)
         for window, (corner, flip) in zip(windows, now + now[-1:] * (batch - len(now)), strict=True):
             window[0] = np.flip(image[_box(corner, manifest.window)], flip)
         return run_network(windows)
 
-    with _Runs(run, ahead=ahead) as runs:
+    with _NetworkRuns(run, ahead=ahead) as runs:
         done = 0
         while done < len(wanted):
             try:
-                with waiting():
+                with network_time():
                     result = runs.take(done, batch)
             except (OutOfMemory, GpuOutOfMemory):
                 if batch == 1 or not smaller_batch:
@@ -170,25 +172,25 @@ def _results(
             if done < len(wanted):
                 runs.prepare(done, batch)
             for number, (_, flip) in enumerate(now):
-                yield _Window(result, number, flip)
+                yield _WindowLogits(result, number, flip)
             # The next run's are made while nobody holds these.
             del result
 
 
-class _Runs:
+class _NetworkRuns:
     """Runs of a network, the next one in a thread of its own where it is to run ahead."""
 
-    def __init__(self, run: Callable[[int, int], Result], *, ahead: bool) -> None:
+    def __init__(self, run: Callable[[int, int], BatchLogits], *, ahead: bool) -> None:
         self._run = run
         self._pool = ThreadPoolExecutor(1, "network") if ahead else None
-        self._next: Future[Result] | None = None
+        self._next: Future[BatchLogits] | None = None
 
     def prepare(self, first: int, batch: int) -> None:
         """Starts a run that is going to be taken."""
         if self._pool is not None:
             self._next = self._pool.submit(self._run, first, batch)
 
-    def take(self, first: int, batch: int) -> Result:
+    def take(self, first: int, batch: int) -> BatchLogits:
         """What a run gives: the one that was prepared, or one that runs now."""
         prepared, self._next = self._next, None
         return self._run(first, batch) if prepared is None else prepared.result()
@@ -224,50 +226,54 @@ def _box(corner: Corner, window: Shape) -> tuple[slice, slice, slice]:
     return i, j, k
 
 
-def _blended(
-    windows: Iterator[_Window],
+def _aggregate(
+    windows: Iterator[_WindowLogits],
     shape: tuple[int, ...],
     manifest: Manifest,
     plan: WindowPlan,
     on_device: DeviceNetwork | None,
     threads: Threads,
-    hold: Hold,
+    allocate: Allocate,
     on_window: Callable[[int], None],
 ) -> Iterator[NDArray[np.float32]]:
     """Adds windows up, and yields the planes (labels, h, w) that no later one touches."""
-    axis, depth = plan.axis, manifest.window[plan.axis]
-    weights = importance(manifest.window, manifest.blending)
+    axis, depth = plan.stream_axis, manifest.window[plan.stream_axis]
+    weights = importance_map(manifest.window, manifest.blending)
     times = len(mirrorings(manifest.mirror_axes))
     held = (len(manifest.labels), *(depth if each == axis else size for each, size in enumerate(shape)))
 
-    def on_host(so_far: NDArray[np.float32] | None = None) -> Sums:
-        sums = hold(held)
+    def on_host(so_far: NDArray[np.float32] | None = None) -> Aggregator:
+        sums = allocate(held)
         if so_far is not None:
             sums += so_far
-        return HostSums(sums, axis, weights, threads)
+        return HostAggregator(sums, axis, weights, threads)
 
     # After the first run, when what the network takes for itself is taken.
     first = next(windows)
-    sums = FallingBack(partial(on_device.sums, held, axis, weights), on_host) if on_device else on_host()
+    aggregator = (
+        FallbackAggregator(partial(on_device.aggregator, held, axis, weights), on_host) if on_device else on_host()
+    )
     windows = chain([first], windows)
     del first
     corners = _corners(plan)
     for done, (corner, after) in enumerate(pairwise([*corners, shape]), start=1):
         place = tuple(0 if each == axis else start for each, start in enumerate(corner))
         for window in islice(windows, times):
-            sums.add(*window, place)
+            aggregator.add(*window, place)
             del window
         on_window(done)
-        yield from _leave(sums, range(corner[axis], after[axis]), plan, times * np.moveaxis(weights, axis, 0), held)
+        yield from _finished_planes(
+            aggregator, range(corner[axis], after[axis]), plan, times * np.moveaxis(weights, axis, 0), held
+        )
 
 
-def _leave(
-    sums: Sums, leaving: range, plan: WindowPlan, weights: NDArray[np.float32], held: tuple[int, ...]
+def _finished_planes(
+    aggregator: Aggregator, leaving: range, plan: WindowPlan, weights: NDArray[np.float32], held: tuple[int, ...]
 ) -> Iterator[NDArray[np.float32]]:
     """Yields the first planes of those held, divided by their total weight, and moves up the rest.
 
     Args:
-        sums: What is held.
+        aggregator: What is held.
         leaving: Which planes of the volume go.
         plan: Where the windows lie.
         weights: A window's, shape (depth, h, w).
@@ -280,9 +286,9 @@ def _leave(
         total = np.zeros((now.stop - now.start, height, width), dtype=np.float32)
         for plane, index in zip(total, leaving[now], strict=True):
             _add_weights(plane, index, plan, weights)
-        yield from sums.means(now, total)
+        yield from aggregator.means(now, total)
     if leaving:
-        sums.move_up(len(leaving))
+        aggregator.move_up(len(leaving))
 
 
 def _add_weights(plane: NDArray[np.float32], index: int, plan: WindowPlan, weights: NDArray[np.float32]) -> None:

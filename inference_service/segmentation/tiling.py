@@ -32,7 +32,7 @@ class WindowPlan:
     starts: tuple[list[int], ...]
 
     @property
-    def axis(self) -> int:
+    def stream_axis(self) -> int:
         """The axis along which finished planes leave."""
         return self.axes[0]
 
@@ -100,7 +100,7 @@ def padding(size: int, window: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def importance(window: Shape, blending: Blending) -> NDArray[np.float32]:
+def importance_map(window: Shape, blending: Blending) -> NDArray[np.float32]:
     """Weight of each voxel of a window where windows overlap.
 
     Args:

@@ -16,10 +16,10 @@ from inference_service.core.progress import Progress, StageClock
 from inference_service.core.threads import ALONE, Threads
 from inference_service.imaging.geometry import Box, Volume
 from inference_service.segmentation.crop import crop_box
-from inference_service.segmentation.label_decision import labels_from_logits
-from inference_service.segmentation.native_grid import map_planes
-from inference_service.segmentation.postprocessing import clean
-from inference_service.segmentation.preprocessing import prepare
+from inference_service.segmentation.label_decision import decide_labels
+from inference_service.segmentation.native_grid import write_native_labels
+from inference_service.segmentation.postprocessing import postprocess
+from inference_service.segmentation.preprocessing import preprocess
 from inference_service.segmentation.sliding_window import DeviceNetwork, Network, stream_logits
 from inference_service.segmentation.tiling import plan_windows
 
@@ -28,26 +28,26 @@ _PLANES_UNDER_WAY = 6
 
 
 @contextmanager
-def numeric_threads(count: int) -> Iterator[Threads]:
+def job_threads(count: int) -> Iterator[Threads]:
     """The threads of one job, and none but them: BLAS has its own, which would fight with these for the cores."""
     with threadpool_limits(1, user_api="blas"), Threads(count) as threads:
         yield threads
 
 
 @dataclass(frozen=True)
-class Segmented:
+class VolumeSegmentation:
     """What becomes of a volume.
 
     Attributes:
         mask: On the volume's own grid, with the least dtype that holds the labels.
         windows: How many windows were run.
-        kept: The part of the volume that was looked at.
+        cropped_to: The part of the volume that was looked at.
         notes: What had to be done differently than usual, in words.
     """
 
     mask: NDArray[np.unsignedinteger]
     windows: int
-    kept: Box
+    cropped_to: Box
     notes: list[str]
 
 
@@ -65,7 +65,7 @@ def segment_volume(
     on_device: DeviceNetwork | None = None,
     threads: Threads = ALONE,
     memory: Memory | None = None,
-) -> Segmented:
+) -> VolumeSegmentation:
     """Segments one volume in memory.
 
     Args:
@@ -94,7 +94,7 @@ def segment_volume(
     progress("preprocess", 0.0)
     with clock.stage("preprocess"):
         kept = crop_box(volume, manifest.crop)
-        prepared = prepare(
+        prepared = preprocess(
             volume.cropped(kept), manifest, max_voxels=max_voxels, threads=threads,
             # The mask's zeros take no memory before they are written.
             require=lambda size_bytes: memory.require(size_bytes + mask.nbytes),
@@ -103,23 +103,23 @@ def segment_volume(
     planes = stream_logits(
         prepared.image, network, manifest, plan,
         batch=batch, smaller_batch=smaller_batch, ahead=ahead, on_device=on_device, threads=threads,
-        hold=lambda shape: memory.hold(shape, besides=mask.nbytes + _planes_bytes(shape, plan.axis)),
-        waiting=lambda: clock.stage("network"),
+        allocate=lambda shape: memory.hold(shape, besides=mask.nbytes + _planes_bytes(shape, plan.stream_axis)),
+        network_time=lambda: clock.stage("network"),
         on_window=lambda done: progress("windows", done / plan.count),
     )  # fmt: skip
     with clock.stage("map"):
-        map_planes(
+        write_native_labels(
             clock.each("windows", planes),
-            depth=prepared.image.shape[plan.axis],
-            decide=partial(labels_from_logits, activation=manifest.activation, values=values, dtype=dtype),
-            target=np.moveaxis(prepared.reorientation.apply(mask[kept]), plan.axis, 0),
+            depth=prepared.image.shape[plan.stream_axis],
+            decide=partial(decide_labels, activation=manifest.activation, values=values, dtype=dtype),
+            target=np.moveaxis(prepared.reorientation.apply(mask[kept]), plan.stream_axis, 0),
             kinds=[prepared.logits_kinds[axis] for axis in plan.axes],
             threads=threads,
         )
     progress("postprocess", 0.0)
     with clock.stage("postprocess"):
-        clean(mask, manifest.postprocessing, voxel_volume_ml=volume.voxel_volume_ml)
-    return Segmented(mask, plan.count, kept, memory.notes)
+        postprocess(mask, manifest.postprocessing, voxel_volume_ml=volume.voxel_volume_ml)
+    return VolumeSegmentation(mask, plan.count, kept, memory.notes)
 
 
 def _planes_bytes(held: tuple[int, ...], axis: int) -> int:

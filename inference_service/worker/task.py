@@ -268,7 +268,7 @@ class _Attempt:
         report = segment_file(
             source, source.parent, model, self._engine,
             max_voxels=self._settings.max_voxels, max_bytes=self._settings.max_input_bytes,
-            wishes=InputOptions(request.input.series, options.tolerate, options.modality_check),
+            input_options=InputOptions(request.input.series, options.tolerate, options.modality_check),
             formats=request.output.formats, job_id=self._claim.job_id, clock=self._clock, progress=lease.progress,
         )  # fmt: skip
         lease.progress("store", 0.0)

@@ -21,7 +21,7 @@ from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import read_model
 from inference_service.formats.nifti import read_nifti
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.postprocessing import clean
+from inference_service.segmentation.postprocessing import postprocess
 
 MAX_VOXELS = 2**24
 LARGEST_NETWORK_BYTES = 8 * 2**20
@@ -61,7 +61,7 @@ def test_a_lung_keeps_a_part_that_is_not_much_smaller_than_the_other(ml: int, st
         # Alone a part is the largest.
         mask[part] = value
         cleaned = mask.copy(order="F")
-        clean(cleaned, read_model(MODEL).manifest.postprocessing, voxel_volume_ml=1.0)
+        postprocess(cleaned, read_model(MODEL).manifest.postprocessing, voxel_volume_ml=1.0)
         kept = stays or value == labels.LUNG_RIGHT
         assert set(np.unique(cleaned[part])) == {value if kept else labels.BODY}
 

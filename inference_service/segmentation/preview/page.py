@@ -14,8 +14,20 @@ from inference_service.imaging.components import Regions
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.palette import colour
 from inference_service.segmentation.preview.legend import BLACK, PAGE, TEXT, draw_legend, draw_text
-from inference_service.segmentation.preview.planes import AXIAL, VIEWS, View, Viewer, even_planes, middle_plane
-from inference_service.segmentation.preview.rendering import Window, ct_window, overlay, percentile_window
+from inference_service.segmentation.preview.planes import (
+    AXIAL,
+    VIEWS,
+    PlaneExtractor,
+    View,
+    evenly_spaced_planes,
+    middle_plane,
+)
+from inference_service.segmentation.preview.rendering import (
+    IntensityWindow,
+    ct_intensity_window,
+    overlay,
+    percentile_intensity_window,
+)
 
 _MARGIN, _GAP = 16, 12
 _PANEL, _SLICE, _LEGEND_WIDTH = 384, 173, 280
@@ -55,30 +67,32 @@ def draw_preview(
     Returns:
         A PNG, of the same size for every scan.
     """
-    viewer = Viewer.of(volume)
+    extractor = PlaneExtractor.of(volume)
     shown = [label for label in labels if label.value != 0]
     drawn = [label.value != 0 for label in labels]
     counts = [profile[drawn].sum(axis=0) for profile in regions.profiles]
-    middles = {view: middle_plane(viewer.profile(counts, view)) for view in VIEWS}
+    middles = {view: middle_plane(extractor.profile(counts, view)) for view in VIEWS}
     if modality == "CT":
-        window = ct_window([(label.intensity_mean or 0.0, label.voxels) for label in shown])
+        window = ct_intensity_window([(label.intensity_mean or 0.0, label.voxels) for label in shown])
     else:
-        window = percentile_window([viewer.plane(volume.voxels, view, index) for view, index in middles.items()])
+        window = percentile_intensity_window(
+            [extractor.plane(volume.voxels, view, index) for view, index in middles.items()]
+        )
     colours = {label.value: colour(place) for place, label in enumerate(shown)}
-    artist = _Artist(
-        viewer, volume.voxels, mask, window, _places(mask.dtype, colours),
+    renderer = _PanelRenderer(
+        extractor, volume.voxels, mask, window, _places(mask.dtype, colours),
         np.array([BLACK, *colours.values()], dtype=np.uint8),
     )  # fmt: skip
 
     page = Image.new("RGB", (_WIDTH, _HEIGHT), PAGE)
     for place, (view, index) in enumerate(middles.items()):
-        page.paste(artist.panel(view, index), (_MARGIN + place * (_PANEL + _GAP), _MARGIN))
-    for place, index in enumerate(even_planes(viewer.profile(counts, AXIAL), _SLICES)):
-        slice_ = artist.slice(index, with_bar=place == 0)
+        page.paste(renderer.panel(view, index), (_MARGIN + place * (_PANEL + _GAP), _MARGIN))
+    for place, index in enumerate(evenly_spaced_planes(extractor.profile(counts, AXIAL), _SLICES)):
+        slice_ = renderer.slice(index, with_bar=place == 0)
         page.paste(slice_, (_MARGIN + place * (_SLICE + _GAP), _MARGIN + _PANEL + _GAP))
     notes = [_DISCLAIMER, str(window)]
-    if viewer.tilt_degrees > _LEAST_TILT_DEGREES:
-        notes.insert(0, f"Scan oblique by {viewer.tilt_degrees:.0f}°: sides are the nearest")
+    if extractor.tilt_degrees > _LEAST_TILT_DEGREES:
+        notes.insert(0, f"Scan oblique by {extractor.tilt_degrees:.0f}°: sides are the nearest")
     legend = draw_legend(shown, colours, notes, (_LEGEND_WIDTH, _PANEL))
     page.paste(legend, (_WIDTH - _MARGIN - _LEGEND_WIDTH, _MARGIN))
     file = BytesIO()
@@ -87,11 +101,11 @@ def draw_preview(
 
 
 @dataclass(frozen=True)
-class _Artist:
+class _PanelRenderer:
     """Draws planes of one scan.
 
     Attributes:
-        viewer: Cuts them out.
+        extractor: Cuts them out.
         voxels: The scan's.
         mask: On the same grid.
         window: What is shown of the scan.
@@ -99,10 +113,10 @@ class _Artist:
         colours: Shape (labels + 1, 3).
     """
 
-    viewer: Viewer
+    extractor: PlaneExtractor
     voxels: NDArray[np.generic]
     mask: NDArray[np.unsignedinteger]
-    window: Window
+    window: IntensityWindow
     places: NDArray[np.intp]
     colours: NDArray[np.uint8]
 
@@ -115,7 +129,7 @@ class _Artist:
         for letter, (x, y, anchor) in zip(view.sides, ends, strict=True):
             draw_text(draw, (x, y), letter, anchor, bold=True)
         draw_text(draw, (_EDGE, _EDGE), view.name, "la")
-        draw_text(draw, (far, _EDGE), self.viewer.position(view, index), "ra")
+        draw_text(draw, (far, _EDGE), self.extractor.position(view, index), "ra")
         _draw_bar(draw, _PANEL, mm_per_pixel)
         return panel
 
@@ -123,21 +137,21 @@ class _Artist:
         """A small axial picture: place, and scale where it is asked for."""
         panel, mm_per_pixel = self._fitted(AXIAL, index, _SLICE)
         draw = ImageDraw.Draw(panel)
-        draw_text(draw, (_EDGE, _EDGE), self.viewer.position(AXIAL, index), "la")
+        draw_text(draw, (_EDGE, _EDGE), self.extractor.position(AXIAL, index), "la")
         if with_bar:
             _draw_bar(draw, _SLICE, mm_per_pixel)
         return panel
 
     def _fitted(self, view: View, index: int, side: int) -> tuple[Image.Image, float]:
         """A plane in the middle of a black square, and the millimetres of a pixel."""
-        width_mm, height_mm = self.viewer.size_mm(view)
-        lean = self.viewer.lean(view)
+        width_mm, height_mm = self.extractor.size_mm(view)
+        lean = self.extractor.lean(view)
         mm_per_pixel = max(width_mm + abs(lean) * height_mm, height_mm) / side
         width, height = (max(1, round(mm / mm_per_pixel)) for mm in (width_mm, height_mm))
-        scan = self.viewer.plane(self.voxels, view, index)
+        scan = self.extractor.plane(self.voxels, view, index)
         i, j = (max(1, pixels // (_SAMPLES * to)) for pixels, to in zip(scan.shape, (height, width), strict=True))
         grey = Image.fromarray(self.window.grey(scan[::i, ::j])).resize((width, height), Image.Resampling.BILINEAR)
-        mask = self.viewer.plane(self.mask, view, index)
+        mask = self.extractor.plane(self.mask, view, index)
         places = self.places[mask[np.ix_(_nearest(mask.shape[0], height), _nearest(mask.shape[1], width))]]
         painted = Image.fromarray(_leaning(overlay(np.asarray(grey), places, self.colours), lean))
         panel = Image.new("RGB", (side, side), BLACK)

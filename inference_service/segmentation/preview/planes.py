@@ -1,6 +1,6 @@
 """Which planes of a scan a preview shows, and how they lie on a screen: radiological convention. Pure numerics.
 
-Whatever the order of a scan's axes, it is seen along those of `VIEWED`: the same patient gives the same picture.
+Whatever the order of a scan's axes, it is seen along those of `DISPLAY_AXES`: the same patient gives the same picture.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from inference_service.imaging.geometry import Affine, Reorientation, Volume, Voxel, reorientation
 
 # Columns run to the patient's left, rows to the back or to the feet.
-VIEWED = "LPI"
+DISPLAY_AXES = "LPI"
 _LETTERS = ("RL", "AP", "HF")
 
 # A plane through the middle shows at least this share of what the fullest plane does.
@@ -23,7 +23,7 @@ _LEAST_LEAN = 1e-3
 
 @dataclass(frozen=True)
 class View:
-    """How planes across one axis are shown; axes are those of `VIEWED`.
+    """How planes across one axis are shown; axes are those of `DISPLAY_AXES`.
 
     Attributes:
         name: For people.
@@ -48,12 +48,12 @@ VIEWS = (AXIAL, CORONAL, SAGITTAL)
 
 
 @dataclass(frozen=True)
-class Viewer:
+class PlaneExtractor:
     """Cuts planes out of a scan and its mask.
 
     Attributes:
-        turned: From the scan's own axes to `VIEWED`.
-        steps_mm: Shape (3, 3): each column goes from one voxel to the next along an axis of `VIEWED`, RAS+.
+        turned: From the scan's own axes to `DISPLAY_AXES`.
+        steps_mm: Shape (3, 3): each column goes from one voxel to the next along an axis of `DISPLAY_AXES`, RAS+.
         affine: From the scan's own voxels to RAS+ mm.
         shape: Voxels along the scan's own axes.
     """
@@ -64,9 +64,9 @@ class Viewer:
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, volume: Volume) -> "Viewer":
-        """The viewer of a scan."""
-        turned = reorientation(volume.orientation, VIEWED)
+    def of(cls, volume: Volume) -> "PlaneExtractor":
+        """The extractor of a scan."""
+        turned = reorientation(volume.orientation, DISPLAY_AXES)
         signs = np.where(turned.flipped, -1, 1)
         return cls(turned, volume.affine[:3, list(turned.axes)] * signs, volume.affine, volume.shape)
 
@@ -125,10 +125,10 @@ def middle_plane(profile: NDArray[np.int64]) -> int:
     return int(full[np.abs(full - centre).argmin()])
 
 
-def even_planes(profile: NDArray[np.int64], count: int) -> list[int]:
+def evenly_spaced_planes(profile: NDArray[np.int64], count: int) -> list[int]:
     """So many planes or fewer, evenly over where something of interest is, or over all.
 
-    >>> even_planes(np.array([0, 1, 1, 1, 1, 0, 1, 0]), 3), even_planes(np.array([0, 0, 1, 0]), 3)
+    >>> evenly_spaced_planes(np.array([0, 1, 1, 1, 1, 0, 1, 0]), 3), evenly_spaced_planes(np.array([0, 0, 1, 0]), 3)
     ([2, 4, 6], [1, 2, 3])
     """
     held = np.flatnonzero(profile)

@@ -17,7 +17,7 @@ _PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
-class Window:
+class IntensityWindow:
     """The intensities that are shown from black to white."""
 
     low: float
@@ -33,10 +33,14 @@ class Window:
         return np.asarray(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-LUNG, BONE, SOFT_TISSUE = Window(-1350, 150, " HU"), Window(-500, 1300, " HU"), Window(-160, 240, " HU")
+LUNG, BONE, SOFT_TISSUE = (
+    IntensityWindow(-1350, 150, " HU"),
+    IntensityWindow(-500, 1300, " HU"),
+    IntensityWindow(-160, 240, " HU"),
+)
 
 
-def ct_window(labels: Sequence[tuple[float, int]]) -> Window:
+def ct_intensity_window(labels: Sequence[tuple[float, int]]) -> IntensityWindow:
     """The window for what most of the segmented tissue is.
 
     Args:
@@ -51,12 +55,12 @@ def ct_window(labels: Sequence[tuple[float, int]]) -> Window:
     return SOFT_TISSUE
 
 
-def percentile_window(planes: Sequence[NDArray[np.generic]]) -> Window:
+def percentile_intensity_window(planes: Sequence[NDArray[np.generic]]) -> IntensityWindow:
     """The range of nearly all that is seen in some planes but for their least value, which is mostly what surrounds."""
     values = np.concatenate([plane.ravel() for plane in planes]).astype(np.float64)
     inside = values[values > values.min()]
     low, high = np.percentile(inside, _PERCENTILES) if inside.size else (values[0], values[0])
-    return Window(float(low), float(high) if high > low else float(low) + max(1.0, abs(float(low)) * 1e-3), "")
+    return IntensityWindow(float(low), float(high) if high > low else float(low) + max(1.0, abs(float(low)) * 1e-3), "")
 
 
 def overlay(grey: Grey, places: NDArray[np.intp], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import Engine
 from inference_service.formats.nifti import write_volume
-from inference_service.segmentation.device_aggregator import GRAPHS, TEXTS, DeviceSums, OnDevice
+from inference_service.segmentation.device_aggregator import GRAPHS, TEXTS, DeviceAggregator, DeviceSession
 from inference_service.segmentation.pipeline import segment_file
 from inference_service.segmentation.sliding_window import stream_logits
 from inference_service.segmentation.tiling import Shape, plan_windows
@@ -55,7 +55,7 @@ def noise(shape: Shape) -> NDArray[np.float32]:
 
 
 def streamed(
-    shape: Shape, manifest: Manifest, session: Session, on_device: OnDevice | None, **options: Any
+    shape: Shape, manifest: Manifest, session: Session, on_device: DeviceSession | None, **options: Any
 ) -> NDArray[np.float32]:
     plan = plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
     return np.stack(list(stream_logits(noise(shape), session, manifest, plan, on_device=on_device, **options)))
@@ -90,14 +90,14 @@ def test_sums_are_the_hosts(
     session = session_of()
     manifest = make_manifest(window=window, overlap=overlap, values=LABELS, mirror_axes=mirror_axes)
     here = streamed(shape, manifest, session, None)
-    there = streamed(shape, manifest, session, OnDevice(session), batch=batch, ahead=ahead)
+    there = streamed(shape, manifest, session, DeviceSession(session), batch=batch, ahead=ahead)
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_is_added_up_in_full(make_manifest: MakeManifest) -> None:
     half, full = session_of(TensorProto.FLOAT16), session_of()
     manifest = make_manifest(window=(4, 5, 3), values=LABELS, mirror_axes=(1,))
-    there = streamed((9, 6, 8), manifest, half, OnDevice(half), batch=2)
+    there = streamed((9, 6, 8), manifest, half, DeviceSession(half), batch=2)
     assert there.dtype == np.float32
     np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, half, None), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, full, None), rtol=HALF_RTOL, atol=20 * HALF_RTOL)
@@ -131,7 +131,7 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
     expected = streamed((11, 6, 5), manifest, session, None)
     monkeypatch.setattr(Session, "run_beside", run_until_full)
     monkeypatch.setattr(Session, "empty_on_device", empty_until_full)
-    there = streamed((11, 6, 5), manifest, session, OnDevice(session))
+    there = streamed((11, 6, 5), manifest, session, DeviceSession(session))
     np.testing.assert_allclose(there, expected, rtol=1e-5, atol=1e-5)
     assert caplog.text.count("logits are added up in the worker's memory, not where the network runs") == (left < 0)
     assert left < 0 or steps > 20
@@ -139,7 +139,7 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
 
 def test_more_than_a_gpus_kernels_count_is_left_to_the_host() -> None:
     with pytest.raises(GpuOutOfMemory, match="more than a GPU's kernels count"):
-        DeviceSums(session_of(), (118, 96, 512, 512), 0, np.ones((1, 1, 1), np.float32))
+        DeviceAggregator(session_of(), (118, 96, 512, 512), 0, np.ones((1, 1, 1), np.float32))
 
 
 def test_a_result_keeps_no_input_of_its_run() -> None:
@@ -156,7 +156,7 @@ def test_a_result_keeps_no_input_of_its_run() -> None:
 def test_what_is_not_finite_is_an_invalid_model(make_manifest: MakeManifest) -> None:
     session = session_of(value=float("nan"))
     with pytest.raises(ModelInvalid, match="not finite"):
-        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, OnDevice(session))
+        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, DeviceSession(session))
 
 
 def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
@@ -168,7 +168,7 @@ def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
     monkeypatch.setattr(Session, "run_on_device", full)
     session = session_of()
     with pytest.raises(GpuOutOfMemory, match="too large"):
-        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, OnDevice(session), batch=4)
+        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, DeviceSession(session), batch=4)
 
 
 @pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
@@ -187,7 +187,7 @@ def test_a_whole_job_gives_the_same_mask(
     model = make_model(spacing_mm=(20.0, 20.0, 20.0))
     added = 0
 
-    def add(self: DeviceSums, *given: Any) -> None:
+    def add(self: DeviceAggregator, *given: Any) -> None:
         nonlocal added
         added += 1
         adding(self, *given)
@@ -199,8 +199,8 @@ def test_a_whole_job_gives_the_same_mask(
         assert added == (report.windows if name == "device" else 0)
         return (folder / MASK_FILE).read_bytes()
 
-    adding = DeviceSums.add
-    monkeypatch.setattr(DeviceSums, "add", add)
+    adding = DeviceAggregator.add
+    monkeypatch.setattr(DeviceAggregator, "add", add)
     here = masked("host")
     monkeypatch.setattr(Session, "sums_on_device", True)
     assert masked("device") == here

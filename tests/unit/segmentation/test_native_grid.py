@@ -14,8 +14,8 @@ from scipy import ndimage
 from inference_service.core.threads import ALONE, Threads
 from inference_service.imaging.resampling import Kind, Kinds, Shape, axis_taps
 from inference_service.segmentation import native_grid
-from inference_service.segmentation.label_decision import labels_from_logits
-from inference_service.segmentation.native_grid import map_planes
+from inference_service.segmentation.label_decision import decide_labels
+from inference_service.segmentation.native_grid import write_native_labels
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.unsignedinteger]
@@ -58,7 +58,7 @@ def mapped(
     """Maps logits (labels, d, h, w)."""
     labels = np.full(shape, 255, dtype=np.uint8)
     planes = np.moveaxis(logits, 1, 0)
-    map_planes(planes, depth=len(planes), decide=decide, target=labels, kinds=kinds, threads=threads)
+    write_native_labels(planes, depth=len(planes), decide=decide, target=labels, kinds=kinds, threads=threads)
     return labels
 
 
@@ -154,10 +154,10 @@ def test_equal_grids_take_the_labels_as_they_are(shape: Shape, kinds: Kinds) -> 
 
 @pytest.mark.parametrize(("activation", "values"), [("softmax", (0, 7, 3)), ("sigmoid", (2, 300, 1))])
 def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[int, ...]) -> None:
-    decide = partial(labels_from_logits, activation=activation, values=values, dtype=np.uint16)
+    decide = partial(decide_labels, activation=activation, values=values, dtype=np.uint16)
     logits = noise((3, 4, 5, 6))
     labels = np.zeros((7, 9, 8), dtype=np.uint16)
-    map_planes(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, kinds=LINEAR)
+    write_native_labels(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, kinds=LINEAR)
     assert np.array_equal(labels, decide(interpolated(logits, (7, 9, 8), LINEAR)))
     assert set(values) <= set(labels.ravel().tolist())
 
@@ -172,7 +172,9 @@ def test_a_view_reversed_and_transposed_is_written_through(
     expected = mapped(logits, (9, 7, 8))
     mask = np.full([(9, 7, 8)[axis] for axis in axes], 255, dtype=np.uint8)
     target = mask.transpose(np.argsort(axes))[::-1, :, ::-1]
-    map_planes(np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, kinds=LINEAR, threads=threads)
+    write_native_labels(
+        np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, kinds=LINEAR, threads=threads
+    )
     assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(axes))
     assert expected.max() == 2
 
@@ -213,7 +215,7 @@ def test_planes_are_taken_when_they_are_needed(depth: int, rows: int) -> None:
             written.append(int((target != 255).all(axis=(1, 2)).sum()))
             yield plane
 
-    map_planes(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR)
+    write_native_labels(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR)
     centres = np.clip((np.arange(rows) + 0.5) * depth / rows - 0.5, 0, depth - 1)
     last_needed = np.ceil(centres - TIE)
     assert written == [int((last_needed < index).sum()) for index in range(int(last_needed[-1]) + 1)]
@@ -231,7 +233,7 @@ def test_no_more_than_two_planes_are_held(threads: Threads, rows: int) -> None:
 
     tracemalloc.start()
     try:
-        map_planes(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR, threads=threads)
+        write_native_labels(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR, threads=threads)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

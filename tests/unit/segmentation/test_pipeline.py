@@ -439,7 +439,7 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     (tmp_path / "out").mkdir()
     report = segment_file(
         tmp_path / "in", tmp_path / "out", make_model(**fields), CPU, max_voxels=10**6, formats=formats,
-        wishes=InputOptions(tolerate=("uneven_spacing",)), clock=StageClock(),
+        input_options=InputOptions(tolerate=("uneven_spacing",)), clock=StageClock(),
     )  # fmt: skip
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
     assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.contract.manifest import LargestComponent, PostProcessing, RemoveSmall
-from inference_service.segmentation.postprocessing import clean
+from inference_service.segmentation.postprocessing import postprocess
 
 Box = tuple[slice | int, slice | int, slice | int]
 
@@ -22,7 +22,7 @@ def cleaned(
     mask: NDArray[np.unsignedinteger], *steps: PostProcessing, voxel_volume_ml: float = 0.001
 ) -> NDArray[np.unsignedinteger]:
     result = mask.copy()
-    clean(result, steps, voxel_volume_ml=voxel_volume_ml)
+    postprocess(result, steps, voxel_volume_ml=voxel_volume_ml)
     return result
 
 

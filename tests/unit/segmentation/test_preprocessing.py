@@ -11,7 +11,7 @@ from scipy import ndimage
 from inference_service.contract.manifest import Intensity, Manifest
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Affine, Volume
-from inference_service.segmentation.preprocessing import normalise, prepare
+from inference_service.segmentation.preprocessing import normalise, preprocess
 
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[[str, Sequence[float]], Affine]
@@ -132,7 +132,7 @@ def test_image_has_the_models_axes_and_spacing(
     expected = ndimage.zoom(scan.astype(np.float64), ratios, order=order, mode="nearest", grid_mode=True)
 
     manifest = make_manifest(orientation=target, spacing_mm=model_spacing, interpolation=interpolation)
-    prepared = prepare(volume, manifest, max_voxels=MAX_VOXELS)
+    prepared = preprocess(volume, manifest, max_voxels=MAX_VOXELS)
     assert prepared.image.shape == expected.shape
     assert len({round(ratio, 3) for ratio in ratios}) == 3
     assert np.allclose(prepared.image, expected, rtol=CLOSE, atol=0.01)
@@ -142,7 +142,7 @@ def test_area_averages_what_a_voxel_of_the_model_covers(make_manifest: MakeManif
     volume = Volume(hounsfield((6, 8, 9)), np.diag([1.0, 1.0, 1.0, 1.0]))
     manifest = make_manifest(spacing_mm=(2.0, 4.0, 3.0), interpolation="area")
     means = volume.voxels.reshape(3, 2, 2, 4, 3, 3).mean(axis=(1, 3, 5))
-    assert np.allclose(prepare(volume, manifest, max_voxels=MAX_VOXELS).image, means, atol=0.01)
+    assert np.allclose(preprocess(volume, manifest, max_voxels=MAX_VOXELS).image, means, atol=0.01)
 
 
 @pytest.mark.parametrize("source", ["RAS", "LPS", "PIR", "SLA"])
@@ -154,14 +154,14 @@ def test_axes_run_where_the_model_says(make_manifest: MakeManifest, oblique_affi
     by_world_axis = dict(zip(world_axes, spacing, strict=True))
     manifest = make_manifest(orientation="SPR", spacing_mm=[by_world_axis[axis] for axis in (2, 1, 0)])
     for axis, (world_axis, sign) in enumerate(((2, 1), (1, -1), (0, 1))):
-        image = prepare(Volume(world_mm[..., world_axis], affine), manifest, max_voxels=MAX_VOXELS).image
+        image = preprocess(Volume(world_mm[..., world_axis], affine), manifest, max_voxels=MAX_VOXELS).image
         steps = sign * np.diff(image, axis=axis)
         assert (steps > 0.8 * by_world_axis[world_axis]).all()
 
 
 def test_intensities_are_those_of_the_manifest(make_manifest: MakeManifest) -> None:
     volume = Volume(hounsfield((6, 5, 4)).astype(np.int16), np.eye(4))
-    image = prepare(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}]), max_voxels=MAX_VOXELS).image
+    image = preprocess(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}]), max_voxels=MAX_VOXELS).image
     assert np.allclose(image, ct(volume.voxels.astype(np.float64)), atol=CLOSE)
     assert volume.voxels.dtype == np.int16
     assert volume.voxels.min() < -900
@@ -173,17 +173,17 @@ def test_thick_slices_are_taken_apart_along_the_models_axes(
     voxels = hounsfield((8, 7, 4))
     volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
     manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
-    prepared = prepare(volume, manifest, max_voxels=MAX_VOXELS)
+    prepared = preprocess(volume, manifest, max_voxels=MAX_VOXELS)
     assert prepared.logits_kinds == ("nearest", "linear", "linear")
     assert np.array_equal(prepared.image, np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
-    prepared = prepare(volume, make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
+    prepared = preprocess(volume, make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
     assert prepared.logits_kinds == ("linear", "linear", "linear")
 
 
 def test_prepared_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
     voxels = hounsfield((4, 5, 6))
     manifest = make_manifest(orientation="IAR")
-    prepared = prepare(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest, max_voxels=MAX_VOXELS)
+    prepared = preprocess(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest, max_voxels=MAX_VOXELS)
     assert np.array_equal(prepared.image, prepared.reorientation.apply(voxels))
 
 
@@ -214,7 +214,7 @@ def test_large_grids_are_refused_before_they_are_allocated(
     tracemalloc.start()
     try:
         with pytest.raises(InputTooLarge, match=message):
-            prepare(volume, manifest, max_voxels=MAX_VOXELS)
+            preprocess(volume, manifest, max_voxels=MAX_VOXELS)
         assert tracemalloc.get_traced_memory()[1] < 10**5
     finally:
         tracemalloc.stop()
@@ -223,16 +223,16 @@ def test_large_grids_are_refused_before_they_are_allocated(
 def test_grids_as_large_as_the_limit_are_taken(make_manifest: MakeManifest) -> None:
     volume = Volume(np.zeros((3, 1, 4), dtype=np.int16), np.diag([2.0, 3.0, 2.0, 1.0]))
     manifest = make_manifest(window=(5, 4, 3))
-    assert prepare(volume, manifest, max_voxels=6 * 4 * 8).image.shape == (6, 3, 8)
+    assert preprocess(volume, manifest, max_voxels=6 * 4 * 8).image.shape == (6, 3, 8)
     with pytest.raises(InputTooLarge, match=r"192 voxels.*at most 191"):
-        prepare(volume, manifest, max_voxels=6 * 4 * 8 - 1)
+        preprocess(volume, manifest, max_voxels=6 * 4 * 8 - 1)
 
 
 def test_long_axes_take_memory_in_proportion(make_manifest: MakeManifest) -> None:
     volume = Volume(np.zeros((4096, 1, 1), dtype=np.int16), np.diag([0.5, 1.0, 1.0, 1.0]))
     tracemalloc.start()
     try:
-        assert prepare(volume, make_manifest(), max_voxels=MAX_VOXELS).image.shape == (2048, 1, 1)
+        assert preprocess(volume, make_manifest(), max_voxels=MAX_VOXELS).image.shape == (2048, 1, 1)
         assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
     finally:
         tracemalloc.stop()
@@ -260,16 +260,16 @@ def test_intensities_may_be_mapped_before_resampling(
     before = voxels.copy()
     fields = {"channels": [{"name": "CT", "intensity": intensity}], "interpolation": interpolation}
     manifest = make_manifest(**fields, spacing_mm=(1.6, 0.7, 1.3), intensity_before_resampling=True)
-    got = prepare(Volume(voxels, np.eye(4)), manifest, max_voxels=MAX_VOXELS).image
+    got = preprocess(Volume(voxels, np.eye(4)), manifest, max_voxels=MAX_VOXELS).image
 
     mapped = voxels.astype(np.float32)
     normalise(mapped, manifest.channels[0].intensity)
     plain = make_manifest(interpolation=interpolation, spacing_mm=(1.6, 0.7, 1.3))
-    expected = prepare(Volume(mapped, np.eye(4)), plain, max_voxels=MAX_VOXELS).image
+    expected = preprocess(Volume(mapped, np.eye(4)), plain, max_voxels=MAX_VOXELS).image
     assert np.allclose(got, expected, atol=1e-5)
     assert np.array_equal(voxels, before)
     if intensity["kind"] == "ct":
-        after = prepare(
+        after = preprocess(
             Volume(voxels, np.eye(4)), make_manifest(**fields, spacing_mm=(1.6, 0.7, 1.3)), max_voxels=10**6
         )
         assert not np.allclose(got, after.image, atol=0.1)

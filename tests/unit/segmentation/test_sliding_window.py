@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, OutOfMemory
 from inference_service.core.threads import Threads
-from inference_service.segmentation.sliding_window import Network, in_memory, stream_logits
-from inference_service.segmentation.tiling import Shape, WindowPlan, importance, plan_windows
+from inference_service.segmentation.sliding_window import Network, stream_logits, zeros_in_memory
+from inference_service.segmentation.tiling import Shape, WindowPlan, importance_map, plan_windows
 
 MakeManifest = Callable[..., Manifest]
 
@@ -72,14 +72,14 @@ def streamed(image: NDArray[np.float32], network: Network, manifest: Manifest) -
     """All logits, shape (labels, i, j, k)."""
     plan = plan_for(image.shape, manifest)
     planes = list(stream_logits(image, network, manifest, plan))
-    return np.moveaxis(np.stack(planes), 0, plan.axis + 1)
+    return np.moveaxis(np.stack(planes), 0, plan.stream_axis + 1)
 
 
 def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> NDArray[np.float64]:
     """The same by the textbook: the whole padded volume's logits in float64, one window added after the other."""
     plan = plan_for(image.shape, manifest)
     padded = np.pad(image, plan.pads, constant_values=manifest.padding_value)
-    weights = importance(manifest.window, manifest.blending).astype(np.float64)
+    weights = importance_map(manifest.window, manifest.blending).astype(np.float64)
     logits, total = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
     for corner in product(*plan.starts):
         i, j, k = (slice(start, start + size) for start, size in zip(corner, manifest.window, strict=True))
@@ -176,9 +176,9 @@ def test_planes_leave_before_windows_that_do_not_touch_them_run(
     manifest = make_manifest(placement=placement, values=(0, 1))
     plan = plan_for(shape, manifest)
     network = ValueNetwork()
-    deep = plan.starts[plan.axis]
+    deep = plan.starts[plan.stream_axis]
     for index, _ in enumerate(stream_logits(noise(shape), network, manifest, plan)):
-        touching = sum(start <= index + plan.pads[plan.axis][0] for start in deep)
+        touching = sum(start <= index + plan.pads[plan.stream_axis][0] for start in deep)
         assert len(network.windows) == touching * plan.count // len(deep)
 
 
@@ -367,13 +367,13 @@ def test_logits_are_held_where_the_caller_says_once_the_network_has_run(
     plan, network = plan_for(shape, manifest), ValueNetwork()
     held: list[tuple[tuple[int, ...], int]] = []
 
-    def hold(extent: tuple[int, ...]) -> NDArray[np.float32]:
+    def allocate(extent: tuple[int, ...]) -> NDArray[np.float32]:
         held.append((extent, len(network.windows)))
-        return in_memory(extent)
+        return zeros_in_memory(extent)
 
-    list(stream_logits(noise(shape), network, make_manifest(window=(5, 4, 3), values=(0, 1)), plan, hold=hold))
+    list(stream_logits(noise(shape), network, make_manifest(window=(5, 4, 3), values=(0, 1)), plan, allocate=allocate))
     expected = [max(size, extent) for size, extent in zip(shape, (5, 4, 3), strict=True)]
-    expected[plan.axis] = (5, 4, 3)[plan.axis]
+    expected[plan.stream_axis] = (5, 4, 3)[plan.stream_axis]
     assert held == [((2, *expected), 1)]
 
 

@@ -9,7 +9,7 @@ from inference_service.segmentation.tiling import (
     Blending,
     Placement,
     Shape,
-    importance,
+    importance_map,
     padding,
     plan_windows,
     window_starts,
@@ -66,7 +66,7 @@ def test_every_voxel_has_weight(
     shape: Shape, window: Shape, overlap: float, placement: Placement, blending: Blending
 ) -> None:
     plan = plan_windows(shape, window, overlap, placement)
-    weights = importance(window, blending)
+    weights = importance_map(window, blending)
     total = np.zeros([size + sum(pads) for size, pads in zip(shape, plan.pads, strict=True)])
     for corner in product(*plan.starts):
         covered = total[tuple(slice(start, start + size) for start, size in zip(corner, window, strict=True))]
@@ -97,16 +97,16 @@ def test_even_starts_round_as_nnunet_does() -> None:
 def test_planes_leave_along_the_longest_axis(shape: Shape, axes: tuple[int, int, int]) -> None:
     plan = plan_windows(shape, (4, 4, 4), 0.5, "snap")
     assert plan.axes == axes
-    assert plan.axis == axes[0]
+    assert plan.stream_axis == axes[0]
 
 
 def test_longest_is_meant_in_windows() -> None:
-    assert plan_windows((40, 30, 20), (40, 10, 4), 0.5, "snap").axis == 2
+    assert plan_windows((40, 30, 20), (40, 10, 4), 0.5, "snap").stream_axis == 2
 
 
 @given(WINDOWS, st.sampled_from(["gaussian", "constant"]))
 def test_importance_is_symmetric_and_highest_in_the_centre(window: Shape, blending: Blending) -> None:
-    weights = importance(window, blending)
+    weights = importance_map(window, blending)
     assert weights.shape == window
     assert weights.dtype == np.float32
     for axis in range(3):
@@ -116,7 +116,7 @@ def test_importance_is_symmetric_and_highest_in_the_centre(window: Shape, blendi
 
 
 def test_gaussian_is_an_eighth_of_the_window_wide_and_cut_at_the_corners() -> None:
-    weights = importance((9, 17, 33), "gaussian")
+    weights = importance_map((9, 17, 33), "gaussian")
     distances = [(np.arange(size) - size // 2) / (size / 8) for size in weights.shape]
     squares = sum(np.ix_(*(distance**2 for distance in distances)))
     assert np.allclose(weights, np.maximum(np.exp(-squares / 2), 1e-3), rtol=1e-5)
@@ -124,4 +124,4 @@ def test_gaussian_is_an_eighth_of_the_window_wide_and_cut_at_the_corners() -> No
 
 
 def test_constant_weighs_all_alike() -> None:
-    assert (importance((3, 4, 5), "constant") == 1).all()
+    assert (importance_map((3, 4, 5), "constant") == 1).all()

@@ -85,14 +85,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def segment(
-    source: Path, folder: Path, model: Model, wishes: InputOptions = DEFAULT_INPUT_OPTIONS
+    source: Path, folder: Path, model: Model, input_options: InputOptions = DEFAULT_INPUT_OPTIONS
 ) -> tuple[Array, Affine, Report]:
     """The mask of a scan with its affine, and the report."""
     target = folder / "out"
     target.mkdir()
     report = segment_file(
         source, target, model, Engine(("CPUExecutionProvider",)),
-        max_voxels=10**6, wishes=wishes, clock=StageClock(),
+        max_voxels=10**6, input_options=input_options, clock=StageClock(),
     )  # fmt: skip
     image = nibabel.Nifti1Image.from_filename(target / MASK_FILE)
     return np.asarray(image.dataobj), image.affine, report

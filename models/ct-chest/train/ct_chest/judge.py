@@ -18,7 +18,7 @@ from inference_service.engine.model_registry import Model, read_model
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import Engine, load_session
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.volume_segmentation import numeric_threads, segment_volume
+from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
 
 # Names and values, as they are found.
 Figures: TypeAlias = Iterator[tuple[str, float]]
@@ -85,7 +85,7 @@ def timed(folder: Path = MODEL, repeats: int = 3) -> Figures:
     phantom = chest_phantom((512, 512, 300), (0.7, 0.7, 1.0))
     model, session = _loaded(folder)
     clocks = [StageClock() for _ in range(repeats)]
-    with numeric_threads(_THREADS) as threads:
+    with job_threads(_THREADS) as threads:
         for clock in clocks:
             segment_volume(phantom, model.manifest, session, max_voxels=2**30, clock=clock, threads=threads)
     for stage in clocks[0].seconds:

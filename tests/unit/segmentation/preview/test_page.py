@@ -28,7 +28,7 @@ ORIENTATIONS = ("LPS", "RAS", "PIR", "SAL", "ILA", "ASR")
 PANEL, TOP = 384, 16
 AXIAL, CORONAL, SAGITTAL = 16, 412, 808
 SHAPE = (30, 26, 18)
-# Along the axes of the viewer: to the left, the back and the feet.
+# Along the axes of the extractor: to the left, the back and the feet.
 SPACING_MM = (1.0, 1.5, 2.5)
 
 

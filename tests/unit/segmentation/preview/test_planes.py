@@ -11,11 +11,11 @@ from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.preview.planes import (
     AXIAL,
     CORONAL,
+    DISPLAY_AXES,
     SAGITTAL,
-    VIEWED,
     VIEWS,
-    Viewer,
-    even_planes,
+    PlaneExtractor,
+    evenly_spaced_planes,
     middle_plane,
 )
 
@@ -26,7 +26,7 @@ profiles = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(lambda count
 
 
 def seen_volume() -> Volume:
-    """All voxels differ, along the axes of the viewer."""
+    """All voxels differ, along the axes of the extractor."""
     affine = np.array([[-0.8, 0, 0, 31], [0, -1.5, 0, -7], [0, 0, -3, 55], [0, 0, 0, 1]])
     return Volume(np.arange(60, dtype=np.int16).reshape(SHAPE), affine)
 
@@ -42,39 +42,39 @@ def turned(volume: Volume, orientation: str) -> Volume:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_same_patient_gives_the_same_planes(orientation: str) -> None:
     volume = turned(seen_volume(), orientation)
-    viewer = Viewer.of(volume)
+    extractor = PlaneExtractor.of(volume)
     assert volume.orientation == orientation
-    np.testing.assert_allclose(viewer.steps_mm, np.diag([-0.8, -1.5, -3]), atol=1e-12)
-    assert viewer.tilt_degrees == 0
+    np.testing.assert_allclose(extractor.steps_mm, np.diag([-0.8, -1.5, -3]), atol=1e-12)
+    assert extractor.tilt_degrees == 0
     voxels = seen_volume().voxels
     for k in range(5):
-        np.testing.assert_array_equal(viewer.plane(volume.voxels, AXIAL, k), voxels[:, :, k].T)
-    np.testing.assert_array_equal(viewer.plane(volume.voxels, CORONAL, 1), voxels[:, 1].T)
-    np.testing.assert_array_equal(viewer.plane(volume.voxels, SAGITTAL, 2), voxels[2].T)
+        np.testing.assert_array_equal(extractor.plane(volume.voxels, AXIAL, k), voxels[:, :, k].T)
+    np.testing.assert_array_equal(extractor.plane(volume.voxels, CORONAL, 1), voxels[:, 1].T)
+    np.testing.assert_array_equal(extractor.plane(volume.voxels, SAGITTAL, 2), voxels[2].T)
     counts = [np.arange(size, dtype=np.int64) for size in volume.shape]
     for view in VIEWS:
-        flipped = viewer.turned.flipped[view.across]
+        flipped = extractor.turned.flipped[view.across]
         size = SHAPE[view.across]
-        assert viewer.profile(counts, view).tolist() == list(range(size))[:: -1 if flipped else 1]
-        assert viewer.position(view, 1) == Viewer.of(seen_volume()).position(view, 1)
+        assert extractor.profile(counts, view).tolist() == list(range(size))[:: -1 if flipped else 1]
+        assert extractor.position(view, 1) == PlaneExtractor.of(seen_volume()).position(view, 1)
 
 
 def test_positions_are_those_of_the_world() -> None:
-    viewer = Viewer.of(seen_volume())
-    assert [viewer.position(AXIAL, k) for k in (0, 4)] == ["H 55.0 mm", "H 43.0 mm"]
-    assert [viewer.position(CORONAL, j) for j in (0, 2)] == ["P 7.0 mm", "P 10.0 mm"]
-    assert viewer.position(SAGITTAL, 2) == "R 29.4 mm"
-    assert Viewer.of(Volume(np.zeros(SHAPE), np.eye(4))).position(AXIAL, 4) == "H 0.0 mm"
+    extractor = PlaneExtractor.of(seen_volume())
+    assert [extractor.position(AXIAL, k) for k in (0, 4)] == ["H 55.0 mm", "H 43.0 mm"]
+    assert [extractor.position(CORONAL, j) for j in (0, 2)] == ["P 7.0 mm", "P 10.0 mm"]
+    assert extractor.position(SAGITTAL, 2) == "R 29.4 mm"
+    assert PlaneExtractor.of(Volume(np.zeros(SHAPE), np.eye(4))).position(AXIAL, 4) == "H 0.0 mm"
 
 
 def test_sides_are_radiological() -> None:
     assert [view.sides for view in VIEWS] == ["RLAP", "RLHF", "APHF"]
-    assert VIEWED == "LPI"
+    assert DISPLAY_AXES == "LPI"
 
 
 def test_sizes_are_millimetres() -> None:
-    viewer = Viewer.of(turned(seen_volume(), "SAR"))
-    assert [viewer.size_mm(view) for view in VIEWS] == [
+    extractor = PlaneExtractor.of(turned(seen_volume(), "SAR"))
+    assert [extractor.size_mm(view) for view in VIEWS] == [
         pytest.approx((2.4, 6)), pytest.approx((2.4, 15)), pytest.approx((6, 15)),
     ]  # fmt: skip
 
@@ -82,10 +82,10 @@ def test_sizes_are_millimetres() -> None:
 def test_a_tilted_stack_leans() -> None:
     affine = np.diag([-1.0, -1, 3, 1])
     affine[1, 2] = 3 * np.tan(np.radians(20))  # further to the front with each slice to the head
-    viewer = Viewer.of(Volume(np.zeros((10, 10, 8)), affine))
-    assert [viewer.lean(view) for view in VIEWS] == [0, 0, pytest.approx(np.tan(np.radians(20)))]
-    assert viewer.size_mm(SAGITTAL) == pytest.approx((10, 24))
-    assert viewer.tilt_degrees == pytest.approx(20)
+    extractor = PlaneExtractor.of(Volume(np.zeros((10, 10, 8)), affine))
+    assert [extractor.lean(view) for view in VIEWS] == [0, 0, pytest.approx(np.tan(np.radians(20)))]
+    assert extractor.size_mm(SAGITTAL) == pytest.approx((10, 24))
+    assert extractor.tilt_degrees == pytest.approx(20)
 
 
 @given(profiles)
@@ -100,7 +100,7 @@ def test_the_middle_of_a_pair_is_in_one_of_it() -> None:
 
 @given(profiles, st.integers(1, 10))
 def test_even_planes_rise_within_the_volume_and_as_many_as_there_can_be(profile: NDArray[np.int64], count: int) -> None:
-    planes = even_planes(profile, count)
+    planes = evenly_spaced_planes(profile, count)
     assert planes == sorted(set(planes))
     assert planes[0] >= 0
     assert planes[-1] < len(profile)

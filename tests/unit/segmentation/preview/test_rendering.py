@@ -12,10 +12,10 @@ from inference_service.segmentation.preview.rendering import (
     BONE,
     LUNG,
     SOFT_TISSUE,
-    Window,
-    ct_window,
+    IntensityWindow,
+    ct_intensity_window,
     overlay,
-    percentile_window,
+    percentile_intensity_window,
 )
 
 COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], dtype=np.uint8)
@@ -40,21 +40,21 @@ def test_a_window_runs_from_black_to_white() -> None:
         ([(500.0, 90), (60.0, 80)], BONE),
     ],
 )
-def test_the_ct_window_is_that_of_most_of_the_tissue(labels: list[tuple[float, int]], window: Window) -> None:
-    assert ct_window(labels) == window
+def test_the_ct_window_is_that_of_most_of_the_tissue(labels: list[tuple[float, int]], window: IntensityWindow) -> None:
+    assert ct_intensity_window(labels) == window
 
 
 def test_percentiles_leave_out_what_surrounds() -> None:
     plane = np.zeros((100, 100))
     plane[:10] = np.linspace(100, 300, 1000).reshape(10, 100)
-    window = percentile_window([plane, plane[:5]])
+    window = percentile_intensity_window([plane, plane[:5]])
     assert (window.low, window.high) == pytest.approx((100, 300), abs=2)
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, -1e9, 1e30])
 def test_a_constant_scan_has_a_window(value: float) -> None:
     plane = np.full((4, 4), value, dtype=np.float32)
-    window = percentile_window([plane])
+    window = percentile_intensity_window([plane])
     assert window.low < window.high
     assert window.grey(plane).tolist() == [[0] * 4] * 4
 
