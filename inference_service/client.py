@@ -12,16 +12,16 @@ from uuid import UUID, uuid4
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import BadRequest, DatabaseUnavailable, InputNotFound, QueueUnavailable
 from inference_service.core.files import list_files
-from inference_service.core.retry import patiently
+from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings, get_settings
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import App, look, make_app
+from inference_service.jobs.celery_app import App, fetch_redis_state, make_app
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.dispatch import dispatch
-from inference_service.jobs.job_store import Job, Transition, Unsent
+from inference_service.jobs.job_store import Job, Transition, UnsentJob
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
-from inference_service.jobs.worker_registry import Worker, known_workers
+from inference_service.jobs.worker_registry import Worker, list_workers
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Client:
 
     @cached_property
     def _storage(self) -> Storage:
-        return Storage(self._settings, patience_s=_PATIENCE_S)
+        return Storage(self._settings, retry_for_s=_PATIENCE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -106,9 +106,9 @@ class Client:
         """
         job_id = job_id or uuid4()
         if job_store.create(self._database, job_id, request):
-            job = Unsent(job_id, request.model_dump(mode="json"), attempt=0)
+            job = UnsentJob(job_id, request.model_dump(mode="json"), attempt=0)
             try:
-                dispatch(self._app, self._database, [job], look(self._app), settings=self._settings)
+                dispatch(self._app, self._database, [job], fetch_redis_state(self._app), settings=self._settings)
             except QueueUnavailable as error:
                 # Recorded is safe: a worker sends it when Redis is back.
                 logger.warning("job %s waits in Postgres: %s", job_id, error)
@@ -128,7 +128,7 @@ class Client:
 
     def workers(self) -> Sequence[Worker]:
         """The workers seen within a day, and what they run."""
-        return known_workers(self._database)
+        return list_workers(self._database)
 
     def wait(
         self, job_id: UUID, *, timeout_s: float | None = None, progress: Callable[[Job], None] = lambda job: None
@@ -148,7 +148,7 @@ class Client:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = self._settings.outage_patience_s if deadline is None else max(0.0, deadline - time.monotonic())
-            job = patiently(lambda error: isinstance(error, DatabaseUnavailable), for_s=left_s)(self.status, job_id)
+            job = retrying(lambda error: isinstance(error, DatabaseUnavailable), for_s=left_s)(self.status, job_id)
             if job is None:
                 raise KeyError(job_id)
             progress(job)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.jobs.database import Database, mapped_errors
-from inference_service.jobs.job_store import end_job, record_transition, state_for
+from inference_service.jobs.job_store import end_job, final_state, record_transition
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())
@@ -35,21 +35,21 @@ class Claim:
     Attributes:
         job_id: The job.
         attempt: 1 for the first.
-        left: Attempts that may follow this one.
+        attempts_left: Attempts that may follow this one.
         token: The lease's; an outcome is written only while it is the row's.
         worker: Who runs it.
         request: As the row has it.
-        output_place: What an earlier attempt reserved for the results.
+        result_location: What an earlier attempt reserved for the results.
         on_cpu: Whether a GPU failed on an earlier attempt, or had too little memory for it.
     """
 
     job_id: UUID
     attempt: int
-    left: int
+    attempts_left: int
     token: UUID
     worker: str
     request: dict[str, Any] | None
-    output_place: str | None
+    result_location: str | None
     on_cpu: bool
 
 
@@ -102,7 +102,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
     with mapped_errors(), database.begin() as connection:
         row = connection.execute(
             select(
-                JobRow.state, JobRow.attempt, JobRow.excused, JobRow.request, JobRow.output_place,
+                JobRow.state, JobRow.attempt, JobRow.excused, JobRow.request, JobRow.result_location,
                 JobRow.on_cpu, JobRow.cancel_requested,
             )
             .where(JobRow.id == job_id, or_(_DUE, EXPIRED))
@@ -118,7 +118,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 .where(JobRow.id == job_id)
                 .values(lease_owner=worker, started_at=func.coalesce(JobRow.started_at, func.now()))
             )
-            end_job(connection, job_id, row.state, row.attempt, last_error(cancelled=row.cancel_requested))
+            end_job(connection, job_id, row.state, row.attempt, final_error(cancelled=row.cancel_requested))
             return None
         token, attempt = uuid4(), row.attempt + 1
         connection.execute(
@@ -138,13 +138,13 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
     return Claim(job_id, attempt, left - 1, token, worker, row.request, row.output_place, row.on_cpu)
 
 
-def reserve_output(database: Database, claim: Claim, place: str) -> bool:
-    """Reserves where an attempt's results go; of a job that fails or is cancelled, `releasing_output` ends it.
+def reserve_location(database: Database, claim: Claim, location: str) -> bool:
+    """Reserves where an attempt's results go; of a job that fails or is cancelled, `releasing_location` ends it.
 
     Returns:
         False where another job has it, or the lease no longer stands.
     """
-    statement = update(JobRow).where(*_held(claim)).values(output_place=place).returning(JobRow.id)
+    statement = update(JobRow).where(*_held(claim)).values(result_location=location).returning(JobRow.id)
     try:
         with mapped_errors(), database.begin() as connection:
             return connection.execute(statement).first() is not None
@@ -152,39 +152,39 @@ def reserve_output(database: Database, claim: Claim, place: str) -> bool:
         return False
 
 
-def reserve_for_clearing(database: Database, job_id: UUID, place: str) -> None:
+def reserve_for_cleanup(database: Database, job_id: UUID, location: str) -> None:
     """Reserves a place anew for a job that ended without results, where an attempt that lost it stored something late.
 
     Where another job has the place by now, nothing is done: its own results lie there, or are about to.
     """
-    statement = update(JobRow).where(JobRow.id == job_id, _ENDED_WITHOUT_RESULTS).values(output_place=place)
+    statement = update(JobRow).where(JobRow.id == job_id, _ENDED_WITHOUT_RESULTS).values(result_location=location)
     with suppress(IntegrityError), mapped_errors(), database.begin() as connection:
         connection.execute(statement)
 
 
-def ended_holder(database: Database, place: str) -> UUID | None:
+def find_uncleared_holder(database: Database, location: str) -> UUID | None:
     """The job that ended without results and has a place reserved until it is cleared."""
-    statement = select(JobRow.id).where(_ENDED_WITHOUT_RESULTS, JobRow.output_place == place)
+    statement = select(JobRow.id).where(_ENDED_WITHOUT_RESULTS, JobRow.result_location == location)
     with mapped_errors(), database.connect() as connection:
         return connection.execute(statement).scalar_one_or_none()
 
 
 @contextmanager
-def releasing_output(
-    database: Database, job_id: UUID, place: str, *, wait: bool = False
+def releasing_location(
+    database: Database, job_id: UUID, location: str, *, wait: bool = False
 ) -> Iterator[Callable[[], bool]]:
     """Ends a reservation when the block ends; nobody else does, or gets the place, until then.
 
     Args:
         database: Where.
         job_id: A job that ended without results.
-        place: What it may have reserved.
+        location: What it may have reserved.
         wait: Whether to wait for another one that is clearing it.
 
     Yields:
         Tells whether the place is still reserved for that job, so that something may be removed from it now.
     """
-    reserved = select(JobRow.id).where(JobRow.id == job_id, _ENDED_WITHOUT_RESULTS, JobRow.output_place == place)
+    reserved = select(JobRow.id).where(JobRow.id == job_id, _ENDED_WITHOUT_RESULTS, JobRow.result_location == location)
     reserved = reserved.with_for_update(skip_locked=not wait)
     with mapped_errors(), database.begin() as connection:
         connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_CLEARING_LIMIT_S}s'"))
@@ -194,7 +194,7 @@ def releasing_output(
 
         yield ours
         if ours():
-            connection.execute(update(JobRow).where(JobRow.id == job_id).values(output_place=None))
+            connection.execute(update(JobRow).where(JobRow.id == job_id).values(result_location=None))
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:
@@ -236,10 +236,10 @@ def fail(
     """
     values = {"error_code": error.code, "error_message": error.message, "timings_s": timings_s}
     with mapped_errors(), database.begin() as connection:
-        return _leave(connection, claim, state_for(error), values=values, detail=error.code)
+        return _leave(connection, claim, final_state(error), values=values, detail=error.code)
 
 
-def give_back(database: Database, claim: Claim, *, delay_s: float, detail: str, on_cpu: bool = False) -> bool:
+def schedule_retry(database: Database, claim: Claim, *, delay_s: float, detail: str, on_cpu: bool = False) -> bool:
     """Queues a job again for another attempt, which the sweeper sends when it is due; ends one that is to be cancelled.
 
     Args:
@@ -261,11 +261,11 @@ def give_back(database: Database, claim: Claim, *, delay_s: float, detail: str, 
         left = _leave(connection, claim, JobState.QUEUED, values=values, detail=detail)
         unwanted = select(JobRow.id).where(JobRow.id == claim.job_id, JobRow.cancel_requested)
         if left and connection.execute(unwanted).first() is not None:
-            end_job(connection, claim.job_id, JobState.QUEUED, claim.attempt, last_error(cancelled=True))
+            end_job(connection, claim.job_id, JobState.QUEUED, claim.attempt, final_error(cancelled=True))
         return left
 
 
-def last_error(*, cancelled: bool) -> ServiceError:
+def final_error(*, cancelled: bool) -> ServiceError:
     """What ends a job whose attempt ended without a word, and that gets no further one."""
     return JobCancelled(_CANCELLED_LATE) if cancelled else WorkerLost(_ATTEMPTS_USED_UP)
 

@@ -31,12 +31,12 @@ _SOCKET_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5
 
 
-def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App:
+def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S) -> App:
     """The Celery application, for a client to send with or a worker to run.
 
     Args:
         settings: Say where Redis is, and the limits.
-        silence_s: How long a Redis that says nothing is waited for.
+        socket_timeout_s: How long a Redis that says nothing is waited for.
     """
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
@@ -63,7 +63,7 @@ def make_app(settings: Settings, *, silence_s: float = _SOCKET_TIMEOUT_S) -> App
             # Look for such messages every ten seconds, not every hundred.
             "unacked_restore_throttle": 1,
             "queue_order_strategy": f"{__name__}:UrgentFirst",
-            "socket_timeout": silence_s,
+            "socket_timeout": socket_timeout_s,
             "socket_keepalive": True,
         },
     )
@@ -82,15 +82,15 @@ class RedisState:
     """Redis as it is now.
 
     Attributes:
-        run: Another one after each restart, which may have cost messages.
+        run_id: Another one after each restart, which may have cost messages.
         depths: How many messages wait in each queue.
     """
 
-    run: str
+    run_id: str
     depths: Mapping[str, int]
 
 
-def look(app: App) -> RedisState:
+def fetch_redis_state(app: App) -> RedisState:
     """Asks Redis who it is and what waits there.
 
     Raises:
@@ -138,13 +138,13 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
         )
 
 
-def consume(app: App, queue: str, *, worker: str, wanted: bool) -> None:
+def set_consuming(app: App, queue: str, *, worker: str, consuming: bool) -> None:
     """Has a worker take up a queue or drop it; done in its own event loop, as its consumer is not made for threads.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
     """
-    change = app.control.add_consumer if wanted else app.control.cancel_consumer
+    change = app.control.add_consumer if consuming else app.control.cancel_consumer
     with _mapped_errors():
         change(queue, destination=[worker])
 

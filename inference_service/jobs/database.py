@@ -72,7 +72,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
     )
 
 
-def limit_silence() -> None:
+def limit_response_time() -> None:
     """Has all connections of this process fail where Postgres says nothing for long, be it frozen in its middle.
 
     For a process of our own: psycopg2 has no COPY and no large objects then, and a migration may take its time.

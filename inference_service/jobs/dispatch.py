@@ -6,11 +6,11 @@ from functools import cache
 from inference_service.core.settings import Settings
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, RedisState, queue_for, send
 from inference_service.jobs.database import Database, mapped_errors
-from inference_service.jobs.job_store import Unsent, mark_dispatched
-from inference_service.jobs.worker_registry import Role, is_alive
+from inference_service.jobs.job_store import UnsentJob, mark_dispatched
+from inference_service.jobs.worker_registry import Role, has_live_worker
 
 
-def dispatch(app: App, database: Database, jobs: Sequence[Unsent], redis: RedisState, *, settings: Settings) -> None:
+def dispatch(app: App, database: Database, jobs: Sequence[UnsentJob], redis: RedisState, *, settings: Settings) -> None:
     """Sends jobs to the queues that their priorities say. Sent twice, a job runs once all the same.
 
     Args:
@@ -27,7 +27,7 @@ def dispatch(app: App, database: Database, jobs: Sequence[Unsent], redis: RedisS
     if not jobs:
         return
     depths = dict(redis.depths)
-    cpu_is_alive = cache(lambda: is_alive(database, Role.CPU, within_s=settings.cpu_standby_s))
+    cpu_is_alive = cache(lambda: has_live_worker(database, Role.CPU, within_s=settings.cpu_standby_s))
     with mapped_errors(), database.connect() as connection:
         for job in jobs:
             queue = OVERFLOW_QUEUE if job.on_cpu else queue_for(
@@ -37,4 +37,4 @@ def dispatch(app: App, database: Database, jobs: Sequence[Unsent], redis: RedisS
             send(app, job.id, job.request, queue=queue)
             depths[queue] += 1
             with connection.begin():
-                mark_dispatched(connection, job, queue=queue, run=redis.run)
+                mark_dispatched(connection, job, queue=queue, redis_run_id=redis.run_id)

@@ -63,7 +63,7 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class Unsent:
+class UnsentJob:
     """A queued job that has no message.
 
     Attributes:
@@ -105,19 +105,19 @@ def create(database: Database, job_id: UUID, request: SegmentRequest | None) -> 
     return created
 
 
-def mark_dispatched(connection: Connection, job: Unsent, *, queue: str, run: str) -> None:
+def mark_dispatched(connection: Connection, job: UnsentJob, *, queue: str, redis_run_id: str) -> None:
     """Notes that a job's message was sent, unless a worker has taken the job since.
 
     Args:
         connection: In a transaction.
         job: As it was before.
         queue: Where to.
-        run: The run of Redis that took it.
+        redis_run_id: The run of Redis that took it.
     """
     connection.execute(
         update(JobRow)
         .where(JobRow.id == job.id, JobRow.state == JobState.QUEUED, JobRow.attempt == job.attempt)
-        .values(queue=queue, dispatched_at=func.now(), dispatched_to=run)
+        .values(queue=queue, dispatched_at=func.now(), dispatched_to=redis_run_id)
     )
 
 
@@ -169,7 +169,7 @@ def transitions(database: Database, job_id: UUID) -> Sequence[Transition]:
         return [Transition(**row._asdict()) for row in connection.execute(statement)]
 
 
-def same_work(
+def find_same_work(
     database: Database, request: SegmentRequest, *, input_sha256: str, model: tuple[str, str, str]
 ) -> Job | None:
     """The job that succeeded last with the same input, model, formats and options other than `reuse`.
@@ -207,7 +207,7 @@ def same_work(
 
 def end_job(connection: Connection, job_id: UUID, from_state: str, attempt: int, error: ServiceError) -> None:
     """Ends a job that no attempt holds any more; the caller has its row locked."""
-    state = state_for(error)
+    state = final_state(error)
     connection.execute(
         update(JobRow)
         .where(JobRow.id == job_id)
@@ -219,7 +219,7 @@ def end_job(connection: Connection, job_id: UUID, from_state: str, attempt: int,
     record_transition(connection, job_id, from_state, state, attempt=attempt, detail=error.code)
 
 
-def state_for(error: ServiceError) -> JobState:
+def final_state(error: ServiceError) -> JobState:
     """How a job ends that an error ends."""
     return JobState.CANCELLED if error.code == ErrorCode.CANCELLED else JobState.FAILED
 

@@ -31,7 +31,7 @@ class LeaseLost(Exception):
     """Another attempt owns the job: this one writes nothing any more."""
 
 
-def end_process() -> None:
+def kill_process() -> None:
     """Ends this process at once, in the middle of whatever it does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -44,8 +44,8 @@ class Lease:
         claim: The attempt.
         lease_s: How long the lease lasts beyond each renewal.
         time_limit_s: How long the block may run.
-        last_words: Records why work ends that does not end itself, just before its process is ended.
-        end: Ends the process.
+        before_kill: Records why work ends that does not end itself, just before its process is ended.
+        kill: Ends the process.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Lease:
         *,
         lease_s: float,
         time_limit_s: float,
-        last_words: Callable[[Exception], object],
-        end: Callable[[], None] = end_process,
+        before_kill: Callable[[Exception], object],
+        kill: Callable[[], None] = kill_process,
     ) -> None:
         self._database, self._claim, self._lease_s = database, claim, lease_s
-        self._last_words, self._end = last_words, end
+        self._before_kill, self._kill = before_kill, kill
         self._time_limit_s, self._deadline = time_limit_s, time.monotonic() + time_limit_s
         self._stage: Stage = "fetch"
         self._progress = 0.0
@@ -139,8 +139,8 @@ class Lease:
     def _end_by_force(self, reason: Exception) -> None:
         logger.warning("the work does not end itself, so its process is ended: %s", reason)
         try:
-            self._last_words(reason)
+            self._before_kill(reason)
         except Exception:
             logger.exception("its end could not be recorded")
         finally:
-            self._end()
+            self._kill()

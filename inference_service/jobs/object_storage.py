@@ -15,14 +15,14 @@ from urllib3.exceptions import HTTPError
 
 from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
 from inference_service.core.files import MOST_FILES
-from inference_service.core.retry import patiently
+from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 
 Item = TypeVar("Item")
 
 _CONNECT_TIMEOUT_S = 5.0
 # Objects of a series are small, so that most of a transfer is waiting.
-_TRANSFERS_AT_A_TIME = 8
+_CONCURRENT_TRANSFERS = 8
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -34,12 +34,12 @@ class Storage:
 
     Args:
         settings: Says where it is, and the credentials.
-        patience_s: How long a call that gets no answer is made again.
-        silence_s: How long one call waits for the next byte of an answer.
+        retry_for_s: How long a call that gets no answer is made again.
+        read_timeout_s: How long one call waits for the next byte of an answer.
     """
 
-    def __init__(self, settings: Settings, *, patience_s: float = 0.0, silence_s: float = 60.0) -> None:
-        self._patiently = patiently(is_outage, for_s=patience_s)
+    def __init__(self, settings: Settings, *, retry_for_s: float = 0.0, read_timeout_s: float = 60.0) -> None:
+        self._retrying = retrying(is_outage, for_s=retry_for_s)
         self._minio = Minio(
             settings.minio_endpoint,
             access_key=settings.minio_access_key.get_secret_value(),
@@ -47,8 +47,8 @@ class Storage:
             secure=settings.minio_secure,
             region=settings.minio_region,
             http_client=urllib3.PoolManager(
-                maxsize=_TRANSFERS_AT_A_TIME,
-                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=silence_s),
+                maxsize=_CONCURRENT_TRANSFERS,
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=read_timeout_s),
                 retries=False,
                 ca_certs=str(settings.tls_ca_path) if settings.tls_ca_path else None,
             ),
@@ -74,7 +74,7 @@ class Storage:
             InputTooLarge: It has more than `max_bytes`.
             StorageUnavailable: The storage does not answer or refuses.
         """
-        self._patiently(self._fetch, bucket, key, target, max_bytes=max_bytes)
+        self._retrying(self._fetch, bucket, key, target, max_bytes=max_bytes)
 
     def _fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
         partial = target.with_name(f".{target.name}.part")
@@ -109,7 +109,7 @@ class Storage:
             InputTooLarge: They have more bytes than that, or are too many.
             StorageUnavailable: The storage does not answer or refuses.
         """
-        keys = self._patiently(self._list, bucket, prefix, max_bytes=max_bytes)
+        keys = self._retrying(self._list, bucket, prefix, max_bytes=max_bytes)
         target.mkdir(exist_ok=True)
         _each(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
 
@@ -136,7 +136,7 @@ class Storage:
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
         """
-        self._patiently(self._store, bucket, key, source, content_type)
+        self._retrying(self._store, bucket, key, source, content_type)
 
     def store_folder(self, bucket: str, prefix: str, sources: Sequence[Path], *, content_type: str) -> None:
         """Uploads files to numbered keys, which do not carry the files' names.
@@ -166,7 +166,7 @@ class Storage:
             InputNotFound: There is no such object.
             StorageUnavailable: The storage does not answer or refuses.
         """
-        self._patiently(self._copy, source_bucket, source_key, bucket, key)
+        self._retrying(self._copy, source_bucket, source_key, bucket, key)
 
     def _copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
         with _mapped_errors():
@@ -184,12 +184,12 @@ class Storage:
     def exists(self, bucket: str, key: str) -> bool:
         """Whether an object lies there."""
         try:
-            self._patiently(self._look, bucket, key)
+            self._retrying(self._stat, bucket, key)
         except InputNotFound:
             return False
         return True
 
-    def _look(self, bucket: str, key: str) -> None:
+    def _stat(self, bucket: str, key: str) -> None:
         with _mapped_errors():
             self._minio.stat_object(bucket, key)
 
@@ -200,7 +200,7 @@ def _name(number: int) -> str:
 
 def _each(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:
     """Makes many transfers, a few at a time; the first that fails ends them all."""
-    with ThreadPoolExecutor(_TRANSFERS_AT_A_TIME, "transfers") as pool:
+    with ThreadPoolExecutor(_CONCURRENT_TRANSFERS, "transfers") as pool:
         pending = [pool.submit(transfer, number, item) for number, item in enumerate(items)]
         try:
             for each in as_completed(pending):

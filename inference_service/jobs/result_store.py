@@ -22,19 +22,19 @@ _CONTENT_TYPES = {
 }
 
 
-class Output:
+class ResultStore:
     """The place of one job's results.
 
     Args:
         storage: Holds them.
-        place: Bucket and prefix, without a final slash.
+        location: Bucket and prefix, without a final slash.
         formats: What the mask is stored as.
     """
 
-    def __init__(self, storage: Storage, place: str, formats: Sequence[Format] = ()) -> None:
-        self._storage, self._place = storage, place
+    def __init__(self, storage: Storage, location: str, formats: Sequence[Format] = ()) -> None:
+        self._storage, self._location = storage, location
         self._touched = False
-        self._bucket, _, self._prefix = place.partition("/")
+        self._bucket, _, self._prefix = location.partition("/")
         self._files = result_files(formats)
 
     @property
@@ -57,16 +57,16 @@ class Output:
             BadRequest: The place is taken.
             StorageUnavailable: The object storage does not answer or refuses.
         """
-        if claim.output_place == self._place:
+        if claim.result_location == self._location:
             return
         # What a job without results holds it would lose to the next sweep.
-        holder = attempts.ended_holder(database, self._place)
+        holder = attempts.find_uncleared_holder(database, self._location)
         if holder is not None:
             self.discard(database, holder, wait=True)
         # Under its own id lies what the job stored itself, before the database was restored to an earlier time.
         own = self._prefix == str(claim.job_id)
         taken = not own and any(self._storage.exists(self._bucket, key) for key in self._every_key)
-        if taken or not attempts.reserve_output(database, claim, self._place):
+        if taken or not attempts.reserve_location(database, claim, self._location):
             raise BadRequest("request.output.prefix: a result is there already, or another job is about to write it")
 
     def store(self, folder: Path, *, before_each: Callable[[], None]) -> None:
@@ -99,14 +99,14 @@ class Output:
             self._touched = True
             self._storage.copy(result["bucket"], result[name], self._bucket, self._key(file))
 
-    def abandon(self, database: Database, job_id: UUID) -> None:
+    def leave_to_sweep(self, database: Database, job_id: UUID) -> None:
         """Leaves what was stored to a sweeper, should the job have ended without results meanwhile.
 
         Raises:
             DatabaseUnavailable: Postgres does not answer.
         """
         if self._touched:
-            attempts.reserve_for_clearing(database, job_id, self._place)
+            attempts.reserve_for_cleanup(database, job_id, self._location)
 
     def discard(self, database: Database, job_id: UUID, *, wait: bool = False) -> None:
         """Removes what attempts of a job have left, and ends the reservation; the job failed or was cancelled.
@@ -120,7 +120,7 @@ class Output:
             StorageUnavailable: The object storage does not answer or refuses.
             DatabaseUnavailable: Postgres does not.
         """
-        with attempts.releasing_output(database, job_id, self._place, wait=wait) as ours:
+        with attempts.releasing_location(database, job_id, self._location, wait=wait) as ours:
             for key in self._every_key:
                 if ours():
                     self._storage.remove(self._bucket, key)

@@ -80,7 +80,9 @@ class JobRow(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    output_place: Mapped[str | None] = mapped_column(comment="bucket and prefix that its results are reserved")
+    result_location: Mapped[str | None] = mapped_column(
+        "output_place", comment="bucket and prefix that its results are reserved"
+    )
 
     queue: Mapped[str | None] = mapped_column(comment="where its message went last")
     dispatched_at: Mapped[datetime | None] = mapped_column(comment="when; null while it has yet to be sent")

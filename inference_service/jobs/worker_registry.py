@@ -61,7 +61,7 @@ class Worker(WorkerIdentity):
     jobs: list[UUID]
 
 
-def report_alive(database: Database, identity: WorkerIdentity, *, queues: Sequence[str]) -> None:
+def record_heartbeat(database: Database, identity: WorkerIdentity, *, queues: Sequence[str]) -> None:
     """Notes that a worker consumes, and forgets those that have not done so for a day."""
     values = {
         "role": identity.role,
@@ -76,13 +76,13 @@ def report_alive(database: Database, identity: WorkerIdentity, *, queues: Sequen
         connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - _FORGOTTEN_AFTER))
 
 
-def leave(database: Database, name: str) -> None:
+def deregister(database: Database, name: str) -> None:
     """Forgets a worker that ends."""
     with mapped_errors(), database.begin() as connection:
         connection.execute(delete(WorkerRow).where(WorkerRow.name == name))
 
 
-def is_alive(database: Database, role: Role, *, within_s: float) -> bool:
+def has_live_worker(database: Database, role: Role, *, within_s: float) -> bool:
     """Whether a worker of a role was seen lately, consuming the queue that it is there for."""
     consuming = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
     lately = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
@@ -91,7 +91,7 @@ def is_alive(database: Database, role: Role, *, within_s: float) -> bool:
         return bool(connection.execute(select(seen)).scalar_one())
 
 
-def known_workers(database: Database) -> list[Worker]:
+def list_workers(database: Database) -> list[Worker]:
     """All workers that were seen within a day, with what they run now."""
     silent = func.extract("epoch", func.now() - WorkerRow.seen_at).label("silent_s")
     columns = [WorkerRow.name, WorkerRow.role, WorkerRow.concurrency, WorkerRow.providers, WorkerRow.queues]

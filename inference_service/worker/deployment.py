@@ -7,7 +7,7 @@ from inference_service.core.errors import ServiceError
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, require_models
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import look, make_app
+from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect, migrate
 from inference_service.jobs.object_storage import Storage
 
@@ -59,7 +59,7 @@ def check(settings: Settings) -> list[Check]:
 
 
 def _check_redis(settings: Settings) -> str:
-    depths = look(make_app(settings)).depths
+    depths = fetch_redis_state(make_app(settings)).depths
     return "answers, " + ", ".join(f"{depth} message(s) wait in {queue}" for queue, depth in depths.items())
 
 

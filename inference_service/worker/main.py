@@ -24,7 +24,7 @@ from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
 from inference_service.engine.session_cache import Engine
 from inference_service.jobs.celery_app import QUEUES, make_app
-from inference_service.jobs.database import limit_silence
+from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.consumer import SafeConsumer
 from inference_service.worker.redis_transport import install
@@ -57,7 +57,7 @@ def run_worker(role: Role, settings: Settings) -> int:
     threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
     logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(ROLE_QUEUES[role]), concurrency, threads)
     install()
-    limit_silence()
+    limit_response_time()
     engine = Engine(
         tuple(providers),
         threads,

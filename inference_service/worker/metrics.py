@@ -11,8 +11,8 @@ from inference_service.core.errors import ErrorCode, error_from_row
 from inference_service.core.progress import STAGES
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database, mapped_errors
-from inference_service.jobs.job_store import state_for
-from inference_service.jobs.recovery import Ended
+from inference_service.jobs.job_store import final_state
+from inference_service.jobs.recovery import FinishedJob
 from inference_service.jobs.schema import JobRow, JobState
 
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -86,11 +86,11 @@ class Metrics:
         # Otherwise a child that outlives this process would keep the port.
         os.register_at_fork(after_in_child=server.socket.close)
 
-    def count_ended(self, ended: Iterable[Ended]) -> None:
+    def count_ended(self, ended: Iterable[FinishedJob]) -> None:
         """Counts jobs that this worker's sweep ended for workers that are gone."""
         for job in ended:
             if job.worker != self._worker:
-                self._count(state_for(job.error), job.error.code, job.attempts, job.seconds, {})
+                self._count(final_state(job.error), job.error.code, job.attempts, job.duration_s, {})
 
     def refresh(self, *, lease_s: float) -> None:
         """Counts the jobs that ended since the last call, and updates the gauges that come from Postgres.
@@ -148,7 +148,7 @@ class Metrics:
         """Creates every counter series at zero: Prometheus sees no increase when a series first appears with 1."""
         self._finished.labels(JobState.SUCCEEDED, "")
         for code in ErrorCode:
-            self._finished.labels(state_for(error_from_row(code, "")), code)
+            self._finished.labels(final_state(error_from_row(code, "")), code)
         for stage in STAGES:
             self._stage_duration.labels(stage)
 

@@ -16,12 +16,12 @@ from uuid import UUID
 from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, worker_registry
-from inference_service.jobs.celery_app import PRIORITY_QUEUE, RedisState, consume, look, make_app
+from inference_service.jobs.celery_app import PRIORITY_QUEUE, RedisState, fetch_redis_state, make_app, set_consuming
 from inference_service.jobs.database import connect
 from inference_service.jobs.dispatch import dispatch
-from inference_service.jobs.lease import end_process
+from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage, is_outage
-from inference_service.jobs.result_store import Output
+from inference_service.jobs.result_store import ResultStore
 from inference_service.worker.metrics import Metrics
 from inference_service.worker.scratch_space import ScratchSpace
 
@@ -55,14 +55,14 @@ class Supervisor:
         *,
         queues: Callable[[], Sequence[str]],
         taken: Callable[[], int | None],
-        end: Callable[[], None] = end_process,
+        end: Callable[[], None] = kill_process,
     ) -> None:
         self._settings, self._identity, self._scratch_space = settings, identity, scratch_space
-        self._app = make_app(settings, silence_s=_SILENCE_LIMIT_S)
+        self._app = make_app(settings, socket_timeout_s=_SILENCE_LIMIT_S)
         self._queues, self._taken, self._end = queues, taken, end
         self._idle_at: tuple[int | None, float] = (None, 0.0)
         self._database = connect(settings, pooled=False)
-        self._storage = Storage(settings, silence_s=_SILENCE_LIMIT_S)
+        self._storage = Storage(settings, read_timeout_s=_SILENCE_LIMIT_S)
         self._metrics = Metrics(identity.name, self._database)
         self._beat = time.monotonic()
         self._answers_since: float | None = -math.inf
@@ -141,12 +141,12 @@ class Supervisor:
         try:
             self._take_back()
             if last:
-                worker_registry.leave(self._database, self._identity.name)
+                worker_registry.deregister(self._database, self._identity.name)
             elif time.monotonic() - self._beat < _ALIVE_WITHIN_S:
-                worker_registry.report_alive(self._database, self._identity, queues=self._queues())
+                worker_registry.record_heartbeat(self._database, self._identity, queues=self._queues())
             self._sweep()
             self._metrics.refresh(lease_s=self._settings.lease_s)
-            redis = look(self._app)
+            redis = fetch_redis_state(self._app)
             self._metrics.set_queue_depths(redis)
             self._send_unsent(redis)
             if not last and self._stop_at is None:
@@ -172,20 +172,20 @@ class Supervisor:
         name, limit = self._identity.name, self._settings.max_attempts
         # First, as the children of a worker that stops at once were not lost by a fault of their jobs.
         if self._grace_is_over():
-            recovery.release(self._database, worker=name, max_attempts=limit)
+            recovery.return_jobs(self._database, worker=name, max_attempts=limit)
         while self._lost:
             job_id, pid, error = self._lost[0]
             self._scratch_space.remove(job_id, pid)
             if error is None:
-                recovery.take_back_lost(self._database, job_id, worker=name, pid=pid, max_attempts=limit)
+                recovery.requeue_lost(self._database, job_id, worker=name, pid=pid, max_attempts=limit)
             else:
-                recovery.end_lost(self._database, job_id, worker=name, pid=pid, error=error)
+                recovery.fail_lost(self._database, job_id, worker=name, pid=pid, error=error)
             del self._lost[0]
 
     def _sweep(self) -> None:
         """Does what one worker at a time does for all."""
         settings = self._settings
-        with recovery.one_at_a_time(self._database) as mine:
+        with recovery.sweep_lock(self._database) as mine:
             if not mine:
                 return
             now = time.monotonic()
@@ -193,15 +193,15 @@ class Supervisor:
             ended = []
             # After an outage of Postgres all leases have run out, and those who live are about to renew them.
             if now - self._answers_since >= settings.lease_s:
-                ended += recovery.take_back_expired(self._database, max_attempts=settings.max_attempts)
-            ended += recovery.end_unreadable(self._database, older_than_s=settings.lease_s)
+                ended += recovery.requeue_expired(self._database, max_attempts=settings.max_attempts)
+            ended += recovery.fail_unreadable(self._database, older_than_s=settings.lease_s)
             self._metrics.count_ended(ended)
 
     def _clear(self) -> None:
         """Removes what jobs without results may have stored, and what dead workers have left here."""
-        for job_id, place in recovery.uncleared(self._database):
+        for job_id, place in recovery.find_uncleared(self._database):
             try:
-                Output(self._storage, place).discard(self._database, job_id)
+                ResultStore(self._storage, place).discard(self._database, job_id)
             except StorageUnavailable as error:
                 logger.warning("what job %s may have stored is not removed: %s", job_id, error)
                 if is_outage(error):
@@ -211,8 +211,8 @@ class Supervisor:
             logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)
 
     def _send_unsent(self, redis: RedisState) -> None:
-        with recovery.one_at_a_time(self._database) as mine:
-            unsent = recovery.unsent(self._database, redis, patience_s=self._settings.lease_s) if mine else []
+        with recovery.sweep_lock(self._database) as mine:
+            unsent = recovery.find_unsent(self._database, redis, grace_s=self._settings.lease_s) if mine else []
             dispatch(self._app, self._database, unsent, redis, settings=self._settings)
         if unsent:
             logger.info("%d job(s) without a message were sent", len(unsent))
@@ -232,10 +232,10 @@ class Supervisor:
         """Takes up the priority queue while no worker of role gpu is alive, and drops it when one is back."""
         if self._identity.role is not worker_registry.Role.CPU:
             return
-        wanted = not worker_registry.is_alive(
+        wanted = not worker_registry.has_live_worker(
             self._database, worker_registry.Role.GPU, within_s=self._settings.cpu_standby_s
         )
         if wanted == (PRIORITY_QUEUE in self._queues()):
             return
         logger.info("the priority queue is %s", "taken up: no GPU worker is alive" if wanted else "left to the GPU")
-        consume(self._app, PRIORITY_QUEUE, worker=self._identity.name, wanted=wanted)
+        set_consuming(self._app, PRIORITY_QUEUE, worker=self._identity.name, consuming=wanted)

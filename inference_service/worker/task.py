@@ -29,7 +29,7 @@ from inference_service.core.errors import (
 from inference_service.core.files import input_sha256
 from inference_service.core.log_config import logging_job
 from inference_service.core.progress import StageClock
-from inference_service.core.retry import patiently
+from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.runtime_errors import gist
@@ -39,7 +39,7 @@ from inference_service.jobs.celery_app import App
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.lease import Lease, LeaseLost
 from inference_service.jobs.object_storage import DISK_FULL, Storage
-from inference_service.jobs.result_store import Output
+from inference_service.jobs.result_store import ResultStore
 from inference_service.segmentation.pipeline import segment_file
 from inference_service.worker.scratch_space import ScratchSpace
 
@@ -98,7 +98,7 @@ class JobRunner:
 
     @cached_property
     def _storage(self) -> Storage:
-        return Storage(self._settings, patience_s=self._settings.outage_patience_s)
+        return Storage(self._settings, retry_for_s=self._settings.outage_patience_s)
 
     def run(self, message: Mapping[str, object], *, task_id: str) -> None:
         """Handles one message.
@@ -150,8 +150,8 @@ class _Attempt:
         self._engine = engine.on_cpu() if claim.on_cpu else engine
         self._database, self._storage, self._scratch_space = database, storage, scratch_space
         self._clock = StageClock()
-        self._output: Output | None = None
-        self._patiently = patiently(
+        self._output: ResultStore | None = None
+        self._retrying = retrying(
             lambda error: isinstance(error, DatabaseUnavailable), for_s=settings.outage_patience_s
         )  # fmt: skip
 
@@ -204,48 +204,48 @@ class _Attempt:
         settings = self._settings
         model = find_model(settings.models_path, request.model, request.model_version)
         prefix = (request.output.prefix or str(self._claim.job_id)).removesuffix("/")
-        self._output = output = Output(
+        self._output = output = ResultStore(
             self._storage, f"{settings.minio_output_bucket}/{prefix}", request.output.formats
         )
         with (
             Lease(
                 self._database, self._claim, lease_s=settings.lease_s,
                 time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
-                last_words=self._last_words,
+                before_kill=self._last_words,
             ) as lease,
             self._scratch_space.folder(self._claim.job_id) as folder,
         ):  # fmt: skip
             source = folder / "input"
             with self._clock.stage("fetch"):
-                self._patiently(output.reserve, self._database, self._claim)
+                self._retrying(output.reserve, self._database, self._claim)
                 bucket = request.input.bucket or settings.minio_input_bucket
                 fetch = self._storage.fetch_folder if request.input.key.endswith("/") else self._storage.fetch
                 fetch(bucket, request.input.key, source, max_bytes=settings.max_input_bytes)
             success = self._reuse(request, model, source, output, lease)
             success = success or self._compute(request, model, source, output, lease)
-            written = self._patiently(attempts.succeed, self._database, self._claim, success)
+            written = self._retrying(attempts.succeed, self._database, self._claim, success)
             lease.release()
         if not written:
             raise LeaseLost("another one holds the job")
         logger.info("succeeded on %s: %s", success.providers, _seconds(self._clock))
 
     def _reuse(
-        self, request: SegmentRequest, model: Model, source: Path, output: Output, lease: Lease
+        self, request: SegmentRequest, model: Model, source: Path, output: ResultStore, lease: Lease
     ) -> attempts.Success | None:
         """Takes an earlier job's result, where the request allows it and there is one."""
         if not request.options.reuse:
             return None
         sha256 = input_sha256(source)
         manifest = model.manifest
-        earlier = self._patiently(
-            job_store.same_work, self._database, request,
+        earlier = self._retrying(
+            job_store.find_same_work, self._database, request,
             input_sha256=sha256, model=(manifest.name, manifest.version, manifest.sha256),
         )  # fmt: skip
         if earlier is None or earlier.result is None:
             return None
         try:
             with self._clock.stage("store"):
-                output.copy(earlier.result, before_each=partial(self._patiently, lease.renew))
+                output.copy(earlier.result, before_each=partial(self._retrying, lease.renew))
         except InputNotFound:
             logger.info("the result of job %s is no longer there", earlier.id)
             return None
@@ -262,7 +262,7 @@ class _Attempt:
         )
 
     def _compute(
-        self, request: SegmentRequest, model: Model, source: Path, output: Output, lease: Lease
+        self, request: SegmentRequest, model: Model, source: Path, output: ResultStore, lease: Lease
     ) -> attempts.Success:
         options = request.options
         report = segment_file(
@@ -273,7 +273,7 @@ class _Attempt:
         )  # fmt: skip
         lease.progress("store", 0.0)
         with self._clock.stage("store"):
-            output.store(source.parent, before_each=partial(self._patiently, lease.renew))
+            output.store(source.parent, before_each=partial(self._retrying, lease.renew))
         return attempts.Success(
             result=output.result,
             input_sha256=report.input.sha256,
@@ -285,15 +285,15 @@ class _Attempt:
         )
 
     def _try_again(self, error: ServiceError) -> None:
-        if self._claim.left == 0:
+        if self._claim.attempts_left == 0:
             self._fail(error)
             return
-        counted = self._settings.max_attempts - self._claim.left
+        counted = self._settings.max_attempts - self._claim.attempts_left
         delay_s = min(self._settings.retry_delay_s * 2 ** (counted - 1), _LONGEST_DELAY_S)
         logger.warning("attempt %d failed, another follows in %.0f s: %s", self._claim.attempt, delay_s, error)
         logger.debug("the cause", exc_info=error)
-        held = self._patiently(
-            attempts.give_back, self._database, self._claim,
+        held = self._retrying(
+            attempts.schedule_retry, self._database, self._claim,
             delay_s=delay_s, detail=error.code, on_cpu=isinstance(error, GpuError),
         )  # fmt: skip
         if not held:
@@ -316,10 +316,10 @@ class _Attempt:
 
     def _abandon(self) -> None:
         if self._output is not None:
-            self._patiently(self._output.abandon, self._database, self._claim.job_id)
+            self._retrying(self._output.leave_to_sweep, self._database, self._claim.job_id)
 
     def _record_failure(self, error: ServiceError) -> bool:
-        held = self._patiently(
+        held = self._retrying(
             attempts.fail, self._database, self._claim, error, timings_s=dict(self._clock.seconds)
         )  # fmt: skip
         if not held:

@@ -19,7 +19,7 @@ from inference_service.contract.task_message import InputReference, Priority, Se
 from inference_service.core.errors import BadRequest, QueueUnavailable
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, look, make_app
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, fetch_redis_state, make_app
 from inference_service.jobs.schema import JobState
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
@@ -58,7 +58,7 @@ def test_a_job_is_recorded_and_sent_to_its_queue(
 )
 def test_what_keeps_redis_from_answering_is_said(settings: Settings, changed: dict[str, object], said: str) -> None:
     with pytest.raises(QueueUnavailable) as caught:
-        look(make_app(Settings.model_validate({**settings.model_dump(), **changed})))
+        fetch_redis_state(make_app(Settings.model_validate({**settings.model_dump(), **changed})))
     assert caught.value.message == said
 
 

@@ -17,7 +17,7 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.jobs import database as database_module
 from inference_service.jobs import job_store
-from inference_service.jobs.database import connect, limit_silence, migrate
+from inference_service.jobs.database import connect, limit_response_time, migrate
 from inference_service.jobs.schema import Base
 
 
@@ -76,7 +76,7 @@ def test_what_keeps_postgres_from_answering_is_said(settings: Settings, changed:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(database_module, "_ANSWER_LIMIT_S", 0.5)
-    limit_silence()
+    limit_response_time()
     yield
     psycopg2.extensions.set_wait_callback(None)
 

@@ -115,7 +115,7 @@ def test_failure_keeps_code_and_message(database: Engine, job_id: UUID) -> None:
 
 
 def test_an_attempt_given_back_is_followed_by_another(database: Engine, job_id: UUID) -> None:
-    assert attempts.give_back(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
+    assert attempts.schedule_retry(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
     assert get(database, job_id).state is JobState.QUEUED
     assert claimed(database, job_id).attempt == 2
     assert history(database, job_id)[2:] == [
@@ -134,7 +134,7 @@ def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothi
     assert not attempts.renew(database, old, lease_s=30, stage="windows", progress=0.5).held
     assert not attempts.succeed(database, old, SUCCESS)
     assert not attempts.fail(database, old, InputCorrupt("x"))
-    assert not attempts.give_back(database, old, delay_s=0, detail="x")
+    assert not attempts.schedule_retry(database, old, delay_s=0, detail="x")
     assert get(database, job_id).state is JobState.RUNNING
     assert attempts.succeed(database, new, SUCCESS)
 
@@ -206,7 +206,7 @@ def test_a_database_that_does_not_answer_is_named(settings: Settings) -> None:
 
 
 def test_an_attempt_that_is_not_due_is_not_claimed(database: Engine, job_id: UUID) -> None:
-    assert attempts.give_back(database, claimed(database, job_id), delay_s=30, detail="storage_unavailable")
+    assert attempts.schedule_retry(database, claimed(database, job_id), delay_s=30, detail="storage_unavailable")
     assert claim(database, job_id) is None
     assert get(database, job_id).state is JobState.QUEUED
 
@@ -225,28 +225,28 @@ def test_a_place_stays_reserved_until_it_is_cleared(database: Engine, job_id: UU
     def another_gets_it() -> bool:
         other = uuid4()
         job_store.create(database, other, REQUEST)
-        return attempts.reserve_output(database, claimed(database, other), place)
+        return attempts.reserve_location(database, claimed(database, other), place)
 
     held = claimed(database, job_id)
-    assert attempts.reserve_output(database, held, place)
-    with attempts.releasing_output(database, job_id, place) as ours:
+    assert attempts.reserve_location(database, held, place)
+    with attempts.releasing_location(database, job_id, place) as ours:
         assert not ours()
     attempts.fail(database, held, InputCorrupt("x"))
     assert not another_gets_it()
-    with attempts.releasing_output(database, job_id, place) as ours:
+    with attempts.releasing_location(database, job_id, place) as ours:
         assert ours()
         # Of two that clear at once, only one does.
-        with attempts.releasing_output(database, job_id, place) as also_ours:
+        with attempts.releasing_location(database, job_id, place) as also_ours:
             assert not also_ours()
     assert another_gets_it()
-    with attempts.releasing_output(database, job_id, place) as ours:
+    with attempts.releasing_location(database, job_id, place) as ours:
         assert not ours()
 
 
 def test_an_unwanted_job_is_not_tried_again(database: Engine, job_id: UUID) -> None:
     held = claimed(database, job_id)
     job_store.cancel(database, job_id)
-    assert attempts.give_back(database, held, delay_s=30, detail="storage_unavailable")
+    assert attempts.schedule_retry(database, held, delay_s=30, detail="storage_unavailable")
     assert get(database, job_id).state is JobState.CANCELLED
 
 
@@ -263,7 +263,7 @@ def test_the_same_work_is_found_by_what_went_in(database: Engine, job_id: UUID) 
     model = ("ct-tissue", "1", network)
 
     def found(request: SegmentRequest = REQUEST, *, sha256: str = "1" * 64, by: tuple[str, str, str] = model) -> bool:
-        return job_store.same_work(database, request, input_sha256=sha256, model=by) == get(database, job_id)
+        return job_store.find_same_work(database, request, input_sha256=sha256, model=by) == get(database, job_id)
 
     assert not found()
     attempts.succeed(database, claimed(database, job_id), success)

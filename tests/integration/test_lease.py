@@ -32,7 +32,7 @@ def held(database: Engine, claim: attempts.Claim, **changes: Any) -> Lease:
     def unforeseen(*_: object) -> None:
         raise AssertionError("nothing was to be ended by force")
 
-    options: dict[str, Any] = {"lease_s": 0.6, "time_limit_s": 60.0, "last_words": unforeseen, "end": unforeseen}
+    options: dict[str, Any] = {"lease_s": 0.6, "time_limit_s": 60.0, "before_kill": unforeseen, "kill": unforeseen}
     return Lease(database, claim, **options | changes)
 
 
@@ -117,11 +117,11 @@ def test_a_time_limit_ends_the_work(database: Engine, claim: attempts.Claim) -> 
 def test_work_that_goes_on_is_ended_by_force(database: Engine, claim: attempts.Claim, reason: str) -> None:
     ended: list[str] = []
 
-    def last_words(reason: Exception) -> None:
+    def before_kill(reason: Exception) -> None:
         ended.append(str(reason.code) if isinstance(reason, ServiceError) else type(reason).__name__)
 
     time_limit_s = 0.3 if reason == "time_limit" else 60.0
-    with held(database, claim, time_limit_s=time_limit_s, last_words=last_words, end=lambda: ended.append("end")):
+    with held(database, claim, time_limit_s=time_limit_s, before_kill=before_kill, kill=lambda: ended.append("end")):
         if reason == "cancelled":
             job_store.cancel(database, claim.job_id)
         if reason == "lost":

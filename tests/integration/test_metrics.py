@@ -13,7 +13,7 @@ from inference_service.core.errors import InputCorrupt, WorkerLost
 from inference_service.embedded.process import free_port
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.celery_app import RedisState
-from inference_service.jobs.recovery import Ended
+from inference_service.jobs.recovery import FinishedJob
 from inference_service.jobs.schema import JobRow
 from inference_service.worker.metrics import Metrics
 
@@ -50,7 +50,7 @@ def test_each_job_that_a_worker_ended_is_counted_once(database: Engine, worker: 
         assert value("inference_attempts_total") == 1
         assert value("inference_stage_duration_seconds_sum", {"stage": "fetch"}) == 0.5
         assert value("inference_job_duration_seconds_count") == 1
-    metrics.count_ended([Ended(uuid4(), name, 3, 20.0, WorkerLost("x")) for name in ("dead", worker)])
+    metrics.count_ended([FinishedJob(uuid4(), name, 3, 20.0, WorkerLost("x")) for name in ("dead", worker)])
     assert value("inference_jobs_finished_total", {"state": "failed", "code": "worker_lost"}) == 1
     assert (value("inference_attempts_total"), value("inference_job_duration_seconds_count")) == (4, 2)
 

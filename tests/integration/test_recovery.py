@@ -51,12 +51,12 @@ def state(database: Engine, job_id: UUID) -> tuple[str, str | None]:
 
 
 def unsent(database: Engine, redis: RedisState = REDIS) -> set[UUID]:
-    return {job.id for job in recovery.unsent(database, redis, patience_s=PATIENCE_S)}
+    return {job.id for job in recovery.find_unsent(database, redis, grace_s=PATIENCE_S)}
 
 
 def test_an_expired_lease_gives_the_job_another_attempt(database: Engine) -> None:
     expired, alive = running(database, expired=True), running(database)
-    assert recovery.take_back_expired(database, max_attempts=3) == []
+    assert recovery.requeue_expired(database, max_attempts=3) == []
     assert state(database, expired) == ("queued", None)
     assert state(database, alive) == ("running", None)
     last = job_store.transitions(database, expired)[-1]
@@ -68,28 +68,28 @@ def test_an_expired_lease_gives_the_job_another_attempt(database: Engine) -> Non
 
 def test_the_last_attempt_ends_the_job(database: Engine) -> None:
     expired = running(database, expired=True)
-    (ended,) = recovery.take_back_expired(database, max_attempts=1)
+    (ended,) = recovery.requeue_expired(database, max_attempts=1)
     assert (ended.job_id, ended.worker, ended.error.code) == (expired, "w", "worker_lost")
     assert state(database, expired) == ("failed", "worker_lost")
-    assert recovery.take_back_expired(database, max_attempts=1) == []
+    assert recovery.requeue_expired(database, max_attempts=1) == []
 
 
 def test_a_job_to_be_cancelled_ends_as_such(database: Engine) -> None:
     expired = running(database, expired=True)
     job_store.cancel(database, expired)
-    recovery.take_back_expired(database, max_attempts=3)
+    recovery.requeue_expired(database, max_attempts=3)
     assert state(database, expired) == ("cancelled", "cancelled")
 
 
 def test_only_the_dead_process_of_this_worker_is_taken_back(database: Engine) -> None:
     mine, another = running(database), running(database, worker="another")
     for job_id in (mine, another):
-        recovery.take_back_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
+        recovery.requeue_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
     assert state(database, mine) == ("queued", None)
     assert state(database, another) == ("running", None)
-    recovery.end_lost(database, another, worker="another", pid=1, error=TimeLimit("too long"))
+    recovery.fail_lost(database, another, worker="another", pid=1, error=TimeLimit("too long"))
     assert state(database, another) == ("running", None)
-    recovery.end_lost(database, another, worker="another", pid=os.getpid(), error=TimeLimit("too long"))
+    recovery.fail_lost(database, another, worker="another", pid=os.getpid(), error=TimeLimit("too long"))
     assert state(database, another) == ("failed", "time_limit")
 
 
@@ -98,15 +98,15 @@ def test_a_stopped_workers_attempts_do_not_count(database: Engine) -> None:
     for attempt in range(1, 4):
         claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=1)
         assert claim is not None
-        assert (claim.attempt, claim.left) == (attempt, 0)
-        assert recovery.release(database, worker="w", max_attempts=1) == []
+        assert (claim.attempt, claim.attempts_left) == (attempt, 0)
+        assert recovery.return_jobs(database, worker="w", max_attempts=1) == []
     assert job_store.transitions(database, job_id)[-1].detail == "worker_stopped"
 
 
 def test_a_job_without_a_request_cannot_wait(database: Engine) -> None:
     job_id = create(database, request=None)
-    assert recovery.end_unreadable(database, older_than_s=30) == []
-    assert [ended.job_id for ended in recovery.end_unreadable(database, older_than_s=-1)] == [job_id]
+    assert recovery.fail_unreadable(database, older_than_s=30) == []
+    assert [ended.job_id for ended in recovery.fail_unreadable(database, older_than_s=-1)] == [job_id]
     assert state(database, job_id) == ("failed", "bad_request")
 
 
@@ -152,24 +152,24 @@ def test_what_was_overtaken_in_its_queue_is_sent_again(database: Engine) -> None
 
 def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: Engine) -> None:
     job_id = create(database)
-    before = job_store.Unsent(job_id, REQUEST.model_dump(mode="json"), attempt=0)
+    before = job_store.UnsentJob(job_id, REQUEST.model_dump(mode="json"), attempt=0)
     held = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
     assert held is not None
-    attempts.give_back(database, held, delay_s=0, detail="storage_unavailable")
+    attempts.schedule_retry(database, held, delay_s=0, detail="storage_unavailable")
     with database.begin() as connection:
-        job_store.mark_dispatched(connection, before, queue="overflow", run="this run")
+        job_store.mark_dispatched(connection, before, queue="overflow", redis_run_id="this run")
     assert unsent(database) == {job_id}
 
 
 def test_one_sweeps_at_a_time(database: Engine) -> None:
-    with recovery.one_at_a_time(database) as first, recovery.one_at_a_time(database) as second:
+    with recovery.sweep_lock(database) as first, recovery.sweep_lock(database) as second:
         assert (first, second) == (True, False)
-    with recovery.one_at_a_time(database) as third:
+    with recovery.sweep_lock(database) as third:
         assert third
 
 
 def test_places_of_jobs_that_ended_in_vain_are_known(database: Engine) -> None:
-    failed = create(database, state=JobState.FAILED, output_place="masks/a")
-    create(database, state=JobState.SUCCEEDED, output_place="masks/b")
+    failed = create(database, state=JobState.FAILED, result_location="masks/a")
+    create(database, state=JobState.SUCCEEDED, result_location="masks/b")
     create(database, state=JobState.CANCELLED)
-    assert recovery.uncleared(database) == [(failed, "masks/a")]
+    assert recovery.find_uncleared(database) == [(failed, "masks/a")]

@@ -42,7 +42,7 @@ from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.result_store import Output
+from inference_service.jobs.result_store import ResultStore
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.segmentation import pipeline
 from inference_service.worker.scratch_space import ScratchSpace
@@ -377,7 +377,7 @@ def test_a_later_attempt_does_not_overwrite_another_jobs_result(
     job_store.create(database, job_id, parse_request(second))
     claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
     assert claim is not None
-    assert attempts.give_back(database, claim, delay_s=0, detail="storage_unavailable")
+    assert attempts.schedule_retry(database, claim, delay_s=0, detail="storage_unavailable")
     runner.run({"job_id": str(job_id), "request": second}, task_id=str(job_id))
     assert get(database, job_id).error_code == "bad_request"
     assert stored_mask(storage, first, tmp_path) == before
@@ -387,7 +387,7 @@ def test_a_finished_job_of_a_database_that_was_restored_runs_again(
     runner: JobRunner, database: Database, request_for_scan: Request
 ) -> None:
     job = run(runner, database, request_for_scan)
-    before = {"state": JobState.QUEUED, "attempt": 0, "output_place": None, "result": None, "finished_at": None}
+    before = {"state": JobState.QUEUED, "attempt": 0, "result_location": None, "result": None, "finished_at": None}
     with database.begin() as connection:
         connection.execute(update(JobRow).where(JobRow.id == job.id).values(before))
     runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
@@ -430,7 +430,7 @@ def test_what_a_failed_job_may_have_stored_is_removed(
     job = run(runner, database, request_for_scan)
     assert job.error_code == "internal_error"
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
-    with attempts.releasing_output(database, job.id, f"masks/{job.id}") as reserved:
+    with attempts.releasing_location(database, job.id, f"masks/{job.id}") as reserved:
         assert not reserved()
 
 
@@ -457,9 +457,9 @@ def test_a_failed_jobs_place_is_free_for_another(
     assert storage.exists("masks", f"{prefix}/mask.nii.gz")
     again = run(runner, database, request)
     assert (again.state, again.error_message) == (JobState.SUCCEEDED, None)
-    assert failed.id not in dict(recovery.uncleared(database))
+    assert failed.id not in dict(recovery.find_uncleared(database))
     # Nothing of it is removed for the failed job's sake.
-    Output(storage, f"masks/{prefix}").discard(database, failed.id)
+    ResultStore(storage, f"masks/{prefix}").discard(database, failed.id)
     assert storage.exists("masks", f"{prefix}/mask.nii.gz")
 
 
@@ -469,7 +469,7 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
     job_store.create(database, job_id, None)
     claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
     assert claim is not None
-    assert attempts.reserve_output(database, claim, f"masks/{job_id}")
+    assert attempts.reserve_location(database, claim, f"masks/{job_id}")
     attempts.fail(database, claim, InternalError("x"))
     removed: list[str] = []
 
@@ -482,9 +482,9 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
                 )
 
     with pytest.raises(DatabaseUnavailable):
-        Output(cast("Storage", Slow()), f"masks/{job_id}").discard(database, job_id)
+        ResultStore(cast("Storage", Slow()), f"masks/{job_id}").discard(database, job_id)
     assert removed == [f"masks/{job_id}/mask.nii.gz"]
-    assert (job_id, f"masks/{job_id}") in recovery.uncleared(database)
+    assert (job_id, f"masks/{job_id}") in recovery.find_uncleared(database)
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
     assert (job.state, job.attempt) == (JobState.QUEUED, 1)
     assert job_store.transitions(database, job.id)[-1].detail == failure.code
     time.sleep(0.2)
-    (unsent,) = [each for each in recovery.unsent(database, RedisState("r", {}), patience_s=0) if each.id == job.id]
+    (unsent,) = [each for each in recovery.find_unsent(database, RedisState("r", {}), grace_s=0) if each.id == job.id]
     assert unsent.on_cpu
     message = {"job_id": str(job.id), "request": unsent.request}
     runner.run(message, task_id=str(job.id))
@@ -546,7 +546,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
         raise DatabaseUnavailable("Postgres does not answer")
 
     monkeypatch.setattr(pipeline, "load_session", load)
-    monkeypatch.setattr("inference_service.jobs.attempts.give_back", away)
+    monkeypatch.setattr("inference_service.jobs.attempts.schedule_retry", away)
     job_id = str(uuid4())
     with pytest.raises(GpuFailed):
         runner.run({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
@@ -574,16 +574,16 @@ def test_what_a_lost_attempt_stores_late_is_removed(
 
     def late(self: Storage, bucket: str, key: str, *rest: Any, **options: Any) -> None:
         if get(database, job_id).state is JobState.RUNNING:
-            assert job_id in {ended.job_id for ended in recovery.release(database, worker="w", max_attempts=0)}
-            Output(self, place).discard(database, job_id)
+            assert job_id in {ended.job_id for ended in recovery.return_jobs(database, worker="w", max_attempts=0)}
+            ResultStore(self, place).discard(database, job_id)
         store(self, bucket, key, *rest, **options)
 
     monkeypatch.setattr(Storage, "store", late)
     make_runner().run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
     assert get(database, job_id).error_code == "worker_lost"
     assert storage.exists("masks", f"{job_id}/mask.nii.gz")
-    assert (job_id, place) in recovery.uncleared(database)
-    Output(storage, place).discard(database, job_id)
+    assert (job_id, place) in recovery.find_uncleared(database)
+    ResultStore(storage, place).discard(database, job_id)
     assert not storage.exists("masks", f"{job_id}/mask.nii.gz")
 
 
@@ -597,9 +597,9 @@ def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -
         if job_id == first:
             attempts.fail(database, claim, InternalError("x"))
         else:
-            assert attempts.reserve_output(database, claim, place)
-    attempts.reserve_for_clearing(database, first, place)
-    with attempts.releasing_output(database, first, place) as ours:
+            assert attempts.reserve_location(database, claim, place)
+    attempts.reserve_for_cleanup(database, first, place)
+    with attempts.releasing_location(database, first, place) as ours:
         assert not ours()
 
 

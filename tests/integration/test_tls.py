@@ -14,7 +14,7 @@ import trustme
 from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import look, make_app
+from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
 
@@ -83,7 +83,7 @@ def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]
 
 def test_all_three_are_reached(behind_tls: dict[str, object]) -> None:
     settings = Settings.model_validate(behind_tls)
-    assert set(look(make_app(settings)).depths) == {"priority", "overflow"}
+    assert set(fetch_redis_state(make_app(settings)).depths) == {"priority", "overflow"}
     engine = connect(settings)
     assert job_store.get(engine, uuid4()) is None
     engine.dispose()
@@ -98,7 +98,7 @@ def test_a_server_that_nobody_vouches_for_is_not_spoken_to(
     trusted = tmp_path / "another.pem" if authority == "another" else None
     settings = Settings.model_validate({**behind_tls, "tls_ca_path": trusted})
     with pytest.raises(QueueUnavailable):
-        look(make_app(settings))
+        fetch_redis_state(make_app(settings))
     with pytest.raises(DatabaseUnavailable):
         job_store.get(connect(settings), uuid4())
     with pytest.raises(StorageUnavailable):
@@ -115,7 +115,7 @@ def test_nor_one_that_has_anothers_name(behind_tls: dict[str, object]) -> None:
         }
     )
     with pytest.raises(QueueUnavailable):
-        look(make_app(settings))
+        fetch_redis_state(make_app(settings))
     with pytest.raises(DatabaseUnavailable):
         job_store.get(connect(settings), uuid4())
     with pytest.raises(StorageUnavailable):

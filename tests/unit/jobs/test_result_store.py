@@ -5,7 +5,7 @@ import pytest
 from inference_service.contract.result_files import result_files
 from inference_service.core.errors import InputNotFound
 from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.result_store import Output
+from inference_service.jobs.result_store import ResultStore
 
 
 class Copies:
@@ -18,14 +18,14 @@ class Copies:
 
 
 def test_every_file_has_a_key_in_the_row() -> None:
-    result = Output(cast("Storage", Copies()), "masks/a/b").result
+    result = ResultStore(cast("Storage", Copies()), "masks/a/b").result
     assert result.pop("bucket") == "masks"
     assert sorted(result.values()) == sorted(f"a/b/{name}" for name in result_files(()).values())
 
 
 def test_all_of_an_earlier_result_is_copied_or_nothing() -> None:
     copies = Copies()
-    output, earlier = (Output(cast("Storage", copies), f"masks/{prefix}") for prefix in ("now", "earlier"))
+    output, earlier = (ResultStore(cast("Storage", copies), f"masks/{prefix}") for prefix in ("now", "earlier"))
     result = {name: key for name, key in earlier.result.items() if name != "preview"}
     with pytest.raises(InputNotFound):
         output.copy(result, before_each=lambda: None)
