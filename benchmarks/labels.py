@@ -6,9 +6,10 @@ import numpy as np
 
 from benchmarks.models import MAX_VOXELS
 from inference_service.formats.nifti import read_nifti
+from inference_service.formats.read_limits import ReadLimits
 
 
 def copy_labels(mask: Path, labels: Path) -> None:
     """Reads a mask's file and writes its labels as .npy."""
-    volume, _ = read_nifti(mask, max_voxels=MAX_VOXELS)
+    volume, _ = read_nifti(mask, ReadLimits(MAX_VOXELS))
     np.save(labels, volume.voxels)

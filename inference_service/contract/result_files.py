@@ -5,12 +5,12 @@ from typing import Literal, get_args
 
 from inference_service.contract.task_message import Format
 
-SegmentationKind = Literal["binary", "labelmap"]
+SegmentationType = Literal["binary", "labelmap"]
 
 MASK_FILE = "mask.nii.gz"
 REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
-SEGMENTATION_FILES: Mapping[Format, tuple[str, SegmentationKind]] = {
+SEGMENTATION_FILES: Mapping[Format, tuple[str, SegmentationType]] = {
     "dicom-seg": ("segmentation.dcm", "binary"),
     "dicom-labelmap": ("labelmap.dcm", "labelmap"),
 }

@@ -5,7 +5,7 @@ Only geometry is copied to a mask: a header's texts may hold patient data.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile
 from io import BytesIO
@@ -26,10 +26,10 @@ from inference_service.core.errors import (
     NotAVolume,
     UnsupportedFormat,
 )
+from inference_service.formats.read_limits import ReadLimits, RequireMemory
 from inference_service.imaging.geometry import Affine, Volume
 
-Header = nibabel.Nifti1Header
-Require = Callable[[int], None]
+NiftiHeader = nibabel.Nifti1Header
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # isal's stubs call its exception class an instance.
@@ -64,13 +64,12 @@ def looks_like_nifti(path: Path) -> bool:
         return _header_size(_first_bytes(stream)) is not None
 
 
-def read_nifti(path: Path, max_voxels: int, require: Require = lambda size_bytes: None) -> tuple[Volume, Header]:
+def read_nifti(path: Path, limits: ReadLimits) -> tuple[Volume, NiftiHeader]:
     """Reads a volume.
 
     Args:
         path: The file; its name does not matter.
-        max_voxels: More are refused before anything is allocated.
-        require: Told how many bytes are about to be taken; what it raises ends the reading.
+        limits: How much the file may take.
 
     Returns:
         The volume, its values scaled as the header says, and the header, which `write_mask` takes the grid from.
@@ -80,13 +79,13 @@ def read_nifti(path: Path, max_voxels: int, require: Require = lambda size_bytes
     """
     with _open(path) as stream:
         header = _read_header(stream)
-        shape = _volume_shape(header, max_voxels)
+        shape = _volume_shape(header, limits.max_voxels)
         affine = _affine(header, shape)
-        raw = _read_array(stream, header, shape, require)
+        raw = _read_array(stream, header, shape, limits.require_memory)
     return Volume(_scale(raw, header), affine), header
 
 
-def geometry_warnings(header: Header, volume: Volume) -> tuple[str, ...]:
+def geometry_warnings(header: NiftiHeader, volume: Volume) -> tuple[str, ...]:
     """What a reader of the mask should know of a scan's grid: that qform and sform disagree.
 
     Args:
@@ -100,7 +99,7 @@ def geometry_warnings(header: Header, volume: Volume) -> tuple[str, ...]:
     return (f"the header's qform and sform disagree {by}: the sform was taken",)
 
 
-def _forms_apart_mm(header: Header, volume: Volume) -> float:
+def _forms_apart_mm(header: NiftiHeader, volume: Volume) -> float:
     """How far apart qform and sform have a corner of the volume; 0 where there is only one of them."""
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
         return 0.0
@@ -114,7 +113,7 @@ def _forms_apart_mm(header: Header, volume: Volume) -> float:
     return apart_mm if isfinite(apart_mm) else inf
 
 
-def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: Header) -> None:
+def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: NiftiHeader) -> None:
     """Writes a mask as `.nii.gz` with the shape, qform, sform and codes of the scan it belongs to.
 
     Args:
@@ -137,7 +136,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     _write(path, volume.voxels, header)
 
 
-def grid_header(volume: Volume) -> Header:
+def grid_header(volume: Volume) -> NiftiHeader:
     """A header with a volume's shape, its affine as the sform and, where it has no shear, as the qform."""
     header = nibabel.Nifti1Header(endianness="<")
     header.set_data_shape(volume.shape)
@@ -158,7 +157,7 @@ def compress(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, stream)
 
 
-def _write(path: Path, voxels: NDArray[np.generic], header: Header) -> None:
+def _write(path: Path, voxels: NDArray[np.generic], header: NiftiHeader) -> None:
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     little_endian = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
@@ -191,7 +190,7 @@ def _header_size(start: bytes) -> int | None:
     return next((size for size in sizes if size in _HEADER_KINDS), None)
 
 
-def _read_header(stream: BinaryIO) -> Header:
+def _read_header(stream: BinaryIO) -> NiftiHeader:
     start = _first_bytes(stream)
     size = _header_size(start)
     if size is None:
@@ -199,7 +198,7 @@ def _read_header(stream: BinaryIO) -> Header:
     rest = stream.read(size - 4)
     if len(rest) < size - 4:
         raise InputCorrupt(f"the file ends inside its header: expected {size} bytes, got {len(rest) + 4}")
-    header: Header = _HEADER_KINDS[size].from_fileobj(BytesIO(start + rest), check=False)
+    header: NiftiHeader = _HEADER_KINDS[size].from_fileobj(BytesIO(start + rest), check=False)
     if not bytes(header["magic"]).startswith(_SINGLE_FILE_MAGIC[size]):
         raise UnsupportedFormat("only single-file NIfTI (magic n+1 or n+2) is read, not .hdr/.img pairs or Analyze")
     extension = float(header["vox_offset"]) - size
@@ -208,7 +207,7 @@ def _read_header(stream: BinaryIO) -> Header:
     return header
 
 
-def _volume_shape(header: Header, max_voxels: int) -> tuple[int, int, int]:
+def _volume_shape(header: NiftiHeader, max_voxels: int) -> tuple[int, int, int]:
     dims = [int(dim) for dim in header["dim"]]
     if not 1 <= dims[0] <= 7 or any(dim < 1 for dim in dims[1 : dims[0] + 1]):
         raise InputCorrupt(f"the header's dimensions make no sense: {dims}")
@@ -222,7 +221,7 @@ def _volume_shape(header: Header, max_voxels: int) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _affine(header: Header, shape: tuple[int, int, int]) -> Affine:
+def _affine(header: NiftiHeader, shape: tuple[int, int, int]) -> Affine:
     try:
         affine = header.get_sform(coded=True)[0]
         affine = _with_qfac(header).get_qform(coded=True)[0] if affine is None else affine
@@ -241,19 +240,21 @@ def _affine(header: Header, shape: tuple[int, int, int]) -> Affine:
     return affine
 
 
-def _in_millimetres(affine: Affine, header: Header) -> Affine:
+def _in_millimetres(affine: Affine, header: NiftiHeader) -> Affine:
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, 1.0)
     return np.vstack([affine[:3] * unit, [0, 0, 0, 1]]).astype(np.float64)
 
 
-def _with_qfac(header: Header) -> Header:
+def _with_qfac(header: NiftiHeader) -> NiftiHeader:
     """The standard reads a qfac of 0 as 1; nibabel refuses it."""
     header = header.copy()
     header["pixdim"][0] = header["pixdim"][0] or 1
     return header
 
 
-def _read_array(stream: BinaryIO, header: Header, shape: tuple[int, int, int], require: Require) -> NDArray[np.generic]:
+def _read_array(
+    stream: BinaryIO, header: NiftiHeader, shape: tuple[int, int, int], require_memory: RequireMemory
+) -> NDArray[np.generic]:
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
@@ -262,7 +263,7 @@ def _read_array(stream: BinaryIO, header: Header, shape: tuple[int, int, int], r
         raise NotAVolume(f"expected one real number a voxel, got {header.get_value_label('datatype')}")
     # The voxels as they are; what scaling them takes besides, or looking for those that are not finite.
     besides = 0 if dtype == np.float32 or _scaling(header) is None else 4
-    require(prod(shape) * (dtype.itemsize + max(besides, dtype.kind == "f")))
+    require_memory(prod(shape) * (dtype.itemsize + max(besides, dtype.kind == "f")))
     array = np.empty(shape, dtype=dtype, order="F")
     wanted = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
     got = 0
@@ -284,13 +285,13 @@ def _check_tail(stream: BinaryIO) -> None:
             raise InputCorrupt("the file goes on long after its last voxel")
 
 
-def _scaling(header: Header) -> tuple[float, float] | None:
+def _scaling(header: NiftiHeader) -> tuple[float, float] | None:
     """Slope and intercept; None where values stay as they are."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     return None if not np.isfinite(slope) or slope == 0 or (slope, intercept) == (1, 0) else (slope, intercept)
 
 
-def _scale(raw: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
+def _scale(raw: NDArray[np.generic], header: NiftiHeader) -> NDArray[np.generic]:
     """Native values scaled as the header says: in `raw`'s memory, which is given up, or in one float32 array more."""
     native = raw if raw.dtype.isnative else raw.byteswap(inplace=True).view(raw.dtype.newbyteorder("="))
     scaling = _scaling(header)

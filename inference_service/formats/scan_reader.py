@@ -1,4 +1,4 @@
-"""From a fetched input, of whatever kind, to a volume: each kind has a reader, chosen by content and never by name."""
+"""Reads an input of any supported format: each format has a reader, chosen by content and never by file name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,50 +21,52 @@ from inference_service.formats.dicom.header import looks_like_dicom
 from inference_service.formats.dicom.series_geometry import Slice
 from inference_service.formats.dicom.series_reader import read_series
 from inference_service.formats.nifti import (
-    Header,
-    Require,
+    NiftiHeader,
     geometry_warnings,
     grid_header,
     looks_like_nifti,
     read_nifti,
 )
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.zip_input import looks_like_zip, unpack
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.shear import Shear, drifts_px, find_shear, straighten_sheared
-from inference_service.imaging.slice_alignment import Evened, Straightened, straight_shape
+from inference_service.imaging.shear import Shear, align_sheared, find_shear, shifts_px
+from inference_service.imaging.slice_alignment import AlignedVolume, aligned_shape
+from inference_service.imaging.slice_spacing import EvenlySpacedVolume
 
-Kind = Literal["nifti", "dicom"]
+InputFormat = Literal["nifti", "dicom"]
 
-_UNPACKED = "unpacked"
-# Of a grid that stays as it is: a patient sheared further is not what a network was trained on.
-_MOST_SHEAR_DEGREES = 10.0
-MOST_BYTES = 4 * 2**30
-"""That an input may have, unless a setting says otherwise."""
+_UNZIPPED_FOLDER = "unpacked"
+# A grid without right angles cannot be aligned. Up to this shear the network sees it as if its axes were at right
+# angles; a patient sheared further is unlike anything a network was trained on.
+_MAX_UNALIGNED_SHEAR_DEGREES = 10.0
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a reader makes of an input.
+    """An input as it was read.
 
     Attributes:
         volume: All values finite.
-        grid: The NIfTI header that a mask on the scan's grid takes its geometry from.
-        replaced_voxels: Voxels that were NaN or infinite, and got the volume's least finite value.
-        kind: What it was read from.
-        straightened: What the network is to see instead, where the grid is sheared, as that of tilted slices.
-        evened: The way from the volume's grid back to the slices, where these are uneven.
-        modality: DICOM's word for it, such as CT; empty where the input does not say.
-        slices: Of a DICOM series, in the order of the volume's third axis; one for each plane unless uneven.
-        set_aside: How many files are no part of the volume, by reason.
-        warnings: What a reader of the mask should know.
+        grid: NIfTI header from which a mask on the volume's grid takes its geometry.
+        replaced_voxels: Voxels that were NaN or infinite, and got the lowest finite value of the volume.
+        input_format: The format that it was read from.
+        aligned: The volume that the network is to see instead of `volume`, where the grid is sheared, as by a tilted
+            gantry; None elsewhere.
+        evenly_spaced: Takes a mask on the volume's grid back to the slices of a series with uneven spacing; None
+            elsewhere.
+        modality: Modality (0008,0060) of a DICOM series, such as CT; empty where the input does not state one.
+        slices: Slices of a DICOM series along the volume's third axis; one a plane unless `evenly_spaced` is set.
+        set_aside: Number of files that are no part of the volume, by reason.
+        warnings: What a user of the mask should know.
     """
 
     volume: Volume
-    grid: Header
+    grid: NiftiHeader
     replaced_voxels: int = 0
-    kind: Kind = "nifti"
-    straightened: Straightened | None = None
-    evened: Evened | None = None
+    input_format: InputFormat = "nifti"
+    aligned: AlignedVolume | None = None
+    evenly_spaced: EvenlySpacedVolume | None = None
     modality: str = ""
     slices: tuple[Slice, ...] = ()
     set_aside: Mapping[str, int] = field(default_factory=dict)
@@ -72,79 +74,71 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What readers are given.
+class ReadOptions:
+    """How an input is read.
 
     Attributes:
-        max_voxels: More are refused before anything is allocated.
-        max_bytes: The same for bytes that files expand to.
-        require: Told how many bytes are about to be taken; what it raises ends the reading.
-        wishes: The request's.
-        threads: Decode a series' slices.
+        limits: How much it may take.
+        input_options: What the request says about it.
+        threads: Number of threads that decode a series' frames.
     """
 
-    max_voxels: int
-    max_bytes: int
-    require: Require
-    wishes: InputOptions
+    limits: ReadLimits
+    input_options: InputOptions
     threads: int
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one kind of input.
+    """Reads one format.
 
     Attributes:
-        kind: What it reads, in words.
-        accepts: Whether the files' content is of that kind; what is wrong inside them is for `read` to say.
-        read: Gives the scan, or raises the InputError that says why not.
+        description: The format, as error messages name it.
+        accepts: Whether the files are of that format, by their first bytes; errors inside them are left to `read`.
+        read: Returns the scan, or raises the InputError that says why it cannot be used.
     """
 
-    kind: str
+    description: str
     accepts: Callable[[Sequence[Path]], bool]
-    read: Callable[[Sequence[Path], _Reading], Scan]
+    read: Callable[[Sequence[Path], ReadOptions], Scan]
 
 
 def read_scan(
     path: Path,
-    folder: Path,
+    work_folder: Path,
+    limits: ReadLimits,
     *,
-    max_voxels: int,
-    max_bytes: int = MOST_BYTES,
-    require: Require = lambda size_bytes: None,
-    wishes: InputOptions = DEFAULT_INPUT_OPTIONS,
+    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
     threads: int = 1,
 ) -> Scan:
     """Reads a volume with the first reader that accepts the input.
 
     Args:
         path: A file, a zip of files, or a folder of them.
-        folder: An existing one, where a zip is unpacked; what is unpacked there stays.
-        max_voxels: More are refused before anything is allocated.
-        max_bytes: The same for the files of a folder or a zip, all together.
-        require: Told how many bytes are about to be taken; what it raises ends the reading.
-        wishes: The request's.
-        threads: Decode a series' slices.
+        work_folder: An existing folder into which a zip is unpacked; its files are left there.
+        limits: How much the input may take.
+        input_options: What the request says about the input.
+        threads: Number of threads that decode a series' frames.
 
     Raises:
         InputError: No reader accepts the input, or the one that does refuses it.
     """
-    files = _files(path, folder, max_bytes)
+    files = _input_files(path, work_folder, limits.max_bytes)
     for reader in READERS:
         if reader.accepts(files):
-            return reader.read(files, _Reading(max_voxels, max_bytes, require, wishes, threads))
-    what = "the input" if len(files) == 1 else f"what the input's {len(files)} files hold"
+            return reader.read(files, ReadOptions(limits, input_options, threads))
+    subject = "the input is" if len(files) == 1 else f"the input's {len(files)} files are"
     raise UnsupportedFormat(
-        f"{what} is none of the kinds that are read: {'; '.join(reader.kind for reader in READERS)}"
+        f"{subject} in no supported format; expected one of: {'; '.join(reader.description for reader in READERS)}"
     )
 
 
-def _files(path: Path, folder: Path, max_bytes: int) -> Sequence[Path]:
+def _input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path]:
     files = list_files(path, max_bytes=max_bytes) if path.is_dir() else [path]
     if len(files) == 1 and looks_like_zip(files[0]):
-        files = unpack(files[0], folder / _UNPACKED, max_bytes=max_bytes)
+        files = unpack(files[0], work_folder / _UNZIPPED_FOLDER, max_bytes=max_bytes)
     if not files:
-        raise InputNotFound("the input holds no file")
+        raise InputNotFound("the input contains no file")
     return files
 
 
@@ -152,69 +146,86 @@ def _is_nifti(files: Sequence[Path]) -> bool:
     return len(files) == 1 and looks_like_nifti(files[0])
 
 
-def _read_nifti(files: Sequence[Path], reading: _Reading) -> Scan:
-    volume, grid = read_nifti(files[0], reading.max_voxels, reading.require)
-    replaced, warnings = _replace_non_finite(volume), geometry_warnings(grid, volume)
+def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
+    volume, grid = read_nifti(files[0], options.limits)
+    replaced = _replace_non_finite(volume)
+    warnings = geometry_warnings(grid, volume)
     shear = find_shear(volume.affine)
     if shear is None:
         return Scan(volume, grid, replaced, warnings=warnings)
-    off = f"the grid's axes are {shear.degrees:.3g}° off right angles"
     if shear.axes is None:
-        if shear.degrees > _MOST_SHEAR_DEGREES:
-            raise InconsistentGeometry(f"{off}, all of them: such a grid cannot be straightened by moving planes")
-        return Scan(volume, grid, replaced, warnings=(*warnings, f"{off}, all of them: the network saw none of it"))
-    warnings = (*warnings, f"{off}: planes were moved in line by whole voxels for the network, and the mask back")
-    return Scan(volume, grid, replaced, straightened=_straightened(volume, shear, reading), warnings=warnings)
+        return Scan(volume, grid, replaced, warnings=(*warnings, _check_unaligned(shear)))
+    warning = (
+        f"the grid's axes deviate from right angles by {shear.degrees:.3g}°: for the network its planes were aligned "
+        "by shifts of whole voxels, and the mask was shifted back"
+    )
+    aligned = _align(volume, shear, options.limits)
+    return Scan(volume, grid, replaced, aligned=aligned, warnings=(*warnings, warning))
 
 
-def _straightened(volume: Volume, shear: Shear, reading: _Reading) -> Straightened:
-    i, j, k = (volume.shape[axis] for axis in shear.axes or ())
-    voxels = prod(straight_shape((i, j, k), drifts_px(shear, k)))
-    if voxels > reading.max_voxels:
-        raise InputTooLarge(
-            f"the sheared grid takes {voxels} voxels when it is straight; this service takes at most "
-            f"{reading.max_voxels}"
+def _check_unaligned(shear: Shear) -> str:
+    """Refuses a grid with no two axes at right angles if it is far from them, and returns the warning otherwise."""
+    text = f"no two axes of the grid are at right angles; the deviation is up to {shear.degrees:.3g}°"
+    if shear.degrees > _MAX_UNALIGNED_SHEAR_DEGREES:
+        raise InconsistentGeometry(
+            f"{text}, and at most {_MAX_UNALIGNED_SHEAR_DEGREES:g}° are accepted: resample the scan to a grid with "
+            "axes at right angles"
         )
-    reading.require(voxels * volume.voxels.dtype.itemsize)
-    return straighten_sheared(volume, shear, background=volume.voxels.min().item())
+    return f"{text}, and the network saw the scan without this shear"
+
+
+def _align(volume: Volume, shear: Shear, limits: ReadLimits) -> AlignedVolume:
+    i, j, k = (volume.shape[axis] for axis in shear.axes or ())
+    voxels = prod(aligned_shape((i, j, k), shifts_px(shear, k)))
+    if voxels > limits.max_voxels:
+        raise InputTooLarge(
+            f"the sheared grid has {voxels} voxels once its planes are aligned; this service takes at most "
+            f"{limits.max_voxels}"
+        )
+    limits.require_memory(voxels * volume.voxels.dtype.itemsize)
+    return align_sheared(volume, shear, background=volume.voxels.min().item())
 
 
 def _is_dicom(files: Sequence[Path]) -> bool:
     return any(looks_like_dicom(path) for path in files)
 
 
-def _read_dicom(files: Sequence[Path], reading: _Reading) -> Scan:
-    found = read_series(
-        files, max_voxels=reading.max_voxels, max_bytes=reading.max_bytes, require=reading.require,
-        series_uid=reading.wishes.series, tolerated=reading.wishes.tolerate, threads=reading.threads,
-    )  # fmt: skip
+def _read_dicom(files: Sequence[Path], options: ReadOptions) -> Scan:
+    series = read_series(
+        files,
+        options.limits,
+        series_uid=options.input_options.series,
+        tolerated=options.input_options.tolerate,
+        threads=options.threads,
+    )
     return Scan(
-        found.volume,
-        grid_header(found.volume),
-        kind="dicom",
-        straightened=found.straightened,
-        evened=found.evened,
-        modality=found.modality,
-        slices=found.slices,
-        set_aside={reason.value: count for reason, count in found.set_aside.items()},
-        warnings=found.warnings,
+        series.volume,
+        grid_header(series.volume),
+        input_format="dicom",
+        aligned=series.aligned,
+        evenly_spaced=series.evenly_spaced,
+        modality=series.modality,
+        slices=series.slices,
+        set_aside={reason.value: count for reason, count in series.set_aside.items()},
+        warnings=series.warnings,
     )
 
 
 READERS = (
-    Reader("one NIfTI-1 or NIfTI-2, plain or gzipped", _is_nifti, _read_nifti),
-    Reader("DICOM, as a file, a folder or a zip of one series", _is_dicom, _read_dicom),
+    Reader("one NIfTI-1 or NIfTI-2 file, plain or gzipped", _is_nifti, _read_nifti),
+    Reader("a DICOM series, as a file, a folder or a zip", _is_dicom, _read_dicom),
 )
 
 
 def _replace_non_finite(volume: Volume) -> int:
+    """Gives voxels that are NaN or infinite the lowest finite value, in place; returns their number."""
     voxels = volume.voxels
     if not np.issubdtype(voxels.dtype, np.floating):
         return 0
     finite = np.isfinite(voxels)
     replaced = int(voxels.size - np.count_nonzero(finite))
     if replaced == voxels.size:
-        raise InputCorrupt("the volume holds no finite value")
+        raise InputCorrupt("all voxels of the volume are NaN or infinite: expected finite values")
     if replaced:
         voxels[~finite] = voxels[finite].min()
     return replaced

@@ -18,6 +18,8 @@ AXIS_CODES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 _LETTERS = ("LR", "PA", "IS")
 
 Affine: TypeAlias = NDArray[np.float64]
+Shape: TypeAlias = tuple[int, int, int]
+Spacing: TypeAlias = tuple[float, float, float]
 Box: TypeAlias = tuple[slice, slice, slice]
 Voxel = TypeVar("Voxel", bound=np.generic)
 Value = TypeVar("Value")
@@ -36,13 +38,13 @@ class Volume:
     affine: Affine
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """Voxels along each array axis."""
         i, j, k = self.voxels.shape
         return i, j, k
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float]:
+    def spacing_mm(self) -> Spacing:
         """Distance of neighbouring voxels along each array axis."""
         return spacing_mm(self.affine)
 
@@ -96,7 +98,7 @@ def box(sides: Iterable[tuple[int, int]]) -> Box:
     return i, j, k
 
 
-def spacing_mm(affine: Affine) -> tuple[float, float, float]:
+def spacing_mm(affine: Affine) -> Spacing:
     """Distance of neighbouring voxels along each array axis: the lengths of the affine's columns.
 
     >>> spacing_mm(np.diag([-2.0, 0.5, 3.0, 1.0]))

@@ -1,7 +1,7 @@
-"""Changing the resolution of an image. Pure numerics.
+"""Resampling of an image to another resolution. Pure numerics.
 
-Two grids cover the same extent: their outer edges coincide, not the centres of their first voxels (nnU-Net's rule, and
-PyTorch's align_corners=False). Interpolation here is separable, so that each axis is one sparse matrix.
+The two grids cover the same extent: their outer edges coincide, not the centres of their first voxels, as in nnU-Net
+and PyTorch (align_corners=False). Interpolation is separable: each axis is resampled by one sparse matrix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from inference_service.core.threads import ALONE, Threads
+from inference_service.imaging.geometry import Shape, Spacing
 
-Shape = tuple[int, int, int]
-Kind = Literal["nearest", "linear", "area", "cubic"]
-Kinds = tuple[Kind, Kind, Kind]
-Spacing = tuple[float, float, float]
-Mapping = Callable[[NDArray[np.float32]], None]
+Interpolation = Literal["nearest", "linear", "area", "cubic"]
+Interpolations = tuple[Interpolation, Interpolation, Interpolation]
+IntensityTransform = Callable[[NDArray[np.float32]], None]
+"""Maps the values of an array in place."""
 
-# Bounds the memory of resizing: planes of the result that are made at a time.
-_PLANES_AT_A_TIME = 8
-# Spacings come from float32 headers: their noise must not decide which way a half voxel is rounded.
+# Planes of the result that are computed at a time; bounds the memory of `resize`.
+_PLANES_PER_BAND = 8
+# Spacings come from float32 headers: their rounding must not decide which way half a voxel is rounded.
 _RATIO_DIGITS = 4
-# Samples on either side that a cubic spline is taken to depend on. Their weights fall by 3.7 from one to the next, and
-# those too small for float32 are left out.
+# Samples on either side of a position that contribute to a cubic spline there. Their weights fall by a factor of 3.7
+# from one to the next, and those too small for float32 are dropped.
 _SPLINE_REACH = 24
-_LEAST_WEIGHT = 1e-8
+_MIN_WEIGHT = 1e-8
 
 
 def resized_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
-    """Voxels of the grid that covers the same extent at another spacing, the nearest whole number on each axis.
+    """Shape of the grid that covers the same extent at another spacing, rounded to whole voxels on each axis.
 
     >>> resized_shape((512, 512, 300), (0.7, 0.7, 1.0), (1.5, 1.5, 1.5))
     (239, 239, 200)
@@ -43,39 +43,41 @@ def resized_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shap
     return i, j, k
 
 
-def axis_kinds(source_mm: Spacing, target_mm: Spacing, kind: Kind, separate_axis_above: float | None) -> Kinds:
-    """Kind of interpolation along each axis: nearest along the axis of thick slices where the model asks for it.
+def axis_interpolations(
+    source_mm: Spacing, target_mm: Spacing, interpolation: Interpolation, separate_axis_above: float | None
+) -> Interpolations:
+    """Interpolation along each axis: nearest along the axis of thick slices if the model asks for it.
 
-    As nnU-Net's determine_do_sep_z_and_axis: the grid that is left decides, or else the one that is gone to, and where
-    two axes are equally thick none is taken apart.
+    Follows nnU-Net's determine_do_sep_z_and_axis: the source spacing decides if it is anisotropic, and the target
+    spacing otherwise. Where two axes have the largest spacing, none of them is treated separately.
 
     Args:
         source_mm: Spacing of the grid that is resampled.
-        target_mm: Spacing that it gets.
-        kind: What the other axes get.
-        separate_axis_above: The ratio of the largest to the smallest spacing above which the largest one's axis is
-            taken apart (nnU-Net's separate z, 3 there); None: never.
+        target_mm: Spacing of the resampled grid.
+        interpolation: Interpolation along the other axes.
+        separate_axis_above: Ratio of the largest to the smallest spacing above which the axis with the largest one is
+            treated separately (nnU-Net's separate z; 3 there). None never does.
 
-    >>> axis_kinds((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), "cubic", 3)
+    >>> axis_interpolations((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), "cubic", 3)
     ('cubic', 'cubic', 'nearest')
     """
-    kinds = [kind, kind, kind]
+    interpolations = [interpolation, interpolation, interpolation]
     for spacing in (source_mm, target_mm):
         if separate_axis_above is not None and max(spacing) > separate_axis_above * min(spacing):
             if spacing.count(max(spacing)) == 1:
-                kinds[spacing.index(max(spacing))] = "nearest"
+                interpolations[spacing.index(max(spacing))] = "nearest"
             break
-    return kinds[0], kinds[1], kinds[2]
+    return interpolations[0], interpolations[1], interpolations[2]
 
 
 @dataclass(frozen=True)
 class Taps:
-    """What each sample of a resampled axis is made of: (1 - weight)·first + weight·second.
+    """The two source samples of each sample of a resampled axis: (1 - weight)·first + weight·second.
 
     Attributes:
-        first: Index of the sample at or before it.
-        second: The next one; `first` again where the weight is 0.
-        weight: In [0, 1).
+        first: Index of the source sample at or before the position.
+        second: Index of the next source sample; equals `first` where the weight is 0.
+        weight: Weight of `second`, in [0, 1).
     """
 
     first: NDArray[np.intp]
@@ -84,22 +86,24 @@ class Taps:
 
     @property
     def pairs(self) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], ...]:
-        """Indices and weights of the first and of the second."""
+        """Indices and weights of `first` and of `second`."""
         return (self.first, 1 - self.weight), (self.second, self.weight)
 
 
-def axis_taps(size_in: int, size_out: int, kind: Kind) -> Taps:
-    """The samples that resampling one axis takes; beyond the outermost centres the edge value holds.
+def axis_taps(size_in: int, size_out: int, interpolation: Interpolation) -> Taps:
+    """The source samples of nearest or linear interpolation along one axis.
+
+    Beyond the centres of the outermost source samples, the edge value holds.
 
     >>> taps = axis_taps(2, 4, "linear")
     >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
     ([0, 0, 0, 1], [0, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
     """
-    if kind == "nearest":
-        # In floats, rounding noise included: of two samples equally near, the one that SciPy's order 0 takes.
+    if interpolation == "nearest":
+        # Computed in floats so that of two equally near samples, rounding picks the one that SciPy's order 0 picks.
         first = np.clip(np.floor(_centres(size_in, size_out) + 0.5).astype(np.intp), 0, size_in - 1)
         return Taps(first, first, np.zeros(size_out, dtype=np.float32))
-    # In units of 1 / unit voxels, so that whole positions are whole and no weight is the dust of rounding.
+    # Integers, in units of 1 / unit voxels: weights of exactly 0 stay 0.
     unit = 2 * size_out
     positions = np.arange(1, unit, 2) * size_in - size_out
     first, rest = np.divmod(np.clip(positions, 0, unit * (size_in - 1)), unit)
@@ -107,36 +111,40 @@ def axis_taps(size_in: int, size_out: int, kind: Kind) -> Taps:
 
 
 def _centres(size_in: int, size_out: int) -> NDArray[np.float64]:
+    """Positions of the resampled centres, in source samples; shape (size_out,)."""
     return np.asarray((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5)
 
 
-def axis_matrix(size_in: int, size_out: int, kind: Kind) -> sparse.csr_array[np.float32]:
-    """The linear operator that resamples one axis; between equal grids the identity, as every kind interpolates.
+def axis_matrix(size_in: int, size_out: int, interpolation: Interpolation) -> sparse.csr_array[np.float32]:
+    """The linear operator that resamples one axis; the identity between equal grids.
 
-    Beyond the outermost centres the edge value holds. The cubic kind is the interpolating spline of order 3, as in
-    nnU-Net's resampling of images, which takes some 27 samples. The area kind is the mean of all that a sample of a
-    coarser axis covers, and linear on a finer one (OpenCV's INTER_AREA).
+    Beyond the centres of the outermost source samples, the edge value holds. Cubic is the interpolating spline of order
+    3, as in nnU-Net's resampling of images; each sample depends on about 27 source samples. Area is the mean over the
+    extent of a coarser sample, and linear on a finer grid (OpenCV's INTER_AREA).
 
     Returns:
-        Shape (size_out, size_in); its rows sum to 1.
+        Shape (size_out, size_in); each row sums to 1.
 
     >>> axis_matrix(2, 4, "linear").toarray().tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     >>> axis_matrix(4, 2, "area").toarray().tolist()
     [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
-    if kind == "cubic" and size_in != size_out:
+    if interpolation == "cubic" and size_in != size_out:
         return _spline_matrix(size_in, size_out)
-    if kind == "area" and size_in > size_out:
+    if interpolation == "area" and size_in > size_out:
         return _area_matrix(size_in, size_out)
-    taps = axis_taps(size_in, size_out, "nearest" if size_in == size_out else kind)
+    taps = axis_taps(size_in, size_out, "nearest" if size_in == size_out else interpolation)
     columns, weights = (np.concatenate(parts) for parts in zip(*taps.pairs, strict=True))
     rows = np.tile(np.arange(size_out), 2)
-    return _without_dust(sparse.csr_array((weights, (rows, columns)), shape=(size_out, size_in)))
+    return _drop_tiny(sparse.csr_array((weights, (rows, columns)), shape=(size_out, size_in)))
 
 
 def _spline_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
-    """What SciPy makes of unit vectors, many at a time: so far apart that each sample sees the nearest only."""
+    """Obtains the weights by resampling unit impulses with SciPy.
+
+    One array holds many impulses, far enough apart that each resampled value depends on the nearest one alone.
+    """
     centres = _centres(size_in, size_out)
     lowest = np.floor(centres).astype(np.intp) - _SPLINE_REACH
     dense = np.zeros((2 * _SPLINE_REACH, size_out))
@@ -146,24 +154,26 @@ def _spline_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
         comb[first :: len(dense)] = 1
         columns[first] = lowest + (first - lowest) % len(dense)
         ndimage.map_coordinates(comb, centres[np.newaxis], dense[first], order=3, mode="nearest")
-    rows, inside = np.broadcast_to(np.arange(size_out), dense.shape), (columns >= 0) & (columns < size_in)
-    values = dense[inside].astype(np.float32), (rows[inside], columns[inside])
-    return _without_dust(sparse.csr_array(values, shape=(size_out, size_in)))
+    rows = np.broadcast_to(np.arange(size_out), dense.shape)
+    inside = (columns >= 0) & (columns < size_in)
+    weights = dense[inside].astype(np.float32)
+    return _drop_tiny(sparse.csr_array((weights, (rows[inside], columns[inside])), shape=(size_out, size_in)))
 
 
 def _area_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
-    """The share of each sample of the finer axis in each of the coarser one."""
-    # In units of 1 / size_out samples of the finer axis, so that edges are whole numbers.
+    """The share of each sample of the finer axis in each sample of the coarser one."""
+    # In units of 1 / size_out samples of the finer axis, in which all edges are integers.
     starts = np.arange(size_out)[:, np.newaxis] * size_in
     columns = starts // size_out + np.arange(-(-size_in // size_out) + 1)
     covered = np.minimum(starts + size_in, (columns + 1) * size_out) - np.maximum(starts, columns * size_out)
-    rows, inside = np.broadcast_to(np.arange(size_out)[:, np.newaxis], columns.shape), covered > 0
+    rows = np.broadcast_to(np.arange(size_out)[:, np.newaxis], columns.shape)
+    inside = covered > 0
     weights = (covered[inside] / size_in).astype(np.float32)
     return sparse.csr_array((weights, (rows[inside], columns[inside])), shape=(size_out, size_in))
 
 
-def _without_dust(matrix: sparse.csr_array[np.float32]) -> sparse.csr_array[np.float32]:
-    matrix.data[np.abs(matrix.data) < _LEAST_WEIGHT] = 0
+def _drop_tiny(matrix: sparse.csr_array[np.float32]) -> sparse.csr_array[np.float32]:
+    matrix.data[np.abs(matrix.data) < _MIN_WEIGHT] = 0
     matrix.eliminate_zeros()
     return matrix
 
@@ -171,54 +181,54 @@ def _without_dust(matrix: sparse.csr_array[np.float32]) -> sparse.csr_array[np.f
 def resize(
     image: NDArray[np.generic],
     shape: Shape,
-    kinds: Kinds,
+    interpolations: Interpolations,
     *,
-    before: Mapping | None = None,
+    transform: IntensityTransform | None = None,
     threads: Threads = ALONE,
 ) -> NDArray[np.float32]:
     """Resamples an image to a grid of the same extent.
 
-    Where a cubic spline overshoots, the result is cut to the range of the image's values, or of each slice's where one
+    Overshoot of a cubic spline is clipped to the range of the image's values, or to the range of each slice where one
     axis is not cubic, as scikit-image does for nnU-Net.
 
-    Goes along the axis that is slowest in memory, so that a scan is read once and in the order it lies. Besides the
-    result, each thread holds one plane of the scan in float32 and, already resampled within themselves, those planes
-    that `_PLANES_AT_A_TIME` of the result are made of: at most 16 if linear, 39 if cubic from 300 to 200.
+    The image is read once, plane by plane along the axis that is slowest in memory. Besides the result, each thread
+    holds one plane in float32 and the resampled planes that `_PLANES_PER_BAND` planes of the result depend on: at most
+    16 for linear interpolation, 39 for cubic from 300 to 200.
 
     Args:
-        image: Shape (i, j, k), any real dtype; a view will do.
+        image: Shape (i, j, k), any real dtype; may be a view.
         shape: Voxels of the target grid.
-        kinds: Interpolation along each axis.
-        before: Applied to the image's values first, plane by plane.
-        threads: Share the work, and the result is the same for any number of them. Let BLAS use one thread meanwhile.
+        interpolations: Interpolation along each axis.
+        transform: Applied to each plane of the image before it is resampled.
+        threads: Share the work; their number does not change the result. BLAS should use one thread meanwhile.
 
     Returns:
-        A new array of shape `shape`, whose axes lie in memory in the order of the image's.
+        A new array of shape `shape`; its axes have the same order in memory as the image's.
     """
     slowest_first = sorted(range(3), key=lambda axis: -abs(image.strides[axis]))
-    across, *along = (axis_matrix(image.shape[axis], shape[axis], kinds[axis]) for axis in slowest_first)
+    across, *along = (axis_matrix(image.shape[axis], shape[axis], interpolations[axis]) for axis in slowest_first)
     used = np.unique(across.indices)
     planes = image.transpose(slowest_first)
     resized = np.empty([shape[axis] for axis in slowest_first], dtype=np.float32)
-    bands = [across[start : start + _PLANES_AT_A_TIME, used] for start in range(0, len(resized), _PLANES_AT_A_TIME)]
-    # The widest of all, so that whatever bands a thread gets, it adds up in the same order.
+    bands = [across[start : start + _PLANES_PER_BAND, used] for start in range(0, len(resized), _PLANES_PER_BAND)]
+    # The widest of all bands, so that the order of additions does not depend on how threads share them.
     width = max(int(np.ptp(band.indices)) for band in bands) + 1
-    limits = _Limits([image.shape[axis] for axis in slowest_first], [kinds[axis] for axis in slowest_first])
+    value_range = _ValueRange(planes.shape, [interpolations[axis] for axis in slowest_first])
 
-    def taken(index: int) -> NDArray[np.float32]:
+    def read_plane(index: int) -> NDArray[np.float32]:
         plane = np.array(planes[index], dtype=np.float32, order="C")
-        if before is not None:
-            before(plane)
-        limits.see(index, plane)
+        if transform is not None:
+            transform(plane)
+        value_range.update(index, plane)
         return _resize_plane(plane, *along)
 
     def work(part: slice) -> None:
-        first = part.start * _PLANES_AT_A_TIME
-        _blend_planes(map(taken, used[bands[part.start].indices.min() :]), bands[part], width, resized[first:])
+        needed = used[bands[part.start].indices.min() :]
+        _blend_planes(map(read_plane, needed), bands[part], width, resized[part.start * _PLANES_PER_BAND :])
 
     threads.each_slice(len(bands), work)
     if image.shape != shape:
-        limits.clip(resized)
+        value_range.clip(resized)
     return resized.transpose(np.argsort(slowest_first))
 
 
@@ -228,21 +238,21 @@ def _blend_planes(
     width: int,
     blended: NDArray[np.float32],
 ) -> None:
-    """Writes the planes that some adjoining bands of a matrix make.
+    """Computes planes of the result as weighted sums of planes.
 
     Args:
-        planes: From the first that the first band needs on; taken when they are needed.
-        bands: Rows of the matrix, a few planes of the result each.
-        width: The most neighbouring planes that a band needs.
-        blended: Written from its first plane on.
+        planes: Planes from the first one that the first band needs; each is requested when it is needed.
+        bands: Adjoining bands of the matrix, with the weights of a few planes of the result each.
+        width: Largest number of neighbouring planes that a band needs.
+        blended: The result, written from its first plane on.
     """
-    # Plane n lies in row n % width, which no band needs any longer. Rows not yet filled count with weight 0.
+    # A ring buffer: plane n is stored in row n % width. Rows that are not filled yet have weight 0.
     ring = np.zeros((width, blended[0].size), dtype=np.float32)
-    taken = int(bands[0].indices.min())
+    next_index = int(bands[0].indices.min())
     for band in bands:
-        for index in range(taken, band.indices.max() + 1):
+        for index in range(next_index, band.indices.max() + 1):
             ring[index % width] = next(planes).reshape(-1)
-            taken = index + 1
+            next_index = index + 1
         needed = np.unique(band.indices)
         weights = np.zeros((band.shape[0], width), dtype=np.float32)
         weights[:, needed % width] = band.toarray()[:, needed]
@@ -253,7 +263,7 @@ def _blend_planes(
 def _resize_plane(
     plane: NDArray[np.float32], along_h: sparse.csr_array[np.float32], along_w: sparse.csr_array[np.float32]
 ) -> NDArray[np.float32]:
-    """Resamples a plane (h, w) along its two axes; an axis whose size stays is not touched."""
+    """Resamples a plane (h, w) along its two axes; skips an axis whose size stays the same."""
     if along_h.shape[0] != along_h.shape[1]:
         plane = along_h @ plane
     if along_w.shape[0] != along_w.shape[1]:
@@ -261,41 +271,42 @@ def _resize_plane(
     return plane
 
 
-class _Limits:
-    """The range of an image's values, as they are seen plane by plane, for cubic splines to be cut to.
+class _ValueRange:
+    """The range of an image's values, collected plane by plane, to which cubic interpolation is clipped.
 
     Args:
-        shape: The image's, its planes along the first axis.
-        kinds: Interpolation along each axis. Along one that is not cubic, each slice has a range of its own.
+        shape: Of the image, whose planes lie along the first axis.
+        interpolations: Interpolation along each axis. Along an axis that is not cubic, each slice has its own range.
     """
 
-    def __init__(self, shape: Sequence[int], kinds: Sequence[Kind]) -> None:
-        self._needed = "cubic" in kinds
-        self._apart = [axis for axis, kind in enumerate(kinds) if kind != "cubic" and self._needed]
-        self._across = tuple({1, 2} - set(self._apart))
-        self._kinds = kinds
-        # Of each plane, and of each slice within it where those are apart.
-        within = [size if axis in self._apart else 1 for axis, size in enumerate(shape)]
-        self._low = np.full((shape[0], *within[1:]), np.inf, dtype=np.float32)
+    def __init__(self, shape: Sequence[int], interpolations: Sequence[Interpolation]) -> None:
+        self._needed = "cubic" in interpolations
+        self._separate = [axis for axis, name in enumerate(interpolations) if name != "cubic" and self._needed]
+        # Axes of a plane (h, w) over which its range is taken.
+        self._plane_axes = tuple(axis - 1 for axis in (1, 2) if axis not in self._separate)
+        self._interpolations = interpolations
+        plane_shape = [size if axis in self._separate else 1 for axis, size in enumerate(shape)][1:]
+        self._low = np.full((shape[0], *plane_shape), np.inf, dtype=np.float32)
         self._high = -self._low
 
-    def see(self, index: int, plane: NDArray[np.float32]) -> None:
-        """Takes a plane (h, w) into account."""
+    def update(self, index: int, plane: NDArray[np.float32]) -> None:
+        """Takes the plane (h, w) at an index into account."""
         if self._needed:
-            axes = tuple(axis - 1 for axis in self._across)
-            self._low[index] = plane.min(axis=axes, keepdims=True)
-            self._high[index] = plane.max(axis=axes, keepdims=True)
+            self._low[index] = plane.min(axis=self._plane_axes, keepdims=True)
+            self._high[index] = plane.max(axis=self._plane_axes, keepdims=True)
 
     def clip(self, resized: NDArray[np.float32]) -> None:
-        """Cuts the resampled image to the range, in place."""
+        """Clips the resampled image to the range, in place."""
         if not self._needed:
             return
-        low, high = self._low, self._high
-        for axis, kind in enumerate(self._kinds):
-            if axis in self._apart:
-                taps = axis_taps(low.shape[axis], resized.shape[axis], kind)
+        low = self._low
+        high = self._high
+        for axis, interpolation in enumerate(self._interpolations):
+            if axis in self._separate:
+                taps = axis_taps(low.shape[axis], resized.shape[axis], interpolation)
                 low = np.minimum(low.take(taps.first, axis), low.take(taps.second, axis))
                 high = np.maximum(high.take(taps.first, axis), high.take(taps.second, axis))
             else:
-                low, high = low.min(axis, keepdims=True), high.max(axis, keepdims=True)
+                low = low.min(axis, keepdims=True)
+                high = high.max(axis, keepdims=True)
         np.clip(resized, low, high, out=resized)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import CentroidReport, LabelReport
 from inference_service.core.threads import ALONE, Threads
-from inference_service.imaging.components import Regions
+from inference_service.imaging.components import LabelComponents
 from inference_service.imaging.geometry import Affine, Volume
 
 # Statistics are taken slab by slab: of integers by a histogram while it is small, else in pieces that fit into a cache.
@@ -20,7 +20,7 @@ def measure_labels(
     mask: NDArray[np.unsignedinteger],
     volume: Volume,
     manifest: Manifest,
-    regions: Regions,
+    components: LabelComponents,
     *,
     threads: Threads = ALONE,
 ) -> list[LabelReport]:
@@ -30,7 +30,7 @@ def measure_labels(
         mask: Shape (i, j, k), on the scan's grid.
         volume: The scan. What is not in Fortran order, as read from a file, is copied.
         manifest: Names the labels.
-        regions: Where they lie, in the manifest's order.
+        components: Where they lie, in the manifest's order.
         threads: Share the work; the result is the same for any number of them.
     """
     values, intensities = mask.ravel(order="F"), volume.voxels.ravel(order="F")
@@ -54,21 +54,21 @@ def measure_labels(
             volume_ml=int(count) * volume.voxel_volume_ml,
             intensity_mean=float(mean) if count else None,
             intensity_std=float(np.sqrt(square / count)) if count else None,
-            bounding_box=_bounding_box(regions, place) if count else None,
-            centroid_mm=_centroid(regions, place, volume.affine) if count else None,
-            components=regions.components[place] if regions.components else None,
+            bounding_box=_bounding_box(components, place) if count else None,
+            centroid_mm=_centroid(components, place, volume.affine) if count else None,
+            components=components.counts[place] if components.counts else None,
         )
         for place, (label, count, mean, square) in enumerate(zip(manifest.labels, counts, means, squares, strict=False))
     ]
 
 
-def _bounding_box(regions: Regions, place: int) -> list[tuple[int, int]]:
-    held = [np.flatnonzero(profile[place]) for profile in regions.profiles]
+def _bounding_box(components: LabelComponents, place: int) -> list[tuple[int, int]]:
+    held = [np.flatnonzero(profile[place]) for profile in components.voxels_per_plane]
     return [(int(planes[0]), int(planes[-1]) + 1) for planes in held]
 
 
-def _centroid(regions: Regions, place: int, affine: Affine) -> CentroidReport:
-    index = [np.average(np.arange(profile.shape[1]), weights=profile[place]) for profile in regions.profiles]
+def _centroid(components: LabelComponents, place: int, affine: Affine) -> CentroidReport:
+    index = [np.average(np.arange(profile.shape[1]), weights=profile[place]) for profile in components.voxels_per_plane]
     x, y, z = (affine[:3, :3] @ index + affine[:3, 3]).tolist()
     return CentroidReport(ras=(x, y, z), lps=(-x, -y, z))
 

@@ -22,6 +22,7 @@ from inference_service.core.progress import Progress, StageClock
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import find_model
 from inference_service.engine.session_cache import Engine, load_session, session_warnings
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.segmentation.pipeline import segment_file
 from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
@@ -126,7 +127,7 @@ def compare_precisions(
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
     with TemporaryDirectory(prefix="compare-", dir=settings.usable_work_path) as folder:
-        volume = read_scan(source, Path(folder), max_voxels=settings.max_voxels).volume
+        volume = read_scan(source, Path(folder), ReadLimits(settings.max_voxels)).volume
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):

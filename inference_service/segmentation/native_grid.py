@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from inference_service.core.threads import ALONE, Threads
-from inference_service.imaging.resampling import Kind, Taps, axis_taps
+from inference_service.imaging.resampling import Interpolation, Taps, axis_taps
 
 _T = TypeVar("_T", bound=np.generic)
 DecideLabels = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]
@@ -78,7 +78,7 @@ def write_native_labels(
     depth: int,
     decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
-    kinds: Sequence[Kind],
+    kinds: Sequence[Interpolation],
     threads: Threads = ALONE,
 ) -> None:
     """Interpolates logits to the scan's grid plane by plane, and writes the labels decided there.
@@ -135,7 +135,7 @@ def _flush(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger
 
 
 def _plane_interpolation(
-    source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[Kind]
+    source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[Interpolation]
 ) -> _PlaneInterpolation:
     (h, w), (height, width) = source, target
     rows, columns = axis_taps(h, height, kinds[0]), axis_taps(w, width, kinds[1])

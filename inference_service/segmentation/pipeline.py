@@ -26,10 +26,16 @@ from inference_service.core.progress import Progress, StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import RUNTIME_VERSION, Session
 from inference_service.engine.session_cache import Engine, load_session, session_warnings
-from inference_service.formats.dicom.segmentation_writer import Identity, Written, write_segmentation
+from inference_service.formats.dicom.segmentation_writer import (
+    SourceSeries,
+    UidSeed,
+    WrittenSegmentation,
+    write_segmentation,
+)
 from inference_service.formats.nifti import write_mask
-from inference_service.formats.scan_reader import MOST_BYTES, Scan, read_scan
-from inference_service.imaging.components import find_regions
+from inference_service.formats.read_limits import DEFAULT_MAX_BYTES, ReadLimits
+from inference_service.formats.scan_reader import Scan, read_scan
+from inference_service.imaging.components import find_components
 from inference_service.imaging.geometry import Box
 from inference_service.segmentation.device_aggregator import DeviceSession
 from inference_service.segmentation.label_statistics import measure_labels
@@ -45,7 +51,7 @@ def segment_file(
     engine: Engine,
     *,
     max_voxels: int,
-    max_bytes: int = MOST_BYTES,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
     formats: Sequence[Format] = ("nifti",),
     job_id: UUID | None = None,
@@ -83,10 +89,8 @@ def segment_file(
         scan = read_scan(
             source,
             target,
-            max_voxels=max_voxels,
-            max_bytes=max_bytes,
-            require=memory.require,
-            wishes=input_options,
+            ReadLimits(max_voxels, max_bytes, memory.require),
+            input_options=input_options,
             threads=engine.threads,
         )
         _check_formats(formats, scan, manifest)
@@ -98,7 +102,7 @@ def segment_file(
         session = load_session(model, engine)
     with job_threads(engine.threads) as threads:
         segmented = segment_volume(
-            scan.straightened.volume if scan.straightened else scan.volume, manifest, session,
+            scan.aligned.volume if scan.aligned else scan.volume, manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
             batch=session.batch or engine.batch, smaller_batch=session.batch is None, ahead=session.on_gpu,
             on_device=DeviceSession(session) if session.sums_on_device else None,
@@ -107,20 +111,20 @@ def segment_file(
         progress("report", 0.0)
         with clock.stage("report"):
             mask = segmented.mask
-            if scan.straightened:
-                mask = scan.straightened.labels_of_slices(mask, scan.volume.shape)
-            regions = find_regions(mask, [label.value for label in manifest.labels])
-            labels = measure_labels(mask, scan.volume, manifest, regions, threads=threads)
+            if scan.aligned:
+                mask = scan.aligned.restore_mask(mask)
+            components = find_components(mask, [label.value for label in manifest.labels])
+            labels = measure_labels(mask, scan.volume, manifest, components, threads=threads)
         progress("preview", 0.0)
         with clock.stage("preview"):
             modality = scan.modality or manifest.modality
-            preview = draw_preview(scan.volume, mask, labels, regions, modality=modality)
+            preview = draw_preview(scan.volume, mask, labels, components, modality=modality)
         progress("write", 0.0)
         with clock.stage("write"):
             write_mask(target / MASK_FILE, mask, scan.grid)
             (target / PREVIEW_FILE).write_bytes(preview)
-            identity = Identity(job_id or uuid4(), sha256)
-            written = _write_segmentations(target, mask, scan, manifest, formats, identity=identity, memory=memory)
+            uid_seed = UidSeed(job_id or uuid4(), sha256)
+            written = _write_segmentations(target, mask, scan, manifest, formats, uid_seed=uid_seed, memory=memory)
     report = Report(
         service_version=version("inference-service"),
         onnxruntime_version=RUNTIME_VERSION,
@@ -150,7 +154,7 @@ def segment_file(
 
 def _check_formats(formats: Sequence[Format], scan: Scan, manifest: Manifest) -> None:
     wanted = [form for form in SEGMENTATION_FILES if form in formats]
-    if wanted and scan.kind != "dicom":
+    if wanted and scan.input_format != "dicom":
         raise BadRequest(
             f"request.output.formats: {wanted[0]} refers to the slices of a DICOM series, the input is none"
         )
@@ -165,28 +169,27 @@ def _write_segmentations(
     manifest: Manifest,
     formats: Sequence[Format],
     *,
-    identity: Identity,
+    uid_seed: UidSeed,
     memory: Memory,
-) -> list[Written]:
+) -> list[WrittenSegmentation]:
     wanted = [SEGMENTATION_FILES[form] for form in SEGMENTATION_FILES if form in formats]
     if not wanted:
         return []
-    if scan.evened:
+    if scan.evenly_spaced:
         memory.require(mask.nbytes)
-        layout = scan.slices[0].image.layout
-        mask = scan.evened.labels_of_slices(mask, (layout.columns, layout.rows))
+        mask = scan.evenly_spaced.restore_mask(mask)
+    source = SourceSeries(scan.slices, evenly_spaced=scan.evenly_spaced is None)
     return [
         write_segmentation(
             target / name,
             mask,
-            scan.slices,
+            source,
             manifest,
-            kind=kind,
-            even=scan.evened is None,
-            identity=identity,
-            require=memory.require,
+            segmentation_type=segmentation_type,
+            uid_seed=uid_seed,
+            require_memory=memory.require,
         )
-        for name, kind in wanted
+        for name, segmentation_type in wanted
     ]
 
 
@@ -200,12 +203,12 @@ def _warnings(scan: Scan, model: Model, engine: Engine, session: Session) -> lis
 
 def _input_report(scan: Scan, sha256: str, cropped_to: Box) -> InputReport:
     volume = scan.volume
-    # The crop of a straightened scan is not one of its own axes.
-    cropped = scan.straightened is None and any(
+    # The crop of an aligned scan is not one of its own axes.
+    cropped = scan.aligned is None and any(
         side != slice(0, size) for side, size in zip(cropped_to, volume.shape, strict=True)
     )
     return InputReport(
-        kind=scan.kind,
+        kind=scan.input_format,
         sha256=sha256,
         shape=volume.shape,
         spacing_mm=volume.spacing_mm,

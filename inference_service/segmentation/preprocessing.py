@@ -21,8 +21,14 @@ from inference_service.contract.manifest import (
 )
 from inference_service.core.errors import InputTooLarge
 from inference_service.core.threads import ALONE, Threads
-from inference_service.imaging.geometry import Reorientation, Volume, reorientation
-from inference_service.imaging.resampling import Kinds, Mapping, Shape, axis_kinds, resize, resized_shape
+from inference_service.imaging.geometry import Reorientation, Shape, Volume, reorientation
+from inference_service.imaging.resampling import (
+    IntensityTransform,
+    Interpolations,
+    axis_interpolations,
+    resize,
+    resized_shape,
+)
 
 # Keeps a constant volume from dividing by zero, as in nnU-Net.
 _LEAST_SPREAD = 1e-8
@@ -42,7 +48,7 @@ class PreprocessedImage:
 
     image: NDArray[np.float32]
     reorientation: Reorientation
-    logits_kinds: Kinds
+    logits_kinds: Interpolations
 
 
 def preprocess(
@@ -72,16 +78,16 @@ def preprocess(
     shape = resized_shape(scan_shape, scan_spacing, manifest.spacing_mm)
     _check_size(scan_shape, shape, manifest, max_voxels)
     require(_bytes(shape, manifest))
-    kinds = axis_kinds(scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above)
+    kinds = axis_interpolations(scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above)
     intensity = manifest.channels[0].intensity
     if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
         image = cast("NDArray[np.float32]", scan)
     elif manifest.intensity_before_resampling:
-        image = resize(scan, shape, kinds, before=intensity_transform(scan, intensity), threads=threads)
+        image = resize(scan, shape, kinds, transform=intensity_transform(scan, intensity), threads=threads)
     else:
         image = resize(scan, shape, kinds, threads=threads)
         normalise(image, intensity)
-    back = axis_kinds(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
+    back = axis_interpolations(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
     return PreprocessedImage(image, change, back)
 
 
@@ -116,7 +122,7 @@ def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:
     intensity_transform(image, intensity)(image)
 
 
-def intensity_transform(image: NDArray[np.generic], intensity: Intensity) -> Mapping:
+def intensity_transform(image: NDArray[np.generic], intensity: Intensity) -> IntensityTransform:
     """How values are mapped to what the network was trained on.
 
     Args:

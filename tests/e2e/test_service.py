@@ -17,6 +17,7 @@ from kombu import Connection, Exchange, Producer
 from inference_service import Client
 from inference_service.contract.task_message import OutputReference, Priority, SegmentRequest
 from inference_service.embedded.stack import Stack, start_worker
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE
 from inference_service.jobs.job_store import Job
@@ -256,7 +257,7 @@ def test_a_real_series_through_the_whole_service(
     mask_path, _, preview_path, seg_path = client.result(job, tmp_path)
     mask = nibabel.Nifti1Image.from_filename(mask_path)
     labels = np.asarray(mask.dataobj)
-    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, max_voxels=10**7)
+    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, ReadLimits(10**7))
     np.testing.assert_allclose(mask.affine, scan.volume.affine, rtol=0, atol=1e-4)
     np.testing.assert_allclose(mask.header.get_zooms()[2], 2.0, atol=1e-4)
     assert_tissues(labels, scan.volume.voxels)

@@ -20,6 +20,7 @@ from inference_service.engine.providers import probe_providers
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import Engine, load_session
 from inference_service.formats.nifti import write_volume
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.local_run import compare_precisions
@@ -148,7 +149,7 @@ def test_a_scan_is_segmented_on_it(tmp_path: Path, model: Model, precision: Prec
         report = segment_file(tmp_path / "scan.nii.gz", target, model, engine, max_voxels=10**6, clock=StageClock())
         assert report.providers[0] == name
         assert report.warnings == []
-        masks[name] = read_scan(target / "mask.nii.gz", target, max_voxels=10**6).volume.voxels
+        masks[name] = read_scan(target / "mask.nii.gz", target, ReadLimits(10**6)).volume.voxels
     assert report.precision == precision
     assert load_session(model, engines[OPENVINO]).whole
     assert np.mean(masks[CPU] == masks[OPENVINO]) > (0.999 if precision == "fp32" else 0.97)

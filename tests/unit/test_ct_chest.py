@@ -20,6 +20,7 @@ from inference_service.contract.manifest import CtIntensity
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import read_model
 from inference_service.formats.nifti import read_nifti
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.postprocessing import postprocess
 
@@ -32,7 +33,7 @@ LEAST_OF_ILL = LEAST | {"lung_left": 0.91, "lung_right": 0.91, "bone": 0.72}
 
 
 def real(path: Path) -> Volume:
-    return read_nifti(path, MAX_VOXELS)[0]
+    return read_nifti(path, ReadLimits(MAX_VOXELS))[0]
 
 
 def test_manifest_feeds_the_network_as_in_training() -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.formats.dicom.image import Image, Plane
-from inference_service.formats.dicom.pixel_data import Require, read_frames
+from inference_service.formats.dicom.pixel_data import read_frames
 from inference_service.formats.dicom.series_geometry import Slice
+from inference_service.formats.read_limits import RequireMemory
 
 AIR_HU = -1024
 # Padding that would be what a patient is made of is no padding, but a header that does not know its own scan.
@@ -38,12 +39,12 @@ class Stacked:
     padded_voxels: int
 
 
-def stack_slices(slices: Sequence[Slice], *, require: Require, threads: int = 1) -> Stacked:
+def stack_slices(slices: Sequence[Slice], *, require_memory: RequireMemory, threads: int = 1) -> Stacked:
     """Reads the pixels of slices.
 
     Args:
         slices: In order, all of one size; their files can be decoded.
-        require: Told how many bytes are about to be taken.
+        require_memory: Told how many bytes are about to be taken.
         threads: Decode at a time; each holds a few frames.
 
     Raises:
@@ -52,22 +53,22 @@ def stack_slices(slices: Sequence[Slice], *, require: Require, threads: int = 1)
     layout = slices[0].image.layout
     shape = (layout.columns, layout.rows, len(slices))
     exact = all(_is_whole(piece.plane) for piece in slices)
-    require(prod(shape) * (2 if exact else 4))
+    require_memory(prod(shape) * (2 if exact else 4))
     voxels: NDArray[np.generic] = np.empty(shape, dtype=np.int16 if exact else np.float32, order="F")
     padded = 0
     with ThreadPoolExecutor(threads, "decode") as pool:
-        for k, values, count in _in_order(pool, _tasks(slices, require, exact=exact), threads * _FRAMES_AHEAD):
+        for k, values, count in _in_order(pool, _tasks(slices, require_memory, exact=exact), threads * _FRAMES_AHEAD):
             if voxels.dtype == np.int16 and (values.min() < _INT16.min or values.max() > _INT16.max):
-                require(prod(shape) * 4)
+                require_memory(prod(shape) * 4)
                 voxels = voxels.astype(np.float32, order="F")
             voxels[:, :, k] = values.T
             padded += count
     return Stacked(voxels, padded)
 
 
-def _tasks(slices: Sequence[Slice], require: Require, *, exact: bool) -> Iterator[Callable[[], _Frame]]:
+def _tasks(slices: Sequence[Slice], require_memory: RequireMemory, *, exact: bool) -> Iterator[Callable[[], _Frame]]:
     for image, places in _by_file(slices):
-        for plane, decode in zip(image.planes, read_frames(image, require=require), strict=True):
+        for plane, decode in zip(image.planes, read_frames(image, require_memory=require_memory), strict=True):
             yield partial(_real, decode, plane, image, places[plane.frame], exact=exact)
 
 

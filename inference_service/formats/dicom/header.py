@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
@@ -31,6 +31,7 @@ from pydicom.uid import (
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, InputTooLarge, ServiceError
 from inference_service.formats.dicom.image import LONGEST_AXIS, Image, Layout, Plane, Reason, Unusable
+from inference_service.formats.read_limits import RequireMemory
 
 # Its messages quote the values that they complain about.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -95,13 +96,13 @@ def looks_like_dicom(path: Path) -> bool:
     return len(start) > 8 and start[:2] in _FIRST_GROUPS and b"\0" in start[2:4] and (explicit or implicit)
 
 
-def read_image(path: Path, *, max_bytes: int, require: Callable[[int], None]) -> Image | Unusable | Reason:
+def read_image(path: Path, *, max_bytes: int, require_memory: RequireMemory) -> Image | Unusable | Reason:
     """Reads what a file says of its image.
 
     Args:
         path: A file that looks like DICOM.
         max_bytes: A deflated file that expands to more is refused.
-        require: Told how many bytes are about to be taken, where that is more than the header's.
+        require_memory: Told how many bytes are about to be taken, where that is more than the header's.
 
     Returns:
         The image, or why there is none that could be a part of a volume.
@@ -114,8 +115,8 @@ def read_image(path: Path, *, max_bytes: int, require: Callable[[int], None]) ->
         expanded_bytes, items = _survey(path, max_bytes)
         if expanded_bytes:
             # It is there twice for a moment.
-            require(2 * expanded_bytes)
-        require(items * _BYTES_OF_AN_ITEM)
+            require_memory(2 * expanded_bytes)
+        require_memory(items * _BYTES_OF_AN_ITEM)
         with quietly(), reading_errors():
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
             series_uid = _text(dataset, "SeriesInstanceUID")

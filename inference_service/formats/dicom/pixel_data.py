@@ -17,8 +17,8 @@ from inference_service.core.errors import InputCorrupt, UnsupportedTransferSynta
 from inference_service.formats.dicom.codestream import Size, codestream_size, is_ended
 from inference_service.formats.dicom.header import quietly, reading_errors
 from inference_service.formats.dicom.image import Image, Layout
+from inference_service.formats.read_limits import RequireMemory
 
-Require = Callable[[int], None]
 Decode = Callable[[bytes], NDArray[np.integer]]
 
 # Pixels as they are, or packed byte by byte, which pydicom reads by itself.
@@ -65,12 +65,12 @@ def check_decodable(image: Image) -> None:
         )
 
 
-def read_frames(image: Image, *, require: Require) -> Iterator[Callable[[], NDArray[np.integer]]]:
+def read_frames(image: Image, *, require_memory: RequireMemory) -> Iterator[Callable[[], NDArray[np.integer]]]:
     """Reads a file's frames in their order, and leaves it to the caller when and in which thread they are decoded.
 
     Args:
         image: Checked by `check_decodable`.
-        require: Told how many bytes are about to be taken besides the frames.
+        require_memory: Told how many bytes are about to be taken besides the frames.
 
     Yields:
         What gives stored values, shape (rows, columns), or raises InputCorrupt.
@@ -79,7 +79,7 @@ def read_frames(image: Image, *, require: Require) -> Iterator[Callable[[], NDAr
         InputCorrupt: The pixels are truncated or damaged, or not of the size that the file states.
     """
     # A deflated file is there twice for a moment.
-    require(max(image.path.stat().st_size, 2 * image.expanded_bytes))
+    require_memory(max(image.path.stat().st_size, 2 * image.expanded_bytes))
     frames = _frames(image)
     for _ in image.planes:
         with quietly(), reading_errors():

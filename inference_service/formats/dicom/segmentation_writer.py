@@ -26,12 +26,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pydicom.valuerep import DSfloat
 
 from inference_service.contract.manifest import Code, Label, Manifest
-from inference_service.contract.result_files import SegmentationKind
+from inference_service.contract.result_files import SegmentationType
 from inference_service.formats.dicom.header import is_long, quietly, reading_errors
 from inference_service.formats.dicom.image import Image
-from inference_service.formats.dicom.pixel_data import Require
 from inference_service.formats.dicom.series_geometry import Slice, plane_axes
-from inference_service.imaging.palette import colour
+from inference_service.formats.read_limits import RequireMemory, no_memory_limit
+from inference_service.imaging.palette import label_colour
 
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
 
@@ -45,20 +45,33 @@ _COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyIma
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What an object's UIDs are made from, so that another attempt of a job makes the same ones.
+class UidSeed:
+    """The values that UIDs are derived from, so that a repeated attempt of a job writes the same ones.
 
     Attributes:
-        job: Names the object and its series.
-        scan: Names what the scan itself leaves without a name; the same for every job on it.
+        job_id: For the UIDs of the object and its series.
+        input_sha256: For UIDs that the scan should have and has not; the same for every job on one scan.
     """
 
-    job: UUID
-    scan: str
+    job_id: UUID
+    input_sha256: str
 
 
 @dataclass(frozen=True)
-class Written:
+class SourceSeries:
+    """The series that a mask was made from.
+
+    Attributes:
+        slices: Its slices, in the order of the mask's third axis.
+        evenly_spaced: Whether they are evenly spaced.
+    """
+
+    slices: Sequence[Slice]
+    evenly_spaced: bool
+
+
+@dataclass(frozen=True)
+class WrittenSegmentation:
     """What became of a mask.
 
     Attributes:
@@ -73,14 +86,13 @@ class Written:
 def write_segmentation(
     path: Path,
     mask: NDArray[np.unsignedinteger],
-    slices: Sequence[Slice],
+    source: SourceSeries,
     manifest: Manifest,
     *,
-    kind: SegmentationKind,
-    even: bool,
-    identity: Identity,
-    require: Require = lambda size_bytes: None,
-) -> Written:
+    segmentation_type: SegmentationType,
+    uid_seed: UidSeed,
+    require_memory: RequireMemory = no_memory_limit,
+) -> WrittenSegmentation:
     """Writes a mask as DICOM.
 
     A slice without a label gets no frame; in a mask without any, the first slice gets all, as an object must have some.
@@ -88,22 +100,22 @@ def write_segmentation(
     Args:
         path: Where to.
         mask: Shape (columns, rows, slices), label values; 0 is no segment.
-        slices: The frames of the scan, in the mask's order.
+        source: The series that the mask was made from.
         manifest: Names the labels and the algorithm.
-        kind: One plane of bits for each segment of a slice, or its label values.
-        even: Whether the slices are evenly spaced.
-        identity: Of the object.
-        require: Told how many bytes are about to be taken; what it raises ends the writing.
+        segmentation_type: binary writes one bit plane a segment and slice, labelmap the segment numbers of each slice.
+        uid_seed: The UIDs of the object and its series are derived from it.
+        require_memory: Told how many bytes are about to be taken; what it raises ends the writing.
 
     Raises:
         InputCorrupt: What the scan says of its patient and study cannot be copied.
     """
+    slices = source.slices
     labels = sorted((label for label in manifest.labels if label.value), key=lambda label: label.value)
-    require(mask.nbytes)
+    require_memory(mask.nbytes)
     planes, found = _planes(mask, labels)
     frames = np.count_nonzero(found)
     # Bits of each segment, or bytes of each slice; alone, together, and in what is written.
-    require(3 * frames * planes[0].size // 8 if kind == "binary" else 3 * planes.nbytes)
+    require_memory(3 * frames * planes[0].size // 8 if segmentation_type == "binary" else 3 * planes.nbytes)
     shown = len(slices) if frames else 1
     with quietly(), reading_errors():
         header = pydicom.dcmread(slices[0].image.path, force=True, stop_before_pixels=True)
@@ -112,16 +124,16 @@ def write_segmentation(
             if tag.is_private or is_long(header, tag):
                 del header[tag]
         header.decode()
-    names, missing = _names(slices, header, identity)
+    names, missing = _names(slices, header, uid_seed)
     with quietly():
         made = SegmentationObject(
-            source_images=list(_stand_ins(slices, names, even=even))[:shown],
+            source_images=list(_stand_ins(slices, names, even=source.evenly_spaced))[:shown],
             pixel_array=planes[:shown],
-            segmentation_type=SegmentationTypeValues[kind.upper()],
+            segmentation_type=SegmentationTypeValues[segmentation_type.upper()],
             segment_descriptions=[_description(label, number, manifest) for number, label in enumerate(labels, 1)],
-            series_instance_uid=_uid(identity.job, kind, "series"),
+            series_instance_uid=_uid(uid_seed.job_id, segmentation_type, "series"),
             series_number=_SERIES_NUMBER,
-            sop_instance_uid=_uid(identity.job, kind, "instance"),
+            sop_instance_uid=_uid(uid_seed.job_id, segmentation_type, "instance"),
             instance_number=1,
             manufacturer=_MAKER,
             manufacturer_model_name=_MAKER,
@@ -131,14 +143,14 @@ def write_segmentation(
             content_label="SEGMENTATION",
             content_description=_title(manifest),
             series_description=_title(manifest),
-            transfer_syntax_uid=RLELossless if kind == "labelmap" else ExplicitVRLittleEndian,
+            transfer_syntax_uid=RLELossless if segmentation_type == "labelmap" else ExplicitVRLittleEndian,
             specific_character_set=_UTF_8,
         )
     _refer(made, slices, names)
     with quietly(), reading_errors():
         _copy_patient_and_study(made, header, names)
         pydicom.dcmwrite(path, made, enforce_file_format=True)
-    return Written(
+    return WrittenSegmentation(
         empty_segments=tuple(label.name for label, there in zip(labels, found.T, strict=True) if not there.any()),
         warnings=tuple(f"the scan has no {name}: the DICOM segmentation refers to one made up" for name in missing),
     )
@@ -188,7 +200,7 @@ class _Names:
     instances: Mapping[Path, str]
 
 
-def _names(slices: Sequence[Slice], header: Dataset, identity: Identity) -> tuple[_Names, list[str]]:
+def _names(slices: Sequence[Slice], header: Dataset, uid_seed: UidSeed) -> tuple[_Names, list[str]]:
     """The scan's UIDs, and which of them are made up."""
     made_up: list[str] = []
 
@@ -197,7 +209,7 @@ def _names(slices: Sequence[Slice], header: Dataset, identity: Identity) -> tupl
             return uid
         if name not in made_up:
             made_up.append(name)
-        return _uid(NAMESPACE_OID, identity.scan, name, *parts)
+        return _uid(NAMESPACE_OID, uid_seed.input_sha256, name, *parts)
 
     first = slices[0].image
     images = {piece.image.path: piece.image for piece in slices}
@@ -269,7 +281,7 @@ def _description(label: Label, number: int, manifest: Manifest) -> SegmentDescri
             parameters={"sha256": manifest.sha256},
         ),
         # As in the preview.
-        display_color=CIELabColor.from_rgb(*colour(number - 1)),
+        display_color=CIELabColor.from_rgb(*label_colour(number - 1)),
     )
 
 

@@ -57,7 +57,7 @@ class Series:
         slices: In the order of the volume's third axis.
         affine: Columns, rows and slices to RAS+ mm: sheared where they are tilted, of the mean spacing where they are
             uneven, and else of the even one.
-        drift_px: Shape (slices, 2): how far along a row and along a column each slice lies from where it would if all
+        shifts_px: Shape (slices, 2): how far along a row and along a column each slice lies from where it would if all
             were stacked at right angles, in pixels.
         heights_mm: Shape (slices,): distance of each one's plane from that of the first.
         spacing_mm: The even spacing, or with uneven spacing the usual one.
@@ -68,7 +68,7 @@ class Series:
 
     slices: tuple[Slice, ...]
     affine: Affine
-    drift_px: NDArray[np.float64]
+    shifts_px: NDArray[np.float64]
     heights_mm: NDArray[np.float64]
     spacing_mm: float
     tilted: bool
@@ -130,7 +130,7 @@ def lay_out(images: Sequence[Image], tolerated: Collection[Tolerance] = ()) -> S
     return Series(
         slices=tuple(slices),
         affine=_LPS_TO_RAS @ affine,
-        drift_px=drift_mm / pixel_mm,
+        shifts_px=drift_mm / pixel_mm,
         heights_mm=places_mm[:, 2],
         spacing_mm=spacing_mm,
         tilted=tilted,

@@ -13,18 +13,13 @@ from inference_service.core.errors import InputTooLarge, NotAVolume
 from inference_service.formats.dicom.frame_stack import background, padding_of, stack_slices
 from inference_service.formats.dicom.header import looks_like_dicom, read_image
 from inference_service.formats.dicom.image import LONGEST_AXIS, Image, Reason, Unusable
-from inference_service.formats.dicom.pixel_data import LOSSY, Require, check_decodable
+from inference_service.formats.dicom.pixel_data import LOSSY, check_decodable
 from inference_service.formats.dicom.series_geometry import Series, Slice, lay_out
 from inference_service.formats.dicom.series_selection import choose_images
+from inference_service.formats.read_limits import ReadLimits, RequireMemory
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.slice_alignment import (
-    Evened,
-    Straightened,
-    even_count,
-    even_out,
-    straight_shape,
-    straighten,
-)
+from inference_service.imaging.slice_alignment import AlignedVolume, align_slices, aligned_shape
+from inference_service.imaging.slice_spacing import EvenlySpacedVolume, even_plane_count, space_evenly
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,8 @@ class DicomVolume:
 
     Attributes:
         volume: On the grid that its mask gets.
-        straightened: For the network where that grid is sheared; None where it is straight.
-        evened: The way back to the slices where that grid is not on them; None where it is.
+        aligned: For the network where that grid is sheared; None where it is straight.
+        evenly_spaced: The way back to the slices where that grid is not on them; None where it is.
         modality: As the series states it; empty where it does not.
         slices: The frames that it was made of, along its third axis; one for each plane unless they were uneven.
         set_aside: How many files are no part of it, by reason.
@@ -42,8 +37,8 @@ class DicomVolume:
     """
 
     volume: Volume
-    straightened: Straightened | None
-    evened: Evened | None
+    aligned: AlignedVolume | None
+    evenly_spaced: EvenlySpacedVolume | None
     modality: str
     slices: tuple[Slice, ...]
     set_aside: Counter[Reason]
@@ -52,10 +47,8 @@ class DicomVolume:
 
 def read_series(
     files: Sequence[Path],
+    limits: ReadLimits,
     *,
-    max_voxels: int,
-    max_bytes: int,
-    require: Require,
     series_uid: str | None = None,
     tolerated: Collection[Tolerance] = (),
     threads: int = 1,
@@ -64,9 +57,7 @@ def read_series(
 
     Args:
         files: In any order, of any names; what is no DICOM is set aside.
-        max_voxels: More are refused before any pixel is decoded.
-        max_bytes: A deflated file that expands to more is refused.
-        require: Told how many bytes are about to be taken; what it raises ends the reading.
+        limits: How much they may take.
         series_uid: Of the series that is meant, should there be several.
         tolerated: What of its geometry is mended rather than refused.
         threads: Decode slices.
@@ -74,7 +65,7 @@ def read_series(
     Raises:
         InputError: There is not exactly one readable volume; the subclass says why.
     """
-    images, unusable, aside = _sorted_out(files, max_bytes, require)
+    images, unusable, aside = _sorted_out(files, limits.max_bytes, limits.require_memory)
     try:
         chosen, aside = choose_images(images, series_uid, aside)
     except NotAVolume:
@@ -84,10 +75,10 @@ def read_series(
     _check_usable(unusable, chosen)
     aside[Reason.UNREADABLE] += len(unusable)
     series = lay_out(chosen, tolerated)
-    _check_size(series, max_voxels)
+    _check_size(series, limits.max_voxels)
     for image in chosen:
         check_decodable(image)
-    stacked = stack_slices(series.slices, require=require, threads=threads)
+    stacked = stack_slices(series.slices, require_memory=limits.require_memory, threads=threads)
     warnings = [*series.warnings, *_warnings(chosen)]
     unread = aside[Reason.UNREADABLE] + aside[Reason.NOT_DICOM] + aside[Reason.LOOKUP_TABLE]
     if unread:
@@ -104,11 +95,11 @@ def read_series(
     first = series.slices[0].image
     if stacked.padded_voxels:
         warnings.append(f"{stacked.padded_voxels} voxels are padding, and got the value {background(first):g}")
-    volume, straightened, evened = _regrid(Volume(stacked.voxels, series.affine), series, require)
+    volume, aligned, evenly_spaced = _regrid(Volume(stacked.voxels, series.affine), series, limits.require_memory)
     return DicomVolume(
         volume=volume,
-        straightened=straightened,
-        evened=evened,
+        aligned=aligned,
+        evenly_spaced=evenly_spaced,
         modality=first.modality,
         slices=series.slices,
         set_aside=+aside,
@@ -129,7 +120,7 @@ def _others_alike(images: Sequence[Image], chosen: Sequence[Image]) -> int:
 
 
 def _sorted_out(
-    files: Sequence[Path], max_bytes: int, require: Require
+    files: Sequence[Path], max_bytes: int, require_memory: RequireMemory
 ) -> tuple[list[Image], list[Unusable], Counter[Reason]]:
     """What each file is; what deflated ones expand to is bounded for all together."""
     images, unusable, aside = [], [], Counter[Reason]()
@@ -137,7 +128,7 @@ def _sorted_out(
         if not looks_like_dicom(path):
             aside[Reason.NOT_DICOM] += 1
             continue
-        found = read_image(path, max_bytes=max_bytes, require=require)
+        found = read_image(path, max_bytes=max_bytes, require_memory=require_memory)
         if isinstance(found, Image):
             images.append(found)
             max_bytes -= found.expanded_bytes
@@ -156,9 +147,9 @@ def _check_usable(unusable: Sequence[Unusable], chosen: Sequence[Image]) -> None
 
 
 def _check_size(series: Series, max_voxels: int) -> None:
-    shape = straight_shape(series.shape, series.drift_px)
+    shape = aligned_shape(series.shape, series.shifts_px)
     if series.uneven:
-        shape = (*shape[:2], even_count(series.heights_mm, series.spacing_mm))
+        shape = (*shape[:2], even_plane_count(series.heights_mm, series.spacing_mm))
     voxels = max(prod(shape), prod(series.shape))
     if voxels > max_voxels:
         raise InputTooLarge(f"the series has {voxels} voxels; this service takes at most {max_voxels}")
@@ -178,18 +169,22 @@ def _warnings(images: Sequence[Image]) -> list[str]:
     return warnings
 
 
-def _regrid(volume: Volume, series: Series, require: Require) -> tuple[Volume, Straightened | None, Evened | None]:
+def _regrid(
+    volume: Volume, series: Series, require_memory: RequireMemory
+) -> tuple[Volume, AlignedVolume | None, EvenlySpacedVolume | None]:
     """The volume on the grid that its mask gets, the straight one that the network is to see instead, the way back."""
-    straightened = None
+    aligned = None
     itemsize = volume.voxels.dtype.itemsize
     if series.tilted:
-        require(prod(straight_shape(volume.shape, series.drift_px)) * itemsize)
-        straightened = straighten(volume, series.drift_px, background=background(series.slices[0].image))
+        require_memory(prod(aligned_shape(volume.shape, series.shifts_px)) * itemsize)
+        aligned = align_slices(volume, series.shifts_px, background=background(series.slices[0].image))
     if not series.uneven:
-        return volume, straightened, None
+        return volume, aligned, None
     # No grid holds slices at uneven distances: the mask lies on the even ones, which are straight.
-    straight = straightened.volume if straightened else volume
-    require(prod((*straight.shape[:2], even_count(series.heights_mm, series.spacing_mm))) * itemsize)
-    starts = straightened.starts if straightened else np.zeros((len(series.slices), 2), dtype=np.intp)
-    evened = even_out(straight, series.heights_mm, series.spacing_mm, starts=starts)
-    return evened.volume, None, evened
+    straight = aligned.volume if aligned else volume
+    require_memory(prod((*straight.shape[:2], even_plane_count(series.heights_mm, series.spacing_mm))) * itemsize)
+    origins = aligned.origins if aligned else np.zeros((len(series.slices), 2), dtype=np.intp)
+    evenly_spaced = space_evenly(
+        straight, series.heights_mm, series.spacing_mm, origins=origins, slice_shape=volume.shape[:2]
+    )
+    return evenly_spaced.volume, None, evenly_spaced

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from inference_service.contract.report import LabelReport
-from inference_service.imaging.components import Regions
+from inference_service.imaging.components import LabelComponents
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.palette import colour
+from inference_service.imaging.palette import label_colour
 from inference_service.segmentation.preview.legend import BLACK, PAGE, TEXT, draw_legend, draw_text
 from inference_service.segmentation.preview.planes import (
     AXIAL,
@@ -49,7 +49,7 @@ def draw_preview(
     volume: Volume,
     mask: NDArray[np.unsignedinteger],
     labels: Sequence[LabelReport],
-    regions: Regions,
+    components: LabelComponents,
     *,
     modality: str,
 ) -> bytes:
@@ -61,7 +61,7 @@ def draw_preview(
         volume: The scan.
         mask: Shape (i, j, k), on the scan's grid.
         labels: Of the manifest, in its order, with their figures; 0 is the background, and not drawn.
-        regions: Of the same labels.
+        components: Of the same labels.
         modality: CT is shown in a window of HU, anything else in the range of its values.
 
     Returns:
@@ -70,7 +70,7 @@ def draw_preview(
     extractor = PlaneExtractor.of(volume)
     shown = [label for label in labels if label.value != 0]
     drawn = [label.value != 0 for label in labels]
-    counts = [profile[drawn].sum(axis=0) for profile in regions.profiles]
+    counts = [profile[drawn].sum(axis=0) for profile in components.voxels_per_plane]
     middles = {view: middle_plane(extractor.profile(counts, view)) for view in VIEWS}
     if modality == "CT":
         window = ct_intensity_window([(label.intensity_mean or 0.0, label.voxels) for label in shown])
@@ -78,7 +78,7 @@ def draw_preview(
         window = percentile_intensity_window(
             [extractor.plane(volume.voxels, view, index) for view, index in middles.items()]
         )
-    colours = {label.value: colour(place) for place, label in enumerate(shown)}
+    colours = {label.value: label_colour(place) for place, label in enumerate(shown)}
     renderer = _PanelRenderer(
         extractor, volume.voxels, mask, window, _places(mask.dtype, colours),
         np.array([BLACK, *colours.values()], dtype=np.uint8),

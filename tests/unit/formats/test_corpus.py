@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from inference_service.core.errors import InputError
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 
 CORPUS = Path(__file__).parents[2] / "corpus"
@@ -22,7 +23,7 @@ def test_every_file_is_expected() -> None:
 
 def ending(source: Path, work: Path) -> str:
     try:
-        read_scan(source, work, max_voxels=MAX_VOXELS, max_bytes=MAX_BYTES)
+        read_scan(source, work, ReadLimits(MAX_VOXELS, MAX_BYTES))
     except InputError as error:
         return error.code
     return "read"

@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from inference_service.contract.input_options import InputOptions
 from inference_service.core.errors import InputError
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 
 TOLERANT = InputOptions(tolerate=("uneven_spacing", "gantry_tilt"))
@@ -78,7 +79,7 @@ def survives(folder: Path, files: Sequence[bytes]) -> None:
             (source / str(number)).write_bytes(content)
     before = {path for path in folder.rglob("*") if work not in path.parents}
     try:
-        scan = read_scan(source, work, max_voxels=MAX_VOXELS, max_bytes=MAX_BYTES, wishes=TOLERANT)
+        scan = read_scan(source, work, ReadLimits(MAX_VOXELS, MAX_BYTES), input_options=TOLERANT)
     except InputError as error:
         message = error.message
     else:
@@ -163,7 +164,7 @@ def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
         if other != path:
             other.unlink()
     with little_memory(path.read_bytes()), pytest.raises(InputError, match="longer than 4096 bytes"):
-        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+        read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
 @pytest.mark.parametrize("frames", [b"3 ", b"99999 "])
@@ -178,10 +179,12 @@ def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes
     assert count in content
     path.write_bytes(content.replace(count, count[:6] + struct.pack("<H", len(frames)) + frames))
     with little_memory(items), pytest.raises(InputError, match=r"100\d\d\d items of sequences|99999 frames"):
-        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+        read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
 def test_memory_for_items_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
     asked: list[int] = []
-    read_scan(write_enhanced(tmp_path / "in", straight()), tmp_path, max_voxels=MAX_VOXELS, require=asked.append)
+    read_scan(
+        write_enhanced(tmp_path / "in", straight()), tmp_path, ReadLimits(MAX_VOXELS, require_memory=asked.append)
+    )
     assert asked[0] > 6 * 2048

@@ -30,6 +30,7 @@ from inference_service.formats.nifti import (
     write_mask,
     write_volume,
 )
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 
 SHAPE = (3, 4, 5)
@@ -126,7 +127,7 @@ def read(tmp_path: Path) -> Callable[[bytes], Volume]:
     def read_bytes(content: bytes) -> Volume:
         path = tmp_path / "scan"
         path.write_bytes(content)
-        return read_nifti(path, MAX_VOXELS)[0]
+        return read_nifti(path, ReadLimits(MAX_VOXELS))[0]
 
     return read_bytes
 
@@ -140,7 +141,7 @@ def test_what_nibabel_writes_is_read_back(
     image: type[nibabel.Nifti1Image] = nibabel.Nifti2Image if kind is nibabel.Nifti2Header else nibabel.Nifti1Image
     path = tmp_path / f"scan{suffix}"
     nibabel.save(image(ramp(dtype), oblique(), dtype=np.dtype(dtype)), path)
-    volume, header = read_nifti(path, MAX_VOXELS)
+    volume, header = read_nifti(path, ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(volume.voxels, ramp(dtype), strict=True)
     np.testing.assert_array_equal(volume.affine, oblique())
     assert type(header) is kind
@@ -177,7 +178,7 @@ def test_scaling_holds_no_copy_more_than_it_must(tmp_path: Path, dtype: str, arr
     path.write_bytes(header.binaryblock + bytes(4) + np.full(128**3, 3, dtype).tobytes())
     tracemalloc.start()
     try:
-        volume = read_nifti(path, 128**3)[0]
+        volume = read_nifti(path, ReadLimits(128**3))[0]
         assert tracemalloc.get_traced_memory()[1] < arrays * 128**3 * 4 + 3 * 2**20
     finally:
         tracemalloc.stop()
@@ -236,7 +237,7 @@ def test_a_bad_qform_does_no_harm_beside_an_sform(read: Callable[[bytes], Volume
 )  # fmt: skip
 def test_what_a_reader_of_the_mask_should_know_is_said(tmp_path: Path, changes: Changes, expected: list[str]) -> None:
     (tmp_path / "scan").write_bytes(changed_file(changes))
-    volume, header = read_nifti(tmp_path / "scan", MAX_VOXELS)
+    volume, header = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
     warnings = geometry_warnings(header, volume)
     assert len(warnings) == len(expected)
     assert all(text in warning for text, warning in zip(expected, warnings, strict=True))
@@ -294,7 +295,7 @@ def test_a_mask_has_exactly_the_grid_of_its_scan(
     header["pixdim"][1:4] *= 1000
     header["srow_x"] = header["srow_x"] * 1000 / 3
     (tmp_path / "scan").write_bytes(file_bytes(header, scan))
-    _, grid = read_nifti(tmp_path / "scan", MAX_VOXELS)
+    _, grid = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
     mask = labels().astype(dtype)
     write_mask(tmp_path / "mask.nii.gz", mask, grid)
 
@@ -330,7 +331,7 @@ def test_a_mask_holds_no_text_of_its_scan(tmp_path: Path) -> None:
     scan = tmp_path / "scan"
     scan.write_bytes(file_bytes(header, ramp("i2")))
     assert all(text in scan.read_bytes() for text in texts.values())
-    write_mask(tmp_path / "mask.nii.gz", labels(), read_nifti(scan, MAX_VOXELS)[1])
+    write_mask(tmp_path / "mask.nii.gz", labels(), read_nifti(scan, ReadLimits(MAX_VOXELS))[1])
     packed = (tmp_path / "mask.nii.gz").read_bytes()
     content = gzip.decompress(packed)
     assert not any(text in content or text in packed for text in texts.values())
@@ -356,7 +357,7 @@ def test_a_mask_may_lie_in_memory_in_any_order(tmp_path: Path, order: Literal["C
 @pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
 def test_a_written_volume_is_read_back(tmp_path: Path, dtype: str) -> None:
     write_volume(tmp_path / "volume.nii.gz", Volume(ramp(dtype), oblique()))
-    volume, header = read_nifti(tmp_path / "volume.nii.gz", MAX_VOXELS)
+    volume, header = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(volume.voxels, ramp(dtype), strict=True)
     np.testing.assert_array_equal(volume.affine, oblique())
     np.testing.assert_allclose(header.get_qform(), oblique(), rtol=0, atol=QFORM_TOLERANCE_MM)
@@ -365,7 +366,7 @@ def test_a_written_volume_is_read_back(tmp_path: Path, dtype: str) -> None:
 
 def test_a_written_volume_with_shear_has_no_qform(tmp_path: Path) -> None:
     write_volume(tmp_path / "volume.nii.gz", Volume(ramp("i2"), SHEARED))
-    volume, header = read_nifti(tmp_path / "volume.nii.gz", MAX_VOXELS)
+    volume, header = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(volume.affine, SHEARED)
     assert int(header["qform_code"]) == 0
 
@@ -560,7 +561,7 @@ def test_a_damaged_header_gives_a_volume_or_a_service_error(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with suppress(ServiceError):
-                volume, _ = read_nifti(path, MAX_VOXELS)
+                volume, _ = read_nifti(path, ReadLimits(MAX_VOXELS))
                 assert volume.voxels.size <= MAX_VOXELS
                 assert np.isfinite(volume.affine).all()
         assert tracemalloc.get_traced_memory()[1] < MOST_ALLOCATED_BYTES
@@ -587,5 +588,5 @@ def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path, dtype: str, slop
     content[112:120] = struct.pack("<ff", slope, 0)
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(bytes(content)))
     with pytest.raises(Enough):
-        read_nifti(tmp_path / "scan.nii.gz", 10**6, require)
+        read_nifti(tmp_path / "scan.nii.gz", ReadLimits(10**6, require_memory=require))
     assert asked == [30 * 40 * 50 * bytes_a_voxel]

@@ -6,6 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume, ServiceError, UnsupportedFormat
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 
 SHAPE = (3, 4, 5)
@@ -25,7 +26,7 @@ def save(path: Path, voxels: NDArray[np.generic]) -> Path:
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_scan_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"scan{suffix}", values()).rename(tmp_path / "object.dcm")
-    scan = read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+    scan = read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(scan.volume.voxels, values(), strict=True)
     np.testing.assert_array_equal(scan.volume.affine, AFFINE)
     assert scan.grid.get_data_shape() == SHAPE
@@ -36,14 +37,14 @@ def test_a_scan_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
 def test_what_is_no_number_gets_the_least_finite_value(tmp_path: Path, dtype: str) -> None:
     voxels = values(dtype)
     voxels[0, 0, 0], voxels[1, 2, 3], voxels[2, 3, 4], voxels[2, 0, 0] = np.nan, np.inf, -np.inf, np.nan
-    scan = read_scan(save(tmp_path / "scan.nii", voxels), tmp_path, max_voxels=MAX_VOXELS)
+    scan = read_scan(save(tmp_path / "scan.nii", voxels), tmp_path, ReadLimits(MAX_VOXELS))
     expected = np.where(np.isfinite(voxels), voxels, np.array(-19, dtype))
     np.testing.assert_array_equal(scan.volume.voxels, expected, strict=True)
     assert scan.replaced_voxels == 4
 
 
 def test_integers_are_left_alone(tmp_path: Path) -> None:
-    scan = read_scan(save(tmp_path / "scan.nii", values().astype(np.int16)), tmp_path, max_voxels=MAX_VOXELS)
+    scan = read_scan(save(tmp_path / "scan.nii", values().astype(np.int16)), tmp_path, ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(scan.volume.voxels, values().astype(np.int16), strict=True)
     assert scan.replaced_voxels == 0
 
@@ -51,8 +52,8 @@ def test_integers_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_volume_without_a_number_is_refused(tmp_path: Path, value: float) -> None:
     path = save(tmp_path / "scan.nii", np.full(SHAPE, value, dtype=np.float32))
-    with pytest.raises(InputCorrupt, match="no finite value"):
-        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+    with pytest.raises(InputCorrupt, match="NaN or infinite: expected finite values"):
+        read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
 @pytest.mark.parametrize(
@@ -86,24 +87,24 @@ def test_what_is_no_volume_is_refused(tmp_path: Path, content: bytes, expected: 
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(content)
     with pytest.raises(ServiceError) as caught:
-        read_scan(path, tmp_path, max_voxels=MAX_VOXELS)
+        read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
     assert type(caught.value) is expected
     assert str(tmp_path) not in caught.value.message
 
 
 def test_a_message_on_an_unknown_kind_names_those_that_are_read(tmp_path: Path) -> None:
     (tmp_path / "scan").write_bytes(b"plain text")
-    with pytest.raises(UnsupportedFormat, match="NIfTI-1 or NIfTI-2, plain or gzipped"):
-        read_scan(tmp_path / "scan", tmp_path, max_voxels=MAX_VOXELS)
+    with pytest.raises(UnsupportedFormat, match="NIfTI-1 or NIfTI-2 file, plain or gzipped"):
+        read_scan(tmp_path / "scan", tmp_path, ReadLimits(MAX_VOXELS))
 
 
 def test_the_limit_of_voxels_is_exact(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", values())
-    assert read_scan(path, tmp_path, max_voxels=60).volume.shape == SHAPE
+    assert read_scan(path, tmp_path, ReadLimits(60)).volume.shape == SHAPE
     with pytest.raises(InputTooLarge, match="has 60 voxels; this service takes at most 59"):
-        read_scan(path, tmp_path, max_voxels=59)
+        read_scan(path, tmp_path, ReadLimits(59))
 
 
 def test_a_series_of_volumes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAVolume, match=r"\(3, 4, 5, 2\)"):
-        read_scan(save(tmp_path / "scan.nii", np.zeros((*SHAPE, 2), np.int16)), tmp_path, max_voxels=MAX_VOXELS)
+        read_scan(save(tmp_path / "scan.nii", np.zeros((*SHAPE, 2), np.int16)), tmp_path, ReadLimits(MAX_VOXELS))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.imaging import components
-from inference_service.imaging.components import Regions, find_regions
+from inference_service.imaging.components import LabelComponents, find_components
 
 Mask = NDArray[np.uint8]
 VALUES = (0, 3, 200)
@@ -24,7 +24,7 @@ masks = arrays.arrays(
 @pytest.fixture(scope="module", autouse=True)
 def small_slabs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(components, "_VOXELS_OF_A_SLAB", 60)
+        patch.setattr(components, "_VOXELS_PER_SLAB", 60)
         yield
 
 
@@ -32,17 +32,17 @@ def counted(mask: Mask, values: Sequence[int]) -> list[int]:
     return [int(ndimage.label(mask == value, structure=np.ones((3, 3, 3)))[1]) for value in values]
 
 
-def assert_as_counted(found: Regions, mask: Mask, values: Sequence[int] = VALUES) -> None:
-    for axis, profile in enumerate(found.profiles):
+def assert_as_counted(found: LabelComponents, mask: Mask, values: Sequence[int] = VALUES) -> None:
+    for axis, profile in enumerate(found.voxels_per_plane):
         across = tuple(other for other in range(3) if other != axis)
         np.testing.assert_array_equal(profile, [(mask == value).sum(axis=across) for value in values])
-    assert found.components == counted(mask, values)
+    assert found.counts == counted(mask, values)
 
 
 @given(masks)
 def test_profiles_and_components_are_those_of_every_voxel(mask: Mask) -> None:
-    assert_as_counted(find_regions(mask, VALUES), mask)
-    assert_as_counted(find_regions(np.asfortranarray(mask), VALUES), mask)
+    assert_as_counted(find_components(mask, VALUES), mask)
+    assert_as_counted(find_components(np.asfortranarray(mask), VALUES), mask)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.8, 1.5])
@@ -51,36 +51,36 @@ def test_larger_masks(shape: tuple[int, int, int], sigma: float) -> None:
     noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=shape), sigma)
     mask = np.asfortranarray(np.digitize(noise, np.quantile(noise, (0.4, 0.6, 0.8))).astype(np.uint8))
     values = (0, 1, 3, 2)
-    assert_as_counted(find_regions(mask, values), mask, values)
+    assert_as_counted(find_components(mask, values), mask, values)
 
 
 def test_a_spiral_through_all_slabs_is_one_part() -> None:
     mask = np.zeros((9, 9, 40), dtype=np.uint8)
     k = np.arange(40)
     mask[np.rint(4 + 3 * np.cos(k / 4)).astype(int), np.rint(4 + 3 * np.sin(k / 4)).astype(int), k] = 3
-    assert_as_counted(find_regions(mask, VALUES), mask)
-    assert find_regions(mask, (3,)).components == [1]
+    assert_as_counted(find_components(mask, VALUES), mask)
+    assert find_components(mask, (3,)).counts == [1]
 
 
 def test_what_parts_in_one_slab_meet_in_another() -> None:
     mask = np.zeros((5, 4, 30), dtype=np.uint8)
     mask[0, 0], mask[4, 3] = 200, 200
     mask[2, 2, 10:12] = 3
-    assert find_regions(mask, (200, 3)).components == [2, 1]
+    assert find_components(mask, (200, 3)).counts == [2, 1]
     mask[:, 1, 29] = mask[4, 1:, 29] = 200
-    assert find_regions(mask, (200, 3)).components == [1, 1]
+    assert find_components(mask, (200, 3)).counts == [1, 1]
 
 
 def test_noise_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (8, 8, 8), dtype=np.uint8)
-    monkeypatch.setattr(components, "_MOST_RUNS", 20)
-    found = find_regions(mask, (1,))
-    assert found.components is None
-    np.testing.assert_array_equal(found.profiles[2][0], mask.sum(axis=(0, 1)))
+    monkeypatch.setattr(components, "_MAX_RUNS_PER_SLAB", 20)
+    found = find_components(mask, (1,))
+    assert found.counts is None
+    np.testing.assert_array_equal(found.voxels_per_plane[2][0], mask.sum(axis=(0, 1)))
 
 
 def test_labels_of_16_bits() -> None:
     mask = np.array([[[0, 300, 300]], [[65535, 0, 300]]], dtype=np.uint16)
-    found = find_regions(mask, (300, 65535))
-    assert found.components == [1, 1]
-    assert found.profiles[2].tolist() == [[0, 1, 2], [1, 0, 0]]
+    found = find_components(mask, (300, 65535))
+    assert found.counts == [1, 1]
+    assert found.voxels_per_plane[2].tolist() == [[0, 1, 2], [1, 0, 0]]

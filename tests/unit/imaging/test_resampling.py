@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.core.threads import Threads
+from inference_service.imaging.geometry import Shape, Spacing
 from inference_service.imaging.resampling import (
-    Kind,
-    Kinds,
-    Shape,
-    Spacing,
-    axis_kinds,
+    Interpolation,
+    Interpolations,
+    axis_interpolations,
     axis_matrix,
     axis_taps,
     resize,
@@ -26,8 +25,8 @@ from inference_service.imaging.resampling import (
 Order = Literal[0, 1, 3]
 
 SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
-KINDS: tuple[Kind, ...] = ("nearest", "linear", "area", "cubic")
-ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
+INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "area", "cubic")
+ORDERS: dict[Interpolation, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
 
 # Bounds float32 rounding of an interpolated value of standard deviation 1.
 CLOSE = 2e-5
@@ -78,15 +77,15 @@ def test_resized_shape_covers_the_extent(
     ],
 )
 def test_thick_slices_are_not_interpolated_across(
-    source: Spacing, target: Spacing, threshold: float | None, expected: Kinds
+    source: Spacing, target: Spacing, threshold: float | None, expected: Interpolations
 ) -> None:
-    assert axis_kinds(source, target, "cubic", threshold) == expected
+    assert axis_interpolations(source, target, "cubic", threshold) == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @given(st.integers(1, 30), st.integers(1, 30))
-def test_rows_of_a_matrix_sum_to_1(kind: Kind, size_in: int, size_out: int) -> None:
-    matrix = axis_matrix(size_in, size_out, kind).toarray()
+def test_rows_of_a_matrix_sum_to_1(interpolation: Interpolation, size_in: int, size_out: int) -> None:
+    matrix = axis_matrix(size_in, size_out, interpolation).toarray()
     assert matrix.shape == (size_out, size_in)
     assert matrix.sum(axis=1) == pytest.approx(1, abs=CLOSE)
 
@@ -96,40 +95,40 @@ def test_rows_of_a_matrix_sum_to_1(kind: Kind, size_in: int, size_out: int) -> N
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_taps_are_what_scipy_takes(size_in: int, size_out: int) -> None:
     centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    for kind in ("nearest", "linear"):
-        taps = axis_taps(size_in, size_out, kind)
+    for interpolation in ("nearest", "linear"):
+        taps = axis_taps(size_in, size_out, interpolation)
         assert (taps.first >= 0).all()
         assert (taps.second <= size_in - 1).all()
         assert np.array_equal(taps.second - taps.first, taps.weight > 0)
         scipys = ndimage.map_coordinates(
-            np.arange(size_in, dtype=np.float64), centres[np.newaxis], order=ORDERS[kind], mode="nearest"
+            np.arange(size_in, dtype=np.float64), centres[np.newaxis], order=ORDERS[interpolation], mode="nearest"
         )
         assert taps.first + taps.weight == pytest.approx(scipys, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_grid_changes_nothing(kind: Kind) -> None:
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_same_grid_changes_nothing(interpolation: Interpolation) -> None:
     image = noise((5, 7, 4))
-    assert np.array_equal(resize(image, (5, 7, 4), (kind, kind, kind)), image)
-    assert np.array_equal(axis_matrix(9, 9, kind).toarray(), np.eye(9))
+    assert np.array_equal(resize(image, (5, 7, 4), (interpolation, interpolation, interpolation)), image)
+    assert np.array_equal(axis_matrix(9, 9, interpolation).toarray(), np.eye(9))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @given(SHAPES, SHAPES)
-def test_constants_stay_constant(kind: Kind, shape: Shape, target: Shape) -> None:
-    resized = resize(np.full(shape, -1024, dtype=np.int16), target, (kind, kind, kind))
+def test_constants_stay_constant(interpolation: Interpolation, shape: Shape, target: Shape) -> None:
+    resized = resize(np.full(shape, -1024, dtype=np.int16), target, (interpolation, interpolation, interpolation))
     assert resized.shape == target
     assert resized.dtype == np.float32
     assert resized == pytest.approx(-1024, rel=CLOSE)
 
 
-@pytest.mark.parametrize(("kind", "order"), [("linear", 1), ("cubic", 3)])
+@pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("cubic", 3)])
 @given(SHAPES, SHAPES)
-def test_resizing_is_scipys_zoom(kind: Kind, order: Order, shape: Shape, target: Shape) -> None:
+def test_resizing_is_scipys_zoom(interpolation: Interpolation, order: Order, shape: Shape, target: Shape) -> None:
     image = noise(shape)
     # The spline does not leave the range of the image, as in scikit-image.
     expected = np.clip(zoomed(image, target, (order, order, order)), image.min(), image.max())
-    assert np.allclose(resize(image, target, (kind, kind, kind)), expected, atol=CLOSE)
+    assert np.allclose(resize(image, target, (interpolation, interpolation, interpolation)), expected, atol=CLOSE)
 
 
 @pytest.mark.parametrize("thick", [0, 1, 2])
@@ -140,9 +139,9 @@ def test_a_spline_stays_in_the_range_of_each_slice_that_is_taken_apart(
     shape, target = (9, 8, 7), (13, 5, 11)
     image = np.where(noise(shape) > 0, 1, -1) * np.moveaxis(np.arange(1.0, shape[thick] + 1)[:, None, None], 0, thick)
     laid = image.transpose(memory_order).copy().transpose(np.argsort(memory_order))
-    kinds: list[Kind] = ["cubic", "cubic", "cubic"]
-    kinds[thick] = "nearest"
-    got = np.moveaxis(resize(laid, target, (kinds[0], kinds[1], kinds[2])), thick, 0)
+    interpolations: list[Interpolation] = ["cubic", "cubic", "cubic"]
+    interpolations[thick] = "nearest"
+    got = np.moveaxis(resize(laid, target, (interpolations[0], interpolations[1], interpolations[2])), thick, 0)
     taken = axis_taps(shape[thick], target[thick], "nearest").first
     flat = tuple(size for axis, size in enumerate(target) if axis != thick)
     for plane, index in zip(got, taken, strict=True):
@@ -207,42 +206,45 @@ VIEWS: dict[str, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_views_are_resized_as_arrays_are(kind: Kind) -> None:
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_views_are_resized_as_arrays_are(interpolation: Interpolation) -> None:
     image = noise((6, 5, 4))
     view = image.transpose(2, 0, 1)[::-1, :, ::-1]
-    kinds: Kinds = (kind, kind, kind)
-    resized = resize(view, (7, 3, 9), kinds)
-    assert np.array_equal(resized, resize(view.copy(order="K"), (7, 3, 9), kinds))
+    interpolations: Interpolations = (interpolation, interpolation, interpolation)
+    resized = resize(view, (7, 3, 9), interpolations)
+    assert np.array_equal(resized, resize(view.copy(order="K"), (7, 3, 9), interpolations))
     # Another order in memory is another order of the axes, which rounds otherwise.
-    assert np.allclose(resized, resize(np.ascontiguousarray(view), (7, 3, 9), kinds), atol=CLOSE)
+    assert np.allclose(resized, resize(np.ascontiguousarray(view), (7, 3, 9), interpolations), atol=CLOSE)
 
 
 @pytest.mark.parametrize("change", VIEWS.values(), ids=list(VIEWS))
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">i2", "i4", "f4", ">f4", "f8"])
 @pytest.mark.parametrize("target", [(20, 13, 31), (5, 19, 8), (1, 17, 60), (17, 1, 24)])
-@pytest.mark.parametrize("kind", ["linear", "cubic"])
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 def test_any_dtype_and_layout_is_resized_as_by_scipy(
-    kind: Kind, target: Shape, dtype: str, change: Callable[[NDArray[np.generic]], NDArray[np.generic]]
+    interpolation: Interpolation,
+    target: Shape,
+    dtype: str,
+    change: Callable[[NDArray[np.generic]], NDArray[np.generic]],
 ) -> None:
     image = (noise((9, 17, 24)) * 30 + 100).astype(dtype)
     view = change(image)
-    order = ORDERS[kind]
-    resized = resize(view, target, (kind, kind, kind))
+    order = ORDERS[interpolation]
+    resized = resize(view, target, (interpolation, interpolation, interpolation))
     assert resized.dtype == np.float32
     expected = zoomed(np.ascontiguousarray(view, dtype=np.float32), target, (order, order, order))
     assert np.allclose(resized, expected, atol=100 * CLOSE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("target", [(31, 13, 77), (90, 11, 20), (2, 19, 8)])
-def test_threads_change_nothing(kind: Kind, target: Shape) -> None:
+def test_threads_change_nothing(interpolation: Interpolation, target: Shape) -> None:
     image = np.asfortranarray(noise((40, 17, 53)))
-    kinds: Kinds = (kind, kind, kind)
-    alone = resize(image, target, kinds)
+    interpolations: Interpolations = (interpolation, interpolation, interpolation)
+    alone = resize(image, target, interpolations)
     for count in (2, 3, 7):
         with Threads(count) as threads:
-            assert np.array_equal(resize(image, target, kinds, threads=threads), alone)
+            assert np.array_equal(resize(image, target, interpolations, threads=threads), alone)
 
 
 def test_no_copy_of_the_scan_is_made() -> None:

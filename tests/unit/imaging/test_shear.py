@@ -6,9 +6,10 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, InputTooLarge
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.shear import find_shear, straighten_sheared
+from inference_service.imaging.shear import align_sheared, find_shear
 
 
 def grid(*columns: tuple[float, float, float]) -> NDArray[np.float64]:
@@ -38,24 +39,24 @@ def test_slices_are_what_is_stacked_from_feet_to_head() -> None:
     shear = find_shear(TILTED)
     assert shear is not None
     assert shear.axes == (0, 1, 2)
-    assert shear.drift_px == pytest.approx((0, 0.5))
+    assert shear.shift_px == pytest.approx((0, 0.5))
     assert shear.degrees == pytest.approx(np.degrees(np.arctan(1.5 / 4)))
     turned = find_shear(TILTED[:, [2, 0, 1, 3]])
     assert turned is not None
     assert turned.axes == (1, 2, 0)
-    assert turned.drift_px == pytest.approx((0, 0.5))
+    assert turned.shift_px == pytest.approx((0, 0.5))
 
 
 def test_planes_are_moved_in_line_and_labels_back() -> None:
     shear = find_shear(TILTED)
     assert shear is not None
     voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
-    straight = straighten_sheared(Volume(voxels, TILTED), shear, background=-1)
+    straight = align_sheared(Volume(voxels, TILTED), shear, background=-1)
     assert straight.volume.shape == (3, 6, 5)
     np.testing.assert_allclose(straight.volume.affine, grid((2, 0, 0), (0, 3, 0), (0, 0, 4)))
     np.testing.assert_array_equal(straight.volume.voxels[:, 2:, 4], voxels[:, :, 4])
     assert (straight.volume.voxels[:, :2, 4] == -1).all()
-    back = straight.labels_of_slices(straight.volume.voxels.astype(np.uint16), voxels.shape)
+    back = straight.restore_mask(straight.volume.voxels.astype(np.uint16))
     np.testing.assert_array_equal(back, voxels)
 
 
@@ -63,21 +64,24 @@ def test_a_grid_without_any_right_angle_is_seen_as_it_is(tmp_path: Path) -> None
     shear = find_shear(SKEWED)
     assert shear is not None
     assert shear.axes is None
-    with pytest.raises(ValueError, match="right angles"):
-        straighten_sheared(Volume(np.zeros((3, 4, 5)), SKEWED), shear, background=0)
-    scan = read_scan(save(tmp_path / "scan.nii", SKEWED), tmp_path, max_voxels=100)
-    assert scan.straightened is None
-    assert "all of them: the network saw none of it" in scan.warnings[-1]
+    with pytest.raises(ValueError, match="two axes at right angles"):
+        align_sheared(Volume(np.zeros((3, 4, 5)), SKEWED), shear, background=0)
+    scan = read_scan(save(tmp_path / "scan.nii", SKEWED), tmp_path, ReadLimits(100))
+    assert scan.aligned is None
+    assert "the network saw the scan without this shear" in scan.warnings[-1]
 
 
 def test_a_grid_far_from_any_right_angle_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", grid((2, 0.5, 0), (0.5, 3, 0.5), (0, 1, 4)))
-    with pytest.raises(InconsistentGeometry, match=r"the grid's axes are .*° off right angles, all of them"):
-        read_scan(path, tmp_path, max_voxels=100)
+    with pytest.raises(
+        InconsistentGeometry,
+        match=r"no two axes .* are at right angles; the deviation is up to .*°, and at most 10°",
+    ):
+        read_scan(path, tmp_path, ReadLimits(100))
 
 
 def test_a_grid_that_is_too_large_when_it_is_straight_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", TILTED)
-    assert read_scan(path, tmp_path, max_voxels=90).straightened is not None
-    with pytest.raises(InputTooLarge, match="takes 90 voxels when it is straight; this service takes at most 89"):
-        read_scan(path, tmp_path, max_voxels=89)
+    assert read_scan(path, tmp_path, ReadLimits(90)).aligned is not None
+    with pytest.raises(InputTooLarge, match="has 90 voxels once its planes are aligned; this service takes at most 89"):
+        read_scan(path, tmp_path, ReadLimits(89))

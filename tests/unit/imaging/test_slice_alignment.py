@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.slice_alignment import even_out, nearest_planes, straighten
+from inference_service.imaging.slice_alignment import align_slices
+from inference_service.imaging.slice_spacing import nearest_even_planes, space_evenly
 
 
 @pytest.mark.parametrize(
@@ -20,23 +21,25 @@ from inference_service.imaging.slice_alignment import even_out, nearest_planes, 
 def test_each_slice_has_the_even_one_nearest_to_it(
     heights_mm: Sequence[float], count: int, expected: Sequence[int]
 ) -> None:
-    assert tuple(nearest_planes(np.array(heights_mm, dtype=float), count)) == expected
+    assert tuple(nearest_even_planes(np.array(heights_mm, dtype=float), count)) == expected
 
 
-@pytest.mark.parametrize("drift_px", [(0, 0), (0.6, -2.3)], ids=["straight", "tilted"])
-def test_labels_come_back_to_uneven_slices(drift_px: Sequence[float]) -> None:
+@pytest.mark.parametrize("shifts_px", [(0, 0), (0.6, -2.3)], ids=["straight", "tilted"])
+def test_labels_come_back_to_uneven_slices(shifts_px: Sequence[float]) -> None:
     heights_mm = np.array([0, 2.0, 4, 8, 10.1])
     voxels = np.random.default_rng(0).integers(0, 4, (5, 4, 5), dtype=np.int16)
-    along = straighten(Volume(np.asfortranarray(voxels), np.eye(4)), np.outer(heights_mm / 2, drift_px), background=9)
-    evened = even_out(along.volume, heights_mm, 2.0, starts=along.starts)
+    along = align_slices(
+        Volume(np.asfortranarray(voxels), np.eye(4)), np.outer(heights_mm / 2, shifts_px), background=9
+    )
+    evened = space_evenly(along.volume, heights_mm, 2.0, origins=along.origins, slice_shape=(5, 4))
     assert evened.volume.shape[2] == 6
     labels = np.asfortranarray(evened.volume.voxels.astype(np.uint8))
-    back = evened.labels_of_slices(labels, (5, 4))
+    back = evened.restore_mask(labels)
     # The first three lie on even slices to rounding, and the last is the last.
     np.testing.assert_array_equal(back[:, :, [0, 4]], voxels[:, :, [0, 4]])
     assert back.shape == voxels.shape
     where = np.arange(labels.size, dtype=np.uint32).reshape(labels.shape)
-    places = evened.labels_of_slices(where, (5, 4))
+    places = evened.restore_mask(where)
     for k, plane in enumerate(evened.nearest):
-        i, j = along.starts[k]
+        i, j = along.origins[k]
         np.testing.assert_array_equal(places[:, :, k], where[i : i + 5, j : j + 4, plane])

@@ -19,7 +19,7 @@ from inference_service.contract.report import (
     Report,
 )
 from inference_service.core.threads import ALONE, Threads
-from inference_service.imaging.components import find_regions
+from inference_service.imaging.components import find_components
 from inference_service.imaging.geometry import Affine, Volume
 from inference_service.segmentation.label_statistics import measure_labels
 
@@ -35,8 +35,8 @@ FIGURES = {"value", "voxels", "volume_ml", "intensity_mean", "intensity_std"}
 def measured(
     mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest, *, threads: Threads = ALONE
 ) -> list[LabelReport]:
-    regions = find_regions(mask, [label.value for label in manifest.labels])
-    return measure_labels(mask, volume, manifest, regions, threads=threads)
+    components = find_components(mask, [label.value for label in manifest.labels])
+    return measure_labels(mask, volume, manifest, components, threads=threads)
 
 
 @pytest.mark.parametrize("mask_order", ["C", "F"])

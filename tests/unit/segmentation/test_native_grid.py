@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.core.threads import ALONE, Threads
-from inference_service.imaging.resampling import Kind, Kinds, Shape, axis_taps
+from inference_service.imaging.geometry import Shape
+from inference_service.imaging.resampling import Interpolation, Interpolations, axis_taps
 from inference_service.segmentation import native_grid
 from inference_service.segmentation.label_decision import decide_labels
 from inference_service.segmentation.native_grid import write_native_labels
@@ -23,11 +24,11 @@ Order = Literal[0, 1]
 Activation = Literal["softmax", "sigmoid"]
 
 SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
-LINEAR: Kinds = ("linear", "linear", "linear")
-ALL_KINDS: tuple[Kinds, ...] = (
+LINEAR: Interpolations = ("linear", "linear", "linear")
+ALL_KINDS: tuple[Interpolations, ...] = (
     LINEAR, ("nearest", "linear", "linear"), ("linear", "nearest", "linear"), ("linear", "linear", "nearest"),
 )  # fmt: skip
-ORDERS: dict[Kind, Order] = {"nearest": 0, "linear": 1}
+ORDERS: dict[Interpolation, Order] = {"nearest": 0, "linear": 1}
 
 # Logits nearer to each other than this may swap places in float32.
 TIE = 1e-5
@@ -51,7 +52,7 @@ def last_above_zero(logits: Floats) -> Labels:
 def mapped(
     logits: Floats,
     shape: Shape,
-    kinds: Kinds = LINEAR,
+    kinds: Interpolations = LINEAR,
     decide: Callable[[Floats], Labels] = highest,
     threads: Threads = ALONE,
 ) -> NDArray[np.uint8]:
@@ -62,7 +63,7 @@ def mapped(
     return labels
 
 
-def interpolated(logits: Floats, shape: Shape, kinds: Kinds) -> Floats:
+def interpolated(logits: Floats, shape: Shape, kinds: Interpolations) -> Floats:
     """All logits (labels, d, h, w) on the target's grid, with the operations of the mapping in its order."""
     along_d, along_h, along_w = (
         axis_taps(size, target, kind) for size, target, kind in zip(logits.shape[1:], shape, kinds, strict=True)
@@ -76,7 +77,7 @@ def interpolated(logits: Floats, shape: Shape, kinds: Kinds) -> Floats:
     return result
 
 
-def zoomed(image: Floats, shape: Shape, kinds: Kinds) -> NDArray[np.float64]:
+def zoomed(image: Floats, shape: Shape, kinds: Interpolations) -> NDArray[np.float64]:
     """The image on a grid of the same extent by SciPy, axis by axis in float64."""
     result = image.astype(np.float64)
     for axis, (size, kind) in enumerate(zip(shape, kinds, strict=True)):
@@ -110,7 +111,7 @@ def test_mapping_is_deciding_on_all_interpolated_logits(
     step: int | None,
     shape: Shape,
     target: Shape,
-    kinds: Kinds,
+    kinds: Interpolations,
     channels: int,
     seed: int,
 ) -> None:
@@ -137,7 +138,7 @@ def test_smooth_logits_are_mapped_as_if_all_were_interpolated(
 
 
 @given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS))
-def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Kinds) -> None:
+def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Interpolations) -> None:
     logits = noise((3, *shape))
     full = np.stack([zoomed(channel, target, kinds) for channel in logits])
     second, first = np.sort(full, axis=0)[-2:]
@@ -147,7 +148,7 @@ def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Kin
 
 
 @given(SHAPES, st.sampled_from(ALL_KINDS))
-def test_equal_grids_take_the_labels_as_they_are(shape: Shape, kinds: Kinds) -> None:
+def test_equal_grids_take_the_labels_as_they_are(shape: Shape, kinds: Interpolations) -> None:
     logits = noise((3, *shape))
     assert np.array_equal(mapped(logits, shape, kinds), highest(logits))
 

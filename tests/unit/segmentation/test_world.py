@@ -174,7 +174,7 @@ def test_sheared_nifti(codes: str, model: Model, expected_of_sheared: Array, tmp
     voxels, affine = lying(*sheared(), codes)
     mask, found, report = segment(save(tmp_path / "scan.nii", voxels, affine), tmp_path, model)
     np.testing.assert_array_equal(found, affine.astype(np.float32))
-    assert any("moved in line" in warning for warning in report.warnings)
+    assert any("its planes were aligned" in warning for warning in report.warnings)
     np.testing.assert_array_equal(standing(mask, affine), expected_of_sheared)
 
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from ct_chest.judge import MODEL, Figures, first_seed, synthetic, timed
 from ct_chest.real import chest_cta, example_ct, example_dicom, padded, partial_scans, robust
 from inference_service.formats.nifti import read_nifti
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
 
@@ -57,11 +58,11 @@ def _real(folder: Path, model: Path) -> list[tuple[str, Figures]]:
 def read_series(folder: Path) -> Volume:
     """The volume of a folder of DICOM files."""
     with TemporaryDirectory() as unpacked:
-        return read_scan(folder, Path(unpacked), max_voxels=2**30).volume
+        return read_scan(folder, Path(unpacked), ReadLimits(2**30)).volume
 
 
 def _read(path: Path) -> Volume:
-    return read_nifti(path, 2**30)[0]
+    return read_nifti(path, ReadLimits(2**30))[0]
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.imaging.resampling import Kinds, Shape
+from inference_service.imaging.geometry import Shape
+from inference_service.imaging.resampling import Interpolations
 
 SPACING_MM = (2.5, 2.5, 2.5)
 # The mean of what a voxel covers, so that where an edge lies within one is seen in its CT number.
 INTERPOLATION: Literal["area"] = "area"
-KINDS: Kinds = (INTERPOLATION,) * 3
+KINDS: Interpolations = (INTERPOLATION,) * 3
 WINDOW = (96, 96, 80)
 CLIP_HU = (-1024.0, 976.0)
 MEAN_HU = -400.0

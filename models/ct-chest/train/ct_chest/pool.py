@@ -16,7 +16,8 @@ from ct_chest.generator import make_example
 from ct_chest.labels import NAMES
 from ct_chest.scanner import draw_spacing
 from inference_service.imaging import resampling
-from inference_service.imaging.resampling import Shape, resize, resized_shape
+from inference_service.imaging.geometry import Shape
+from inference_service.imaging.resampling import resize, resized_shape
 
 # Modules that decide what an example is: not those that train, export and judge the network.
 _DRAWN_BY = (

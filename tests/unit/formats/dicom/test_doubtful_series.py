@@ -30,6 +30,7 @@ from inference_service.core.errors import (
     NotAVolume,
     UnsupportedTransferSyntax,
 )
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
 X_RAY_DOSE = "1.2.840.10008.5.1.4.1.1.88.67"
@@ -43,8 +44,8 @@ def read(
     work = folder.parent / "work"
     work.mkdir(exist_ok=True)
     return read_scan(
-        folder, work, max_voxels=10**6, max_bytes=max_bytes, require=require,
-        wishes=InputOptions(**wishes),  # type: ignore[arg-type]
+        folder, work, ReadLimits(10**6, max_bytes, require),
+        input_options=InputOptions(**wishes),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_a_head_of_two_spacings_is_mended_where_that_is_tolerated(tmp_path: Path
     with pytest.raises(InconsistentGeometry, match=rf"slices are 2\.5 to {wide_mm:g} mm apart"):
         read(tmp_path / "in")
     scan = read(tmp_path / "in", tolerate=("uneven_spacing",))
-    assert scan.evened is not None
+    assert scan.evenly_spaced is not None
     assert scan.volume.spacing_mm[2] == pytest.approx(2.5)
 
 

@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 
 from inference_service.core.errors import InputCorrupt, InputError
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
 SHAPE = (40, 36, 3)
@@ -51,7 +52,7 @@ TWINS = {
 
 
 def read(path: Path, folder: Path) -> Scan:
-    return read_scan(path, folder, max_voxels=10**7)
+    return read_scan(path, folder, ReadLimits(10**7))
 
 
 def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
@@ -163,7 +164,7 @@ def test_any_number_of_threads_gives_the_same(tmp_path: Path, threads: int) -> N
     stack = straight(phantom((40, 36, 17)))
     for path in write(tmp_path / "in", stack):
         encode(path, JPEG2000Lossless)
-    scan = read_scan(tmp_path / "in", tmp_path, max_voxels=10**6, threads=threads)
+    scan = read_scan(tmp_path / "in", tmp_path, ReadLimits(10**6), threads=threads)
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels, strict=True)
 
 

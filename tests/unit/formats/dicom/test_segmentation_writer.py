@@ -19,17 +19,23 @@ from scipy.spatial.transform import Rotation
 
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest import Manifest
-from inference_service.contract.result_files import SegmentationKind
-from inference_service.formats.dicom.segmentation_writer import Identity, Written, write_segmentation
+from inference_service.contract.result_files import SegmentationType
+from inference_service.formats.dicom.segmentation_writer import (
+    SourceSeries,
+    UidSeed,
+    WrittenSegmentation,
+    write_segmentation,
+)
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
-from inference_service.imaging.palette import colour
+from inference_service.imaging.palette import label_colour
 
-KINDS: tuple[SegmentationKind, ...] = ("binary", "labelmap")
-IDENTITY = Identity(UUID(int=1), "a scan")
+SEGMENTATION_TYPES: tuple[SegmentationType, ...] = ("binary", "labelmap")
+UID_SEED = UidSeed(UUID(int=1), "a scan")
 # Of a decimal number, which test files exceed and a standard object does not.
 SIXTEEN_CHARACTERS = 1e-9
-MakeManifest = Callable[..., Manifest]
 Mask = NDArray[np.unsignedinteger]
+MakeManifest = Callable[..., Manifest]
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +49,13 @@ def odd_files_are_read() -> Iterator[None]:
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Scan]:
     def read_input(path: Path, **wishes: object) -> Scan:
-        return read_scan(path, tmp_path, max_voxels=10**6, wishes=InputOptions(**wishes))  # type: ignore[arg-type]
+        return read_scan(path, tmp_path, ReadLimits(10**6), input_options=InputOptions(**wishes))  # type: ignore[arg-type]
 
     return read_input
+
+
+def source_of_mask(scan: Scan) -> SourceSeries:
+    return SourceSeries(scan.slices, evenly_spaced=scan.evenly_spaced is None)
 
 
 @pytest.fixture
@@ -53,12 +63,17 @@ def make_segmentation(tmp_path: Path, make_manifest: MakeManifest) -> Callable[.
     """Writes a mask as DICOM and opens it again."""
 
     def make(
-        mask: Mask, scan: Scan, *, kind: SegmentationKind = "binary", **fields: object
+        mask: Mask, scan: Scan, *, segmentation_type: SegmentationType = "binary", **fields: object
     ) -> highdicom.seg.Segmentation:
         manifest = make_manifest(**fields)
         write_segmentation(
-            tmp_path / "seg.dcm", mask, scan.slices, manifest, kind=kind, even=scan.evened is None, identity=IDENTITY
-        )  # fmt: skip
+            tmp_path / "seg.dcm",
+            mask,
+            source_of_mask(scan),
+            manifest,
+            segmentation_type=segmentation_type,
+            uid_seed=UID_SEED,
+        )
         return highdicom.seg.segread(tmp_path / "seg.dcm")
 
     return make
@@ -158,18 +173,18 @@ def test_directions_of_few_digits_make_a_volume_for_readers(
     assert seg.get_volume(combine_segments=True).array.any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 @pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 3, 2, 1), (3, 1, 2)])
 def test_segments_are_numbered_by_their_labels_values(
-    tmp_path: Path, read: Read, make_segmentation: Make, kind: SegmentationKind, values: Sequence[int]
+    tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType, values: Sequence[int]
 ) -> None:
     write(tmp_path / "in", straight())
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
     activation = "softmax" if 0 in values else "sigmoid"
-    seg = make_segmentation(mask, scan, kind=kind, values=values, activation=activation)
+    seg = make_segmentation(mask, scan, segmentation_type=segmentation_type, values=values, activation=activation)
     np.testing.assert_array_equal(by_instance(seg, scan), mask)
-    assert seg.segmentation_type.value == kind.upper()
+    assert seg.segmentation_type.value == segmentation_type.upper()
     names = {item.SegmentNumber: item.SegmentLabel for item in seg.SegmentSequence if item.SegmentNumber}
     assert names == {1: "label 1", 2: "label 2", 3: "label 3"}
 
@@ -194,8 +209,8 @@ def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
         Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]),
     )  # fmt: skip
     scan = read(tmp_path / "in", tolerate=("uneven_spacing", "gantry_tilt"))
-    assert scan.evened is not None
-    on_slices = scan.evened.labels_of_slices(labels_of(scan.volume.voxels), (9, 7))
+    assert scan.evenly_spaced is not None
+    on_slices = scan.evenly_spaced.restore_mask(labels_of(scan.volume.voxels))
     np.testing.assert_array_equal(on_slices, labels_of(stack.voxels[:, :, kept]))
     seg = make_segmentation(on_slices, scan)
     np.testing.assert_array_equal(by_instance(seg, scan), on_slices)
@@ -204,14 +219,14 @@ def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
-    tmp_path: Path, read: Read, make_segmentation: Make, modality: str, kind: SegmentationKind
+    tmp_path: Path, read: Read, make_segmentation: Make, modality: str, segmentation_type: SegmentationType
 ) -> None:
     path = write_enhanced(tmp_path / "in", straight(), modality=modality)
     scan = read(path)
     mask = labels_of(scan.volume.voxels)
-    seg = make_segmentation(mask, scan, kind=kind)
+    seg = make_segmentation(mask, scan, segmentation_type=segmentation_type)
     source = pydicom.dcmread(path)
     for frame in frames_of(seg):
         item = source_of(frame)
@@ -251,12 +266,14 @@ def test_a_series_of_several_multi_frame_objects_is_referred_to(
     assert len(seg.SourceImageSequence) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_single_slice_is_one(tmp_path: Path, read: Read, make_segmentation: Make, kind: SegmentationKind) -> None:
+@pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
+def test_a_single_slice_is_one(
+    tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType
+) -> None:
     paths = write(tmp_path / "in", straight(phantom()[:, :, 3:4]))
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
-    seg = make_segmentation(mask, scan, kind=kind)
+    seg = make_segmentation(mask, scan, segmentation_type=segmentation_type)
     np.testing.assert_array_equal(by_instance(seg, scan), mask)
     assert_frames_lie_on_their_sources(seg, paths)
     assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 7
@@ -287,11 +304,15 @@ def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
     write_nameless(tmp_path / "in")
     scan = read(tmp_path / "in")
 
-    def made(name: str, job: int, what: str = "a scan") -> tuple[Dataset, Written]:
+    def made(name: str, job: int, what: str = "a scan") -> tuple[Dataset, WrittenSegmentation]:
         written = write_segmentation(
-            tmp_path / name, labels_of(scan.volume.voxels), scan.slices, make_manifest(), kind="binary", even=True,
-            identity=Identity(UUID(int=job), what),
-        )  # fmt: skip
+            tmp_path / name,
+            labels_of(scan.volume.voxels),
+            source_of_mask(scan),
+            make_manifest(),
+            segmentation_type="binary",
+            uid_seed=UidSeed(UUID(int=job), what),
+        )
         return pydicom.dcmread(tmp_path / name), written
 
     first, written = made("first", 1)
@@ -313,9 +334,9 @@ def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
     assert {element.keyword for element in first if element != again[element.tag]} <= clock | made_anew
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 def test_a_label_without_a_voxel_is_described_and_told(
-    tmp_path: Path, read: Read, make_manifest: MakeManifest, kind: SegmentationKind
+    tmp_path: Path, read: Read, make_manifest: MakeManifest, segmentation_type: SegmentationType
 ) -> None:
     write(tmp_path / "in", straight())
     scan = read(tmp_path / "in")
@@ -324,7 +345,12 @@ def test_a_label_without_a_voxel_is_described_and_told(
         (np.zeros(scan.volume.shape, np.uint8, order="F"), ("label 1", "label 2", "label 3")),
     ):
         written = write_segmentation(
-            tmp_path / "seg", mask, scan.slices, make_manifest(), kind=kind, even=True, identity=IDENTITY
+            tmp_path / "seg",
+            mask,
+            source_of_mask(scan),
+            make_manifest(),
+            segmentation_type=segmentation_type,
+            uid_seed=UID_SEED,
         )
         assert written.empty_segments == empty
         seg = highdicom.seg.segread(tmp_path / "seg")
@@ -336,16 +362,18 @@ def test_a_label_without_a_voxel_is_described_and_told(
             assert len(seg.SourceImageSequence) == 6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 def test_many_labels_with_values_far_apart_come_back(
-    tmp_path: Path, read: Read, make_segmentation: Make, kind: SegmentationKind
+    tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType
 ) -> None:
     values = [0, *range(5, 65000, 200)]
     assert len(values) > 256
     write(tmp_path / "in", straight())
     scan = read(tmp_path / "in")
     places = np.arange(9 * 7 * 6).reshape(9, 7, 6) % len(values)
-    seg = make_segmentation(np.asfortranarray(np.array(values, np.uint16)[places]), scan, kind=kind, values=values)
+    seg = make_segmentation(
+        np.asfortranarray(np.array(values, np.uint16)[places]), scan, segmentation_type=segmentation_type, values=values
+    )
     np.testing.assert_array_equal(by_instance(seg, scan), places)
 
 
@@ -424,7 +452,7 @@ def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read
     # The preview's, to what DICOM's coding of colours leaves of them.
     for place, segment in enumerate((first, second)):
         shown = CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
-        np.testing.assert_allclose(shown, colour(place), atol=2)
+        np.testing.assert_allclose(shown, label_colour(place), atol=2)
     codes = [
         [
             (code.CodingSchemeDesignator, code.CodeValue, code.CodeMeaning)
@@ -436,14 +464,14 @@ def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read
     assert codes[1] == [("SCT", "85756007", "Tissue")] * 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 def test_a_real_series_comes_back(
-    real_scans: Path, tmp_path: Path, make_segmentation: Make, kind: SegmentationKind
+    real_scans: Path, tmp_path: Path, make_segmentation: Make, segmentation_type: SegmentationType
 ) -> None:
     """JPEG 2000, no StudyInstanceUID and no SeriesInstanceUID."""
-    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, max_voxels=10**7)
+    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, ReadLimits(10**7))
     mask = np.asfortranarray(np.digitize(scan.volume.voxels.astype(np.int16), [-350, -25, 180]).astype(np.uint8))
-    seg = make_segmentation(mask, scan, kind=kind)
+    seg = make_segmentation(mask, scan, segmentation_type=segmentation_type)
     np.testing.assert_array_equal(by_instance(seg, scan), mask)
     np.testing.assert_array_equal(seg.get_volume(combine_segments=True).array[::-1].transpose(2, 1, 0), mask)
     assert_frames_lie_on_their_sources_by_place(seg, scan)

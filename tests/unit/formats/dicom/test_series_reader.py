@@ -47,6 +47,7 @@ from inference_service.core.errors import (
     UnsupportedFormat,
     UnsupportedTransferSyntax,
 )
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
 MAX_VOXELS = 10**6
@@ -58,7 +59,7 @@ def read(tmp_path: Path) -> Read:
     def read_input(path: Path, **wishes: object) -> Scan:
         folder = tmp_path / "work"
         folder.mkdir(exist_ok=True)
-        return read_scan(path, folder, max_voxels=MAX_VOXELS, wishes=InputOptions(**wishes))  # type: ignore[arg-type]
+        return read_scan(path, folder, ReadLimits(MAX_VOXELS), input_options=InputOptions(**wishes))  # type: ignore[arg-type]
 
     return read_input
 
@@ -92,7 +93,7 @@ def test_every_orientation_gives_values_and_places_as_written(
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels, strict=True)
     np.testing.assert_allclose(scan.volume.affine, affine_of(stack), atol=1e-9)
-    assert (scan.kind, scan.modality, scan.warnings, scan.set_aside) == ("dicom", "CT", (), {})
+    assert (scan.input_format, scan.modality, scan.warnings, scan.set_aside) == ("dicom", "CT", (), {})
     # Slices run along the normal whichever way they were numbered, and are the source's own.
     assert [piece.image.sop_instance_uid for piece in scan.slices] == [f"1.2.3.4.{k + 1}" for k in range(6)]
 
@@ -280,8 +281,8 @@ def test_a_tilted_stack_is_put_in_line_and_labels_go_back(tmp_path: Path, read: 
     scan = read(tmp_path / "in", tolerate=("gantry_tilt",))
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels)
     np.testing.assert_allclose(scan.volume.affine, affine_of(stack), atol=1e-9)
-    assert scan.straightened is not None
-    seen = scan.straightened.volume
+    assert scan.aligned is not None
+    seen = scan.aligned.volume
     gram = seen.affine[:3, :3].T @ seen.affine[:3, :3]
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
     assert seen.spacing_mm[2] == pytest.approx(2.5)
@@ -297,7 +298,7 @@ def test_a_tilted_stack_is_put_in_line_and_labels_go_back(tmp_path: Path, read: 
         if mean:
             assert np.linalg.norm(mean[0] - mean[1]) <= np.hypot(0.75, 1.25) / 2 + 1e-9
     labels = np.arange(seen.voxels.size, dtype=np.uint32).reshape(seen.shape)
-    back = scan.straightened.labels_of_slices(labels, scan.volume.shape)
+    back = scan.aligned.restore_mask(labels)
     np.testing.assert_array_equal(seen.voxels.reshape(-1)[back], stack.voxels)
     assert "moved in line" in scan.warnings[0]
 
@@ -441,16 +442,16 @@ def test_too_many_voxels_are_refused_before_pixels_are_read(tmp_path: Path) -> N
     for path in write(tmp_path / "in", straight()):
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(InputTooLarge, match="378 voxels; this service takes at most 377"):
-        read_scan(tmp_path / "in", tmp_path, max_voxels=377)
+        read_scan(tmp_path / "in", tmp_path, ReadLimits(377))
     with pytest.raises(InputCorrupt, match="truncated: expected 126 bytes of pixels"):
-        read_scan(tmp_path / "in", tmp_path, max_voxels=378)
+        read_scan(tmp_path / "in", tmp_path, ReadLimits(378))
 
 
 def test_a_deflated_bomb_is_refused(tmp_path: Path) -> None:
     voxels = np.zeros((600, 600, 1), np.int16)
     write(tmp_path / "in", straight(voxels), syntax=DeflatedExplicitVRLittleEndian)
     with pytest.raises(InputTooLarge, match="expands to more than the 100000 bytes"):
-        read_scan(tmp_path / "in", tmp_path, max_voxels=10**6, max_bytes=100_000)
+        read_scan(tmp_path / "in", tmp_path, ReadLimits(10**6, 100_000))
 
 
 @pytest.mark.parametrize(
@@ -477,7 +478,7 @@ def test_a_folder_without_dicom_is_refused(tmp_path: Path, read: Read, content: 
     (tmp_path / "in").mkdir()
     for name in "ab":
         (tmp_path / "in" / name).write_bytes(content)
-    with pytest.raises(UnsupportedFormat, match="DICOM, as a file, a folder or a zip"):
+    with pytest.raises(UnsupportedFormat, match="a DICOM series, as a file, a folder or a zip"):
         read(tmp_path / "in")
 
 
@@ -510,7 +511,7 @@ def test_nothing_of_the_patient_is_in_messages_logs_or_values(
 
 def test_the_real_series_agrees_with_its_segmentation(real_scans: Path, tmp_path: Path) -> None:
     """JPEG 2000, a SliceThickness that is not the spacing, empty UIDs, InstanceNumber from the head down."""
-    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, max_voxels=10**7)
+    scan = read_scan(real_scans / "example_ct_dicom", tmp_path, ReadLimits(10**7))
     image = nibabel.Nifti1Image.from_filename(real_scans / "example_seg_dicom.nii.gz")
     change = nibabel.orientations.ornt_transform(
         nibabel.orientations.io_orientation(image.affine), nibabel.orientations.io_orientation(scan.volume.affine)

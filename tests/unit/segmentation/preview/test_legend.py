@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inference_service.contract.report import LabelReport
-from inference_service.imaging.palette import colour
+from inference_service.imaging.palette import label_colour
 from inference_service.segmentation.preview.legend import PAGE, draw_legend, fitting, font, volume_text
 
 SIZE = (280, 384)
@@ -18,12 +18,12 @@ def label(value: int, voxels: int, name: str = "liver") -> LabelReport:
 
 
 def legend(*labels: LabelReport, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
-    colours = {one.value: colour(place) for place, one in enumerate(labels)}
+    colours = {one.value: label_colour(place) for place, one in enumerate(labels)}
     return np.asarray(draw_legend(labels, colours, ("Not for diagnosis",), size))
 
 
 def rows_of(picture: NDArray[np.uint8], place: int) -> NDArray[np.intp]:
-    return np.flatnonzero((picture == colour(place)).all(axis=2).any(axis=1))
+    return np.flatnonzero((picture == label_colour(place)).all(axis=2).any(axis=1))
 
 
 def test_the_largest_label_comes_first() -> None:
@@ -60,7 +60,7 @@ def test_a_name_fits_on_one_line(name: str) -> None:
     line = fitting(name, 120)
     assert line.isprintable()
     assert font(14).getlength(line) <= 120
-    Image.Image.tobytes(draw_legend([label(1, 5, name)], {1: colour(0)}, (), SIZE))
+    Image.Image.tobytes(draw_legend([label(1, 5, name)], {1: label_colour(0)}, (), SIZE))
 
 
 def test_a_name_that_fits_is_whole() -> None:

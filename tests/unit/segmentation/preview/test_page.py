@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inference_service.contract.manifest import Manifest
-from inference_service.imaging.components import Regions, find_regions
+from inference_service.imaging.components import LabelComponents, find_components
 from inference_service.imaging.geometry import Affine, Volume
-from inference_service.imaging.palette import colour
+from inference_service.imaging.palette import label_colour
 from inference_service.segmentation.label_statistics import measure_labels
 from inference_service.segmentation.preview.page import draw_preview
 
@@ -33,9 +33,9 @@ SPACING_MM = (1.0, 1.5, 2.5)
 
 
 def pictured(volume: Volume, mask: Mask, manifest: Manifest, modality: str = "CT") -> bytes:
-    regions = find_regions(mask, [label.value for label in manifest.labels])
-    labels = measure_labels(mask, volume, manifest, regions)
-    return draw_preview(volume, mask, labels, regions, modality=modality)
+    components = find_components(mask, [label.value for label in manifest.labels])
+    labels = measure_labels(mask, volume, manifest, components)
+    return draw_preview(volume, mask, labels, components, modality=modality)
 
 
 def opened(png: bytes) -> Picture:
@@ -51,7 +51,7 @@ def panel(picture: Picture, left: int) -> Picture:
 
 def centre_of(picture: Picture, place: int) -> tuple[float, float]:
     """Row and column of the middle of what has a label's full colour."""
-    rows, columns = np.nonzero((picture == colour(place)).all(axis=2))
+    rows, columns = np.nonzero((picture == label_colour(place)).all(axis=2))
     assert rows.size
     return float(rows.mean()), float(columns.mean())
 
@@ -114,7 +114,7 @@ def test_lengths_are_true_in_millimetres(manifest: Manifest) -> None:
     mask[10:50, 10:35, 3:7] = 4  # 20 mm in each direction
     picture = opened(pictured(volume, mask, manifest))
     for left in (AXIAL, CORONAL, SAGITTAL):
-        outline = (panel(picture, left) == colour(0)).all(axis=2)
+        outline = (panel(picture, left) == label_colour(0)).all(axis=2)
         height, width = (np.ptp(np.flatnonzero(outline.any(axis=axis))) + 1 for axis in (1, 0))
         extent_mm = 40 if left == AXIAL else 60
         assert (width, height) == pytest.approx((20 / extent_mm * PANEL,) * 2, abs=2)
@@ -141,10 +141,10 @@ def test_a_tilted_stack_is_shown_as_the_patient_lies(manifest: Manifest, degrees
     mask = np.zeros((40, 60, 30), dtype=np.uint8)
     mask[5:35, 20:40, 2:28] = 4
     picture = opened(pictured(Volume(np.zeros(mask.shape, dtype=np.int16), affine), mask, manifest))
-    rows, columns = np.nonzero((panel(picture, SAGITTAL) == colour(0)).all(axis=2))
+    rows, columns = np.nonzero((panel(picture, SAGITTAL) == label_colour(0)).all(axis=2))
     fall, _ = np.polyfit(rows, columns, 1)
     assert fall == pytest.approx(np.tan(np.radians(degrees)), abs=0.03)
-    rows, columns = np.nonzero((panel(picture, CORONAL) == colour(0)).all(axis=2))
+    rows, columns = np.nonzero((panel(picture, CORONAL) == label_colour(0)).all(axis=2))
     assert np.polyfit(rows, columns, 1)[0] == pytest.approx(0, abs=0.03)
 
 
@@ -205,7 +205,7 @@ def test_planes_are_taken_and_no_volume_is_copied(manifest: Manifest) -> None:
     mask = np.zeros(shape, dtype=np.uint8, order="F")
     i, j, k = (np.zeros((3, size), dtype=np.int64) for size in shape)
     tracemalloc.start()
-    draw_preview(volume, mask, [], Regions((i, j, k), None), modality="CT")
+    draw_preview(volume, mask, [], LabelComponents((i, j, k), None), modality="CT")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * 2**20

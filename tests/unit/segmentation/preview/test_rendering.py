@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from inference_service.imaging.palette import colour
+from inference_service.imaging.palette import label_colour
 from inference_service.segmentation.preview.rendering import (
     BONE,
     LUNG,
@@ -60,7 +60,7 @@ def test_a_constant_scan_has_a_window(value: float) -> None:
 
 
 def test_colours_differ_from_each_other_and_from_grey() -> None:
-    colours = np.array([colour(place) for place in range(100)], dtype=np.int64)
+    colours = np.array([label_colour(place) for place in range(100)], dtype=np.int64)
     assert colours.min() >= 0
     assert colours.max() <= 255
     assert all(np.abs(one - two).sum() > 10 for one, two in combinations(colours, 2))

@@ -1,0 +1,29 @@
+"""The limits that every reader of inputs keeps to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DEFAULT_MAX_BYTES = 4 * 2**30
+"""Limit on the size of an input where no setting gives one."""
+
+RequireMemory = Callable[[int], None]
+"""Called with the number of bytes that are about to be allocated; the error it raises ends the reading or writing."""
+
+
+def no_memory_limit(size_bytes: int) -> None:
+    """A `RequireMemory` that allows everything."""
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How much one input may take.
+
+    Attributes:
+        max_voxels: Larger volumes are refused before anything is allocated for their voxels.
+        max_bytes: Limit on the input's files together, and on the size that a zip or deflated DICOM expands to.
+        require_memory: Called before each large allocation.
+    """
+
+    max_voxels: int
+    max_bytes: int = DEFAULT_MAX_BYTES
+    require_memory: RequireMemory = no_memory_limit
