@@ -1,4 +1,4 @@
-"""What a deployment needs before its first job, and whether it has it."""
+"""Prepares a deployment for its first job, and checks that everything it needs is usable."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from inference_service.jobs.object_storage import Storage
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        problem: What is wrong with it; None where it is usable.
-        detail: What was found.
+        name: What was checked.
+        problem: The problem; None if the part is usable.
+        detail: A description of the part.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Check:
 
 
 def prepare(settings: Settings) -> None:
-    """Brings the schema up to date and makes the buckets.
+    """Applies the database migrations and creates the buckets.
 
     Raises:
         DatabaseUnavailable: Postgres does not answer or refuses.
@@ -41,8 +41,8 @@ def prepare(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> list[Check]:
-    """Looks whether Redis, Postgres, the object storage, the models and the providers are usable."""
-    looks: dict[str, Callable[[Settings], str]] = {
+    """Checks whether Redis, Postgres, the object storage, the models and the providers are usable."""
+    checks_by_name: dict[str, Callable[[Settings], str]] = {
         "redis": _check_redis,
         "postgres": _check_postgres,
         "minio": _check_storage,
@@ -50,9 +50,9 @@ def check(settings: Settings) -> list[Check]:
         "providers": _check_providers,
     }
     checks = []
-    for name, look_at in looks.items():
+    for name, run_check in checks_by_name.items():
         try:
-            checks.append(Check(name, None, look_at(settings)))
+            checks.append(Check(name, None, run_check(settings)))
         except ServiceError as error:
             checks.append(Check(name, error.message))
     return checks
@@ -60,14 +60,14 @@ def check(settings: Settings) -> list[Check]:
 
 def _check_redis(settings: Settings) -> str:
     depths = fetch_redis_state(make_app(settings)).depths
-    return "answers, " + ", ".join(f"{depth} message(s) wait in {queue}" for queue, depth in depths.items())
+    return "reachable; " + ", ".join(f"{depth} message(s) waiting in {queue}" for queue, depth in depths.items())
 
 
 def _check_postgres(settings: Settings) -> str:
     database = connect(settings)
     found = job_store.count(database)
     database.dispose()
-    return f"answers, holds {found} job(s)"
+    return f"reachable; {found} job(s)"
 
 
 def _check_storage(settings: Settings) -> str:
@@ -75,14 +75,14 @@ def _check_storage(settings: Settings) -> str:
     buckets = (settings.minio_input_bucket, settings.minio_output_bucket)
     for bucket in buckets:
         storage.require_bucket(bucket)
-    return f"answers, has the buckets {' and '.join(buckets)}"
+    return f"reachable; buckets {' and '.join(buckets)} exist"
 
 
 def _check_models(settings: Settings) -> str:
     folders = require_models(settings.models_path)
     for folder in folders:
         read_model(folder).read_network()
-    return f"{len(folders)} installed, all as their manifests say"
+    return f"{len(folders)} installed, each matches its manifest"
 
 
 def _check_providers(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The folder for a worker's temporary files, which hold scans: none outlives its job for long, whatever dies."""
+"""Temporary files of a worker's jobs. They contain scans, so they are removed soon after a job or a process dies."""
 
 import fcntl
 import os
@@ -12,42 +12,45 @@ from uuid import UUID
 
 _PREFIX = "inference-service-worker-"
 _LOCK_SUFFIX = ".lock"
-# A lock file this young may belong to a worker that is about to take the lock.
-_SETTLED_AFTER_S = 60.0
+# A younger lock file may belong to a worker that has created it and not locked it yet.
+_MIN_LOCK_AGE_S = 60.0
 
 
 class ScratchSpace:
-    """One worker's folder. A lock on a file beside it, held by the worker and its children, says that it is in use.
+    """One worker's folder, with a folder in it for each attempt.
+
+    A lock on a file beside the folder shows that it is in use. The worker and its children hold the lock.
 
     Args:
-        parent: Where; None takes the system's folder for temporary files.
+        parent: Folder to create it in; None takes the system's folder for temporary files.
     """
 
     def __init__(self, parent: Path | None) -> None:
-        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK_SUFFIX, dir=parent)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        self._lock, self._lock_path = handle, Path(name)
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK_SUFFIX, dir=parent)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._lock = descriptor
+        self._lock_path = Path(name)
         self._path = self._lock_path.with_suffix("")
         self._path.mkdir(mode=0o700)
 
     @contextmanager
     def folder(self, job_id: UUID) -> Iterator[Path]:
-        """A folder for one attempt, removed when the block ends."""
+        """Creates a folder for one attempt and removes it when the block ends."""
         with tempfile.TemporaryDirectory(prefix=f"{job_id}-{os.getpid()}-", dir=self._path) as folder:
             yield Path(folder)
 
     def remove(self, job_id: UUID, pid: int) -> None:
-        """Removes what a dead process has left of a job."""
+        """Removes the folder of a job whose process is dead."""
         for folder in self._path.glob(f"{job_id}-{pid}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_abandoned(self) -> int:
-        """Removes the folders of workers that are dead, and says how many there were."""
+        """Removes the folders of dead workers on this machine, and returns their number."""
         removed = 0
         for lock_path in self._path.parent.glob(f"{_PREFIX}*{_LOCK_SUFFIX}"):
             with suppress(OSError), lock_path.open("rb") as lock:
-                settled = lock_path.stat().st_mtime < time.time() - _SETTLED_AFTER_S
-                if lock_path == self._lock_path or not settled:
+                young = lock_path.stat().st_mtime >= time.time() - _MIN_LOCK_AGE_S
+                if lock_path == self._lock_path or young:
                     continue
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
@@ -56,7 +59,7 @@ class ScratchSpace:
         return removed
 
     def close(self) -> None:
-        """Removes the folder."""
+        """Removes the worker's folder and releases the lock."""
         shutil.rmtree(self._path, ignore_errors=True)
         self._lock_path.unlink(missing_ok=True)
         os.close(self._lock)

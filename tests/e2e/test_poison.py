@@ -207,4 +207,4 @@ def test_an_unacknowledged_message_goes_back_to_its_queue(stack: Stack, queue: R
 
 def dropped(stack: Stack) -> int:
     lines = [line for worker in stack.workers for line in worker.log_path.read_text().splitlines()]
-    return sum(" ERROR " in line and ("was dropped (" in line or "was refused (" in line) for line in lines)
+    return sum(" ERROR " in line and ("dropped a queue item" in line or "rejected a message" in line) for line in lines)

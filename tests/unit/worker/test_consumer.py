@@ -5,7 +5,7 @@ import pytest
 from kombu import Message
 
 from inference_service.contract.task_message import TASK_NAME
-from inference_service.worker.consumer import NoJobId, NotOurTask, write_anew
+from inference_service.worker.consumer import MissingJobId, UnknownTask, sanitise
 
 JSON = "application/json"
 JOB_ID = str(uuid4())
@@ -22,7 +22,7 @@ def message(body: object, *, content_type: str = JSON, **headers: object) -> Mes
 
 
 def kwargs_after(sent: Message) -> dict[str, object]:
-    write_anew(sent)
+    sanitise(sent)
     args, kwargs, embed = sent.decode()
     assert (args, embed) == ([], {})
     assert isinstance(kwargs, dict)
@@ -78,11 +78,11 @@ def test_the_job_id_stands_in_for_an_unusable_task_id(task_id: object) -> None:
 
 
 def test_a_message_without_any_uuid_is_refused() -> None:
-    with pytest.raises(NoJobId):
-        write_anew(message([[], {"job_id": "MUELLER^HANS"}, {}], id="7"))
+    with pytest.raises(MissingJobId):
+        sanitise(message([[], {"job_id": "MUELLER^HANS"}, {}], id="7"))
 
 
 @pytest.mark.parametrize("task", [None, "celery.map", 5, [TASK_NAME]])
 def test_another_task_is_refused(task: object) -> None:
-    with pytest.raises(NotOurTask):
-        write_anew(message([[], KWARGS, {}], task=task))
+    with pytest.raises(UnknownTask):
+        sanitise(message([[], KWARGS, {}], task=task))
