@@ -1,6 +1,6 @@
-"""A synthetic chest CT, made of ellipses: input for the demo and the tests where no patient's scan may lie.
+"""A synthetic chest CT made of ellipses: an input for the demo and the tests that contains no patient data.
 
-Nothing here is measured on a person. Writing the volume to a file is left to `nifti`.
+Nothing in it was measured on a person. `formats.nifti` writes the volume to a file.
 """
 
 from collections.abc import Iterator
@@ -16,23 +16,43 @@ from inference_service.imaging.geometry import Volume
 PADDING_HU = -3024
 NOISE_HU = 18.0
 
-# The anatomy is drawn for this extent, around its centre: x to the left, y to the back, z to the head, as the voxels
-# run. Another extent stretches it.
+# The anatomy is drawn for this extent around its centre, with the axes of the voxels: x to the left, y to the back,
+# z to the head. It is stretched to any other extent.
 _EXTENT_MM = (410.0, 410.0, 300.0)
 _FIELD_OF_VIEW_MM = 204.0
 
-_AIR, _FAT, _BLOOD, _MUSCLE, _LIVER, _SPLEEN = -1000.0, -100.0, 42.0, 55.0, 60.0, 50.0
-_CORTEX, _MARROW, _CARTILAGE, _DISC, _CORD = 850.0, 240.0, 110.0, 80.0, 30.0
-_TABLE_SHELL, _TABLE_FOAM = -350.0, -920.0
-_LUNG_AT_CENTRE, _LUNG_PER_MM = -858.0, 0.35  # Denser towards the back, as in a patient who lies on it.
-_OVER_LUNG_ONLY = -600.0
+# CT numbers in HU.
+_AIR = -1000.0
+_TABLE_FOAM = -920.0
+_TABLE_SHELL = -350.0
+_FAT = -100.0
+_CORD = 30.0
+_BLOOD = 42.0
+_SPLEEN = 50.0
+_MUSCLE = 55.0
+_LIVER = 60.0
+_DISC = 80.0
+_CARTILAGE = 110.0
+_MARROW = 240.0
+_CORTEX = 850.0
+# Lung is denser towards the back, as in a patient who lies on the back.
+_LUNG_AT_CENTRE = -858.0
+_LUNG_PER_MM = 0.35
+_MAX_LUNG_HU = -600.0
 
-# Standard deviation that is left of white noise by [1 2 1] / 4 along two axes.
-_NOISE_LEFT = 0.375
+# Standard deviation of white noise of 1 after smoothing by [1 2 1] / 4 along two axes.
+_NOISE_AFTER_SMOOTHING = 0.375
 
-_SKIN_MM, _FAT_MM, _RIB_MM, _CORTEX_MM = 2.0, 17.0, 9.0, 2.5
-_BACK_MM, _CAGE_BACK_MM, _CAGE_TOP_MM = 100.0, 78.0, 132.0
-_RIB_PITCH_MM, _RIB_SLOPE, _RIB_SHARE = 26.0, 0.5, 0.45
+_SKIN_MM = 2.0
+_FAT_MM = 17.0
+_RIB_MM = 9.0
+_CORTEX_MM = 2.5
+_BACK_MM = 100.0
+_CAGE_BACK_MM = 78.0
+_CAGE_TOP_MM = 132.0
+_RIB_PITCH_MM = 26.0
+_RIB_SLOPE = 0.5
+_RIB_SHARE = 0.45
 _VERTEBRA_PITCH_MM = 27.0
 
 Plane: TypeAlias = NDArray[np.float32]
@@ -41,7 +61,7 @@ Point: TypeAlias = tuple[float, float, float]
 
 
 class _Oval(NamedTuple):
-    """An ellipse in a plane: centre and half axes, mm."""
+    """An ellipse in a plane: centre and half axes in mm."""
 
     x: float
     y: float
@@ -68,13 +88,13 @@ class _Tube(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Balls along a line, which make a vessel, a bronchus or a clavicle; `balls` has rows x, y, z, radius, all mm."""
+    """Balls along a line that form a vessel, a bronchus or a clavicle; rows of `balls` are x, y, z and radius in mm."""
 
     hu: float
     balls: Plane
 
 
-# Painted in this order: domes of the diaphragm and what lies under them, then the heart.
+# In painting order: the domes of the diaphragm and the organs below them, then the heart.
 _ORGANS = (
     _Ellipsoid(_MUSCLE, (68, -2, -140), (75, 84, 85)),
     _Ellipsoid(_FAT, (68, -2, -140), (72, 81, 82)),
@@ -103,7 +123,7 @@ _TRACHEA = (_Tube(_MUSCLE, -2, 6, 11, 6, 150), _Tube(_AIR, -2, 6, 9, 6, 150))
 
 @dataclass(frozen=True)
 class _Slice:
-    """One plane while it is painted.
+    """One plane of the volume while it is painted.
 
     Attributes:
         hu: Shape (i, j).
@@ -118,7 +138,7 @@ class _Slice:
     z: float
 
     def box(self, oval: _Oval) -> "_Slice":
-        """The part around an oval: a view, so that painting it costs what it covers."""
+        """Returns the part around an oval as a view, so that the cost of painting depends on the oval's size."""
         i = slice(*np.searchsorted(self.x[:, 0], (oval.x - oval.rx, oval.x + oval.rx)))
         j = slice(*np.searchsorted(self.y[0], (oval.y - oval.ry, oval.y + oval.ry)))
         return _Slice(self.hu[i, j], self.x[i], self.y[:, j], self.z)
@@ -128,7 +148,7 @@ class _Slice:
         return across + ((self.y - np.float32(oval.y)) / np.float32(oval.ry)) ** 2 < 1
 
     def paint(self, oval: _Oval, hu: float, *, below_hu: float = np.inf) -> None:
-        """Fills an oval, but only where it is still less dense than `below_hu`."""
+        """Fills an oval where the plane is less dense than `below_hu`."""
         part = self.box(oval)
         part.hu[part.inside(oval) & (part.hu < below_hu)] = hu
 
@@ -137,7 +157,8 @@ class _Slice:
         self.paint(oval.grown(-_CORTEX_MM), _MARROW)
 
     def paint_ellipsoid(self, ellipsoid: _Ellipsoid) -> None:
-        (x, y, z), (rx, ry, rz) = ellipsoid.centre, ellipsoid.radii
+        x, y, z = ellipsoid.centre
+        rx, ry, rz = ellipsoid.radii
         share = _section(self.z - z, rz)
         if share:
             self.paint(_Oval(x, y, rx * share, ry * share), ellipsoid.hu)
@@ -158,30 +179,31 @@ def chest_phantom(
     *,
     seed: int = 0,
 ) -> Volume:
-    """Paints a chest CT without contrast medium: lungs, heart, liver, bones, the scanner's table, noise and padding.
+    """Paints a chest CT without contrast agent: lungs, heart, liver, bones, the scanner's table, noise and padding.
 
     The heart is on the patient's left, the higher dome of the diaphragm on the right, the spine at the back. The
-    anatomy fills the extent, whatever the shape and the spacing are. Memory is the volume itself and a few planes.
+    anatomy always fills the whole extent. Memory use is the volume and a few planes.
 
     Args:
-        shape: Voxels along (i, j, k), which run to the left, the back and the head (LPS).
+        shape: Voxels along (i, j, k); the axes run to the left, the back and the head (LPS).
         spacing_mm: Voxel size along (i, j, k).
-        seed: Decides the vessels in the lungs and the noise; the same seed gives the same voxels.
+        seed: Seed of the lung vessels and the noise; the same seed gives the same voxels.
 
     Returns:
-        int16 HU; `PADDING_HU` outside the round field of view.
+        The volume in int16 HU; `PADDING_HU` outside the round field of view.
     """
     rng = np.random.default_rng(seed)
     vessels = list(_lung_vessels(rng))
     voxels = np.empty(shape, np.int16)
-    x, y, z = (_centres(count, extent) for count, extent in zip(shape, _EXTENT_MM, strict=True))
-    x, y = x[:, np.newaxis], y[np.newaxis]
+    x_mm, y_mm, z_mm = (_centres(count, extent) for count, extent in zip(shape, _EXTENT_MM, strict=True))
+    x = x_mm[:, np.newaxis]
+    y = y_mm[np.newaxis]
     room = _empty_room(x, y)
     outside = x**2 + y**2 > _FIELD_OF_VIEW_MM**2
-    for k, z_mm in enumerate(z.tolist()):
-        plane = _Slice(np.full(shape[:2], _FAT, np.float32), x, y, z_mm)
+    for k, z in enumerate(z_mm.tolist()):
+        plane = _Slice(np.full(shape[:2], _FAT, np.float32), x, y, z)
         _paint_patient(plane, room, vessels)
-        noise = rng.standard_normal(shape[:2], np.float32) * np.float32(NOISE_HU / _NOISE_LEFT)
+        noise = rng.standard_normal(shape[:2], np.float32) * np.float32(NOISE_HU / _NOISE_AFTER_SMOOTHING)
         hu = np.rint(_smoothed(plane.hu + noise))
         hu[outside] = PADDING_HU
         voxels[:, :, k] = hu
@@ -189,7 +211,7 @@ def chest_phantom(
 
 
 def _affine(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
-    # The patient lies a little off the scanner's centre, as patients do.
+    # Like most patients, this one does not lie exactly in the scanner's centre.
     centre_mm = (4.0, -13.0, -187.0)
     affine = np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0])
     affine[:3, 3] = centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
@@ -201,12 +223,15 @@ def _centres(count: int, extent_mm: float) -> Plane:
 
 
 def _section(distance_mm: float, radius_mm: float) -> float:
-    """How wide a ball is at a distance from its middle, as a share of its radius: 0.8 at 3 of 5 mm, 0 beyond it."""
+    """Radius of a ball's section at a distance from its centre, as a share of its own: 0.8 at 3 of 5 mm, 0 outside."""
     return float(max(1 - (distance_mm / radius_mm) ** 2, 0) ** 0.5)
 
 
 def _smoothed(plane: Plane) -> Plane:
-    """[1 2 1] / 4 along both axes: the scanner's point spread, which gives edges partial volume and noise its grain."""
+    """Smooths by [1 2 1] / 4 along both axes.
+
+    This stands for the scanner's point spread: it gives edges partial volume, and noise its grain.
+    """
     padded = np.pad(plane, 1, mode="edge")
     across = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     smoothed: Plane = (across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]) / 16
@@ -214,7 +239,7 @@ def _smoothed(plane: Plane) -> Plane:
 
 
 def _empty_room(x: Plane, y: Plane) -> Plane:
-    """Air and the curved table, which is the same in every plane."""
+    """Air and the scanner's curved table, the same in every plane."""
     room = np.full((x.shape[0], y.shape[1]), _AIR, np.float32)
     depth = y - (_BACK_MM + 3 - x**2 / 1200)
     room[(depth > 0) & (depth < 18)] = _TABLE_SHELL
@@ -223,7 +248,7 @@ def _empty_room(x: Plane, y: Plane) -> Plane:
 
 
 def _paint_patient(plane: _Slice, room: Plane, vessels: list[_Chain]) -> None:
-    """Paints from the inside out: the body's wall cuts off what the organs have spilled."""
+    """Paints from the inside out; the body's wall overwrites organs that reach too far."""
     _paint_lungs(plane, vessels)
     for organ in _ORGANS:
         plane.paint_ellipsoid(organ)
@@ -243,14 +268,16 @@ def _paint_patient(plane: _Slice, room: Plane, vessels: list[_Chain]) -> None:
 
 def _body(z: float) -> _Oval:
     knots = (-150, 60, 105, 150)
-    width, depth = np.interp(z, knots, (158, 165, 182, 150)), np.interp(z, knots, (112, 109, 92, 68))
+    width = np.interp(z, knots, (158, 165, 182, 150))
+    depth = np.interp(z, knots, (112, 109, 92, 68))
     return _Oval(0, _BACK_MM - depth, float(width), float(depth))
 
 
 def _cage(z: float) -> _Oval:
-    """The outside of the ribs; the chest's cavity begins `_RIB_MM` further in."""
+    """The outer surface of the rib cage; the chest cavity begins `_RIB_MM` further in."""
     knots = (-150, -60, 40, 110, 140)
-    width, depth = np.interp(z, knots, (128, 133, 122, 80, 45)), np.interp(z, knots, (87, 88, 83, 57, 35))
+    width = np.interp(z, knots, (128, 133, 122, 80, 45))
+    depth = np.interp(z, knots, (87, 88, 83, 57, 35))
     return _Oval(0, _CAGE_BACK_MM - depth, float(width), float(depth))
 
 
@@ -265,12 +292,13 @@ def _paint_lungs(plane: _Slice, vessels: list[_Chain]) -> None:
     lungs = part.inside(pleura) & ~part.inside(mediastinum)
     np.copyto(part.hu, _LUNG_AT_CENTRE + _LUNG_PER_MM * part.y, where=lungs)
     for vessel in vessels:
-        plane.paint_chain(vessel, below_hu=_OVER_LUNG_ONLY)
+        plane.paint_chain(vessel, below_hu=_MAX_LUNG_HU)
 
 
 def _paint_wall(plane: _Slice, room: Plane) -> None:
-    """Muscle, fat and skin around the chest's cavity, and the room around the patient."""
-    body, cage = _body(plane.z), _cage(plane.z)
+    """Paints muscle, fat and skin around the chest cavity, and the room around the patient."""
+    body = _body(plane.z)
+    cage = _cage(plane.z)
     muscle = plane.inside(body.grown(-_FAT_MM))
     if plane.z < _CAGE_TOP_MM:
         muscle &= ~plane.inside(cage.grown(-_RIB_MM))
@@ -283,7 +311,10 @@ def _paint_wall(plane: _Slice, room: Plane) -> None:
 
 
 def _paint_ribs(plane: _Slice) -> None:
-    """Ribs run down to the front, so a plane cuts several of them; their front ends are cartilage."""
+    """Paints ribs and sternum.
+
+    Ribs slope down to the front, so a plane cuts several of them. Their front ends are cartilage.
+    """
     if plane.z > _CAGE_TOP_MM:
         return
     cage = _cage(plane.z)
@@ -334,14 +365,14 @@ def _paint_spine(plane: _Slice) -> None:
 
 
 def _chain(hu: float, points: list[Point], radii: tuple[float, float]) -> _Chain:
-    """Balls so close along the way through `points` that they make a tube; its radius goes from one to the other."""
+    """Places overlapping balls along a polyline, which form a tube; its radius changes from the first to the second."""
     legs = [(start, end, np.hypot.reduce(np.subtract(end, start)) / 1.5) for start, end in pairwise(points)]
-    way = np.concatenate([np.linspace(start, end, max(int(steps), 2)) for start, end, steps in legs])
-    return _Chain(hu, np.column_stack([way, np.linspace(*radii, len(way))]).astype(np.float32))
+    path = np.concatenate([np.linspace(start, end, max(int(steps), 2)) for start, end, steps in legs])
+    return _Chain(hu, np.column_stack([path, np.linspace(*radii, len(path))]).astype(np.float32))
 
 
 def _lung_vessels(rng: np.random.Generator) -> Iterator[_Chain]:
-    """Vessels that fan out from both hila, and thin out on their way."""
+    """Yields vessels that fan out from both hila and become thinner on the way."""
     for side in (-1, 1):
         hilum = np.array([side * 34, 4, -8])
         for _ in range(48):
