@@ -1,10 +1,10 @@
-"""Removes what imagecodecs has and the service never loads, nine tenths of it; run where an image is built."""
+"""Removes the libraries of imagecodecs that the service never loads, nine tenths of its size; run in image builds."""
 
 from pathlib import Path
 
 import imagecodecs
 
-import inference_service.formats.dicom.pixel_data  # noqa: F401 - loads the codecs that are used
+import inference_service.formats.dicom.pixel_data  # noqa: F401 - loads the codecs that the service uses
 
 PACKAGE = Path(imagecodecs.__file__).parent
 loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()}

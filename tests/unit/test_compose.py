@@ -1,4 +1,4 @@
-"""The compose files: every mode renders, and every variable is written down; the Dockerfiles pass hadolint."""
+"""The compose files render in every mode, their variables are documented, and the Dockerfiles pass hadolint."""
 
 import os
 import re
@@ -20,16 +20,16 @@ MONITORING_SECRETS = {"GRAFANA_PASSWORD": "secret1", "FLOWER_BASIC_AUTH": "opera
 WORKERS = (("cpu",), ("gpu",), ("gpu", "cpu"))
 MODES = (*WORKERS, *((*mode, "monitoring") for mode in WORKERS))
 SERVERS = {"redis", "postgres", "minio"}
-WATCHERS = {"prometheus", "grafana", "flower"}
+MONITORS = {"prometheus", "grafana", "flower"}
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
-    """All that a compose of this test sees, wherever it is called."""
+    """The complete environment of a compose command, independent of the caller's."""
     return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
 
 
 def compose_command() -> list[str] | None:
-    """Compose v2 where there is one, else the classic."""
+    """Compose v2 if it is installed, else docker-compose 1."""
     if shutil.which("docker"):
         found = subprocess.run(["docker", "compose", "version"], env=environment({}), capture_output=True, check=False)
         if found.returncode == 0:
@@ -38,12 +38,12 @@ def compose_command() -> list[str] | None:
 
 
 COMPOSE = compose_command()
-needs_compose = pytest.mark.skipif(COMPOSE is None, reason="there is neither docker compose nor docker-compose here")
+needs_compose = pytest.mark.skipif(COMPOSE is None, reason="neither docker compose nor docker-compose is installed")
 
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stands in for a developer's own .env."""
+    """Replaces a developer's own .env."""
     path = tmp_path_factory.mktemp("compose") / "empty.env"
     path.touch()
     return path
@@ -66,7 +66,7 @@ def services(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_file_is_what_composes_specification_says(file: Path, tmp_path: Path) -> None:
+def test_every_file_fits_the_compose_specification(file: Path, tmp_path: Path) -> None:
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*check, str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -79,9 +79,9 @@ def test_every_file_is_what_composes_specification_says(file: Path, tmp_path: Pa
 @pytest.mark.parametrize("mode", MODES, ids="+".join)
 def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
     rendered = services(config(empty, mode, SECRETS | (MONITORING_SECRETS if "monitoring" in mode else {})))
-    watchers = WATCHERS if "monitoring" in mode else set()
+    monitors = MONITORS if "monitoring" in mode else set()
     workers = {f"inference-worker-{part}" for part in mode if part != "monitoring"}
-    assert set(rendered) == {*SERVERS, *watchers, *workers, "migrate"}
+    assert set(rendered) == {*SERVERS, *monitors, *workers, "migrate"}
     for name, service in rendered.items():
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["logging"]["options"]["max-size"] == "10m"
@@ -96,7 +96,7 @@ def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
 
 @needs_compose
 @pytest.mark.parametrize("engine", ["cpu", "openvino"])
-def test_services_of_one_image_build_it_alike(empty: Path, engine: str) -> None:
+def test_services_that_share_an_image_build_it_the_same_way(empty: Path, engine: str) -> None:
     rendered = services(config(empty, ("gpu", "cpu"), {**SECRETS, "CPU_ENGINE": engine}))
     assert rendered["migrate"]["image"] == rendered["inference-worker-cpu"]["image"]
     assert rendered["migrate"]["build"] == rendered["inference-worker-cpu"]["build"]
@@ -119,7 +119,7 @@ def test_dockerfiles_pass_hadolint(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-def test_every_variable_is_written_down() -> None:
+def test_every_variable_is_documented() -> None:
     used = {name for file in FILES for name in re.findall(r"\$\{([A-Z0-9_]+)", file.read_text(encoding="utf-8"))}
     example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
     assert {name for name in used if not re.search(rf"^(# )?{name}=", example, flags=re.MULTILINE)} == set()
@@ -133,16 +133,16 @@ def test_every_variable_is_written_down() -> None:
 def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
     files = [REPOSITORY / "docker/service.yml", REPOSITORY / f"docker-compose.{role}.yml"]
     passed = set(re.findall(r"^      ([A-Z0-9_]+):", "".join(map(Path.read_text, files)), flags=re.MULTILINE))
-    # The images set the paths, and servers in the same network speak no TLS.
+    # The images set the paths, and the servers of these files have no TLS.
     fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
-    # This role makes nothing of these.
+    # This role does not use these.
     fixed |= {"REQUIRE_GPU"} if role == "cpu" else {"ONNX_PRECISION"}
     settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}
     assert settings - passed == fixed
 
 
 @needs_compose
-def test_servers_elsewhere_are_named_by_the_override_that_the_docs_show(empty: Path, tmp_path: Path) -> None:
+def test_the_documented_override_points_to_servers_elsewhere(empty: Path, tmp_path: Path) -> None:
     (shown,) = re.findall(
         r"```yaml\n(services:\n.*?)```",
         (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8"),
@@ -159,7 +159,7 @@ def test_servers_elsewhere_are_named_by_the_override_that_the_docs_show(empty: P
 
 
 @needs_compose
-def test_a_machine_without_a_gpu_runs_the_gpu_worker_all_the_same(empty: Path) -> None:
+def test_the_gpu_worker_starts_on_a_machine_without_a_gpu(empty: Path) -> None:
     with_gpu, without = (
         config(empty, ("gpu",), {**SECRETS, "GPU_DEVICES": kind}).stdout for kind in ("nvidia", "none")
     )
@@ -169,7 +169,7 @@ def test_a_machine_without_a_gpu_runs_the_gpu_worker_all_the_same(empty: Path) -
 
 
 @needs_compose
-def test_the_example_with_its_comments_taken_away_starts_too(empty: Path, tmp_path: Path) -> None:
+def test_the_example_without_its_comment_signs_renders_the_same(empty: Path, tmp_path: Path) -> None:
     filled = tmp_path / "filled.env"
     example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
     filled.write_text(re.sub(r"^# ([A-Z_]+=.)", r"\1", example, flags=re.MULTILINE), encoding="utf-8")
@@ -190,6 +190,6 @@ def test_the_example_shows_the_defaults_of_compose() -> None:
     assert len(both) > 30
 
 
-def test_no_build_context_holds_secrets_or_scans() -> None:
+def test_no_build_context_contains_secrets_or_scans() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split()
     assert {"*.env", ".git", "stack-data", "demo-output", "jobs.dump", "objects"} <= set(ignored)
