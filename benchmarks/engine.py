@@ -4,20 +4,19 @@ from benchmarks.measurement import Task
 from benchmarks.onnx import PROVIDERS
 from benchmarks.watch import MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
-from inference_service.core.execution import GpuOptions
+from inference_service.core.execution import ExecutionOptions, GpuOptions
 from inference_service.core.execution import Precision as EnginePrecision
 from inference_service.engine.model_registry import Model, read_model
-from inference_service.engine.session_cache import Engine
 
 
-def task_engine(task: Task) -> Engine:
-    """The engine that a side runs on; strict, so that no other provider takes the place of the one that is measured."""
+def task_execution(task: Task) -> ExecutionOptions:
+    """The options that a side runs with; strict, so that no other provider replaces the one that is measured."""
     if task.side.provider is None:
         raise ValueError(f"side {task.side.name} names no provider")
     precision: EnginePrecision = "bf16" if task.side.precision == "bf16" else "fp32"
-    return Engine(
+    return ExecutionOptions(
         (PROVIDERS[task.side.provider],), task.threads, strict=True, precision=precision,
-        gpu=GpuOptions(tf32=task.side.precision == "tf32", sums_on_device=task.side.sums_on_device),
+        gpu=GpuOptions(tf32=task.side.precision == "tf32", aggregate_on_device=task.side.sums_on_device),
     )  # fmt: skip
 
 

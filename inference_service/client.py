@@ -148,7 +148,7 @@ class Client:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = self._settings.outage_patience_s if deadline is None else max(0.0, deadline - time.monotonic())
-            job = retrying(lambda error: isinstance(error, DatabaseUnavailable), for_s=left_s)(self.status, job_id)
+            job = retrying(lambda error: isinstance(error, DatabaseUnavailable), timeout_s=left_s)(self.status, job_id)
             if job is None:
                 raise KeyError(job_id)
             progress(job)

@@ -21,7 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inference_service import Client
 from inference_service.contract.manifest import Manifest
-from inference_service.contract.task_message import InputReference, Options, OutputReference, Priority, SegmentRequest
+from inference_service.contract.task_message import (
+    InputReference,
+    OutputReference,
+    Priority,
+    RequestOptions,
+    SegmentRequest,
+)
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import WorkerProcess, settings_for, start_worker
 from inference_service.jobs.job_store import Job
@@ -117,7 +123,8 @@ class Service:
         """Submits a job of the scan."""
         return self.client.submit(
             SegmentRequest(
-                input=self.scan, model=model, priority=priority, options=Options(reuse=reuse), output=OutputReference()
+                input=self.scan, model=model, priority=priority,
+                options=RequestOptions(reuse=reuse), output=OutputReference(),
             )
         )  # fmt: skip
 

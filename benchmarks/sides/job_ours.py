@@ -5,17 +5,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-from benchmarks.engine import check_precision, check_watched, task_engine, task_model
+from benchmarks.engine import check_precision, check_watched, task_execution, task_model
 from benchmarks.labels import copy_labels
 from benchmarks.measurement import Run, Task
 from benchmarks.models import MAX_VOXELS
 from benchmarks.watch import MemoryWatch, NetworkClock
 from inference_service.contract.result_files import MASK_FILE
+from inference_service.core.execution import ExecutionOptions
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import Engine, load_session
-from inference_service.segmentation import pipeline
+from inference_service.engine.session_cache import SessionCache
 from inference_service.segmentation.pipeline import segment_file
 
 
@@ -23,19 +23,22 @@ def run(task: Task) -> Run:
     """Measures the side."""
     network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
 
-    def watched(model: Model, engine: Engine) -> Session:
-        with memory.loading():
-            return load_session(model, engine)
+    class WatchedSessions(SessionCache):
+        def load(self, model: Model, execution: ExecutionOptions) -> Session:
+            with memory.loading():
+                return super().load(model, execution)
 
     with (
         TemporaryDirectory(dir=task.workspace) as target,
-        patch.object(pipeline, "load_session", watched),
         patch.object(Session, "run", network.timed(Session.run)),
         patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
-        model, engine = task_model(task), task_engine(task)
-        report = segment_file(task.source, Path(target), model, engine, max_voxels=MAX_VOXELS, clock=clock)
+        model, execution = task_model(task), task_execution(task)
+        report = segment_file(
+            task.source, Path(target), model, execution,
+            max_voxels=MAX_VOXELS, sessions=WatchedSessions(), clock=clock,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         memory.finish()
         if task.labels:

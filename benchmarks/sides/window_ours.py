@@ -5,12 +5,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.engine import check_precision, check_watched, task_engine, task_model
+from benchmarks.engine import check_precision, check_watched, task_execution, task_model
 from benchmarks.measurement import Run, Task
 from benchmarks.models import MAX_VOXELS, SPACING_MM
 from benchmarks.watch import MemoryWatch, NetworkClock
 from inference_service.core.progress import StageClock
-from inference_service.core.threads import Threads
+from inference_service.core.threads import ThreadPool
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import load_session
 from inference_service.imaging.geometry import Volume
@@ -23,20 +23,20 @@ def run(task: Task) -> Run:
     network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
     model = task_model(task)
     with memory.loading():
-        session = load_session(model, task_engine(task))
+        session = load_session(model, task_execution(task))
     check_precision(task, session.precision)
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     volume = Volume(np.load(task.source), affine)
     session.run(np.zeros((1, 1, *model.manifest.window), np.float32))
     with (
-        Threads(task.threads) as threads,
+        ThreadPool(task.threads) as threads,
         patch.object(Session, "run", network.timed(Session.run)),
         patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
         segmented = segment_volume(
             volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads,
-            ahead=session.on_gpu, on_device=DeviceSession(session) if session.sums_on_device else None,
+            ahead=session.on_gpu, on_device=DeviceSession(session) if session.aggregates_on_device else None,
         )  # fmt: skip
         seconds = time.perf_counter() - start
     memory.finish()

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from inference_service.cli.display import ProgressDisplay, console, job_table, print_json, show_job
 from inference_service.client import Client
-from inference_service.contract.task_message import Format, Priority, Tolerance, parse_request
+from inference_service.contract.task_message import OutputFormat, Priority, Tolerance, parse_request
 from inference_service.core.errors import InputNotFound, error_from_row
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
@@ -35,7 +35,7 @@ _INPUT_OPTIONS = (
 format_option = click.option(
     "--format",
     "formats",
-    type=click.Choice(get_args(Format)),
+    type=click.Choice(get_args(OutputFormat)),
     multiple=True,
     help="Write the mask as this too, beside NIfTI; may be given several times.",
 )
@@ -78,7 +78,7 @@ def submit(
     series: str | None,
     tolerate: tuple[Tolerance, ...],
     modality_check: bool,
-    formats: tuple[Format, ...],
+    formats: tuple[OutputFormat, ...],
     prefix: str | None,
     reuse: bool,
     job_id: UUID | None,

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
 from inference_service.cli.job_commands import format_option, input_options, json_option
-from inference_service.contract.task_message import Format, Tolerance
+from inference_service.contract.task_message import OutputFormat, Tolerance
 from inference_service.core.execution import Precision
 from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
@@ -30,7 +30,7 @@ def segment(
     series: str | None,
     tolerate: tuple[Tolerance, ...],
     modality_check: bool,
-    formats: tuple[Format, ...],
+    formats: tuple[OutputFormat, ...],
     as_json: bool,
 ) -> None:
     """Segment IN, without any server, into the folder OUT: mask, report, preview, and what --format asks for.

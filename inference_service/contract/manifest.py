@@ -101,7 +101,7 @@ class Channel(_Strict):
     intensity: Intensity
 
 
-class Code(_Strict):
+class CodedConcept(_Strict):
     """A coded concept, by the limits of DICOM PS3.3 Table 8.8-1; such as SCT, 39607008, Lung."""
 
     scheme: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Coding scheme, such as SCT for SNOMED CT.")
@@ -114,12 +114,12 @@ class Label(_Strict):
 
     name: str = Field(pattern=_DICOM_TEXT)
     value: int = Field(ge=0, le=65535, description="The value in the mask.")
-    category: Code | None = Field(
+    category: CodedConcept | None = Field(
         None,
         description="What kind of thing it is, for DICOM: one of PS3.16 CID 7150, such as SCT, 123037004, Anatomical "
         "Structure. None takes SCT, 85756007, Tissue.",
     )
-    type: Code | None = Field(
+    type: CodedConcept | None = Field(
         None, description="What it is, for DICOM: such as SCT, 39607008, Lung. None takes SCT, 85756007, Tissue."
     )
 
@@ -139,7 +139,7 @@ class LargestComponent(_ComponentStep):
     step: Literal["largest_component"]
 
 
-class RemoveSmall(_ComponentStep):
+class RemoveSmallComponents(_ComponentStep):
     """Drop the 26-connected components of each label that are smaller than `min_volume_ml`, or than `min_share` of its
     largest one."""
 
@@ -171,7 +171,7 @@ class BodyCrop(_Strict):
 
 
 Crop = Annotated[NonzeroCrop | BodyCrop, Field(discriminator="kind")]
-PostProcessing = Annotated[LargestComponent | RemoveSmall, Field(discriminator="step")]
+PostProcessing = Annotated[LargestComponent | RemoveSmallComponents, Field(discriminator="step")]
 
 
 class Manifest(_Strict):

@@ -3,20 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from inference_service.contract.task_message import Format
+from inference_service.contract.task_message import OutputFormat
 
 SegmentationType = Literal["binary", "labelmap"]
 
 MASK_FILE = "mask.nii.gz"
 REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
-SEGMENTATION_FILES: Mapping[Format, tuple[str, SegmentationType]] = {
+SEGMENTATION_FILES: Mapping[OutputFormat, tuple[str, SegmentationType]] = {
     "dicom-seg": ("segmentation.dcm", "binary"),
     "dicom-labelmap": ("labelmap.dcm", "labelmap"),
 }
 
 
-def result_files(formats: Sequence[Format] = get_args(Format)) -> dict[str, str]:
+def result_files(formats: Sequence[OutputFormat] = get_args(OutputFormat)) -> dict[str, str]:
     """The files of a result, by the names that a job's row has for them; of all formats unless some are given.
 
     >>> result_files(["dicom-seg"])

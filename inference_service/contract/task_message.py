@@ -18,7 +18,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
 Tolerance = Literal["uneven_spacing", "gantry_tilt"]
-Format = Literal["nifti", "dicom-seg", "dicom-labelmap"]
+OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap"]
 
 TASK_NAME = "inference_service.segment"
 # S3 takes 1024 bytes; a prefix is followed by the name of a result.
@@ -42,9 +42,9 @@ def _plain_key(key: str) -> str:
     return key
 
 
-def _with_nifti(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+def _with_nifti(formats: tuple[OutputFormat, ...]) -> tuple[OutputFormat, ...]:
     """Each once and in one order, so that equal wishes compare equal."""
-    return tuple(form for form in get_args(Format) if form == "nifti" or form in formats)
+    return tuple(form for form in get_args(OutputFormat) if form == "nifti" or form in formats)
 
 
 def _s3_bucket(name: str) -> str:
@@ -83,7 +83,7 @@ class OutputReference(_Part):
     """Where the results go, in the service's MINIO_OUTPUT_BUCKET."""
 
     prefix: ObjectKey | None = Field(None, description="Folder of the results; None takes the job's id.")
-    formats: Annotated[tuple[Format, ...], AfterValidator(_with_nifti)] = Field(
+    formats: Annotated[tuple[OutputFormat, ...], AfterValidator(_with_nifti)] = Field(
         ("nifti",),
         min_length=1,
         description="nifti is always stored; for an input of DICOM also dicom-seg, a Segmentation of type BINARY, "
@@ -91,7 +91,7 @@ class OutputReference(_Part):
     )
 
 
-class Options(_Part):
+class RequestOptions(_Part):
     """What a request may ask for beyond the model."""
 
     reuse: bool = Field(
@@ -117,7 +117,7 @@ class SegmentRequest(_Part):
     model_version: str | None = Field(None, pattern=VERSION_PATTERN, description="None takes the highest installed.")
     priority: Priority = Priority.ROUTINE
     output: OutputReference = OutputReference()
-    options: Options = Options()
+    options: RequestOptions = RequestOptions()
 
 
 class TaskMessage(_Part):

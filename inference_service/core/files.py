@@ -5,7 +5,7 @@ from pathlib import Path
 
 from inference_service.core.errors import InputNotFound, InputTooLarge
 
-MOST_FILES = 20_000
+MAX_FILES = 20_000
 """Files that one input may consist of: more than the slices of any study."""
 
 
@@ -19,8 +19,8 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
     files = sorted(found for found in folder.rglob("*") if found.is_file() and not found.is_symlink())
     if not files:
         raise InputNotFound("the folder holds no file")
-    if len(files) > MOST_FILES:
-        raise InputTooLarge(f"the folder holds {len(files)} files; this service takes at most {MOST_FILES}")
+    if len(files) > MAX_FILES:
+        raise InputTooLarge(f"the folder holds {len(files)} files; this service takes at most {MAX_FILES}")
     size = sum(found.stat().st_size for found in files)
     if size > max_bytes:
         raise InputTooLarge(f"the folder holds {size} bytes; this service takes at most {max_bytes}")

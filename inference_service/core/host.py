@@ -60,11 +60,11 @@ def has_bfloat16() -> bool:
     return bool(flags) and not _BFLOAT16_FLAGS.isdisjoint(flags[0].split())
 
 
-def spare_memory_bytes(jobs: int = 1) -> int:
+def available_memory_bytes(concurrency: int = 1) -> int:
     """Memory that this process may still take without another one being killed for it.
 
     Args:
-        jobs: How many processes share the machine's or the container's memory equally, this one included.
+        concurrency: How many processes share the machine's or the container's memory equally, this one included.
 
     Returns:
         The least of what the machine has available, what its container has, and what is left of this process's share.
@@ -76,7 +76,7 @@ def spare_memory_bytes(jobs: int = 1) -> int:
         limit, used = _cgroup_memory(folder)
         total, spare = min(total, limit), min(spare, limit - used)
     own = int(_OWN_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return int(max(0, min(spare, total / jobs - own)))
+    return int(max(0, min(spare, total / concurrency - own)))
 
 
 def _cgroup_memory(folder: Path) -> tuple[float, int]:

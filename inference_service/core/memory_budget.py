@@ -1,4 +1,4 @@
-"""Whether a job fits into memory: asked before it takes it, as nobody is asked by the kernel that kills for it."""
+"""The memory that one job may take, checked before it allocates, as the kernel kills a process that takes too much."""
 
 import logging
 import os
@@ -11,74 +11,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import OutOfMemory
-from inference_service.core.host import spare_memory_bytes
+from inference_service.core.host import available_memory_bytes
 
 logger = logging.getLogger(__name__)
 
-# What a job takes for a while beside its large arrays: planes, tables of the mapping, statistics.
-_BESIDES_BYTES = 128 * 2**20
-_GIB, _MIB = 2**30, 2**20
+# Short-lived arrays of a job beside its large ones: planes, interpolation tables, statistics.
+_OVERHEAD_BYTES = 128 * 2**20
+_GIB = 2**30
+_MIB = 2**20
 
 
-class Memory:
+class MemoryBudget:
     """The memory of one job.
 
     Args:
-        folder: Where arrays go that do not fit; None: nowhere.
-        jobs: How many jobs share this machine's or container's memory equally.
-        spare: Says how many bytes this process may still take.
+        folder: Folder for arrays that do not fit into memory; None: they are refused.
+        concurrency: Number of jobs that share the machine's or container's memory equally.
+        available: Returns the bytes that this process may still take, for a concurrency.
 
     Attributes:
-        notes: What had to be done differently for want of memory, in words.
+        warnings: Sentences about arrays that did not fit into memory.
     """
 
     def __init__(
-        self, folder: Path | None = None, jobs: int = 1, spare: Callable[[int], int] = spare_memory_bytes
+        self, folder: Path | None = None, concurrency: int = 1, available: Callable[[int], int] = available_memory_bytes
     ) -> None:
-        self._folder, self._jobs, self._spare = folder, jobs, spare
-        self.notes: list[str] = []
+        self._folder = folder
+        self._concurrency = concurrency
+        self._available = available
+        self.warnings: list[str] = []
 
     def require(self, size_bytes: int) -> None:
-        """Makes sure that so many bytes more fit.
+        """Checks that so many more bytes fit into memory.
 
         Raises:
-            OutOfMemory: They do not.
+            OutOfMemory: They do not fit.
         """
-        wanted, spare = size_bytes + _BESIDES_BYTES, self._spare(self._jobs)
-        if wanted > spare:
+        needed = size_bytes + _OVERHEAD_BYTES
+        available = self._available(self._concurrency)
+        if needed > available:
             raise OutOfMemory(
-                f"the scan and its image on the model's grid need {_size(wanted)} of memory more, and this worker has "
-                f"{_size(spare)}"
+                f"the scan and its image on the model's grid need {_size(needed)} of memory more, and this worker has "
+                f"{_size(available)}"
             )
 
-    def hold(self, shape: tuple[int, ...], *, besides: int = 0) -> NDArray[np.float32]:
-        """Gives zeros: in memory where they fit, otherwise in an unnamed file, which is slower and exact.
+    def allocate(self, shape: tuple[int, ...], *, reserved_bytes: int = 0) -> NDArray[np.float32]:
+        """Allocates zeros: in memory where they fit, otherwise in an unnamed file, with equal results but slower.
 
         Args:
-            shape: Of the array.
-            besides: Bytes that the job has yet to take for other arrays.
+            shape: Shape of the array.
+            reserved_bytes: Memory that the job will need for other arrays.
 
         Raises:
-            OutOfMemory: They fit neither into memory nor on the disk.
+            OutOfMemory: The array fits neither into memory nor on the disk.
         """
         size_bytes = 4 * prod(shape)
-        spare = self._spare(self._jobs) - besides - _BESIDES_BYTES
-        if size_bytes <= spare:
+        available = self._available(self._concurrency) - reserved_bytes - _OVERHEAD_BYTES
+        if size_bytes <= available:
             return np.zeros(shape, dtype=np.float32)
         text = f"the logits of one window's depth need {_size(size_bytes)}, and this worker has "
-        text += f"{_size(max(0, spare))} of memory for them"
+        text += f"{_size(max(0, available))} of memory for them"
         if self._folder is None:
             raise OutOfMemory(text)
         try:
             with TemporaryFile(dir=self._folder) as file:
-                # Now, as a disk that is full when the pages are written ends the process.
+                # Without its blocks reserved, a disk that fills up later would end the process with SIGBUS.
                 os.posix_fallocate(file.fileno(), 0, size_bytes)
-                held = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+                array = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
             raise OutOfMemory(f"{text}, nor is there room on the disk") from error
-        logger.warning("%s: they are held on disk", text)
-        self.notes.append(f"{text}: they were held on disk")
-        return held
+        logger.warning("%s: they are kept on disk", text)
+        self.warnings.append(f"{text}: they were kept on disk")
+        return array
 
 
 def _size(size_bytes: int) -> str:

@@ -51,7 +51,7 @@ class StageClock:
             self._charge()
             self._running.pop()
 
-    def each(self, name: Stage, items: Iterable[Item]) -> Iterator[Item]:
+    def timed(self, name: Stage, items: Iterable[Item]) -> Iterator[Item]:
         """Passes items on, and counts the time that each one took to come as this stage's."""
         iterator = iter(items)
         while True:

@@ -1,25 +1,25 @@
-"""Trying again what an outage has stopped."""
+"""Retries of a call during an outage."""
 
 from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-_LONGEST_WAIT_S = 5.0
+_MAX_INTERVAL_S = 5.0
 
 
-def retrying(is_transient: Callable[[BaseException], bool], *, for_s: float) -> Retrying:
-    """Calls a function again and again while it raises what may pass, at growing random intervals.
+def retrying(is_outage: Callable[[BaseException], bool], *, timeout_s: float) -> Retrying:
+    """Makes a caller that repeats a call while an outage lasts, at growing random intervals.
 
     Args:
-        is_transient: Whether an exception is an outage.
-        for_s: For how long; after that the exception is raised.
+        is_outage: Whether an exception is an outage; every other exception is raised at once.
+        timeout_s: After this time the outage's exception is raised.
 
     Returns:
-        To be called with the function and its arguments; safe to share between threads.
+        Call it with the function and its arguments. It may be shared between threads.
     """
     return Retrying(
-        retry=retry_if_exception(is_transient),
-        wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
-        stop=stop_after_delay(for_s),
+        retry=retry_if_exception(is_outage),
+        wait=wait_random_exponential(multiplier=0.2, max=_MAX_INTERVAL_S),
+        stop=stop_after_delay(timeout_s),
         reraise=True,
     )

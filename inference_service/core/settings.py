@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         return GpuOptions(
             tf32=self.gpu_tf32,
             memory_limit_bytes=None if limit_mb is None else limit_mb * 2**20,
-            sums_on_device=self.gpu_blending == "device",
+            aggregate_on_device=self.gpu_blending == "device",
             tensorrt_cache=self.tensorrt_cache_path,
         )
 

@@ -1,4 +1,4 @@
-"""Threads for numerics that release the GIL: numpy, SciPy and BLAS on pieces of one array."""
+"""A thread pool for numerics that release the GIL: numpy, SciPy and BLAS on slices of one array."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -6,15 +6,15 @@ from types import TracebackType
 from typing import Self
 
 
-class Threads:
-    """A few threads that one job's numerics share; as a context manager, they end with its block.
+class ThreadPool:
+    """The threads of one job's numerics; as a context manager, it ends them with its block.
 
     Args:
-        count: How many pieces are worked on at a time, the calling thread's included.
+        count: Number of threads, the calling one included.
 
     >>> seen = [0] * 5
-    >>> with Threads(2) as threads:
-    ...     threads.each_slice(5, lambda part: seen.__setitem__(part, range(5)[part]))
+    >>> with ThreadPool(2) as threads:
+    ...     threads.for_each_slice(5, lambda part: seen.__setitem__(part, range(5)[part]))
     >>> seen
     [0, 1, 2, 3, 4]
     """
@@ -23,17 +23,17 @@ class Threads:
         self.count = max(1, count)
         self._pool = ThreadPoolExecutor(self.count - 1, "numerics") if self.count > 1 else None
 
-    def each_slice(self, size: int, work: Callable[[slice], None], *, least: int = 1) -> None:
-        """Calls `work` on adjoining slices of range(size), one a thread, and returns when all are done.
+    def for_each_slice(self, size: int, work: Callable[[slice], None], *, min_size: int = 1) -> None:
+        """Splits range(size) into adjoining slices, one a thread, and calls `work` with each; returns when all end.
 
         Args:
-            size: What the slices cover.
-            work: Must release the GIL to gain anything. If it raises, the error of the first slice is raised here.
-            least: Size below which another slice is not worth a thread.
+            size: Length of the range.
+            work: Must release the GIL to gain anything. If it raises, the first slice's error is raised here.
+            min_size: Least length of a slice; fewer threads are used for a short range.
         """
-        pieces = max(1, min(self.count, size // least))
-        slices = [slice(size * piece // pieces, size * (piece + 1) // pieces) for piece in range(pieces)]
-        if self._pool is None or pieces == 1:
+        count = max(1, min(self.count, size // min_size))
+        slices = [slice(size * index // count, size * (index + 1) // count) for index in range(count)]
+        if self._pool is None or count == 1:
             for part in slices:
                 work(part)
             return
@@ -55,5 +55,5 @@ class Threads:
             self._pool.shutdown()
 
 
-ALONE = Threads(1)
-"""Everything in the calling thread."""
+SINGLE_THREAD = ThreadPool(1)
+"""Runs everything in the calling thread."""

@@ -1,1 +1,1 @@
-"""Models on disk and ONNX Runtime: registry, providers, sessions."""
+"""Models on disk and ONNX Runtime: model registry, execution providers, sessions."""

@@ -1,4 +1,4 @@
-"""The trial of the execution providers, run by `providers` as a process of its own: one line for each result."""
+"""Probes the execution providers; `providers` runs it as a separate process. Prints one line for each provider."""
 
 import ctypes
 import json
@@ -11,14 +11,14 @@ import onnxruntime
 
 from inference_service.core.errors import ServiceError
 from inference_service.core.execution import CPU
-from inference_service.engine.providers import RESULT_MARK
-from inference_service.engine.runtime_errors import gist
+from inference_service.engine.providers import RESULT_PREFIX
+from inference_service.engine.runtime_errors import short_message
 from inference_service.engine.session import Session
 
-# Compiled into the CPU wheel, but only a stub for calls to a remote service.
+# Part of the CPU wheel, but only a stub that calls a remote service.
 _NEVER_USABLE = "AzureExecutionProvider"
 _LIBRARIES = Path(onnxruntime.__file__).parent / "capi"
-# An ONNX graph of one 1×1×1 convolution on (1, 1, 2, 2, 2): small, yet it makes CUDA load cuDNN too.
+# An ONNX graph with one 1×1×1 convolution on (1, 1, 2, 2, 2): small, and it makes CUDA load cuDNN.
 _NETWORK = b64decode(
     "CAg6cQoPCgF4CgF3EgF5IgRDb252EgVwcm9iZSoVCAEIAQgBCAEIARABQgF3SgQAAIA/Wh8KAXgSGgoYCAESFAoCCAEKAggBCgIIAgoCCAIKAggC"
     "Yh8KAXkSGgoYCAESFAoCCAEKAggBCgIIAgoCCAIKAggCQgQKABAN"
@@ -26,29 +26,30 @@ _NETWORK = b64decode(
 
 
 def main() -> None:
-    """Tries every provider of the installed ONNX Runtime, the CPU first, as it is sure not to crash."""
+    """Probes every provider of the installed ONNX Runtime; the CPU first, because it does not crash."""
     installed = [name for name in onnxruntime.get_available_providers() if name != _NEVER_USABLE]
     for provider in sorted(installed, key=lambda name: name != CPU):
-        result = json.dumps({"provider": provider, "reason": _try(provider)})
-        sys.stdout.write(f"\n{RESULT_MARK}{result}\n")
+        result = json.dumps({"provider": provider, "reason": _obstacle(provider)})
+        sys.stdout.write(f"\n{RESULT_PREFIX}{result}\n")
         sys.stdout.flush()
 
 
-def _try(provider: str) -> str | None:
-    """Gives the reason why the provider cannot be used, None where it can."""
+def _obstacle(provider: str) -> str | None:
+    """Returns the reason why a provider is not usable; None if it is."""
     try:
         session = Session(_NETWORK, providers=[provider])
         session.run(np.ones((1, 1, 2, 2, 2), dtype=np.float32))
     except ServiceError as error:
-        return gist(str(error.__cause__))
+        return short_message(str(error.__cause__))
     if session.providers[0] != provider:
-        reason = _why_not_loaded(provider) or gist(session.refusal or "it does not say why")
+        reason = _load_error(provider) or short_message(session.fallback_reason or "it gives no reason")
         return f"ONNX Runtime fell back to {session.providers}: {reason}"
     return None
 
 
-def _why_not_loaded(provider: str) -> str | None:
-    """What the loader misses of a provider's library, such as cuDNN, which ONNX Runtime tells its log alone."""
+def _load_error(provider: str) -> str | None:
+    """Returns the dynamic loader's error for a provider's library, such as a missing cuDNN, if any."""
+    # ONNX Runtime writes it to its log only.
     name = provider.removesuffix("ExecutionProvider").lower()
     library = _LIBRARIES / f"libonnxruntime_providers_{name}.so"
     try:

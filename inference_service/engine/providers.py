@@ -1,7 +1,7 @@
-"""Which ONNX Runtime execution providers really work here.
+"""The ONNX Runtime execution providers that are usable on this machine.
 
-ONNX Runtime falls back to the CPU silently where a provider's libraries are missing or its options are wrong, so none
-is believed before a session shows it: `trial` does that, in a process of its own. Nothing here needs ONNX Runtime.
+ONNX Runtime falls back to the CPU silently if a provider's libraries are missing or its options are wrong. A provider
+counts as usable only after `provider_probe`, a separate process, ran a session on it. No ONNX Runtime is needed here.
 """
 
 import json
@@ -17,19 +17,20 @@ from inference_service.core.execution import CPU
 
 logger = logging.getLogger(__name__)
 
-# Begins the lines of the trial that are results: libraries print what they like.
-RESULT_MARK = "provider-trial "
+# Starts the result lines of the probe; the providers' libraries may print other lines.
+RESULT_PREFIX = "provider-probe "
 
 _PROBE_TIMEOUT_S = 120
+_MAX_LOGGED_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What one provider's trial showed.
+class ProbeResult:
+    """Whether one provider is usable.
 
     Attributes:
         provider: The execution provider.
-        reason: Why it cannot be used; None where it can.
+        reason: Why it is not usable; None if it is.
     """
 
     provider: str
@@ -37,43 +38,43 @@ class Probe:
 
 
 @cache
-def probe_providers() -> tuple[Probe, ...]:
-    """Tries every provider of the installed ONNX Runtime, once per process, in a short-lived subprocess.
+def probe_providers() -> tuple[ProbeResult, ...]:
+    """Probes every provider of the installed ONNX Runtime, once per process, in a short-lived subprocess.
 
-    The subprocess keeps CUDA out of a worker's parent, which must not touch it before it forks, and survives a provider
-    that crashes: those tried before it count.
+    A worker's parent process must not initialise CUDA before it forks, hence the subprocess. If a provider crashes it,
+    the results of the providers probed before are kept.
 
     Raises:
-        ConfigurationError: No provider could be tried at all.
+        ConfigurationError: No provider could be probed.
     """
     command = [sys.executable, "-m", "inference_service.engine.provider_probe"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise ConfigurationError(f"the trial of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s") from None
-    results = [line.removeprefix(RESULT_MARK) for line in process.stdout.splitlines() if line.startswith(RESULT_MARK)]
-    probes = [Probe(**json.loads(result)) for result in results]
-    if not probes:
+        raise ConfigurationError(f"the probe of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s") from None
+    lines = process.stdout.splitlines()
+    results = [json.loads(line.removeprefix(RESULT_PREFIX)) for line in lines if line.startswith(RESULT_PREFIX)]
+    if not results:
         raise ConfigurationError("no ONNX Runtime works here: install one with pip install 'inference-service[cpu]'")
     if process.returncode != 0:
-        logger.warning("the trial of the ONNX providers ended with status %d", process.returncode)
-        logger.debug("the trial's last words: %s", process.stderr[-2000:])
-    return tuple(probes)
+        logger.warning("the probe of the ONNX providers ended with status %d", process.returncode)
+        logger.debug("end of the probe's output: %s", process.stderr[-_MAX_LOGGED_CHARACTERS:])
+    return tuple(ProbeResult(**result) for result in results)
 
 
 def usable_providers() -> list[str]:
-    """The providers that a session really runs on here, CPU last."""
-    usable = [probe.provider for probe in probe_providers() if probe.reason is None]
+    """Lists the usable providers, the CPU last."""
+    usable = [result.provider for result in probe_providers() if result.reason is None]
     return sorted(usable, key=lambda name: name == CPU)
 
 
 def log_providers(requested: Sequence[str], using: Sequence[str]) -> None:
-    """Logs the three lines that operators look for, and a warning for each requested provider that is not usable."""
+    """Logs the three lines that operators search for, and a warning for each requested provider that is not usable."""
     logger.info("ONNX providers requested: %s", list(requested))
     logger.info("ONNX providers available: %s", usable_providers())
     logger.info("ONNX providers using: %s", list(using))
-    reasons = {probe.provider: probe.reason for probe in probe_providers()}
+    reasons = {result.provider: result.reason for result in probe_providers()}
     for name in requested:
         if name not in using:
-            reason = reasons.get(name, "the installed ONNX Runtime does not have it, or its trial crashed")
+            reason = reasons.get(name, "the installed ONNX Runtime does not include it, or its probe crashed")
             logger.warning("ONNX provider %s is requested but not usable here: %s", name, reason)

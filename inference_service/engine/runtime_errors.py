@@ -1,10 +1,10 @@
-"""What ONNX Runtime says is wrong, judged by its words: it has no errors of a kind for most of it."""
+"""Classifies ONNX Runtime's errors by message; it has no exception types for out of memory or a failed GPU."""
 
 import re
 
 from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory
 
-# What ONNX Runtime's arenas, C++, CUDA, cuBLAS and cuDNN say. An arena that has a limit words it in a way of its own.
+# Messages of ONNX Runtime's arenas, C++, CUDA, cuBLAS and cuDNN. An arena with a limit has a message of its own.
 _ALLOCATION_FAILURES = (
     "allocate memory", "smaller than requested bytes", "bad_alloc", "bad allocation", "out of memory", "alloc_failed",
 )  # fmt: skip
@@ -13,26 +13,35 @@ _GPU_FAILURE = re.compile(
     r"\b(?:cuda|cudnn|cudnn_fe|cublas|hip|miopen|rocblas) (?:failure|error)\b|\bcuda_?error|execution context enqueue",
     re.IGNORECASE,
 )
-_MOST_CHARACTERS = 300
-# "…/some.cc:12 a function's signature(…) [with …] What is wrong"
-_PLACE = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
+_MAX_CHARACTERS = 300
+# "…/some.cc:12 a function's signature(…) [with …] The message"
+_SOURCE_LOCATION = re.compile(r"^.*\.(?:cc|h):\d+ .*?[)\]] (?=[A-Z])")
 
 
-def shortage_or_failure(text: str, *, what: str, on_gpu: bool) -> OutOfMemory | GpuOutOfMemory | GpuFailed | None:
-    """What ONNX Runtime's words tell of: too little memory for `what`, a GPU that fails on it, or something else."""
+def memory_or_gpu_error(text: str, *, subject: str, on_gpu: bool) -> OutOfMemory | GpuOutOfMemory | GpuFailed | None:
+    """Maps a message of ONNX Runtime to an error of ours.
+
+    Args:
+        text: The message.
+        subject: What was loaded or run, for the sentence of the error.
+        on_gpu: Whether it ran on a GPU.
+
+    Returns:
+        The error; None where the message is about neither memory nor a GPU failure.
+    """
     if any(failure in text.lower() for failure in _ALLOCATION_FAILURES):
         if on_gpu:
-            return GpuOutOfMemory(f"{what} does not fit into the GPU's memory")
-        return OutOfMemory(f"{what} does not fit into this worker's memory")
-    # Some of these are the network's fault, such as a convolution that the card cannot do. A CPU can do that one too.
-    return GpuFailed(f"the GPU failed on {what}") if on_gpu and _GPU_FAILURE.search(text) else None
+            return GpuOutOfMemory(f"{subject} does not fit into the GPU's memory")
+        return OutOfMemory(f"{subject} does not fit into this worker's memory")
+    # The network may be the cause, for example a convolution that the card does not support; a CPU supports it.
+    return GpuFailed(f"the GPU failed on {subject}") if on_gpu and _GPU_FAILURE.search(text) else None
 
 
-def gist(text: str) -> str:
-    """What ONNX Runtime says, on one line, without the places in its source before it and the list of values behind.
+def short_message(text: str) -> str:
+    """Puts a message of ONNX Runtime on one line, without its source location and the values appended to it.
 
-    >>> gist("a.cc:7 T f(int) [with T = void] CUDA failure 35: the driver is too old ; GPU=-1 ; hostname=x")
+    >>> short_message("a.cc:7 T f(int) [with T = void] CUDA failure 35: the driver is too old ; GPU=-1 ; hostname=x")
     'CUDA failure 35: the driver is too old'
     """
-    said = _PLACE.sub("", " ".join(text.split()))
-    return said.partition(" ; GPU=")[0][-_MOST_CHARACTERS:]
+    message = _SOURCE_LOCATION.sub("", " ".join(text.split()))
+    return message.partition(" ; GPU=")[0][-_MAX_CHARACTERS:]

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedFormat
-from inference_service.core.files import MOST_FILES
+from inference_service.core.files import MAX_FILES
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _ENCRYPTED = 0x1
@@ -65,8 +65,8 @@ def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
     paths = []
     with _mapped_errors(), _Bounded(source) as file, zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if not _is_foreign(entry)]
-        if len(entries) > MOST_FILES:
-            raise InputTooLarge(f"the zip holds {len(entries)} files; this service takes at most {MOST_FILES}")
+        if len(entries) > MAX_FILES:
+            raise InputTooLarge(f"the zip holds {len(entries)} files; this service takes at most {MAX_FILES}")
         for number, entry in enumerate(entries):
             _check(entry)
             path = folder / f"{number:06}"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape, Spacing
 
 Interpolation = Literal["nearest", "linear", "area", "cubic"]
@@ -184,7 +184,7 @@ def resize(
     interpolations: Interpolations,
     *,
     transform: IntensityTransform | None = None,
-    threads: Threads = ALONE,
+    threads: ThreadPool = SINGLE_THREAD,
 ) -> NDArray[np.float32]:
     """Resamples an image to a grid of the same extent.
 
@@ -226,7 +226,7 @@ def resize(
         needed = used[bands[part.start].indices.min() :]
         _blend_planes(map(read_plane, needed), bands[part], width, resized[part.start * _PLANES_PER_BAND :])
 
-    threads.each_slice(len(bands), work)
+    threads.for_each_slice(len(bands), work)
     if image.shape != shape:
         value_range.clip(resized)
     return resized.transpose(np.argsort(slowest_first))

@@ -14,7 +14,7 @@ from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
 from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
-from inference_service.core.files import MOST_FILES
+from inference_service.core.files import MAX_FILES
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 
@@ -39,7 +39,7 @@ class Storage:
     """
 
     def __init__(self, settings: Settings, *, retry_for_s: float = 0.0, read_timeout_s: float = 60.0) -> None:
-        self._retrying = retrying(is_outage, for_s=retry_for_s)
+        self._retrying = retrying(is_outage, timeout_s=retry_for_s)
         self._minio = Minio(
             settings.minio_endpoint,
             access_key=settings.minio_access_key.get_secret_value(),
@@ -122,9 +122,9 @@ class Storage:
                     continue
                 keys.append(str(found.object_name))
                 size += found.size or 0
-                if len(keys) > MOST_FILES or size > max_bytes:
+                if len(keys) > MAX_FILES or size > max_bytes:
                     raise InputTooLarge(
-                        f"the prefix holds more than the {MOST_FILES} objects or {max_bytes} bytes that are taken"
+                        f"the prefix holds more than the {MAX_FILES} objects or {max_bytes} bytes that are taken"
                     )
         if not keys:
             raise InputNotFound("there is no object under the prefix of the request")

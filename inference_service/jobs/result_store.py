@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 from inference_service.contract.result_files import result_files
-from inference_service.contract.task_message import Format
+from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest, InputNotFound
 from inference_service.jobs import attempts
 from inference_service.jobs.database import Database
@@ -31,7 +31,7 @@ class ResultStore:
         formats: What the mask is stored as.
     """
 
-    def __init__(self, storage: Storage, location: str, formats: Sequence[Format] = ()) -> None:
+    def __init__(self, storage: Storage, location: str, formats: Sequence[OutputFormat] = ()) -> None:
         self._storage, self._location = storage, location
         self._touched = False
         self._bucket, _, self._prefix = location.partition("/")

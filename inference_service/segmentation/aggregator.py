@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
-from inference_service.core.threads import Threads
+from inference_service.core.threads import ThreadPool
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class HostAggregator:
         threads: Share the work.
     """
 
-    def __init__(self, held: NDArray[np.float32], axis: int, weights: NDArray[np.float32], threads: Threads) -> None:
+    def __init__(self, held: NDArray[np.float32], axis: int, weights: NDArray[np.float32], threads: ThreadPool) -> None:
         self._held, self._weights, self._threads = held, weights, threads
         self._planes = np.moveaxis(held, axis + 1, 1)
 
@@ -161,7 +161,7 @@ class HostAggregator:
                 weighted *= weights[row]
                 held[:, row] += weighted
 
-        self._threads.each_slice(len(weights), add)
+        self._threads.for_each_slice(len(weights), add)
 
     def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Aggregator`."""
@@ -175,7 +175,7 @@ class HostAggregator:
                 np.divide(sums[:, :, row], total[:, row], out=means[:, :, row].swapaxes(0, 1))
             check_finite(means[:, :, part])
 
-        self._threads.each_slice(height, divide)
+        self._threads.for_each_slice(height, divide)
         return means
 
     def move_up(self, count: int) -> None:
@@ -187,7 +187,7 @@ class HostAggregator:
                 planes[: len(planes) - count] = planes[count:]
                 planes[len(planes) - count :] = 0
 
-        self._threads.each_slice(len(self._planes), move_up)
+        self._threads.for_each_slice(len(self._planes), move_up)
 
 
 def check_finite(values: NDArray[np.float32]) -> None:

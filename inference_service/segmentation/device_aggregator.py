@@ -159,7 +159,7 @@ class DeviceAggregator:
             "held": self._held, "first": np.array([planes.start]), "last": np.array([planes.stop]),
             "axis": np.array([self._axis + 1]), "totals": np.ascontiguousarray(np.moveaxis(total, 0, self._axis)),
         }  # fmt: skip
-        divided = self._session.to_host(self._session.run_beside(GRAPHS["means"], given))
+        divided = self._session.to_host(self._session.run_graph(GRAPHS["means"], given))
         means: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(divided, self._axis + 1, 0))
         check_finite(means)
         return means
@@ -175,5 +175,5 @@ class DeviceAggregator:
         return self._session.to_host(self._held)
 
     def _replace(self, graph: str, **given: NDArray[Any] | DeviceArray) -> None:
-        self._session.run_beside(GRAPHS[graph], {"held": self._held, **given}, into=self._other)
+        self._session.run_graph(GRAPHS[graph], {"held": self._held, **given}, into=self._other)
         self._held, self._other = self._other, self._held

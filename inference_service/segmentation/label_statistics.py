@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import CentroidReport, LabelReport
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.components import LabelComponents
 from inference_service.imaging.geometry import Affine, Volume
 
@@ -22,7 +22,7 @@ def measure_labels(
     manifest: Manifest,
     components: LabelComponents,
     *,
-    threads: Threads = ALONE,
+    threads: ThreadPool = SINGLE_THREAD,
 ) -> list[LabelReport]:
     """Counts each label's voxels, describes the intensities under it and says where it lies.
 
@@ -44,7 +44,7 @@ def measure_labels(
             here = slice(start, start + _VOXELS_OF_A_SLAB)
             slab[:] = _figures(places.take(values[here]), intensities[here], len(manifest.labels) + 1)
 
-    threads.each_slice(len(slabs), work)
+    threads.for_each_slice(len(slabs), work)
     counts, means, squares = _merged(slabs)
     return [
         LabelReport(

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import result_files
-from inference_service.contract.task_message import Format
+from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest, GpuError, InputNotFound, ModelInvalid, OutOfMemory
-from inference_service.core.execution import Precision
+from inference_service.core.execution import ExecutionOptions, Precision
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress, StageClock
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import find_model
-from inference_service.engine.session_cache import Engine, load_session, session_warnings
+from inference_service.engine.session_cache import SessionCache, load_session, session_warnings
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.segmentation.pipeline import segment_file
@@ -38,7 +38,7 @@ def segment_locally(
     model: str,
     version: str | None,
     input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
-    formats: Sequence[Format] = ("nifti",),
+    formats: Sequence[OutputFormat] = ("nifti",),
     progress: Progress,
 ) -> Report:
     """Segments a scan with all of this machine's CPUs.
@@ -62,15 +62,16 @@ def segment_locally(
     if taken:
         raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
     found = find_model(settings.models_path, model, version)
+    sessions = SessionCache()
 
-    def segment(engine: Engine) -> Report:
+    def segment(execution: ExecutionOptions) -> Report:
         # Elsewhere first: a run that fails leaves nothing.
         with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
             try:
                 report = segment_file(
-                    source, Path(folder), found, engine,
+                    source, Path(folder), found, execution,
                     max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, input_options=input_options,
-                    formats=formats, clock=StageClock(), progress=progress,
+                    formats=formats, sessions=sessions, clock=StageClock(), progress=progress,
                 )  # fmt: skip
             except MemoryError as error:
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
@@ -79,12 +80,12 @@ def segment_locally(
                 shutil.move(Path(folder) / name, target / name)
         return report
 
-    engine = _engine(settings)
+    execution = _execution_options(settings)
     try:
-        return segment(engine)
+        return segment(execution)
     except GpuError as error:
         logger.warning("%s: it runs on the CPU", error)
-    return segment(engine.on_cpu())
+    return segment(execution.on_cpu())
 
 
 def verify_model(settings: Settings, name: str, version: str | None) -> dict[str, object]:
@@ -95,8 +96,8 @@ def verify_model(settings: Settings, name: str, version: str | None) -> dict[str
         ModelInvalid: Manifest, file and network do not agree, or the network gives what is no number.
     """
     model = find_model(settings.models_path, name, version)
-    session = load_session(model, _engine(settings))
-    shape = (session.batch or 1, 1, *model.manifest.window)
+    session = load_session(model, _execution_options(settings))
+    shape = (session.fixed_batch_size or 1, 1, *model.manifest.window)
     logits = session.run(np.random.default_rng(0).normal(size=shape).astype(np.float32))
     if not np.isfinite(logits).all():
         raise ModelInvalid(f"model {name}: the network gives values that are not finite")
@@ -131,15 +132,15 @@ def compare_precisions(
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):
-        engine, clock = replace(_engine(settings), precision=each), StageClock()
-        session = load_session(model, engine)
+        execution, clock = replace(_execution_options(settings), precision=each), StageClock()
+        session = load_session(model, execution)
         if session.precision != each:
-            raise BadRequest("; ".join(session_warnings(model, engine, session)))
-        with job_threads(engine.threads) as threads:
+            raise BadRequest("; ".join(session_warnings(model, execution, session)))
+        with job_threads(execution.threads) as threads:
             segmented = segment_volume(
                 volume, model.manifest, session,
                 max_voxels=settings.max_voxels, clock=clock, threads=threads,
-                batch=session.batch or engine.batch, smaller_batch=session.batch is None,
+                batch=session.fixed_batch_size or execution.batch_size, smaller_batch=session.fixed_batch_size is None,
             )  # fmt: skip
         masks[each], seconds[each] = segmented.mask, round(clock.seconds["network"], 3)
     first, second = masks["fp32"], masks[precision]
@@ -164,11 +165,11 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float(2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second)))
 
 
-def _engine(settings: Settings) -> Engine:
-    return Engine(
+def _execution_options(settings: Settings) -> ExecutionOptions:
+    return ExecutionOptions(
         tuple(settings.effective_onnx_providers),
         settings.intra_op_threads or usable_cpus(),
         precision=settings.onnx_precision,
-        batch=settings.window_batch,
+        batch_size=settings.window_batch,
         gpu=settings.gpu_options,
     )

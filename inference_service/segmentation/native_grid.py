@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.resampling import Interpolation, Taps, axis_taps
 
 _T = TypeVar("_T", bound=np.generic)
@@ -79,7 +79,7 @@ def write_native_labels(
     decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
     kinds: Sequence[Interpolation],
-    threads: Threads = ALONE,
+    threads: ThreadPool = SINGLE_THREAD,
 ) -> None:
     """Interpolates logits to the scan's grid plane by plane, and writes the labels decided there.
 
@@ -124,14 +124,14 @@ def _write_buffer(target: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedint
     return target if first >= min(others) else np.empty_like(target[:_PLANES_AT_A_TIME], order="C")
 
 
-def _flush(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: Threads) -> None:
+def _flush(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: ThreadPool) -> None:
     """Copies the first planes of a band, row by row, so that what is written stays in the cache."""
 
     def work(part: slice) -> None:
         for row in range(part.start, part.stop):
             target[:, row] = band[: len(target), row]
 
-    threads.each_slice(target.shape[1], work)
+    threads.for_each_slice(target.shape[1], work)
 
 
 def _plane_interpolation(
@@ -152,7 +152,7 @@ def _decide_plane(
     logits: NDArray[np.float32],
     decide: DecideLabels,
     dtype: np.dtype[np.unsignedinteger],
-    threads: Threads,
+    threads: ThreadPool,
     *,
     interpolated: bool,
 ) -> _LogitsPlane:
@@ -167,7 +167,7 @@ def _decide_plane(
             labels[rows] = decide(logits[:, rows])
             points[rows] = kept[:, rows].transpose(1, 2, 0)
 
-    threads.each_slice(len(labels), work)
+    threads.for_each_slice(len(labels), work)
     return _LogitsPlane(points.reshape(labels.size, len(kept)), labels)
 
 
@@ -178,7 +178,7 @@ def _write_between(
     grids: _PlaneInterpolation,
     decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
-    threads: Threads,
+    threads: ThreadPool,
 ) -> None:
     """Writes the planes of the target that lie between two planes of logits, by the second one's weights there."""
 
@@ -192,7 +192,7 @@ def _write_between(
                 labels.reshape(-1)[mixed.points] = decide(np.ascontiguousarray((mixed.operator @ blended).T))
             plane[...] = labels
 
-    threads.each_slice(len(grids.rows.first), work)
+    threads.for_each_slice(len(grids.rows.first), work)
 
 
 def _settled_labels(

@@ -18,14 +18,15 @@ from inference_service.contract.result_files import (
     SEGMENTATION_FILES,
     result_files,
 )
-from inference_service.contract.task_message import Format
+from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest
+from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import input_sha256
-from inference_service.core.memory_budget import Memory
+from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import Progress, StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import RUNTIME_VERSION, Session
-from inference_service.engine.session_cache import Engine, load_session, session_warnings
+from inference_service.engine.session_cache import SessionCache, session_warnings
 from inference_service.formats.dicom.segmentation_writer import (
     SourceSeries,
     UidSeed,
@@ -48,13 +49,14 @@ def segment_file(
     source: Path,
     target: Path,
     model: Model,
-    engine: Engine,
+    execution: ExecutionOptions,
     *,
     max_voxels: int,
     max_bytes: int = DEFAULT_MAX_BYTES,
     input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
-    formats: Sequence[Format] = ("nifti",),
+    formats: Sequence[OutputFormat] = ("nifti",),
     job_id: UUID | None = None,
+    sessions: SessionCache,
     clock: StageClock,
     progress: Progress = lambda stage, share: None,
 ) -> Report:
@@ -64,12 +66,13 @@ def segment_file(
         source: The scan: a file, a zip or a folder.
         target: An existing folder that gets the files of `result_files`; a zip is unpacked there, too.
         model: What to run.
-        engine: What to run it on.
+        execution: What to run it on.
         max_voxels: Scans that are larger, or become so on the model's grid, are refused.
         max_bytes: So are zips and folders of more.
         input_options: What the request says of its input.
         formats: What the mask is written as.
         job_id: DICOM objects have their UIDs from it; None makes a new one.
+        sessions: Loaded networks, which stay loaded for the next job.
         clock: Takes the seconds of each stage.
         progress: Told of every stage and window; what it raises ends the job.
 
@@ -83,7 +86,7 @@ def segment_file(
         OutOfMemory: The model needs more memory than there is.
         GpuError: The GPU has not enough memory for it, or failed.
     """
-    memory, manifest = Memory(target, engine.jobs), model.manifest
+    memory, manifest = MemoryBudget(target, execution.concurrency), model.manifest
     progress("read", 0.0)
     with clock.stage("read"):
         scan = read_scan(
@@ -91,7 +94,7 @@ def segment_file(
             target,
             ReadLimits(max_voxels, max_bytes, memory.require),
             input_options=input_options,
-            threads=engine.threads,
+            threads=execution.threads,
         )
         _check_formats(formats, scan, manifest)
         if input_options.modality_check:
@@ -99,13 +102,14 @@ def segment_file(
         sha256 = input_sha256(source)
     progress("model_load", 0.0)
     with clock.stage("model_load"):
-        session = load_session(model, engine)
-    with job_threads(engine.threads) as threads:
+        session = sessions.load(model, execution)
+    with job_threads(execution.threads) as threads:
         segmented = segment_volume(
             scan.aligned.volume if scan.aligned else scan.volume, manifest, session,
             max_voxels=max_voxels, clock=clock, progress=progress,
-            batch=session.batch or engine.batch, smaller_batch=session.batch is None, ahead=session.on_gpu,
-            on_device=DeviceSession(session) if session.sums_on_device else None,
+            batch=session.fixed_batch_size or execution.batch_size, smaller_batch=session.fixed_batch_size is None,
+            ahead=session.on_gpu,
+            on_device=DeviceSession(session) if session.aggregates_on_device else None,
             threads=threads, memory=memory,
         )  # fmt: skip
         progress("report", 0.0)
@@ -143,7 +147,7 @@ def segment_file(
         files=[name for name in result_files(formats).values() if name != REPORT_FILE],
         empty_segments=sorted({name for each in written for name in each.empty_segments}),
         warnings=[
-            *_warnings(scan, model, engine, session),
+            *_warnings(scan, model, execution, session),
             *segmented.notes,
             *dict.fromkeys(warning for each in written for warning in each.warnings),
         ],
@@ -152,7 +156,7 @@ def segment_file(
     return report
 
 
-def _check_formats(formats: Sequence[Format], scan: Scan, manifest: Manifest) -> None:
+def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manifest) -> None:
     wanted = [form for form in SEGMENTATION_FILES if form in formats]
     if wanted and scan.input_format != "dicom":
         raise BadRequest(
@@ -167,10 +171,10 @@ def _write_segmentations(
     mask: NDArray[np.unsignedinteger],
     scan: Scan,
     manifest: Manifest,
-    formats: Sequence[Format],
+    formats: Sequence[OutputFormat],
     *,
     uid_seed: UidSeed,
-    memory: Memory,
+    memory: MemoryBudget,
 ) -> list[WrittenSegmentation]:
     wanted = [SEGMENTATION_FILES[form] for form in SEGMENTATION_FILES if form in formats]
     if not wanted:
@@ -193,8 +197,8 @@ def _write_segmentations(
     ]
 
 
-def _warnings(scan: Scan, model: Model, engine: Engine, session: Session) -> list[str]:
-    warnings = [f"the model: {warning}" for warning in session_warnings(model, engine, session)]
+def _warnings(scan: Scan, model: Model, execution: ExecutionOptions, session: Session) -> list[str]:
+    warnings = [f"the model: {warning}" for warning in session_warnings(model, execution, session)]
     warnings += [f"the scan: {warning}" for warning in scan.warnings]
     if scan.replaced_voxels:
         warnings.append(f"{scan.replaced_voxels} voxels were NaN or infinite and got the least finite value")

@@ -20,7 +20,7 @@ from inference_service.contract.manifest import (
     ZScoreIntensity,
 )
 from inference_service.core.errors import InputTooLarge
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Reorientation, Shape, Volume, reorientation
 from inference_service.imaging.resampling import (
     IntensityTransform,
@@ -57,7 +57,7 @@ def preprocess(
     *,
     max_voxels: int,
     require: Callable[[int], None] = lambda size_bytes: None,
-    threads: Threads = ALONE,
+    threads: ThreadPool = SINGLE_THREAD,
 ) -> PreprocessedImage:
     """Reorients, resamples and normalises a volume.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.segmentation.aggregator import (
     Aggregator,
     BatchLogits,
@@ -84,7 +84,7 @@ def stream_logits(
     smaller_batch: bool = True,
     ahead: bool = False,
     on_device: DeviceNetwork | None = None,
-    threads: Threads = ALONE,
+    threads: ThreadPool = SINGLE_THREAD,
     allocate: Allocate = zeros_in_memory,
     network_time: Callable[[], AbstractContextManager[None]] = nullcontext,
     on_window: Callable[[int], None] = lambda done: None,
@@ -232,7 +232,7 @@ def _aggregate(
     manifest: Manifest,
     plan: WindowPlan,
     on_device: DeviceNetwork | None,
-    threads: Threads,
+    threads: ThreadPool,
     allocate: Allocate,
     on_window: Callable[[int], None],
 ) -> Iterator[NDArray[np.float32]]:

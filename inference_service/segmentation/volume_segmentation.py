@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from inference_service.contract.manifest import Manifest
-from inference_service.core.memory_budget import Memory
+from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import Progress, StageClock
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Box, Volume
 from inference_service.segmentation.crop import crop_box
 from inference_service.segmentation.label_decision import decide_labels
@@ -28,9 +28,9 @@ _PLANES_UNDER_WAY = 6
 
 
 @contextmanager
-def job_threads(count: int) -> Iterator[Threads]:
+def job_threads(count: int) -> Iterator[ThreadPool]:
     """The threads of one job, and none but them: BLAS has its own, which would fight with these for the cores."""
-    with threadpool_limits(1, user_api="blas"), Threads(count) as threads:
+    with threadpool_limits(1, user_api="blas"), ThreadPool(count) as threads:
         yield threads
 
 
@@ -63,8 +63,8 @@ def segment_volume(
     smaller_batch: bool = True,
     ahead: bool = False,
     on_device: DeviceNetwork | None = None,
-    threads: Threads = ALONE,
-    memory: Memory | None = None,
+    threads: ThreadPool = SINGLE_THREAD,
+    memory: MemoryBudget | None = None,
 ) -> VolumeSegmentation:
     """Segments one volume in memory.
 
@@ -87,7 +87,7 @@ def segment_volume(
         OutOfMemory: The job needs more memory than there is.
         GpuError: The GPU has not enough memory for it, or failed.
     """
-    memory = memory or Memory()
+    memory = memory or MemoryBudget()
     values = [label.value for label in manifest.labels]
     dtype = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
     mask = np.zeros(volume.shape, dtype=dtype, order="F")
@@ -103,13 +103,15 @@ def segment_volume(
     planes = stream_logits(
         prepared.image, network, manifest, plan,
         batch=batch, smaller_batch=smaller_batch, ahead=ahead, on_device=on_device, threads=threads,
-        allocate=lambda shape: memory.hold(shape, besides=mask.nbytes + _planes_bytes(shape, plan.stream_axis)),
+        allocate=lambda shape: memory.allocate(
+            shape, reserved_bytes=mask.nbytes + _planes_bytes(shape, plan.stream_axis)
+        ),
         network_time=lambda: clock.stage("network"),
         on_window=lambda done: progress("windows", done / plan.count),
     )  # fmt: skip
     with clock.stage("map"):
         write_native_labels(
-            clock.each("windows", planes),
+            clock.timed("windows", planes),
             depth=prepared.image.shape[plan.stream_axis],
             decide=partial(decide_labels, activation=manifest.activation, values=values, dtype=dtype),
             target=np.moveaxis(prepared.reorientation.apply(mask[kept]), plan.stream_axis, 0),
@@ -119,7 +121,7 @@ def segment_volume(
     progress("postprocess", 0.0)
     with clock.stage("postprocess"):
         postprocess(mask, manifest.postprocessing, voxel_volume_ml=volume.voxel_volume_ml)
-    return VolumeSegmentation(mask, plan.count, kept, memory.notes)
+    return VolumeSegmentation(mask, plan.count, kept, memory.warnings)
 
 
 def _planes_bytes(held: tuple[int, ...], axis: int) -> int:

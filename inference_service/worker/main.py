@@ -16,13 +16,12 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from inference_service.core.errors import ConfigurationError, TimeLimit
-from inference_service.core.execution import GPUS
+from inference_service.core.execution import GPU_PROVIDERS, ExecutionOptions
 from inference_service.core.host import usable_cpus
 from inference_service.core.log_config import configure_logging
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.engine.session_cache import Engine
 from inference_service.jobs.celery_app import QUEUES, make_app
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
@@ -58,13 +57,13 @@ def run_worker(role: Role, settings: Settings) -> int:
     logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(ROLE_QUEUES[role]), concurrency, threads)
     install()
     limit_response_time()
-    engine = Engine(
+    execution = ExecutionOptions(
         tuple(providers),
         threads,
         strict=settings.require_gpu and role is Role.GPU,
         precision=settings.onnx_precision,
-        batch=settings.window_batch,
-        jobs=concurrency,
+        batch_size=settings.window_batch,
+        concurrency=concurrency,
         gpu=settings.gpu_options,
     )
     app = make_app(settings)
@@ -78,7 +77,7 @@ def run_worker(role: Role, settings: Settings) -> int:
 
     identity = WorkerIdentity(name, role, concurrency, providers)
     supervisor = Supervisor(settings, identity, scratch_space, queues=consumed, taken=_taken)
-    register(app, JobRunner(settings, engine, scratch_space, worker=name), _watched_by(supervisor))
+    register(app, JobRunner(settings, execution, scratch_space, worker=name), _watched_by(supervisor))
     _follow(supervisor, settings.health_path, consumes=lambda: bool(consumed()))
     worker = app.Worker(
         hostname=name,
@@ -99,7 +98,7 @@ def run_worker(role: Role, settings: Settings) -> int:
 
 
 def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
-    if role is not Role.GPU or any(provider in GPUS for provider in providers):
+    if role is not Role.GPU or any(provider in GPU_PROVIDERS for provider in providers):
         return
     if settings.require_gpu:
         raise ConfigurationError(

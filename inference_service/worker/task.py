@@ -26,14 +26,15 @@ from inference_service.core.errors import (
     StorageUnavailable,
     TransientError,
 )
+from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import input_sha256
 from inference_service.core.log_config import logging_job
 from inference_service.core.progress import StageClock
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model, find_model
-from inference_service.engine.runtime_errors import gist
-from inference_service.engine.session_cache import Engine
+from inference_service.engine.runtime_errors import short_message
+from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.celery_app import App
 from inference_service.jobs.database import Database, connect
@@ -75,7 +76,8 @@ def register(app: App, runner: "JobRunner", request_class: type[Request]) -> Non
             raise Reject("out_of_memory", requeue=True) from error
         except GpuFailed as error:
             # The job is queued again already. Whatever else this process ran on its GPU would fail too.
-            logger.warning("this process ends, a new one takes its place: %s: %s", error, gist(str(error.__cause__)))
+            reason = short_message(str(error.__cause__))
+            logger.warning("this process ends, a new one takes its place: %s: %s", error, reason)
             raise SystemExit(1) from error
 
 
@@ -84,13 +86,15 @@ class JobRunner:
 
     Args:
         settings: The worker's.
-        engine: What networks run on.
+        execution: What networks run on.
         scratch_space: For temporary files.
         worker: The worker's name, for rows and logs.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, scratch_space: ScratchSpace, *, worker: str) -> None:
-        self._settings, self._engine, self._scratch_space, self._worker = settings, engine, scratch_space, worker
+    def __init__(
+        self, settings: Settings, execution: ExecutionOptions, scratch_space: ScratchSpace, *, worker: str
+    ) -> None:
+        self._settings, self._execution, self._scratch_space, self._worker = settings, execution, scratch_space, worker
 
     @cached_property
     def _database(self) -> Database:
@@ -99,6 +103,10 @@ class JobRunner:
     @cached_property
     def _storage(self) -> Storage:
         return Storage(self._settings, retry_for_s=self._settings.outage_patience_s)
+
+    @cached_property
+    def _sessions(self) -> SessionCache:
+        return SessionCache()
 
     def run(self, message: Mapping[str, object], *, task_id: str) -> None:
         """Handles one message.
@@ -130,7 +138,10 @@ class JobRunner:
             if claim is None:
                 logger.info("nothing to do: the job is finished, not due yet, or runs elsewhere")
                 return
-            attempt = _Attempt(claim, self._settings, self._engine, self._database, self._storage, self._scratch_space)
+            attempt = _Attempt(
+                claim, self._settings, self._execution, self._sessions, self._database, self._storage,
+                self._scratch_space,
+            )  # fmt: skip
             attempt.run(refusal)
 
 
@@ -141,18 +152,20 @@ class _Attempt:
         self,
         claim: attempts.Claim,
         settings: Settings,
-        engine: Engine,
+        execution: ExecutionOptions,
+        sessions: SessionCache,
         database: Database,
         storage: Storage,
         scratch_space: ScratchSpace,
     ) -> None:
         self._claim, self._settings = claim, settings
-        self._engine = engine.on_cpu() if claim.on_cpu else engine
+        self._sessions = sessions
+        self._execution = execution.on_cpu() if claim.on_cpu else execution
         self._database, self._storage, self._scratch_space = database, storage, scratch_space
         self._clock = StageClock()
         self._output: ResultStore | None = None
         self._retrying = retrying(
-            lambda error: isinstance(error, DatabaseUnavailable), for_s=settings.outage_patience_s
+            lambda error: isinstance(error, DatabaseUnavailable), timeout_s=settings.outage_patience_s
         )  # fmt: skip
 
     def run(self, refusal: BadRequest | None) -> None:
@@ -266,10 +279,11 @@ class _Attempt:
     ) -> attempts.Success:
         options = request.options
         report = segment_file(
-            source, source.parent, model, self._engine,
+            source, source.parent, model, self._execution,
             max_voxels=self._settings.max_voxels, max_bytes=self._settings.max_input_bytes,
             input_options=InputOptions(request.input.series, options.tolerate, options.modality_check),
-            formats=request.output.formats, job_id=self._claim.job_id, clock=self._clock, progress=lease.progress,
+            formats=request.output.formats, job_id=self._claim.job_id, sessions=self._sessions,
+            clock=self._clock, progress=lease.progress,
         )  # fmt: skip
         lease.progress("store", 0.0)
         with self._clock.stage("store"):

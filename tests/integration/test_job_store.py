@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, create_engine, func, update
 
-from inference_service.contract.task_message import InputReference, Options, Priority, SegmentRequest
+from inference_service.contract.task_message import InputReference, Priority, RequestOptions, SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store
@@ -268,7 +268,7 @@ def test_the_same_work_is_found_by_what_went_in(database: Engine, job_id: UUID) 
     assert not found()
     attempts.succeed(database, claimed(database, job_id), success)
     assert found()
-    assert found(REQUEST.model_copy(update={"options": Options(reuse=True), "priority": Priority.URGENT}))
+    assert found(REQUEST.model_copy(update={"options": RequestOptions(reuse=True), "priority": Priority.URGENT}))
     assert not found(sha256="2" * 64)
     assert not found(by=("ct-tissue", "2", network))
     assert not found(by=("ct-tissue", "1", "2" * 64))

@@ -77,7 +77,7 @@ def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
         storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="application/dicom")
     with pytest.raises(InputTooLarge, match="119 bytes"):
         storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=119)
-    monkeypatch.setattr("inference_service.jobs.object_storage.MOST_FILES", 1)
+    monkeypatch.setattr("inference_service.jobs.object_storage.MAX_FILES", 1)
     with pytest.raises(InputTooLarge, match="1 objects"):
         storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=120)
     assert not (tmp_path / "target").exists()

@@ -1,4 +1,4 @@
-"""OpenVINO for real: `make test ENGINE=openvino` installs it."""
+"""OpenVINO for real: `make test EXECUTION=openvino` installs it."""
 
 import hashlib
 import os
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from inference_service.contract.manifest import Manifest
-from inference_service.core.execution import CPU, OPENVINO, Precision
+from inference_service.core.execution import CPU, OPENVINO, ExecutionOptions, Precision
 from inference_service.core.host import has_bfloat16
 from inference_service.core.progress import StageClock
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model
 from inference_service.engine.providers import probe_providers
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import Engine, load_session
+from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
@@ -28,8 +28,8 @@ from inference_service.segmentation.pipeline import segment_file
 
 pytestmark = pytest.mark.skipif(
     # Where it is asked for, its absence is a failure.
-    OPENVINO not in onnxruntime.get_available_providers() and os.environ.get("ENGINE") != "openvino",
-    reason="this environment has another ONNX Runtime than the extra `openvino`'s: make test ENGINE=openvino",
+    OPENVINO not in onnxruntime.get_available_providers() and os.environ.get("EXECUTION") != "openvino",
+    reason="this environment has another ONNX Runtime than the extra `openvino`'s: make test EXECUTION=openvino",
 )
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16: neither AVX512-BF16 nor AMX")
 
@@ -94,21 +94,21 @@ def relative_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> f
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
-def test_it_passes_its_trial_and_is_effective() -> None:
+def test_it_passes_its_probe_and_is_effective() -> None:
     assert [probe.reason for probe in probe_providers() if probe.provider == OPENVINO] == [None]
     assert Settings(onnx_providers=[OPENVINO]).effective_onnx_providers == [OPENVINO, CPU]
 
 
 def test_all_of_a_network_runs_on_it_and_gives_what_the_cpu_gives(windows: NDArray[np.float32]) -> None:
     session = Session(network(), providers=[OPENVINO, CPU], threads=2)
-    assert session.whole
+    assert session.single_provider
     assert session.providers == [OPENVINO, CPU]
     assert relative_error(session.run(windows), Session(network(), providers=[CPU]).run(windows)) < 1e-4
 
 
 def test_an_operator_that_it_does_not_have_is_noticed(windows: NDArray[np.float32]) -> None:
     session = Session(network("Det"), providers=[OPENVINO, CPU], threads=1)
-    assert not session.whole
+    assert not session.single_provider
     assert session.run(windows).shape == (2, LABELS, WINDOW[0])
 
 
@@ -116,7 +116,7 @@ def test_an_operator_that_it_does_not_have_is_noticed(windows: NDArray[np.float3
 def test_bf16_is_less_exact_and_close(windows: NDArray[np.float32]) -> None:
     exact = Session(network(), providers=[CPU]).run(windows)
     session = Session(network(), providers=[OPENVINO, CPU], threads=1, precision="bf16")
-    assert session.whole
+    assert session.single_provider
     assert 1e-4 < relative_error(session.run(windows), exact) < 5e-2
 
 
@@ -141,15 +141,26 @@ def test_precisions_are_compared(tmp_path: Path, model: Model) -> None:
 def test_a_scan_is_segmented_on_it(tmp_path: Path, model: Model, precision: Precision) -> None:
     voxels = np.random.default_rng(2).integers(-1000, 1000, (40, 30, 50), dtype=np.int16)
     write_volume(tmp_path / "scan.nii.gz", Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])))
-    engines = {CPU: Engine((CPU,)), OPENVINO: Engine((OPENVINO, CPU), threads=2, precision=precision, batch=2)}
+    executions = {
+        CPU: ExecutionOptions((CPU,)),
+        OPENVINO: ExecutionOptions((OPENVINO, CPU), threads=2, precision=precision, batch_size=2),
+    }
     masks = {}
-    for name, engine in engines.items():
+    for name, execution in executions.items():
         target = tmp_path / name
         target.mkdir()
-        report = segment_file(tmp_path / "scan.nii.gz", target, model, engine, max_voxels=10**6, clock=StageClock())
+        report = segment_file(
+            tmp_path / "scan.nii.gz",
+            target,
+            model,
+            execution,
+            max_voxels=10**6,
+            sessions=SessionCache(),
+            clock=StageClock(),
+        )
         assert report.providers[0] == name
         assert report.warnings == []
         masks[name] = read_scan(target / "mask.nii.gz", target, ReadLimits(10**6)).volume.voxels
     assert report.precision == precision
-    assert load_session(model, engines[OPENVINO]).whole
+    assert load_session(model, executions[OPENVINO]).single_provider
     assert np.mean(masks[CPU] == masks[OPENVINO]) > (0.999 if precision == "fp32" else 0.97)

@@ -31,12 +31,12 @@ from inference_service.core.errors import (
     ServiceError,
     StorageUnavailable,
 )
-from inference_service.core.execution import CPU
+from inference_service.core.execution import CPU, ExecutionOptions
 from inference_service.core.settings import Settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.servers import Servers
 from inference_service.engine.model_registry import Model
-from inference_service.engine.session_cache import Engine, load_session
+from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store, recovery
@@ -44,12 +44,11 @@ from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.result_store import ResultStore
 from inference_service.jobs.schema import JobRow, JobState
-from inference_service.segmentation import pipeline
 from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.task import JobRunner
 
 Request = dict[str, object]
-ENGINE = Engine(("CPUExecutionProvider",), 1)
+EXECUTION = ExecutionOptions(("CPUExecutionProvider",), 1)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +67,7 @@ def make_runner(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Jo
             scratch_space = ScratchSpace(tmp_path)
             stack.callback(scratch_space.close)
             own = settings.model_copy(update={"outage_patience_s": 0.1, "retry_delay_s": 0.1, **changes})
-            return JobRunner(own, ENGINE, scratch_space, worker="w")
+            return JobRunner(own, EXECUTION, scratch_space, worker="w")
 
         yield make
 
@@ -504,18 +503,22 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
     class Gpu:
         """Every session but those of the CPU provider, and of no use."""
 
-        providers, batch, on_gpu, precision, whole = ["CUDAExecutionProvider"], 1, True, "fp32", True
-        sums_on_device = False
+        providers = ("CUDAExecutionProvider",)
+        fixed_batch_size = 1
+        on_gpu = True
+        precision = "fp32"
+        single_provider = True
+        aggregates_on_device = False
 
         def run(self, windows: np.ndarray) -> np.ndarray:
             raise failure
 
-    def load(model: Model, engine: Engine) -> object:
-        used.append(engine.providers)
-        return load_session(model, engine) if engine.providers == (CPU,) else Gpu()
+    def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> object:
+        used.append(execution.providers)
+        return load_session(model, execution) if execution.providers == (CPU,) else Gpu()
 
-    monkeypatch.setattr(pipeline, "load_session", load)
-    monkeypatch.setattr(runner, "_engine", replace(ENGINE, providers=("CUDAExecutionProvider", CPU), strict=True))
+    monkeypatch.setattr(SessionCache, "load", load)
+    monkeypatch.setattr(runner, "_execution", replace(EXECUTION, providers=("CUDAExecutionProvider", CPU), strict=True))
     job_id = uuid4()
     # Whoever runs jobs must know that its process can run no more.
     told: AbstractContextManager[object] = nullcontext()
@@ -545,7 +548,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
     def away(*_: object, **__: object) -> None:
         raise DatabaseUnavailable("Postgres does not answer")
 
-    monkeypatch.setattr(pipeline, "load_session", load)
+    monkeypatch.setattr(SessionCache, "load", load)
     monkeypatch.setattr("inference_service.jobs.attempts.schedule_retry", away)
     job_id = str(uuid4())
     with pytest.raises(GpuFailed):

@@ -25,7 +25,7 @@ from pydicom.sr.coding import Code as ConceptCode
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pydicom.valuerep import DSfloat
 
-from inference_service.contract.manifest import Code, Label, Manifest
+from inference_service.contract.manifest import CodedConcept, Label, Manifest
 from inference_service.contract.result_files import SegmentationType
 from inference_service.formats.dicom.header import is_long, quietly, reading_errors
 from inference_service.formats.dicom.image import Image
@@ -285,7 +285,7 @@ def _description(label: Label, number: int, manifest: Manifest) -> SegmentDescri
     )
 
 
-def _concept(code: Code | None) -> ConceptCode:
+def _concept(code: CodedConcept | None) -> ConceptCode:
     """The code; of a label that has none, what 3D Slicer calls a segment of which nothing is known."""
     return ConceptCode(code.value, code.scheme, code.meaning) if code else codes.SCT.Tissue
 

@@ -20,14 +20,13 @@ from inference_service.cli.main import main
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory, ServiceError
-from inference_service.core.execution import CPU, CUDA
+from inference_service.core.execution import CPU, CUDA, ExecutionOptions
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import Engine, load_session
+from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.formats.nifti import write_volume
-from inference_service.segmentation import pipeline
 
 MODELS = Path(__file__).parents[3] / "models"
 MODEL = "ct-tissue"
@@ -201,13 +200,13 @@ def test_segment_runs_on_the_cpu_what_a_gpu_does_not(
 ) -> None:  # fmt: skip
     used = []
 
-    def load(model: Model, engine: Engine) -> Session:
-        used.append(engine.providers)
-        if engine.providers != (CPU,):
+    def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> Session:
+        used.append(execution.providers)
+        if execution.providers != (CPU,):
             raise failure
-        return load_session(model, engine)
+        return load_session(model, execution)
 
-    monkeypatch.setattr(pipeline, "load_session", load)
+    monkeypatch.setattr(SessionCache, "load", load)
     monkeypatch.setattr(Settings, "effective_onnx_providers", [CUDA, CPU])
     result = run("segment", scan, tmp_path / "out", "--model", MODEL)
     assert result.exit_code == exit_code
@@ -328,7 +327,7 @@ def test_a_precision_that_cannot_be_computed_here_is_refused(tmp_path: Path) -> 
     write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
     result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "ct.nii.gz")
     assert result.exit_code == 3
-    assert f"error: bad_request: it runs in fp32, not in bf16: {CPU} does not compute in it" in result.stderr
+    assert f"error: bad_request: it runs in fp32, not in bf16: {CPU} does not support it" in result.stderr
     result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "missing.nii.gz")
     assert (result.exit_code, result.stderr.splitlines()[-1][:22]) == (3, "error: input_not_found")
 

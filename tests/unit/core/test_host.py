@@ -42,14 +42,14 @@ def limit_v1(tmp_path: Path, limit: str | int, used: int, cached: int, group: st
 
 
 def test_without_a_limit_it_is_what_the_machine_has_available() -> None:
-    assert host.spare_memory_bytes() == 10 * GIB
+    assert host.available_memory_bytes() == 10 * GIB
 
 
 @pytest.mark.parametrize("limit", [limit_v1, limit_v2])
 def test_a_containers_limit_counts_less_what_it_uses_but_not_its_cached_files(tmp_path: Path, limit: object) -> None:
     assert callable(limit)
     limit(tmp_path, 8 * GIB, 7 * GIB, 2 * GIB)
-    assert host.spare_memory_bytes() == 3 * GIB
+    assert host.available_memory_bytes() == 3 * GIB
 
 
 @pytest.mark.parametrize("unlimited", [(limit_v2, "max"), (limit_v1, 2**63 - 4096)])
@@ -57,7 +57,7 @@ def test_no_limit_is_no_limit(tmp_path: Path, unlimited: tuple[object, str | int
     limit, value = unlimited
     assert callable(limit)
     limit(tmp_path, value, 7 * GIB, GIB)
-    assert host.spare_memory_bytes() == 10 * GIB
+    assert host.available_memory_bytes() == 10 * GIB
 
 
 @pytest.mark.parametrize(("limit", "own"), [(limit_v1, "5:cpu,memory:/a/b"), (limit_v2, "0::/a/b")])
@@ -68,14 +68,14 @@ def test_the_least_limit_of_all_groups_around_the_process_counts(tmp_path: Path,
     limit(tmp_path, 6 * GIB, GIB, 0, group="a")
     limit(tmp_path, 8 * GIB, 0, 0)
     limit(tmp_path, GIB, 0, 0, group="elsewhere")
-    assert host.spare_memory_bytes() == 5 * GIB
+    assert host.available_memory_bytes() == 5 * GIB
 
 
 def test_a_job_takes_its_share_at_most_less_what_it_has(tmp_path: Path) -> None:
-    assert host.spare_memory_bytes(2) == 8 * GIB
+    assert host.available_memory_bytes(2) == 8 * GIB
     write(tmp_path / "statm", f"9 {3 * GIB // os.sysconf('SC_PAGE_SIZE')} 0")
-    assert host.spare_memory_bytes(2) == 5 * GIB
-    assert host.spare_memory_bytes(8) == 0
+    assert host.available_memory_bytes(2) == 5 * GIB
+    assert host.available_memory_bytes(8) == 0
 
 
 @pytest.mark.parametrize(

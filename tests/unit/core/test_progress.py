@@ -85,16 +85,16 @@ def test_each_counts_what_the_items_take_to_come(fake_time: FakeTime) -> None:
 
     got = []
     with clock.stage("map"):
-        for item in clock.each("windows", items()):
+        for item in clock.timed("windows", items()):
             got.append(item)
             fake_time.passes(1)
     assert got == ["a", "b", "c"]
     assert clock.seconds == {"map": 3, "windows": 35}
 
 
-def test_each_takes_no_item_early() -> None:
+def test_timed_takes_no_item_early() -> None:
     source = iter([1, 2, 3])
-    passed = StageClock().each("windows", source)
+    passed = StageClock().timed("windows", source)
     assert next(passed) == 1
     assert list(source) == [2, 3]
 

@@ -2,35 +2,35 @@ import threading
 
 import pytest
 
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 100])
 def test_every_index_is_worked_on_once(count: int, size: int) -> None:
     seen: list[int] = []
-    with Threads(count) as threads:
-        threads.each_slice(size, lambda part: seen.extend(range(size)[part]))
+    with ThreadPool(count) as threads:
+        threads.for_each_slice(size, lambda part: seen.extend(range(size)[part]))
 
     assert sorted(seen) == list(range(size))
 
 
 def test_slices_run_at_the_same_time() -> None:
     together = threading.Barrier(3, timeout=10)
-    with Threads(3) as threads:
+    with ThreadPool(3) as threads:
 
         def meet(part: slice) -> None:
             together.wait()
 
-        threads.each_slice(3, meet)
+        threads.for_each_slice(3, meet)
 
     assert not together.broken
 
 
 def test_small_work_is_not_cut() -> None:
     parts: list[slice] = []
-    with Threads(4) as threads:
-        threads.each_slice(9, parts.append, least=5)
+    with ThreadPool(4) as threads:
+        threads.for_each_slice(9, parts.append, min_size=5)
 
     assert parts == [slice(0, 9)]
 
@@ -44,13 +44,13 @@ def test_an_error_in_any_slice_comes_out_after_all_have_ended(bad: int) -> None:
             raise ValueError(bad)
         ended.append(part.start)
 
-    with Threads(2) as threads, pytest.raises(ValueError, match=str(bad)):
-        threads.each_slice(6, work)
+    with ThreadPool(2) as threads, pytest.raises(ValueError, match=str(bad)):
+        threads.for_each_slice(6, work)
     assert len(ended) == 1
 
 
 def test_alone_is_the_calling_thread() -> None:
     names: set[str] = set()
-    ALONE.each_slice(4, lambda part: names.add(threading.current_thread().name))
+    SINGLE_THREAD.for_each_slice(4, lambda part: names.add(threading.current_thread().name))
 
     assert names == {threading.current_thread().name}

@@ -9,14 +9,16 @@ from onnx import TensorProto, helper
 
 from inference_service.core.execution import CPU
 from inference_service.engine import provider_probe
-from inference_service.engine.providers import RESULT_MARK
-from inference_service.engine.runtime_errors import gist
+from inference_service.engine.providers import RESULT_PREFIX
+from inference_service.engine.runtime_errors import short_message
 
 CUDA, AZURE = "CUDAExecutionProvider", "AzureExecutionProvider"
 
 
 def results(text: str) -> list[dict[str, str | None]]:
-    return [json.loads(line.removeprefix(RESULT_MARK)) for line in text.splitlines() if line.startswith(RESULT_MARK)]
+    return [
+        json.loads(line.removeprefix(RESULT_PREFIX)) for line in text.splitlines() if line.startswith(RESULT_PREFIX)
+    ]
 
 
 def test_the_probe_network_is_the_convolution_that_it_is_said_to_be() -> None:
@@ -109,7 +111,7 @@ def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
     ids=["cuda", "tensorrt", "plain"],
 )
 def test_places_in_onnx_runtimes_source_are_left_out(text: str, expected: str) -> None:
-    assert gist(text) == expected
+    assert short_message(text) == expected
 
 
 def test_a_provider_that_fails_gives_its_reason(

@@ -10,7 +10,13 @@ import pytest
 from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU
 from inference_service.engine import providers
-from inference_service.engine.providers import RESULT_MARK, Probe, log_providers, probe_providers, usable_providers
+from inference_service.engine.providers import (
+    RESULT_PREFIX,
+    ProbeResult,
+    log_providers,
+    probe_providers,
+    usable_providers,
+)
 
 CUDA, TENSORRT, AZURE = "CUDAExecutionProvider", "TensorrtExecutionProvider", "AzureExecutionProvider"
 
@@ -23,8 +29,8 @@ def untried() -> Iterator[None]:
 
 
 @pytest.fixture
-def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts a shell script in the place of the trial's subprocess."""
+def run_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Puts a shell script in the place of the probe's subprocess."""
 
     def replace(script: str) -> None:
         path = tmp_path / "python"
@@ -36,10 +42,10 @@ def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
 
 
 def line(provider: str, reason: str | None = None) -> str:
-    return f"echo '{RESULT_MARK}{json.dumps({'provider': provider, 'reason': reason})}'\n"
+    return f"echo '{RESULT_PREFIX}{json.dumps({'provider': provider, 'reason': reason})}'\n"
 
 
-def test_the_real_trial_finds_the_cpu_and_never_azure() -> None:
+def test_the_real_probe_finds_the_cpu_and_never_azure() -> None:
     probes = {probe.provider: probe.reason for probe in probe_providers()}
     assert probes[CPU] is None
     assert AZURE not in probes
@@ -47,48 +53,48 @@ def test_the_real_trial_finds_the_cpu_and_never_azure() -> None:
     assert onnxruntime.get_available_providers()[-1] == CPU
 
 
-def test_the_trial_runs_once(trial: Callable[[str], None], tmp_path: Path) -> None:
-    trial(line(CPU) + f"echo again >> {tmp_path}/runs")
+def test_the_probe_runs_once(run_probe: Callable[[str], None], tmp_path: Path) -> None:
+    run_probe(line(CPU) + f"echo again >> {tmp_path}/runs")
     assert usable_providers() == usable_providers() == [CPU]
     assert (tmp_path / "runs").read_text() == "again\n"
 
 
-def test_the_cpu_comes_last(trial: Callable[[str], None]) -> None:
-    trial(line(CPU) + line(TENSORRT) + line(CUDA))
+def test_the_cpu_comes_last(run_probe: Callable[[str], None]) -> None:
+    run_probe(line(CPU) + line(TENSORRT) + line(CUDA))
     assert usable_providers() == [TENSORRT, CUDA, CPU]
 
 
-def test_a_trial_that_crashes_keeps_what_it_found(
-    trial: Callable[[str], None], caplog: pytest.LogCaptureFixture
+def test_a_probe_that_crashes_keeps_what_it_found(
+    run_probe: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    trial(line(CPU) + line(TENSORRT, "no library") + "kill -SEGV $$")
-    assert probe_providers() == (Probe(CPU, None), Probe(TENSORRT, "no library"))
+    run_probe(line(CPU) + line(TENSORRT, "no library") + "kill -SEGV $$")
+    assert probe_providers() == (ProbeResult(CPU, None), ProbeResult(TENSORRT, "no library"))
     assert [(record.levelname, record.getMessage()) for record in caplog.records if record.levelno > logging.DEBUG] == [
-        ("WARNING", "the trial of the ONNX providers ended with status -11")
+        ("WARNING", "the probe of the ONNX providers ended with status -11")
     ]
 
 
-def test_what_a_providers_library_prints_is_not_taken_for_a_result(trial: Callable[[str], None]) -> None:
-    trial("echo '[INFO] loading plug-ins'\n" + line(CPU) + "echo; echo '{\"devices\": 1}'; echo 7")
-    assert probe_providers() == (Probe(CPU, None),)
+def test_what_a_providers_library_prints_is_not_taken_for_a_result(run_probe: Callable[[str], None]) -> None:
+    run_probe("echo '[INFO] loading plug-ins'\n" + line(CPU) + "echo; echo '{\"devices\": 1}'; echo 7")
+    assert probe_providers() == (ProbeResult(CPU, None),)
 
 
 @pytest.mark.parametrize("script", ["exit 0", "kill -SEGV $$", "echo no onnxruntime >&2; exit 1"])
-def test_a_trial_that_finds_nothing_is_an_error(trial: Callable[[str], None], script: str) -> None:
-    trial(script)
+def test_a_probe_that_finds_nothing_is_an_error(run_probe: Callable[[str], None], script: str) -> None:
+    run_probe(script)
     with pytest.raises(ConfigurationError, match=r"inference-service\[cpu\]"):
         probe_providers()
 
 
-def test_a_trial_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch, trial: Callable[[str], None]) -> None:
+def test_a_probe_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch, run_probe: Callable[[str], None]) -> None:
     monkeypatch.setattr(providers, "_PROBE_TIMEOUT_S", 0.2)
-    trial("exec sleep 30")
+    run_probe("exec sleep 30")
     with pytest.raises(ConfigurationError, match="did not end"):
         probe_providers()
 
 
-def test_exactly_three_lines_are_logged(trial: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
-    trial(line(CPU))
+def test_exactly_three_lines_are_logged(run_probe: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+    run_probe(line(CPU))
     with caplog.at_level(logging.INFO):
         log_providers([CPU], [CPU])
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -99,9 +105,9 @@ def test_exactly_three_lines_are_logged(trial: Callable[[str], None], caplog: py
 
 
 def test_each_requested_provider_that_is_not_used_is_warned_of(
-    trial: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    run_probe: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    trial(line(CPU) + line(TENSORRT, "libnvinfer.so.10 is missing") + line("ROCMExecutionProvider"))
+    run_probe(line(CPU) + line(TENSORRT, "libnvinfer.so.10 is missing") + line("ROCMExecutionProvider"))
     with caplog.at_level(logging.INFO):
         log_providers((TENSORRT, CUDA, CPU), (CPU,))
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -111,7 +117,7 @@ def test_each_requested_provider_that_is_not_used_is_warned_of(
         ("WARNING", f"ONNX provider {TENSORRT} is requested but not usable here: libnvinfer.so.10 is missing"),
         (
             "WARNING",
-            f"ONNX provider {CUDA} is requested but not usable here: the installed ONNX Runtime does not have it, or "
-            "its trial crashed",
+            f"ONNX provider {CUDA} is requested but not usable here: the installed ONNX Runtime does not include it, "
+            "or its probe crashed",
         ),
     ]

@@ -160,7 +160,7 @@ def test_a_window_beyond_memory_is_out_of_memory() -> None:
 
 
 def test_the_cpu_provider_has_all_of_a_network() -> None:
-    assert Session(DOUBLE, providers=[CPU]).whole
+    assert Session(DOUBLE, providers=[CPU]).single_provider
 
 
 def test_a_run_that_a_provider_fails_does_not_move_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +175,9 @@ def test_a_run_that_a_provider_fails_does_not_move_to_the_cpu(monkeypatch: pytes
 
 
 def test_a_batch_is_free_or_fixed() -> None:
-    assert Session(DOUBLE, providers=[CPU]).batch == 1
+    assert Session(DOUBLE, providers=[CPU]).fixed_batch_size == 1
     free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
-    assert Session(free, providers=[CPU]).batch is None
+    assert Session(free, providers=[CPU]).fixed_batch_size is None
 
 
 @pytest.mark.parametrize(("providers", "loads"), [([CPU], 0), (["CUDAExecutionProvider", CPU], 1)])
@@ -339,7 +339,7 @@ def test_an_arena_with_a_limit_is_out_of_memory_and_takes_less_afterwards(monkey
         return session.to_host(session.run_on_device(windows))
 
     def beside(windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return session.to_host(session.run_beside(network(halves, batch="m"), {"x": windows}))
+        return session.to_host(session.run_graph(network(halves, batch="m"), {"x": windows}))
 
     for run in (session.run, on_device, beside):
         with pytest.raises(GpuOutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:

@@ -4,16 +4,16 @@ from dataclasses import replace
 import pytest
 
 from inference_service.core.errors import ConfigurationError, GpuError, GpuFailed, GpuOutOfMemory
-from inference_service.core.execution import OPENVINO, GpuOptions, Precision
-from inference_service.engine import session_cache as engine_module
+from inference_service.core.execution import DEFAULT_GPU_OPTIONS, OPENVINO, ExecutionOptions, GpuOptions, Precision
+from inference_service.engine import session_cache as session_cache_module
 from inference_service.engine.model_registry import Model
-from inference_service.engine.session import NO_GPU_OPTIONS, Session
-from inference_service.engine.session_cache import Engine, load_session, session_warnings
+from inference_service.engine.session import Session
+from inference_service.engine.session_cache import SessionCache, load_session, session_warnings
 
 MakeModel = Callable[..., Model]
 
-CPU = Engine(("CPUExecutionProvider",))
-ON_OPENVINO = Engine((OPENVINO, "CPUExecutionProvider"), precision="bf16")
+CPU = ExecutionOptions(("CPUExecutionProvider",))
+ON_OPENVINO = ExecutionOptions((OPENVINO, "CPUExecutionProvider"), precision="bf16")
 BOTH = ("fp32", "bf16")
 
 
@@ -30,10 +30,10 @@ class OnTheCpu(Session):
         threads: int | None = None,
         precision: Precision = "fp32",
         spin: bool = False,
-        gpu: GpuOptions = NO_GPU_OPTIONS,
+        gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
     ) -> None:
         super().__init__(network, providers=["CPUExecutionProvider"], threads=threads, precision=precision, spin=spin)
-        self.whole, self.refusal = False, self.said
+        self.fallback_reason = self.said
 
 
 class OnAll(OnTheCpu):
@@ -55,45 +55,44 @@ class OnOpenvino(OnAll):
         threads: int | None = None,
         precision: Precision = "fp32",
         spin: bool = False,
-        gpu: GpuOptions = NO_GPU_OPTIONS,
+        gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
     ) -> None:
         super().__init__(network, providers=providers, threads=threads, precision=precision, spin=spin)
-        self.whole = True
+        self.fallback_reason = None
 
 
 @pytest.fixture
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(session_cache_module, "has_bfloat16", lambda: True)
 
 
-@pytest.fixture(autouse=True)
-def _cold() -> None:
-    load_session.cache_clear()
-
-
-def test_session_stays_warm(make_model: MakeModel) -> None:
+def test_a_session_stays_loaded(make_model: MakeModel) -> None:
     model = make_model()
-    assert load_session(model, CPU) is load_session(Model(model.manifest, model.folder), CPU)
-    assert load_session(model, CPU) is not load_session(model, replace(CPU, threads=2))
+    sessions = SessionCache()
+    assert sessions.load(model, CPU) is sessions.load(Model(model.manifest, model.folder), CPU)
+    assert sessions.load(model, CPU) is not sessions.load(model, replace(CPU, threads=2))
+    assert sessions.load(model, CPU) is not SessionCache().load(model, CPU)
 
 
-def test_few_sessions_stay_warm(make_model: MakeModel) -> None:
+def test_the_least_recently_used_session_is_dropped(make_model: MakeModel) -> None:
     models = [make_model(), make_model(labels=3, values=(0, 1, 2)), make_model(labels=2, values=(0, 1))]
-    first = load_session(models[0], CPU)
-    for model in models[1:]:
-        load_session(model, CPU)
-    assert load_session(models[0], CPU) is not first
+    sessions = SessionCache(max_sessions=2)
+    first, second = (sessions.load(model, CPU) for model in models[:2])
+    sessions.load(models[0], CPU)
+    sessions.load(models[2], CPU)
+    assert sessions.load(models[0], CPU) is first
+    assert sessions.load(models[1], CPU) is not second
 
 
 def test_a_strict_engine_refuses_a_model_that_falls_back(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnTheCpu)
-    model, engine = make_model(), Engine(("CUDAExecutionProvider", "CPUExecutionProvider"))
-    assert load_session(model, engine).providers == ["CPUExecutionProvider"]
+    monkeypatch.setattr(session_cache_module, "Session", OnTheCpu)
+    model, execution = make_model(), ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert load_session(model, execution).providers == ["CPUExecutionProvider"]
     assert "model test: it does not run on CUDAExecutionProvider" in caplog.text
     with pytest.raises(ConfigurationError, match="does not run on CUDAExecutionProvider"):
-        load_session(model, replace(engine, strict=True))
+        load_session(model, replace(execution, strict=True))
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -109,21 +108,21 @@ def test_what_a_gpu_fails_to_load_is_for_a_cpu_and_not_kept(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, strict: bool, said: str, kind: type[GpuError]
 ) -> None:
     """It was usable when the worker started, and may be again for the next job."""
-    monkeypatch.setattr(engine_module, "Session", OnTheCpu)
+    monkeypatch.setattr(session_cache_module, "Session", OnTheCpu)
     monkeypatch.setattr(OnTheCpu, "said", said)
-    model, engine = make_model(), Engine(("CUDAExecutionProvider", "CPUExecutionProvider"), strict=strict)
+    model, execution = make_model(), ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"), strict=strict)
     with pytest.raises(kind) as caught:
-        load_session(model, engine)
+        load_session(model, execution)
     assert str(caught.value.__cause__) == said
-    monkeypatch.setattr(engine_module, "Session", Session)
-    assert load_session(model, engine.on_cpu()).providers == ["CPUExecutionProvider"]
-    assert engine.on_cpu() == CPU
+    monkeypatch.setattr(session_cache_module, "Session", Session)
+    assert load_session(model, execution.on_cpu()).providers == ["CPUExecutionProvider"]
+    assert execution.on_cpu() == CPU
 
 
 def test_a_provider_that_has_but_a_part_of_the_model_is_told_of(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnAll)
+    monkeypatch.setattr(session_cache_module, "Session", OnAll)
     load_session(make_model(), replace(ON_OPENVINO, precision="fp32"))
     assert "model test: a part of it does not run on OpenVINOExecutionProvider" in caplog.text
 
@@ -132,23 +131,23 @@ def test_a_provider_that_has_but_a_part_of_the_model_is_told_of(
 def test_a_model_that_is_not_whole_on_openvino_runs_in_fp32(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnAll)
+    monkeypatch.setattr(session_cache_module, "Session", OnAll)
     assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
-    assert "it runs in fp32, not in bf16: not all of it runs where that is computed" in caplog.text
+    assert "it runs in fp32, not in bf16: a part of it runs on another provider" in caplog.text
 
 
 def test_a_strict_engine_takes_a_model_that_its_first_provider_has_all_of(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnOpenvino)
-    engine = Engine((OPENVINO, "CUDAExecutionProvider", "CPUExecutionProvider"), strict=True)
-    assert load_session(make_model(), engine).whole
+    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+    execution = ExecutionOptions((OPENVINO, "CUDAExecutionProvider", "CPUExecutionProvider"), strict=True)
+    assert load_session(make_model(), execution).single_provider
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("_bfloat16")
 def test_bf16_is_computed_where_all_allow_it(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnOpenvino)
+    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
     model = make_model(precisions=BOTH)
     session = load_session(model, ON_OPENVINO)
     assert session.precision == "bf16"
@@ -161,7 +160,7 @@ def test_bf16_is_computed_where_all_allow_it(make_model: MakeModel, monkeypatch:
     ("precisions", "providers", "reason"),
     [
         (("fp32",), ON_OPENVINO.providers, "its manifest does not allow it"),
-        (BOTH, CPU.providers, "CPUExecutionProvider does not compute in it; OpenVINOExecutionProvider does"),
+        (BOTH, CPU.providers, "CPUExecutionProvider does not support it; OpenVINOExecutionProvider does"),
     ],
 )
 def test_where_bf16_cannot_be_it_is_fp32_and_said_why(
@@ -172,16 +171,16 @@ def test_where_bf16_cannot_be_it_is_fp32_and_said_why(
     providers: tuple[str, ...],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnOpenvino)
-    engine = replace(ON_OPENVINO, providers=providers)
-    assert load_session(make_model(precisions=precisions), engine).precision == "fp32"
+    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+    execution = replace(ON_OPENVINO, providers=providers)
+    assert load_session(make_model(precisions=precisions), execution).precision == "fp32"
     assert f"it runs in fp32, not in bf16: {reason}" in caplog.text
 
 
 def test_a_cpu_without_bf16_computes_in_fp32(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "Session", OnOpenvino)
-    monkeypatch.setattr(engine_module, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+    monkeypatch.setattr(session_cache_module, "has_bfloat16", lambda: False)
     assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
-    assert "it runs in fp32, not in bf16: this CPU does not compute in it" in caplog.text
+    assert "it runs in fp32, not in bf16: this CPU does not support it" in caplog.text

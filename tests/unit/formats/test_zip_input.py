@@ -90,7 +90,7 @@ def test_a_size_that_the_archive_lies_about_is_not_believed(unpacked: Callable[.
 
 
 def test_too_many_files_are_refused(unpacked: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zip_input, "MOST_FILES", 1)
+    monkeypatch.setattr(zip_input, "MAX_FILES", 1)
     with pytest.raises(InputTooLarge, match="2 files; this service takes at most 1"):
         unpacked(PLAIN)
 

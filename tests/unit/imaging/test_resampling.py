@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.core.threads import Threads
+from inference_service.core.threads import ThreadPool
 from inference_service.imaging.geometry import Shape, Spacing
 from inference_service.imaging.resampling import (
     Interpolation,
@@ -243,7 +243,7 @@ def test_threads_change_nothing(interpolation: Interpolation, target: Shape) -> 
     interpolations: Interpolations = (interpolation, interpolation, interpolation)
     alone = resize(image, target, interpolations)
     for count in (2, 3, 7):
-        with Threads(count) as threads:
+        with ThreadPool(count) as threads:
             assert np.array_equal(resize(image, target, interpolations, threads=threads), alone)
 
 

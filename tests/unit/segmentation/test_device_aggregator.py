@@ -17,12 +17,12 @@ from onnx import TensorProto, checker, helper, numpy_helper, parser
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import MASK_FILE
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid
-from inference_service.core.execution import CPU, CUDA, TENSORRT, GpuOptions
+from inference_service.core.execution import CPU, CUDA, TENSORRT, ExecutionOptions, GpuOptions
 from inference_service.core.progress import StageClock
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import Engine
+from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.nifti import write_volume
 from inference_service.segmentation.device_aggregator import GRAPHS, TEXTS, DeviceAggregator, DeviceSession
 from inference_service.segmentation.pipeline import segment_file
@@ -109,7 +109,7 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
 ) -> None:
     """Whichever step it is that has none: what was added up until then is not lost."""
     left = steps
-    run, empty = Session.run_beside, Session.empty_on_device
+    run, empty = Session.run_graph, Session.empty_on_device
 
     def full() -> None:
         nonlocal left
@@ -129,7 +129,7 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
 
     session, manifest = session_of(), make_manifest(window=(4, 3, 3), values=LABELS, overlap=0.25)
     expected = streamed((11, 6, 5), manifest, session, None)
-    monkeypatch.setattr(Session, "run_beside", run_until_full)
+    monkeypatch.setattr(Session, "run_graph", run_until_full)
     monkeypatch.setattr(Session, "empty_on_device", empty_until_full)
     there = streamed((11, 6, 5), manifest, session, DeviceSession(session))
     np.testing.assert_allclose(there, expected, rtol=1e-5, atol=1e-5)
@@ -174,9 +174,9 @@ def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
 @pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
 def test_cuda_adds_up_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool) -> None:
     for wanted in (False, True):
-        session = Session(GRAPHS["means"], providers=[CPU], gpu=GpuOptions(sums_on_device=wanted))
+        session = Session(GRAPHS["means"], providers=[CPU], gpu=GpuOptions(aggregate_on_device=wanted))
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
-        assert session.sums_on_device == (wanted and expected)
+        assert session.aggregates_on_device == (wanted and expected)
 
 
 def test_a_whole_job_gives_the_same_mask(
@@ -195,12 +195,15 @@ def test_a_whole_job_gives_the_same_mask(
     def masked(name: str) -> bytes:
         folder = tmp_path / name
         folder.mkdir()
-        report = segment_file(scan, folder, model, Engine((CPU,)), max_voxels=2**20, clock=StageClock())
+        report = segment_file(
+            scan, folder, model, ExecutionOptions((CPU,)), max_voxels=2**20,
+            sessions=SessionCache(), clock=StageClock(),
+        )  # fmt: skip
         assert added == (report.windows if name == "device" else 0)
         return (folder / MASK_FILE).read_bytes()
 
     adding = DeviceAggregator.add
     monkeypatch.setattr(DeviceAggregator, "add", add)
     here = masked("host")
-    monkeypatch.setattr(Session, "sums_on_device", True)
+    monkeypatch.setattr(Session, "aggregates_on_device", True)
     assert masked("device") == here

@@ -18,7 +18,7 @@ from inference_service.contract.report import (
     OptionsReport,
     Report,
 )
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.components import find_components
 from inference_service.imaging.geometry import Affine, Volume
 from inference_service.segmentation.label_statistics import measure_labels
@@ -33,7 +33,7 @@ FIGURES = {"value", "voxels", "volume_ml", "intensity_mean", "intensity_std"}
 
 
 def measured(
-    mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest, *, threads: Threads = ALONE
+    mask: NDArray[np.unsignedinteger], volume: Volume, manifest: Manifest, *, threads: ThreadPool = SINGLE_THREAD
 ) -> list[LabelReport]:
     components = find_components(mask, [label.value for label in manifest.labels])
     return measure_labels(mask, volume, manifest, components, threads=threads)
@@ -94,7 +94,7 @@ def test_figures_hold_for_every_kind_of_intensity(make_manifest: MakeManifest, d
         assert report.voxels == inside.size
         assert report.intensity_mean == pytest.approx(inside.mean(), rel=CLOSE)
         assert report.intensity_std == pytest.approx(inside.std(), rel=1e-7)
-    with Threads(3) as threads:
+    with ThreadPool(3) as threads:
         assert measured(mask, volume, manifest, threads=threads) == reports
 
 

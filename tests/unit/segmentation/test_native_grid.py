@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.core.threads import ALONE, Threads
+from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape
 from inference_service.imaging.resampling import Interpolation, Interpolations, axis_taps
 from inference_service.segmentation import native_grid
@@ -54,7 +54,7 @@ def mapped(
     shape: Shape,
     kinds: Interpolations = LINEAR,
     decide: Callable[[Floats], Labels] = highest,
-    threads: Threads = ALONE,
+    threads: ThreadPool = SINGLE_THREAD,
 ) -> NDArray[np.uint8]:
     """Maps logits (labels, d, h, w)."""
     labels = np.full(shape, 255, dtype=np.uint8)
@@ -95,8 +95,8 @@ def at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[Threads]:
-    with Threads(request.param) as threads:
+def threads(request: pytest.FixtureRequest) -> Iterator[ThreadPool]:
+    with ThreadPool(request.param) as threads:
         yield threads
 
 
@@ -106,7 +106,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[Threads]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS), st.integers(1, 5), st.integers(0, 2**32))
 def test_mapping_is_deciding_on_all_interpolated_logits(
-    threads: Threads,
+    threads: ThreadPool,
     decide: Callable[[Floats], Labels],
     step: int | None,
     shape: Shape,
@@ -128,7 +128,7 @@ def test_mapping_is_deciding_on_all_interpolated_logits(
     ("shape", "target"), [((9, 40, 50), (13, 171, 207)), ((30, 60, 50), (11, 25, 33)), ((10, 20, 30), (10, 60, 30))]
 )
 def test_smooth_logits_are_mapped_as_if_all_were_interpolated(
-    threads: Threads, decide: Callable[[Floats], Labels], shape: Shape, target: Shape
+    threads: ThreadPool, decide: Callable[[Floats], Labels], shape: Shape, target: Shape
 ) -> None:
     logits = ndimage.gaussian_filter(noise((4, *shape)), (0, 2, 4, 4))
     for kinds in ALL_KINDS:
@@ -166,7 +166,7 @@ def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[
 @pytest.mark.parametrize("axes", list(permutations(range(3))))
 @pytest.mark.parametrize("planes_at_a_time", [2, 64])
 def test_a_view_reversed_and_transposed_is_written_through(
-    monkeypatch: pytest.MonkeyPatch, threads: Threads, axes: tuple[int, int, int], planes_at_a_time: int
+    monkeypatch: pytest.MonkeyPatch, threads: ThreadPool, axes: tuple[int, int, int], planes_at_a_time: int
 ) -> None:
     monkeypatch.setattr(native_grid, "_PLANES_AT_A_TIME", planes_at_a_time)
     logits = noise((3, 5, 4, 6))
@@ -224,7 +224,7 @@ def test_planes_are_taken_when_they_are_needed(depth: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [100, 50, 3])
-def test_no_more_than_two_planes_are_held(threads: Threads, rows: int) -> None:
+def test_no_more_than_two_planes_are_held(threads: ThreadPool, rows: int) -> None:
     labels, height, width, depth = 30, 40, 50, 50
     target = np.zeros((rows, 4, 5), dtype=np.uint8)
 

@@ -17,12 +17,13 @@ from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, result_files
-from inference_service.contract.task_message import Format
+from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid, OutOfMemory
-from inference_service.core.memory_budget import Memory
+from inference_service.core.execution import ExecutionOptions
+from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import Stage, StageClock, overall_progress
 from inference_service.engine.model_registry import Model
-from inference_service.engine.session_cache import Engine
+from inference_service.engine.session_cache import SessionCache
 from inference_service.imaging.geometry import Affine, Volume
 from inference_service.segmentation.pipeline import segment_file
 from inference_service.segmentation.volume_segmentation import segment_volume
@@ -36,7 +37,7 @@ ORIENTATIONS = ["".join(codes) for axes in permutations(("LR", "PA", "IS")) for 
 WORLD_SPACING_MM = {"L": 0.8, "R": 0.8, "P": 1.5, "A": 1.5, "I": 3.0, "S": 3.0}
 MODEL_ORIENTATION = "SPL"
 WINDOW = (5, 4, 3)
-CPU = Engine(("CPUExecutionProvider",), threads=1)
+CPU = ExecutionOptions(("CPUExecutionProvider",), threads=1)
 GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units", "dim",
@@ -211,8 +212,8 @@ def write_scan(path: Path, voxels: NDArray[np.generic], affine: Affine, *, qform
     nibabel.save(image, path)
 
 
-def run(source: Path, target: Path, model: Model, engine: Engine = CPU) -> Report:
-    return segment_file(source, target, model, engine, max_voxels=10**6, clock=StageClock())
+def run(source: Path, target: Path, model: Model, execution: ExecutionOptions = CPU) -> Report:
+    return segment_file(source, target, model, execution, max_voxels=10**6, sessions=SessionCache(), clock=StageClock())
 
 
 @pytest.mark.parametrize(("qform", "sform"), [(1, 2), (1, 0), (0, 3), (4, 4)])
@@ -243,7 +244,7 @@ def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine:
     source = tmp_path / "scan.nii"
     write_scan(source, voxels, affine)
     clock = StageClock()
-    report = segment_file(source, tmp_path, model, CPU, max_voxels=voxels.size, clock=clock)
+    report = segment_file(source, tmp_path, model, CPU, max_voxels=voxels.size, sessions=SessionCache(), clock=clock)
     assert report == Report.model_validate_json((tmp_path / REPORT_FILE).read_bytes())
     assert report.input.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert report.input.shape == (7, 4, 5)
@@ -279,8 +280,8 @@ def test_voxels_that_are_not_finite_are_told_of(tmp_path: Path, model: Model, ob
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
 def test_provider_that_is_not_used_is_told_of(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
-    engine = Engine(("NoSuchExecutionProvider", "CPUExecutionProvider"), threads=1)
-    report = run(tmp_path / "scan.nii", tmp_path, model, engine)
+    execution = ExecutionOptions(("NoSuchExecutionProvider", "CPUExecutionProvider"), threads=1)
+    report = run(tmp_path / "scan.nii", tmp_path, model, execution)
     assert report.providers == ["CPUExecutionProvider"]
     assert report.warnings == ["the model: it does not run on NoSuchExecutionProvider"]
 
@@ -307,14 +308,16 @@ def test_model_that_is_not_what_its_manifest_says_is_refused(
 def test_larger_scans_are_refused(tmp_path: Path, model: Model) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     with pytest.raises(InputTooLarge, match="140 voxels"):
-        segment_file(tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=139, clock=StageClock())
+        segment_file(
+            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=139, sessions=SessionCache(), clock=StageClock()
+        )
 
 
 def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
     told: list[tuple[Stage, float]] = []
     report = segment_file(
-        tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, clock=StageClock(),
+        tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, sessions=SessionCache(), clock=StageClock(),
         progress=lambda stage, share: told.append((stage, share)),
     )  # fmt: skip
     assert [share for stage, share in told if stage == "windows"] == pytest.approx(
@@ -341,7 +344,14 @@ def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, mo
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     with pytest.raises(Cancelled):
         segment_file(
-            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, clock=StageClock(), progress=progress
+            tmp_path / "scan.nii",
+            tmp_path,
+            model,
+            CPU,
+            max_voxels=10**6,
+            sessions=SessionCache(),
+            clock=StageClock(),
+            progress=progress,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
@@ -381,7 +391,7 @@ def test_batches_change_nothing_in_the_mask(
     voxels = label_scan((7, 4, 5))
     write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
     model = make_model(batch=model_batch, orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION))
-    report = run(tmp_path / "scan.nii", tmp_path, model, replace(CPU, batch=4, threads=2))
+    report = run(tmp_path / "scan.nii", tmp_path, model, replace(CPU, batch_size=4, threads=2))
     assert report.warnings == []
     assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
 
@@ -391,7 +401,7 @@ def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_mani
     with pytest.raises(OutOfMemory, match=r"need 128 MiB of memory more, and this worker has 128 MiB"):
         segment_volume(
             Volume(label_scan((7, 4, 5)), np.eye(4)), make_manifest(), network,
-            max_voxels=10**6, clock=StageClock(), memory=Memory(spare=lambda jobs: 128 * 2**20),
+            max_voxels=10**6, clock=StageClock(), memory=MemoryBudget(available=lambda jobs: 128 * 2**20),
         )  # fmt: skip
     assert network.images == []
 
@@ -410,11 +420,11 @@ def test_logits_on_disk_give_the_same_mask_and_a_note(tmp_path: Path, make_manif
     voxels = label_scan((17, 4, 5))
     segmented = segment_volume(
         Volume(voxels, np.eye(4)), make_manifest(), NearestValueNetwork(0, 1, 2, 3),
-        max_voxels=10**6, clock=StageClock(), memory=Memory(tmp_path, spare=Shrinking()),
+        max_voxels=10**6, clock=StageClock(), memory=MemoryBudget(tmp_path, available=Shrinking()),
     )  # fmt: skip
     assert np.array_equal(segmented.mask, voxels)
     (note,) = segmented.notes
-    assert note.endswith("they were held on disk")
+    assert note.endswith("they were kept on disk")
 
 
 def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
@@ -423,7 +433,7 @@ def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tm
     with pytest.raises(BadRequest, match=r"request.output.formats: dicom-seg refers to the slices of a DICOM series"):
         segment_file(
             tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, formats=["nifti", "dicom-seg"],
-            clock=StageClock(), progress=lambda stage, share: seen.append(stage),
+            sessions=SessionCache(), clock=StageClock(), progress=lambda stage, share: seen.append(stage),
         )  # fmt: skip
     assert set(seen) == {"read"}
 
@@ -435,11 +445,11 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     stack = straight(labels)
     write(tmp_path / "in", Stack(labels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]))
     fields = {"orientation": "LPS", "spacing_mm": (0.75, 1.25, 2.5)}
-    formats: tuple[Format, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
+    formats: tuple[OutputFormat, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
     (tmp_path / "out").mkdir()
     report = segment_file(
         tmp_path / "in", tmp_path / "out", make_model(**fields), CPU, max_voxels=10**6, formats=formats,
-        input_options=InputOptions(tolerate=("uneven_spacing",)), clock=StageClock(),
+        input_options=InputOptions(tolerate=("uneven_spacing",)), sessions=SessionCache(), clock=StageClock(),
     )  # fmt: skip
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
     assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.manifest import LargestComponent, PostProcessing, RemoveSmall
+from inference_service.contract.manifest import LargestComponent, PostProcessing, RemoveSmallComponents
 from inference_service.segmentation.postprocessing import postprocess
 
 Box = tuple[slice | int, slice | int, slice | int]
@@ -30,8 +30,8 @@ def largest(*labels: int) -> LargestComponent:
     return LargestComponent(step="largest_component", labels=labels)
 
 
-def remove_small(*labels: int, min_volume_ml: float) -> RemoveSmall:
-    return RemoveSmall(step="remove_small", labels=labels, min_volume_ml=min_volume_ml)
+def remove_small(*labels: int, min_volume_ml: float) -> RemoveSmallComponents:
+    return RemoveSmallComponents(step="remove_small", labels=labels, min_volume_ml=min_volume_ml)
 
 
 BIG = (slice(0, 3), slice(0, 3), slice(0, 3))
@@ -50,7 +50,7 @@ def test_what_is_dropped_becomes_what_the_step_says() -> None:
 
 
 def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
-    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=0.02, becomes="surroundings")
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=0.02, becomes="surroundings")
     everywhere = (slice(None), slice(None), slice(None))
     half = (slice(6, 12), slice(None), slice(None))
     dropped: list[Box] = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
@@ -60,7 +60,7 @@ def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
 
 
 def test_what_has_no_surroundings_becomes_background() -> None:
-    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=9.0, becomes="surroundings")
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=9.0, becomes="surroundings")
     assert not cleaned(np.ones((2, 3, 4), dtype=np.uint16), step).any()
     assert not cleaned(mask_of((1, MIDDLE), (1, SMALL)), step).any()
 
@@ -68,7 +68,7 @@ def test_what_has_no_surroundings_becomes_background() -> None:
 @given(st.integers(0, 2**20))
 def test_surroundings_are_those_of_each_component_alone(seed: int) -> None:
     mask = np.random.default_rng(seed).choice([0, 1, 2, 5], (6, 5, 4), p=[0.5, 0.1, 0.2, 0.2]).astype(np.uint8)
-    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
     result = cleaned(np.asfortranarray(mask) if seed % 2 else mask, step, voxel_volume_ml=0.5)
     components, count = ndimage.label(mask == 1, np.ones((3, 3, 3), dtype=bool))
     for number in range(1, count + 1):
@@ -96,7 +96,7 @@ def test_thousands_of_thin_components_that_reach_far() -> None:
     steps = np.arange(size - 40)
     for i, j in np.ndindex(13, 13):
         mask[3 * i + steps, 3 * j + steps, steps] = 1
-    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1.0, becomes="surroundings")
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=1.0, becomes="surroundings")
     assert ndimage.label(mask == 1, np.ones((3, 3, 3)))[1] == 169
     assert np.all(cleaned(mask, step, voxel_volume_ml=0.001) == 3)
 
@@ -138,14 +138,14 @@ def test_component_of_just_the_least_volume_stays() -> None:
 def test_small_components_are_dropped_by_their_share_of_the_largest(min_share: float, kept: int) -> None:
     # 27, 8 and 2 voxels.
     mask = mask_of((1, BIG), (1, MIDDLE), (1, SMALL), (2, (11, 0, 0)))
-    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=min_share)
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=min_share)
     expected = mask_of(*[(1, box) for box in (BIG, MIDDLE, SMALL)][:kept], (2, (11, 0, 0)))
     assert np.array_equal(cleaned(mask, step), expected)
 
 
 def test_of_equal_components_each_is_the_largest() -> None:
     mask = mask_of((1, SMALL), (1, (slice(0, 2), 0, 0)))
-    step = RemoveSmall(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=1.0)
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=1.0)
     assert np.array_equal(cleaned(mask, step), mask)
 
 

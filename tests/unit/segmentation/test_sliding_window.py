@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, OutOfMemory
-from inference_service.core.threads import Threads
+from inference_service.core.threads import ThreadPool
 from inference_service.segmentation.sliding_window import Network, stream_logits, zeros_in_memory
 from inference_service.segmentation.tiling import Shape, WindowPlan, importance_map, plan_windows
 
@@ -355,7 +355,7 @@ def test_threads_change_no_bit(make_manifest: MakeManifest, shape: Shape) -> Non
     manifest = make_manifest(values=(0, 1, 2))
     image, network, plan = noise(shape), PlaceNetwork((5, 4, 3)), plan_for(shape, manifest)
     alone = np.stack(list(stream_logits(image, network, manifest, plan)))
-    with Threads(3) as threads:
+    with ThreadPool(3) as threads:
         assert np.array_equal(np.stack(list(stream_logits(image, network, manifest, plan, threads=threads))), alone)
 
 

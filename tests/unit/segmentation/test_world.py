@@ -18,9 +18,10 @@ from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, Inpu
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE
+from inference_service.core.execution import ExecutionOptions
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model, read_model
-from inference_service.engine.session_cache import Engine
+from inference_service.engine.session_cache import SessionCache
 from inference_service.segmentation.pipeline import segment_file
 
 Array = NDArray[np.int16]
@@ -91,8 +92,8 @@ def segment(
     target = folder / "out"
     target.mkdir()
     report = segment_file(
-        source, target, model, Engine(("CPUExecutionProvider",)),
-        max_voxels=10**6, input_options=input_options, clock=StageClock(),
+        source, target, model, ExecutionOptions(("CPUExecutionProvider",)),
+        max_voxels=10**6, input_options=input_options, sessions=SessionCache(), clock=StageClock(),
     )  # fmt: skip
     image = nibabel.Nifti1Image.from_filename(target / MASK_FILE)
     return np.asarray(image.dataobj), image.affine, report

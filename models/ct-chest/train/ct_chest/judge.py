@@ -12,11 +12,12 @@ from ct_chest.canvas import Mask, Spacing
 from ct_chest.generator import Example, make_example
 from ct_chest.labels import NAMES
 from ct_chest.seeds import FIRST_HELD_BACK_SEED, FIRST_TEST_SEED
+from inference_service.core.execution import ExecutionOptions
 from inference_service.core.progress import StageClock
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model, read_model
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import Engine, load_session
+from inference_service.engine.session_cache import load_session
 from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
 
@@ -43,7 +44,7 @@ def segment(volume: Volume, folder: Path = MODEL) -> NDArray[np.unsignedinteger]
 @cache
 def _loaded(folder: Path) -> tuple[Model, Session]:
     model = read_model(folder)
-    return model, load_session(model, Engine(("CPUExecutionProvider",), threads=_THREADS))
+    return model, load_session(model, ExecutionOptions(("CPUExecutionProvider",), threads=_THREADS))
 
 
 def dice(first: Mask, second: Mask) -> float:
