@@ -16,7 +16,7 @@ from inference_service.core.settings import get_settings
 
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="Name of the model.")
 @click.option("--model-version", help="Version of the model; the highest installed otherwise.")
 @input_options
@@ -33,16 +33,17 @@ def segment(
     formats: tuple[OutputFormat, ...],
     as_json: bool,
 ) -> None:
-    """Segment IN, without any server, into the folder OUT: mask, report, preview, and what --format asks for.
+    """Segment IN into OUT without any server.
 
     IN is a NIfTI file, or a DICOM series in a folder, a zip or a file.
+
+    OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format. If OUT ends in .nii or
+    .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
+    folders are made, and nothing is overwritten.
     """
-    if target.suffix in (".gz", ".nii"):
-        raise click.BadParameter(
-            "OUT is a folder, which gets mask.nii.gz, report.json and preview.png", param_hint="OUT"
-        )
     from inference_service.contract.input_options import InputOptions
-    from inference_service.segmentation.local_run import segment_locally
+    from inference_service.contract.result_files import REPORT_FILE
+    from inference_service.segmentation.local_run import ResultPaths, segment_locally
 
     with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
@@ -58,7 +59,8 @@ def segment(
     screen.print(labels_table(report.labels))
     for warning in report.warnings:
         screen.print(f"warning: {warning}")
-    screen.print(f"{', '.join(report.files)} and report: {target}")
+    paths = ResultPaths.of(target)
+    screen.print(f"{', '.join(report.files)} and {paths.path(REPORT_FILE).name}: {paths.folder}")
 
 
 @click.group()

@@ -1,21 +1,24 @@
 """The pipeline on this machine's files, without any server."""
 
+import gzip
 import logging
+import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.report import Report
-from inference_service.contract.result_files import result_files
+from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, result_files
 from inference_service.contract.task_message import OutputFormat
-from inference_service.core.errors import BadRequest, GpuError, InputNotFound, ModelInvalid, OutOfMemory
+from inference_service.core.errors import BadRequest, GpuError, InputNotFound, InternalError, ModelInvalid, OutOfMemory
 from inference_service.core.execution import ExecutionOptions, Precision
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress, StageClock
@@ -28,6 +31,85 @@ from inference_service.segmentation.pipeline import segment_file
 from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
 
 logger = logging.getLogger(__name__)
+
+_MASK_ENDINGS = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class ResultPaths:
+    """Where the files of a result go: into a folder under their usual names, or to a mask's path and beside it.
+
+    Attributes:
+        folder: The folder of all files.
+        mask_name: The mask's name; None for the usual names.
+
+    >>> ResultPaths.of(Path("out")).path("report.json").as_posix()
+    'out/report.json'
+    >>> ResultPaths.of(Path("out/lungs.nii.gz")).path("report.json").as_posix()
+    'out/lungs.report.json'
+    """
+
+    folder: Path
+    mask_name: str | None = None
+
+    @classmethod
+    def of(cls, target: Path) -> Self:
+        """The paths for a target, which is a mask's path if it ends in .nii or .nii.gz, and a folder otherwise."""
+        is_mask = target.name.lower().endswith(_MASK_ENDINGS) and target.name.lower() not in _MASK_ENDINGS
+        return cls(target.parent, target.name) if is_mask else cls(target)
+
+    @property
+    def plain_mask(self) -> bool:
+        """Whether the mask's name is that of an uncompressed file."""
+        return self.mask_name is not None and self.mask_name.lower().endswith(".nii")
+
+    def path(self, file: str) -> Path:
+        """The path of a file of `result_files`."""
+        if self.mask_name is None:
+            return self.folder / file
+        if file == MASK_FILE:
+            return self.folder / self.mask_name
+        stem = self.mask_name[: self.mask_name.lower().rindex(".nii")]
+        return self.folder / f"{stem}.{file}"
+
+    def check_free(self) -> None:
+        """Checks, before the work, that the result can be written and replaces nothing.
+
+        Raises:
+            BadRequest: A file of a result is there already, or the folder cannot be written to.
+        """
+        paths = (self.path(file) for file in result_files().values())
+        taken = [path.name for path in paths if os.path.lexists(path)]
+        if taken:
+            raise BadRequest(f"{self.folder} holds {' and '.join(taken)} already; choose another OUT")
+        folder = self.folder.absolute()
+        existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            raise BadRequest(f"{existing} is not a folder that can be written to; choose another OUT")
+
+    def take(self, source: Path, formats: Sequence[OutputFormat]) -> None:
+        """Copies a result here from a folder that has it under the usual names; all of it or nothing.
+
+        Raises:
+            InternalError: A file cannot be written.
+        """
+        folder = self.folder.absolute()
+        with ExitStack() as undo:
+            try:
+                for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+                    missing.mkdir()
+                    undo.callback(missing.rmdir)
+                for file in result_files(formats).values():
+                    plain = file == MASK_FILE and self.plain_mask
+                    with (
+                        gzip.open(source / file) if plain else (source / file).open("rb") as stream,
+                        self.path(file).open("xb") as copy,
+                    ):
+                        undo.callback(self.path(file).unlink)
+                        shutil.copyfileobj(stream, copy)
+            except OSError as error:
+                raise InternalError(f"{error.filename or self.folder} cannot be written: {error.strerror}") from error
+            undo.pop_all()
 
 
 def segment_locally(
@@ -45,7 +127,7 @@ def segment_locally(
 
     Args:
         source: The scan: a file, a zip or a folder.
-        target: The folder that gets the results; made where it is missing, never with anything overwritten in it.
+        target: A folder, or the mask's path, as `ResultPaths.of` tells them apart; nothing is overwritten.
         settings: Models, providers and limits.
         model: Name of the model.
         version: Its version; None takes the highest.
@@ -54,13 +136,12 @@ def segment_locally(
         progress: Told of every stage and window.
 
     Raises:
-        BadRequest: The folder holds a result already.
+        BadRequest: There is a result already, or the target cannot be written to.
         ServiceError: As the pipeline.
     """
     _check_there(source)
-    taken = [name for name in result_files().values() if (target / name).exists()]
-    if taken:
-        raise BadRequest(f"{target} holds {' and '.join(taken)} already; choose another folder")
+    paths = ResultPaths.of(target)
+    paths.check_free()
     found = find_model(settings.models_path, model, version)
     sessions = SessionCache()
 
@@ -75,9 +156,9 @@ def segment_locally(
                 )  # fmt: skip
             except MemoryError as error:
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
-            target.mkdir(parents=True, exist_ok=True)
-            for name in result_files(formats).values():
-                shutil.move(Path(folder) / name, target / name)
+            report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
+            report.write(Path(folder, REPORT_FILE))
+            paths.take(Path(folder), formats)
         return report
 
     execution = _execution_options(settings)

@@ -1,4 +1,6 @@
+import errno
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 from uuid import UUID
 
 import click
@@ -247,9 +250,80 @@ def test_segment_writes_a_segmentation_for_a_series_and_for_nothing_else(tmp_pat
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "mask.nii.gz", "preview.png", "report.json", "segmentation.dcm",
     ]  # fmt: skip
+    result = run("segment", tmp_path / "in", tmp_path / "named" / "lungs.nii.gz", *command)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "named").iterdir()) == [
+        "lungs.nii.gz", "lungs.preview.png", "lungs.report.json", "lungs.segmentation.dcm",
+    ]  # fmt: skip
     result = run("segment", scan, tmp_path / "other", *command)
     assert (result.exit_code, "bad_request" in result.stderr) == (3, True), result.output
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "beside"),
+    [
+        ("lungs.nii.gz", ["lungs.preview.png", "lungs.report.json"]),
+        ("a/b/lungs.nii", ["lungs.preview.png", "lungs.report.json"]),
+        ("of.2026.NII.GZ", ["of.2026.preview.png", "of.2026.report.json"]),
+    ],
+)
+def test_segment_writes_a_mask_of_a_given_name(
+    segmented: Segmented, scan: Path, tmp_path: Path, out: str, beside: list[str]
+) -> None:
+    path = tmp_path / "new" / out
+    result = run("segment", scan, path, "--model", MODEL)
+    assert result.exit_code == 0, result.output
+    assert sorted(each.name for each in path.parent.iterdir()) == sorted([path.name, *beside])
+    gzipped = path.read_bytes()[:2] == b"\x1f\x8b"
+    assert gzipped == out.lower().endswith(".gz")
+    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()) if gzipped else path.read_bytes())
+    expected = nibabel.Nifti1Image.from_filename(segmented.target / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), np.asanyarray(expected.dataobj))
+    np.testing.assert_array_equal(mask.affine, expected.affine)
+    report = Report.model_validate_json((path.parent / beside[1]).read_bytes())
+    assert report.files == [path.name, beside[0]]
+    assert all(name in result.stdout for name in [*report.files, beside[1]])
+
+
+@pytest.mark.parametrize("taken", ["lungs.nii.gz", "lungs.preview.png", "lungs.segmentation.dcm"])
+def test_segment_overwrites_nothing_beside_a_mask(scan: Path, tmp_path: Path, taken: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / taken).write_text("mine")
+    result = run("segment", scan, "out/lungs.nii.gz", "--model", MODEL)
+    assert result.exit_code == 3
+    assert result.stderr == f"error: bad_request: out holds {taken} already; choose another OUT\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [taken]
+    assert (tmp_path / "out" / taken).read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["file", "file/out", "file/lungs.nii.gz"])
+def test_segment_refuses_an_out_below_a_file(scan: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run("segment", scan, out, "--model", MODEL)
+    assert result.exit_code == 3
+    assert f"error: bad_request: {tmp_path}/file is not a folder" in result.stderr
+
+
+@pytest.mark.parametrize("out", ["new/out", "new/sub/lungs.nii"])
+def test_segment_leaves_nothing_where_the_disk_is_full(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    copy = shutil.copyfileobj
+    written: list[str] = []
+
+    def copy_one(source: BinaryIO, target: BinaryIO) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(target.name)
+        copy(source, target)
+
+    monkeypatch.setattr("inference_service.segmentation.local_run.shutil.copyfileobj", copy_one)
+    result = run("segment", scan, out, "--model", MODEL)
+    assert (result.exit_code, len(written)) == (1, 1)
+    assert result.stderr.splitlines()[-1].startswith("error: internal_error: ")
+    assert "No space left on device" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_segment_shows_tables_and_keeps_progress_apart(segmented: Segmented) -> None:
@@ -276,6 +350,7 @@ def test_segment_prints_json(scan: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("out", ["out", "new/out", "new/lungs.nii.gz"])
 @pytest.mark.parametrize(
     ("source", "options", "code"),
     [
@@ -287,14 +362,17 @@ def test_segment_prints_json(scan: Path, tmp_path: Path) -> None:
         ("text.nii", ("--model", MODEL, "--model-version", "99"), "model_not_found"),
     ],
 )
-def test_segment_refuses_and_leaves_nothing(tmp_path: Path, source: str, options: tuple[str, ...], code: str) -> None:
+def test_segment_refuses_and_leaves_nothing(
+    tmp_path: Path, source: str, options: tuple[str, ...], code: str, out: str
+) -> None:
     (tmp_path / "text.nii").write_text("not an image")
     (tmp_path / "empty.nii").touch()
-    result = run("segment", source, "out", *options)
+    before = set(tmp_path.iterdir())
+    result = run("segment", source, out, *options)
     assert result.exit_code == 3
     assert result.stderr.splitlines()[-1].startswith(f"error: {code}: ")
     assert result.stdout == ""
-    assert list(tmp_path.glob("out/*")) == []
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_models_are_listed() -> None:
