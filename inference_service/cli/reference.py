@@ -3,6 +3,7 @@
 import json
 
 from pydantic import Secret, SecretStr
+from pydantic.fields import FieldInfo
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
@@ -32,13 +33,16 @@ def reference_pages() -> dict[str, str]:
 def settings_page() -> str:
     """The table of all settings, in Markdown."""
     rows = (
-        f"| `{name.upper()}` | {_default(field.default)} | {field.description} |"
+        f"| `{name.upper()}` | {_default(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     )
     return _SETTINGS_HEAD + "\n".join(rows) + "\n"
 
 
-def _default(value: object) -> str:
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "unset"
+    value = field.default
     shown = value.get_secret_value() if isinstance(value, Secret | SecretStr) else value
     if shown is None or shown == "":
         return "unset"

@@ -5,6 +5,7 @@
 
 import os
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -20,6 +21,13 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 _SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
 _SECRET_FILE = "File that has it instead, as Docker's and Kubernetes' secrets are."
+
+
+def bundled_models_path() -> Path:
+    """The folder of the models that come with the installation: a clone's `models`, or a copy inside the package."""
+    package = Path(str(files("inference_service")))
+    clone = package.parent
+    return clone / "models" if (clone / "pyproject.toml").is_file() else package / "bundled_models"
 
 
 class Settings(BaseSettings):
@@ -66,7 +74,11 @@ class Settings(BaseSettings):
         "those that this machine trusts.",
     )
 
-    models_path: Path = Field(Path("models"), description="The folder of models: `<name>/<version>/manifest.json`.")
+    models_path: Path = Field(
+        default_factory=bundled_models_path,
+        description="The folder of models: `<name>/<version>/manifest.json`; unset: the models that come with the "
+        "installation.",
+    )
     onnx_providers: list[str] = Field(
         [CUDA, CPU],
         description="JSON array of the ONNX Runtime execution providers requested, best first.",

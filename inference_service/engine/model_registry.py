@@ -64,7 +64,8 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
         raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))
     versions = _versions(models_path / name)
     if not versions:
-        raise ModelNotFound(f"model {name!r} is not installed here")
+        names = dict.fromkeys(folder.parent.name for folder in list_models(models_path))
+        raise ModelNotFound(f"model {name!r} is not installed; MODELS_PATH holds {', '.join(names) or 'no model'}")
     if version is None:
         version = versions[-1]
     elif version not in versions:

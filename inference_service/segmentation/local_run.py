@@ -81,7 +81,7 @@ class ResultPaths:
         paths = (self.path(file) for file in result_files().values())
         taken = [path.name for path in paths if os.path.lexists(path)]
         if taken:
-            raise BadRequest(f"{self.folder} holds {' and '.join(taken)} already; choose another OUT")
+            raise BadRequest(f"{self.folder} holds {', '.join(taken)} already; choose another OUT")
         folder = self.folder.absolute()
         existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):

@@ -433,7 +433,8 @@ def test_a_model_that_was_changed_is_not_verified(monkeypatch: pytest.MonkeyPatc
 def test_a_model_that_is_not_there_is_refused(command: str) -> None:
     result = run("models", command, "no-such-model")
     assert (result.exit_code, result.stderr) == (
-        3, "error: model_not_found: model 'no-such-model' is not installed here\n",
+        3,
+        "error: model_not_found: model 'no-such-model' is not installed; MODELS_PATH holds ct-chest, ct-tissue\n",
     )  # fmt: skip
 
 

@@ -218,9 +218,10 @@ def test_a_message_on_a_missing_model_names_what_there_is(tmp_path: Path) -> Non
     install(tmp_path, "ct-lung", "2")
     with pytest.raises(ModelNotFound, match=r"no version 3; installed: 1, 2$"):
         find_model(tmp_path, "ct-lung", "3")
-    with pytest.raises(ModelNotFound, match="'ct-heart' is not installed"):
+    install(tmp_path, "ct-bone", "1")
+    with pytest.raises(ModelNotFound, match=r"^model 'ct-heart' is not installed; MODELS_PATH holds ct-bone, ct-lung$"):
         find_model(tmp_path, "ct-heart")
-    with pytest.raises(ModelNotFound, match="is not installed"):
+    with pytest.raises(ModelNotFound, match=r"^model 'ct-lung' is not installed; MODELS_PATH holds no model$"):
         find_model(tmp_path / "missing", "ct-lung")
 
 
