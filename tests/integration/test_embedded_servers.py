@@ -278,7 +278,7 @@ def test_nothing_is_left_when_the_body_raises(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from inference_service.embedded import start_servers
+from inference_service.embedded.servers import start_servers
 with start_servers(Path(sys.argv[1]), durable=False):
     print("ready", flush=True)
     time.sleep(60)

@@ -9,9 +9,9 @@ from zipfile import ZipFile
 
 import pytest
 
-from inference_service.nifti import write_volume
-from inference_service.phantom import chest_phantom
-from inference_service.settings import Settings, bundled_models_path
+from inference_service.core.settings import Settings, bundled_models_path
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.formats.nifti import write_volume
 
 REPOSITORY = Path(__file__).parents[2]
 MODELS = "inference_service/bundled_models"
@@ -63,7 +63,9 @@ def test_the_wheel_holds_the_package_and_what_is_served_of_the_models(site: Path
 
 def test_an_installed_wheel_segments_with_its_own_models(site: Path, tmp_path: Path) -> None:
     write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
-    found = run(site, tmp_path, "-c", "from inference_service.settings import Settings; print(Settings().models_path)")
+    found = run(
+        site, tmp_path, "-c", "from inference_service.core.settings import Settings; print(Settings().models_path)"
+    )
     assert found.strip() == str(site / MODELS)
     run(site, tmp_path, "-m", "inference_service", "segment", "ct.nii.gz", "mask.nii.gz", "--model", "ct-tissue")
     assert (tmp_path / "mask.nii.gz").is_file()
