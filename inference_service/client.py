@@ -66,7 +66,7 @@ class Client:
     def close(self) -> None:
         """Closes the connections."""
         self._app.close()
-        self._database.dispose()
+        self._database.close()
 
     def upload(self, volume: Path) -> InputReference:
         """Stores a volume in the input bucket under a fresh key, which does not carry the file's own name.

@@ -1,1 +1,1 @@
-"""A job's row, message and objects: schema, attempts, leases, recovery, dispatch, object storage."""
+"""A job's row, message and objects: schema, state machine, attempts, leases, recovery, dispatch, object storage."""

@@ -106,7 +106,7 @@ def fetch_redis_state(app: App) -> RedisState:
 
 
 def queue_for(
-    priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None, cpu_is_alive: Callable[[], bool]
+    priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None, has_cpu_worker: Callable[[], bool]
 ) -> str:
     """Where a job's message goes.
 
@@ -114,12 +114,12 @@ def queue_for(
         priority: The job's; whatever is not urgent is routine.
         depths: How many messages wait in each queue.
         priority_max_depth: An urgent job goes to the overflow queue where so many wait for the GPU, and fewer there.
-        cpu_is_alive: Whether anybody but the GPU takes from there; asked only where it matters.
+        has_cpu_worker: Whether anybody but the GPU takes from there; asked only where it matters.
     """
     if priority != Priority.URGENT:
         return OVERFLOW_QUEUE
     full = priority_max_depth is not None and depths[PRIORITY_QUEUE] >= priority_max_depth
-    spills = full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] and cpu_is_alive()
+    spills = full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] and has_cpu_worker()
     return OVERFLOW_QUEUE if spills else PRIORITY_QUEUE
 
 

@@ -1,37 +1,97 @@
-"""The tables in Postgres, the connection to it and its migrations."""
+"""The connection to Postgres: its time limits, its errors as the service's own, and the migrations of the schema."""
 
 import select
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 from psycopg2.errors import UndefinedTable
 from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
-from sqlalchemy import (
-    URL,
-    Engine,
-    create_engine,
-)
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.core.settings import Settings
 
-# What other modules call the pool of connections.
-Database = Engine
-
 _CONNECT_TIMEOUT_S = 5
-_SILENCE_LIMIT_S = 15
-# What waits for a row gets it once the server has dropped a frozen client, so the server's limits come first.
-_ANSWER_LIMIT_S = _SILENCE_LIMIT_S + 5
-MIGRATIONS = Path(__file__).with_name("migrations")
+# The server ends a transaction that idles for so long, and the kernel a connection whose peer does not acknowledge.
+_IDLE_LIMIT_S = 15
+# Longer, as a client that waits for a row lock gets it when the server drops a frozen holder of the lock.
+_RESPONSE_LIMIT_S = _IDLE_LIMIT_S + 5
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+class Database:
+    """The jobs' database. An outage in one of its blocks raises DatabaseUnavailable; other errors pass unchanged.
+
+    Args:
+        engine: SQLAlchemy's source of connections.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction, committed at the end of the block and rolled back if the block raises."""
+        with _mapped_errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for queries; nothing is committed."""
+        with self.connection() as connection:
+            yield connection
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection for several transactions, each of which the caller begins."""
+        with _mapped_errors(), self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Closes the pooled connections."""
+        self._engine.dispose()
+
+
+def connect(settings: Settings, *, pooled: bool = True) -> Database:
+    """Prepares access to the jobs' database; a connection is opened on first use.
+
+    Args:
+        settings: Address, credentials and TLS.
+        pooled: Whether connections are kept between uses. A forked child must not inherit a pool, so a pool is made
+            in the process that uses it. Without a pool the server also limits how long a statement runs.
+    """
+    pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
+    verified = settings.postgres_sslmode == "verify-full"
+    limits = ["idle_in_transaction_session_timeout"]
+    if not pooled:
+        limits.append("statement_timeout")
+    engine = create_engine(
+        database_url(settings),
+        # Errors are logged, and a statement's parameters contain requests.
+        hide_parameters=True,
+        **(pool if pooled else {"poolclass": NullPool}),
+        connect_args={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "sslmode": settings.postgres_sslmode,
+            **({"sslrootcert": str(settings.tls_ca_path or "system")} if verified else {}),
+            # Without these two, the renewal of a lease waits for ever for a server whose machine has vanished.
+            "tcp_user_timeout": _IDLE_LIMIT_S * 1000,
+            "keepalives_idle": _IDLE_LIMIT_S,
+            "application_name": "inference-service",
+            # A process that is frozen in a transaction does not keep its row locks.
+            "options": " ".join(f"-c {limit}={_IDLE_LIMIT_S * 1000}" for limit in limits),
+        },
+    )
+    return Database(engine)
 
 
 def database_url(settings: Settings) -> URL:
-    """Where the jobs' database is; it carries the password, which its text does not show."""
+    """The address of the jobs' database. It carries the password, which `str()` masks."""
     return URL.create(
         "postgresql+psycopg2",
         username=settings.postgres_user,
@@ -42,40 +102,11 @@ def database_url(settings: Settings) -> URL:
     )
 
 
-def connect(settings: Settings, *, pooled: bool = True) -> Database:
-    """Where connections to the jobs' database come from.
-
-    Args:
-        settings: Say where it is.
-        pooled: Whether connections are kept between uses; a pool is built in the process that uses it, never before
-            a fork.
-    """
-    pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
-    verified = settings.postgres_sslmode == "verify-full"
-    limits = ["idle_in_transaction_session_timeout", *([] if pooled else ["statement_timeout"])]
-    return create_engine(
-        database_url(settings),
-        # A statement's parameters hold requests, and errors end in the log.
-        hide_parameters=True,
-        **(pool if pooled else {"poolclass": NullPool}),
-        connect_args={
-            "connect_timeout": _CONNECT_TIMEOUT_S,
-            # A server that is silently gone is noticed by the kernel, or the renewal of a lease would wait for ever.
-            "sslmode": settings.postgres_sslmode,
-            **({"sslrootcert": str(settings.tls_ca_path or "system")} if verified else {}),
-            "tcp_user_timeout": _SILENCE_LIMIT_S * 1000,
-            "keepalives_idle": _SILENCE_LIMIT_S,
-            "application_name": "inference-service",
-            # A process that is frozen in its middle keeps nobody else from a row.
-            "options": " ".join(f"-c {limit}={_SILENCE_LIMIT_S * 1000}" for limit in limits),
-        },
-    )
-
-
 def limit_response_time() -> None:
-    """Has all connections of this process fail where Postgres says nothing for long, be it frozen in its middle.
+    """Makes every connection of this process fail when Postgres does not respond in time, even if it is frozen.
 
-    For a process of our own: psycopg2 has no COPY and no large objects then, and a migration may take its time.
+    The limit is a wait callback of psycopg2. COPY and large objects do not work with one, and a migration may run for
+    longer, so only worker processes set it.
     """
     set_wait_callback(_wait)
 
@@ -84,13 +115,12 @@ def _wait(connection: psycopg2.extensions.connection) -> None:
     while (wanted := connection.poll()) != POLL_OK:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLOUT if wanted == POLL_WRITE else select.POLLIN)
-        if not poll.poll(_ANSWER_LIMIT_S * 1000):
-            raise psycopg2.OperationalError(f"Postgres has said nothing for {_ANSWER_LIMIT_S} s")
+        if not poll.poll(_RESPONSE_LIMIT_S * 1000):
+            raise psycopg2.OperationalError(f"Postgres has not responded for {_RESPONSE_LIMIT_S} s")
 
 
 @contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Turns a server that is away, read-only or without our tables into DatabaseUnavailable; other errors pass."""
+def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except ProgrammingError as error:
@@ -98,11 +128,11 @@ def mapped_errors() -> Iterator[None]:
             raise DatabaseUnavailable("the tables are missing: run `inference-service migrate`") from error
         raise
     except OperationalError as error:
-        # What libpq says of where it failed to connect to, and the server's severity, are left out.
+        # libpq's text starts with the address, and the server's with a severity; neither belongs in a public message.
         reason = str(error.orig).partition("\n")[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
         raise DatabaseUnavailable(f"Postgres cannot be used: {reason}") from error
     except InternalError as error:
-        # Such as a server that is read-only, as one that was demoted at a failover.
+        # For example a server that became read-only, as it was demoted in a failover.
         raise DatabaseUnavailable("Postgres takes no writes now") from error
     except DBAPIError as error:
         if error.connection_invalidated:
@@ -111,18 +141,16 @@ def mapped_errors() -> Iterator[None]:
 
 
 def migrate(settings: Settings) -> None:
-    """Brings the schema up to date; runs one at a time wherever it is started.
+    """Brings the schema up to date. Concurrent calls wait for one another.
 
     Raises:
         DatabaseUnavailable: Postgres does not answer or refuses.
     """
-    from alembic import command  # only a worker's installation has alembic
+    from alembic import command  # part of a worker's installation only
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    engine = connect(settings)
-    with mapped_errors(), engine.begin() as connection:
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with closing(connect(settings)) as database, database.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-    engine.dispose()

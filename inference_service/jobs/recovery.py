@@ -1,6 +1,7 @@
-"""Jobs that nobody holds: leases that ran out, retries that are due, messages that never were or are no more.
+"""Recovers orphaned jobs: expired leases, due retries, messages that were never sent or got lost.
 
-Everything here may run in several workers at once: a lock in Postgres lets one at a time do it.
+Any number of workers may sweep: a lock in Postgres lets one sweep at a time. Jobs of this worker's own dead processes
+need no lock.
 """
 
 import logging
@@ -8,37 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, not_, or_, select
 
 from inference_service.core.errors import BadRequest, ServiceError
 from inference_service.jobs.attempts import EXPIRED, final_error
 from inference_service.jobs.celery_app import RedisState
-from inference_service.jobs.database import Database, mapped_errors
-from inference_service.jobs.job_store import UnsentJob, end_job, record_transition
+from inference_service.jobs.database import Database
+from inference_service.jobs.job_store import UnsentJob
 from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.state_machine import StateChange, change_state
 
 logger = logging.getLogger(__name__)
 
-# Any number that nothing else in the database takes: "sweep" in ASCII.
-_LOCK = 0x7377656570
-_MOST_AT_ONCE = 1000
-_MOST_CLEARED = 20
-_NO_REQUEST = "the message broke the contract, and the worker that was to say how was lost"
+# The key of the advisory lock, "sweep" in ASCII; nothing else in the database uses it.
+_LOCK_KEY = 0x7377656570
+_JOBS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A job that got no further attempt.
+    """A job that was ended here because it gets no further attempt.
 
     Attributes:
         job_id: The job.
-        worker: Who ran it last.
-        attempts: How many it had.
-        duration_s: From its first start to its end; None where it never started.
-        error: Why.
+        worker: The last worker that ran it.
+        attempts: How many attempts it had.
+        duration_s: Seconds from its first start to its end; None where it never started.
+        error: The error that it ended with.
     """
 
     job_id: UUID
@@ -48,77 +47,67 @@ class FinishedJob:
     error: ServiceError
 
 
+@contextmanager
+def sweep_lock(database: Database) -> Iterator[bool]:
+    """Takes the lock of the sweep for the block; yields whether it was free."""
+    with database.begin() as connection:
+        yield bool(connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK_KEY))).scalar_one())
+
+
 def requeue_expired(database: Database, *, max_attempts: int) -> list[FinishedJob]:
-    """Queues jobs again whose lease ran out, and ends those that have no attempt left."""
-    return _requeue(database, EXPIRED, max_attempts=max_attempts, detail="lease_expired", returned=False)
+    """Queues jobs with an expired lease again, and ends those that have no attempt left."""
+    return _requeue(database, EXPIRED, max_attempts=max_attempts, detail="lease_expired")
 
 
 def requeue_lost(database: Database, job_id: UUID, *, worker: str, pid: int, max_attempts: int) -> list[FinishedJob]:
-    """Does so for a job whose process in a worker is known to be dead."""
-    held = and_(_held_by(worker), JobRow.id == job_id, JobRow.lease_pid == pid)
-    return _requeue(database, held, max_attempts=max_attempts, detail="worker_lost", returned=False)
+    """Queues the job of a dead process of a worker again, or ends it if it has no attempt left."""
+    return _requeue(database, _run_by(worker, job_id, pid), max_attempts=max_attempts, detail="worker_lost")
 
 
 def return_jobs(database: Database, *, worker: str, max_attempts: int) -> list[FinishedJob]:
-    """Queues all jobs again that a worker holds, as it is told to stop; their attempts do not count."""
-    return _requeue(
-        database, _held_by(worker), max_attempts=max_attempts, detail="worker_stopped", returned=True
-    )  # fmt: skip
+    """Queues all jobs of a worker that stops again; their current attempts do not count."""
+    return _requeue(database, _held_by(worker), max_attempts=max_attempts, detail="worker_stopped", returned=True)
 
 
 def fail_lost(database: Database, job_id: UUID, *, worker: str, pid: int, error: ServiceError) -> list[FinishedJob]:
-    """Ends a job whose process in a worker is known to be dead."""
-    with mapped_errors(), database.begin() as connection:
-        held = and_(_held_by(worker), JobRow.id == job_id, JobRow.lease_pid == pid)
-        return [_end(connection, row, error) for row in _locked(connection, held)]
+    """Ends the job of a dead process of a worker with an error."""
+    with database.begin() as connection:
+        return [_end(connection, row, error) for row in _locked(connection, _run_by(worker, job_id, pid))]
 
 
 def fail_unreadable(database: Database, *, older_than_s: float) -> list[FinishedJob]:
-    """Ends queued jobs that have no request, for lack of which they cannot be sent again."""
+    """Ends queued jobs without a request: no message can be made for them."""
     old = JobRow.created_at < func.now() - timedelta(seconds=older_than_s)
     unreadable = and_(JobRow.state == JobState.QUEUED, JobRow.request.is_(None), old)
-    with mapped_errors(), database.begin() as connection:
-        return [_end(connection, row, BadRequest(_NO_REQUEST)) for row in _locked(connection, unreadable)]
-
-
-def find_uncleared(database: Database) -> list[tuple[UUID, str]]:
-    """Jobs that ended without results, with the place where attempts may have left some, as bucket and prefix."""
-    ended = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
-    statement = select(JobRow.id, JobRow.result_location).where(ended, JobRow.result_location.is_not(None))
-    with mapped_errors(), database.connect() as connection:
-        return [(row.id, row.output_place) for row in connection.execute(statement.limit(_MOST_CLEARED))]
-
-
-@contextmanager
-def sweep_lock(database: Database) -> Iterator[bool]:
-    """Whether this is the only sweeper until the block ends."""
-    with mapped_errors(), database.begin() as connection:
-        yield bool(connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK))).scalar_one())
+    error = BadRequest("the message broke the contract, and the worker was lost before it recorded the reason")
+    with database.begin() as connection:
+        return [_end(connection, row, error) for row in _locked(connection, unreadable)]
 
 
 def find_unsent(database: Database, redis: RedisState, *, grace_s: float) -> list[UnsentJob]:
-    """Queued jobs, due and without a message, the oldest first.
+    """Queued jobs that are due and have no message in Redis, oldest first.
 
-    Their message was never sent, or Redis has restarted since, or it is gone: nothing waits in its queue, or a job that
-    was sent to it later has already been started.
+    A message was never sent, or went to an earlier run of Redis, or got lost: its queue is empty, or a job that was
+    sent to the same queue later has already started.
 
     Args:
-        database: The database.
-        redis: As it is now.
-        grace_s: What was created or sent less than that ago may still be on its way.
+        database: The jobs' database.
+        redis: The current state of Redis.
+        grace_s: A job that was created or sent less than so many seconds ago may still be on its way.
     """
-    patience = timedelta(seconds=grace_s)
+    grace = timedelta(seconds=grace_s)
+    long_ago = func.now() - grace
     empty = [queue for queue, depth in redis.depths.items() if depth == 0]
-    with mapped_errors(), database.connect() as connection:
+    with database.read() as connection:
         overtaken = [
-            and_(JobRow.queue == queue, JobRow.dispatched_at < newest - patience)
+            and_(JobRow.queue == queue, JobRow.dispatched_at < newest - grace)
             for queue in redis.depths
-            if (newest := _newest_start(connection, queue)) is not None
+            if (newest := _newest_started(connection, queue)) is not None
         ]
-        young = and_(JobRow.not_before.is_(None), JobRow.created_at > func.now() - patience)
-        due = and_(or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()), not_(young))
-        missing = and_(_older(JobRow.dispatched_at, patience), or_(JobRow.queue.in_(empty), *overtaken))
-        lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.dispatched_to != redis.run_id, missing))
+        new = and_(JobRow.not_before.is_(None), JobRow.created_at > long_ago)
+        due = and_(or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()), not_(new))
+        missing = and_(JobRow.dispatched_at < long_ago, or_(JobRow.queue.in_(empty), *overtaken))
+        lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.redis_run_id != redis.run_id, missing))
         statement = (
             select(JobRow.id, JobRow.request, JobRow.attempt, JobRow.on_cpu)
             .where(
@@ -127,13 +116,13 @@ def find_unsent(database: Database, redis: RedisState, *, grace_s: float) -> lis
                 or_(and_(JobRow.dispatched_at.is_(None), due), lost),
             )
             .order_by(JobRow.created_at)
-            .limit(_MOST_AT_ONCE)
+            .limit(_JOBS_AT_ONCE)
         )
         return [UnsentJob(*row) for row in connection.execute(statement)]
 
 
-def _newest_start(connection: Connection, queue: str) -> datetime | None:
-    """When the message was sent that was sent last of those whose job has been started."""
+def _newest_started(connection: Connection, queue: str) -> datetime | None:
+    """The latest time at which a message was sent to a queue whose job has started since."""
     started = and_(JobRow.state != JobState.QUEUED, JobRow.started_at.is_not(None))
     statement = select(func.max(JobRow.dispatched_at)).where(JobRow.queue == queue, started)
     return connection.execute(statement).scalar_one()
@@ -143,53 +132,51 @@ def _held_by(worker: str) -> ColumnElement[bool]:
     return and_(JobRow.state == JobState.RUNNING, JobRow.lease_owner == worker)
 
 
-def _older(time: Any, age: timedelta) -> ColumnElement[bool]:
-    older: ColumnElement[bool] = time < func.now() - age
-    return older
+def _run_by(worker: str, job_id: UUID, pid: int) -> ColumnElement[bool]:
+    return and_(_held_by(worker), JobRow.id == job_id, JobRow.lease_pid == pid)
 
 
 def _requeue(
-    database: Database, held: ColumnElement[bool], *, max_attempts: int, detail: str, returned: bool
+    database: Database, condition: ColumnElement[bool], *, max_attempts: int, detail: str, returned: bool = False
 ) -> list[FinishedJob]:
-    ended = []
-    with mapped_errors(), database.begin() as connection:
-        for row in _locked(connection, held):
-            excused = row["excused"] + int(returned)
-            if row["cancel_requested"] or row["attempt"] - excused >= max_attempts:
-                ended.append(_end(connection, row, final_error(cancelled=row["cancel_requested"])))
-            else:
-                connection.execute(
-                    update(JobRow)
-                    .where(JobRow.id == row["id"])
-                    .values(
-                        state=JobState.QUEUED, excused=excused, lease_token=None, lease_expires_at=None,
-                        not_before=func.now(), dispatched_at=None,
-                    )
-                )  # fmt: skip
-                record_transition(
-                    connection, row["id"], row["state"], JobState.QUEUED,
-                    attempt=row["attempt"], worker=row["lease_owner"], detail=detail,
-                )  # fmt: skip
-                logger.warning("job %s is queued again after attempt %d: %s", row["id"], row["attempt"], detail)
-    return ended
+    finished = []
+    with database.begin() as connection:
+        for row in _locked(connection, condition):
+            returned_attempts = row["returned_attempts"] + int(returned)
+            if row["cancel_requested"] or row["attempt"] - returned_attempts >= max_attempts:
+                finished.append(_end(connection, row, final_error(cancelled=row["cancel_requested"])))
+                continue
+            change = StateChange(
+                row["id"], JobState(row["state"]), JobState.QUEUED, row["attempt"], row["lease_owner"], detail
+            )
+            values = {"returned_attempts": returned_attempts, "not_before": func.now(), "dispatched_at": None}
+            change_state(connection, change, values=values)
+            logger.warning("job %s is queued again after attempt %d: %s", row["id"], row["attempt"], detail)
+    return finished
 
 
 def _locked(connection: Connection, condition: ColumnElement[bool]) -> list[RowMapping]:
+    """Rows of jobs, locked for this transaction; rows that are locked already are left out."""
     statement = (
         select(
-            JobRow.id, JobRow.state, JobRow.attempt, JobRow.excused, JobRow.lease_owner, JobRow.cancel_requested,
-            func.extract("epoch", func.now() - JobRow.started_at).label("seconds"),
+            JobRow.id,
+            JobRow.state,
+            JobRow.attempt,
+            JobRow.returned_attempts,
+            JobRow.lease_owner,
+            JobRow.cancel_requested,
+            func.extract("epoch", func.now() - JobRow.started_at).label("duration_s"),
         )
         .where(condition)
         .order_by(JobRow.created_at)
-        .limit(_MOST_AT_ONCE)
+        .limit(_JOBS_AT_ONCE)
         .with_for_update(skip_locked=True)
-    )  # fmt: skip
+    )
     return list(connection.execute(statement).mappings())
 
 
 def _end(connection: Connection, row: RowMapping, error: ServiceError) -> FinishedJob:
-    end_job(connection, row["id"], row["state"], row["attempt"], error)
+    change_state(connection, StateChange.ended_by(error, row["id"], JobState(row["state"]), attempt=row["attempt"]))
     logger.warning("job %s ended after attempt %d: %s", row["id"], row["attempt"], error.code)
-    seconds = None if row["seconds"] is None else float(row["seconds"])
-    return FinishedJob(row["id"], row["lease_owner"], row["attempt"], seconds, error)
+    duration_s = None if row["duration_s"] is None else float(row["duration_s"])
+    return FinishedJob(row["id"], row["lease_owner"], row["attempt"], duration_s, error)

@@ -11,25 +11,25 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class JobState(StrEnum):
-    """Where a job is; see `docs/task-contract.md` for the transitions."""
+    """The state of a job; `state_machine` has the changes between states."""
 
     QUEUED = "queued"
-    """Waits for a worker, or for its next attempt."""
+    """Waits for a worker, or for its next attempt to be due."""
     RUNNING = "running"
-    """A worker holds its lease."""
+    """A worker runs it and holds its lease."""
     SUCCEEDED = "succeeded"
-    """Mask and report are stored."""
+    """Its results are stored."""
     FAILED = "failed"
-    """Ended without a result; the row has the code."""
+    """Ended with an error; the row has its code."""
     CANCELLED = "cancelled"
-    """Ended by its owner."""
+    """Cancelled by its owner."""
 
 
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 
 class Base(DeclarativeBase):
-    """The declarative base, with names for constraints, so that migrations can refer to them."""
+    """The declarative base. It names constraints, so that migrations can refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -48,14 +48,14 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One job: what was asked, who runs it, and how it ended."""
+    """One job: its request, its attempts and its outcome."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
         Index(None, "state", "created_at"),
         Index("ix_jobs_input_sha256", "input_sha256", "model_sha256", postgresql_where=text("state = 'succeeded'")),
-        # No two jobs write to the same place.
+        # No two jobs write to the same location.
         Index("uq_jobs_output_place", "output_place", unique=True),
         Index(
             "ix_jobs_uncleared",
@@ -81,23 +81,27 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
 
     result_location: Mapped[str | None] = mapped_column(
-        "output_place", comment="bucket and prefix that its results are reserved"
+        "output_place", comment="bucket and prefix reserved for the results"
     )
 
-    queue: Mapped[str | None] = mapped_column(comment="where its message went last")
-    dispatched_at: Mapped[datetime | None] = mapped_column(comment="when; null while it has yet to be sent")
-    dispatched_to: Mapped[str | None] = mapped_column(comment="the run of Redis that took it")
+    queue: Mapped[str | None] = mapped_column(comment="queue of the last message")
+    dispatched_at: Mapped[datetime | None] = mapped_column(
+        comment="when that message was sent; null while one is to be sent"
+    )
+    redis_run_id: Mapped[str | None] = mapped_column(comment="run of Redis that accepted the last message")
 
     attempt: Mapped[int] = mapped_column(server_default="0")
-    excused: Mapped[int] = mapped_column(
-        server_default="0", comment="attempts given back by workers that were told to stop"
+    returned_attempts: Mapped[int] = mapped_column(
+        server_default="0", comment="attempts that workers returned because they stopped; they do not count"
     )
-    on_cpu: Mapped[bool] = mapped_column(server_default="false", comment="whether a GPU had too little memory for it")
+    on_cpu: Mapped[bool] = mapped_column(
+        server_default="false", comment="whether a GPU failed on the job or had too little memory for it"
+    )
     not_before: Mapped[datetime | None] = mapped_column(comment="when the next attempt is due")
     cancel_requested: Mapped[bool] = mapped_column(server_default="false")
-    lease_owner: Mapped[str | None] = mapped_column(comment="the worker that runs it, or ran it last")
-    lease_pid: Mapped[int | None] = mapped_column(comment="the process of that worker which does")
-    lease_token: Mapped[UUID | None] = mapped_column(comment="what every write of an outcome must present")
+    lease_owner: Mapped[str | None] = mapped_column(comment="worker that runs the job, or ran it last")
+    lease_pid: Mapped[int | None] = mapped_column(comment="process of that worker")
+    lease_token: Mapped[UUID | None] = mapped_column(comment="the fence: each write of an attempt must present it")
     lease_expires_at: Mapped[datetime | None]
 
     stage: Mapped[str | None]
@@ -106,12 +110,16 @@ class JobRow(Base):
     model_name: Mapped[str | None]
     model_version: Mapped[str | None]
     model_sha256: Mapped[str | None]
-    providers: Mapped[list[str] | None] = mapped_column(comment="execution providers really used")
+    providers: Mapped[list[str] | None] = mapped_column(comment="execution providers that were used")
     timings_s: Mapped[dict[str, Any] | None] = mapped_column(comment="seconds of each stage")
-    result: Mapped[dict[str, Any] | None] = mapped_column(comment="bucket and keys of mask and report")
-    input_sha256: Mapped[str | None] = mapped_column(comment="of the volume as it was stored")
+    result: Mapped[dict[str, Any] | None] = mapped_column(comment="bucket and keys of the stored objects")
+    input_sha256: Mapped[str | None] = mapped_column(comment="sha256 of the volume as it was stored")
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+
+    # For workers of the version before migration 0004: a trigger keeps them equal to the columns that replaced them.
+    excused: Mapped[int] = mapped_column(server_default="0", comment="old name of returned_attempts")
+    dispatched_to: Mapped[str | None] = mapped_column(comment="old name of redis_run_id")
 
 
 class TransitionRow(Base):
@@ -130,7 +138,7 @@ class TransitionRow(Base):
 
 
 class WorkerRow(Base):
-    """One worker that is, or lately was, alive."""
+    """One worker that was alive within the last day."""
 
     __tablename__ = "workers"
 
@@ -138,6 +146,6 @@ class WorkerRow(Base):
     role: Mapped[str]
     concurrency: Mapped[int]
     providers: Mapped[list[str]] = mapped_column(comment="execution providers in use")
-    queues: Mapped[list[str]] = mapped_column(comment="consumed now, in order")
+    queues: Mapped[list[str]] = mapped_column(comment="queues that the worker consumes, in order")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="when it last consumed")
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="time of the last heartbeat")

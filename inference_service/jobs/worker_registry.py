@@ -1,4 +1,4 @@
-"""Which workers are alive, as their rows in Postgres say."""
+"""The workers that are alive, as they report themselves in Postgres."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from sqlalchemy import delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE
-from inference_service.jobs.database import Database, mapped_errors
+from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 
 _FORGOTTEN_AFTER = timedelta(days=1)
 
 
 class Role(StrEnum):
-    """What a worker is there for."""
+    """The kind of a worker; it decides which queues the worker takes from."""
 
     GPU = "gpu"
     CPU = "cpu"
 
 
 ROLE_QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
-"""What a worker of each role always consumes."""
+"""The queues that a worker of each role always consumes, in order."""
 
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """What a worker says of itself.
+    """How a worker reports itself.
 
     Attributes:
         name: Unique among all workers.
-        role: Its role.
-        concurrency: Jobs that it runs at a time.
+        role: The worker's role.
+        concurrency: Number of jobs that it runs at a time.
         providers: Execution providers in use.
     """
 
@@ -46,13 +46,13 @@ class WorkerIdentity:
 
 @dataclass(frozen=True)
 class Worker(WorkerIdentity):
-    """A worker as its row says.
+    """A worker as its row shows it.
 
     Attributes:
-        queues: What it consumes, in order.
-        started_at: When it came up.
-        silent_s: Since when nothing was seen of it.
-        jobs: What it runs.
+        queues: The queues that it consumes, in order.
+        started_at: Time of its start.
+        silent_s: Seconds since its last heartbeat.
+        jobs: The jobs that it runs.
     """
 
     queues: list[str]
@@ -62,7 +62,7 @@ class Worker(WorkerIdentity):
 
 
 def record_heartbeat(database: Database, identity: WorkerIdentity, *, queues: Sequence[str]) -> None:
-    """Notes that a worker consumes, and forgets those that have not done so for a day."""
+    """Records that a worker consumes its queues, and deletes workers without a heartbeat for a day."""
     values = {
         "role": identity.role,
         "concurrency": identity.concurrency,
@@ -71,33 +71,33 @@ def record_heartbeat(database: Database, identity: WorkerIdentity, *, queues: Se
     }
     statement = upsert(WorkerRow).values(name=identity.name, **values)
     statement = statement.on_conflict_do_update(index_elements=[WorkerRow.name], set_={**values, "seen_at": func.now()})
-    with mapped_errors(), database.begin() as connection:
+    with database.begin() as connection:
         connection.execute(statement)
         connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - _FORGOTTEN_AFTER))
 
 
 def deregister(database: Database, name: str) -> None:
-    """Forgets a worker that ends."""
-    with mapped_errors(), database.begin() as connection:
+    """Deletes a worker that stops."""
+    with database.begin() as connection:
         connection.execute(delete(WorkerRow).where(WorkerRow.name == name))
 
 
 def has_live_worker(database: Database, role: Role, *, within_s: float) -> bool:
-    """Whether a worker of a role was seen lately, consuming the queue that it is there for."""
-    consuming = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
-    lately = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
-    seen = exists().where(WorkerRow.role == role, consuming, lately)
-    with mapped_errors(), database.connect() as connection:
-        return bool(connection.execute(select(seen)).scalar_one())
+    """Whether a worker of a role had a heartbeat lately while it consumed the role's first queue."""
+    consumes = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
+    seen = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
+    found = exists().where(WorkerRow.role == role, consumes, seen)
+    with database.read() as connection:
+        return bool(connection.execute(select(found)).scalar_one())
 
 
 def list_workers(database: Database) -> list[Worker]:
-    """All workers that were seen within a day, with what they run now."""
-    silent = func.extract("epoch", func.now() - WorkerRow.seen_at).label("silent_s")
+    """All workers with a heartbeat within a day, and the jobs that they run."""
+    silent_s = func.extract("epoch", func.now() - WorkerRow.seen_at).label("silent_s")
     columns = [WorkerRow.name, WorkerRow.role, WorkerRow.concurrency, WorkerRow.providers, WorkerRow.queues]
-    workers = select(*columns, WorkerRow.started_at, silent).order_by(WorkerRow.role, WorkerRow.name)
+    workers = select(*columns, WorkerRow.started_at, silent_s).order_by(WorkerRow.role, WorkerRow.name)
     running = select(JobRow.id, JobRow.lease_owner).where(JobRow.state == JobState.RUNNING)
-    with mapped_errors(), database.connect() as connection:
+    with database.read() as connection:
         jobs = list(connection.execute(running))
         return [
             Worker(

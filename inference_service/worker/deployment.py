@@ -66,7 +66,7 @@ def _check_redis(settings: Settings) -> str:
 def _check_postgres(settings: Settings) -> str:
     database = connect(settings)
     found = job_store.count(database)
-    database.dispose()
+    database.close()
     return f"reachable; {found} job(s)"
 
 

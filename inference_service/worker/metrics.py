@@ -10,10 +10,10 @@ from sqlalchemy import func, select
 from inference_service.core.errors import ErrorCode, error_from_row
 from inference_service.core.progress import STAGES
 from inference_service.jobs.celery_app import RedisState
-from inference_service.jobs.database import Database, mapped_errors
-from inference_service.jobs.job_store import final_state
+from inference_service.jobs.database import Database
 from inference_service.jobs.recovery import FinishedJob
 from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.state_machine import final_state
 
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 # A row carries the time at which its transaction began, so rows of the last moment may not be committed yet.
@@ -101,7 +101,7 @@ class Metrics:
         Raises:
             DatabaseUnavailable: Postgres does not answer.
         """
-        with mapped_errors(), self._database.connect() as connection:
+        with self._database.read() as connection:
             settled = connection.execute(select(func.now() - _SETTLED_AFTER)).scalar_one()
             rows = connection.execute(
                 select(

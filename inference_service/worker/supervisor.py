@@ -15,7 +15,7 @@ from uuid import UUID
 
 from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs import recovery, worker_registry
+from inference_service.jobs import recovery, reservations, worker_registry
 from inference_service.jobs.celery_app import PRIORITY_QUEUE, RedisState, fetch_redis_state, make_app, set_consuming
 from inference_service.jobs.database import connect
 from inference_service.jobs.dispatch import dispatch
@@ -199,7 +199,7 @@ class Supervisor:
 
     def _clear(self) -> None:
         """Removes what jobs without results may have stored, and what dead workers have left here."""
-        for job_id, place in recovery.find_uncleared(self._database):
+        for job_id, place in reservations.find_uncleared(self._database):
             try:
                 ResultStore(self._storage, place).discard(self._database, job_id)
             except StorageUnavailable as error:

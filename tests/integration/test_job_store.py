@@ -2,17 +2,18 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, update
+from sqlalchemy import create_engine, func, update
 
 from inference_service.contract.task_message import InputReference, Priority, RequestOptions, SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
 from inference_service.core.settings import Settings
-from inference_service.jobs import attempts, job_store
-from inference_service.jobs.database import connect
+from inference_service.jobs import attempts, job_store, reservations
+from inference_service.jobs.database import Database, connect, database_url
 from inference_service.jobs.schema import JobRow, JobState
 
 REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
@@ -28,49 +29,49 @@ SUCCESS = attempts.Success(
 
 
 @pytest.fixture
-def job_id(database: Engine) -> UUID:
+def job_id(database: Database) -> UUID:
     job_id = uuid4()
     assert job_store.create(database, job_id, REQUEST)
     return job_id
 
 
-def claim(database: Engine, job_id: UUID, *, lease_s: float = 30.0, max_attempts: int = 3) -> attempts.Claim | None:
+def claim(database: Database, job_id: UUID, *, lease_s: float = 30.0, max_attempts: int = 3) -> attempts.Claim | None:
     return attempts.claim(database, job_id, worker="w", lease_s=lease_s, max_attempts=max_attempts)
 
 
-def claimed(database: Engine, job_id: UUID) -> attempts.Claim:
+def claimed(database: Database, job_id: UUID) -> attempts.Claim:
     held = claim(database, job_id)
     assert held is not None
     return held
 
 
-def expire(database: Engine, job_id: UUID) -> None:
+def expire(database: Database, job_id: UUID) -> None:
     with database.begin() as connection:
         past = func.now() - timedelta(seconds=1)
         connection.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=past))
 
 
-def get(database: Engine, job_id: UUID) -> job_store.Job:
+def get(database: Database, job_id: UUID) -> job_store.Job:
     job = job_store.get(database, job_id)
     assert job is not None
     return job
 
 
-def history(database: Engine, job_id: UUID) -> list[tuple[str | None, str, int, str | None]]:
+def history(database: Database, job_id: UUID) -> list[tuple[str | None, str, int, str | None]]:
     return [
         (change.from_state, change.to_state, change.attempt, change.detail)
         for change in job_store.transitions(database, job_id)
     ]
 
 
-def test_the_same_job_created_twice_is_one_job(database: Engine, job_id: UUID) -> None:
+def test_the_same_job_created_twice_is_one_job(database: Database, job_id: UUID) -> None:
     other = REQUEST.model_copy(update={"model": "other"})
     assert not job_store.create(database, job_id, other)
     assert get(database, job_id).request == REQUEST.model_dump(mode="json")
     assert history(database, job_id) == [(None, "queued", 0, None)]
 
 
-def test_a_claim_is_given_once(database: Engine, job_id: UUID) -> None:
+def test_a_claim_is_given_once(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     assert (held.attempt, held.worker, held.request) == (1, "w", REQUEST.model_dump(mode="json"))
     assert claim(database, job_id) is None
@@ -79,17 +80,17 @@ def test_a_claim_is_given_once(database: Engine, job_id: UUID) -> None:
     assert job.started_at is not None
 
 
-def test_of_many_claims_at_once_one_is_given(database: Engine, job_id: UUID) -> None:
+def test_of_many_claims_at_once_one_is_given(database: Database, job_id: UUID) -> None:
     with ThreadPoolExecutor(8) as pool:
         claims = list(pool.map(lambda _: claim(database, job_id), range(16)))
     assert sum(held is not None for held in claims) == 1
 
 
-def test_a_job_that_does_not_exist_is_not_claimed(database: Engine) -> None:
+def test_a_job_that_does_not_exist_is_not_claimed(database: Database) -> None:
     assert claim(database, uuid4()) is None
 
 
-def test_success_is_written_once_and_is_final(database: Engine, job_id: UUID) -> None:
+def test_success_is_written_once_and_is_final(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     assert attempts.succeed(database, held, SUCCESS)
     assert not attempts.succeed(database, held, SUCCESS)
@@ -107,14 +108,14 @@ def test_success_is_written_once_and_is_final(database: Engine, job_id: UUID) ->
     ]
 
 
-def test_failure_keeps_code_and_message(database: Engine, job_id: UUID) -> None:
+def test_failure_keeps_code_and_message(database: Database, job_id: UUID) -> None:
     assert attempts.fail(database, claimed(database, job_id), InputCorrupt("the file is empty"))
     job = get(database, job_id)
     assert (job.state, job.error_code, job.error_message) == (JobState.FAILED, "input_corrupt", "the file is empty")
     assert history(database, job_id)[-1] == ("running", "failed", 1, "input_corrupt")
 
 
-def test_an_attempt_given_back_is_followed_by_another(database: Engine, job_id: UUID) -> None:
+def test_an_attempt_given_back_is_followed_by_another(database: Database, job_id: UUID) -> None:
     assert attempts.schedule_retry(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
     assert get(database, job_id).state is JobState.QUEUED
     assert claimed(database, job_id).attempt == 2
@@ -125,7 +126,7 @@ def test_an_attempt_given_back_is_followed_by_another(database: Engine, job_id: 
 
 
 def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothing(
-    database: Engine, job_id: UUID
+    database: Database, job_id: UUID
 ) -> None:
     old = claimed(database, job_id)
     expire(database, job_id)
@@ -139,7 +140,7 @@ def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothi
     assert attempts.succeed(database, new, SUCCESS)
 
 
-def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Engine, job_id: UUID) -> None:
+def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Database, job_id: UUID) -> None:
     assert claim(database, job_id, max_attempts=1)
     expire(database, job_id)
     assert claim(database, job_id, max_attempts=1) is None
@@ -148,7 +149,7 @@ def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Engine, job_id
     assert history(database, job_id)[-1] == ("running", "failed", 1, "worker_lost")
 
 
-def test_a_renewal_writes_progress_and_extends_the_lease(database: Engine, job_id: UUID) -> None:
+def test_a_renewal_writes_progress_and_extends_the_lease(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     expire(database, job_id)
     renewal = attempts.renew(database, held, lease_s=30, stage="windows", progress=0.25)
@@ -158,7 +159,7 @@ def test_a_renewal_writes_progress_and_extends_the_lease(database: Engine, job_i
     assert (job.stage, job.progress) == ("windows", 0.25)
 
 
-def test_a_queued_job_is_cancelled_at_once(database: Engine, job_id: UUID) -> None:
+def test_a_queued_job_is_cancelled_at_once(database: Database, job_id: UUID) -> None:
     job = job_store.cancel(database, job_id)
     assert job is not None
     assert (job.state, job.error_code) == (JobState.CANCELLED, "cancelled")
@@ -166,7 +167,7 @@ def test_a_queued_job_is_cancelled_at_once(database: Engine, job_id: UUID) -> No
     assert history(database, job_id)[-1] == ("queued", "cancelled", 0, "cancelled")
 
 
-def test_a_running_job_is_asked_to_stop(database: Engine, job_id: UUID) -> None:
+def test_a_running_job_is_asked_to_stop(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     job = job_store.cancel(database, job_id)
     assert job is not None
@@ -176,7 +177,7 @@ def test_a_running_job_is_asked_to_stop(database: Engine, job_id: UUID) -> None:
     assert get(database, job_id).state is JobState.CANCELLED
 
 
-def test_a_finished_job_is_not_cancelled(database: Engine, job_id: UUID) -> None:
+def test_a_finished_job_is_not_cancelled(database: Database, job_id: UUID) -> None:
     attempts.succeed(database, claimed(database, job_id), SUCCESS)
     job = job_store.cancel(database, job_id)
     assert job is not None
@@ -184,7 +185,7 @@ def test_a_finished_job_is_not_cancelled(database: Engine, job_id: UUID) -> None
     assert job_store.cancel(database, uuid4()) is None
 
 
-def test_the_newest_jobs_come_first(database: Engine, job_id: UUID) -> None:
+def test_the_newest_jobs_come_first(database: Database, job_id: UUID) -> None:
     newer = uuid4()
     job_store.create(database, newer, REQUEST)
     job_store.cancel(database, newer)
@@ -193,7 +194,7 @@ def test_the_newest_jobs_come_first(database: Engine, job_id: UUID) -> None:
     assert newer not in {job.id for job in job_store.latest(database, state=JobState.QUEUED)}
 
 
-def test_a_refused_message_has_a_row_without_a_request(database: Engine) -> None:
+def test_a_refused_message_has_a_row_without_a_request(database: Database) -> None:
     job_id = uuid4()
     assert job_store.create(database, job_id, None)
     assert get(database, job_id).request is None
@@ -205,13 +206,13 @@ def test_a_database_that_does_not_answer_is_named(settings: Settings) -> None:
         job_store.get(nowhere, uuid4())
 
 
-def test_an_attempt_that_is_not_due_is_not_claimed(database: Engine, job_id: UUID) -> None:
+def test_an_attempt_that_is_not_due_is_not_claimed(database: Database, job_id: UUID) -> None:
     assert attempts.schedule_retry(database, claimed(database, job_id), delay_s=30, detail="storage_unavailable")
     assert claim(database, job_id) is None
     assert get(database, job_id).state is JobState.QUEUED
 
 
-def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Engine, job_id: UUID) -> None:
+def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Database, job_id: UUID) -> None:
     claimed(database, job_id)
     job_store.cancel(database, job_id)
     expire(database, job_id)
@@ -219,45 +220,45 @@ def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Engine, job_id:
     assert get(database, job_id).state is JobState.CANCELLED
 
 
-def test_a_place_stays_reserved_until_it_is_cleared(database: Engine, job_id: UUID) -> None:
+def test_a_place_stays_reserved_until_it_is_cleared(database: Database, job_id: UUID) -> None:
     place = f"masks/{job_id}"
 
     def another_gets_it() -> bool:
         other = uuid4()
         job_store.create(database, other, REQUEST)
-        return attempts.reserve_location(database, claimed(database, other), place)
+        return reservations.reserve(database, claimed(database, other), place)
 
     held = claimed(database, job_id)
-    assert attempts.reserve_location(database, held, place)
-    with attempts.releasing_location(database, job_id, place) as ours:
-        assert not ours()
+    assert reservations.reserve(database, held, place)
+    with reservations.clearing(database, job_id, place) as is_reserved:
+        assert not is_reserved()
     attempts.fail(database, held, InputCorrupt("x"))
     assert not another_gets_it()
-    with attempts.releasing_location(database, job_id, place) as ours:
-        assert ours()
+    with reservations.clearing(database, job_id, place) as is_reserved:
+        assert is_reserved()
         # Of two that clear at once, only one does.
-        with attempts.releasing_location(database, job_id, place) as also_ours:
-            assert not also_ours()
+        with reservations.clearing(database, job_id, place) as also_reserved:
+            assert not also_reserved()
     assert another_gets_it()
-    with attempts.releasing_location(database, job_id, place) as ours:
-        assert not ours()
+    with reservations.clearing(database, job_id, place) as is_reserved:
+        assert not is_reserved()
 
 
-def test_an_unwanted_job_is_not_tried_again(database: Engine, job_id: UUID) -> None:
+def test_an_unwanted_job_is_not_tried_again(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     job_store.cancel(database, job_id)
     assert attempts.schedule_retry(database, held, delay_s=30, detail="storage_unavailable")
     assert get(database, job_id).state is JobState.CANCELLED
 
 
-def test_a_server_that_takes_no_writes_is_an_outage(database: Engine) -> None:
-    read_only = create_engine(database.url, connect_args={"options": "-c default_transaction_read_only=on"})
-    with pytest.raises(DatabaseUnavailable):
-        job_store.create(read_only, uuid4(), REQUEST)
-    read_only.dispose()
+def test_a_read_only_server_is_an_outage(settings: Settings) -> None:
+    read_only = {"options": "-c default_transaction_read_only=on"}
+    database = Database(create_engine(database_url(settings), connect_args=read_only))
+    with closing(database), pytest.raises(DatabaseUnavailable):
+        job_store.create(database, uuid4(), REQUEST)
 
 
-def test_the_same_work_is_found_by_what_went_in(database: Engine, job_id: UUID) -> None:
+def test_the_same_work_is_found_by_what_went_in(database: Database, job_id: UUID) -> None:
     network = uuid4().hex * 2
     success = dataclasses.replace(SUCCESS, model_sha256=network)
     model = ("ct-tissue", "1", network)

@@ -8,17 +8,17 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine
 
 from inference_service.core.errors import JobCancelled, ServiceError, TimeLimit
 from inference_service.jobs import attempts, job_store
+from inference_service.jobs.database import Database
 from inference_service.jobs.lease import Lease, LeaseLost
 
 LIMIT_S = 10.0
 
 
 @pytest.fixture
-def claim(database: Engine) -> attempts.Claim:
+def claim(database: Database) -> attempts.Claim:
     job_id = uuid4()
     job_store.create(database, job_id, None)
     held = attempts.claim(database, job_id, worker="w", lease_s=0.6, max_attempts=3)
@@ -26,7 +26,7 @@ def claim(database: Engine) -> attempts.Claim:
     return held
 
 
-def held(database: Engine, claim: attempts.Claim, **changes: Any) -> Lease:
+def held(database: Database, claim: attempts.Claim, **changes: Any) -> Lease:
     """A lease whose end would be unforeseen."""
 
     def unforeseen(*_: object) -> None:
@@ -51,7 +51,7 @@ def raises(kind: type[Exception], lease: Lease) -> bool:
     return False
 
 
-def test_a_kept_lease_outlives_its_length(database: Engine, claim: attempts.Claim) -> None:
+def test_a_kept_lease_outlives_its_length(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim):
         time.sleep(1.2)
         assert attempts.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is None
@@ -59,7 +59,7 @@ def test_a_kept_lease_outlives_its_length(database: Engine, claim: attempts.Clai
     assert attempts.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is not None
 
 
-def test_progress_reaches_the_row(database: Engine, claim: attempts.Claim) -> None:
+def test_progress_reaches_the_row(database: Database, claim: attempts.Claim) -> None:
     def stage() -> str | None:
         job = job_store.get(database, claim.job_id)
         assert job is not None
@@ -70,20 +70,20 @@ def test_progress_reaches_the_row(database: Engine, claim: attempts.Claim) -> No
         wait_for(lambda: stage() == "preprocess")
 
 
-def test_a_cancellation_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
+def test_a_cancellation_ends_the_work(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim) as lease:
         lease.progress("windows", 0.1)
         job_store.cancel(database, claim.job_id)
         wait_for(lambda: raises(JobCancelled, lease))
 
 
-def test_a_lost_lease_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
+def test_a_lost_lease_ends_the_work(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim) as lease:
         attempts.fail(database, claim, JobCancelled("by another hand"))
         wait_for(lambda: raises(LeaseLost, lease))
 
 
-def test_work_that_was_ended_frees_its_memory_at_once(database: Engine, claim: attempts.Claim) -> None:
+def test_work_that_was_ended_frees_its_memory_at_once(database: Database, claim: attempts.Claim) -> None:
     class Array:
         """What a pipeline's frame holds."""
 
@@ -107,14 +107,14 @@ def test_work_that_was_ended_frees_its_memory_at_once(database: Engine, claim: a
         gc.enable()
 
 
-def test_a_time_limit_ends_the_work(database: Engine, claim: attempts.Claim) -> None:
+def test_a_time_limit_ends_the_work(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim, time_limit_s=0.3) as lease:
         lease.progress("windows", 0.1)
         wait_for(lambda: raises(TimeLimit, lease))
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "time_limit", "lost"])
-def test_work_that_goes_on_is_ended_by_force(database: Engine, claim: attempts.Claim, reason: str) -> None:
+def test_work_that_goes_on_is_ended_by_force(database: Database, claim: attempts.Claim, reason: str) -> None:
     ended: list[str] = []
 
     def before_kill(reason: Exception) -> None:

@@ -6,13 +6,14 @@ from uuid import uuid4
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Engine, delete
+from sqlalchemy import delete
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import InputCorrupt, WorkerLost
 from inference_service.embedded.process import free_port
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.celery_app import RedisState
+from inference_service.jobs.database import Database
 from inference_service.jobs.recovery import FinishedJob
 from inference_service.jobs.schema import JobRow
 from inference_service.worker.metrics import Metrics
@@ -21,7 +22,7 @@ REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tiss
 LEASE_S = 30.0
 
 
-def claimed(database: Engine, *, worker: str) -> attempts.Claim:
+def claimed(database: Database, *, worker: str) -> attempts.Claim:
     job_id = uuid4()
     job_store.create(database, job_id, REQUEST)
     claim = attempts.claim(database, job_id, worker=worker, lease_s=LEASE_S, max_attempts=3)
@@ -34,7 +35,7 @@ def worker() -> str:
     return f"w-{uuid4()}"
 
 
-def test_each_job_that_a_worker_ended_is_counted_once(database: Engine, worker: str) -> None:
+def test_each_job_that_a_worker_ended_is_counted_once(database: Database, worker: str) -> None:
     metrics = Metrics(worker, database)
     value = metrics.registry.get_sample_value
     metrics.refresh(lease_s=LEASE_S)
@@ -55,7 +56,7 @@ def test_each_job_that_a_worker_ended_is_counted_once(database: Engine, worker: 
     assert (value("inference_attempts_total"), value("inference_job_duration_seconds_count")) == (4, 2)
 
 
-def test_an_expired_job_is_counted_by_the_worker_whose_claim_ended_it(database: Engine, worker: str) -> None:
+def test_an_expired_job_is_counted_by_the_worker_whose_claim_ended_it(database: Database, worker: str) -> None:
     metrics = Metrics(worker, database)
     metrics.refresh(lease_s=LEASE_S)
     job_id = uuid4()
@@ -68,7 +69,7 @@ def test_an_expired_job_is_counted_by_the_worker_whose_claim_ended_it(database: 
     assert metrics.registry.get_sample_value("inference_jobs_finished_total", lost) == 1
 
 
-def test_gauges_show_the_whole_service(database: Engine, worker: str) -> None:
+def test_gauges_show_the_whole_service(database: Database, worker: str) -> None:
     with database.begin() as connection:
         connection.execute(delete(JobRow))
     metrics = Metrics(worker, database)
@@ -88,7 +89,7 @@ def test_gauges_show_the_whole_service(database: Engine, worker: str) -> None:
     assert 0.2 <= (value("inference_lease_age_seconds") or 0) < 10
 
 
-def test_metrics_are_served_over_http(database: Engine, worker: str) -> None:
+def test_metrics_are_served_over_http(database: Database, worker: str) -> None:
     metrics, port = Metrics(worker, database), free_port()
     metrics.refresh(lease_s=LEASE_S)
     metrics.serve("127.0.0.1", port)

@@ -5,12 +5,13 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, delete, func, update
+from sqlalchemy import delete, func, update
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import TimeLimit
-from inference_service.jobs import attempts, job_store, recovery
+from inference_service.jobs import attempts, job_store, recovery, reservations
 from inference_service.jobs.celery_app import RedisState
+from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
@@ -19,13 +20,13 @@ REDIS = RedisState("this run", {"priority": 1, "overflow": 1})
 
 
 @pytest.fixture(autouse=True)
-def no_other_jobs(database: Engine) -> None:
+def no_other_jobs(database: Database) -> None:
     """What a sweep finds is this test's alone."""
     with database.begin() as connection:
         connection.execute(delete(JobRow))
 
 
-def create(database: Engine, **values: object) -> UUID:
+def create(database: Database, **values: object) -> UUID:
     """A job whose row has these values besides; a number of seconds stands for a time so long ago."""
     job_id = uuid4()
     job_store.create(database, job_id, REQUEST)
@@ -38,23 +39,23 @@ def create(database: Engine, **values: object) -> UUID:
     return job_id
 
 
-def running(database: Engine, *, worker: str = "w", expired: bool = False) -> UUID:
+def running(database: Database, *, worker: str = "w", expired: bool = False) -> UUID:
     job_id = create(database)
     assert attempts.claim(database, job_id, worker=worker, lease_s=-1 if expired else 30, max_attempts=3)
     return job_id
 
 
-def state(database: Engine, job_id: UUID) -> tuple[str, str | None]:
+def state(database: Database, job_id: UUID) -> tuple[str, str | None]:
     job = job_store.get(database, job_id)
     assert job is not None
     return str(job.state), job.error_code
 
 
-def unsent(database: Engine, redis: RedisState = REDIS) -> set[UUID]:
+def unsent(database: Database, redis: RedisState = REDIS) -> set[UUID]:
     return {job.id for job in recovery.find_unsent(database, redis, grace_s=PATIENCE_S)}
 
 
-def test_an_expired_lease_gives_the_job_another_attempt(database: Engine) -> None:
+def test_an_expired_lease_gives_the_job_another_attempt(database: Database) -> None:
     expired, alive = running(database, expired=True), running(database)
     assert recovery.requeue_expired(database, max_attempts=3) == []
     assert state(database, expired) == ("queued", None)
@@ -66,7 +67,7 @@ def test_an_expired_lease_gives_the_job_another_attempt(database: Engine) -> Non
     assert unsent(database) == {expired}
 
 
-def test_the_last_attempt_ends_the_job(database: Engine) -> None:
+def test_the_last_attempt_ends_the_job(database: Database) -> None:
     expired = running(database, expired=True)
     (ended,) = recovery.requeue_expired(database, max_attempts=1)
     assert (ended.job_id, ended.worker, ended.error.code) == (expired, "w", "worker_lost")
@@ -74,14 +75,14 @@ def test_the_last_attempt_ends_the_job(database: Engine) -> None:
     assert recovery.requeue_expired(database, max_attempts=1) == []
 
 
-def test_a_job_to_be_cancelled_ends_as_such(database: Engine) -> None:
+def test_a_job_to_be_cancelled_ends_as_such(database: Database) -> None:
     expired = running(database, expired=True)
     job_store.cancel(database, expired)
     recovery.requeue_expired(database, max_attempts=3)
     assert state(database, expired) == ("cancelled", "cancelled")
 
 
-def test_only_the_dead_process_of_this_worker_is_taken_back(database: Engine) -> None:
+def test_only_the_dead_process_of_this_worker_is_taken_back(database: Database) -> None:
     mine, another = running(database), running(database, worker="another")
     for job_id in (mine, another):
         recovery.requeue_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
@@ -93,7 +94,7 @@ def test_only_the_dead_process_of_this_worker_is_taken_back(database: Engine) ->
     assert state(database, another) == ("failed", "time_limit")
 
 
-def test_a_stopped_workers_attempts_do_not_count(database: Engine) -> None:
+def test_a_stopped_workers_attempts_do_not_count(database: Database) -> None:
     job_id = create(database)
     for attempt in range(1, 4):
         claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=1)
@@ -103,36 +104,36 @@ def test_a_stopped_workers_attempts_do_not_count(database: Engine) -> None:
     assert job_store.transitions(database, job_id)[-1].detail == "worker_stopped"
 
 
-def test_a_job_without_a_request_cannot_wait(database: Engine) -> None:
+def test_a_job_without_a_request_cannot_wait(database: Database) -> None:
     job_id = create(database, request=None)
     assert recovery.fail_unreadable(database, older_than_s=30) == []
     assert [ended.job_id for ended in recovery.fail_unreadable(database, older_than_s=-1)] == [job_id]
     assert state(database, job_id) == ("failed", "bad_request")
 
 
-def test_what_was_never_sent_is_sent_unless_its_sender_may_still_be_at_it(database: Engine) -> None:
+def test_what_was_never_sent_is_sent_unless_its_sender_may_still_be_at_it(database: Database) -> None:
     create(database)
     old = create(database, created_at=PATIENCE_S + 1)
     assert unsent(database) == {old}
 
 
-def test_a_retry_is_sent_when_it_is_due(database: Engine) -> None:
+def test_a_retry_is_sent_when_it_is_due(database: Database) -> None:
     due, later = create(database, not_before=1), create(database, not_before=-60)
     assert unsent(database) == {due}
     assert state(database, later) == ("queued", None)
 
 
-def test_what_another_run_of_redis_took_is_sent_again(database: Engine) -> None:
+def test_what_another_run_of_redis_took_is_sent_again(database: Database) -> None:
     sent = {"dispatched_at": 1, "queue": "overflow"}
-    lost = create(database, **sent, dispatched_to="a run before")
-    create(database, **sent, dispatched_to="this run")
-    later = create(database, dispatched_to="a run before", not_before=-60)
+    lost = create(database, **sent, redis_run_id="a run before")
+    create(database, **sent, redis_run_id="this run")
+    later = create(database, redis_run_id="a run before", not_before=-60)
     assert unsent(database) == {lost}
     assert later not in unsent(database)
 
 
-def test_what_should_wait_in_an_empty_queue_is_sent_again(database: Engine) -> None:
-    sent = {"dispatched_to": "this run", "queue": "overflow"}
+def test_what_should_wait_in_an_empty_queue_is_sent_again(database: Database) -> None:
+    sent = {"redis_run_id": "this run", "queue": "overflow"}
     lost = create(database, **sent, dispatched_at=PATIENCE_S + 1)
     create(database, **sent, dispatched_at=1)
     create(database, **{**sent, "queue": "priority"}, dispatched_at=PATIENCE_S + 1)
@@ -140,8 +141,8 @@ def test_what_should_wait_in_an_empty_queue_is_sent_again(database: Engine) -> N
     assert unsent(database, RedisState("this run", {"priority": 1, "overflow": 0})) == {lost}
 
 
-def test_what_was_overtaken_in_its_queue_is_sent_again(database: Engine) -> None:
-    sent = {"dispatched_to": "this run", "queue": "overflow"}
+def test_what_was_overtaken_in_its_queue_is_sent_again(database: Database) -> None:
+    sent = {"redis_run_id": "this run", "queue": "overflow"}
     lost = create(database, **sent, dispatched_at=100)
     create(database, **{**sent, "queue": "priority"}, dispatched_at=100)
     create(database, **sent, dispatched_at=60)
@@ -150,7 +151,7 @@ def test_what_was_overtaken_in_its_queue_is_sent_again(database: Engine) -> None
     assert unsent(database) == {lost}
 
 
-def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: Engine) -> None:
+def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: Database) -> None:
     job_id = create(database)
     before = job_store.UnsentJob(job_id, REQUEST.model_dump(mode="json"), attempt=0)
     held = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
@@ -161,15 +162,15 @@ def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: En
     assert unsent(database) == {job_id}
 
 
-def test_one_sweeps_at_a_time(database: Engine) -> None:
+def test_one_sweeps_at_a_time(database: Database) -> None:
     with recovery.sweep_lock(database) as first, recovery.sweep_lock(database) as second:
         assert (first, second) == (True, False)
     with recovery.sweep_lock(database) as third:
         assert third
 
 
-def test_places_of_jobs_that_ended_in_vain_are_known(database: Engine) -> None:
+def test_places_of_jobs_that_ended_in_vain_are_known(database: Database) -> None:
     failed = create(database, state=JobState.FAILED, result_location="masks/a")
     create(database, state=JobState.SUCCEEDED, result_location="masks/b")
     create(database, state=JobState.CANCELLED)
-    assert recovery.find_uncleared(database) == [(failed, "masks/a")]
+    assert reservations.find_uncleared(database) == [(failed, "masks/a")]

@@ -18,7 +18,6 @@ import nibabel
 import numpy as np
 import pytest
 from dicom_files import affine_of, straight, write
-from sqlalchemy import Engine as Database
 from sqlalchemy import text, update
 
 from inference_service.client import Client
@@ -39,8 +38,9 @@ from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
-from inference_service.jobs import attempts, job_store, recovery
+from inference_service.jobs import attempts, job_store, recovery, reservations
 from inference_service.jobs.celery_app import RedisState
+from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.result_store import ResultStore
 from inference_service.jobs.schema import JobRow, JobState
@@ -429,7 +429,7 @@ def test_what_a_failed_job_may_have_stored_is_removed(
     job = run(runner, database, request_for_scan)
     assert job.error_code == "internal_error"
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
-    with attempts.releasing_location(database, job.id, f"masks/{job.id}") as reserved:
+    with reservations.clearing(database, job.id, f"masks/{job.id}") as reserved:
         assert not reserved()
 
 
@@ -456,7 +456,7 @@ def test_a_failed_jobs_place_is_free_for_another(
     assert storage.exists("masks", f"{prefix}/mask.nii.gz")
     again = run(runner, database, request)
     assert (again.state, again.error_message) == (JobState.SUCCEEDED, None)
-    assert failed.id not in dict(recovery.find_uncleared(database))
+    assert failed.id not in dict(reservations.find_uncleared(database))
     # Nothing of it is removed for the failed job's sake.
     ResultStore(storage, f"masks/{prefix}").discard(database, failed.id)
     assert storage.exists("masks", f"{prefix}/mask.nii.gz")
@@ -468,7 +468,7 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
     job_store.create(database, job_id, None)
     claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
     assert claim is not None
-    assert attempts.reserve_location(database, claim, f"masks/{job_id}")
+    assert reservations.reserve(database, claim, f"masks/{job_id}")
     attempts.fail(database, claim, InternalError("x"))
     removed: list[str] = []
 
@@ -483,7 +483,7 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
     with pytest.raises(DatabaseUnavailable):
         ResultStore(cast("Storage", Slow()), f"masks/{job_id}").discard(database, job_id)
     assert removed == [f"masks/{job_id}/mask.nii.gz"]
-    assert (job_id, f"masks/{job_id}") in recovery.find_uncleared(database)
+    assert (job_id, f"masks/{job_id}") in reservations.find_uncleared(database)
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_what_a_lost_attempt_stores_late_is_removed(
     make_runner().run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
     assert get(database, job_id).error_code == "worker_lost"
     assert storage.exists("masks", f"{job_id}/mask.nii.gz")
-    assert (job_id, place) in recovery.find_uncleared(database)
+    assert (job_id, place) in reservations.find_uncleared(database)
     ResultStore(storage, place).discard(database, job_id)
     assert not storage.exists("masks", f"{job_id}/mask.nii.gz")
 
@@ -600,10 +600,10 @@ def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -
         if job_id == first:
             attempts.fail(database, claim, InternalError("x"))
         else:
-            assert attempts.reserve_location(database, claim, place)
-    attempts.reserve_for_cleanup(database, first, place)
-    with attempts.releasing_location(database, first, place) as ours:
-        assert not ours()
+            assert reservations.reserve(database, claim, place)
+    reservations.reserve_for_clearing(database, first, place)
+    with reservations.clearing(database, first, place) as is_reserved:
+        assert not is_reserved()
 
 
 def test_a_result_that_is_no_longer_there_is_computed_again(

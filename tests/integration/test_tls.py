@@ -4,7 +4,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -84,9 +84,8 @@ def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]
 def test_all_three_are_reached(behind_tls: dict[str, object]) -> None:
     settings = Settings.model_validate(behind_tls)
     assert set(fetch_redis_state(make_app(settings)).depths) == {"priority", "overflow"}
-    engine = connect(settings)
-    assert job_store.get(engine, uuid4()) is None
-    engine.dispose()
+    with closing(connect(settings)) as database:
+        assert job_store.get(database, uuid4()) is None
     assert not Storage(settings).exists("volumes", "no/such")
 
 

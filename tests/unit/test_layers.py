@@ -40,6 +40,8 @@ HOMES: dict[str, set[str]] = {
         "jobs.job_store",
         "jobs.attempts",
         "jobs.recovery",
+        "jobs.reservations",
+        "jobs.state_machine",
         "jobs.worker_registry",
         "worker.metrics",
     },

@@ -1,11 +1,11 @@
-"""Alembic's entry point: runs the migrations on the connection that `tables.migrate` hands over."""
+"""Alembic's entry point: runs the migrations on the connection that `database.migrate` passes in."""
 
 from alembic import context
 from sqlalchemy import text
 
 from inference_service.jobs.schema import Base
 
-# One migration at a time, however many workers and deployments start together: any constant does.
+# One migration at a time, however many deployments start together. The key is arbitrary.
 _ADVISORY_LOCK = 7_204_115_001
 
 connection = context.config.attributes["connection"]

@@ -11,10 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Applies it."""
+    """Applies the migration."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Takes it back."""
+    """Reverts the migration."""
     ${downgrades if downgrades else "pass"}

@@ -57,4 +57,4 @@ def test_an_urgent_job_spills_where_it_is_done_sooner(
     priority: str | None, urgent: int, routine: int, most: int | None, cpu: bool, queue: str
 ) -> None:
     depths = {PRIORITY_QUEUE: urgent, OVERFLOW_QUEUE: routine}
-    assert queue_for(priority, depths, priority_max_depth=most, cpu_is_alive=lambda: cpu) == queue
+    assert queue_for(priority, depths, priority_max_depth=most, has_cpu_worker=lambda: cpu) == queue

@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Makes both tables."""
+    """Creates both tables."""
     op.create_table(
         "jobs",
         sa.Column("id", sa.Uuid(), nullable=False),

@@ -1,4 +1,4 @@
-"""What was sent where, excused attempts, the input's hash, and the workers that are alive."""
+"""Adds dispatch, returned attempts and the input's hash to jobs, and the table of workers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Adds columns to the jobs and the table of workers."""
+    """Adds the columns, their indexes and the table."""
     op.add_column("jobs", sa.Column("queue", sa.Text(), comment="where its message went last"))
     op.add_column(
         "jobs",
@@ -31,7 +31,7 @@ def upgrade() -> None:
         "ix_jobs_input_sha256", "jobs", ["input_sha256", "model_sha256"],
         postgresql_where=sa.text("state = 'succeeded'"),
     )  # fmt: skip
-    # From now on a job that ended without results has a place only until it is cleared.
+    # From this version on, a failed or cancelled job reserves a location only until it is cleared.
     op.execute("UPDATE jobs SET output_place = NULL WHERE state IN ('failed', 'cancelled')")
     op.drop_index("uq_jobs_output_place", table_name="jobs")
     op.create_index("uq_jobs_output_place", "jobs", ["output_place"], unique=True)
@@ -65,7 +65,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drops them, and restores the unique index of locations."""
     op.drop_table("workers")
     for name in (
         "ix_jobs_started",

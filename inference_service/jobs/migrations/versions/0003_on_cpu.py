@@ -1,4 +1,4 @@
-"""Which jobs a GPU had too little memory for."""
+"""Marks jobs that a GPU had too little memory for."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Adds a column to the jobs."""
+    """Adds the column."""
     op.add_column(
         "jobs",
         sa.Column(
@@ -21,5 +21,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drops the column."""
     op.drop_column("jobs", "on_cpu")

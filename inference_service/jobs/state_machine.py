@@ -1,0 +1,121 @@
+"""The state machine of a job: the changes that exist, and the one function that makes them.
+
+Every change writes a row of `transitions` in the same database transaction.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import UUID
+
+from sqlalchemy import Connection, func, insert, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from inference_service.core.errors import ErrorCode, ServiceError
+from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
+
+NEXT_STATES: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, *FINAL_STATES}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""The states that may follow each state."""
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """One change of a job's state.
+
+    Attributes:
+        job_id: The job.
+        from_state: The state that the row must still have.
+        to_state: The new state.
+        attempt: Number of the attempt that the change belongs to; 0 before the first one.
+        worker: The worker that runs the attempt, where the change comes from an attempt.
+        detail: The reason, as the transition shows it.
+        error: The error that ends the job.
+    """
+
+    job_id: UUID
+    from_state: JobState
+    to_state: JobState
+    attempt: int
+    worker: str | None = None
+    detail: str | None = None
+    error: ServiceError | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a change that the state machine does not have."""
+        if self.to_state not in NEXT_STATES[self.from_state]:
+            raise ValueError(f"a {self.from_state} job cannot become {self.to_state}")
+
+    @classmethod
+    def ended_by(
+        cls, error: ServiceError, job_id: UUID, from_state: JobState, *, attempt: int, worker: str | None = None
+    ) -> Self:
+        """The change that ends a job with an error."""
+        return cls(job_id, from_state, final_state(error), attempt, worker, detail=error.code, error=error)
+
+
+def final_state(error: ServiceError) -> JobState:
+    """The state of a job that ended with an error."""
+    return JobState.CANCELLED if error.code == ErrorCode.CANCELLED else JobState.FAILED
+
+
+def create_queued(connection: Connection, job_id: UUID, request: dict[str, Any] | None) -> bool:
+    """Inserts a queued job, unless its id exists already.
+
+    Returns:
+        Whether the row is new.
+    """
+    values = {"id": job_id, "state": JobState.QUEUED, "request": request}
+    statement = upsert(JobRow).values(values).on_conflict_do_nothing().returning(JobRow.id)
+    created = connection.execute(statement).first() is not None
+    if created:
+        connection.execute(insert(TransitionRow).values(job_id=job_id, to_state=JobState.QUEUED, attempt=0))
+    return created
+
+
+def change_state(
+    connection: Connection,
+    change: StateChange,
+    *,
+    values: Mapping[str, object] | None = None,
+    lease_token: UUID | None = None,
+) -> bool:
+    """Changes a job's state and records the transition, if the row still has the state that the change starts from.
+
+    Args:
+        connection: A transaction.
+        change: The change.
+        values: Further columns of the row to write.
+        lease_token: The fence: the row must still have this lease token. None for a row that the caller has locked.
+
+    Returns:
+        Whether the state was changed.
+    """
+    columns: dict[str, object] = {**(values or {}), "state": change.to_state}
+    if change.to_state is not JobState.RUNNING:
+        columns |= {"lease_token": None, "lease_expires_at": None}
+    if change.to_state in FINAL_STATES:
+        columns["finished_at"] = func.now()
+    if change.error is not None:
+        columns |= {"error_code": change.error.code, "error_message": change.error.message}
+    statement = update(JobRow).where(JobRow.id == change.job_id, JobRow.state == change.from_state)
+    if lease_token is not None:
+        statement = statement.where(JobRow.lease_token == lease_token)
+    changed = connection.execute(statement.values(columns).returning(JobRow.id)).first() is not None
+    if changed:
+        connection.execute(
+            insert(TransitionRow).values(
+                job_id=change.job_id,
+                from_state=change.from_state,
+                to_state=change.to_state,
+                attempt=change.attempt,
+                worker=change.worker,
+                detail=change.detail,
+            )
+        )
+    return changed
