@@ -17,7 +17,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format lock soak bench train traintest clean
+.PHONY: help demo test test-all check prose docs format lock soak bench train traintest clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -40,12 +40,25 @@ test: $(READY) ## run the tests on embedded servers (ENGINE=openvino TESTS=tests
 test-all: $(READY) ## run all tests: whole demos, long outages and the accuracy of the models too
 	$(PYTEST) $(TESTS)
 
-check: $(READY) ## format, lint, layers, types, tests
+check: $(READY) ## format, lint, layers, types, prose, docs, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory prose docs test
+
+# The table of settings is generated, so its prose is the code's.
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md $(filter-out docs/settings.md,$(wildcard docs/*.md docs/*/*.md))
+SPELT := $(PROSE) docs/settings.md .github inference_service tests benchmarks models deploy docker Makefile pyproject.toml \
+         mkdocs.yml $(wildcard docker-compose*.yml)
+
+prose: $(READY) ## check spelling, vocabulary and sentences of the docs
+	@$(BIN)/codespell $(SPELT)
+	@$(BIN)/codespell --dictionary docs/style/vocabulary.txt $(PROSE)
+	@$(BIN)/python docs/style/prose.py $(PROSE)
+
+docs: $(READY) ## build the docs site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
@@ -89,4 +102,4 @@ $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
 	@touch $@
 
 clean: ## remove the virtual environment and what runs have left
-	rm -rf .venv .venv-* demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* demo-output site .mypy_cache .pytest_cache .ruff_cache .hypothesis
