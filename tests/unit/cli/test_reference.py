@@ -22,7 +22,8 @@ DOCS = REPOSITORY / "docs"
 PAGES = reference_pages()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 MODEL_PAGES = sorted((REPOSITORY / "models").glob("*/*/README.md"))
-MARKDOWN = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *MODEL_PAGES]
+GUIDES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+MARKDOWN = [*GUIDES, *sorted(DOCS.rglob("*.md")), *MODEL_PAGES]
 TRAINER = REPOSITORY / "models/ct-chest/train/ct_chest"
 
 
@@ -134,6 +135,8 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
             assert_options("export", of_export)
     elif words[:2] == [".venv/bin/python", "-m"] and words[2].startswith("ct_chest."):
         assert_options(words[2].removeprefix("ct_chest."), [word for word in words if word.startswith("--")])
+    elif words[0] == ".venv/bin/pre-commit":
+        assert (REPOSITORY / ".pre-commit-config.yaml").is_file()
     elif words[0] == "inference-service":
         parse(main, words[1:])
     elif words[:2] == ["docker", "compose"]:
