@@ -57,8 +57,9 @@ prose: $(READY) ## check spelling, vocabulary and sentences of the docs
 	@$(BIN)/codespell --dictionary docs/style/vocabulary.txt $(PROSE)
 	@$(BIN)/python docs/style/prose.py $(PROSE)
 
+# Without --quiet: it hides warnings from --strict.
 docs: $(READY) ## build the docs site into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
