@@ -189,3 +189,18 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in MARKDOWN:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_files_that_the_contributor_guide_names_exist() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [name for name in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if not name.startswith((".venv", "site/"))]
+    assert len(named) > 20
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def test_the_modules_that_the_architecture_names_exist() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    modules = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", text)
+    assert len(modules) > 10
+    paths = [REPOSITORY / "inference_service" / name.replace(".", "/") for name in modules]
+    assert [str(path) for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
