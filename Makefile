@@ -48,7 +48,7 @@ check: $(READY) ## format, lint, layers, types, prose, docs, tests
 	@$(MAKE) --no-print-directory prose docs test
 
 # The table of settings is generated, so its prose is the code's.
-PROSE := README.md CONTRIBUTING.md CHANGELOG.md $(filter-out docs/settings.md,$(wildcard docs/*.md docs/*/*.md))
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md $(filter-out docs/settings.md,$(wildcard docs/*.md docs/*/*.md))
 SPELT := $(PROSE) docs/settings.md .github inference_service tests benchmarks models deploy docker Makefile pyproject.toml \
          mkdocs.yml $(wildcard docker-compose*.yml)
 
