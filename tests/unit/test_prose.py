@@ -52,11 +52,13 @@ def test_a_page_that_keeps_the_rules_passes(tmp_path: Path, text: str) -> None:
 
 
 def test_each_banned_word_is_found_and_its_replacement_is_not(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "codespell_lib", "--dictionary", STYLE / "vocabulary.txt", tmp_path / "page.md"]
-    (tmp_path / "page.md").write_text("\n".join(word for word, _ in VOCABULARY), encoding="utf-8")
+    vocabulary = STYLE / "vocabulary.txt"
+    page = tmp_path / "page.md"
+    command = [sys.executable, "-m", "codespell_lib", "--dictionary", str(vocabulary), str(page)]
+    page.write_text("\n".join(word for word, _ in VOCABULARY), encoding="utf-8")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (len(done.stdout.splitlines()), done.returncode != 0) == (len(VOCABULARY), True)
-    (tmp_path / "page.md").write_text("\n".join(better for _, better in VOCABULARY), encoding="utf-8")
+    page.write_text("\n".join(better for _, better in VOCABULARY), encoding="utf-8")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
