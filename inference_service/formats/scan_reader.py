@@ -17,8 +17,8 @@ from inference_service.core.errors import (
     UnsupportedFormat,
 )
 from inference_service.core.files import list_files
-from inference_service.formats.dicom.header import looks_like_dicom
-from inference_service.formats.dicom.series_geometry import Slice
+from inference_service.formats.dicom.file_check import looks_like_dicom
+from inference_service.formats.dicom.instance import Slice
 from inference_service.formats.dicom.series_reader import read_series
 from inference_service.formats.nifti import (
     NiftiHeader,

@@ -28,11 +28,11 @@ from inference_service.engine.model_registry import Model
 from inference_service.engine.session import RUNTIME_VERSION, Session
 from inference_service.engine.session_cache import SessionCache, session_warnings
 from inference_service.formats.dicom.segmentation_writer import (
-    SourceSeries,
     UidSeed,
     WrittenSegmentation,
     write_segmentation,
 )
+from inference_service.formats.dicom.source_references import SourceSeries
 from inference_service.formats.nifti import write_mask
 from inference_service.formats.read_limits import DEFAULT_MAX_BYTES, ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan

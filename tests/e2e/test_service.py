@@ -267,7 +267,7 @@ def test_a_real_series_through_the_whole_service(
     planes = {
         tuple(frame.PlanePositionSequence[0].ImagePositionPatient) for frame in seg.PerFrameFunctionalGroupsSequence
     }
-    slices = {tuple(each.plane.position_mm) for each in scan.slices}
+    slices = {tuple(each.frame.position_mm) for each in scan.slices}
     assert {tuple(map(float, plane)) for plane in planes} <= slices
 
 

@@ -1,23 +1,24 @@
-"""The size that a compressed image states in its own header, which decoders allocate by. Pure parsing."""
+"""The image size that a codestream states in its own header, and whether it is complete. Pure parsing."""
 
 from dataclasses import dataclass
 
-# JPEG 2000 (ISO/IEC 15444-1, A.5.1): start of codestream, then at once its size.
+# JPEG 2000 (ISO/IEC 15444-1, A.4.1 and A.5.1): SOC marker, followed at once by the SIZ marker.
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
-# It may come in a file of boxes, of which a few are before it.
-_MOST_BOX_BYTES = 2**16
-# JPEG (ISO/IEC 10918-1, B.1.1.3) and JPEG-LS (14495-1): frames' headers, and markers without any length.
+# The codestream may be wrapped in a file of boxes, a few of which precede it.
+_MAX_BOX_BYTES = 2**16
+# JPEG (ISO/IEC 10918-1, B.1.1.3) and JPEG-LS (ISO/IEC 14495-1): markers of frame headers, and those without a segment.
+_JPEG_START = b"\xff\xd8"
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}
-# Of JPEG 2000 codestreams too.
+# EOI of JPEG and JPEG-LS, EOC of JPEG 2000.
 _END = b"\xff\xd9"
-# Zeros may follow it, and some bytes of anything else.
-_MOST_TRAILING_BYTES = 64
+# Zeros may follow it, and a few other bytes.
+_MAX_TRAILING_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a codestream says of its image."""
+    """The image size that a codestream states."""
 
     rows: int
     columns: int
@@ -25,29 +26,30 @@ class Size:
 
 
 def codestream_size(data: bytes) -> Size | None:
-    """Size of a JPEG, JPEG-LS, JPEG 2000 or HTJ2K image; None where its header is none of these.
+    """Image size of a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None where it has no valid header of these.
 
     >>> codestream_size(bytes.fromhex("ffd8 ffc3 000b 0c 0200 0100 01 000000"))
     Size(rows=512, columns=256, components=1)
     """
-    if data[:2] == b"\xff\xd8":
+    if data.startswith(_JPEG_START):
         return _jpeg_size(data)
-    start = data.find(_JPEG_2000_START, 0, _MOST_BOX_BYTES)
-    return None if start < 0 else _jpeg_2000_size(data[start + 4 :])
+    start = data.find(_JPEG_2000_START, 0, _MAX_BOX_BYTES)
+    return None if start < 0 else _jpeg_2000_size(data[start + len(_JPEG_2000_START) :])
 
 
-def is_ended(data: bytes) -> bool:
-    """Whether the end of an image is there: decoders make up what is missing before it.
+def is_complete(data: bytes) -> bool:
+    """Whether a codestream has its end marker; decoders make up the rows that are missing from a truncated one.
 
-    Its marker is found nowhere else, as data never hold one.
+    Entropy-coded data never contain the marker.
 
-    >>> is_ended(bytes.fromhex("ffd8 ffd9 00")), is_ended(bytes.fromhex("ffd8 ffc3"))
+    >>> is_complete(bytes.fromhex("ffd8 ffd9 00")), is_complete(bytes.fromhex("ffd8 ffc3"))
     (True, False)
     """
-    return _END in data.rstrip(b"\0")[-_MOST_TRAILING_BYTES:]
+    return _END in data.rstrip(b"\0")[-_MAX_TRAILING_BYTES:]
 
 
 def _jpeg_2000_size(segment: bytes) -> Size | None:
+    """Image size by the content of a SIZ segment."""
     if len(segment) < 38:
         return None
     right, bottom, left, top = (int.from_bytes(segment[start : start + 4]) for start in range(4, 20, 4))
@@ -55,7 +57,8 @@ def _jpeg_2000_size(segment: bytes) -> Size | None:
 
 
 def _jpeg_size(data: bytes) -> Size | None:
-    position = 2
+    """Image size by the first frame header; segments before it are skipped."""
+    position = len(_JPEG_START)
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF or marker in _BARE_MARKERS:

@@ -1,4 +1,6 @@
-"""Slices into one array of real values: decoded one by one, each rescaled as it says, padding made background."""
+"""Stacks the frames of a series into one array of real values: decoded, rescaled each by its own header, and padding
+replaced by a background value.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,114 +13,140 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.formats.dicom.image import Image, Plane
+from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.pixel_data import read_frames
-from inference_service.formats.dicom.series_geometry import Slice
 from inference_service.formats.read_limits import RequireMemory
 
 AIR_HU = -1024
-# Padding that would be what a patient is made of is no padding, but a header that does not know its own scan.
+# A padding range in CT that includes these values would be tissue: the header contradicts its own scan.
 _TISSUE_HU = (-500, 3000)
-# For each thread, so that none waits for another.
-_FRAMES_AHEAD = 2
-# Which slice it is, its real values, how many of them are padding.
-_Frame = tuple[int, NDArray[np.generic], int]
+# Frames in flight for each thread, so that none waits for another.
+_FRAMES_AHEAD_PER_THREAD = 2
 _INT16 = np.iinfo(np.int16)
 
 
 @dataclass(frozen=True)
-class Stacked:
+class FrameStack:
     """The voxels of a series.
 
     Attributes:
         voxels: Shape (columns, rows, slices), Fortran order, int16 where that is exact and float32 elsewhere.
-        padded_voxels: How many of them were padding, and got the background value.
+        padding_voxels: Number of voxels that were padding, and got the background value.
     """
 
     voxels: NDArray[np.generic]
-    padded_voxels: int
+    padding_voxels: int
 
 
-def stack_slices(slices: Sequence[Slice], *, require_memory: RequireMemory, threads: int = 1) -> Stacked:
-    """Reads the pixels of slices.
+@dataclass(frozen=True)
+class _DecodedFrame:
+    """A decoded frame.
+
+    Attributes:
+        slice_index: Index of its slice.
+        values: Real values, shape (rows, columns).
+        padding_pixels: Number of pixels that were padding.
+    """
+
+    slice_index: int
+    values: NDArray[np.generic]
+    padding_pixels: int
+
+
+def stack_frames(slices: Sequence[Slice], *, require_memory: RequireMemory, threads: int = 1) -> FrameStack:
+    """Decodes and stacks the frames of a series.
 
     Args:
-        slices: In order, all of one size; their files can be decoded.
-        require_memory: Told how many bytes are about to be taken.
-        threads: Decode at a time; each holds a few frames.
+        slices: In order, all of one size and with a decoder.
+        require_memory: Called before each large allocation.
+        threads: Number of decoding threads; each holds a few frames.
 
     Raises:
-        InputCorrupt: Some are truncated or damaged.
+        InputCorrupt: The pixel data of some are truncated or damaged.
     """
-    layout = slices[0].image.layout
-    shape = (layout.columns, layout.rows, len(slices))
-    exact = all(_is_whole(piece.plane) for piece in slices)
+    pixels = slices[0].instance.pixels
+    shape = (pixels.columns, pixels.rows, len(slices))
+    exact = all(_keeps_integers(slice_.frame) for slice_ in slices)
     require_memory(prod(shape) * (2 if exact else 4))
     voxels: NDArray[np.generic] = np.empty(shape, dtype=np.int16 if exact else np.float32, order="F")
-    padded = 0
+    padding_voxels = 0
     with ThreadPoolExecutor(threads, "decode") as pool:
-        for k, values, count in _in_order(pool, _tasks(slices, require_memory, exact=exact), threads * _FRAMES_AHEAD):
+        tasks = _decoding_tasks(slices, require_memory, exact=exact)
+        for decoded in _run_in_order(pool, tasks, threads * _FRAMES_AHEAD_PER_THREAD):
+            values = decoded.values
             if voxels.dtype == np.int16 and (values.min() < _INT16.min or values.max() > _INT16.max):
                 require_memory(prod(shape) * 4)
                 voxels = voxels.astype(np.float32, order="F")
-            voxels[:, :, k] = values.T
-            padded += count
-    return Stacked(voxels, padded)
+            voxels[:, :, decoded.slice_index] = values.T
+            padding_voxels += decoded.padding_pixels
+    return FrameStack(voxels, padding_voxels)
 
 
-def _tasks(slices: Sequence[Slice], require_memory: RequireMemory, *, exact: bool) -> Iterator[Callable[[], _Frame]]:
-    for image, places in _by_file(slices):
-        for plane, decode in zip(image.planes, read_frames(image, require_memory=require_memory), strict=True):
-            yield partial(_real, decode, plane, image, places[plane.frame], exact=exact)
+def background_value(instance: Instance) -> float:
+    """Value of voxels without information: air in CT, elsewhere the real value of a stored 0."""
+    return AIR_HU if instance.modality == "CT" else instance.frames[0].rescale_intercept
 
 
-def _in_order(pool: Executor, tasks: Iterator[Callable[[], _Frame]], ahead: int) -> Iterator[_Frame]:
-    """Results of tasks in their order, so many of them under way at most."""
-    waiting: deque[Future[_Frame]] = deque()
+def padding_range(instance: Instance, frame: Frame) -> tuple[int, int] | None:
+    """Lowest and highest stored value that mark padding; None without padding, or where it would be tissue in CT."""
+    stored_range = instance.pixels.padding_range
+    if stored_range is None or instance.modality != "CT":
+        return stored_range
+    low, high = sorted(value * frame.rescale_slope + frame.rescale_intercept for value in stored_range)
+    return None if low < _TISSUE_HU[1] and high > _TISSUE_HU[0] else stored_range
+
+
+def _decoding_tasks(
+    slices: Sequence[Slice], require_memory: RequireMemory, *, exact: bool
+) -> Iterator[Callable[[], _DecodedFrame]]:
+    for instance, slice_of_frame in _by_instance(slices):
+        for frame, decode in zip(instance.frames, read_frames(instance, require_memory=require_memory), strict=True):
+            slice_index = slice_of_frame[frame.index]
+            yield partial(_decode_and_rescale, decode, Slice(instance, frame), slice_index, exact=exact)
+
+
+def _run_in_order(
+    pool: Executor, tasks: Iterator[Callable[[], _DecodedFrame]], max_waiting: int
+) -> Iterator[_DecodedFrame]:
+    """Results of tasks in their order, with a limit on the tasks that are in flight."""
+    waiting: deque[Future[_DecodedFrame]] = deque()
     for task in tasks:
         waiting.append(pool.submit(task))
-        if len(waiting) > ahead:
+        if len(waiting) > max_waiting:
             yield waiting.popleft().result()
     yield from (future.result() for future in waiting)
 
 
-def background(image: Image) -> float:
-    """What a pixel holds where there is nothing to see: air in CT, elsewhere what a stored 0 stands for."""
-    return AIR_HU if image.modality == "CT" else image.planes[0].intercept
-
-
-def _by_file(slices: Sequence[Slice]) -> Iterable[tuple[Image, dict[int, int]]]:
-    """Each file, and which of its frames is which slice."""
-    found: dict[Path, tuple[Image, dict[int, int]]] = {}
-    for k, piece in enumerate(slices):
-        found.setdefault(piece.image.path, (piece.image, {}))[1][piece.plane.frame] = k
+def _by_instance(slices: Sequence[Slice]) -> Iterable[tuple[Instance, dict[int, int]]]:
+    """Each instance, and the slice index of each of its frames."""
+    found: dict[Path, tuple[Instance, dict[int, int]]] = {}
+    for slice_index, slice_ in enumerate(slices):
+        _, slice_of_frame = found.setdefault(slice_.instance.path, (slice_.instance, {}))
+        slice_of_frame[slice_.frame.index] = slice_index
     return found.values()
 
 
-def _is_whole(plane: Plane) -> bool:
-    """Whether stored integers stay integers."""
-    return plane.slope == 1 and plane.intercept.is_integer() and abs(plane.intercept) <= _INT16.max
+def _keeps_integers(frame: Frame) -> bool:
+    """Whether rescaling turns stored integers into integers."""
+    intercept = frame.rescale_intercept
+    return frame.rescale_slope == 1 and intercept.is_integer() and abs(intercept) <= _INT16.max
 
 
-def _real(decode: Callable[[], NDArray[np.integer]], plane: Plane, image: Image, k: int, *, exact: bool) -> _Frame:
+def _decode_and_rescale(
+    decode: Callable[[], NDArray[np.integer]], source: Slice, slice_index: int, *, exact: bool
+) -> _DecodedFrame:
     stored = decode()
+    frame = source.frame
     values: NDArray[np.generic]
     if exact:
-        values = stored + np.int64(plane.intercept) if stored.dtype.itemsize > 2 else stored + np.int32(plane.intercept)
+        # Wide enough for any sum, which may leave the range of int16.
+        dtype = np.int64 if stored.dtype.itemsize > 2 else np.int32
+        values = stored + dtype(frame.rescale_intercept)
     else:
-        values = (stored * plane.slope + plane.intercept).astype(np.float32)
-    padding = padding_of(image, plane)
+        values = (stored * frame.rescale_slope + frame.rescale_intercept).astype(np.float32)
+    padding = padding_range(source.instance, frame)
     if padding is None:
-        return k, values, 0
-    where = (stored >= padding[0]) & (stored <= padding[1])
-    values[where] = background(image)
-    return k, values, int(np.count_nonzero(where))
-
-
-def padding_of(image: Image, plane: Plane) -> tuple[int, int] | None:
-    """First and last stored value that are padding; None where there is none, or where tissue would be in CT."""
-    padding = image.layout.padding
-    if padding is None or image.modality != "CT":
-        return padding
-    low, high = sorted(end * plane.slope + plane.intercept for end in padding)
-    return None if low < _TISSUE_HU[1] and high > _TISSUE_HU[0] else padding
+        return _DecodedFrame(slice_index, values, 0)
+    is_padding = (stored >= padding[0]) & (stored <= padding[1])
+    values[is_padding] = background_value(source.instance)
+    return _DecodedFrame(slice_index, values, int(np.count_nonzero(is_padding)))

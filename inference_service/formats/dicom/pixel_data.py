@@ -1,4 +1,7 @@
-"""The pixels of DICOM files: stored values, frame by frame, out of every transfer syntax that a decoder is here for."""
+"""Decodes the pixels of an instance, frame by frame, from every transfer syntax that there is a decoder for.
+
+Values are as stored: rescaling and padding are left to `frame_stack`.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,22 +17,22 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
 from inference_service.core.errors import InputCorrupt, UnsupportedTransferSyntax
-from inference_service.formats.dicom.codestream import Size, codestream_size, is_ended
-from inference_service.formats.dicom.header import quietly, reading_errors
-from inference_service.formats.dicom.image import Image, Layout
+from inference_service.formats.dicom.codestream import Size, codestream_size, is_complete
+from inference_service.formats.dicom.instance import Instance, PixelDescription
+from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 from inference_service.formats.read_limits import RequireMemory
 
 Decode = Callable[[bytes], NDArray[np.integer]]
 
-# Pixels as they are, or packed byte by byte, which pydicom reads by itself.
-_PLAIN = {
+# Native pixels, and run-length encoding of bytes: read by pydicom itself.
+_NATIVE = {
     uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
 }  # fmt: skip
-_BYTEWISE = {*_PLAIN, uid.RLELossless}
+_READ_BY_PYDICOM = {*_NATIVE, uid.RLELossless}
 _JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
-# OpenJPEG's own arithmetic is exact so far.
-_MOST_BITS_OF_JPEG_2000 = 24
-# libjpeg-turbo, CharLS and OpenJPEG.
+# OpenJPEG's arithmetic is exact up to this depth.
+_MAX_BITS_JPEG_2000 = 24
+# Decoders of libjpeg-turbo, CharLS and OpenJPEG.
 _DECODERS: Mapping[str, Decode] = {
     **dict.fromkeys(
         (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), imagecodecs.jpeg8_decode
@@ -37,123 +40,136 @@ _DECODERS: Mapping[str, Decode] = {
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), imagecodecs.jpegls_decode),
     **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
 }
-# Lossy by themselves, whatever their files say.
-LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless}
-_TAGS = [
+LOSSY_TRANSFER_SYNTAXES = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless}
+"""Transfer syntaxes that always lose information, whatever LossyImageCompression says."""
+_KEYWORDS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 ]  # fmt: skip
-_MOST_NAME_CHARACTERS = 64
+_MAX_UID_CHARACTERS = 64
 
 
-def check_decodable(image: Image) -> None:
-    """Makes sure that there is a decoder.
+def check_decodable(instance: Instance) -> None:
+    """Checks that there is a decoder for an instance's transfer syntax and bit depth.
 
     Raises:
-        UnsupportedTransferSyntax: There is none; the message says for what.
+        UnsupportedTransferSyntax: There is none; the message names the transfer syntax.
     """
-    syntax = image.transfer_syntax
-    if syntax not in _BYTEWISE and syntax not in _DECODERS:
-        known = uid.UID(syntax).name
-        name = known if known != syntax else re.sub(r"[^0-9.]", "?", syntax)[:_MOST_NAME_CHARACTERS]
-        raise UnsupportedTransferSyntax(f"there is no decoder for {name}")
-    if syntax in _JPEG_2000 and image.layout.bits_stored > _MOST_BITS_OF_JPEG_2000:
+    syntax = instance.transfer_syntax_uid
+    if syntax not in _READ_BY_PYDICOM and syntax not in _DECODERS:
+        known_name = uid.UID(syntax).name
+        # A UID that pydicom does not know may be any text.
+        name = known_name if known_name != syntax else re.sub(r"[^0-9.]", "?", syntax)[:_MAX_UID_CHARACTERS]
         raise UnsupportedTransferSyntax(
-            f"there is no decoder for {uid.UID(syntax).name} of {image.layout.bits_stored} bits, "
-            f"but of up to {_MOST_BITS_OF_JPEG_2000}"
+            f"there is no decoder for the transfer syntax {name}: send the series in another one, such as Explicit VR "
+            "Little Endian"
+        )
+    bits_stored = instance.pixels.bits_stored
+    if syntax in _JPEG_2000 and bits_stored > _MAX_BITS_JPEG_2000:
+        raise UnsupportedTransferSyntax(
+            f"{uid.UID(syntax).name} is decoded up to {_MAX_BITS_JPEG_2000} bits, and the series has {bits_stored}: "
+            "send it in another transfer syntax"
         )
 
 
-def read_frames(image: Image, *, require_memory: RequireMemory) -> Iterator[Callable[[], NDArray[np.integer]]]:
-    """Reads a file's frames in their order, and leaves it to the caller when and in which thread they are decoded.
+def read_frames(instance: Instance, *, require_memory: RequireMemory) -> Iterator[Callable[[], NDArray[np.integer]]]:
+    """Reads an instance's frames in their order; the caller decides when and in which thread each one is decoded.
 
     Args:
-        image: Checked by `check_decodable`.
-        require_memory: Told how many bytes are about to be taken besides the frames.
+        instance: Has passed `check_decodable`.
+        require_memory: Called before the file is read; the decoded frames are not included.
 
     Yields:
-        What gives stored values, shape (rows, columns), or raises InputCorrupt.
+        For each frame, a function that returns its stored values, shape (rows, columns), or raises InputCorrupt.
 
     Raises:
-        InputCorrupt: The pixels are truncated or damaged, or not of the size that the file states.
+        InputCorrupt: The pixel data are truncated or damaged, or contradict the header.
     """
-    # A deflated file is there twice for a moment.
-    require_memory(max(image.path.stat().st_size, 2 * image.expanded_bytes))
-    frames = _frames(image)
-    for _ in image.planes:
-        with quietly(), reading_errors():
+    # pydicom holds an inflated file twice for a moment.
+    require_memory(max(instance.path.stat().st_size, 2 * instance.inflated_bytes))
+    frames = _read_encoded(instance)
+    for _ in instance.frames:
+        with suppress_warnings(), map_pydicom_errors():
             frame = next(frames, None)
         if frame is None:
-            raise InputCorrupt("a DICOM file has fewer frames than it states")
-        yield partial(_decode, frame, image)
+            raise InputCorrupt(
+                f"a DICOM file is truncated: expected {len(instance.frames)} frames, as its header states, got fewer"
+            )
+        yield partial(_decode, frame, instance)
 
 
-def _decode(frame: bytes | NDArray[np.integer], image: Image) -> NDArray[np.integer]:
-    layout = image.layout
-    with reading_errors():
+def _decode(frame: bytes | NDArray[np.integer], instance: Instance) -> NDArray[np.integer]:
+    description = instance.pixels
+    with map_pydicom_errors():
         if isinstance(frame, bytes):
-            pixels = _with_sign(_DECODERS[image.transfer_syntax](frame), layout)
+            pixels = _apply_sign(_DECODERS[instance.transfer_syntax_uid](frame), description)
         else:
-            pixels = _used_bits(frame, layout)
-    if pixels.shape != (layout.rows, layout.columns):
-        raise InputCorrupt("a DICOM file's pixels are not of the size that it states")
+            pixels = _clear_unused_bits(frame, description)
+    if pixels.shape != (description.rows, description.columns):
+        raise InputCorrupt(
+            f"a DICOM file's header states {description.rows} × {description.columns} pixels, but its pixel data have "
+            "another size"
+        )
     return pixels
 
 
-def _frames(image: Image) -> Iterator[bytes | NDArray[np.integer]]:
-    """Codestreams, or pixels where there are none."""
-    dataset = pydicom.dcmread(image.path, force=True, specific_tags=list(_TAGS))
+def _read_encoded(instance: Instance) -> Iterator[bytes | NDArray[np.integer]]:
+    """Codestreams of the frames, or their pixels where these are not compressed image by image."""
+    dataset = pydicom.dcmread(instance.path, force=True, specific_tags=list(_KEYWORDS))
     if "PixelData" not in dataset:
-        raise InputCorrupt("a DICOM file has no pixels")
-    layout, syntax = image.layout, image.transfer_syntax
-    if syntax in _BYTEWISE:
-        if syntax in _PLAIN:
-            _check_length(dataset, image)
+        raise InputCorrupt("a DICOM file has no pixel data: the file is truncated")
+    description = instance.pixels
+    syntax = instance.transfer_syntax_uid
+    if syntax in _READ_BY_PYDICOM:
+        if syntax in _NATIVE:
+            _check_length(dataset, instance)
         frames = get_decoder(syntax).iter_array(
-            dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in _PLAIN else "pydicom"
+            dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in _NATIVE else "pydicom"
         )
         yield from (pixels for pixels, _ in frames)
         return
-    for data in generate_frames(dataset.PixelData, number_of_frames=len(image.planes)):
-        # Decoders allocate what the codestream says, so it must say what the file does.
-        if codestream_size(data) != Size(layout.rows, layout.columns, 1):
+    expected = Size(description.rows, description.columns, 1)
+    for data in generate_frames(dataset.PixelData, number_of_frames=len(instance.frames)):
+        # A decoder allocates the size that the codestream states, so that it must be the header's.
+        if codestream_size(data) != expected:
             raise InputCorrupt(
-                "a DICOM file's compressed pixels are not what it states: "
-                f"{layout.rows} × {layout.columns} of one component"
+                f"a DICOM file's header states {expected.rows} × {expected.columns} pixels of one component, but its "
+                "codestream states another size, or none"
             )
-        if not is_ended(data):
-            raise InputCorrupt("a DICOM file's compressed pixels are truncated")
+        if not is_complete(data):
+            raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
         yield data
 
 
-def _check_length(dataset: Dataset, image: Image) -> None:
-    layout, got = image.layout, len(dataset.PixelData)
-    expected = len(image.planes) * layout.rows * layout.columns * layout.bits_allocated // 8
+def _check_length(dataset: Dataset, instance: Instance) -> None:
+    description = instance.pixels
+    got = len(dataset.PixelData)
+    expected = len(instance.frames) * description.rows * description.columns * description.bits_allocated // 8
     if got < expected:
         raise InputCorrupt(f"a DICOM file is truncated: expected {expected} bytes of pixels, got {got}")
 
 
-def _used_bits(pixels: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:
-    """Without the bits above and below the value, where old files keep overlays; the sign bit drawn out.
+def _clear_unused_bits(pixels: NDArray[np.integer], description: PixelDescription) -> NDArray[np.integer]:
+    """Clears the bits above and below the value, in which old files store overlays, and extends the sign bit.
 
-    Padding is left as it is.
+    Padding values stay as they are: the stored bits need not be able to hold them.
     """
-    above = layout.bits_allocated - 1 - layout.high_bit
-    below = layout.bits_allocated - layout.bits_stored
-    if below == 0:
+    bits_above = description.bits_allocated - 1 - description.high_bit
+    bits_outside = description.bits_allocated - description.bits_stored
+    if bits_outside == 0:
         return pixels
-    used = (pixels << above) >> below
-    if layout.padding is not None:
-        # Padding may be a value that the bits stored could not hold.
-        where = (pixels >= layout.padding[0]) & (pixels <= layout.padding[1])
-        used[where] = pixels[where]
-    return used
+    cleared = (pixels << bits_above) >> bits_outside
+    if description.padding_range is not None:
+        lowest, highest = description.padding_range
+        is_padding = (pixels >= lowest) & (pixels <= highest)
+        cleared[is_padding] = pixels[is_padding]
+    return cleared
 
 
-def _with_sign(pixels: NDArray[np.integer], layout: Layout) -> NDArray[np.integer]:
-    """What a decoder made of bits that may have a sign of which their codestream does not know, or the other way."""
-    if np.issubdtype(pixels.dtype, np.signedinteger) == layout.signed:
+def _apply_sign(pixels: NDArray[np.integer], description: PixelDescription) -> NDArray[np.integer]:
+    """Reinterprets decoded pixels by PixelRepresentation, which the codestream may contradict."""
+    if np.issubdtype(pixels.dtype, np.signedinteger) == description.signed:
         return pixels
-    unused = 32 - layout.bits_stored
-    return (pixels.astype(np.int32 if layout.signed else np.uint32) << unused) >> unused
+    unused_bits = 32 - description.bits_stored
+    return (pixels.astype(np.int32 if description.signed else np.uint32) << unused_bits) >> unused_bits

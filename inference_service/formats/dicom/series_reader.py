@@ -1,4 +1,4 @@
-"""From files, some of them DICOM, to the one volume in them: what is set aside, where it lies, what was done to it."""
+"""Reads a DICOM series from files: their headers, the selected series, its geometry and pixels, the volume's grid."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -10,12 +10,19 @@ import numpy as np
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InputTooLarge, NotAVolume
-from inference_service.formats.dicom.frame_stack import background, padding_of, stack_slices
-from inference_service.formats.dicom.header import looks_like_dicom, read_image
-from inference_service.formats.dicom.image import LONGEST_AXIS, Image, Reason, Unusable
-from inference_service.formats.dicom.pixel_data import LOSSY, check_decodable
-from inference_service.formats.dicom.series_geometry import Series, Slice, lay_out
-from inference_service.formats.dicom.series_selection import choose_images
+from inference_service.formats.dicom.file_check import looks_like_dicom
+from inference_service.formats.dicom.frame_stack import background_value, padding_range, stack_frames
+from inference_service.formats.dicom.header import read_instance
+from inference_service.formats.dicom.instance import (
+    MAX_AXIS_VOXELS,
+    ExclusionReason,
+    Instance,
+    Slice,
+    UnusableInstance,
+)
+from inference_service.formats.dicom.pixel_data import LOSSY_TRANSFER_SYNTAXES, check_decodable
+from inference_service.formats.dicom.series_geometry import SeriesGeometry, find_geometry
+from inference_service.formats.dicom.series_selection import select_series
 from inference_service.formats.read_limits import ReadLimits, RequireMemory
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.slice_alignment import AlignedVolume, align_slices, aligned_shape
@@ -23,17 +30,17 @@ from inference_service.imaging.slice_spacing import EvenlySpacedVolume, even_pla
 
 
 @dataclass(frozen=True)
-class DicomVolume:
-    """The volume of a series.
+class DicomSeries:
+    """A series as it was read.
 
     Attributes:
-        volume: On the grid that its mask gets.
-        aligned: For the network where that grid is sheared; None where it is straight.
-        evenly_spaced: The way back to the slices where that grid is not on them; None where it is.
+        volume: On the grid that a mask gets.
+        aligned: The volume that the network is to see instead, where that grid is sheared; None elsewhere.
+        evenly_spaced: Takes a mask back to the slices, where these were unevenly spaced; None elsewhere.
         modality: As the series states it; empty where it does not.
-        slices: The frames that it was made of, along its third axis; one for each plane unless they were uneven.
-        set_aside: How many files are no part of it, by reason.
-        warnings: What a reader of the mask should know.
+        slices: Its slices along the volume's third axis; one a plane unless `evenly_spaced` is set.
+        set_aside: Number of files that are no part of it, by reason.
+        warnings: What a user of the mask should know.
     """
 
     volume: Volume
@@ -41,8 +48,23 @@ class DicomVolume:
     evenly_spaced: EvenlySpacedVolume | None
     modality: str
     slices: tuple[Slice, ...]
-    set_aside: Counter[Reason]
+    set_aside: Counter[ExclusionReason]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """The headers of an input's files.
+
+    Attributes:
+        instances: Image instances.
+        unusable: Image instances with an invalid header.
+        excluded: Number of the other files, by reason.
+    """
+
+    instances: list[Instance]
+    unusable: list[UnusableInstance]
+    excluded: Counter[ExclusionReason]
 
 
 def read_series(
@@ -52,139 +74,183 @@ def read_series(
     series_uid: str | None = None,
     tolerated: Collection[Tolerance] = (),
     threads: int = 1,
-) -> DicomVolume:
-    """Reads the series that a number of files hold.
+) -> DicomSeries:
+    """Reads the one series that files are meant to hold.
 
     Args:
-        files: In any order, of any names; what is no DICOM is set aside.
-        limits: How much they may take.
-        series_uid: Of the series that is meant, should there be several.
-        tolerated: What of its geometry is mended rather than refused.
-        threads: Decode slices.
+        files: In any order and with any names; files that are not DICOM are set aside.
+        limits: How much the input may take.
+        series_uid: SeriesInstanceUID of the series to read, where there are several.
+        tolerated: Deviations from an even grid at right angles that are corrected and not refused.
+        threads: Number of threads that decode frames.
 
     Raises:
         InputError: There is not exactly one readable volume; the subclass says why.
     """
-    images, unusable, aside = _sorted_out(files, limits.max_bytes, limits.require_memory)
-    try:
-        chosen, aside = choose_images(images, series_uid, aside)
-    except NotAVolume:
-        if unusable:
-            raise unusable[0].error from unusable[0].error.__cause__
-        raise
-    _check_usable(unusable, chosen)
-    aside[Reason.UNREADABLE] += len(unusable)
-    series = lay_out(chosen, tolerated)
-    _check_size(series, limits.max_voxels)
-    for image in chosen:
-        check_decodable(image)
-    stacked = stack_slices(series.slices, require_memory=limits.require_memory, threads=threads)
-    warnings = [*series.warnings, *_warnings(chosen)]
-    unread = aside[Reason.UNREADABLE] + aside[Reason.NOT_DICOM] + aside[Reason.LOOKUP_TABLE]
-    if unread:
-        warnings.append(
-            f"{unread} of the {len(files)} files are no DICOM that can be read here: had one been the first or the "
-            "last slice, it would not be missed"
-        )
-    alike = _others_alike(images, chosen)
-    if alike:
-        warnings.append(
-            f"{alike} images of the series' own planes are called something else than slices, and are left out: had "
-            "one been the first or the last slice, it would not be missed"
-        )
-    first = series.slices[0].image
-    if stacked.padded_voxels:
-        warnings.append(f"{stacked.padded_voxels} voxels are padding, and got the value {background(first):g}")
-    volume, aligned, evenly_spaced = _regrid(Volume(stacked.voxels, series.affine), series, limits.require_memory)
-    return DicomVolume(
+    headers = _read_headers(files, limits)
+    instances, set_aside = _select(headers, series_uid)
+    geometry = find_geometry(instances, tolerated)
+    _check_size(geometry, limits.max_voxels)
+    for instance in instances:
+        check_decodable(instance)
+    stack = stack_frames(geometry.slices, require_memory=limits.require_memory, threads=threads)
+    first = geometry.slices[0].instance
+    warnings = [
+        *geometry.warnings,
+        *_pixel_warnings(instances),
+        *_left_out_warnings(headers.instances, instances, set_aside, len(files)),
+    ]
+    if stack.padding_voxels:
+        warnings.append(f"{stack.padding_voxels} voxels are padding, and got the value {background_value(first):g}")
+    volume, aligned, evenly_spaced = _regrid(Volume(stack.voxels, geometry.affine), geometry, limits.require_memory)
+    return DicomSeries(
         volume=volume,
         aligned=aligned,
         evenly_spaced=evenly_spaced,
         modality=first.modality,
-        slices=series.slices,
-        set_aside=+aside,
+        slices=geometry.slices,
+        set_aside=+set_aside,
         warnings=tuple(warnings),
     )
 
 
-def _others_alike(images: Sequence[Image], chosen: Sequence[Image]) -> int:
-    """How many images that were left out are of the same series, orientation and size as those that were not."""
-
-    def kind(image: Image) -> tuple[object, ...]:
-        plane = image.planes[0]
-        directions = (round(cosine, 3) for cosine in (*plane.along_row, *plane.along_column))
-        return image.series_uid, image.layout.rows, image.layout.columns, *directions
-
-    kinds, taken = {kind(image) for image in chosen}, {image.path for image in chosen}
-    return sum(image.path not in taken and bool(image.planes) and kind(image) in kinds for image in images)
-
-
-def _sorted_out(
-    files: Sequence[Path], max_bytes: int, require_memory: RequireMemory
-) -> tuple[list[Image], list[Unusable], Counter[Reason]]:
-    """What each file is; what deflated ones expand to is bounded for all together."""
-    images, unusable, aside = [], [], Counter[Reason]()
+def _read_headers(files: Sequence[Path], limits: ReadLimits) -> _Headers:
+    """Reads the header of each file; the limit on bytes applies to the inflated size of all deflated files together."""
+    headers = _Headers([], [], Counter())
+    remaining_bytes = limits.max_bytes
     for path in files:
         if not looks_like_dicom(path):
-            aside[Reason.NOT_DICOM] += 1
+            headers.excluded[ExclusionReason.NOT_DICOM] += 1
             continue
-        found = read_image(path, max_bytes=max_bytes, require_memory=require_memory)
-        if isinstance(found, Image):
-            images.append(found)
-            max_bytes -= found.expanded_bytes
-        elif isinstance(found, Unusable):
-            unusable.append(found)
+        found = read_instance(path, max_bytes=remaining_bytes, require_memory=limits.require_memory)
+        if isinstance(found, Instance):
+            headers.instances.append(found)
+            remaining_bytes -= found.inflated_bytes
+        elif isinstance(found, UnusableInstance):
+            headers.unusable.append(found)
         else:
-            aside[found] += 1
-    return images, unusable, aside
+            headers.excluded[found] += 1
+    return headers
 
 
-def _check_usable(unusable: Sequence[Unusable], chosen: Sequence[Image]) -> None:
-    """Raises what is wrong with a file of the series that is meant."""
-    ours = [each.error for each in unusable if each.series_uid == chosen[0].series_uid]
-    if ours:
-        raise type(ours[0])(f"{ours[0]} ({len(ours)} of the series' {len(ours) + len(chosen)} files)") from ours[0]
+def _select(headers: _Headers, series_uid: str | None) -> tuple[list[Instance], Counter[ExclusionReason]]:
+    """Selects the series to read, and refuses it if one of its own files is unusable."""
+    unusable = headers.unusable
+    try:
+        instances, set_aside = select_series(headers.instances, series_uid, headers.excluded)
+    except NotAVolume:
+        if unusable:
+            raise unusable[0].error from unusable[0].error.__cause__
+        raise
+    errors = [each.error for each in unusable if each.series_uid == instances[0].series_uid]
+    if errors:
+        files = len(errors) + len(instances)
+        raise type(errors[0])(f"{errors[0]} ({len(errors)} of the series' {files} files)") from errors[0]
+    set_aside[ExclusionReason.UNREADABLE] += len(unusable)
+    return instances, set_aside
 
 
-def _check_size(series: Series, max_voxels: int) -> None:
-    shape = aligned_shape(series.shape, series.shifts_px)
-    if series.uneven:
-        shape = (*shape[:2], even_plane_count(series.heights_mm, series.spacing_mm))
-    voxels = max(prod(shape), prod(series.shape))
+def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
+    """Refuses a series whose volume, as it is or once it is aligned and evenly spaced, is too large."""
+    shape = aligned_shape(geometry.shape, geometry.shifts_px)
+    if geometry.uneven:
+        shape = (*shape[:2], even_plane_count(geometry.heights_mm, geometry.spacing_mm))
+    voxels = max(prod(shape), prod(geometry.shape))
     if voxels > max_voxels:
         raise InputTooLarge(f"the series has {voxels} voxels; this service takes at most {max_voxels}")
-    if max(shape) > LONGEST_AXIS:
-        raise InputTooLarge(f"the series has an axis of {max(shape)} voxels; this service takes at most {LONGEST_AXIS}")
+    if max(shape) > MAX_AXIS_VOXELS:
+        raise InputTooLarge(
+            f"the series has {max(shape)} voxels along an axis; this service takes at most {MAX_AXIS_VOXELS}"
+        )
 
 
-def _warnings(images: Sequence[Image]) -> list[str]:
+def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
+    """Warnings about values of the series."""
     warnings = []
-    lossy = sum(image.lossy or image.transfer_syntax in LOSSY for image in images)
+    lossy = sum(each.lossy or each.transfer_syntax_uid in LOSSY_TRANSFER_SYNTAXES for each in instances)
     if lossy:
-        warnings.append(f"{lossy} of the series' {len(images)} images were compressed with loss")
-    if any(image.layout.padding and padding_of(image, plane) is None for image in images for plane in image.planes):
-        warnings.append("the series calls values padding that are tissue in CT: they were taken as they are")
-    if any(image.inverted for image in images):
-        warnings.append("low values are meant to be shown bright (MONOCHROME1): values were taken as they are")
+        warnings.append(f"{lossy} of the series' {len(instances)} images were compressed with loss")
+    if any(
+        instance.pixels.padding_range and padding_range(instance, frame) is None
+        for instance in instances
+        for frame in instance.frames
+    ):
+        warnings.append("the series marks values as padding that are tissue in CT: they were not taken for padding")
+    if any(instance.monochrome1 for instance in instances):
+        warnings.append("low values are meant to be displayed bright (MONOCHROME1): values were not inverted")
     return warnings
 
 
+def _left_out_warnings(
+    images: Sequence[Instance], series: Sequence[Instance], set_aside: Counter[ExclusionReason], files: int
+) -> list[str]:
+    """Warnings about files that may be slices: a missing first or last slice leaves no gap in the geometry.
+
+    Args:
+        images: All image instances of the input.
+        series: Those of the series that is read.
+        set_aside: Number of files that are no part of it, by reason.
+        files: Number of files in the input.
+    """
+    warnings = []
+    unread = sum(
+        set_aside[reason]
+        for reason in (ExclusionReason.UNREADABLE, ExclusionReason.NOT_DICOM, ExclusionReason.LOOKUP_TABLE)
+    )
+    if unread:
+        warnings.append(
+            f"{unread} of the {files} files could not be read as DICOM: if one was the first or the last slice, this "
+            "slice is missing"
+        )
+    look_alikes = _count_look_alikes(images, series)
+    if look_alikes:
+        images_were = "image with the planes of the series was" if look_alikes == 1 else "images with its planes were"
+        warnings.append(
+            f"{look_alikes} {images_were} left out, as ImageType does not say that they are slices: if one was the "
+            "first or the last slice, this slice is missing"
+        )
+    return warnings
+
+
+def _count_look_alikes(images: Sequence[Instance], series: Sequence[Instance]) -> int:
+    """Number of images that were left out although their series, orientation and size are those of the slices."""
+
+    def appearance(instance: Instance) -> tuple[object, ...]:
+        frame = instance.frames[0]
+        cosines = (round(cosine, 3) for cosine in (*frame.row_direction, *frame.column_direction))
+        return instance.series_uid, instance.pixels.rows, instance.pixels.columns, *cosines
+
+    appearances = {appearance(instance) for instance in series}
+    paths = {instance.path for instance in series}
+    return sum(image.path not in paths and bool(image.frames) and appearance(image) in appearances for image in images)
+
+
 def _regrid(
-    volume: Volume, series: Series, require_memory: RequireMemory
+    volume: Volume, geometry: SeriesGeometry, require_memory: RequireMemory
 ) -> tuple[Volume, AlignedVolume | None, EvenlySpacedVolume | None]:
-    """The volume on the grid that its mask gets, the straight one that the network is to see instead, the way back."""
+    """Aligns tilted slices, and interpolates uneven ones.
+
+    Returns:
+        The volume on the grid that a mask gets; the aligned volume that the network is to see instead, if any; the
+        evenly spaced volume, which takes a mask back to the slices, if any.
+    """
     aligned = None
     itemsize = volume.voxels.dtype.itemsize
-    if series.tilted:
-        require_memory(prod(aligned_shape(volume.shape, series.shifts_px)) * itemsize)
-        aligned = align_slices(volume, series.shifts_px, background=background(series.slices[0].image))
-    if not series.uneven:
+    if geometry.tilted:
+        require_memory(prod(aligned_shape(volume.shape, geometry.shifts_px)) * itemsize)
+        background = background_value(geometry.slices[0].instance)
+        aligned = align_slices(volume, geometry.shifts_px, background=background)
+    if not geometry.uneven:
         return volume, aligned, None
-    # No grid holds slices at uneven distances: the mask lies on the even ones, which are straight.
+    # No regular grid holds unevenly spaced slices: the mask gets the interpolated grid, which is at right angles.
     straight = aligned.volume if aligned else volume
-    require_memory(prod((*straight.shape[:2], even_plane_count(series.heights_mm, series.spacing_mm))) * itemsize)
-    origins = aligned.origins if aligned else np.zeros((len(series.slices), 2), dtype=np.intp)
+    planes = even_plane_count(geometry.heights_mm, geometry.spacing_mm)
+    require_memory(prod((*straight.shape[:2], planes)) * itemsize)
     evenly_spaced = space_evenly(
-        straight, series.heights_mm, series.spacing_mm, origins=origins, slice_shape=volume.shape[:2]
+        straight,
+        geometry.heights_mm,
+        geometry.spacing_mm,
+        origins=aligned.origins if aligned else np.zeros((len(geometry.slices), 2), dtype=np.intp),
+        slice_shape=volume.shape[:2],
     )
     return evenly_spaced.volume, None, evenly_spaced

@@ -1,98 +1,113 @@
-"""Which one series of an input is meant: what else lies beside it is set aside, and counted by reason."""
+"""Chooses the series that an input is meant to hold; the other images are left out, and counted by reason."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from inference_service.core.errors import MixedSeries, NotAVolume
-from inference_service.formats.dicom.image import Image, Reason
+from inference_service.formats.dicom.instance import ExclusionReason, Instance
 
-_MOST_NAMED, _LONGEST_UID = 5, 64
-# Left out as soon as there is anything else.
-_SECOND_CHOICE = {Reason.REFORMAT}
+_MAX_LISTED_SERIES = 5
+_MAX_UID_CHARACTERS = 64
+# Reformatted images are read where the input has no others.
+_LAST_RESORT = {ExclusionReason.REFORMAT}
 
 
-def choose_images(
-    images: Sequence[Image], wanted: str | None, aside: Counter[Reason]
-) -> tuple[list[Image], Counter[Reason]]:
-    """Finds the one series that is meant.
+def select_series(
+    instances: Sequence[Instance], series_uid: str | None, excluded: Counter[ExclusionReason]
+) -> tuple[list[Instance], Counter[ExclusionReason]]:
+    """Chooses the series that is read.
 
     Args:
-        images: All that the input holds.
-        wanted: SeriesInstanceUID that the request names; None takes the only one that can be meant.
-        aside: How many files were set aside before, for which reason.
+        instances: All image instances of the input.
+        series_uid: SeriesInstanceUID that the request names; None expects a single candidate.
+        excluded: Number of files that are left out already, by reason.
 
     Returns:
-        Its images, and how many files are set aside in all.
+        The instances of the series, and the number of files that are left out in all, by reason.
 
     Raises:
-        MixedSeries: Several can be meant.
-        NotAVolume: None can.
+        MixedSeries: There are several candidates, and the request names none.
+        NotAVolume: There is no candidate, or the series that the request names is not in the input.
     """
-    aside = aside.copy()
-    candidates: dict[str, list[Image]] = defaultdict(list)
-    unlikely: dict[str, list[Image]] = defaultdict(list)
-    for image in images:
-        if image.reason is None or image.reason in _SECOND_CHOICE:
-            candidates[image.series_uid].append(image)
+    excluded = excluded.copy()
+    candidates: dict[str, list[Instance]] = defaultdict(list)
+    others: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        if instance.exclusion_reason is None or instance.exclusion_reason in _LAST_RESORT:
+            candidates[instance.series_uid].append(instance)
         else:
-            unlikely[image.series_uid].append(image)
-    if wanted in unlikely and wanted not in candidates:
-        candidates[wanted] = unlikely.pop(wanted)
-    aside.update(image.reason for found in unlikely.values() for image in found if image.reason)
-    if wanted is not None:
-        return _named(candidates, wanted, aside)
-    # In this order: a series is better than a single image, and an original better than what was made of it.
-    for reason, is_worse in _PREFERENCES:
-        better = {uid: found for uid, found in candidates.items() if not is_worse(found)}
-        if better and len(better) < len(candidates):
-            aside[reason] += sum(len(found) for uid, found in candidates.items() if uid not in better)
-            candidates = better
+            others[instance.series_uid].append(instance)
+    if series_uid in others and series_uid not in candidates:
+        candidates[series_uid] = others.pop(series_uid)
+    excluded.update(each.exclusion_reason for series in others.values() for each in series if each.exclusion_reason)
+    if series_uid is not None:
+        return _select_named(candidates, series_uid, excluded)
+    candidates = _prefer(candidates, excluded)
     if not candidates:
-        raise NotAVolume(f"the input holds no series of slices: {_listed(aside)}")
+        raise NotAVolume(f"the input has no series of slices: it holds {_list_counts(excluded)}")
     if len(candidates) > 1:
-        raise MixedSeries(f"the input holds {len(candidates)} series; name one in input.series: {_names(candidates)}")
-    (found,) = candidates.values()
-    return found, aside
-
-
-def _named(
-    candidates: Mapping[str, list[Image]], wanted: str, aside: Counter[Reason]
-) -> tuple[list[Image], Counter[Reason]]:
-    if wanted not in candidates:
-        raise NotAVolume(
-            f"the input does not hold the series that the request names, but {_names(candidates) or 'none'}"
+        raise MixedSeries(
+            f"the input has {len(candidates)} series; name one of them in input.series: {_list_series(candidates)}"
         )
-    aside[Reason.OTHER_SERIES] += sum(len(found) for uid, found in candidates.items() if uid != wanted)
-    return candidates[wanted], +aside
+    (series,) = candidates.values()
+    return series, excluded
 
 
-def _has_no_position(images: Sequence[Image]) -> bool:
-    return not any(image.planes for image in images)
+def _select_named(
+    candidates: Mapping[str, list[Instance]], series_uid: str, excluded: Counter[ExclusionReason]
+) -> tuple[list[Instance], Counter[ExclusionReason]]:
+    if series_uid not in candidates:
+        raise NotAVolume(
+            "the series that the request names in input.series is not in the input; it has "
+            f"{_list_series(candidates) or 'no series'}"
+        )
+    excluded[ExclusionReason.OTHER_SERIES] += sum(
+        len(series) for uid, series in candidates.items() if uid != series_uid
+    )
+    return candidates[series_uid], +excluded
 
 
-def _is_single(images: Sequence[Image]) -> bool:
-    return sum(len(image.planes) for image in images) == 1
+def _prefer(candidates: dict[str, list[Instance]], excluded: Counter[ExclusionReason]) -> dict[str, list[Instance]]:
+    """Drops series that are worse than others, and counts their instances in `excluded`.
+
+    Series with positions are preferred over those without, several slices over a single one, original images over
+    reformatted ones, in this order.
+    """
+    for reason, is_worse in _PREFERENCES:
+        better = {uid: series for uid, series in candidates.items() if not is_worse(series)}
+        if better and len(better) < len(candidates):
+            excluded[reason] += sum(len(series) for uid, series in candidates.items() if uid not in better)
+            candidates = better
+    return candidates
 
 
-def _is_second_choice(images: Sequence[Image]) -> bool:
-    return any(image.reason in _SECOND_CHOICE for image in images)
+def _has_no_position(series: Sequence[Instance]) -> bool:
+    return not any(instance.frames for instance in series)
+
+
+def _is_single_image(series: Sequence[Instance]) -> bool:
+    return sum(len(instance.frames) for instance in series) == 1
+
+
+def _is_last_resort(series: Sequence[Instance]) -> bool:
+    return any(instance.exclusion_reason in _LAST_RESORT for instance in series)
 
 
 _PREFERENCES = (
-    (Reason.NO_POSITION, _has_no_position),
-    (Reason.SINGLE_IMAGE, _is_single),
-    (Reason.REFORMAT, _is_second_choice),
+    (ExclusionReason.NO_POSITION, _has_no_position),
+    (ExclusionReason.SINGLE_IMAGE, _is_single_image),
+    (ExclusionReason.REFORMAT, _is_last_resort),
 )
 
 
-def _names(candidates: Mapping[str, Sequence[Image]]) -> str:
-    sizes = {uid: sum(len(image.planes) for image in found) for uid, found in candidates.items()}
-    # What is no UID could be any text.
-    shown = {uid: re.sub(r"[^0-9.]", "?", uid)[:_LONGEST_UID] or "(without a UID)" for uid in sizes}
-    named = [f"{shown[uid]} of {size} slices" for uid, size in sizes.items()]
-    return ", ".join([*named[:_MOST_NAMED], *(["…"] if len(named) > _MOST_NAMED else [])])
+def _list_series(candidates: Mapping[str, Sequence[Instance]]) -> str:
+    slice_counts = {uid: sum(len(instance.frames) for instance in series) for uid, series in candidates.items()}
+    # An invalid UID may be any text, and is not quoted.
+    shown = {uid: re.sub(r"[^0-9.]", "?", uid)[:_MAX_UID_CHARACTERS] or "(without a UID)" for uid in slice_counts}
+    listed = [f"{shown[uid]} of {count} slices" for uid, count in slice_counts.items()]
+    return ", ".join([*listed[:_MAX_LISTED_SERIES], *(["…"] if len(listed) > _MAX_LISTED_SERIES else [])])
 
 
-def _listed(aside: Mapping[Reason, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(aside.items())) or "no image at all"
+def _list_counts(excluded: Mapping[ExclusionReason, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(excluded.items())) or "no image"

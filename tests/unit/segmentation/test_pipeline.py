@@ -454,7 +454,7 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
     assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]
     assert report.empty_segments == ["label 2"]
-    assert sum("made up" in warning for warning in report.warnings) == 1
+    assert sum("refers to a generated one" in warning for warning in report.warnings) == 1
     for name in report.files[2:]:
         seg = highdicom.seg.segread(tmp_path / "out" / name)
         planes = seg.get_pixels_by_source_instance(

@@ -21,11 +21,11 @@ from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import SegmentationType
 from inference_service.formats.dicom.segmentation_writer import (
-    SourceSeries,
     UidSeed,
     WrittenSegmentation,
     write_segmentation,
 )
+from inference_service.formats.dicom.source_references import SourceSeries
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 from inference_service.imaging.palette import label_colour
@@ -90,7 +90,7 @@ def labels_of(voxels: NDArray[np.generic]) -> Mask:
 
 def by_instance(seg: highdicom.seg.Segmentation, scan: Scan) -> NDArray[np.generic]:
     """Segment numbers on the scan's slices, shape (columns, rows, slices)."""
-    uids = [piece.image.sop_instance_uid for piece in scan.slices]
+    uids = [slice_.instance.sop_instance_uid for slice_ in scan.slices]
     planes = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
     return np.asarray(planes.transpose(2, 1, 0))
 
@@ -235,7 +235,7 @@ def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
         )  # fmt: skip
         theirs = source.PerFrameFunctionalGroupsSequence[item.ReferencedFrameNumber - 1]
         assert position_of(frame) == position_of(theirs)
-    numbers = [piece.plane.frame + 1 for piece in scan.slices]
+    numbers = [slice_.frame.index + 1 for slice_ in scan.slices]
     planes = seg.get_pixels_by_source_frame(
         source.SOPInstanceUID, numbers, combine_segments=True, assert_missing_frames_are_empty=True
     )
@@ -259,10 +259,10 @@ def test_a_series_of_several_multi_frame_objects_is_referred_to(
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan)
     found = {tuple(position_of(frame)): source_of(frame) for frame in frames_of(seg)}
-    for piece in scan.slices[1:]:
-        item = found[piece.plane.position_mm]
-        assert item.ReferencedSOPInstanceUID == piece.image.sop_instance_uid
-        assert item.ReferencedFrameNumber == piece.plane.frame + 1
+    for slice_ in scan.slices[1:]:
+        item = found[slice_.frame.position_mm]
+        assert item.ReferencedSOPInstanceUID == slice_.instance.sop_instance_uid
+        assert item.ReferencedFrameNumber == slice_.frame.index + 1
     assert len(seg.SourceImageSequence) == 2
 
 
@@ -317,7 +317,7 @@ def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
 
     first, written = made("first", 1)
     assert written.warnings == tuple(
-        f"the scan has no {name}: the DICOM segmentation refers to one made up"
+        f"the scan has no {name}: the DICOM segmentation refers to a generated one"
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
     )
     again, other, elsewhere = (made(*way)[0] for way in (("again", 1), ("other", 2), ("elsewhere", 1, "another scan")))
@@ -478,6 +478,6 @@ def test_a_real_series_comes_back(
 
 
 def assert_frames_lie_on_their_sources_by_place(seg: highdicom.seg.Segmentation, scan: Scan) -> None:
-    places = {piece.image.sop_instance_uid: piece.plane.position_mm for piece in scan.slices}
+    places = {slice_.instance.sop_instance_uid: slice_.frame.position_mm for slice_ in scan.slices}
     for frame in frames_of(seg):
         assert tuple(position_of(frame)) == places[source_of(frame).ReferencedSOPInstanceUID]

@@ -1,0 +1,96 @@
+"""Checks of a DICOM file before it is parsed: whether it is one, its inflated size, its number of sequence items.
+
+pydicom inflates and parses a file in one step and without limits; here it is read chunk by chunk.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from inference_service.core.errors import InputTooLarge
+from inference_service.formats.dicom.attributes import read_text
+from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
+
+# PS3.10 7.1: a preamble, the prefix DICM, and the file meta information, whose first element takes 12 bytes.
+_PREAMBLE_BYTES = 128
+_PREFIX = b"DICM"
+_GROUP_LENGTH_ELEMENT_BYTES = 12
+# A file without a preamble begins with an element of group 0002 or 0008, in either byte order.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_CHUNK_BYTES = 2**20
+# Tag of a sequence item (FFFE,E000), in either byte order (PS3.5 7.5).
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """How much a DICOM file takes once it is parsed.
+
+    Attributes:
+        inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
+        items: Upper bound of the number of its sequence items.
+    """
+
+    inflated_bytes: int
+    items: int
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether the file's content begins as DICOM does, with or without a preamble."""
+    with path.open("rb") as file:
+        start = file.read(_PREAMBLE_BYTES + len(_PREFIX))
+    if start[_PREAMBLE_BYTES:] == _PREFIX:
+        return True
+    # After the tag of the first element comes its value representation or, with implicit VR, a short length.
+    explicit = re.fullmatch(rb"[A-Z]{2}", start[4:6]) is not None
+    implicit = start[5:8] == b"\0\0\0"
+    return len(start) > 8 and start[:2] in _FIRST_GROUPS and b"\0" in start[2:4] and (explicit or implicit)
+
+
+def measure_file(path: Path, max_bytes: int) -> FileSize:
+    """Measures how much a file takes once it is parsed.
+
+    Args:
+        path: A file that looks like DICOM.
+        max_bytes: Limit on the inflated size of a deflated file.
+
+    Raises:
+        InputTooLarge: The file inflates to more than that.
+        InputCorrupt: The file is damaged.
+    """
+    with suppress_warnings(), map_pydicom_errors(), path.open("rb") as file:
+        start = _deflated_start(path)
+        file.seek(start)
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        remaining = max_bytes
+        items = 0
+        tail = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            while chunk:
+                piece = inflate.decompress(chunk, _CHUNK_BYTES) if start else chunk
+                chunk = inflate.unconsumed_tail
+                remaining -= len(piece)
+                if start and remaining < 0:
+                    raise InputTooLarge(
+                        f"deflated DICOM inflates to more than the {max_bytes} bytes that are left of the input's limit"
+                    )
+                # The tail of the piece before, so that a tag across the boundary is counted.
+                items += sum((tail + piece).count(tag) for tag in _ITEM_TAGS)
+                tail = (tail + piece)[-3:]
+        return FileSize(max_bytes - remaining if start else 0, items)
+
+
+def _deflated_start(path: Path) -> int:
+    """Offset of the deflated part of a file (PS3.5 A.5); 0 for a file that is not deflated."""
+    with path.open("rb") as file:
+        if file.read(_PREAMBLE_BYTES + len(_PREFIX))[_PREAMBLE_BYTES:] != _PREFIX:
+            return 0
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if read_text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return 0
+    group_length = int(meta.FileMetaInformationGroupLength)
+    return _PREAMBLE_BYTES + len(_PREFIX) + _GROUP_LENGTH_ELEMENT_BYTES + group_length

@@ -1,0 +1,84 @@
+"""Stacks of slices that are not at right angles to their planes, as a tilted CT gantry makes them: found by the slices'
+positions, and refused unless they are tolerated.
+"""
+
+from math import atan2, degrees
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.core.errors import GantryTilt, InconsistentGeometry
+
+# Distance of a slice from the straight line through the first and the last one that is taken for rounding.
+_MAX_DEVIATION_MM = 0.1
+# Shift across the whole stack, and tilt, that are taken for rounding.
+_MAX_ROUNDING_SHIFT_MM = 0.1
+_MAX_ROUNDING_TILT_DEGREES = 0.05
+
+
+def is_tilted(offsets_mm: NDArray[np.float64], pixel_spacing_mm: float) -> bool:
+    """Whether slices are shifted sideways by more than rounding, or by half a pixel across the stack.
+
+    Args:
+        offsets_mm: Shape (slices, 3): offset of each slice from the first one along a row, along a column and along
+            the normal of the planes.
+        pixel_spacing_mm: The smaller pixel spacing.
+
+    Raises:
+        InconsistentGeometry: The slices do not lie along one straight line.
+
+    >>> is_tilted(np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 2.5]]), 0.75)
+    True
+    """
+    if len(offsets_mm) == 1:
+        return False
+    share = offsets_mm[:, 2:] / offsets_mm[-1, 2]
+    deviation_mm = np.linalg.norm(offsets_mm[:, :2] - share * offsets_mm[-1, :2], axis=1).max()
+    if deviation_mm > _MAX_DEVIATION_MM:
+        raise InconsistentGeometry(
+            f"slices do not lie along one line: one is {deviation_mm:.4g} mm beside it, and at most "
+            f"{_MAX_DEVIATION_MM:g} mm are rounding"
+        )
+    shift_mm = _shift_mm(offsets_mm)
+    return shift_mm > _MAX_ROUNDING_SHIFT_MM and (
+        tilt_degrees(offsets_mm) > _MAX_ROUNDING_TILT_DEGREES or shift_mm > pixel_spacing_mm / 2
+    )
+
+
+def tilt_degrees(offsets_mm: NDArray[np.float64]) -> float:
+    """Angle between the stack and the normal of its planes.
+
+    >>> round(tilt_degrees(np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 2.5]])), 2)
+    11.31
+    """
+    return degrees(atan2(_shift_mm(offsets_mm), float(offsets_mm[-1, 2])))
+
+
+def check_tilt(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> str:
+    """Refuses a tilted stack unless that is tolerated.
+
+    Args:
+        offsets_mm: Shape (slices, 3): as for `is_tilted`, which was true.
+        tolerated: Whether the request tolerates a gantry tilt.
+
+    Returns:
+        The warning that the stack is tilted.
+
+    Raises:
+        GantryTilt: It is not tolerated.
+    """
+    text = (
+        f"the stack of slices is tilted by {tilt_degrees(offsets_mm):.3g}°: across it, they drift by "
+        f"{_shift_mm(offsets_mm):.4g} mm"
+    )
+    if not tolerated:
+        raise GantryTilt(f"{text}; to have them aligned, set options.tolerate to gantry_tilt")
+    return (
+        f"{text}; for the network they were aligned by shifts of whole pixels, and the mask was shifted back onto the "
+        "sheared grid: viewers that cannot show such a grid, such as those built on ITK, need a DICOM segmentation"
+    )
+
+
+def _shift_mm(offsets_mm: NDArray[np.float64]) -> float:
+    """Distance by which the last slice is shifted sideways against the first one."""
+    return float(np.linalg.norm(offsets_mm[-1, :2]))

@@ -1,0 +1,138 @@
+"""The header of a DICOM instance as values: how its pixels are stored, where its frames lie, why it is left out."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from inference_service.core.errors import InputError
+
+Vector = tuple[float, float, float]
+
+# A mask is written as NIfTI-1, which stores the size of an axis in a signed 16-bit integer.
+MAX_AXIS_VOXELS = 2**15 - 1
+
+
+class ExclusionReason(StrEnum):
+    """Why a file is no part of the volume."""
+
+    NOT_DICOM = "not_dicom"
+    NO_IMAGE = "no_image"
+    UNREADABLE = "unreadable"
+    LOCALIZER = "localizer"
+    SECONDARY_CAPTURE = "secondary_capture"
+    PROJECTION = "projection"
+    REFORMAT = "reformat"
+    MOSAIC = "mosaic"
+    COLOUR = "colour"
+    LOOKUP_TABLE = "lookup_table"
+    NO_POSITION = "no_position"
+    SINGLE_IMAGE = "single_image"
+    OTHER_SERIES = "other_series"
+
+
+@dataclass(frozen=True)
+class PixelDescription:
+    """How the pixels of an instance are stored (Image Pixel module, PS3.3 C.7.6.3).
+
+    Attributes:
+        rows: Number of pixels along a column.
+        columns: Number of pixels along a row.
+        bits_allocated: Bits that each pixel occupies.
+        bits_stored: Bits of these that hold the value.
+        high_bit: Index of the highest of these bits.
+        signed: Whether values are two's complement integers (PixelRepresentation is 1).
+        padding_range: Lowest and highest stored value that mark padding (PS3.3 C.7.5.1.1.2); None where there is none.
+    """
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding_range: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of an instance and its place in the patient, in DICOM's coordinates: LPS+ mm (PS3.3 C.7.6.2.1.1).
+
+    Attributes:
+        index: Index of the frame within the instance, from 0.
+        position_mm: Centre of the first pixel (ImagePositionPatient).
+        row_direction: Unit vector along a row, in which the column index grows.
+        column_direction: Unit vector along a column, in which the row index grows.
+        pixel_spacing_mm: Distance between pixels along a row, then along a column: PixelSpacing in reverse order.
+        rescale_slope: Factor from stored to real values (PS3.3 C.11.1).
+        rescale_intercept: Added to the product.
+    """
+
+    index: int
+    position_mm: Vector
+    row_direction: Vector
+    column_direction: Vector
+    pixel_spacing_mm: tuple[float, float]
+    rescale_slope: float
+    rescale_intercept: float
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The header of an image instance: one file of a series.
+
+    Attributes:
+        path: The file.
+        sop_class_uid: Its SOP class, such as CT Image Storage.
+        sop_instance_uid: Identifies it; empty where it states none.
+        series_uid: SeriesInstanceUID; empty where it states none.
+        frame_of_reference_uid: Coordinate system of its positions; empty where it states none.
+        modality: Such as CT; empty where it states none.
+        transfer_syntax_uid: How its pixels are encoded.
+        lossy: Whether its pixels were ever compressed with loss.
+        monochrome1: Whether low values are meant to be displayed bright.
+        exclusion_reason: Why it is left out if the input has anything better; None for a slice.
+        pixels: How its pixels are stored.
+        frames: Its frames; empty where their place in the patient is not stated.
+        slice_thickness_mm: SliceThickness, which is not the distance of slices; None where it is not stated.
+        inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
+        study_uid: StudyInstanceUID; empty where it states none.
+        acquisition_number: None where it is not stated.
+    """
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+    modality: str
+    transfer_syntax_uid: str
+    lossy: bool
+    monochrome1: bool
+    exclusion_reason: ExclusionReason | None
+    pixels: PixelDescription
+    frames: tuple[Frame, ...]
+    slice_thickness_mm: float | None
+    inflated_bytes: int = 0
+    study_uid: str = ""
+    acquisition_number: int | None = None
+
+
+@dataclass(frozen=True)
+class UnusableInstance:
+    """An image instance with an invalid header, which matters only if it belongs to the series that is read.
+
+    Attributes:
+        series_uid: SeriesInstanceUID; empty where it is unknown.
+        error: Why the instance cannot be used.
+    """
+
+    series_uid: str
+    error: InputError
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A frame of a series, with the instance that contains it."""
+
+    instance: Instance
+    frame: Frame

@@ -1,0 +1,120 @@
+"""Refuses a series whose instances do not belong together: other sizes, orientations, studies, duplicates, phases."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.core.errors import InconsistentGeometry, NotAVolume
+from inference_service.formats.dicom.instance import Frame, Instance, Slice
+
+# Headers are decimal numbers of few digits: slices of one series differ by up to this much.
+_MAX_COSINE_DIFFERENCE = 1e-3
+_MAX_RELATIVE_PIXEL_SPACING_DIFFERENCE = 1e-3
+
+MIN_SPACING_MM = 1e-3
+"""Slices and pixels that are closer lie at the same place."""
+
+
+def check_positions(instances: Sequence[Instance]) -> None:
+    """Refuses a series in which the place of some images is not stated."""
+    without = sum(not instance.frames for instance in instances)
+    if without == len(instances):
+        raise NotAVolume(
+            "the images do not state where in the patient they lie: expected ImagePositionPatient, "
+            "ImageOrientationPatient and PixelSpacing"
+        )
+    if without:
+        raise InconsistentGeometry(
+            f"{without} of the series' {len(instances)} images do not state where in the patient they lie"
+        )
+
+
+def check_identifiers(instances: Sequence[Instance]) -> None:
+    """Refuses a series of several modalities or studies, or with an instance that is there more than once."""
+    modalities = sorted({instance.modality for instance in instances})
+    if len(modalities) > 1:
+        raise InconsistentGeometry(f"the series' images differ in modality: {', '.join(modalities)}; expected one")
+    studies = len({instance.study_uid for instance in instances})
+    if studies > 1:
+        raise InconsistentGeometry(f"the series' images belong to {studies} studies; expected one")
+    uids = [instance.sop_instance_uid for instance in instances if instance.sop_instance_uid]
+    repeated = len(uids) - len(set(uids))
+    if repeated:
+        raise InconsistentGeometry(
+            f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one: send each once"
+        )
+
+
+def check_uniform(slices: Sequence[Slice]) -> None:
+    """Refuses slices that differ in size, pixel spacing, orientation or frame of reference."""
+    first = slices[0]
+    for number, slice_ in enumerate(slices, 1):
+        size = (slice_.instance.pixels.rows, slice_.instance.pixels.columns)
+        first_size = (first.instance.pixels.rows, first.instance.pixels.columns)
+        if size != first_size:
+            raise InconsistentGeometry(
+                f"slices differ in size: {first_size[0]} × {first_size[1]} and {size[0]} × {size[1]} pixels"
+            )
+        spacing_mm = slice_.frame.pixel_spacing_mm
+        first_spacing_mm = first.frame.pixel_spacing_mm
+        if not np.allclose(spacing_mm, first_spacing_mm, rtol=_MAX_RELATIVE_PIXEL_SPACING_DIFFERENCE, atol=0):
+            raise InconsistentGeometry(
+                f"slices differ in pixel spacing: {format_mm(first_spacing_mm)} and {format_mm(spacing_mm)} mm"
+            )
+        difference = np.abs(direction_cosines(slice_.frame) - direction_cosines(first.frame)).max()
+        if difference > _MAX_COSINE_DIFFERENCE:
+            raise InconsistentGeometry(
+                f"slices differ in orientation: a direction cosine of image {number} by {difference:.4g}, and at most "
+                f"{_MAX_COSINE_DIFFERENCE:g} is rounding"
+            )
+        if slice_.instance.frame_of_reference_uid != first.instance.frame_of_reference_uid:
+            raise InconsistentGeometry(
+                "slices have different frames of reference, so that their positions cannot be compared: expected one "
+                "FrameOfReferenceUID"
+            )
+
+
+def check_one_slice_per_position(heights_mm: NDArray[np.float64]) -> None:
+    """Refuses slices that share a position, as those of several phases do.
+
+    Args:
+        heights_mm: Shape (slices,), ascending.
+    """
+    starts = np.flatnonzero(np.diff(heights_mm, prepend=-np.inf) >= MIN_SPACING_MM)
+    counts = np.diff(starts, append=len(heights_mm))
+    if counts.max() == 1:
+        return
+    if counts.min() == counts.max():
+        raise NotAVolume(
+            f"the series is {counts[0]} volumes, such as phases or echoes: each of its {len(counts)} positions has "
+            f"{counts[0]} slices; send one volume"
+        )
+    raise InconsistentGeometry(
+        f"slices are there more than once: {np.count_nonzero(counts > 1)} of {len(counts)} positions have several; "
+        "send each once"
+    )
+
+
+def acquisition_warnings(acquisition_numbers: Sequence[int | None]) -> list[str]:
+    """Warns where slices of several acquisitions alternate: the patient may have moved between them."""
+    acquisitions = len(set(acquisition_numbers))
+    changes = sum(number != following for number, following in pairwise(acquisition_numbers))
+    if changes < acquisitions:
+        return []
+    return [f"slices of {acquisitions} acquisitions alternate: they may have been taken at different times"]
+
+
+def direction_cosines(frame: Frame) -> NDArray[np.float64]:
+    """Directions along a row and along a column; shape (2, 3), LPS+."""
+    return np.array([frame.row_direction, frame.column_direction])
+
+
+def format_mm(values: Sequence[float]) -> str:
+    """Formats lengths for an error message.
+
+    >>> format_mm((0.75, 1.25))
+    '0.75 × 1.25'
+    """
+    return " × ".join(f"{value:.6g}" for value in values)
