@@ -1,4 +1,4 @@
-"""The upstream's side: submit jobs, follow them, take their results. Needs the base installation only."""
+"""The upstream's side: submit jobs, follow them, download their results. Needs the base installation only."""
 
 import logging
 import time
@@ -25,19 +25,18 @@ from inference_service.jobs.worker_registry import Worker, list_workers
 
 logger = logging.getLogger(__name__)
 
-# An upload or a download that gets no answer is tried again for so long.
-_PATIENCE_S = 5.0
+_TRANSFER_RETRY_S = 5.0
 _POLL_S = 0.5
 _CONTENT_TYPE = "application/octet-stream"
-# By their keys in a row, in the order they are given in; older rows have no preview.
+# Names in a row's result, in the order of the returned files. Jobs of older versions have no preview.
 _RESULTS = ("mask", "report", "preview")
 
 
 class Client:
-    """Submits jobs to the service and follows them; safe to share between threads.
+    """Submits jobs to the service and follows them. One client may be shared between threads.
 
     Args:
-        settings: Where Redis, Postgres and MinIO are; None reads the environment.
+        settings: Addresses and credentials of Redis, Postgres and the object storage; None reads the environment.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -53,7 +52,7 @@ class Client:
 
     @cached_property
     def _storage(self) -> Storage:
-        return Storage(self._settings, retry_for_s=_PATIENCE_S)
+        return Storage(self._settings, retry_for_s=_TRANSFER_RETRY_S)
 
     def __enter__(self) -> Self:
         return self
@@ -69,17 +68,18 @@ class Client:
         self._database.close()
 
     def upload(self, volume: Path) -> InputReference:
-        """Stores a volume in the input bucket under a fresh key, which does not carry the file's own name.
+        """Stores a volume in the input bucket, under a new key that does not contain the file's name.
 
         Args:
             volume: A file, or a folder of DICOM files, which become objects under a prefix.
 
         Raises:
-            InputNotFound: There is no such file, or no file in the folder.
-            InputTooLarge: The folder holds more files or bytes than a worker takes.
+            InputNotFound: The file does not exist, or the folder contains no file.
+            InputTooLarge: The folder contains more files or bytes than a worker accepts.
             StorageUnavailable: The object storage does not answer or refuses.
         """
-        bucket, key = self._settings.minio_input_bucket, f"uploads/{uuid4()}"
+        bucket = self._settings.minio_input_bucket
+        key = f"uploads/{uuid4()}"
         if not volume.exists():
             raise InputNotFound("there is no file or folder to upload")
         self._storage.ensure_bucket(bucket)
@@ -92,17 +92,17 @@ class Client:
         return InputReference(bucket=bucket, key=key)
 
     def submit(self, request: SegmentRequest, *, job_id: UUID | None = None) -> UUID:
-        """Records a job and puts it on its queue.
+        """Records a job and sends its message to a queue.
 
         Args:
-            request: What to do.
-            job_id: None makes one; the same one submitted twice is one job.
+            request: The job's input, model and options.
+            job_id: None makes a new one. An id that is submitted twice is one job.
 
         Returns:
             The job's id.
 
         Raises:
-            DatabaseUnavailable: Nobody knows whether the job was recorded: submit it again with the same id.
+            DatabaseUnavailable: It is unknown whether the job was recorded. Submit it again with the same id.
         """
         job_id = job_id or uuid4()
         if job_store.create(self._database, job_id, request):
@@ -110,12 +110,12 @@ class Client:
             try:
                 dispatch(self._app, self._database, [job], fetch_redis_state(self._app), settings=self._settings)
             except QueueUnavailable as error:
-                # Recorded is safe: a worker sends it when Redis is back.
+                # The recorded job is safe: a worker sends its message when Redis answers again.
                 logger.warning("job %s waits in Postgres: %s", job_id, error)
         return job_id
 
     def status(self, job_id: UUID) -> Job | None:
-        """The job as it stands now; None where there is none."""
+        """The current state of a job; None where it does not exist."""
         return job_store.get(self._database, job_id)
 
     def transitions(self, job_id: UUID) -> Sequence[Transition]:
@@ -127,7 +127,7 @@ class Client:
         return job_store.latest(self._database, state=state, limit=limit)
 
     def workers(self) -> Sequence[Worker]:
-        """The workers seen within a day, and what they run."""
+        """The workers seen within a day, and the jobs that they run."""
         return list_workers(self._database)
 
     def wait(
@@ -137,13 +137,13 @@ class Client:
 
         Args:
             job_id: The job.
-            timeout_s: None waits without end.
-            progress: Called with the job at every look, the last included.
+            timeout_s: None waits without limit.
+            progress: Called with the job at every poll, and with the finished job.
 
         Raises:
-            KeyError: There is no such job.
-            TimeoutError: It is not finished in time.
-            DatabaseUnavailable: Postgres has not answered for OUTAGE_PATIENCE_S, or all that time.
+            KeyError: The job does not exist.
+            TimeoutError: The job is not finished in time.
+            DatabaseUnavailable: Postgres has not answered for OUTAGE_PATIENCE_S, or until the timeout.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -159,22 +159,22 @@ class Client:
             time.sleep(_POLL_S)
 
     def cancel(self, job_id: UUID) -> Job | None:
-        """Cancels a queued job and asks the worker of a running one to stop; None where there is no such job."""
+        """Cancels a queued job, or asks the worker of a running one to stop; None where the job does not exist."""
         return job_store.cancel(self._database, job_id)
 
     def result(self, job: Job, folder: Path) -> Sequence[Path]:
         """Downloads the results of a succeeded job.
 
         Args:
-            job: As `status` or `wait` gave it.
-            folder: Where to; made where it does not exist.
+            job: The job, from `status` or `wait`.
+            folder: The target folder; created where it does not exist.
 
         Returns:
-            The files written: the mask, the report, the preview, then what other formats the job was asked for.
+            The written files: mask, report, preview, then further formats of the mask.
 
         Raises:
             BadRequest: The job has no result.
-            InputNotFound: The objects are no longer there.
+            InputNotFound: An object of the result no longer exists.
             StorageUnavailable: The object storage does not answer or refuses.
         """
         if job.result is None:

@@ -1,4 +1,4 @@
-"""The upstream's side, against the real servers, with no worker there."""
+"""The client against real servers, without a worker."""
 
 import json
 import os
@@ -14,13 +14,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from redis import Redis
 
-from inference_service import Client
-from inference_service.contract.task_message import InputReference, Priority, SegmentRequest, parse_request
+from inference_service import Client, InputReference, JobState, Priority, SegmentRequest
+from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, QueueUnavailable
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, fetch_redis_state, make_app
-from inference_service.jobs.schema import JobState
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 
@@ -49,17 +48,17 @@ def test_a_job_is_recorded_and_sent_to_its_queue(
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "reason"),
     [
         ({"redis_password": "wrong"}, "Redis refuses the password, or asks for one"),
         ({"redis_url": "redis://127.0.0.1:1/0"}, "Redis does not answer"),
     ],
-    ids=["password", "nobody"],
+    ids=["wrong-password", "no-server"],
 )
-def test_what_keeps_redis_from_answering_is_said(settings: Settings, changed: dict[str, object], said: str) -> None:
+def test_the_error_says_why_redis_cannot_be_used(settings: Settings, changed: dict[str, object], reason: str) -> None:
     with pytest.raises(QueueUnavailable) as caught:
         fetch_redis_state(make_app(Settings.model_validate({**settings.model_dump(), **changed})))
-    assert caught.value.message == said
+    assert caught.value.message == reason
 
 
 def test_submitting_the_same_job_twice_gives_one_job(client: Client) -> None:
@@ -82,7 +81,7 @@ def test_an_upload_hides_the_name_of_the_file(client: Client, tmp_path: Path) ->
     assert "Doe" not in client.upload(path).key
 
 
-def test_waiting_ends_in_time_and_shows_the_job(client: Client) -> None:
+def test_a_wait_times_out_and_reports_the_job(client: Client) -> None:
     job_id = client.submit(REQUEST)
     seen: list[JobState] = []
     started = time.monotonic()
@@ -94,7 +93,7 @@ def test_waiting_ends_in_time_and_shows_the_job(client: Client) -> None:
     assert client.wait(job_id, timeout_s=5).state is JobState.CANCELLED
 
 
-def test_a_job_that_does_not_exist(client: Client) -> None:
+def test_an_unknown_job_is_none_or_a_key_error(client: Client) -> None:
     assert client.status(uuid4()) is None
     assert client.cancel(uuid4()) is None
     with pytest.raises(KeyError):
@@ -114,11 +113,10 @@ def test_the_newest_jobs_are_listed(client: Client) -> None:
     assert client.list(state=JobState.QUEUED, limit=1)[0].id == job_id
 
 
-# Sends one job and says which modules that took.
+# Submits one job and prints the imported packages.
 SUBMITTING = """
 import sys
-from inference_service import Client
-from inference_service.contract.task_message import InputReference, SegmentRequest
+from inference_service import Client, InputReference, SegmentRequest
 
 with Client() as client:
     job = client.status(client.submit(SegmentRequest(input=InputReference(key="x"), model="ct-tissue")))
@@ -145,7 +143,7 @@ def installed_with(distribution: str) -> set[str]:
     return found
 
 
-def test_a_client_takes_nothing_that_the_base_installation_lacks(servers: Servers) -> None:
+def test_a_client_imports_only_the_base_installation(servers: Servers) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SUBMITTING], env={**os.environ, **servers.environment},
         capture_output=True, text=True, check=False,
@@ -159,7 +157,7 @@ def test_a_client_takes_nothing_that_the_base_installation_lacks(servers: Server
         if len(homes[module]) == 1
     }
     assert {"celery", "minio", "sqlalchemy"} <= taken
-    # What puts itself into every process of this environment by a .pth file is not the client's, nor is what Celery and
-    # kombu take where they find it.
+    # The first two are imported by every process of this environment, through .pth files; Celery and kombu import the
+    # others where they are installed.
     everywhere, found = {"editables", "setuptools"}, {"cryptography", "pyyaml"}
     assert taken - installed_with("inference-service") <= everywhere | found
