@@ -1,4 +1,4 @@
-"""The two Redis queues and the Celery application that speaks to them."""
+"""The two queues in Redis, and the Celery application that sends to them and consumes them."""
 
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,26 +17,26 @@ from inference_service.contract.task_message import TASK_NAME, Priority
 from inference_service.core.errors import QueueUnavailable
 from inference_service.core.settings import Settings
 
-# What other modules call the application.
 App = Celery
+"""The type of the Celery application, for modules that do not import Celery."""
 
 PRIORITY_QUEUE = "priority"
 OVERFLOW_QUEUE = "overflow"
 QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
-"""In the order in which a worker that consumes both drains them."""
+"""The queues, in the order in which a worker that consumes both drains them."""
 
-# A job ends itself at its limit; one that hangs where Python cannot act is killed so much later.
+# A job stops at its time limit; Celery kills the process so much later, if native code blocks it.
 _HARD_LIMIT_MARGIN_S = 60
 _SOCKET_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5
 
 
 def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S) -> App:
-    """The Celery application, for a client to send with or a worker to run.
+    """Makes the Celery application, with which a client sends and a worker consumes.
 
     Args:
-        settings: Say where Redis is, and the limits.
-        socket_timeout_s: How long a Redis that says nothing is waited for.
+        settings: Address of Redis, and the limits.
+        socket_timeout_s: How long to wait for an answer of Redis.
     """
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
@@ -53,14 +53,14 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
         task_time_limit=hard_limit_s,
         worker_prefetch_multiplier=1,
         worker_redirect_stdouts=False,
-        # The lease makes a redelivery harmless, so a blip of Redis need not kill a job in its middle.
+        # The lease makes a redelivery harmless, so a short outage of Redis does not end running jobs.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_s,
-            # Look for such messages every ten seconds, not every hundred.
+            # Check for unacknowledged messages to restore every 10 s instead of every 100 s.
             "unacked_restore_throttle": 1,
             "queue_order_strategy": f"{__name__}:UrgentFirst",
             "socket_timeout": socket_timeout_s,
@@ -79,11 +79,11 @@ def _tls(settings: Settings) -> dict[str, object] | None:
 
 @dataclass(frozen=True)
 class RedisState:
-    """Redis as it is now.
+    """The state of Redis at one time.
 
     Attributes:
-        run_id: Another one after each restart, which may have cost messages.
-        depths: How many messages wait in each queue.
+        run_id: Identifies the run of the server. It changes at a restart, which may lose messages.
+        depths: Number of messages that wait in each queue.
     """
 
     run_id: str
@@ -91,7 +91,7 @@ class RedisState:
 
 
 def fetch_redis_state(app: App) -> RedisState:
-    """Asks Redis who it is and what waits there.
+    """Asks Redis for its run and the depths of the queues.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
@@ -108,13 +108,14 @@ def fetch_redis_state(app: App) -> RedisState:
 def queue_for(
     priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None, has_cpu_worker: Callable[[], bool]
 ) -> str:
-    """Where a job's message goes.
+    """Chooses the queue of a job's message.
 
     Args:
-        priority: The job's; whatever is not urgent is routine.
-        depths: How many messages wait in each queue.
-        priority_max_depth: An urgent job goes to the overflow queue where so many wait for the GPU, and fewer there.
-        has_cpu_worker: Whether anybody but the GPU takes from there; asked only where it matters.
+        priority: The job's priority. Every value but "urgent" counts as routine.
+        depths: Number of messages that wait in each queue.
+        priority_max_depth: From this depth of the priority queue on, an urgent job spills to the overflow queue, if
+            that is shorter. None never spills.
+        has_cpu_worker: Tells whether a CPU worker consumes the overflow queue; called only where it matters.
     """
     if priority != Priority.URGENT:
         return OVERFLOW_QUEUE
@@ -124,7 +125,13 @@ def queue_for(
 
 
 def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:
-    """Puts a job's message on a queue; the request is the contract's JSON.
+    """Puts a job's message on a queue.
+
+    Args:
+        app: The Celery application.
+        job_id: The job, and the id of the Celery task.
+        request: The request as the JSON of the task contract.
+        queue: The queue.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
@@ -139,7 +146,9 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
 
 
 def set_consuming(app: App, queue: str, *, worker: str, consuming: bool) -> None:
-    """Has a worker take up a queue or drop it; done in its own event loop, as its consumer is not made for threads.
+    """Makes a worker start or stop consuming a queue.
+
+    The command goes through Redis to the worker's event loop, as its consumer is not thread-safe.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
@@ -150,10 +159,10 @@ def set_consuming(app: App, queue: str, *, worker: str, consuming: bool) -> None
 
 
 class UrgentFirst(priority_cycle):  # type: ignore[type-arg]  # generic in the stubs only
-    """The order of queues that kombu asks Redis in, whenever a worker took them up: one is drained before the next."""
+    """The order in which kombu asks Redis for messages: the priority queue is drained before the overflow queue."""
 
     def update(self, it: Iterable[str]) -> None:
-        """Takes the queues up."""
+        """Sorts the queues that the worker consumes."""
         super().update(sorted(it, key=QUEUES.index))
 
 

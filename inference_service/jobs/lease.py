@@ -1,7 +1,7 @@
-"""Keeping a job's lease while it runs: a thread renews it, writes progress, and ends the work where it must end.
+"""Holds the lease of a running job: a thread renews it, records progress, and stops the work when it must end.
 
-Work ends by an exception at its next sign of progress. Where none comes, as in the middle of a large window or of a
-transfer, the process is ended: that frees its memory, and the worker starts another one.
+The work stops by an exception at its next report of progress. If none comes, as in the middle of a large window or a
+transfer, the process is killed: that frees its memory, and the worker starts another process.
 """
 
 import logging
@@ -21,31 +21,31 @@ from inference_service.jobs.database import Database
 
 logger = logging.getLogger(__name__)
 
-# Progress is written, and a cancellation seen, this often; a lease shorter than three of them is renewed more often.
-_PERIOD_S = 1.0
-# From the reason to end the work until the process is ended.
-_PATIENCE_S = 1.5
+# Interval of renewals, and so of progress and of checks for a cancellation. A short lease is renewed every third of it.
+_RENEWAL_INTERVAL_S = 1.0
+# Time that the work has to stop by itself before its process is killed.
+_STOP_GRACE_S = 1.5
 
 
 class LeaseLost(Exception):
-    """Another attempt owns the job: this one writes nothing any more."""
+    """Another attempt owns the job, so this one writes nothing any more."""
 
 
 def kill_process() -> None:
-    """Ends this process at once, in the middle of whatever it does."""
+    """Kills this process at once."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Lease:
-    """Holds a claim while its block runs.
+    """Holds the lease of a claim while a block runs.
 
     Args:
-        database: The database.
+        database: The jobs' database.
         claim: The attempt.
-        lease_s: How long the lease lasts beyond each renewal.
-        time_limit_s: How long the block may run.
-        before_kill: Records why work ends that does not end itself, just before its process is ended.
-        kill: Ends the process.
+        lease_s: Seconds that the lease is valid after each renewal.
+        time_limit_s: Seconds that the block may run.
+        before_kill: Called with the reason before the process is killed, to record it.
+        kill: Kills the process.
     """
 
     def __init__(
@@ -58,14 +58,18 @@ class Lease:
         before_kill: Callable[[Exception], object],
         kill: Callable[[], None] = kill_process,
     ) -> None:
-        self._database, self._claim, self._lease_s = database, claim, lease_s
-        self._before_kill, self._kill = before_kill, kill
-        self._time_limit_s, self._deadline = time_limit_s, time.monotonic() + time_limit_s
+        self._database = database
+        self._claim = claim
+        self._lease_s = lease_s
+        self._time_limit_s = time_limit_s
+        self._deadline = time.monotonic() + time_limit_s
+        self._before_kill = before_kill
+        self._kill = kill
         self._stage: Stage = "fetch"
         self._progress = 0.0
-        self._ended: Exception | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{claim.job_id}", daemon=True)
+        self._stop_reason: Exception | None = None
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, name=f"lease-{claim.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -74,73 +78,74 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self._released.set()
         self._thread.join()
-        # An exception that was raised holds every frame that it went through, and their arrays.
-        self._ended = None
+        # A raised exception keeps its frames alive, and with them their arrays.
+        self._stop_reason = None
 
     def release(self) -> None:
-        """Ends the keeping, once the outcome is recorded; clearing up after it may take its time."""
-        self._stop.set()
+        """Ends the renewals once the outcome is recorded, so that cleaning up has no time limit."""
+        self._released.set()
 
     def progress(self, stage: Stage, share: float) -> None:
-        """Notes how far the job is, for the next renewal to write.
+        """Reports progress, which the next renewal records.
 
         Raises:
-            LeaseLost: The lease is no longer this attempt's.
-            JobCancelled: The job's owner wants it ended.
-            TimeLimit: It has run for too long.
+            LeaseLost: The attempt no longer holds the lease.
+            JobCancelled: The job's owner cancelled it.
+            TimeLimit: The block has run for too long.
         """
-        if self._ended is not None:
-            raise self._ended
-        self._stage, self._progress = stage, overall_progress(stage, share)
+        if self._stop_reason is not None:
+            raise self._stop_reason
+        self._stage = stage
+        self._progress = overall_progress(stage, share)
 
     def renew(self) -> None:
-        """Renews the lease now, and sees that it still stands before something is written outside the database.
+        """Renews the lease now, to be sure that it is still held before an object is stored.
 
         Raises:
-            LeaseLost: The lease is no longer this attempt's.
-            JobCancelled: The job's owner wants it ended.
-            TimeLimit: It has run for too long.
-            DatabaseUnavailable: Nobody knows.
+            LeaseLost: The attempt no longer holds the lease.
+            JobCancelled: The job's owner cancelled it.
+            TimeLimit: The block has run for too long.
+            DatabaseUnavailable: Postgres does not answer, so it is unknown whether the lease is held.
         """
         self._renew()
-        if self._ended is not None:
-            raise self._ended
+        if self._stop_reason is not None:
+            raise self._stop_reason
 
-    def _keep(self) -> None:
-        period_s = min(_PERIOD_S, self._lease_s / 3)
+    def _keep_renewing(self) -> None:
+        interval_s = min(_RENEWAL_INTERVAL_S, self._lease_s / 3)
         with logging_job(self._claim.job_id):
-            while not self._stop.wait(min(period_s, max(0.0, self._deadline - time.monotonic()))):
+            while not self._released.wait(min(interval_s, max(0.0, self._deadline - time.monotonic()))):
                 try:
                     self._renew()
                 except DatabaseUnavailable:
                     logger.warning("the lease could not be renewed: Postgres does not answer")
                 except Exception as error:
-                    # The thread's own boundary: the work must not go on without anybody renewing its lease.
+                    # The boundary of this thread: without renewals the work must stop.
                     logger.exception("the lease can no longer be renewed")
-                    self._ended = error
-                if self._ended is None and time.monotonic() >= self._deadline:
-                    self._ended = TimeLimit(f"the job ran longer than {self._time_limit_s:g} s")
-                if self._ended is not None:
+                    self._stop_reason = error
+                if self._stop_reason is None and time.monotonic() >= self._deadline:
+                    self._stop_reason = TimeLimit(f"the job ran longer than {self._time_limit_s:g} s")
+                if self._stop_reason is not None:
                     break
-            if self._ended is not None and not self._stop.wait(_PATIENCE_S):
-                self._end_by_force(self._ended)
+            if self._stop_reason is not None and not self._released.wait(_STOP_GRACE_S):
+                self._kill_process(self._stop_reason)
 
     def _renew(self) -> None:
         renewal = attempts.renew(
             self._database, self._claim, lease_s=self._lease_s, stage=self._stage, progress=self._progress
         )
         if not renewal.held:
-            self._ended = LeaseLost("another attempt holds the lease")
+            self._stop_reason = LeaseLost("another attempt holds the lease")
         elif renewal.cancel_requested:
-            self._ended = JobCancelled("the job was cancelled while it ran")
+            self._stop_reason = JobCancelled("the job was cancelled while it ran")
 
-    def _end_by_force(self, reason: Exception) -> None:
-        logger.warning("the work does not end itself, so its process is ended: %s", reason)
+    def _kill_process(self, reason: Exception) -> None:
+        logger.warning("the work did not stop, so its process is killed: %s", reason)
         try:
             self._before_kill(reason)
         except Exception:
-            logger.exception("its end could not be recorded")
+            logger.exception("the reason could not be recorded")
         finally:
             self._kill()

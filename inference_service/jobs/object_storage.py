@@ -1,4 +1,4 @@
-"""Objects in MinIO, or any S3: fetched to files, stored from files, sizes bounded, errors mapped to our own."""
+"""Objects in MinIO or another S3 storage: downloads of bounded size, uploads, errors as the service's own."""
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from inference_service.core.settings import Settings
 Item = TypeVar("Item")
 
 _CONNECT_TIMEOUT_S = 5.0
-# Objects of a series are small, so that most of a transfer is waiting.
+# The objects of a DICOM series are small, so most of a transfer's time is latency.
 _CONCURRENT_TRANSFERS = 8
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
@@ -30,12 +30,12 @@ _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
 
 
 class Storage:
-    """The service's view of the object storage; safe to share between threads.
+    """The object storage. One instance may be shared between threads.
 
     Args:
-        settings: Says where it is, and the credentials.
-        retry_for_s: How long a call that gets no answer is made again.
-        read_timeout_s: How long one call waits for the next byte of an answer.
+        settings: Address, credentials and TLS.
+        retry_for_s: How long a call is repeated during an outage.
+        read_timeout_s: How long a call waits for the next bytes of an answer.
     """
 
     def __init__(self, settings: Settings, *, retry_for_s: float = 0.0, read_timeout_s: float = 60.0) -> None:
@@ -55,13 +55,17 @@ class Storage:
         )
 
     def ensure_bucket(self, bucket: str) -> None:
-        """Makes a bucket where there is none."""
+        """Creates a bucket, unless it exists."""
         with _mapped_errors():
             if not self._minio.bucket_exists(bucket):
                 self._minio.make_bucket(bucket)
 
     def require_bucket(self, bucket: str) -> None:
-        """Raises StorageUnavailable where there is no such bucket."""
+        """Checks that a bucket exists.
+
+        Raises:
+            StorageUnavailable: It does not exist, or the storage does not answer or refuses.
+        """
         with _mapped_errors():
             if not self._minio.bucket_exists(bucket):
                 raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
@@ -70,7 +74,7 @@ class Storage:
         """Downloads an object into a file.
 
         Raises:
-            InputNotFound: There is no such object.
+            InputNotFound: The object does not exist.
             InputTooLarge: It has more than `max_bytes`.
             StorageUnavailable: The storage does not answer or refuses.
         """
@@ -81,7 +85,7 @@ class Storage:
         with _mapped_errors():
             size = self._minio.stat_object(bucket, key).size or 0
             if size > max_bytes:
-                raise InputTooLarge(f"the object has {size} bytes; this service takes at most {max_bytes}")
+                raise InputTooLarge(f"the object has {size} bytes; this service accepts at most {max_bytes}")
             response = self._minio.get_object(bucket, key)
             try:
                 with partial.open("wb") as file:
@@ -96,35 +100,35 @@ class Storage:
                 response.release_conn()
 
     def fetch_folder(self, bucket: str, prefix: str, target: Path, *, max_bytes: int) -> None:
-        """Downloads all objects under a prefix into numbered files; an object's name is never a file's.
+        """Downloads all objects under a prefix into numbered files, so that no key becomes a path.
 
         Args:
-            bucket: Where.
-            prefix: Ends in a slash.
-            target: A folder, made here.
-            max_bytes: More are refused, all objects together.
+            bucket: The bucket.
+            prefix: The prefix, with its final slash.
+            target: The folder to create.
+            max_bytes: Limit of all objects together.
 
         Raises:
-            InputNotFound: There are none, or one of them went away.
-            InputTooLarge: They have more bytes than that, or are too many.
+            InputNotFound: There is no object, or one of them was removed meanwhile.
+            InputTooLarge: They have more than `max_bytes`, or are more than MAX_FILES.
             StorageUnavailable: The storage does not answer or refuses.
         """
         keys = self._retrying(self._list, bucket, prefix, max_bytes=max_bytes)
         target.mkdir(exist_ok=True)
-        _each(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
+        _transfer_all(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
 
     def _list(self, bucket: str, prefix: str, *, max_bytes: int) -> list[str]:
         keys, size = [], 0
         with _mapped_errors():
             for found in self._minio.list_objects(bucket, prefix, recursive=True):
-                # Consoles keep folders as empty objects.
+                # S3 consoles represent folders as empty objects.
                 if found.is_dir or str(found.object_name).endswith("/"):
                     continue
                 keys.append(str(found.object_name))
                 size += found.size or 0
                 if len(keys) > MAX_FILES or size > max_bytes:
                     raise InputTooLarge(
-                        f"the prefix holds more than the {MAX_FILES} objects or {max_bytes} bytes that are taken"
+                        f"the prefix holds more than the {MAX_FILES} objects or {max_bytes} bytes that are accepted"
                     )
         if not keys:
             raise InputNotFound("there is no object under the prefix of the request")
@@ -139,18 +143,20 @@ class Storage:
         self._retrying(self._store, bucket, key, source, content_type)
 
     def store_folder(self, bucket: str, prefix: str, sources: Sequence[Path], *, content_type: str) -> None:
-        """Uploads files to numbered keys, which do not carry the files' names.
+        """Uploads files to numbered keys, which do not contain the files' names.
 
         Args:
-            bucket: Where to.
-            prefix: Ends in a slash.
+            bucket: The bucket.
+            prefix: The prefix, with its final slash.
             sources: The files.
-            content_type: Of each.
+            content_type: The content type of every file.
 
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
         """
-        _each(lambda number, path: self.store(bucket, prefix + _name(number), path, content_type=content_type), sources)
+        _transfer_all(
+            lambda number, path: self.store(bucket, prefix + _name(number), path, content_type=content_type), sources
+        )
 
     def _store(self, bucket: str, key: str, source: Path, content_type: str) -> None:
         try:
@@ -163,7 +169,7 @@ class Storage:
         """Copies an object within the storage.
 
         Raises:
-            InputNotFound: There is no such object.
+            InputNotFound: The object does not exist.
             StorageUnavailable: The storage does not answer or refuses.
         """
         self._retrying(self._copy, source_bucket, source_key, bucket, key)
@@ -173,7 +179,7 @@ class Storage:
             self._minio.copy_object(bucket, key, CopySource(source_bucket, source_key))
 
     def remove(self, bucket: str, key: str) -> None:
-        """Removes an object, if there is one.
+        """Removes an object, if it exists.
 
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
@@ -182,7 +188,7 @@ class Storage:
             self._minio.remove_object(bucket, key)
 
     def exists(self, bucket: str, key: str) -> bool:
-        """Whether an object lies there."""
+        """Whether an object exists."""
         try:
             self._retrying(self._stat, bucket, key)
         except InputNotFound:
@@ -198,16 +204,16 @@ def _name(number: int) -> str:
     return f"{number:06}"
 
 
-def _each(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:
-    """Makes many transfers, a few at a time; the first that fails ends them all."""
+def _transfer_all(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:
+    """Runs a transfer for each item, a few at a time. The first error cancels those that have not started."""
     with ThreadPoolExecutor(_CONCURRENT_TRANSFERS, "transfers") as pool:
         pending = [pool.submit(transfer, number, item) for number, item in enumerate(items)]
         try:
-            for each in as_completed(pending):
-                each.result()
+            for done in as_completed(pending):
+                done.result()
         finally:
-            for each in pending:
-                each.cancel()
+            for waiting in pending:
+                waiting.cancel()
 
 
 def is_outage(error: BaseException) -> bool:
@@ -227,7 +233,7 @@ def _mapped_errors() -> Iterator[None]:
         raise kind(f"the object storage refuses: {error.code}") from error
     except (MinioException, HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise  # here, not there
+            raise  # the local disk is full, not the storage
         raise StorageUnavailable(
             "the object storage does not answer as S3 does: check endpoint and credentials"
         ) from error

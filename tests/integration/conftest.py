@@ -1,4 +1,4 @@
-"""Connections of each kind to the real servers."""
+"""Connections to the real servers."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -115,7 +115,7 @@ def test_failure_keeps_code_and_message(database: Database, job_id: UUID) -> Non
     assert history(database, job_id)[-1] == ("running", "failed", 1, "input_corrupt")
 
 
-def test_an_attempt_given_back_is_followed_by_another(database: Database, job_id: UUID) -> None:
+def test_a_retry_is_another_attempt(database: Database, job_id: UUID) -> None:
     assert attempts.schedule_retry(database, claimed(database, job_id), delay_s=0, detail="storage_unavailable")
     assert get(database, job_id).state is JobState.QUEUED
     assert claimed(database, job_id).attempt == 2
@@ -200,7 +200,7 @@ def test_a_refused_message_has_a_row_without_a_request(database: Database) -> No
     assert get(database, job_id).request is None
 
 
-def test_a_database_that_does_not_answer_is_named(settings: Settings) -> None:
+def test_an_unreachable_database_is_an_outage(settings: Settings) -> None:
     nowhere = connect(settings.model_copy(update={"postgres_port": 1}))
     with pytest.raises(DatabaseUnavailable):
         job_store.get(nowhere, uuid4())
@@ -212,7 +212,7 @@ def test_an_attempt_that_is_not_due_is_not_claimed(database: Database, job_id: U
     assert get(database, job_id).state is JobState.QUEUED
 
 
-def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Database, job_id: UUID) -> None:
+def test_an_expired_job_with_a_requested_cancellation_is_cancelled(database: Database, job_id: UUID) -> None:
     claimed(database, job_id)
     job_store.cancel(database, job_id)
     expire(database, job_id)
@@ -220,31 +220,31 @@ def test_a_job_to_be_cancelled_gets_no_further_attempt(database: Database, job_i
     assert get(database, job_id).state is JobState.CANCELLED
 
 
-def test_a_place_stays_reserved_until_it_is_cleared(database: Database, job_id: UUID) -> None:
-    place = f"masks/{job_id}"
+def test_a_location_stays_reserved_until_it_is_cleared(database: Database, job_id: UUID) -> None:
+    location = f"masks/{job_id}"
 
     def another_gets_it() -> bool:
         other = uuid4()
         job_store.create(database, other, REQUEST)
-        return reservations.reserve(database, claimed(database, other), place)
+        return reservations.reserve(database, claimed(database, other), location)
 
     held = claimed(database, job_id)
-    assert reservations.reserve(database, held, place)
-    with reservations.clearing(database, job_id, place) as is_reserved:
+    assert reservations.reserve(database, held, location)
+    with reservations.clearing(database, job_id, location) as is_reserved:
         assert not is_reserved()
     attempts.fail(database, held, InputCorrupt("x"))
     assert not another_gets_it()
-    with reservations.clearing(database, job_id, place) as is_reserved:
+    with reservations.clearing(database, job_id, location) as is_reserved:
         assert is_reserved()
-        # Of two that clear at once, only one does.
-        with reservations.clearing(database, job_id, place) as also_reserved:
+        # Only one process clears a location at a time.
+        with reservations.clearing(database, job_id, location) as also_reserved:
             assert not also_reserved()
     assert another_gets_it()
-    with reservations.clearing(database, job_id, place) as is_reserved:
+    with reservations.clearing(database, job_id, location) as is_reserved:
         assert not is_reserved()
 
 
-def test_an_unwanted_job_is_not_tried_again(database: Database, job_id: UUID) -> None:
+def test_a_job_with_a_requested_cancellation_is_not_retried(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     job_store.cancel(database, job_id)
     assert attempts.schedule_retry(database, held, delay_s=30, detail="storage_unavailable")
@@ -258,7 +258,7 @@ def test_a_read_only_server_is_an_outage(settings: Settings) -> None:
         job_store.create(database, uuid4(), REQUEST)
 
 
-def test_the_same_work_is_found_by_what_went_in(database: Database, job_id: UUID) -> None:
+def test_the_same_work_is_found_by_input_model_and_options(database: Database, job_id: UUID) -> None:
     network = uuid4().hex * 2
     success = dataclasses.replace(SUCCESS, model_sha256=network)
     model = ("ct-tissue", "1", network)

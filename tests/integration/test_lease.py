@@ -1,4 +1,4 @@
-"""Keeping a lease, against a real Postgres."""
+"""Renewals of a lease, against a real Postgres."""
 
 import gc
 import time
@@ -27,12 +27,12 @@ def claim(database: Database) -> attempts.Claim:
 
 
 def held(database: Database, claim: attempts.Claim, **changes: Any) -> Lease:
-    """A lease whose end would be unforeseen."""
+    """A lease that must not kill its process."""
 
-    def unforeseen(*_: object) -> None:
-        raise AssertionError("nothing was to be ended by force")
+    def unexpected(*_: object) -> None:
+        raise AssertionError("the process must not be killed")
 
-    options: dict[str, Any] = {"lease_s": 0.6, "time_limit_s": 60.0, "before_kill": unforeseen, "kill": unforeseen}
+    options: dict[str, Any] = {"lease_s": 0.6, "time_limit_s": 60.0, "before_kill": unexpected, "kill": unexpected}
     return Lease(database, claim, **options | changes)
 
 
@@ -70,22 +70,22 @@ def test_progress_reaches_the_row(database: Database, claim: attempts.Claim) -> 
         wait_for(lambda: stage() == "preprocess")
 
 
-def test_a_cancellation_ends_the_work(database: Database, claim: attempts.Claim) -> None:
+def test_a_cancellation_stops_the_work(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim) as lease:
         lease.progress("windows", 0.1)
         job_store.cancel(database, claim.job_id)
         wait_for(lambda: raises(JobCancelled, lease))
 
 
-def test_a_lost_lease_ends_the_work(database: Database, claim: attempts.Claim) -> None:
+def test_a_lost_lease_stops_the_work(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim) as lease:
         attempts.fail(database, claim, JobCancelled("by another hand"))
         wait_for(lambda: raises(LeaseLost, lease))
 
 
-def test_work_that_was_ended_frees_its_memory_at_once(database: Database, claim: attempts.Claim) -> None:
+def test_stopped_work_frees_its_memory_at_once(database: Database, claim: attempts.Claim) -> None:
     class Array:
-        """What a pipeline's frame holds."""
+        """Stands for an array in a frame of the pipeline."""
 
     def work() -> None:
         array = Array()
@@ -107,14 +107,14 @@ def test_work_that_was_ended_frees_its_memory_at_once(database: Database, claim:
         gc.enable()
 
 
-def test_a_time_limit_ends_the_work(database: Database, claim: attempts.Claim) -> None:
+def test_a_time_limit_stops_the_work(database: Database, claim: attempts.Claim) -> None:
     with held(database, claim, time_limit_s=0.3) as lease:
         lease.progress("windows", 0.1)
         wait_for(lambda: raises(TimeLimit, lease))
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "time_limit", "lost"])
-def test_work_that_goes_on_is_ended_by_force(database: Database, claim: attempts.Claim, reason: str) -> None:
+def test_work_that_does_not_stop_is_killed(database: Database, claim: attempts.Claim, reason: str) -> None:
     ended: list[str] = []
 
     def before_kill(reason: Exception) -> None:

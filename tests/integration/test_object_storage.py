@@ -26,7 +26,7 @@ def key(storage: Storage, tmp_path: Path) -> str:
     return key
 
 
-def test_what_was_stored_is_fetched(storage: Storage, key: str, tmp_path: Path) -> None:
+def test_a_stored_object_is_fetched(storage: Storage, key: str, tmp_path: Path) -> None:
     storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000)
     assert (tmp_path / "target").read_bytes() == bytes(range(250)) * 4
 
@@ -44,7 +44,7 @@ def test_an_object_above_the_limit_is_refused_before_it_is_fetched(storage: Stor
     assert not (tmp_path / "target").exists()
 
 
-def test_a_full_disk_is_not_the_storages_fault(storage: Storage, key: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_not_a_storage_error(storage: Storage, key: str, tmp_path: Path) -> None:
     (tmp_path / ".target.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000)
@@ -83,11 +83,11 @@ def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
     assert not (tmp_path / "target").exists()
 
 
-def test_existing_objects_are_known(storage: Storage, key: str) -> None:
+def test_an_existing_object_is_found(storage: Storage, key: str) -> None:
     assert storage.exists(BUCKET, key)
 
 
-def test_a_bucket_is_made_once(storage: Storage) -> None:
+def test_a_bucket_is_created_once(storage: Storage) -> None:
     bucket = f"new-{uuid4().hex}"
     with pytest.raises(StorageUnavailable, match="inference-service migrate"):
         storage.require_bucket(bucket)
@@ -123,7 +123,7 @@ def test_a_refusal_is_told_from_an_outage(
     assert is_outage(caught.value) == (kind is StorageUnavailable)
 
 
-def test_a_missing_bucket_is_nobodys_missing_input(
+def test_a_missing_bucket_is_not_a_missing_input(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"x")
@@ -151,7 +151,7 @@ def test_a_folder_is_stored_under_numbers_and_comes_back(storage: Storage, tmp_p
     assert [path.read_bytes() for path in fetched] == [path.read_bytes() for path in files]
 
 
-def test_the_first_object_that_fails_ends_the_transfer_of_a_folder(
+def test_the_first_failed_object_ends_the_transfer_of_a_folder(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[str] = []

@@ -1,4 +1,4 @@
-"""Jobs that nobody holds, against a real Postgres."""
+"""Recovery of orphaned jobs, against a real Postgres."""
 
 import os
 from datetime import timedelta
@@ -15,19 +15,19 @@ from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
-PATIENCE_S = 30.0
+GRACE_S = 30.0
 REDIS = RedisState("this run", {"priority": 1, "overflow": 1})
 
 
 @pytest.fixture(autouse=True)
 def no_other_jobs(database: Database) -> None:
-    """What a sweep finds is this test's alone."""
+    """A sweep finds only the jobs of its own test."""
     with database.begin() as connection:
         connection.execute(delete(JobRow))
 
 
 def create(database: Database, **values: object) -> UUID:
-    """A job whose row has these values besides; a number of seconds stands for a time so long ago."""
+    """Creates a job with further column values; a number means a time so many seconds ago."""
     job_id = uuid4()
     job_store.create(database, job_id, REQUEST)
     times = {
@@ -52,7 +52,7 @@ def state(database: Database, job_id: UUID) -> tuple[str, str | None]:
 
 
 def unsent(database: Database, redis: RedisState = REDIS) -> set[UUID]:
-    return {job.id for job in recovery.find_unsent(database, redis, grace_s=PATIENCE_S)}
+    return {job.id for job in recovery.find_unsent(database, redis, grace_s=GRACE_S)}
 
 
 def test_an_expired_lease_gives_the_job_another_attempt(database: Database) -> None:
@@ -75,14 +75,14 @@ def test_the_last_attempt_ends_the_job(database: Database) -> None:
     assert recovery.requeue_expired(database, max_attempts=1) == []
 
 
-def test_a_job_to_be_cancelled_ends_as_such(database: Database) -> None:
+def test_an_expired_job_with_a_requested_cancellation_is_cancelled(database: Database) -> None:
     expired = running(database, expired=True)
     job_store.cancel(database, expired)
     recovery.requeue_expired(database, max_attempts=3)
     assert state(database, expired) == ("cancelled", "cancelled")
 
 
-def test_only_the_dead_process_of_this_worker_is_taken_back(database: Database) -> None:
+def test_only_the_job_of_the_dead_process_is_recovered(database: Database) -> None:
     mine, another = running(database), running(database, worker="another")
     for job_id in (mine, another):
         recovery.requeue_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
@@ -104,16 +104,16 @@ def test_a_stopped_workers_attempts_do_not_count(database: Database) -> None:
     assert job_store.transitions(database, job_id)[-1].detail == "worker_stopped"
 
 
-def test_a_job_without_a_request_cannot_wait(database: Database) -> None:
+def test_a_queued_job_without_a_request_fails(database: Database) -> None:
     job_id = create(database, request=None)
     assert recovery.fail_unreadable(database, older_than_s=30) == []
     assert [ended.job_id for ended in recovery.fail_unreadable(database, older_than_s=-1)] == [job_id]
     assert state(database, job_id) == ("failed", "bad_request")
 
 
-def test_what_was_never_sent_is_sent_unless_its_sender_may_still_be_at_it(database: Database) -> None:
+def test_a_job_that_was_never_sent_is_sent_after_a_grace_period(database: Database) -> None:
     create(database)
-    old = create(database, created_at=PATIENCE_S + 1)
+    old = create(database, created_at=GRACE_S + 1)
     assert unsent(database) == {old}
 
 
@@ -123,7 +123,7 @@ def test_a_retry_is_sent_when_it_is_due(database: Database) -> None:
     assert state(database, later) == ("queued", None)
 
 
-def test_what_another_run_of_redis_took_is_sent_again(database: Database) -> None:
+def test_a_message_of_an_earlier_redis_run_is_sent_again(database: Database) -> None:
     sent = {"dispatched_at": 1, "queue": "overflow"}
     lost = create(database, **sent, redis_run_id="a run before")
     create(database, **sent, redis_run_id="this run")
@@ -132,16 +132,16 @@ def test_what_another_run_of_redis_took_is_sent_again(database: Database) -> Non
     assert later not in unsent(database)
 
 
-def test_what_should_wait_in_an_empty_queue_is_sent_again(database: Database) -> None:
+def test_a_message_missing_from_an_empty_queue_is_sent_again(database: Database) -> None:
     sent = {"redis_run_id": "this run", "queue": "overflow"}
-    lost = create(database, **sent, dispatched_at=PATIENCE_S + 1)
+    lost = create(database, **sent, dispatched_at=GRACE_S + 1)
     create(database, **sent, dispatched_at=1)
-    create(database, **{**sent, "queue": "priority"}, dispatched_at=PATIENCE_S + 1)
+    create(database, **{**sent, "queue": "priority"}, dispatched_at=GRACE_S + 1)
     assert unsent(database) == set()
     assert unsent(database, RedisState("this run", {"priority": 1, "overflow": 0})) == {lost}
 
 
-def test_what_was_overtaken_in_its_queue_is_sent_again(database: Database) -> None:
+def test_an_overtaken_message_is_sent_again(database: Database) -> None:
     sent = {"redis_run_id": "this run", "queue": "overflow"}
     lost = create(database, **sent, dispatched_at=100)
     create(database, **{**sent, "queue": "priority"}, dispatched_at=100)
@@ -151,7 +151,7 @@ def test_what_was_overtaken_in_its_queue_is_sent_again(database: Database) -> No
     assert unsent(database) == {lost}
 
 
-def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: Database) -> None:
+def test_a_job_claimed_meanwhile_is_not_marked_as_dispatched(database: Database) -> None:
     job_id = create(database)
     before = job_store.UnsentJob(job_id, REQUEST.model_dump(mode="json"), attempt=0)
     held = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
@@ -162,14 +162,14 @@ def test_a_message_that_was_taken_meanwhile_is_not_noted_as_waiting(database: Da
     assert unsent(database) == {job_id}
 
 
-def test_one_sweeps_at_a_time(database: Database) -> None:
+def test_one_sweep_runs_at_a_time(database: Database) -> None:
     with recovery.sweep_lock(database) as first, recovery.sweep_lock(database) as second:
         assert (first, second) == (True, False)
     with recovery.sweep_lock(database) as third:
         assert third
 
 
-def test_places_of_jobs_that_ended_in_vain_are_known(database: Database) -> None:
+def test_locations_of_failed_jobs_are_found(database: Database) -> None:
     failed = create(database, state=JobState.FAILED, result_location="masks/a")
     create(database, state=JobState.SUCCEEDED, result_location="masks/b")
     create(database, state=JobState.CANCELLED)

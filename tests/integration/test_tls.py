@@ -1,4 +1,4 @@
-"""TLS to the three servers: the real ones, behind a proxy that speaks it and has a certificate of its own authority."""
+"""TLS to the three real servers, behind a proxy with a certificate of the test's own authority."""
 
 import socket
 import ssl
@@ -18,13 +18,13 @@ from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
 
-# What libpq sends before it speaks TLS; the server answers with one letter.
-POSTGRES_ASKS_BYTES = 8
+# Length of libpq's SSLRequest, which the server answers with one letter.
+SSL_REQUEST_BYTES = 8
 
 
 @contextmanager
 def proxy(port: int, context: ssl.SSLContext, *, postgres: bool = False) -> Iterator[int]:
-    """Takes TLS connections on a port of its own and passes them on in plain text."""
+    """Accepts TLS connections on a new port and forwards them in plain text."""
 
     def serve() -> None:
         with suppress(OSError):
@@ -35,18 +35,18 @@ def proxy(port: int, context: ssl.SSLContext, *, postgres: bool = False) -> Iter
     def handle(raw: socket.socket) -> None:
         with suppress(OSError):
             if postgres:
-                raw.recv(POSTGRES_ASKS_BYTES)
+                raw.recv(SSL_REQUEST_BYTES)
                 raw.sendall(b"S")
             with (
                 context.wrap_socket(raw, server_side=True) as near,
                 socket.create_connection(("127.0.0.1", port)) as far,
             ):
-                back = threading.Thread(target=pass_on, args=(far, near), daemon=True)
+                back = threading.Thread(target=forward, args=(far, near), daemon=True)
                 back.start()
-                pass_on(near, far)
+                forward(near, far)
                 back.join()
 
-    def pass_on(source: socket.socket, target: socket.socket) -> None:
+    def forward(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
@@ -60,7 +60,7 @@ def proxy(port: int, context: ssl.SSLContext, *, postgres: bool = False) -> Iter
 
 @pytest.fixture
 def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]]:
-    """Settings that speak TLS and trust the authority."""
+    """Settings with TLS that trust the authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -81,7 +81,7 @@ def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]
         }  # fmt: skip
 
 
-def test_all_three_are_reached(behind_tls: dict[str, object]) -> None:
+def test_all_three_servers_are_reached(behind_tls: dict[str, object]) -> None:
     settings = Settings.model_validate(behind_tls)
     assert set(fetch_redis_state(make_app(settings)).depths) == {"priority", "overflow"}
     with closing(connect(settings)) as database:
@@ -90,9 +90,7 @@ def test_all_three_are_reached(behind_tls: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("authority", ["another", "none"])
-def test_a_server_that_nobody_vouches_for_is_not_spoken_to(
-    behind_tls: dict[str, object], authority: str, tmp_path: Path
-) -> None:
+def test_an_untrusted_certificate_is_refused(behind_tls: dict[str, object], authority: str, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "another.pem")
     trusted = tmp_path / "another.pem" if authority == "another" else None
     settings = Settings.model_validate({**behind_tls, "tls_ca_path": trusted})
@@ -104,7 +102,7 @@ def test_a_server_that_nobody_vouches_for_is_not_spoken_to(
         Storage(settings).exists("volumes", "no/such")
 
 
-def test_nor_one_that_has_anothers_name(behind_tls: dict[str, object]) -> None:
+def test_a_certificate_for_another_name_is_refused(behind_tls: dict[str, object]) -> None:
     settings = Settings.model_validate(
         {
             **behind_tls,

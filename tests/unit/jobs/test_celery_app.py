@@ -1,4 +1,4 @@
-"""The Celery settings that reliability rests on: each of them is a decision, and none may go unseen."""
+"""The Celery settings that reliability depends on: a change to one of them is a decision."""
 
 import pytest
 from kombu.utils.scheduling import cycle_by_name
@@ -7,7 +7,7 @@ from inference_service.core.settings import Settings
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app, queue_for
 
 
-def test_the_celery_application_is_set_up_as_decided() -> None:
+def test_the_celery_application_has_the_decided_settings() -> None:
     settings = Settings(time_limit_s=100)
     conf = make_app(settings).conf
     decided = {
@@ -26,12 +26,12 @@ def test_the_celery_application_is_set_up_as_decided() -> None:
     assert {name: conf[name] for name in decided} == decided
     assert {queue.name for queue in conf.task_queues} == {"priority", "overflow"}
     assert conf.task_time_limit > settings.time_limit_s
-    # Shorter than many a job, whose message then comes again and is dropped.
+    # Shorter than many jobs, whose messages are then delivered again and dropped.
     assert conf.broker_transport_options["visibility_timeout"] == 300
     assert make_app(Settings(visibility_timeout_s=9)).conf.broker_transport_options["visibility_timeout"] == 9
 
 
-def test_urgent_jobs_are_asked_for_first() -> None:
+def test_the_priority_queue_is_drained_first() -> None:
     strategy = make_app(Settings()).conf.broker_transport_options["queue_order_strategy"]
     cycle = cycle_by_name(strategy)()
     cycle.update([OVERFLOW_QUEUE, PRIORITY_QUEUE])
@@ -53,7 +53,7 @@ def test_urgent_jobs_are_asked_for_first() -> None:
         (None, 0, 0, 3, False, OVERFLOW_QUEUE),
     ],
 )
-def test_an_urgent_job_spills_where_it_is_done_sooner(
+def test_an_urgent_job_spills_to_a_shorter_overflow_queue(
     priority: str | None, urgent: int, routine: int, most: int | None, cpu: bool, queue: str
 ) -> None:
     depths = {PRIORITY_QUEUE: urgent, OVERFLOW_QUEUE: routine}

@@ -23,7 +23,7 @@ def test_every_file_has_a_key_in_the_row() -> None:
     assert sorted(result.values()) == sorted(f"a/b/{name}" for name in result_files(()).values())
 
 
-def test_all_of_an_earlier_result_is_copied_or_nothing() -> None:
+def test_an_earlier_result_is_copied_whole_or_not_at_all() -> None:
     copies = Copies()
     output, earlier = (ResultStore(cast("Storage", copies), f"masks/{prefix}") for prefix in ("now", "earlier"))
     result = {name: key for name, key in earlier.result.items() if name != "preview"}
