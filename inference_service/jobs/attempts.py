@@ -101,7 +101,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 JobRow.attempt,
                 JobRow.returned_attempts,
                 JobRow.request,
-                JobRow.result_location,
+                JobRow.result_location.label("result_location"),
                 JobRow.on_cpu,
                 JobRow.cancel_requested,
             )
@@ -137,7 +137,9 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 "started_at": started_at,
             },
         )
-    return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.output_place, row.on_cpu)
+    return Claim(
+        job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.result_location, row.on_cpu
+    )
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:

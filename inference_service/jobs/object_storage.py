@@ -118,7 +118,8 @@ class Storage:
         _transfer_all(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
 
     def _list(self, bucket: str, prefix: str, *, max_bytes: int) -> list[str]:
-        keys, size = [], 0
+        keys = []
+        size = 0
         with _mapped_errors():
             for found in self._minio.list_objects(bucket, prefix, recursive=True):
                 # S3 consoles represent folders as empty objects.

@@ -145,9 +145,12 @@ def installed_with(distribution: str) -> set[str]:
 
 def test_a_client_imports_only_the_base_installation(servers: Servers) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SUBMITTING], env={**os.environ, **servers.environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", SUBMITTING],
+        env={**os.environ, **servers.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     homes = metadata.packages_distributions()
     taken = {
@@ -159,5 +162,6 @@ def test_a_client_imports_only_the_base_installation(servers: Servers) -> None:
     assert {"celery", "minio", "sqlalchemy"} <= taken
     # The first two are imported by every process of this environment, through .pth files; Celery and kombu import the
     # others where they are installed.
-    everywhere, found = {"editables", "setuptools"}, {"cryptography", "pyyaml"}
-    assert taken - installed_with("inference-service") <= everywhere | found
+    everywhere = {"editables", "setuptools"}
+    optional = {"cryptography", "pyyaml"}
+    assert taken - installed_with("inference-service") <= everywhere | optional

@@ -110,9 +110,13 @@ def test_wrong_credentials_and_a_dead_server_are_storage_unavailable(
     ("status", "code", "kind"), [(403, "AccessDenied", StorageRefused), (503, "SlowDown", StorageUnavailable)]
 )
 def test_a_refusal_is_told_from_an_outage(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
     kind: type[StorageUnavailable],
-) -> None:  # fmt: skip
+) -> None:
     def answer(*_: object, **__: object) -> None:
         raise S3Error(Mock(status=status), code, None, None, None, None)
 

@@ -56,14 +56,19 @@ def unsent(database: Database, redis: RedisState = REDIS) -> set[UUID]:
 
 
 def test_an_expired_lease_gives_the_job_another_attempt(database: Database) -> None:
-    expired, alive = running(database, expired=True), running(database)
+    expired = running(database, expired=True)
+    alive = running(database)
     assert recovery.requeue_expired(database, max_attempts=3) == []
     assert state(database, expired) == ("queued", None)
     assert state(database, alive) == ("running", None)
     last = job_store.transitions(database, expired)[-1]
     assert (last.from_state, last.to_state, last.attempt, last.worker, last.detail) == (
-        "running", "queued", 1, "w", "lease_expired",
-    )  # fmt: skip
+        "running",
+        "queued",
+        1,
+        "w",
+        "lease_expired",
+    )
     assert unsent(database) == {expired}
 
 
@@ -83,7 +88,8 @@ def test_an_expired_job_with_a_requested_cancellation_is_cancelled(database: Dat
 
 
 def test_only_the_job_of_the_dead_process_is_recovered(database: Database) -> None:
-    mine, another = running(database), running(database, worker="another")
+    mine = running(database)
+    another = running(database, worker="another")
     for job_id in (mine, another):
         recovery.requeue_lost(database, job_id, worker="w", pid=os.getpid(), max_attempts=3)
     assert state(database, mine) == ("queued", None)
@@ -118,7 +124,8 @@ def test_a_job_that_was_never_sent_is_sent_after_a_grace_period(database: Databa
 
 
 def test_a_retry_is_sent_when_it_is_due(database: Database) -> None:
-    due, later = create(database, not_before=1), create(database, not_before=-60)
+    due = create(database, not_before=1)
+    later = create(database, not_before=-60)
     assert unsent(database) == {due}
     assert state(database, later) == ("queued", None)
 

@@ -74,11 +74,14 @@ def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]
         }
         yield {
             **settings.model_dump(),
-            "redis_url": f"rediss://127.0.0.1:{ports['redis']}/0", "redis_password": redis.password,
-            "postgres_port": ports["postgres"], "postgres_sslmode": "verify-full",
-            "minio_endpoint": f"127.0.0.1:{ports['minio']}", "minio_secure": True,
+            "redis_url": f"rediss://127.0.0.1:{ports['redis']}/0",
+            "redis_password": redis.password,
+            "postgres_port": ports["postgres"],
+            "postgres_sslmode": "verify-full",
+            "minio_endpoint": f"127.0.0.1:{ports['minio']}",
+            "minio_secure": True,
             "tls_ca_path": tmp_path / "ca.pem",
-        }  # fmt: skip
+        }
 
 
 def test_all_three_servers_are_reached(behind_tls: dict[str, object]) -> None:

@@ -21,33 +21,46 @@ def upgrade() -> None:
     op.add_column(
         "jobs",
         sa.Column(
-            "excused", sa.Integer(), server_default="0", nullable=False,
+            "excused",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
             comment="attempts given back by workers that were told to stop",
         ),
-    )  # fmt: skip
+    )
     op.add_column("jobs", sa.Column("lease_pid", sa.Integer(), comment="the process of that worker which does"))
     op.add_column("jobs", sa.Column("input_sha256", sa.Text(), comment="of the volume as it was stored"))
     op.create_index(
-        "ix_jobs_input_sha256", "jobs", ["input_sha256", "model_sha256"],
+        "ix_jobs_input_sha256",
+        "jobs",
+        ["input_sha256", "model_sha256"],
         postgresql_where=sa.text("state = 'succeeded'"),
-    )  # fmt: skip
+    )
     # From this version on, a failed or cancelled job reserves a location only until it is cleared.
     op.execute("UPDATE jobs SET output_place = NULL WHERE state IN ('failed', 'cancelled')")
     op.drop_index("uq_jobs_output_place", table_name="jobs")
     op.create_index("uq_jobs_output_place", "jobs", ["output_place"], unique=True)
     op.create_index(
-        "ix_jobs_uncleared", "jobs", ["id"],
+        "ix_jobs_uncleared",
+        "jobs",
+        ["id"],
         postgresql_where=sa.text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
-    )  # fmt: skip
+    )
     op.create_index(op.f("ix_jobs_created_at"), "jobs", ["created_at"])
     op.create_index(op.f("ix_jobs_finished_at"), "jobs", ["finished_at"])
     op.create_index(
         "ix_jobs_unreadable", "jobs", ["id"], postgresql_where=sa.text("state = 'queued' AND request IS NULL")
     )
     op.create_index(
-        "ix_jobs_started", "jobs", ["queue", "dispatched_at"],
+        "ix_jobs_started",
+        "jobs",
+        ["queue", "dispatched_at"],
         postgresql_where=sa.text("state <> 'queued' AND started_at IS NOT NULL"),
-    )  # fmt: skip
+    )
+    _create_workers()
+
+
+def _create_workers() -> None:
     op.create_table(
         "workers",
         sa.Column("name", sa.Text(), nullable=False),
@@ -57,11 +70,14 @@ def upgrade() -> None:
         sa.Column("queues", postgresql.JSONB(), nullable=False, comment="consumed now, in order"),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column(
-            "seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False,
+            "seen_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
             comment="when it last consumed",
         ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
-    )  # fmt: skip
+    )
 
 
 def downgrade() -> None:
@@ -77,9 +93,12 @@ def downgrade() -> None:
     ):
         op.drop_index(name, table_name="jobs")
     op.create_index(
-        "uq_jobs_output_place", "jobs", ["output_place"], unique=True,
+        "uq_jobs_output_place",
+        "jobs",
+        ["output_place"],
+        unique=True,
         postgresql_where=sa.text("state NOT IN ('failed', 'cancelled')"),
-    )  # fmt: skip
+    )
     op.drop_index("ix_jobs_input_sha256", table_name="jobs")
     for column in ("input_sha256", "lease_pid", "excused", "dispatched_to", "dispatched_at", "queue"):
         op.drop_column("jobs", column)

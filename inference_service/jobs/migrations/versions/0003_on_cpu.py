@@ -14,10 +14,13 @@ def upgrade() -> None:
     op.add_column(
         "jobs",
         sa.Column(
-            "on_cpu", sa.Boolean(), server_default="false", nullable=False,
+            "on_cpu",
+            sa.Boolean(),
+            server_default="false",
+            nullable=False,
             comment="whether a GPU had too little memory for it",
         ),
-    )  # fmt: skip
+    )
 
 
 def downgrade() -> None:
