@@ -1,4 +1,4 @@
-"""A worker process: its role, its providers, its queues. Celery does the rest."""
+"""The worker's parent process: checks the configuration, then runs Celery's worker and the supervisor."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from uuid import UUID
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import signals
+from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.base import BasePool
 from celery.worker import state
 from celery.worker.request import Request
@@ -22,18 +23,19 @@ from inference_service.core.log_config import configure_logging
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.jobs.celery_app import QUEUES, make_app
+from inference_service.jobs.celery_app import QUEUES, App, make_app
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.consumer import SafeConsumer
+from inference_service.worker.job_context import JobContext
 from inference_service.worker.redis_transport import install
 from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.supervisor import Supervisor
-from inference_service.worker.task import JobRunner, register
+from inference_service.worker.task import TaskHandler, register
 
 logger = logging.getLogger(__name__)
 
-_CONCURRENCY = {Role.GPU: 1, Role.CPU: 2}
+_DEFAULT_CONCURRENCY = {Role.GPU: 1, Role.CPU: 2}
 
 
 def run_worker(role: Role, settings: Settings) -> int:
@@ -43,7 +45,7 @@ def run_worker(role: Role, settings: Settings) -> int:
         The exit status.
 
     Raises:
-        ConfigurationError: No ONNX Runtime works here, or none of the GPUs that REQUIRE_GPU asks for.
+        ConfigurationError: ONNX Runtime does not work, or REQUIRE_GPU is set and no requested GPU is usable.
         ModelNotFound: No model is installed.
     """
     configure_logging(settings.log_level, settings.log_format)
@@ -52,49 +54,73 @@ def run_worker(role: Role, settings: Settings) -> int:
     log_providers(settings.onnx_providers, providers)
     _check_gpu(role, settings, providers)
     require_models(settings.models_path)
-    concurrency = settings.worker_concurrency or _CONCURRENCY[role]
-    threads = settings.intra_op_threads or max(1, usable_cpus() // concurrency)
-    logger.info("role %s: queues %s, concurrency %d, threads %d", role, list(ROLE_QUEUES[role]), concurrency, threads)
+    execution = _execution_options(role, settings, providers)
+    queues = list(ROLE_QUEUES[role])
+    logger.info(
+        "role %s: queues %s, concurrency %d, threads %d", role, queues, execution.concurrency, execution.threads
+    )
     install()
     limit_response_time()
-    execution = ExecutionOptions(
+    scratch_space = ScratchSpace(settings.usable_work_path)
+    try:
+        return _run(role, JobContext(settings, execution, scratch_space, worker=_worker_name(role)))
+    finally:
+        scratch_space.close()
+
+
+def _run(role: Role, context: JobContext) -> int:
+    app = make_app(context.settings)
+
+    def consumed_queues() -> list[str]:
+        consumer = getattr(getattr(celery_worker, "consumer", None), "task_consumer", None)
+        return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
+
+    supervisor = Supervisor(
+        context.settings,
+        WorkerIdentity(context.worker, role, context.execution.concurrency, list(context.execution.providers)),
+        context.scratch_space,
+        consumed_queues=consumed_queues,
+        messages_taken=_messages_taken,
+    )
+    register(app, TaskHandler(context), _supervised_request(supervisor))
+    _connect_signals(supervisor, context.settings.health_path, is_consuming=lambda: bool(consumed_queues()))
+    celery_worker = _celery_worker(app, role, context)
+    try:
+        celery_worker.start()
+    finally:
+        supervisor.stop()
+    return int(celery_worker.exitcode or supervisor.gave_up)
+
+
+def _worker_name(role: Role) -> str:
+    """Returns a unique name: in containers the process id is always 1, and containers may share a host name."""
+    return f"{role}-{os.getpid()}-{token_hex(3)}@{socket.gethostname()}"
+
+
+def _execution_options(role: Role, settings: Settings, providers: list[str]) -> ExecutionOptions:
+    concurrency = settings.worker_concurrency or _DEFAULT_CONCURRENCY[role]
+    return ExecutionOptions(
         tuple(providers),
-        threads,
+        threads=settings.intra_op_threads or max(1, usable_cpus() // concurrency),
         strict=settings.require_gpu and role is Role.GPU,
         precision=settings.onnx_precision,
         batch_size=settings.window_batch,
         concurrency=concurrency,
         gpu=settings.gpu_options,
     )
-    app = make_app(settings)
-    # In containers the process is always 1, and those on the host's network share its name too.
-    name = f"{role}-{os.getpid()}-{token_hex(3)}@{socket.gethostname()}"
-    scratch_space = ScratchSpace(settings.usable_work_path)
 
-    def consumed() -> list[str]:
-        consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
-        return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
 
-    identity = WorkerIdentity(name, role, concurrency, providers)
-    supervisor = Supervisor(settings, identity, scratch_space, queues=consumed, taken=_taken)
-    register(app, JobRunner(settings, execution, scratch_space, worker=name), _watched_by(supervisor))
-    _follow(supervisor, settings.health_path, consumes=lambda: bool(consumed()))
-    worker = app.Worker(
-        hostname=name,
+def _celery_worker(app: App, role: Role, context: JobContext) -> CeleryWorker:
+    return app.Worker(
+        hostname=context.worker,
         consumer_cls=SafeConsumer,
         pool="prefork",
-        concurrency=concurrency,
+        concurrency=context.execution.concurrency,
         queues=list(ROLE_QUEUES[role]),
         quiet=True,
         without_gossip=True,
         without_mingle=True,
     )
-    try:
-        worker.start()
-    finally:
-        supervisor.stop()
-        scratch_space.close()
-    return int(worker.exitcode or supervisor.gave_up)
 
 
 def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
@@ -102,59 +128,60 @@ def _check_gpu(role: Role, settings: Settings, providers: list[str]) -> None:
         return
     if settings.require_gpu:
         raise ConfigurationError(
-            "REQUIRE_GPU is set and no requested GPU provider is usable: check the driver with nvidia-smi, that the "
-            "container sees the GPU, and that the extra `gpu` is installed"
+            "REQUIRE_GPU is set and no requested GPU provider is usable: check that nvidia-smi shows the driver, that "
+            "the container sees the GPU, and that the extra `gpu` is installed"
         )
-    logger.warning("role gpu runs on the CPU: no requested GPU provider is usable here")
+    logger.warning("role gpu runs on the CPU: no requested GPU provider is usable")
 
 
 def _keep_logging(**_: object) -> None:
-    """Listening is what keeps Celery from setting up the logging anew."""
+    """Does nothing: Celery leaves logging alone if this signal has a receiver."""
 
 
-def _taken() -> int | None:
-    """How many messages this worker has taken; None while it runs any."""
+def _messages_taken() -> int | None:
+    """Returns the number of messages that this worker has taken; None while any of them is being handled."""
     return None if state.reserved_requests else sum(state.total_count.values())
 
 
-def _watched_by(supervisor: Supervisor) -> type[Request]:
-    """Celery's view of a task in the parent, which learns first that a child is dead."""
+def _supervised_request(supervisor: Supervisor) -> type[Request]:
+    """Returns Celery's request class for the parent process, extended to report dead children to the supervisor."""
 
-    class WatchedRequest(Request):
+    class SupervisedRequest(Request):
         def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+            super().on_failure(exc_info, send_failed_event, return_ok)
             error = getattr(exc_info.exception, "exc", exc_info.exception)
             lost = isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
-            # Celery would log a lost child with a traceback of this process, which says nothing of the child's end.
-            super().on_failure(exc_info, send_failed_event, return_ok or lost)
             if lost and self.worker_pid:
-                logger.warning("process %s, which ran job %s, is gone: %s", self.worker_pid, self.id, error)
-                supervisor.lost(UUID(self.id), int(self.worker_pid))
+                supervisor.child_lost(UUID(self.id), int(self.worker_pid))
 
         def cancel(self, pool: BasePool, signal: int | None = None, emit_retry: bool = True) -> None:
-            # Only a worker that is to stop at once does so, and says that it stops when its jobs are ended already.
-            supervisor.stopping(at_once=True)
+            # Celery calls this only in a worker that stops at once, and signals its shutdown after the jobs have ended.
+            supervisor.begin_shutdown(at_once=True)
             super().cancel(pool, signal, emit_retry)
 
         def on_timeout(self, soft: bool, timeout: float) -> None:
             super().on_timeout(soft, timeout)
             if self.worker_pid:
                 error = TimeLimit(f"the job was still running after {timeout:g} s")
-                supervisor.lost(UUID(self.id), int(self.worker_pid), error)
+                supervisor.child_lost(UUID(self.id), int(self.worker_pid), error)
 
-    return WatchedRequest
+    return SupervisedRequest
 
 
-def _follow(supervisor: Supervisor, health_path: Path | None, *, consumes: Callable[[], bool]) -> None:
-    """Celery's heartbeat beats in its event loop while the broker is connected, so that its absence means trouble."""
+def _connect_signals(supervisor: Supervisor, health_path: Path | None, *, is_consuming: Callable[[], bool]) -> None:
+    """Connects Celery's signals to the supervisor and the health file.
 
-    def beat(**_: object) -> None:
-        if not consumes():
+    Celery sends its heartbeat from the event loop while the broker is connected: no heartbeat means a problem.
+    """
+
+    def on_heartbeat(**_: object) -> None:
+        if not is_consuming():
             return
-        supervisor.beat()
+        supervisor.record_heartbeat()
         if health_path is not None:
             health_path.touch()
 
     signals.worker_ready.connect(lambda **_: supervisor.start(), weak=False)
-    signals.worker_ready.connect(beat, weak=False)
-    signals.heartbeat_sent.connect(beat, weak=False)
-    signals.worker_shutting_down.connect(lambda **_: supervisor.stopping(), weak=False)
+    signals.worker_ready.connect(on_heartbeat, weak=False)
+    signals.heartbeat_sent.connect(on_heartbeat, weak=False)
+    signals.worker_shutting_down.connect(lambda **_: supervisor.begin_shutdown(), weak=False)

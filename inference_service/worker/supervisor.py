@@ -1,11 +1,10 @@
-"""What a worker's parent process does besides consuming: it looks after jobs that nobody holds, and reports itself.
+"""The supervisor thread of a worker's parent process: reports the worker alive, sweeps, and watches its children.
 
-A thread does so every few seconds. The process forks children whenever one dies, and a fork must not copy a connection
-or a held lock: so it waits while the thread looks, and the thread leaves no connection to Postgres behind.
+The parent forks a new child whenever one dies, and a fork must copy neither an open connection nor a held lock.
+Therefore a fork waits until a sweep is over, and a sweep leaves no connection to Postgres open.
 """
 
 import logging
-import math
 import os
 import signal
 import threading
@@ -13,38 +12,37 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
+from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError
 from inference_service.core.settings import Settings
-from inference_service.jobs import recovery, reservations, worker_registry
+from inference_service.jobs import recovery, worker_registry
 from inference_service.jobs.celery_app import PRIORITY_QUEUE, RedisState, fetch_redis_state, make_app, set_consuming
 from inference_service.jobs.database import connect
-from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.lease import kill_process
-from inference_service.jobs.object_storage import Storage, is_outage
-from inference_service.jobs.result_store import ResultStore
+from inference_service.jobs.object_storage import Storage
 from inference_service.worker.metrics import Metrics
 from inference_service.worker.scratch_space import ScratchSpace
+from inference_service.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
 
-# Celery's heart beats every two seconds while the worker is connected and its event loop turns.
-_ALIVE_WITHIN_S = 10.0
-# Forks wait while the thread does, so it waits for nobody for long.
-_SILENCE_LIMIT_S = 5.0
-# A worker that has not ended so long after its time of grace hangs.
+# Celery sends a heartbeat every two seconds while the worker is connected and its event loop runs.
+_HEARTBEAT_LIMIT_S = 10.0
+# Short, because forks wait for a sweep, and so for the servers that it asks.
+_SERVER_TIMEOUT_S = 5.0
+# A worker that still runs so long after its shutdown grace period hangs.
 _HANG_LIMIT_S = 30.0
 
 
 class Supervisor:
-    """The thread.
+    """The supervisor of one worker.
 
     Args:
-        settings: The worker's.
-        identity: What the worker is.
-        scratch_space: Its folder for temporary files.
-        queues: Tells what it consumes now.
-        taken: Tells how many messages it has taken so far; None while it runs any.
-        end: Ends the process at once.
+        settings: The worker's settings.
+        identity: The worker's name, role, concurrency and providers.
+        scratch_space: The worker's temporary files.
+        consumed_queues: Returns the queues that the worker consumes now.
+        messages_taken: Returns the number of messages taken so far; None while any of them is being handled.
+        kill: Kills the worker's process.
     """
 
     def __init__(
@@ -53,77 +51,83 @@ class Supervisor:
         identity: worker_registry.WorkerIdentity,
         scratch_space: ScratchSpace,
         *,
-        queues: Callable[[], Sequence[str]],
-        taken: Callable[[], int | None],
-        end: Callable[[], None] = kill_process,
+        consumed_queues: Callable[[], Sequence[str]],
+        messages_taken: Callable[[], int | None],
+        kill: Callable[[], None] = kill_process,
     ) -> None:
-        self._settings, self._identity, self._scratch_space = settings, identity, scratch_space
-        self._app = make_app(settings, socket_timeout_s=_SILENCE_LIMIT_S)
-        self._queues, self._taken, self._end = queues, taken, end
-        self._idle_at: tuple[int | None, float] = (None, 0.0)
+        self._settings = settings
+        self._identity = identity
+        self._scratch_space = scratch_space
+        self._consumed_queues = consumed_queues
+        self._messages_taken = messages_taken
+        self._kill = kill
+        self._app = make_app(settings, socket_timeout_s=_SERVER_TIMEOUT_S)
         self._database = connect(settings, pooled=False)
-        self._storage = Storage(settings, read_timeout_s=_SILENCE_LIMIT_S)
+        storage = Storage(settings, read_timeout_s=_SERVER_TIMEOUT_S)
+        self._sweeper = Sweeper(settings, self._app, self._database, storage)
         self._metrics = Metrics(identity.name, self._database)
-        self._beat = time.monotonic()
-        self._answers_since: float | None = -math.inf
-        self._lost: list[tuple[UUID, int, ServiceError | None]] = []
-        self.gave_up = False
-        """Whether it has ended a worker that took no messages."""
+        self._heartbeat_at = time.monotonic()
+        self._lost_children: list[tuple[UUID, int, ServiceError | None]] = []
+        self._idle_since = time.monotonic()
+        self._idle_messages: int | None = None
         self._stop_at: float | None = None
-        self._wake, self._ended = threading.Event(), threading.Event()
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._sweeping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self._looking = threading.Lock()
+        self.gave_up = False
+        """Whether the supervisor stopped the worker because it took no messages."""
 
     def start(self) -> None:
-        """Starts the thread, once the children are there."""
-        lock = self._looking
+        """Starts the thread. Call it after the children are forked."""
+        lock = self._sweeping
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
         if self._settings.metrics_port is not None:
             try:
                 self._metrics.serve(self._settings.metrics_host, self._settings.metrics_port)
             except OSError as error:
-                logger.error("METRICS_PORT: no metrics are served: %s", error)
+                logger.error("METRICS_PORT: metrics are not served: %s", error)
         self._thread.start()
 
-    def beat(self) -> None:
-        """Notes that the worker consumes."""
-        self._beat = time.monotonic()
+    def record_heartbeat(self) -> None:
+        """Records that the worker consumes its queues."""
+        self._heartbeat_at = time.monotonic()
 
-    def lost(self, job_id: UUID, pid: int, error: ServiceError | None = None) -> None:
-        """Notes that the process that ran a job is dead.
+    def child_lost(self, job_id: UUID, pid: int, error: ServiceError | None = None) -> None:
+        """Reports that a child process died while it ran a job.
 
         Args:
             job_id: The job.
-            pid: The process.
-            error: What ends the job; None where it may have another attempt.
+            pid: The child's process id.
+            error: The error with which the job ends; None if it may have another attempt.
         """
-        self._lost.append((job_id, pid, error))
+        self._lost_children.append((job_id, pid, error))
         self._wake.set()
 
-    def stopping(self, *, at_once: bool = False) -> None:
-        """Notes that the worker was told to stop: jobs that run when the time of grace is over go to others.
+    def begin_shutdown(self, *, at_once: bool = False) -> None:
+        """Starts the grace period, after which running jobs are returned to their queues.
 
         Args:
-            at_once: Whether there is no such time.
+            at_once: Whether the grace period is skipped.
         """
         if self._stop_at is None or at_once:
             self._stop_at = time.monotonic() + (0.0 if at_once else self._settings.shutdown_grace_s)
             self._wake.set()
 
     def stop(self) -> None:
-        """Ends the thread, when no child is left: what they held goes to others."""
-        self._ended.set()
+        """Stops the thread and returns the jobs that the worker still holds. Call it when no child is left."""
+        self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
         self._stop_at = time.monotonic()
-        self._look(last=True)
+        self._sweep(last=True)
 
     def _run(self) -> None:
-        while not self._ended.is_set():
-            with self._looking:
-                self._look()
-            self._end_if_hanging()
+        while not self._stopped.is_set():
+            with self._sweeping:
+                self._sweep()
+            self._kill_if_hanging()
             self._wake.wait(self._pause_s())
             self._wake.clear()
 
@@ -136,106 +140,80 @@ class Supervisor:
     def _grace_is_over(self) -> bool:
         return self._stop_at is not None and time.monotonic() >= self._stop_at
 
-    def _look(self, *, last: bool = False) -> None:
-        """Does all there is to do. An outage ends it: the next look finds what this one left."""
+    def _sweep(self, *, last: bool = False) -> None:
+        """Does one sweep. An outage ends it early; the next sweep does the rest."""
         try:
-            self._take_back()
+            self._recover_own_jobs()
             if last:
                 worker_registry.deregister(self._database, self._identity.name)
-            elif time.monotonic() - self._beat < _ALIVE_WITHIN_S:
-                worker_registry.record_heartbeat(self._database, self._identity, queues=self._queues())
-            self._sweep()
+            elif time.monotonic() - self._heartbeat_at < _HEARTBEAT_LIMIT_S:
+                worker_registry.record_heartbeat(self._database, self._identity, queues=self._consumed_queues())
+            self._metrics.count_ended(self._sweeper.recover_jobs())
             self._metrics.refresh(lease_s=self._settings.lease_s)
             redis = fetch_redis_state(self._app)
             self._metrics.set_queue_depths(redis)
-            self._send_unsent(redis)
+            self._sweeper.send_missing_messages(redis)
             if not last and self._stop_at is None:
-                self._stand_by()
-                self._see_that_it_consumes(redis)
-            self._clear()
+                self._update_standby()
+                self._stop_if_stalled(redis)
+            self._sweeper.remove_objects()
+            self._remove_abandoned_files()
             self._metrics.mark_sweep()
         except (DatabaseUnavailable, QueueUnavailable) as error:
             if isinstance(error, DatabaseUnavailable):
-                self._answers_since = None
-            logger.warning("jobs that nobody holds are not looked after: %s", error)
+                self._sweeper.record_outage()
+            logger.warning("sweep skipped: %s", error)
         except Exception:
-            logger.exception("jobs that nobody holds are not looked after")
+            logger.exception("sweep failed")
 
-    def _end_if_hanging(self) -> None:
-        """Ends a worker that was told to stop and does not, as its consumer may have lost its way."""
-        if self._stop_at is not None and time.monotonic() > self._stop_at + _HANG_LIMIT_S:
-            logger.critical("the worker does not stop, so its process is ended; its jobs are given back")
-            self._end()
-
-    def _take_back(self) -> None:
-        """Takes back what this worker's own children no longer do."""
-        name, limit = self._identity.name, self._settings.max_attempts
-        # First, as the children of a worker that stops at once were not lost by a fault of their jobs.
+    def _recover_own_jobs(self) -> None:
+        """Recovers the jobs of this worker's dead children, and after the grace period all jobs that it holds."""
+        name = self._identity.name
+        max_attempts = self._settings.max_attempts
+        # First: when a worker stops at once, its children die through no fault of their jobs.
         if self._grace_is_over():
-            recovery.return_jobs(self._database, worker=name, max_attempts=limit)
-        while self._lost:
-            job_id, pid, error = self._lost[0]
+            recovery.return_jobs(self._database, worker=name, max_attempts=max_attempts)
+        while self._lost_children:
+            job_id, pid, error = self._lost_children[0]
             self._scratch_space.remove(job_id, pid)
             if error is None:
-                recovery.requeue_lost(self._database, job_id, worker=name, pid=pid, max_attempts=limit)
+                recovery.requeue_lost(self._database, job_id, worker=name, pid=pid, max_attempts=max_attempts)
             else:
                 recovery.fail_lost(self._database, job_id, worker=name, pid=pid, error=error)
-            del self._lost[0]
+            del self._lost_children[0]
 
-    def _sweep(self) -> None:
-        """Does what one worker at a time does for all."""
-        settings = self._settings
-        with recovery.sweep_lock(self._database) as mine:
-            if not mine:
-                return
-            now = time.monotonic()
-            self._answers_since = now if self._answers_since is None else self._answers_since
-            ended = []
-            # After an outage of Postgres all leases have run out, and those who live are about to renew them.
-            if now - self._answers_since >= settings.lease_s:
-                ended += recovery.requeue_expired(self._database, max_attempts=settings.max_attempts)
-            ended += recovery.fail_unreadable(self._database, older_than_s=settings.lease_s)
-            self._metrics.count_ended(ended)
+    def _remove_abandoned_files(self) -> None:
+        removed = self._scratch_space.remove_abandoned()
+        if removed:
+            logger.warning("removed the temporary files of %d dead worker(s)", removed)
 
-    def _clear(self) -> None:
-        """Removes what jobs without results may have stored, and what dead workers have left here."""
-        for job_id, place in reservations.find_uncleared(self._database):
-            try:
-                ResultStore(self._storage, place).discard(self._database, job_id)
-            except StorageUnavailable as error:
-                logger.warning("what job %s may have stored is not removed: %s", job_id, error)
-                if is_outage(error):
-                    break
-        abandoned = self._scratch_space.remove_abandoned()
-        if abandoned:
-            logger.warning("removed what %d dead worker(s) had left of their jobs", abandoned)
+    def _update_standby(self) -> None:
+        """Makes a CPU worker consume the priority queue while no GPU worker is alive, and only then."""
+        if self._identity.role is not worker_registry.Role.CPU:
+            return
+        standby = not worker_registry.has_live_worker(
+            self._database, worker_registry.Role.GPU, within_s=self._settings.cpu_standby_s
+        )
+        if standby == (PRIORITY_QUEUE in self._consumed_queues()):
+            return
+        logger.info("standby %s", "starts: no GPU worker is alive" if standby else "ends: a GPU worker is alive")
+        set_consuming(self._app, PRIORITY_QUEUE, worker=self._identity.name, consuming=standby)
 
-    def _send_unsent(self, redis: RedisState) -> None:
-        with recovery.sweep_lock(self._database) as mine:
-            unsent = recovery.find_unsent(self._database, redis, grace_s=self._settings.lease_s) if mine else []
-            dispatch(self._app, self._database, unsent, redis, settings=self._settings)
-        if unsent:
-            logger.info("%d job(s) without a message were sent", len(unsent))
-
-    def _see_that_it_consumes(self, redis: RedisState) -> None:
-        """Ends a worker that takes no message though some wait, as has happened to consumers that lost a connection."""
-        taken, now = self._taken(), time.monotonic()
-        waits = any(redis.depths[queue] for queue in worker_registry.ROLE_QUEUES[self._identity.role])
-        if taken is None or not waits or taken != self._idle_at[0]:
-            self._idle_at = (taken, now)
-        elif now - self._idle_at[1] > 2 * self._settings.lease_s:
-            logger.critical("messages wait and this worker takes none: it ends, for whoever runs it to start another")
+    def _stop_if_stalled(self, redis: RedisState) -> None:
+        """Stops a worker that takes no message while some wait, which can happen after a lost connection."""
+        now = time.monotonic()
+        taken = self._messages_taken()
+        waiting = any(redis.depths[queue] for queue in worker_registry.ROLE_QUEUES[self._identity.role])
+        if taken is None or not waiting or taken != self._idle_messages:
+            self._idle_messages = taken
+            self._idle_since = now
+        elif now - self._idle_since > 2 * self._settings.lease_s:
+            logger.critical("worker stalled: messages are waiting, but it takes none; it stops to be restarted")
             self.gave_up = True
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _stand_by(self) -> None:
-        """Takes up the priority queue while no worker of role gpu is alive, and drops it when one is back."""
-        if self._identity.role is not worker_registry.Role.CPU:
-            return
-        wanted = not worker_registry.has_live_worker(
-            self._database, worker_registry.Role.GPU, within_s=self._settings.cpu_standby_s
-        )
-        if wanted == (PRIORITY_QUEUE in self._queues()):
-            return
-        logger.info("the priority queue is %s", "taken up: no GPU worker is alive" if wanted else "left to the GPU")
-        set_consuming(self._app, PRIORITY_QUEUE, worker=self._identity.name, consuming=wanted)
+    def _kill_if_hanging(self) -> None:
+        """Kills a worker that does not stop when told to, for example because its consumer hangs."""
+        if self._stop_at is not None and time.monotonic() > self._stop_at + _HANG_LIMIT_S:
+            logger.critical("worker does not stop and is killed; its jobs were returned to their queues")
+            self._kill()

@@ -50,7 +50,7 @@ if Path({str(fails)!r}).exists():
         ("succeeded", 2, None),
     ]  # fmt: skip
     log = worker.log_path.read_text()
-    assert "this process ends, a new one takes its place: the GPU failed on a window of this model" in log
+    assert "process exits and is replaced: the GPU failed on a window of this model" in log
 
 
 def test_a_killed_workers_job_goes_to_another(service: Service) -> None:
@@ -117,7 +117,7 @@ def test_a_worker_that_freezes_while_it_stores(service: Service) -> None:
             service.assert_succeeded(job_id)
             written = service.finished(job_id)
             freeze(frozen, thaw=True)
-            until_log_says(frozen, "another attempt holds the lease", "another one holds the job")
+            until_log_says(frozen, "another attempt holds the lease", "another attempt holds the job")
             service.assert_succeeded(job_id)
             assert service.finished(job_id) == written
             assert str(other.pid) in str(written.lease_owner)
@@ -132,7 +132,7 @@ def test_a_frozen_worker_writes_nothing_when_it_goes_on(service: Service) -> Non
             service.assert_succeeded(job_id)
             before, written = service.objects(job_id), service.finished(job_id)
             freeze(frozen, thaw=True)
-            until_log_says(frozen, "another attempt holds the lease", "another one holds the job")
+            until_log_says(frozen, "another attempt holds the lease", "another attempt holds the job")
             assert service.objects(job_id) == before
             assert service.finished(job_id) == written
             assert str(other.pid) in str(written.lease_owner)
@@ -165,7 +165,7 @@ def test_a_worker_that_takes_nothing_ends(service: Service) -> None:
         service.until_queues(worker, [])
         job_id = service.submit("quick")
         worker.wait_until_ended(LIMIT_S)
-        assert "messages wait and this worker takes none" in worker.log_path.read_text()
+        assert "worker stalled: messages are waiting" in worker.log_path.read_text()
         assert name not in {known.name for known in service.client.workers()}
     with service.worker():
         service.assert_succeeded(job_id)

@@ -1,4 +1,4 @@
-"""What a worker's parent does besides consuming, against the real servers."""
+"""The supervisor of a worker, against the real servers."""
 
 import threading
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ def scratch_space(tmp_path: Path) -> Iterator[ScratchSpace]:
     scratch_space.close()
 
 
-def test_a_worker_that_does_not_stop_is_ended(
+def test_a_worker_that_does_not_stop_is_killed(
     settings: Settings, scratch_space: ScratchSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_HANG_LIMIT_S", 0.5)
-    ended = threading.Event()
+    killed = threading.Event()
     watching = Supervisor(
         settings.model_copy(update={"shutdown_grace_s": 0.0, "sweep_period_s": 0.1}),
         WorkerIdentity("hanging", Role.CPU, 1, ["CPUExecutionProvider"]),
-        scratch_space, queues=lambda: ["overflow"], taken=lambda: None, end=ended.set,
+        scratch_space, consumed_queues=lambda: ["overflow"], messages_taken=lambda: None, kill=killed.set,
     )  # fmt: skip
     watching.start()
-    assert not ended.wait(1.0)
-    watching.stopping()
-    assert ended.wait(30)
+    assert not killed.wait(1.0)
+    watching.begin_shutdown()
+    assert killed.wait(30)
     watching.stop()

@@ -1,4 +1,4 @@
-"""One message after another through a job runner in this process, against the real servers."""
+"""Messages handled one after another in this process, against the real servers."""
 
 import errno
 import json
@@ -44,8 +44,9 @@ from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.result_store import ResultStore
 from inference_service.jobs.schema import JobRow, JobState
+from inference_service.worker.job_context import JobContext
 from inference_service.worker.scratch_space import ScratchSpace
-from inference_service.worker.task import JobRunner
+from inference_service.worker.task import TaskHandler
 
 Request = dict[str, object]
 EXECUTION = ExecutionOptions(("CPUExecutionProvider",), 1)
@@ -59,22 +60,22 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_runner(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., JobRunner]]:
-    """A runner of jobs with settings of its own; an outage costs it an attempt at once."""
+def make_handler(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., TaskHandler]]:
+    """A handler with settings of its own; an outage costs it an attempt at once."""
     with ExitStack() as stack:
 
-        def make(**changes: object) -> JobRunner:
+        def make(execution: ExecutionOptions = EXECUTION, **changes: object) -> TaskHandler:
             scratch_space = ScratchSpace(tmp_path)
             stack.callback(scratch_space.close)
             own = settings.model_copy(update={"outage_patience_s": 0.1, "retry_delay_s": 0.1, **changes})
-            return JobRunner(own, EXECUTION, scratch_space, worker="w")
+            return TaskHandler(JobContext(own, execution, scratch_space, worker="w"))
 
         yield make
 
 
 @pytest.fixture
-def runner(make_runner: Callable[..., JobRunner]) -> JobRunner:
-    return make_runner()
+def handler(make_handler: Callable[..., TaskHandler]) -> TaskHandler:
+    return make_handler()
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ def request_for_scan(storage: Storage, scan: Path) -> Request:
     return {"input": {"bucket": "volumes", "key": "scan"}, "model": "ct-tissue"}
 
 
-def run(runner: JobRunner, database: Database, request: object) -> job_store.Job:
+def run(handler: TaskHandler, database: Database, request: object) -> job_store.Job:
     job_id = uuid4()
-    runner.run({"job_id": str(job_id), "request": request}, task_id=str(job_id))
+    handler.handle({"job_id": str(job_id), "request": request}, task_id=str(job_id))
     return get(database, job_id)
 
 
@@ -96,9 +97,9 @@ def get(database: Database, job_id: UUID) -> job_store.Job:
 
 
 def test_a_job_ends_with_mask_and_report(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request, scan: Path, tmp_path: Path
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request, scan: Path, tmp_path: Path
 ) -> None:
-    job = run(runner, database, request_for_scan)
+    job = run(handler, database, request_for_scan)
     assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
     assert job.result == {
         "bucket": "masks",
@@ -121,21 +122,21 @@ def test_a_job_ends_with_mask_and_report(
 
 
 def test_a_message_delivered_again_changes_nothing(
-    runner: JobRunner, database: Database, request_for_scan: Request
+    handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
-    job = run(runner, database, request_for_scan)
-    runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
+    job = run(handler, database, request_for_scan)
+    handler.handle({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
     assert get(database, job.id) == job
 
 
 def test_results_of_another_job_are_not_overwritten(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request, tmp_path: Path
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request, tmp_path: Path
 ) -> None:
     prefix = f"kept/{uuid4()}"
     kept = tmp_path / "kept"
     kept.write_text("somebody's result")
     storage.store("masks", f"{prefix}/report.json", kept, content_type="text/plain")
-    job = run(runner, database, {**request_for_scan, "output": {"prefix": prefix}})
+    job = run(handler, database, {**request_for_scan, "output": {"prefix": prefix}})
     assert (job.state, job.error_code) == (JobState.FAILED, "bad_request")
     storage.fetch("masks", f"{prefix}/report.json", tmp_path / "now", max_bytes=100)
     assert (tmp_path / "now").read_text() == "somebody's result"
@@ -143,11 +144,11 @@ def test_results_of_another_job_are_not_overwritten(
 
 
 def test_a_malformed_request_of_a_job_that_was_recorded_well_runs_as_recorded(
-    runner: JobRunner, database: Database, request_for_scan: Request
+    handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
     job_id = uuid4()
     job_store.create(database, job_id, parse_request(request_for_scan))
-    runner.run({"job_id": str(job_id), "request": {"model": 1}}, task_id=str(job_id))
+    handler.handle({"job_id": str(job_id), "request": {"model": 1}}, task_id=str(job_id))
     assert get(database, job_id).state is JobState.SUCCEEDED
 
 
@@ -156,66 +157,66 @@ def test_a_malformed_request_of_a_job_that_was_recorded_well_runs_as_recorded(
     [{}, {"request": None}, {"request": "x"}, {"request": []}, {"request": {"model": "m"}}, {"request": {}, "more": 1}],
 )
 def test_a_malformed_message_fails_as_bad_request(
-    runner: JobRunner, database: Database, message: dict[str, object]
+    handler: TaskHandler, database: Database, message: dict[str, object]
 ) -> None:
     job_id = uuid4()
-    runner.run({**message, "job_id": str(job_id)}, task_id=str(uuid4()))
+    handler.handle({**message, "job_id": str(job_id)}, task_id=str(uuid4()))
     job = get(database, job_id)
     assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "bad_request", 1)
 
 
-def test_the_task_id_stands_in_for_a_job_id_that_is_none(runner: JobRunner, database: Database) -> None:
+def test_the_task_id_stands_in_for_a_job_id_that_is_none(handler: TaskHandler, database: Database) -> None:
     task_id = uuid4()
-    runner.run({"job_id": "not a uuid", "request": {}}, task_id=str(task_id))
+    handler.handle({"job_id": "not a uuid", "request": {}}, task_id=str(task_id))
     assert get(database, task_id).error_code == "bad_request"
 
 
-def test_a_message_without_any_id_is_dropped_and_said_so(runner: JobRunner, caplog: pytest.LogCaptureFixture) -> None:
-    runner.run({"request": {}}, task_id="no uuid either")
+def test_a_message_without_any_id_is_dropped_and_logged(handler: TaskHandler, caplog: pytest.LogCaptureFixture) -> None:
+    handler.handle({"request": {}}, task_id="no uuid either")
     assert "dropped" in caplog.text
 
 
 def test_a_lost_storage_queues_the_job_for_another_attempt(
-    runner: JobRunner, database: Database, servers: Servers, request_for_scan: Request
+    handler: TaskHandler, database: Database, servers: Servers, request_for_scan: Request
 ) -> None:
     servers.s3.stop()
     try:
-        job = run(runner, database, request_for_scan)
+        job = run(handler, database, request_for_scan)
     finally:
         servers.s3.start()
     assert (job.state, job.attempt, job.error_code) == (JobState.QUEUED, 1, None)
     assert job_store.transitions(database, job.id)[-1].detail == "storage_unavailable"
     time.sleep(0.2)
-    runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
+    handler.handle({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
     assert get(database, job.id).state is JobState.SUCCEEDED
 
 
 def test_the_last_attempt_fails_with_the_fault_that_stayed(
-    make_runner: Callable[..., JobRunner], database: Database, servers: Servers, request_for_scan: Request
+    make_handler: Callable[..., TaskHandler], database: Database, servers: Servers, request_for_scan: Request
 ) -> None:
     servers.s3.stop()
     try:
-        job = run(make_runner(max_attempts=1), database, request_for_scan)
+        job = run(make_handler(max_attempts=1), database, request_for_scan)
     finally:
         servers.s3.start()
     assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
 
 
-def test_a_lost_database_leaves_the_message_in_the_queue(make_runner: Callable[..., JobRunner]) -> None:
-    runner = make_runner(postgres_port=1)
+def test_a_lost_database_leaves_the_message_in_the_queue(make_handler: Callable[..., TaskHandler]) -> None:
+    handler = make_handler(postgres_port=1)
     with pytest.raises(DatabaseUnavailable):
-        runner.run({"job_id": str(uuid4()), "request": {}}, task_id=str(uuid4()))
+        handler.handle({"job_id": str(uuid4()), "request": {}}, task_id=str(uuid4()))
 
 
 def test_the_unforeseen_is_recorded_and_logged(
-    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch,
+    handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a secret detail")
 
-    monkeypatch.setattr("inference_service.worker.task.segment_file", broken)
-    job = run(runner, database, request_for_scan)
+    monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", broken)
+    job = run(handler, database, request_for_scan)
     assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
     assert "a secret detail" in caplog.text
     assert set(job.timings_s or {}) >= {"fetch"}
@@ -223,27 +224,27 @@ def test_the_unforeseen_is_recorded_and_logged(
 
 
 def test_a_failed_allocation_is_not_tried_again(
-    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+    handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greedy(*_: object, **__: object) -> None:
         np.empty(2**62, np.uint8)
 
-    monkeypatch.setattr("inference_service.worker.task.segment_file", greedy)
-    job = run(runner, database, request_for_scan)
+    monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", greedy)
+    job = run(handler, database, request_for_scan)
     assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "out_of_memory", 1)
 
 
 def test_a_job_leaves_no_temporary_file(
-    runner: JobRunner, database: Database, request_for_scan: Request, tmp_path: Path
+    handler: TaskHandler, database: Database, request_for_scan: Request, tmp_path: Path
 ) -> None:
-    assert run(runner, database, request_for_scan).state is JobState.SUCCEEDED
-    assert run(runner, database, {**request_for_scan, "model": "none"}).error_code == "model_not_found"
+    assert run(handler, database, request_for_scan).state is JobState.SUCCEEDED
+    assert run(handler, database, {**request_for_scan, "model": "none"}).error_code == "model_not_found"
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["prefix", "zip"])
 def test_a_dicom_series_is_segmented_on_its_own_grid(
-    runner: JobRunner, database: Database, storage: Storage, tmp_path: Path, packed: bool
+    handler: TaskHandler, database: Database, storage: Storage, tmp_path: Path, packed: bool
 ) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     series = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0)
@@ -256,7 +257,7 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(
         storage.store("volumes", key, tmp_path / "zip", content_type="application/zip")
     for path in [] if packed else paths:
         storage.store("volumes", key + path.name, path, content_type="application/dicom")
-    job = run(runner, database, {"input": {"bucket": "volumes", "key": key}, "model": "ct-tissue"})
+    job = run(handler, database, {"input": {"bucket": "volumes", "key": key}, "model": "ct-tissue"})
     assert job.state is JobState.SUCCEEDED, job.error_message
     assert job.result is not None
     storage.fetch("masks", job.result["mask"], tmp_path / "mask.nii.gz", max_bytes=10**7)
@@ -271,7 +272,7 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(
 
 
 def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
-    runner: JobRunner, database: Database, storage: Storage, settings: Settings, tmp_path: Path
+    handler: TaskHandler, database: Database, storage: Storage, settings: Settings, tmp_path: Path
 ) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     key = f"study/{uuid4()}/"
@@ -281,7 +282,7 @@ def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
         "input": {"bucket": "volumes", "key": key}, "model": "ct-tissue", "output": {"formats": ["dicom-seg"]},
         "options": {"reuse": True},
     }  # fmt: skip
-    job = run(runner, database, request)
+    job = run(handler, database, request)
     assert job.state is JobState.SUCCEEDED, job.error_message
     assert job.result == {
         "bucket": "masks", "mask": f"{job.id}/mask.nii.gz", "report": f"{job.id}/report.json",
@@ -296,25 +297,25 @@ def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
     )
     mask = np.asanyarray(nibabel.Nifti1Image.from_filename(mask_path).dataobj)
     np.testing.assert_array_equal(planes.transpose(2, 1, 0), mask)
-    again = run(runner, database, request)
+    again = run(handler, database, request)
     assert job_store.transitions(database, again.id)[-1].detail == f"reused {job.id}"
     assert storage.exists("masks", f"{again.id}/segmentation.dcm")
-    plain = run(runner, database, {**request, "output": {}})
+    plain = run(handler, database, {**request, "output": {}})
     assert job_store.transitions(database, plain.id)[-1].detail not in (f"reused {job.id}", f"reused {again.id}")
     assert not storage.exists("masks", f"{plain.id}/segmentation.dcm")
 
 
 def test_a_segmentation_of_a_nifti_file_is_refused_and_leaves_nothing(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request
 ) -> None:
-    job = run(runner, database, {**request_for_scan, "output": {"formats": ["nifti", "dicom-seg"]}})
+    job = run(handler, database, {**request_for_scan, "output": {"formats": ["nifti", "dicom-seg"]}})
     assert (job.state, job.error_code) == (JobState.FAILED, "bad_request")
     assert "dicom-seg refers to the slices of a DICOM series" in (job.error_message or "")
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
 
 
 def test_a_series_is_reused_only_where_the_same_one_is_named(
-    runner: JobRunner, database: Database, storage: Storage, tmp_path: Path
+    handler: TaskHandler, database: Database, storage: Storage, tmp_path: Path
 ) -> None:
     prefix = f"two/{uuid4()}/"
     for uid, step_mm in (("1.2.7", 3.0), ("1.2.8", 4.0)):
@@ -323,7 +324,7 @@ def test_a_series_is_reused_only_where_the_same_one_is_named(
     request = {"model": "ct-tissue", "options": {"reuse": True}}
 
     def ended(**which: str) -> job_store.Job:
-        return run(runner, database, {**request, "input": {"bucket": "volumes", "key": prefix, **which}})
+        return run(handler, database, {**request, "input": {"bucket": "volumes", "key": prefix, **which}})
 
     assert ended().error_code == "mixed_series"
     details = []
@@ -351,14 +352,14 @@ def stored_mask(storage: Storage, job: job_store.Job, folder: Path) -> bytes:
 
 
 def test_of_two_jobs_at_once_with_one_prefix_one_is_refused(
-    make_runner: Callable[..., JobRunner], database: Database, storage: Storage, request_for_scan: Request,
+    make_handler: Callable[..., TaskHandler], database: Database, storage: Storage, request_for_scan: Request,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     output = {"output": {"prefix": f"race/{uuid4()}"}}
     requests = [{**request_for_scan, **output}, {**other_scan(storage, tmp_path), **output}]
-    alone = [run(make_runner(), database, {**r, "output": {}}) for r in requests]
+    alone = [run(make_handler(), database, {**r, "output": {}}) for r in requests]
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(lambda r: run(make_runner(), database, r), requests))
+        ended = list(pool.map(lambda r: run(make_handler(), database, r), requests))
     assert sorted(str(job.state) for job in ended) == ["failed", "succeeded"]
     (winner,) = (index for index, job in enumerate(ended) if job.state is JobState.SUCCEEDED)
     assert ended[1 - winner].error_code == "bad_request"
@@ -366,10 +367,10 @@ def test_of_two_jobs_at_once_with_one_prefix_one_is_refused(
 
 
 def test_a_later_attempt_does_not_overwrite_another_jobs_result(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request, tmp_path: Path
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request, tmp_path: Path
 ) -> None:
     output = {"output": {"prefix": f"second/{uuid4()}"}}
-    first = run(runner, database, {**request_for_scan, **output})
+    first = run(handler, database, {**request_for_scan, **output})
     before = stored_mask(storage, first, tmp_path)
     second = {**other_scan(storage, tmp_path), **output}
     job_id = uuid4()
@@ -377,45 +378,45 @@ def test_a_later_attempt_does_not_overwrite_another_jobs_result(
     claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
     assert claim is not None
     assert attempts.schedule_retry(database, claim, delay_s=0, detail="storage_unavailable")
-    runner.run({"job_id": str(job_id), "request": second}, task_id=str(job_id))
+    handler.handle({"job_id": str(job_id), "request": second}, task_id=str(job_id))
     assert get(database, job_id).error_code == "bad_request"
     assert stored_mask(storage, first, tmp_path) == before
 
 
 def test_a_finished_job_of_a_database_that_was_restored_runs_again(
-    runner: JobRunner, database: Database, request_for_scan: Request
+    handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
-    job = run(runner, database, request_for_scan)
+    job = run(handler, database, request_for_scan)
     before = {"state": JobState.QUEUED, "attempt": 0, "result_location": None, "result": None, "finished_at": None}
     with database.begin() as connection:
         connection.execute(update(JobRow).where(JobRow.id == job.id).values(before))
-    runner.run({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
+    handler.handle({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
     assert get(database, job.id).result == job.result
 
 
-def test_a_failed_job_frees_its_prefix(runner: JobRunner, database: Database, request_for_scan: Request) -> None:
+def test_a_failed_job_frees_its_prefix(handler: TaskHandler, database: Database, request_for_scan: Request) -> None:
     output = {"output": {"prefix": f"freed/{uuid4()}"}}
     missing = {**request_for_scan, **output, "input": {"bucket": "volumes", "key": "no/such"}}
-    assert run(runner, database, missing).error_code == "input_not_found"
-    assert run(runner, database, {**request_for_scan, **output}).state is JobState.SUCCEEDED
+    assert run(handler, database, missing).error_code == "input_not_found"
+    assert run(handler, database, {**request_for_scan, **output}).state is JobState.SUCCEEDED
 
 
 def test_the_message_of_a_job_that_runs_elsewhere_is_dropped(
-    runner: JobRunner, database: Database, request_for_scan: Request
+    handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
     job_id = uuid4()
     job_store.create(database, job_id, parse_request(request_for_scan))
     assert attempts.claim(database, job_id, worker="other", lease_s=0.2, max_attempts=3)
     message = {"job_id": str(job_id), "request": request_for_scan}
-    runner.run(message, task_id=str(job_id))
+    handler.handle(message, task_id=str(job_id))
     assert (get(database, job_id).state, get(database, job_id).attempt) == (JobState.RUNNING, 1)
     time.sleep(0.3)
-    runner.run(message, task_id=str(job_id))
+    handler.handle(message, task_id=str(job_id))
     assert (get(database, job_id).state, get(database, job_id).attempt) == (JobState.SUCCEEDED, 2)
 
 
 def test_what_a_failed_job_may_have_stored_is_removed(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request,
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     store = Storage.store
@@ -426,7 +427,7 @@ def test_what_a_failed_job_may_have_stored_is_removed(
         store(self, bucket, key, *rest, **options)
 
     monkeypatch.setattr(Storage, "store", half)
-    job = run(runner, database, request_for_scan)
+    job = run(handler, database, request_for_scan)
     assert job.error_code == "internal_error"
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
     with reservations.clearing(database, job.id, f"masks/{job.id}") as reserved:
@@ -434,7 +435,7 @@ def test_what_a_failed_job_may_have_stored_is_removed(
 
 
 def test_a_failed_jobs_place_is_free_for_another(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request,
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     prefix = f"mine/{uuid4()}"
@@ -451,10 +452,10 @@ def test_a_failed_jobs_place_is_free_for_another(
         real = Storage.store
         patched.setattr(Storage, "store", store)
         patched.setattr(Storage, "remove", remove)
-        failed = run(runner, database, request)
+        failed = run(handler, database, request)
     assert failed.error_code == "internal_error"
     assert storage.exists("masks", f"{prefix}/mask.nii.gz")
-    again = run(runner, database, request)
+    again = run(handler, database, request)
     assert (again.state, again.error_message) == (JobState.SUCCEEDED, None)
     assert failed.id not in dict(reservations.find_uncleared(database))
     # Nothing of it is removed for the failed job's sake.
@@ -494,9 +495,9 @@ def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Databa
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
-    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch,
-    failure: ServiceError,
+def test_a_job_that_fails_on_a_gpu_runs_on_a_cpu(
+    make_handler: Callable[..., TaskHandler], database: Database, request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch, failure: ServiceError,
 ) -> None:  # fmt: skip
     used: list[tuple[str, ...]] = []
 
@@ -518,14 +519,16 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
         return load_session(model, execution) if execution.providers == (CPU,) else Gpu()
 
     monkeypatch.setattr(SessionCache, "load", load)
-    monkeypatch.setattr(runner, "_execution", replace(EXECUTION, providers=("CUDAExecutionProvider", CPU), strict=True))
+    handler = make_handler(replace(EXECUTION, providers=("CUDAExecutionProvider", CPU), strict=True))
     job_id = uuid4()
-    # Whoever runs jobs must know that its process can run no more.
+    # The caller must learn that its process can run no further job.
     told: AbstractContextManager[object] = nullcontext()
     if isinstance(failure, GpuFailed):
         told = pytest.raises(GpuFailed)
     with told:
-        runner.run({"job_id": str(job_id), "request": {**request_for_scan, "priority": "urgent"}}, task_id=str(job_id))
+        handler.handle(
+            {"job_id": str(job_id), "request": {**request_for_scan, "priority": "urgent"}}, task_id=str(job_id)
+        )
     job = get(database, job_id)
     assert (job.state, job.attempt) == (JobState.QUEUED, 1)
     assert job_store.transitions(database, job.id)[-1].detail == failure.code
@@ -533,14 +536,14 @@ def test_what_a_gpu_has_no_memory_for_or_fails_on_runs_on_a_cpu(
     (unsent,) = [each for each in recovery.find_unsent(database, RedisState("r", {}), grace_s=0) if each.id == job.id]
     assert unsent.on_cpu
     message = {"job_id": str(job.id), "request": unsent.request}
-    runner.run(message, task_id=str(job.id))
+    handler.handle(message, task_id=str(job.id))
     job = get(database, job.id)
     assert (job.state, job.providers) == (JobState.SUCCEEDED, [CPU])
     assert used == [("CUDAExecutionProvider", CPU), (CPU,)]
 
 
 def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
-    runner: JobRunner, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+    handler: TaskHandler, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object) -> None:
         raise GpuFailed("the GPU failed on the model")
@@ -552,23 +555,23 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
     monkeypatch.setattr("inference_service.jobs.attempts.schedule_retry", away)
     job_id = str(uuid4())
     with pytest.raises(GpuFailed):
-        runner.run({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
+        handler.handle({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
 
 
 def test_a_full_disk_costs_an_attempt(
-    runner: JobRunner, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+    handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Storage, "fetch", full)
-    job = run(runner, database, request_for_scan)
+    job = run(handler, database, request_for_scan)
     assert (job.state, job.attempt) == (JobState.QUEUED, 1)
     assert job_store.transitions(database, job.id)[-1].detail == "storage_unavailable"
 
 
 def test_what_a_lost_attempt_stores_late_is_removed(
-    make_runner: Callable[..., JobRunner], database: Database, storage: Storage, request_for_scan: Request,
+    make_handler: Callable[..., TaskHandler], database: Database, storage: Storage, request_for_scan: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     job_id = uuid4()
@@ -582,7 +585,7 @@ def test_what_a_lost_attempt_stores_late_is_removed(
         store(self, bucket, key, *rest, **options)
 
     monkeypatch.setattr(Storage, "store", late)
-    make_runner().run({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
+    make_handler().handle({"job_id": str(job_id), "request": request_for_scan}, task_id=str(job_id))
     assert get(database, job_id).error_code == "worker_lost"
     assert storage.exists("masks", f"{job_id}/mask.nii.gz")
     assert (job_id, place) in reservations.find_uncleared(database)
@@ -607,20 +610,20 @@ def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -
 
 
 def test_a_result_that_is_no_longer_there_is_computed_again(
-    runner: JobRunner, database: Database, storage: Storage, request_for_scan: Request
+    handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request
 ) -> None:
     reusing = {**request_for_scan, "options": {"reuse": True}}
-    first = run(runner, database, request_for_scan)
-    assert job_store.transitions(database, run(runner, database, reusing).id)[-1].detail == f"reused {first.id}"
+    first = run(handler, database, request_for_scan)
+    assert job_store.transitions(database, run(handler, database, reusing).id)[-1].detail == f"reused {first.id}"
     for job in job_store.latest(database, state=JobState.SUCCEEDED, limit=1000):
         storage.remove("masks", f"{job.id}/mask.nii.gz")
-    again = run(runner, database, reusing)
+    again = run(handler, database, reusing)
     assert (again.state, job_store.transitions(database, again.id)[-1].detail) == (JobState.SUCCEEDED, None)
     assert storage.exists("masks", f"{again.id}/mask.nii.gz")
 
 
 @pytest.mark.parametrize("change", [{"model": "a\0b"}, {"model_version": "1\0"}, {"x\0y": 1}])
 def test_a_nul_character_is_a_bad_request(
-    runner: JobRunner, database: Database, request_for_scan: Request, change: Request
+    handler: TaskHandler, database: Database, request_for_scan: Request, change: Request
 ) -> None:
-    assert run(runner, database, {**request_for_scan, **change}).error_code == "bad_request"
+    assert run(handler, database, {**request_for_scan, **change}).error_code == "bad_request"

@@ -1,4 +1,4 @@
-"""What a worker's parent process learns of its children's ends."""
+"""How the parent process reports the deaths of its children."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,19 +9,20 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
 from inference_service.core.errors import ServiceError, TimeLimit
-from inference_service.worker.main import _watched_by
+from inference_service.worker.main import _supervised_request
 
-JOB_ID, PID = uuid4(), 4711
+JOB_ID = uuid4()
+PID = 4711
 
 
 class Recorder:
-    """Stands for the supervisor."""
+    """Stands in for the supervisor."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[UUID, int, ServiceError | None]] = []
+        self.reported: list[tuple[UUID, int, ServiceError | None]] = []
 
-    def lost(self, job_id: UUID, pid: int, error: ServiceError | None = None) -> None:
-        self.said.append((job_id, pid, error))
+    def child_lost(self, job_id: UUID, pid: int, error: ServiceError | None = None) -> None:
+        self.reported.append((job_id, pid, error))
 
 
 @pytest.fixture
@@ -31,12 +32,13 @@ def supervisor() -> Recorder:
 
 @pytest.fixture
 def request_of_a_child(supervisor: Any, monkeypatch: pytest.MonkeyPatch) -> Request:
-    """Celery's view of the job that a child runs, without what Celery does itself."""
+    """Celery's request for a job in a child, without Celery's own handling."""
     for name in ("on_failure", "on_timeout"):
         monkeypatch.setattr(Request, name, lambda *_: None)
-    watched = _watched_by(supervisor)
-    request = watched.__new__(watched)
-    request.id, request.worker_pid = str(JOB_ID), str(PID)
+    request_class = _supervised_request(supervisor)
+    request = request_class.__new__(request_class)
+    request.id = str(JOB_ID)
+    request.worker_pid = str(PID)
     return request
 
 
@@ -47,21 +49,21 @@ def failure(error: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def test_a_child_that_was_killed_is_told_of(request_of_a_child: Request, supervisor: Recorder) -> None:
+def test_a_killed_child_is_reported(request_of_a_child: Request, supervisor: Recorder) -> None:
     request_of_a_child.on_failure(failure(WorkerLostError("signal 9")))
-    assert supervisor.said == [(JOB_ID, PID, None)]
+    assert supervisor.reported == [(JOB_ID, PID, None)]
 
 
-def test_a_task_that_failed_is_not(request_of_a_child: Request, supervisor: Recorder) -> None:
+def test_a_failed_task_is_not_reported(request_of_a_child: Request, supervisor: Recorder) -> None:
     request_of_a_child.on_failure(failure(ValueError("x")))
-    assert supervisor.said == []
+    assert supervisor.reported == []
 
 
-def test_a_child_that_celery_ends_for_its_time_has_reached_its_limit(
+def test_a_child_that_celery_kills_for_its_run_time_ends_with_time_limit(
     request_of_a_child: Request, supervisor: Recorder
 ) -> None:
     request_of_a_child.on_timeout(False, 3660)
-    ((job_id, pid, error),) = supervisor.said
+    ((job_id, pid, error),) = supervisor.reported
     assert (job_id, pid) == (JOB_ID, PID)
     assert isinstance(error, TimeLimit)
     assert "3660 s" in error.message

@@ -1,0 +1,46 @@
+"""Everything that the jobs of one worker share, from the settings to the connections."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from inference_service.core.execution import ExecutionOptions
+from inference_service.core.settings import Settings
+from inference_service.engine.session_cache import SessionCache
+from inference_service.jobs.database import Database, connect
+from inference_service.jobs.object_storage import Storage
+from inference_service.worker.scratch_space import ScratchSpace
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """The context of a worker's jobs.
+
+    It is created before the child processes are forked. Each child opens its own connections, and loads its own
+    models, on first use.
+
+    Attributes:
+        settings: The worker's settings.
+        execution: How models run in this worker.
+        scratch_space: For temporary files.
+        worker: The worker's name in rows and logs.
+    """
+
+    settings: Settings
+    execution: ExecutionOptions
+    scratch_space: ScratchSpace
+    worker: str
+
+    @cached_property
+    def database(self) -> Database:
+        """This process's connections to Postgres."""
+        return connect(self.settings)
+
+    @cached_property
+    def storage(self) -> Storage:
+        """This process's client of the object storage; it retries during an outage."""
+        return Storage(self.settings, retry_for_s=self.settings.outage_patience_s)
+
+    @cached_property
+    def sessions(self) -> SessionCache:
+        """The models that this process has loaded."""
+        return SessionCache()

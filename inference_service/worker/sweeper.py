@@ -1,0 +1,76 @@
+"""The part of a sweep that any worker may do for the whole service: one worker at a time, by a lock in Postgres."""
+
+import logging
+import math
+import time
+
+from inference_service.core.errors import StorageUnavailable
+from inference_service.core.settings import Settings
+from inference_service.jobs import recovery, reservations
+from inference_service.jobs.celery_app import App, RedisState
+from inference_service.jobs.database import Database
+from inference_service.jobs.dispatch import dispatch
+from inference_service.jobs.object_storage import Storage, is_outage
+from inference_service.jobs.result_store import ResultStore
+
+logger = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """Recovers orphaned jobs, resends missing messages and removes objects that failed jobs have left.
+
+    Args:
+        settings: The worker's settings.
+        app: For sending messages.
+        database: The jobs.
+        storage: The objects.
+    """
+
+    def __init__(self, settings: Settings, app: App, database: Database, storage: Storage) -> None:
+        self._settings = settings
+        self._app = app
+        self._database = database
+        self._storage = storage
+        self._postgres_up_since: float | None = -math.inf
+
+    def record_outage(self) -> None:
+        """Records that Postgres did not answer."""
+        self._postgres_up_since = None
+
+    def recover_jobs(self) -> list[recovery.FinishedJob]:
+        """Queues jobs with expired leases again, and ends those that cannot be queued.
+
+        Returns:
+            The jobs that it ended.
+        """
+        settings = self._settings
+        with recovery.sweep_lock(self._database) as locked:
+            if not locked:
+                return []
+            now = time.monotonic()
+            if self._postgres_up_since is None:
+                self._postgres_up_since = now
+            finished = []
+            # After an outage of Postgres all leases have expired, and living workers are about to renew theirs.
+            if now - self._postgres_up_since >= settings.lease_s:
+                finished += recovery.requeue_expired(self._database, max_attempts=settings.max_attempts)
+            finished += recovery.fail_unreadable(self._database, older_than_s=settings.lease_s)
+            return finished
+
+    def send_missing_messages(self, redis: RedisState) -> None:
+        """Sends queued jobs whose message was never sent or got lost, or whose retry is due."""
+        with recovery.sweep_lock(self._database) as locked:
+            unsent = recovery.find_unsent(self._database, redis, grace_s=self._settings.lease_s) if locked else []
+            dispatch(self._app, self._database, unsent, redis, settings=self._settings)
+        if unsent:
+            logger.info("sent %d job(s) that had no message", len(unsent))
+
+    def remove_objects(self) -> None:
+        """Removes objects that jobs without a result may have stored."""
+        for job_id, location in reservations.find_uncleared(self._database):
+            try:
+                ResultStore(self._storage, location).discard(self._database, job_id)
+            except StorageUnavailable as error:
+                logger.warning("objects of job %s not removed: %s", job_id, error)
+                if is_outage(error):
+                    break
