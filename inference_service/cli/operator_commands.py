@@ -1,4 +1,4 @@
-"""Commands of the operator's side: bring a deployment up, look whether it is well, run a worker."""
+"""Commands for operators: prepare and check a deployment, run a worker, inspect providers."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NoReturn
 import click
 
 from inference_service.cli.display import console, print_json
-from inference_service.cli.job_commands import json_option
+from inference_service.cli.options import json_option
 from inference_service.core.settings import get_settings
 from inference_service.worker.health import is_fresh
 
@@ -17,7 +17,7 @@ _EXIT_UNAVAILABLE = 4
 @click.command()
 @json_option
 def migrate(as_json: bool) -> None:
-    """Bring the database's schema up to date and make the buckets."""
+    """Apply the database migrations and create the buckets."""
     from inference_service.worker.deployment import prepare
 
     settings = get_settings()
@@ -26,13 +26,13 @@ def migrate(as_json: bool) -> None:
     if as_json:
         print_json({"schema": "up to date", "buckets": buckets})
     else:
-        click.echo(f"the schema is up to date, the buckets {' and '.join(buckets)} exist")
+        click.echo(f"schema up to date; buckets {' and '.join(buckets)} exist")
 
 
 @click.command()
 @json_option
 def check(as_json: bool) -> None:
-    """Look whether Redis, Postgres, MinIO, the models and the providers are usable."""
+    """Check whether Redis, Postgres, MinIO, the models and the providers are usable."""
     from inference_service.worker.deployment import check as check_deployment
 
     checks = check_deployment(get_settings())
@@ -53,9 +53,9 @@ def check(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--role", type=click.Choice(["gpu", "cpu"]), required=True)
+@click.option("--role", type=click.Choice(["gpu", "cpu"]), required=True, help="Role of the worker.")
 def worker(role: str) -> NoReturn:
-    """Run a worker: role gpu drains the priority queue first, role cpu the overflow queue."""
+    """Run a worker: role gpu takes jobs from the priority queue first, role cpu from the overflow queue."""
     from inference_service.jobs.worker_registry import Role
     from inference_service.worker.main import run_worker
 
@@ -63,18 +63,25 @@ def worker(role: str) -> NoReturn:
 
 
 @click.command()
-@click.option("--within", "within_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds.")
+@click.option(
+    "--within",
+    "within_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Maximum age in seconds.",
+)
 @json_option
 def health(within_s: float, as_json: bool) -> None:
-    """Tell whether the worker that touches HEALTH_PATH consumes; asks no server."""
+    """Check the age of the file HEALTH_PATH, which a worker touches while it consumes. No server is asked."""
     path = get_settings().health_path
     if path is None:
-        raise click.UsageError("HEALTH_PATH is not set: the worker leaves no sign of life")
+        raise click.UsageError("HEALTH_PATH is not set, so the worker touches no health file")
     consumes = is_fresh(path, within=timedelta(seconds=within_s))
     if as_json:
         print_json({"consumes": consumes})
     else:
-        click.echo("the worker consumes" if consumes else f"no sign of life within {within_s:g} s", err=not consumes)
+        click.echo("the worker consumes" if consumes else f"no heartbeat within {within_s:g} s", err=not consumes)
     if not consumes:
         raise SystemExit(_EXIT_UNAVAILABLE)
 
@@ -82,7 +89,7 @@ def health(within_s: float, as_json: bool) -> None:
 @click.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """Show which ONNX Runtime providers are requested, usable and used here."""
+    """Show which ONNX Runtime providers are requested, available and used on this machine."""
     from inference_service.engine.providers import probe_providers, usable_providers
 
     settings = get_settings()
@@ -104,7 +111,7 @@ def providers(as_json: bool) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def reference(folder: Path) -> None:
-    """Write the generated pages of the documentation into FOLDER: JSON Schemas and the table of settings."""
+    """Write the generated documentation into FOLDER: the JSON Schemas and the table of settings."""
     from inference_service.cli.reference import reference_pages
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The generated part of `docs/`: JSON Schemas of all that passes between us and others, and the table of settings."""
+"""The generated part of `docs/`: the JSON Schemas of messages, manifests and reports, and the table of settings."""
 
 import json
 
@@ -12,8 +12,8 @@ from inference_service.core.settings import Settings
 
 _SETTINGS_HEAD = """# Settings
 
-Environment variables, or lines of a `.env` file in the working directory. Lists are JSON. This page is made from the
-code by `inference-service reference docs`.
+Settings are environment variables, or lines of a `.env` file in the working directory. Lists are JSON. This page is
+generated from the code by `inference-service reference docs`.
 
 | variable | default | meaning |
 |---|---|---|
@@ -21,7 +21,7 @@ code by `inference-service reference docs`.
 
 
 def reference_pages() -> dict[str, str]:
-    """The content of each generated file, by its name."""
+    """Returns the content of each generated file by file name."""
     return {
         "task-message.schema.json": _json(TaskMessage.model_json_schema()),
         "manifest.schema.json": _json(Manifest.model_json_schema()),
@@ -31,7 +31,7 @@ def reference_pages() -> dict[str, str]:
 
 
 def settings_page() -> str:
-    """The table of all settings, in Markdown."""
+    """Returns the table of all settings in Markdown."""
     rows = (
         f"| `{name.upper()}` | {_default(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()

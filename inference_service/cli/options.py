@@ -1,0 +1,138 @@
+"""Options that several commands share. Options that belong together reach a command as one value."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeAlias, get_args
+from uuid import UUID
+
+import click
+
+from inference_service.contract.input_options import InputOptions
+from inference_service.contract.task_message import OutputFormat, Priority, Tolerance
+
+Command: TypeAlias = Callable[..., None]
+Decorator: TypeAlias = Callable[[Command], Command]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model to run.
+
+    Attributes:
+        model: Its name.
+        model_version: Its version; None takes the highest installed one.
+    """
+
+    model: str
+    model_version: str | None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How and where the mask is stored.
+
+    Attributes:
+        formats: Formats of the mask, beside NIfTI.
+        prefix: Folder of the results in the output bucket; None takes the job's id.
+    """
+
+    formats: tuple[OutputFormat, ...]
+    prefix: str | None
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is enqueued.
+
+    Attributes:
+        priority: Its priority.
+        reuse: Whether an earlier result for the same input, model and options is used.
+        job_id: Its id; None makes a new one.
+    """
+
+    priority: str
+    reuse: bool
+    job_id: UUID | None
+
+
+def _grouped(parameter: str, value_type: Callable[..., Any], *options: Decorator) -> Decorator:
+    """Adds options to a command, which receives them as one value.
+
+    Args:
+        parameter: The command's parameter.
+        value_type: A dataclass whose fields have the names of the options.
+        options: The options.
+    """
+    names = [field.name for field in dataclasses.fields(value_type)]  # type: ignore[arg-type]
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def call(**values: object) -> None:
+            value = value_type(**{name: values.pop(name) for name in names})
+            command(**values, **{parameter: value})
+
+        decorated: Command = call
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+model_options = _grouped(
+    "model",
+    ModelOptions,
+    click.option("--model", required=True, help="Name of the model."),
+    click.option("--model-version", help="Version of the model; default: the highest installed version."),
+)
+input_options = _grouped(
+    "input_options",
+    InputOptions,
+    click.option("--series", help="SeriesInstanceUID of the series to segment, if the input has several."),
+    click.option(
+        "--tolerate",
+        type=click.Choice(get_args(Tolerance)),
+        multiple=True,
+        help="Correct this defect of a DICOM series instead of rejecting the series; may be given several times.",
+    ),
+    click.option(
+        "--modality-check/--no-modality-check",
+        default=True,
+        help="Reject a scan whose modality is not the model's.  [default: modality-check]",
+    ),
+)
+format_option = click.option(
+    "--format",
+    "formats",
+    type=click.Choice(get_args(OutputFormat)),
+    multiple=True,
+    help="Write the mask in this format too, beside NIfTI; may be given several times.",
+)
+output_options = _grouped(
+    "output",
+    OutputOptions,
+    format_option,
+    click.option("--prefix", help="Folder of the results in the output bucket; default: the job's id."),
+)
+job_options = _grouped(
+    "job",
+    JobOptions,
+    click.option(
+        "--priority",
+        type=click.Choice([priority.value for priority in Priority]),
+        default=Priority.ROUTINE.value,
+        show_default=True,
+        help="Queue of the job: urgent jobs run first.",
+    ),
+    click.option(
+        "--reuse", is_flag=True, help="Use an earlier result for the same input, model and options, if there is one."
+    ),
+    click.option(
+        "--job-id", type=click.UUID, help="Id of the job; default: a new one. Submitting the same id again is harmless."
+    ),
+)
