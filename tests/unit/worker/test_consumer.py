@@ -29,7 +29,7 @@ def kwargs_after(sent: Message) -> dict[str, object]:
     return kwargs
 
 
-def test_a_good_message_keeps_its_arguments_and_time_and_loses_all_else() -> None:
+def test_a_valid_message_keeps_its_arguments_and_loses_everything_else() -> None:
     sent = message(
         [[], KWARGS, {"callbacks": [{"task": "celery.chord"}]}],
         eta="2030-01-02T03:04:05+00:00", timelimit="a", expires="x", kwargsrepr="MUELLER^HANS",
@@ -57,7 +57,9 @@ def test_a_good_message_keeps_its_arguments_and_time_and_loses_all_else() -> Non
         ("MUELLER^HANS", False, "not JSON of the form"),
     ],
 )
-def test_arguments_that_break_the_contract_become_a_reason(body: object, keeps_id: bool, reason: str) -> None:
+def test_arguments_that_break_the_contract_are_replaced_by_the_reason(
+    body: object, keeps_id: bool, reason: str
+) -> None:
     kwargs = kwargs_after(message(body))
     assert kwargs.keys() == {"job_id", "refused"}
     assert kwargs["job_id"] == (JOB_ID if keeps_id else None)
@@ -65,24 +67,24 @@ def test_arguments_that_break_the_contract_become_a_reason(body: object, keeps_i
     assert "MUELLER" not in str(kwargs)
 
 
-def test_a_body_of_another_type_is_not_opened() -> None:
+def test_a_body_of_another_content_type_is_not_parsed() -> None:
     kwargs = kwargs_after(message("cposix\nsystem\n", content_type="application/x-python-serialize"))
     assert "content type" in str(kwargs["refused"])
 
 
 @pytest.mark.parametrize("task_id", [None, 5, "MUELLER^HANS"])
-def test_the_job_id_stands_in_for_an_unusable_task_id(task_id: object) -> None:
+def test_the_job_id_replaces_an_unusable_task_id(task_id: object) -> None:
     sent = message([[], KWARGS, {}], id=task_id)
     assert kwargs_after(sent) == KWARGS
     assert sent.headers["id"] == JOB_ID
 
 
-def test_a_message_without_any_uuid_is_refused() -> None:
+def test_a_message_without_any_uuid_is_rejected() -> None:
     with pytest.raises(MissingJobId):
         sanitise(message([[], {"job_id": "MUELLER^HANS"}, {}], id="7"))
 
 
 @pytest.mark.parametrize("task", [None, "celery.map", 5, [TASK_NAME]])
-def test_another_task_is_refused(task: object) -> None:
+def test_another_task_is_rejected(task: object) -> None:
     with pytest.raises(UnknownTask):
         sanitise(message([[], KWARGS, {}], task=task))

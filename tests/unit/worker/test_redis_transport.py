@@ -6,7 +6,7 @@ import pytest
 
 from inference_service.worker.redis_transport import nests_deeper
 
-# The table of schemes is the whole process's, so another process changes it.
+# The table of schemes is global to a process, so another process changes it.
 RESOLVE = """
 import json, sys
 from kombu import Connection
@@ -38,6 +38,6 @@ def test_nests_deeper_counts_levels(value: object, levels: int) -> None:
         ("sentinel://h/0", ["kombu.transport.redis", "SentinelTransport", False]),
     ],
 )
-def test_every_url_of_redis_gets_the_transport_and_keeps_its_meaning(url: str, expected: list[object]) -> None:
+def test_every_redis_url_gets_the_transport_and_keeps_its_meaning(url: str, expected: list[object]) -> None:
     ended = subprocess.run([sys.executable, "-c", RESOLVE, url], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(ended.stdout) == expected

@@ -1,4 +1,4 @@
-"""Temporary files that outlive nobody for long."""
+"""Temporary files are removed after the death of their job, process or worker."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from inference_service.worker.scratch_space import ScratchSpace
 
-DYING = """
+DYING_WORKER = """
 import os, signal, sys
 from pathlib import Path
 from uuid import uuid4
@@ -26,13 +26,13 @@ def files(folder: Path) -> list[str]:
 
 
 def age(folder: Path) -> None:
-    """Makes every lock file old enough to be looked at."""
+    """Makes every lock file old enough to be checked."""
     long_ago = time.time() - 3600
     for path in folder.glob("*.lock"):
         os.utime(path, (long_ago, long_ago))
 
 
-def test_a_folder_is_private_and_gone_with_its_block(tmp_path: Path) -> None:
+def test_a_folder_is_private_and_removed_after_its_block(tmp_path: Path) -> None:
     scratch_space = ScratchSpace(tmp_path)
     with scratch_space.folder(uuid4()) as folder:
         (folder / "input").write_text("a scan")
@@ -42,8 +42,9 @@ def test_a_folder_is_private_and_gone_with_its_block(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_dead_child_left_is_removed(tmp_path: Path) -> None:
-    scratch_space, job_id = ScratchSpace(tmp_path), uuid4()
+def test_files_of_a_dead_child_are_removed(tmp_path: Path) -> None:
+    scratch_space = ScratchSpace(tmp_path)
+    job_id = uuid4()
     with scratch_space.folder(job_id) as mine, scratch_space.folder(uuid4()) as another:
         (mine / "input").write_text("a scan")
         scratch_space.remove(job_id, os.getpid() + 1)
@@ -55,11 +56,11 @@ def test_what_a_dead_child_left_is_removed(tmp_path: Path) -> None:
     scratch_space.close()
 
 
-def test_what_a_dead_worker_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+def test_only_files_of_dead_workers_are_removed(tmp_path: Path) -> None:
     living = ScratchSpace(tmp_path)
     with living.folder(uuid4()) as folder:
         (folder / "input").write_text("of a living worker")
-        subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=False)
+        subprocess.run([sys.executable, "-c", DYING_WORKER, str(tmp_path)], check=False)
         assert files(tmp_path).count("input") == 2
         starting = ScratchSpace(tmp_path)
         assert starting.remove_abandoned() == 0
