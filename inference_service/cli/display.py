@@ -51,9 +51,14 @@ class ProgressDisplay(Generic[Key]):
         self._target = target
         self._names = names
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[activity]}"),
-            TimeElapsedColumn(), console=target, disable=not target.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[activity]}"),
+            TimeElapsedColumn(),
+            console=target,
+            disable=not target.is_terminal,
+        )
         self._tasks: dict[Key, TaskID] = {}
         self._shown: dict[Key, tuple[str, float]] = {}
 

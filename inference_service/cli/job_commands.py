@@ -94,9 +94,13 @@ def status(job_id: UUID, as_json: bool) -> None:
     table = Table("at", "from", "to", "attempt", "worker", "detail", title="transitions", title_justify="left")
     for change in history:
         table.add_row(
-            f"{change.at:%Y-%m-%d %H:%M:%S}", change.from_state or "", change.to_state, str(change.attempt),
-            change.worker or "", change.detail or "",
-        )  # fmt: skip
+            f"{change.at:%Y-%m-%d %H:%M:%S}",
+            change.from_state or "",
+            change.to_state,
+            str(change.attempt),
+            change.worker or "",
+            change.detail or "",
+        )
     console().print(table)
 
 
@@ -160,9 +164,14 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
     for job in found:
         request = job.request or {}
         table.add_row(
-            str(job.id), job.state, request.get("priority", ""), request.get("model", ""),
-            f"{job.created_at:%Y-%m-%d %H:%M:%S}", f"{job.progress:.0%}", job.error_code or "",
-        )  # fmt: skip
+            str(job.id),
+            job.state,
+            request.get("priority", ""),
+            request.get("model", ""),
+            f"{job.created_at:%Y-%m-%d %H:%M:%S}",
+            f"{job.progress:.0%}",
+            job.error_code or "",
+        )
     console().print(table)
 
 
@@ -178,9 +187,13 @@ def list_workers(as_json: bool) -> None:
     table = Table(Column("worker", no_wrap=True), "role", "last seen, s ago", "queues", "providers", "jobs")
     for worker in found:
         table.add_row(
-            worker.name, worker.role, f"{worker.silent_s:.0f}", ", ".join(worker.queues),
-            ", ".join(worker.providers), "\n".join(str(job_id) for job_id in worker.jobs),
-        )  # fmt: skip
+            worker.name,
+            worker.role,
+            f"{worker.silent_s:.0f}",
+            ", ".join(worker.queues),
+            ", ".join(worker.providers),
+            "\n".join(str(job_id) for job_id in worker.jobs),
+        )
     console().print(table)
 
 

@@ -43,10 +43,15 @@ def segment(
 
     with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
-            source, target, get_settings(), model=model.model, version=model.model_version,
-            input_options=input_options, formats=formats,
+            source,
+            target,
+            get_settings(),
+            model=model.model,
+            version=model.model_version,
+            input_options=input_options,
+            formats=formats,
             progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
-        )  # fmt: skip
+        )
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
@@ -126,9 +131,12 @@ def verify(name: str, version: str | None, precision: Precision | None, volume: 
 @click.option("--input", "source", type=click.Path(path_type=Path), help="A scan; default: a synthetic chest CT.")
 @click.option("--model", default="ct-chest", show_default=True, help="Name of the model.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True,
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-output"),
+    show_default=True,
     help="Folder for copies of the scan and the results.",
-)  # fmt: skip
+)
 def demo(source: Path | None, model: str, output: Path) -> None:
     """Segment a scan through the whole service on embedded servers: queue, worker, model and storage."""
     from inference_service.cli.demo import run_demo
@@ -138,9 +146,12 @@ def demo(source: Path | None, model: str, output: Path) -> None:
 
 @click.command()
 @click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), default=Path("stack-data"), show_default=True,
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("stack-data"),
+    show_default=True,
     help="Folder for the servers' data, logs and passwords.",
-)  # fmt: skip
+)
 def stack(data: Path) -> None:
     """Run embedded servers and a worker of each role until Ctrl-C is pressed."""
     from inference_service.embedded.stack import run_stack

@@ -71,8 +71,10 @@ class SafeConsumer(Consumer):
         name = str(message.headers.get("task"))
         logger.error(
             "rejected a message (%s): task %s, %d bytes",
-            type(error).__name__, name if _PRINTABLE_NAME.fullmatch(name) else "?", len(_body(message)),
-        )  # fmt: skip
+            type(error).__name__,
+            name if _PRINTABLE_NAME.fullmatch(name) else "?",
+            len(_body(message)),
+        )
         if not message.acknowledged:
             message.reject_log_error(logger, CONNECTION_ERRORS)
 

@@ -105,14 +105,18 @@ class Metrics:
             settled = connection.execute(select(func.now() - _SETTLED_AFTER)).scalar_one()
             rows = connection.execute(
                 select(
-                    JobRow.state, JobRow.error_code, JobRow.attempt, JobRow.timings_s,
-                    JobRow.started_at, JobRow.finished_at,
+                    JobRow.state,
+                    JobRow.error_code,
+                    JobRow.attempt,
+                    JobRow.timings_s,
+                    JobRow.started_at,
+                    JobRow.finished_at,
                 ).where(
                     JobRow.lease_owner == self._worker,
                     JobRow.finished_at > (self._counted_to or settled),
                     JobRow.finished_at <= settled,
                 )
-            ).all()  # fmt: skip
+            ).all()
             unfinished = connection.execute(
                 select(
                     JobRow.state,
