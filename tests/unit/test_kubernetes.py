@@ -1,7 +1,7 @@
-"""The manifests for Kubernetes: they fit the schemas, and agree with each other and with the service.
+"""The Kubernetes manifests fit their schemas, and agree with each other and with the service.
 
-The schemas are Kubernetes' own. KEDA's come in no wheel that suits, so its resources are held against `KEDA`: the
-fields of 2.16's definitions, as far as they are used here.
+The schemas are Kubernetes' own. No suitable wheel contains KEDA's, so its resources are checked against `KEDA`: those
+fields of the definitions of KEDA 2.16 that the manifests use.
 """
 
 import re
@@ -23,16 +23,16 @@ from inference_service.jobs.schema import JobRow
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.parent for path in MANIFESTS.glob("overlays/*/kustomization.yaml"))
-# The oldest and the newest that a cluster of today runs.
+# The oldest and the newest version that is in use.
 VERSIONS = ("1.29", "1.37")
-# Not settings themselves: REDIS_URL is made of them.
+# Not settings: REDIS_URL is built from them.
 REDIS = {"REDIS_ADDRESS", "REDIS_PASSWORD"}
 
 Manifest = dict[str, Any]
 
 
 def fields(**schemas: Manifest | str) -> Manifest:
-    """The schema of an object with all these fields and no others; a string stands for a type."""
+    """Returns the schema of an object with exactly these fields; a string is the name of a type."""
     known = {name: {"type": kind} if isinstance(kind, str) else kind for name, kind in schemas.items()}
     return {"type": "object", "required": [*known], "properties": known, "additionalProperties": False}
 
@@ -58,7 +58,7 @@ KEDA = {
     "TriggerAuthentication": fields(configMapTargetRef=_REFERENCES, secretTargetRef=_REFERENCES),
 }  # fmt: skip
 
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl here")
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
 def read(path: Path) -> list[Manifest]:
@@ -66,7 +66,7 @@ def read(path: Path) -> list[Manifest]:
 
 
 def built(folder: Path) -> Iterator[Manifest]:
-    """What a folder's kustomization is made of, as it stands in the files: no overlay patches any."""
+    """Yields the manifests of a folder's kustomization as they are in the files; no overlay patches any."""
     (kustomization,) = read(folder / "kustomization.yaml")
     assert set(kustomization) <= {"apiVersion", "kind", "namespace", "resources"}
     for resource in kustomization["resources"]:
@@ -75,7 +75,7 @@ def built(folder: Path) -> Iterator[Manifest]:
 
 
 def check(manifest: Manifest) -> None:
-    """Fails where a manifest does not fit its schema, fields that it does not know included."""
+    """Fails if a manifest does not fit its schema or has fields that the schema does not contain."""
     if manifest["apiVersion"] == "keda.sh/v1alpha1":
         jsonschema.validate(manifest["spec"], KEDA[manifest["kind"]])
     else:
@@ -88,7 +88,7 @@ def of_kind(folder: Path, kind: str) -> dict[str, Manifest]:
 
 
 def pods() -> dict[str, Manifest]:
-    """The specification of every pod, by the file that has it."""
+    """Returns the specification of every pod by its file."""
     found = {}
     for path in MANIFESTS.rglob("*.yaml"):
         for manifest in read(path):
@@ -119,7 +119,7 @@ def test_a_misspelt_field_does_not_fit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
-def test_what_keda_hands_on_fits_kubernetes(overlay: Path) -> None:
+def test_the_autoscaler_that_keda_creates_fits_its_schema(overlay: Path) -> None:
     for name, manifest in of_kind(overlay, "ScaledObject").items():
         spec = manifest["spec"]
         autoscaler = {
@@ -153,7 +153,7 @@ def test_every_mode_renders(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "pod"), pods().items(), ids=pods())
-def test_pods_may_do_little(name: str, pod: Manifest) -> None:
+def test_pods_are_restricted(name: str, pod: Manifest) -> None:
     assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
     context = pod["securityContext"]
     assert (context["runAsNonRoot"], context["runAsUser"]) == (True, 10001)
@@ -174,7 +174,7 @@ def test_no_secret_is_in_the_repository() -> None:
     assert [name for name in config() if re.search("PASSWORD|SECRET|ACCESS", name)] == []
 
 
-def test_the_configuration_is_made_of_settings() -> None:
+def test_the_configuration_consists_of_settings() -> None:
     settings = {name.upper() for name in Settings.model_fields}
     given = set(config()) | {
         variable["name"] for pod in pods().values() for box in pod["containers"] for variable in box.get("env", [])
@@ -184,7 +184,7 @@ def test_the_configuration_is_made_of_settings() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
-def test_a_mode_has_the_workers_that_it_scales(overlay: Path) -> None:
+def test_a_mode_deploys_the_workers_that_it_scales(overlay: Path) -> None:
     deployments, scaled = of_kind(overlay, "Deployment"), of_kind(overlay, "ScaledObject")
     roles = {"mixed": {"cpu", "gpu"}}.get(overlay.name, {overlay.name})
     assert set(deployments) == set(scaled) == {f"inference-worker-{role}" for role in roles}
@@ -206,7 +206,7 @@ def variables(deployment: Manifest) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("role", ["cpu", "gpu"])
-def test_a_worker_is_what_its_role_says(role: str) -> None:
+def test_a_worker_fits_its_role(role: str) -> None:
     (deployment,) = of_kind(MANIFESTS / "workers" / role, "Deployment").values()
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -221,7 +221,7 @@ def test_a_worker_is_what_its_role_says(role: str) -> None:
         assert selector["matchLabels"].items() <= labels["labels"].items()
 
 
-def test_keda_reaches_what_the_configuration_names() -> None:
+def test_keda_connects_to_the_configured_servers() -> None:
     triggers = [
         trigger
         for overlay in OVERLAYS
