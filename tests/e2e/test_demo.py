@@ -147,13 +147,13 @@ def test_the_stack_starts_a_worker_anew_that_ends(mark: str, tmp_path: Path) -> 
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        assert any("Ctrl-C stops it" in line for line in process.stdout)
+        assert any("press Ctrl-C to stop it" in line for line in process.stdout)
         (worker,) = (
             child for child in psutil.Process(process.pid).children()
             if child.cmdline()[-3:] == ["worker", "--role", "cpu"]
         )  # fmt: skip
         worker.kill()
-        assert any("the cpu worker ended; another one starts" in line for line in process.stdout)
+        assert any("the cpu worker ended and is restarted" in line for line in process.stdout)
         health_path = tmp_path / "data" / "worker-cpu.health"
         deadline = time.monotonic() + 60
         while not health_path.exists():
