@@ -47,9 +47,10 @@ def submit(
     wait_for_end: bool,
     as_json: bool,
 ) -> None:
-    """Submit a job that segments IN: a local file or folder, which is uploaded, or s3://bucket/key.
+    """Submit a job that segments IN.
 
-    IN is a NIfTI file, a DICOM file or a zip of a DICOM series. A folder, or a key that ends in /, contains a series.
+    IN is a local file or folder, which is uploaded, or s3://bucket/key. A file is NIfTI, DICOM or a zip of a DICOM
+    series; a folder, or a key that ends in /, contains a DICOM series.
     """
     # The whole request is validated before the upload, so that a rejected request leaves no scan behind.
     request = parse_request(
@@ -118,7 +119,10 @@ def watch(job_id: UUID, as_json: bool) -> None:
 @job_argument
 @json_option
 def cancel(job_id: UUID, as_json: bool) -> None:
-    """Cancel a job: a queued job at once, a running job within seconds."""
+    """Cancel a job.
+
+    A queued job is cancelled at once. A running job stops within seconds.
+    """
     with Client() as client:
         job = _found(client.cancel(job_id), job_id)
     if as_json:
@@ -137,7 +141,10 @@ def cancel(job_id: UUID, as_json: bool) -> None:
 )
 @json_option
 def result(job_id: UUID, folder: Path | None, as_json: bool) -> None:
-    """Download the results of a succeeded job: mask, report, preview, and the mask in other requested formats."""
+    """Download the results of a succeeded job.
+
+    They are mask, report and preview, and the mask in the other formats that were requested.
+    """
     with Client() as client:
         job = _found(client.status(job_id), job_id)
         if job.error_code is not None:
@@ -178,7 +185,7 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
 @click.command("workers")
 @json_option
 def list_workers(as_json: bool) -> None:
-    """List the workers of the last 24 hours with their queues, providers and running jobs."""
+    """List the workers of the last 24 hours."""
     with Client() as client:
         found = client.workers()
     if as_json:

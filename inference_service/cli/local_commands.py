@@ -138,7 +138,10 @@ def verify(name: str, version: str | None, precision: Precision | None, volume: 
     help="Folder for copies of the scan and the results.",
 )
 def demo(source: Path | None, model: str, output: Path) -> None:
-    """Segment a scan through the whole service on embedded servers: queue, worker, model and storage."""
+    """Run two jobs through the whole service.
+
+    It starts embedded servers and two workers, submits an urgent and a routine job for one scan, and shows the results.
+    """
     from inference_service.cli.demo import run_demo
 
     run_demo(source, output, model=model, screen=console())
@@ -153,7 +156,10 @@ def demo(source: Path | None, model: str, output: Path) -> None:
     help="Folder for the servers' data, logs and passwords.",
 )
 def stack(data: Path) -> None:
-    """Run embedded servers and a worker of each role until Ctrl-C is pressed."""
+    """Run the whole service on this machine.
+
+    It runs embedded servers and a worker of each role until Ctrl-C is pressed.
+    """
     from inference_service.embedded.stack import run_stack
 
     run_stack(data, screen=console())

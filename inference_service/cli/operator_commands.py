@@ -17,7 +17,7 @@ _EXIT_UNAVAILABLE = 4
 @click.command()
 @json_option
 def migrate(as_json: bool) -> None:
-    """Apply the database migrations and create the buckets."""
+    """Create or update the schema and the buckets."""
     from inference_service.worker.deployment import prepare
 
     settings = get_settings()
@@ -32,7 +32,10 @@ def migrate(as_json: bool) -> None:
 @click.command()
 @json_option
 def check(as_json: bool) -> None:
-    """Check whether Redis, Postgres, MinIO, the models and the providers are usable."""
+    """Check servers, models and providers.
+
+    Exits with 4 if Redis, Postgres, MinIO, a model or the providers are not usable.
+    """
     from inference_service.worker.deployment import check as check_deployment
 
     checks = check_deployment(get_settings())
@@ -55,7 +58,10 @@ def check(as_json: bool) -> None:
 @click.command()
 @click.option("--role", type=click.Choice(["gpu", "cpu"]), required=True, help="Role of the worker.")
 def worker(role: str) -> NoReturn:
-    """Run a worker: role gpu takes jobs from the priority queue first, role cpu from the overflow queue."""
+    """Run a worker.
+
+    Role gpu takes jobs from the priority queue first, role cpu from the overflow queue.
+    """
     from inference_service.jobs.worker_registry import Role
     from inference_service.worker.main import run_worker
 
@@ -73,7 +79,11 @@ def worker(role: str) -> NoReturn:
 )
 @json_option
 def health(within_s: float, as_json: bool) -> None:
-    """Check the age of the file HEALTH_PATH, which a worker touches while it consumes. No server is asked."""
+    """Check whether the worker is consuming.
+
+    A worker touches the file HEALTH_PATH while it consumes its queues. This command checks the file's age and asks no
+    server.
+    """
     path = get_settings().health_path
     if path is None:
         raise click.UsageError("HEALTH_PATH is not set, so the worker touches no health file")
@@ -89,7 +99,10 @@ def health(within_s: float, as_json: bool) -> None:
 @click.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """Show which ONNX Runtime providers are requested, available and used on this machine."""
+    """Show the requested and the usable providers.
+
+    Lists the ONNX Runtime execution providers that are requested, available and used on this machine.
+    """
     from inference_service.engine.providers import probe_providers, usable_providers
 
     settings = get_settings()
@@ -111,7 +124,10 @@ def providers(as_json: bool) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def reference(folder: Path) -> None:
-    """Write the generated documentation into FOLDER: the JSON Schemas and the table of settings."""
+    """Write the generated documentation pages.
+
+    FOLDER gets the JSON Schemas and the table of settings.
+    """
     from inference_service.cli.reference import reference_pages
 
     folder.mkdir(parents=True, exist_ok=True)
