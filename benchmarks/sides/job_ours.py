@@ -16,12 +16,16 @@ from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import SessionCache
-from inference_service.segmentation.pipeline import segment_file
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.segmentation.pipeline import ModelRun, segment_file
+from inference_service.segmentation.resources import StageMonitor
 
 
 def run(task: Task) -> Run:
     """Measures the side."""
-    network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
+    network = NetworkClock()
+    memory = MemoryWatch()
+    clock = StageClock()
 
     class WatchedSessions(SessionCache):
         def load(self, model: Model, execution: ExecutionOptions) -> Session:
@@ -34,11 +38,10 @@ def run(task: Task) -> Run:
         patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
-        model, execution = task_model(task), task_execution(task)
+        model = ModelRun(task_model(task), task_execution(task), WatchedSessions())
         report = segment_file(
-            task.source, Path(target), model, execution,
-            max_voxels=MAX_VOXELS, sessions=WatchedSessions(), clock=clock,
-        )  # fmt: skip
+            task.source, Path(target), model, limits=ReadLimits(MAX_VOXELS), monitor=StageMonitor(clock)
+        )
         seconds = time.perf_counter() - start
         memory.finish()
         if task.labels:

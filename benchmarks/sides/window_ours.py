@@ -14,13 +14,15 @@ from inference_service.core.threads import ThreadPool
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import load_session
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.device_aggregator import DeviceSession
-from inference_service.segmentation.volume_segmentation import segment_volume
+from inference_service.segmentation.resources import Resources, StageMonitor
+from inference_service.segmentation.volume_segmentation import segment_with_session
 
 
 def run(task: Task) -> Run:
     """Measures the side."""
-    network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
+    network = NetworkClock()
+    memory = MemoryWatch()
+    clock = StageClock()
     model = task_model(task)
     with memory.loading():
         session = load_session(model, task_execution(task))
@@ -34,10 +36,14 @@ def run(task: Task) -> Run:
         patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
-        segmented = segment_volume(
-            volume, model.manifest, session, max_voxels=MAX_VOXELS, clock=clock, threads=threads,
-            ahead=session.on_gpu, on_device=DeviceSession(session) if session.aggregates_on_device else None,
-        )  # fmt: skip
+        segmented = segment_with_session(
+            volume,
+            model.manifest,
+            session,
+            batch_size=1,
+            max_voxels=MAX_VOXELS,
+            resources=Resources(threads, monitor=StageMonitor(clock)),
+        )
         seconds = time.perf_counter() - start
     memory.finish()
     check_watched(memory, network)

@@ -1,6 +1,7 @@
-"""Where the logits of overlapping windows are added up: in the worker's memory, or on the device that computes them.
+"""Aggregators: weighted sums of the logits of overlapping windows, in the worker's memory or on the network's device.
 
-Both hold those of one window's depth, shape (labels, i, j, k), and give up the planes that no later window touches.
+An aggregator holds sums of shape (labels, i, j, k), of one window's depth along the axis along which finished planes
+leave, and returns the weighted means of planes that no later window touches.
 """
 
 import logging
@@ -12,71 +13,71 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.core.threads import ThreadPool
+from inference_service.segmentation.tiling import Corner
 
 logger = logging.getLogger(__name__)
 
-Corner = tuple[int, ...]
 T = TypeVar("T")
 
 
 class BatchLogits(Protocol):
-    """What the network gives for a batch of windows, wherever it lies."""
+    """The logits of a batch of windows, in the memory that they were computed in."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(batch, labels, *window)."""
 
     def to_host(self) -> NDArray[np.float32]:
-        """The same in the worker's memory: whoever adds a window up may change it there."""
+        """Returns them in the worker's memory, in an array that an aggregator may change."""
 
 
 class Aggregator(Protocol):
-    """Weighted logits of one window's depth."""
+    """Weighted sums of logits, of one window's depth."""
 
-    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """Adds one window.
+    def add(self, batch: BatchLogits, number: int, flipped_axes: Sequence[int], corner: Corner) -> None:
+        """Adds the weighted logits of one window.
 
         Args:
-            result: Of the batch that the window is in.
-            number: Which of them.
-            flip: Axes of the window that were mirrored, and are mirrored back.
-            corner: Its first voxel in what is held.
+            batch: The logits of its batch.
+            number: Its number in the batch, from 0.
+            flipped_axes: Axes of the window (0, 1, 2) along which it was mirrored; its logits are mirrored back.
+            corner: Its first voxel in the sums.
 
         Raises:
-            OutOfMemory, GpuOutOfMemory: There is no memory to add it; what is held stays as it was.
+            OutOfMemory, GpuOutOfMemory: There is no memory to add it; the sums stay as they were.
         """
 
-    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Divides planes by the weights that were added up there.
+    def means(self, planes: slice, total_weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Divides planes of the sums by the total weights of their voxels.
 
         Args:
-            planes: Which of those held, counted along the axis that planes leave along.
-            total: Shape (planes, h, w).
+            planes: Indices of the planes in the sums, along the axis along which finished planes leave.
+            total_weights: Shape (planes, h, w).
 
         Returns:
-            Shape (planes, labels, h, w).
+            Blended logits, shape (planes, labels, h, w).
 
         Raises:
             ModelInvalid: They are not finite.
         """
 
     def move_up(self, count: int) -> None:
-        """Drops the first planes; zeros come in at the end."""
+        """Drops the first planes of the sums, moves the others up and appends planes of zeros."""
 
 
 class TransferableAggregator(Aggregator, Protocol):
-    """Sums that are not in the worker's memory."""
+    """An aggregator whose sums lie outside the worker's memory and can be copied to it."""
 
     def to_host(self) -> NDArray[np.float32]:
-        """What is held, in the worker's memory."""
+        """Copies the sums, shape (labels, i, j, k), to the worker's memory."""
 
 
 class FallbackAggregator:
-    """Sums on a device until it has no memory for them, and in the worker's memory from then on.
+    """Aggregates on a device until it runs out of memory, and in the worker's memory from then on.
 
     Args:
-        on_device: Makes those on the device.
-        on_host: Makes those in the worker's memory, of what was added up so far.
+        on_device: Makes the aggregator on the device.
+        on_host: Makes the aggregator in the worker's memory from the sums so far; None: from zeros.
     """
 
     def __init__(
@@ -93,13 +94,13 @@ class FallbackAggregator:
             self._warn(error)
             self._host = on_host(None)
 
-    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
+    def add(self, batch: BatchLogits, number: int, flipped_axes: Sequence[int], corner: Corner) -> None:
         """See `Aggregator`."""
-        self._do(lambda aggregator: aggregator.add(result, number, flip, corner))
+        self._do(lambda aggregator: aggregator.add(batch, number, flipped_axes, corner))
 
-    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
+    def means(self, planes: slice, total_weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Aggregator`."""
-        return self._do(lambda aggregator: aggregator.means(planes, total))
+        return self._do(lambda aggregator: aggregator.means(planes, total_weights))
 
     def move_up(self, count: int) -> None:
         """See `Aggregator`."""
@@ -111,12 +112,13 @@ class FallbackAggregator:
                 return step(self._device)
             except (OutOfMemory, GpuOutOfMemory) as error:
                 self._warn(error)
-            self._host, self._device = self._on_host(self._device.to_host()), None
+            self._host = self._on_host(self._device.to_host())
+            self._device = None
         return step(self._host)
 
     @staticmethod
     def _warn(error: OutOfMemory | GpuOutOfMemory) -> None:
-        logger.warning("logits are added up in the worker's memory, not where the network runs: %s", error)
+        logger.warning("logits are aggregated in the worker's memory instead of the network's device: %s", error)
 
 
 class HostLogits:
@@ -131,48 +133,52 @@ class HostLogits:
         return self._logits.shape
 
     def to_host(self) -> NDArray[np.float32]:
-        """The array itself."""
+        """Returns the array itself."""
         return self._logits
 
 
 class HostAggregator:
-    """Sums in the worker's memory.
+    """An aggregator in the worker's memory.
 
     Args:
-        held: Zeros, or what was added up so far: shape (labels, i, j, k), changed in place.
-        axis: The axis that planes leave along.
-        weights: Of a window, shape (*window).
+        sums: Zeros, or the sums so far: shape (labels, i, j, k), changed in place.
+        axis: Axis of (i, j, k) along which finished planes leave.
+        weights: Importance map of a window, shape (*window).
         threads: Share the work.
     """
 
-    def __init__(self, held: NDArray[np.float32], axis: int, weights: NDArray[np.float32], threads: ThreadPool) -> None:
-        self._held, self._weights, self._threads = held, weights, threads
-        self._planes = np.moveaxis(held, axis + 1, 1)
+    def __init__(self, sums: NDArray[np.float32], axis: int, weights: NDArray[np.float32], threads: ThreadPool) -> None:
+        self._sums = sums
+        self._weights = weights
+        self._threads = threads
+        self._planes = np.moveaxis(sums, axis + 1, 1)
 
-    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """See `Aggregator`; a row at a time stays in the cache."""
-        logits = np.flip(result.to_host()[number], tuple(axis + 1 for axis in flip))
+    def add(self, batch: BatchLogits, number: int, flipped_axes: Sequence[int], corner: Corner) -> None:
+        """See `Aggregator`."""
+        logits = np.flip(batch.to_host()[number], tuple(axis + 1 for axis in flipped_axes))
         box = tuple(slice(start, start + size) for start, size in zip(corner, self._weights.shape, strict=True))
-        held, weights = self._held[:, *box], self._weights
+        sums = self._sums[:, *box]
+        weights = self._weights
 
         def add(part: slice) -> None:
+            # Row by row, so that the weighted logits stay in the cache.
             for row in range(part.start, part.stop):
                 weighted = logits[:, row]
                 weighted *= weights[row]
-                held[:, row] += weighted
+                sums[:, row] += weighted
 
         self._threads.for_each_slice(len(weights), add)
 
-    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
+    def means(self, planes: slice, total_weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Aggregator`."""
         sums = self._planes[:, planes]
         labels, depth, height, width = sums.shape
         means = np.empty((depth, labels, height, width), dtype=np.float32)
 
         def divide(part: slice) -> None:
-            # A row at a time stays in the cache, along whatever axis the planes lie.
+            # Row by row, which stays in the cache along whichever axis the planes lie.
             for row in range(part.start, part.stop):
-                np.divide(sums[:, :, row], total[:, row], out=means[:, :, row].swapaxes(0, 1))
+                np.divide(sums[:, :, row], total_weights[:, row], out=means[:, :, row].swapaxes(0, 1))
             check_finite(means[:, :, part])
 
         self._threads.for_each_slice(height, divide)
@@ -182,7 +188,7 @@ class HostAggregator:
         """See `Aggregator`."""
 
         def move_up(part: slice) -> None:
-            # One label at a time, as numpy copies what it moves within an array.
+            # Label by label, as numpy copies overlapping slices of an array before it assigns them.
             for planes in self._planes[part]:
                 planes[: len(planes) - count] = planes[count:]
                 planes[len(planes) - count :] = 0
@@ -191,10 +197,10 @@ class HostAggregator:
 
 
 def check_finite(values: NDArray[np.float32]) -> None:
-    """Makes sure that a network's logits are numbers.
+    """Checks that logits are finite.
 
     Raises:
-        ModelInvalid: They are not.
+        ModelInvalid: Some are not.
     """
     if not np.isfinite(values.sum()):
         raise ModelInvalid("the model's network gives values that are not finite")

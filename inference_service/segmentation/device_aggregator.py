@@ -1,7 +1,7 @@
-"""Sums that stay on the device that the network runs on: small ONNX graphs, run by ONNX Runtime beside it.
+"""Aggregation on the device that the network runs on, by small ONNX graphs that ONNX Runtime runs in sessions there.
 
-Only finished planes come back to the worker's memory, each voxel once; logits of overlapping windows would come several
-times. It takes three times the memory of what is held.
+Only finished planes are copied to the worker's memory, so each voxel is copied once; the logits of overlapping windows
+would be copied several times. It takes three times the memory of the sums.
 """
 
 from base64 import b64decode
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import GpuOutOfMemory
 from inference_service.engine.session import DeviceArray, Session
-from inference_service.segmentation.aggregator import BatchLogits, Corner, check_finite
+from inference_service.segmentation.aggregator import BatchLogits, check_finite
+from inference_service.segmentation.tiling import Corner
 
 _END = np.iinfo(np.int64).max
-# CUDA's kernels of ONNX Runtime count in 32 bits.
+# ONNX Runtime's CUDA kernels index arrays with 32-bit integers.
 _MOST_VALUES = 2**31 - 1
 
-# The graphs in the language of onnx.parser, and what it makes of them: the package `onnx` is not needed to run them.
+# The graphs in the language of onnx.parser, and below the files that it makes of them, so that the package `onnx` is
+# not needed to run them.
 TEXTS: Mapping[str, str] = {
     "add": """<ir_version: 8, opset_import: ["": 17]>
         add (float[l, i, j, k] held, LOGITS[n, l, x, y, z] logits, int64 index, float[x, y, z] weights, int64[8] pads,
@@ -42,7 +44,7 @@ TEXTS: Mapping[str, str] = {
     "move up": """<ir_version: 8, opset_import: ["": 17]>
         move_up (float[l, i, j, k] held, int64[8] pads) => (float[l, i, j, k] sums) { sums = Pad (held, pads) }""",
 }
-# "add" for either precision of the network.
+# "add" is for logits in float32, "add half" for float16.
 GRAPHS: Mapping[str, bytes] = {
     "add": b64decode(
         "CAg6gQQKLQoGbG9naXRzCgVpbmRleBIFZ2l2ZW4iBkdhdGhlcioLCgRheGlzGACgAQI6AAoiCgVnaXZlbhIGd2luZG93IgRDYXN0KgkKAnRv"
@@ -76,7 +78,7 @@ GRAPHS: Mapping[str, bytes] = {
 
 
 class DeviceSession:
-    """A session whose logits are added up where they are computed.
+    """A session as a `DeviceNetwork`: its logits stay on its device and are aggregated there.
 
     Args:
         session: Runs the network.
@@ -86,16 +88,16 @@ class DeviceSession:
         self._session = session
 
     def run(self, windows: NDArray[np.float32]) -> "DeviceLogits":
-        """Turns windows (batch, channels, *window) into logits; errors are those of `Session.run`."""
+        """Returns the logits of windows (batch, channels, *window); raises the errors of `Session.run`."""
         return DeviceLogits(self._session, self._session.run_on_device(windows))
 
     def aggregator(self, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> "DeviceAggregator":
-        """Zeros; see `DeviceAggregator`."""
+        """Returns an empty aggregator; see `DeviceAggregator`."""
         return DeviceAggregator(self._session, shape, axis, weights)
 
 
 class DeviceLogits:
-    """A batch of logits on the device.
+    """A batch of logits on a session's device.
 
     Args:
         session: Ran the network.
@@ -103,7 +105,8 @@ class DeviceLogits:
     """
 
     def __init__(self, session: Session, logits: DeviceArray) -> None:
-        self._session, self.logits = session, logits
+        self._session = session
+        self.logits = logits
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,7 +114,7 @@ class DeviceLogits:
         return tuple(self.logits.shape())
 
     def to_host(self) -> NDArray[np.float32]:
-        """The same in the worker's memory, copied once."""
+        """Returns them in the worker's memory; they are copied by the first call alone."""
         return self._on_host
 
     @cached_property
@@ -120,46 +123,56 @@ class DeviceLogits:
 
 
 class DeviceAggregator:
-    """Sums on the device of a session, written from one of two arrays to the other.
+    """An aggregator on a session's device. Its graphs read the sums from one array and write them to another.
 
     Args:
         session: Runs the network.
-        shape: Of what is held: (labels, i, j, k).
-        axis: The axis that planes leave along.
-        weights: Of a window, shape (*window).
+        shape: Shape of the sums, (labels, i, j, k).
+        axis: Axis of (i, j, k) along which finished planes leave.
+        weights: Importance map of a window, shape (*window).
 
     Raises:
-        GpuOutOfMemory: There is no memory for them.
+        GpuOutOfMemory: The device has no memory for the sums, or they have more values than its kernels can index.
     """
 
     def __init__(self, session: Session, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> None:
         if prod(shape) > _MOST_VALUES:
             raise GpuOutOfMemory(f"{prod(shape)} values are more than a GPU's kernels count")
-        self._session, self._axis = session, axis
+        self._session = session
+        self._axis = axis
         self._weights = session.to_device(weights)
-        self._held, self._other = session.to_device(np.zeros(shape, np.float32)), session.empty_on_device(shape)
+        self._sums = session.to_device(np.zeros(shape, np.float32))
+        self._other = session.empty_on_device(shape)
 
-    def add(self, result: BatchLogits, number: int, flip: Sequence[int], corner: Corner) -> None:
-        """See `Aggregator`; the result is one of the same session."""
-        assert isinstance(result, DeviceLogits)
-        sizes, window = self._held.shape()[1:], self._weights.shape()
+    def add(self, batch: BatchLogits, number: int, flipped_axes: Sequence[int], corner: Corner) -> None:
+        """See `Aggregator`; the batch comes from the same session."""
+        assert isinstance(batch, DeviceLogits)
+        sizes = self._sums.shape()[1:]
+        window = self._weights.shape()
         after = [size - start - extent for size, start, extent in zip(sizes, corner, window, strict=True)]
-        mirrored = [axis in flip for axis in range(3)]
-        self._replace(
-            "add half" if result.logits.data_type() == "tensor(float16)" else "add",
-            logits=result.logits, index=np.array(number), weights=self._weights,
+        flipped = [axis in flipped_axes for axis in range(3)]
+        self._update(
+            "add half" if batch.logits.data_type() == "tensor(float16)" else "add",
+            logits=batch.logits,
+            index=np.array(number),
+            weights=self._weights,
             pads=np.array([0, *corner, 0, *after]),
-            first=np.where(mirrored, -1, 0), last=np.where(mirrored, -_END, _END), axes=np.arange(1, 4),
-            steps=np.where(mirrored, -1, 1),
-        )  # fmt: skip
+            first=np.where(flipped, -1, 0),
+            last=np.where(flipped, -_END, _END),
+            axes=np.arange(1, 4),
+            steps=np.where(flipped, -1, 1),
+        )
 
-    def means(self, planes: slice, total: NDArray[np.float32]) -> NDArray[np.float32]:
+    def means(self, planes: slice, total_weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Aggregator`."""
-        given = {
-            "held": self._held, "first": np.array([planes.start]), "last": np.array([planes.stop]),
-            "axis": np.array([self._axis + 1]), "totals": np.ascontiguousarray(np.moveaxis(total, 0, self._axis)),
-        }  # fmt: skip
-        divided = self._session.to_host(self._session.run_graph(GRAPHS["means"], given))
+        inputs = {
+            "held": self._sums,
+            "first": np.array([planes.start]),
+            "last": np.array([planes.stop]),
+            "axis": np.array([self._axis + 1]),
+            "totals": np.ascontiguousarray(np.moveaxis(total_weights, 0, self._axis)),
+        }
+        divided = self._session.to_host(self._session.run_graph(GRAPHS["means"], inputs))
         means: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(divided, self._axis + 1, 0))
         check_finite(means)
         return means
@@ -167,13 +180,15 @@ class DeviceAggregator:
     def move_up(self, count: int) -> None:
         """See `Aggregator`."""
         pads = np.zeros(8, np.int64)
-        pads[[1 + self._axis, 5 + self._axis]] = -count, count
-        self._replace("move up", pads=pads)
+        pads[1 + self._axis] = -count
+        pads[5 + self._axis] = count
+        self._update("move up", pads=pads)
 
     def to_host(self) -> NDArray[np.float32]:
-        """What is held, in the worker's memory."""
-        return self._session.to_host(self._held)
+        """See `TransferableAggregator`."""
+        return self._session.to_host(self._sums)
 
-    def _replace(self, graph: str, **given: NDArray[Any] | DeviceArray) -> None:
-        self._session.run_graph(GRAPHS[graph], {"held": self._held, **given}, into=self._other)
-        self._held, self._other = self._other, self._held
+    def _update(self, graph: str, **inputs: NDArray[Any] | DeviceArray) -> None:
+        """Replaces the sums by the output of a graph that takes them and other inputs."""
+        self._session.run_graph(GRAPHS[graph], {"held": self._sums, **inputs}, into=self._other)
+        self._sums, self._other = self._other, self._sums

@@ -27,8 +27,9 @@ from inference_service.engine.model_registry import find_model
 from inference_service.engine.session_cache import SessionCache, load_session, session_warnings
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
-from inference_service.segmentation.pipeline import segment_file
-from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
+from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
+from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
+from inference_service.segmentation.volume_segmentation import segment_with_session
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +151,13 @@ def segment_locally(
         with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
             try:
                 report = segment_file(
-                    source, Path(folder), found, execution,
-                    max_voxels=settings.max_voxels, max_bytes=settings.max_input_bytes, input_options=input_options,
-                    formats=formats, sessions=sessions, clock=StageClock(), progress=progress,
-                )  # fmt: skip
+                    source,
+                    Path(folder),
+                    ModelRun(found, execution, sessions),
+                    limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
+                    options=SegmentOptions(input_options, formats),
+                    monitor=StageMonitor(progress=progress),
+                )
             except MemoryError as error:
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
             report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
@@ -218,11 +222,14 @@ def compare_precisions(
         if session.precision != each:
             raise BadRequest("; ".join(session_warnings(model, execution, session)))
         with job_threads(execution.threads) as threads:
-            segmented = segment_volume(
-                volume, model.manifest, session,
-                max_voxels=settings.max_voxels, clock=clock, threads=threads,
-                batch=session.fixed_batch_size or execution.batch_size, smaller_batch=session.fixed_batch_size is None,
-            )  # fmt: skip
+            segmented = segment_with_session(
+                volume,
+                model.manifest,
+                session,
+                batch_size=execution.batch_size,
+                max_voxels=settings.max_voxels,
+                resources=Resources(threads, monitor=StageMonitor(clock)),
+            )
         masks[each], seconds[each] = segmented.mask, round(clock.seconds["network"], 3)
     first, second = masks["fp32"], masks[precision]
     return {

@@ -1,6 +1,7 @@
-"""From a file to a mask and a report: the whole of a job that needs no server, shared by the worker and `segment`."""
+"""From a file to its mask and report: the part of a job that needs no server, shared by the worker and `segment`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.manifest import Manifest
-from inference_service.contract.report import InputReport, ModelReport, OptionsReport, Report
+from inference_service.contract.report import LabelReport, Report
 from inference_service.contract.result_files import (
     MASK_FILE,
     PREVIEW_FILE,
@@ -23,7 +24,7 @@ from inference_service.core.errors import BadRequest
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import input_sha256
 from inference_service.core.memory_budget import MemoryBudget
-from inference_service.core.progress import Progress, StageClock
+from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import RUNTIME_VERSION, Session
 from inference_service.engine.session_cache import SessionCache, session_warnings
@@ -34,126 +35,213 @@ from inference_service.formats.dicom.segmentation_writer import (
 )
 from inference_service.formats.dicom.source_references import SourceSeries
 from inference_service.formats.nifti import write_mask
-from inference_service.formats.read_limits import DEFAULT_MAX_BYTES, ReadLimits
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 from inference_service.imaging.components import find_components
-from inference_service.imaging.geometry import Box
-from inference_service.segmentation.device_aggregator import DeviceSession
+from inference_service.segmentation.job_report import input_report, model_report, options_report, scan_warnings
 from inference_service.segmentation.label_statistics import measure_labels
 from inference_service.segmentation.modality_check import check_modality
 from inference_service.segmentation.preview.page import draw_preview
-from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
+from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
+from inference_service.segmentation.volume_segmentation import VolumeSegmentation, segment_with_session
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A model, and how it is run.
+
+    Attributes:
+        model: The model.
+        execution: How its network runs.
+        sessions: Keeps its network loaded between jobs.
+    """
+
+    model: Model
+    execution: ExecutionOptions
+    sessions: SessionCache
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's manifest."""
+        return self.model.manifest
+
+    def load(self) -> Session:
+        """Returns the loaded network; raises the errors of `load_session`."""
+        return self.sessions.load(self.model, self.execution)
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """What a request asks for beside its input and its model.
+
+    Attributes:
+        input_options: What the request says about its input.
+        formats: Formats of the mask.
+        job_id: The job, from which the UIDs of DICOM objects are derived; None: a new one.
+    """
+
+    input_options: InputOptions = DEFAULT_INPUT_OPTIONS
+    formats: Sequence[OutputFormat] = ("nifti",)
+    job_id: UUID | None = None
+
+
+DEFAULT_SEGMENT_OPTIONS = SegmentOptions()
+
+
+@dataclass(frozen=True)
+class _Input:
+    """The scan as it was read.
+
+    Attributes:
+        scan: The scan.
+        sha256: See `input_sha256`.
+    """
+
+    scan: Scan
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Description:
+    """The mask on the scan's own grid, and what describes it.
+
+    Attributes:
+        mask: Shape (i, j, k), on the grid of `scan.volume`.
+        labels: Figures of each label of the manifest.
+        preview: A PNG.
+    """
+
+    mask: NDArray[np.unsignedinteger]
+    labels: list[LabelReport]
+    preview: bytes
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What the steps of one segmentation gave.
+
+    Attributes:
+        read: The scan.
+        segmentation: Its segmentation.
+        description: The mask on the scan's own grid.
+        written: The DICOM objects.
+    """
+
+    read: _Input
+    segmentation: VolumeSegmentation
+    description: _Description
+    written: list[WrittenSegmentation]
 
 
 def segment_file(
     source: Path,
     target: Path,
-    model: Model,
-    execution: ExecutionOptions,
+    model: ModelRun,
     *,
-    max_voxels: int,
-    max_bytes: int = DEFAULT_MAX_BYTES,
-    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
-    formats: Sequence[OutputFormat] = ("nifti",),
-    job_id: UUID | None = None,
-    sessions: SessionCache,
-    clock: StageClock,
-    progress: Progress = lambda stage, share: None,
+    limits: ReadLimits,
+    options: SegmentOptions = DEFAULT_SEGMENT_OPTIONS,
+    monitor: StageMonitor,
 ) -> Report:
-    """Segments one scan.
+    """Segments one scan: reads it, segments it, describes the mask, and writes the results.
 
     Args:
         source: The scan: a file, a zip or a folder.
-        target: An existing folder that gets the files of `result_files`; a zip is unpacked there, too.
-        model: What to run.
-        execution: What to run it on.
-        max_voxels: Scans that are larger, or become so on the model's grid, are refused.
-        max_bytes: So are zips and folders of more.
-        input_options: What the request says of its input.
-        formats: What the mask is written as.
-        job_id: DICOM objects have their UIDs from it; None makes a new one.
-        sessions: Loaded networks, which stay loaded for the next job.
-        clock: Takes the seconds of each stage.
-        progress: Told of every stage and window; what it raises ends the job.
+        target: An existing folder for the files of `result_files`; a zip is unpacked there, too.
+        model: The model, and how it is run.
+        limits: Larger inputs are refused, and scans that become larger on the model's grid.
+        options: What the request asks for.
+        monitor: Follows the stages.
 
     Returns:
         The report as written.
 
     Raises:
         InputError: The scan cannot be used.
-        BadRequest: The scan is not one that such a format can refer to.
+        BadRequest: A format cannot refer to this scan.
         ModelInvalid: The model cannot be used.
-        OutOfMemory: The model needs more memory than there is.
+        OutOfMemory: The job does not fit into memory.
         GpuError: The GPU has not enough memory for it, or failed.
     """
-    memory, manifest = MemoryBudget(target, execution.concurrency), model.manifest
-    progress("read", 0.0)
-    with clock.stage("read"):
-        scan = read_scan(
-            source,
-            target,
-            ReadLimits(max_voxels, max_bytes, memory.require),
-            input_options=input_options,
-            threads=execution.threads,
+    memory = MemoryBudget(target, model.execution.concurrency)
+    with monitor.stage("read"):
+        read = _read(source, target, model, replace(limits, require_memory=memory.require), options)
+    with monitor.stage("model_load"):
+        session = model.load()
+    with job_threads(model.execution.threads) as threads:
+        resources = Resources(threads, memory, monitor)
+        segmentation = segment_with_session(
+            read.scan.aligned.volume if read.scan.aligned else read.scan.volume,
+            model.manifest,
+            session,
+            batch_size=model.execution.batch_size,
+            max_voxels=limits.max_voxels,
+            resources=resources,
         )
-        _check_formats(formats, scan, manifest)
-        if input_options.modality_check:
-            check_modality(manifest.modality, scan.modality, scan.volume.voxels)
-        sha256 = input_sha256(source)
-    progress("model_load", 0.0)
-    with clock.stage("model_load"):
-        session = sessions.load(model, execution)
-    with job_threads(execution.threads) as threads:
-        segmented = segment_volume(
-            scan.aligned.volume if scan.aligned else scan.volume, manifest, session,
-            max_voxels=max_voxels, clock=clock, progress=progress,
-            batch=session.fixed_batch_size or execution.batch_size, smaller_batch=session.fixed_batch_size is None,
-            ahead=session.on_gpu,
-            on_device=DeviceSession(session) if session.aggregates_on_device else None,
-            threads=threads, memory=memory,
-        )  # fmt: skip
-        progress("report", 0.0)
-        with clock.stage("report"):
-            mask = segmented.mask
-            if scan.aligned:
-                mask = scan.aligned.restore_mask(mask)
-            components = find_components(mask, [label.value for label in manifest.labels])
-            labels = measure_labels(mask, scan.volume, manifest, components, threads=threads)
-        progress("preview", 0.0)
-        with clock.stage("preview"):
-            modality = scan.modality or manifest.modality
-            preview = draw_preview(scan.volume, mask, labels, components, modality=modality)
-        progress("write", 0.0)
-        with clock.stage("write"):
-            write_mask(target / MASK_FILE, mask, scan.grid)
-            (target / PREVIEW_FILE).write_bytes(preview)
-            uid_seed = UidSeed(job_id or uuid4(), sha256)
-            written = _write_segmentations(target, mask, scan, manifest, formats, uid_seed=uid_seed, memory=memory)
-    report = Report(
-        service_version=version("inference-service"),
-        onnxruntime_version=RUNTIME_VERSION,
-        input=_input_report(scan, sha256, segmented.cropped_to),
-        options=OptionsReport(
-            series=input_options.series,
-            tolerate=list(input_options.tolerate),
-            modality_check=input_options.modality_check,
-        ),
-        model=ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256),
-        providers=session.providers,
-        precision=session.precision,
-        windows=segmented.windows,
-        labels=labels,
-        timings_s=dict(clock.seconds),
-        files=[name for name in result_files(formats).values() if name != REPORT_FILE],
-        empty_segments=sorted({name for each in written for name in each.empty_segments}),
-        warnings=[
-            *_warnings(scan, model, execution, session),
-            *segmented.notes,
-            *dict.fromkeys(warning for each in written for warning in each.warnings),
-        ],
-    )
+        description = _describe(read.scan, segmentation.mask, model.manifest, resources)
+        with monitor.stage("write"):
+            written = _write(target, read, description, model.manifest, options, memory)
+    results = _Results(read, segmentation, description, written)
+    report = _report(model, session, options, results, monitor.clock)
     report.write(target / REPORT_FILE)
     return report
+
+
+def _read(source: Path, target: Path, model: ModelRun, limits: ReadLimits, options: SegmentOptions) -> _Input:
+    """Reads the scan, and checks that the model and the formats can be applied to it."""
+    input_options = options.input_options
+    scan = read_scan(source, target, limits, input_options=input_options, threads=model.execution.threads)
+    _check_formats(options.formats, scan, model.manifest)
+    if input_options.modality_check:
+        check_modality(model.manifest.modality, scan.modality, scan.volume.voxels)
+    return _Input(scan, input_sha256(source))
+
+
+def _describe(scan: Scan, mask: NDArray[np.unsignedinteger], manifest: Manifest, resources: Resources) -> _Description:
+    """Brings the mask back to the scan's own grid where it was aligned, measures its labels and draws the preview."""
+    with resources.monitor.stage("report"):
+        if scan.aligned:
+            mask = scan.aligned.restore_mask(mask)
+        components = find_components(mask, [label.value for label in manifest.labels])
+        labels = measure_labels(mask, scan.volume, manifest, components, threads=resources.threads)
+    with resources.monitor.stage("preview"):
+        modality = scan.modality or manifest.modality
+        preview = draw_preview(scan.volume, mask, labels, components, modality=modality)
+    return _Description(mask, labels, preview)
+
+
+def _write(
+    target: Path,
+    read: _Input,
+    description: _Description,
+    manifest: Manifest,
+    options: SegmentOptions,
+    memory: MemoryBudget,
+) -> list[WrittenSegmentation]:
+    """Writes mask, preview and the DICOM objects asked for, and returns what was written of the latter."""
+    write_mask(target / MASK_FILE, description.mask, read.scan.grid)
+    (target / PREVIEW_FILE).write_bytes(description.preview)
+    names = [SEGMENTATION_FILES[form] for form in SEGMENTATION_FILES if form in options.formats]
+    if not names:
+        return []
+    scan = read.scan
+    mask = description.mask
+    if scan.evenly_spaced:
+        memory.require(mask.nbytes)
+        mask = scan.evenly_spaced.restore_mask(mask)
+    source = SourceSeries(scan.slices, evenly_spaced=scan.evenly_spaced is None)
+    uid_seed = UidSeed(options.job_id or uuid4(), read.sha256)
+    return [
+        write_segmentation(
+            target / name,
+            mask,
+            source,
+            manifest,
+            segmentation_type=segmentation_type,
+            uid_seed=uid_seed,
+            require_memory=memory.require,
+        )
+        for name, segmentation_type in names
+    ]
 
 
 def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manifest) -> None:
@@ -166,61 +254,24 @@ def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manife
         raise BadRequest(f"request.output.formats: {wanted[0]} has segments, the model has no label but 0")
 
 
-def _write_segmentations(
-    target: Path,
-    mask: NDArray[np.unsignedinteger],
-    scan: Scan,
-    manifest: Manifest,
-    formats: Sequence[OutputFormat],
-    *,
-    uid_seed: UidSeed,
-    memory: MemoryBudget,
-) -> list[WrittenSegmentation]:
-    wanted = [SEGMENTATION_FILES[form] for form in SEGMENTATION_FILES if form in formats]
-    if not wanted:
-        return []
-    if scan.evenly_spaced:
-        memory.require(mask.nbytes)
-        mask = scan.evenly_spaced.restore_mask(mask)
-    source = SourceSeries(scan.slices, evenly_spaced=scan.evenly_spaced is None)
-    return [
-        write_segmentation(
-            target / name,
-            mask,
-            source,
-            manifest,
-            segmentation_type=segmentation_type,
-            uid_seed=uid_seed,
-            require_memory=memory.require,
-        )
-        for name, segmentation_type in wanted
-    ]
-
-
-def _warnings(scan: Scan, model: Model, execution: ExecutionOptions, session: Session) -> list[str]:
-    warnings = [f"the model: {warning}" for warning in session_warnings(model, execution, session)]
-    warnings += [f"the scan: {warning}" for warning in scan.warnings]
-    if scan.replaced_voxels:
-        warnings.append(f"{scan.replaced_voxels} voxels were NaN or infinite and got the least finite value")
-    return warnings
-
-
-def _input_report(scan: Scan, sha256: str, cropped_to: Box) -> InputReport:
-    volume = scan.volume
-    # The crop of an aligned scan is not one of its own axes.
-    cropped = scan.aligned is None and any(
-        side != slice(0, size) for side, size in zip(cropped_to, volume.shape, strict=True)
-    )
-    return InputReport(
-        kind=scan.input_format,
-        sha256=sha256,
-        shape=volume.shape,
-        spacing_mm=volume.spacing_mm,
-        orientation=volume.orientation,
-        affine=volume.affine.tolist(),
-        modality=scan.modality or None,
-        slices=len(scan.slices) or None,
-        set_aside=dict(scan.set_aside),
-        replaced_voxels=scan.replaced_voxels,
-        cropped_to=[(side.start, side.stop) for side in cropped_to] if cropped else None,
+def _report(model: ModelRun, session: Session, options: SegmentOptions, results: _Results, clock: StageClock) -> Report:
+    return Report(
+        service_version=version("inference-service"),
+        onnxruntime_version=RUNTIME_VERSION,
+        input=input_report(results.read.scan, results.read.sha256, results.segmentation.cropped_to),
+        options=options_report(options.input_options),
+        model=model_report(model.manifest),
+        providers=session.providers,
+        precision=session.precision,
+        windows=results.segmentation.windows,
+        labels=results.description.labels,
+        timings_s=dict(clock.seconds),
+        files=[name for name in result_files(options.formats).values() if name != REPORT_FILE],
+        empty_segments=sorted({name for written in results.written for name in written.empty_segments}),
+        warnings=[
+            *(f"the model: {warning}" for warning in session_warnings(model.model, model.execution, session)),
+            *scan_warnings(results.read.scan),
+            *results.segmentation.warnings,
+            *dict.fromkeys(warning for written in results.written for warning in written.warnings),
+        ],
     )

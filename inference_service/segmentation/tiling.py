@@ -1,6 +1,7 @@
-"""Where the windows of a sliding-window inference lie and how much each of their voxels counts. Pure numerics."""
+"""Where the windows of sliding-window inference lie, and how much each of their voxels counts. Pure numerics."""
 
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, prod
 from typing import Literal
 
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 Placement = Literal["snap", "even"]
 Blending = Literal["gaussian", "constant"]
 Shape = tuple[int, int, int]
+Corner = tuple[int, ...]
+"""Index (i, j, k) of a window's first voxel."""
 
 # Standard deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI).
 _SIGMA_PER_WINDOW = 1 / 8
-# Least weight, so that a voxel seen only by a window's corner is still divided by something (MONAI).
+# Lower bound of the weights, so that the total weight of a voxel that only a window's corner covers is not 0 (MONAI).
 _LEAST_WEIGHT = 1e-3
 
 
@@ -22,8 +25,8 @@ class WindowPlan:
     """Where the windows of one volume lie.
 
     Attributes:
-        axes: The volume's axes, that along which finished planes leave first.
-        pads: Voxels to add before and after each axis, so that a window fits.
+        axes: The volume's axes, `stream_axis` first.
+        pads: Voxels added before and after each axis, so that a window fits.
         starts: Along each axis, the first index of each window in the padded volume.
     """
 
@@ -33,24 +36,30 @@ class WindowPlan:
 
     @property
     def stream_axis(self) -> int:
-        """The axis along which finished planes leave."""
+        """The axis along which the windows advance last, and along which finished planes leave."""
         return self.axes[0]
 
     @property
     def count(self) -> int:
-        """How many windows there are."""
+        """Number of windows."""
         return prod(len(starts) for starts in self.starts)
+
+    def corners(self) -> list[Corner]:
+        """Returns the corners of all windows in the padded volume, ordered by their start along `stream_axis`."""
+        ordered = product(*(self.starts[axis] for axis in self.axes))
+        positions = [self.axes.index(axis) for axis in range(3)]
+        return [tuple(corner[position] for position in positions) for corner in ordered]
 
 
 def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placement) -> WindowPlan:
     """Places windows so that they cover a volume.
 
-    The windows advance last along the axis that is longest in windows: then the fewest logits are held at a time.
+    The windows advance last along the axis that is longest in windows, so that the fewest logits are held at a time.
 
     Args:
-        shape: Voxels of the volume.
-        window: Voxels of a window; may exceed the volume.
-        overlap: Share of a window that its neighbour covers again, in [0, 1).
+        shape: Voxels of the volume along each axis.
+        window: Voxels of a window along each axis; may exceed the volume.
+        overlap: Share of a window that its neighbour covers too, in [0, 1).
         placement: See `window_starts`.
 
     >>> plan_windows((4, 10, 3), (4, 4, 4), 0.25, "snap")
@@ -66,15 +75,18 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
 
 
 def window_starts(size: int, window: int, overlap: float, placement: Placement) -> list[int]:
-    """First index of each window along one axis.
+    """Returns the first index of each window along one axis.
 
     Args:
         size: Voxels along the axis; at least `window` (a smaller volume is padded first, see `padding`).
         window: Voxels of a window.
-        overlap: Share of a window that its neighbour covers again, in [0, 1).
-        placement: "snap" goes in fixed steps and pushes the last window back inside (MONAI's dense_patch_slices);
-            "even" takes the fewest windows whose step does not exceed that one, and spreads them equally (nnU-Net's
-            compute_steps_for_sliding_window).
+        overlap: Share of a window that its neighbour covers too, in [0, 1).
+        placement: "snap" takes a fixed step and moves the last window back inside the volume (MONAI's
+            dense_patch_slices); "even" takes the fewest windows whose step does not exceed that one, at equal steps
+            (nnU-Net's compute_steps_for_sliding_window).
+
+    Raises:
+        ValueError: The axis is shorter than a window.
 
     >>> window_starts(10, 4, 0.25, "snap"), window_starts(10, 4, 0.25, "even")
     ([0, 3, 6], [0, 3, 6])
@@ -91,7 +103,7 @@ def window_starts(size: int, window: int, overlap: float, placement: Placement) 
 
 
 def padding(size: int, window: int) -> tuple[int, int]:
-    """Voxels to add before and after an axis so that a window fits: the smaller half first (MONAI, nnU-Net).
+    """Voxels to add before and after an axis so that a window fits; the smaller half comes first (MONAI, nnU-Net).
 
     >>> padding(3, 8), padding(9, 8)
     ((2, 3), (0, 0))
@@ -101,11 +113,12 @@ def padding(size: int, window: int) -> tuple[int, int]:
 
 
 def importance_map(window: Shape, blending: Blending) -> NDArray[np.float32]:
-    """Weight of each voxel of a window where windows overlap.
+    """Returns the weight of each voxel of a window where windows overlap.
 
     Args:
-        window: Voxels of a window.
-        blending: "gaussian" centres a Gaussian of an eighth of the window; "constant" weighs all voxels alike.
+        window: Voxels of a window along each axis.
+        blending: "gaussian": a Gaussian around the window's centre, whose standard deviation is an eighth of the
+            window; "constant": equal weights.
 
     Returns:
         Shape `window`, in (0, 1].

@@ -1,129 +1,136 @@
-"""From a volume to its mask: preprocess, run windows, map to the native grid, postprocess."""
+"""From a volume to its mask: preprocessing, sliding window, labels on the native grid, postprocessing."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from inference_service.contract.manifest import Manifest
-from inference_service.core.memory_budget import MemoryBudget
-from inference_service.core.progress import Progress, StageClock
-from inference_service.core.threads import SINGLE_THREAD, ThreadPool
+from inference_service.engine.session import Session
 from inference_service.imaging.geometry import Box, Volume
 from inference_service.segmentation.crop import crop_box
+from inference_service.segmentation.device_aggregator import DeviceSession
 from inference_service.segmentation.label_decision import decide_labels
 from inference_service.segmentation.native_grid import write_native_labels
+from inference_service.segmentation.network import SINGLE_WINDOWS, Batching, DeviceNetwork, Network
 from inference_service.segmentation.postprocessing import postprocess
 from inference_service.segmentation.preprocessing import preprocess
-from inference_service.segmentation.sliding_window import DeviceNetwork, Network, stream_logits
-from inference_service.segmentation.tiling import plan_windows
+from inference_service.segmentation.resources import Resources
+from inference_service.segmentation.sliding_window import StreamHooks, stream_logits
+from inference_service.segmentation.tiling import WindowPlan, plan_windows
 
-# Divided by their weights, two by two; held by the mapping; on their way to it.
+# Planes of logits beside the sums: those that are being divided, those that native_grid holds, and those in between.
 _PLANES_UNDER_WAY = 6
-
-
-@contextmanager
-def job_threads(count: int) -> Iterator[ThreadPool]:
-    """The threads of one job, and none but them: BLAS has its own, which would fight with these for the cores."""
-    with threadpool_limits(1, user_api="blas"), ThreadPool(count) as threads:
-        yield threads
 
 
 @dataclass(frozen=True)
 class VolumeSegmentation:
-    """What becomes of a volume.
+    """The segmentation of one volume.
 
     Attributes:
-        mask: On the volume's own grid, with the least dtype that holds the labels.
-        windows: How many windows were run.
-        cropped_to: The part of the volume that was looked at.
-        notes: What had to be done differently than usual, in words.
+        mask: Labels on the volume's own grid, shape (i, j, k), in the smallest unsigned dtype that holds them.
+        windows: Number of windows that cover the volume.
+        cropped_to: The part of the volume that was segmented; outside of it the mask is 0.
+        warnings: Sentences for the report, on arrays that did not fit into memory.
     """
 
     mask: NDArray[np.unsignedinteger]
     windows: int
     cropped_to: Box
-    notes: list[str]
+    warnings: list[str]
+
+
+def segment_with_session(
+    volume: Volume, manifest: Manifest, session: Session, *, batch_size: int, max_voxels: int, resources: Resources
+) -> VolumeSegmentation:
+    """Segments one volume as a loaded session allows: in its batches, and ahead of or on its GPU.
+
+    Args:
+        volume: The scan; its values are finite.
+        manifest: Describes the network's input and output.
+        session: The loaded model.
+        batch_size: Windows in each run, where the model's own batch dimension is free.
+        max_voxels: Scans that become larger on the model's grid are refused.
+        resources: What the job runs with.
+
+    Raises:
+        InputTooLarge, OutOfMemory, GpuOutOfMemory, ModelInvalid: See `segment_volume`.
+    """
+    fixed = session.fixed_batch_size
+    batching = Batching(fixed or batch_size, may_shrink=fixed is None, run_ahead=session.on_gpu)
+    network = DeviceSession(session) if session.aggregates_on_device else session
+    return segment_volume(volume, manifest, network, max_voxels=max_voxels, batching=batching, resources=resources)
 
 
 def segment_volume(
     volume: Volume,
     manifest: Manifest,
-    network: Network,
+    network: Network | DeviceNetwork,
     *,
     max_voxels: int,
-    clock: StageClock,
-    progress: Progress = lambda stage, share: None,
-    batch: int = 1,
-    smaller_batch: bool = True,
-    ahead: bool = False,
-    on_device: DeviceNetwork | None = None,
-    threads: ThreadPool = SINGLE_THREAD,
-    memory: MemoryBudget | None = None,
+    batching: Batching = SINGLE_WINDOWS,
+    resources: Resources | None = None,
 ) -> VolumeSegmentation:
     """Segments one volume in memory.
 
     Args:
         volume: The scan; its values are finite.
-        manifest: How the network is fed and what its outputs stand for.
-        network: The loaded model.
+        manifest: Describes the network's input and output.
+        network: The loaded network.
         max_voxels: Scans that become larger on the model's grid are refused.
-        clock: Takes the seconds of each stage.
-        progress: Told of every stage and window.
-        batch: Windows that the network is given at a time.
-        smaller_batch: Whether it takes fewer too.
-        ahead: Whether it runs while the results before are added up.
-        on_device: The same network, where its logits are added up where it runs.
-        threads: For all that is not the network.
-        memory: What there is of it; None asks the machine.
+        batching: How windows are batched.
+        resources: What the job runs with; None: the calling thread, and the machine's memory.
 
     Raises:
-        InputTooLarge: The model's grid would be larger than that.
-        OutOfMemory: The job needs more memory than there is.
-        GpuError: The GPU has not enough memory for it, or failed.
+        InputTooLarge: The scan on the model's grid is too large.
+        OutOfMemory, GpuOutOfMemory: The job does not fit into memory.
+        ModelInvalid: The network's logits are not finite, or of another shape than the manifest's.
     """
-    memory = memory or MemoryBudget()
+    resources = resources or Resources()
     values = [label.value for label in manifest.labels]
     dtype = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
     mask = np.zeros(volume.shape, dtype=dtype, order="F")
-    progress("preprocess", 0.0)
-    with clock.stage("preprocess"):
-        kept = crop_box(volume, manifest.crop)
+    with resources.monitor.stage("preprocess"):
+        crop = crop_box(volume, manifest.crop)
         prepared = preprocess(
-            volume.cropped(kept), manifest, max_voxels=max_voxels, threads=threads,
-            # The mask's zeros take no memory before they are written.
-            require=lambda size_bytes: memory.require(size_bytes + mask.nbytes),
-        )  # fmt: skip
+            volume.cropped(crop),
+            manifest,
+            max_voxels=max_voxels,
+            # The mask's zeros take no memory until they are written.
+            require=lambda size_bytes: resources.memory.require(size_bytes + mask.nbytes),
+            threads=resources.threads,
+        )
     plan = plan_windows(prepared.image.shape, manifest.window, manifest.overlap, manifest.placement)
+    hooks = _hooks(plan, mask.nbytes, resources)
     planes = stream_logits(
-        prepared.image, network, manifest, plan,
-        batch=batch, smaller_batch=smaller_batch, ahead=ahead, on_device=on_device, threads=threads,
-        allocate=lambda shape: memory.allocate(
-            shape, reserved_bytes=mask.nbytes + _planes_bytes(shape, plan.stream_axis)
-        ),
-        network_time=lambda: clock.stage("network"),
-        on_window=lambda done: progress("windows", done / plan.count),
-    )  # fmt: skip
+        prepared.image, network, manifest, plan, batching=batching, threads=resources.threads, hooks=hooks
+    )
+    clock = resources.monitor.clock
     with clock.stage("map"):
         write_native_labels(
             clock.timed("windows", planes),
             depth=prepared.image.shape[plan.stream_axis],
             decide=partial(decide_labels, activation=manifest.activation, values=values, dtype=dtype),
-            target=np.moveaxis(prepared.reorientation.apply(mask[kept]), plan.stream_axis, 0),
+            target=np.moveaxis(prepared.reorientation.apply(mask[crop]), plan.stream_axis, 0),
             kinds=[prepared.logits_kinds[axis] for axis in plan.axes],
-            threads=threads,
+            threads=resources.threads,
         )
-    progress("postprocess", 0.0)
-    with clock.stage("postprocess"):
+    with resources.monitor.stage("postprocess"):
         postprocess(mask, manifest.postprocessing, voxel_volume_ml=volume.voxel_volume_ml)
-    return VolumeSegmentation(mask, plan.count, kept, memory.warnings)
+    return VolumeSegmentation(mask, plan.count, crop, resources.memory.warnings)
 
 
-def _planes_bytes(held: tuple[int, ...], axis: int) -> int:
-    """What planes take on their way from the logits held, of shape (labels, i, j, k), to the scan's grid."""
-    return 4 * prod(held) // held[axis + 1] * _PLANES_UNDER_WAY
+def _hooks(plan: WindowPlan, mask_bytes: int, resources: Resources) -> StreamHooks:
+    """The hooks of the sliding window: memory for its sums, and its part of the job's progress and times."""
+
+    def allocate(sums_shape: tuple[int, ...]) -> NDArray[np.float32]:
+        plane_bytes = 4 * prod(sums_shape) // sums_shape[plan.stream_axis + 1]
+        return resources.memory.allocate(sums_shape, reserved_bytes=mask_bytes + plane_bytes * _PLANES_UNDER_WAY)
+
+    return StreamHooks(
+        allocate=allocate,
+        network_time=lambda: resources.monitor.clock.stage("network"),
+        on_window=lambda done: resources.monitor.progress("windows", done / plan.count),
+    )

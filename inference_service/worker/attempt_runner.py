@@ -24,11 +24,13 @@ from inference_service.core.files import input_sha256
 from inference_service.core.progress import StageClock
 from inference_service.core.retry import retrying
 from inference_service.engine.model_registry import Model, find_model
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.lease import Lease, LeaseLost
 from inference_service.jobs.object_storage import DISK_FULL
 from inference_service.jobs.result_store import ResultStore
-from inference_service.segmentation.pipeline import segment_file
+from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
+from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
 
 logger = logging.getLogger(__name__)
@@ -193,16 +195,14 @@ class AttemptRunner:
         report = segment_file(
             work.source,
             work.source.parent,
-            work.model,
-            self._execution,
-            max_voxels=settings.max_voxels,
-            max_bytes=settings.max_input_bytes,
-            input_options=InputOptions(work.request.input.series, options.tolerate, options.modality_check),
-            formats=work.request.output.formats,
-            job_id=self._claim.job_id,
-            sessions=self._context.sessions,
-            clock=self._clock,
-            progress=work.lease.progress,
+            ModelRun(work.model, self._execution, self._context.sessions),
+            limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
+            options=SegmentOptions(
+                InputOptions(work.request.input.series, options.tolerate, options.modality_check),
+                work.request.output.formats,
+                self._claim.job_id,
+            ),
+            monitor=StageMonitor(self._clock, work.lease.progress),
         )
         work.lease.progress("store", 0.0)
         with self._clock.stage("store"):

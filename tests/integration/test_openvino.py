@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from inference_service.contract.manifest import Manifest
 from inference_service.core.execution import CPU, OPENVINO, ExecutionOptions, Precision
 from inference_service.core.host import has_bfloat16
-from inference_service.core.progress import StageClock
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model
 from inference_service.engine.providers import probe_providers
@@ -24,7 +23,8 @@ from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.local_run import compare_precisions
-from inference_service.segmentation.pipeline import segment_file
+from inference_service.segmentation.pipeline import ModelRun, segment_file
+from inference_service.segmentation.resources import StageMonitor
 
 pytestmark = pytest.mark.skipif(
     # Where it is asked for, its absence is a failure.
@@ -152,11 +152,9 @@ def test_a_scan_is_segmented_on_it(tmp_path: Path, model: Model, precision: Prec
         report = segment_file(
             tmp_path / "scan.nii.gz",
             target,
-            model,
-            execution,
-            max_voxels=10**6,
-            sessions=SessionCache(),
-            clock=StageClock(),
+            ModelRun(model, execution, SessionCache()),
+            limits=ReadLimits(10**6),
+            monitor=StageMonitor(),
         )
         assert report.providers[0] == name
         assert report.warnings == []

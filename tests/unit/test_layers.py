@@ -55,7 +55,7 @@ HOMES: dict[str, set[str]] = {
         "worker.metrics",
     },
     "tenacity": {"core.retry"},
-    "threadpoolctl": {"segmentation.volume_segmentation"},
+    "threadpoolctl": {"segmentation.resources"},
 }
 # A client's installation lacks these.
 WORKERS_PART = (

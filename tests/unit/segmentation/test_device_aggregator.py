@@ -18,14 +18,16 @@ from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import MASK_FILE
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid
 from inference_service.core.execution import CPU, CUDA, TENSORRT, ExecutionOptions, GpuOptions
-from inference_service.core.progress import StageClock
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.nifti import write_volume
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.segmentation.device_aggregator import GRAPHS, TEXTS, DeviceAggregator, DeviceSession
-from inference_service.segmentation.pipeline import segment_file
+from inference_service.segmentation.network import SINGLE_WINDOWS, Batching, Network
+from inference_service.segmentation.pipeline import ModelRun, segment_file
+from inference_service.segmentation.resources import StageMonitor
 from inference_service.segmentation.sliding_window import stream_logits
 from inference_service.segmentation.tiling import Shape, plan_windows
 
@@ -55,10 +57,10 @@ def noise(shape: Shape) -> NDArray[np.float32]:
 
 
 def streamed(
-    shape: Shape, manifest: Manifest, session: Session, on_device: DeviceSession | None, **options: Any
+    shape: Shape, manifest: Manifest, network: Network | DeviceSession, batching: Batching = SINGLE_WINDOWS
 ) -> NDArray[np.float32]:
     plan = plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
-    return np.stack(list(stream_logits(noise(shape), session, manifest, plan, on_device=on_device, **options)))
+    return np.stack(list(stream_logits(noise(shape), network, manifest, plan, batching=batching)))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -89,18 +91,18 @@ def test_sums_are_the_hosts(
 ) -> None:
     session = session_of()
     manifest = make_manifest(window=window, overlap=overlap, values=LABELS, mirror_axes=mirror_axes)
-    here = streamed(shape, manifest, session, None)
-    there = streamed(shape, manifest, session, DeviceSession(session), batch=batch, ahead=ahead)
+    here = streamed(shape, manifest, session)
+    there = streamed(shape, manifest, DeviceSession(session), Batching(batch, run_ahead=ahead))
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_is_added_up_in_full(make_manifest: MakeManifest) -> None:
     half, full = session_of(TensorProto.FLOAT16), session_of()
     manifest = make_manifest(window=(4, 5, 3), values=LABELS, mirror_axes=(1,))
-    there = streamed((9, 6, 8), manifest, half, DeviceSession(half), batch=2)
+    there = streamed((9, 6, 8), manifest, DeviceSession(half), Batching(2))
     assert there.dtype == np.float32
-    np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, half, None), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, full, None), rtol=HALF_RTOL, atol=20 * HALF_RTOL)
+    np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, half), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, full), rtol=HALF_RTOL, atol=20 * HALF_RTOL)
 
 
 @pytest.mark.parametrize("steps", range(0, 24))
@@ -128,12 +130,13 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
         return empty(self, shape)
 
     session, manifest = session_of(), make_manifest(window=(4, 3, 3), values=LABELS, overlap=0.25)
-    expected = streamed((11, 6, 5), manifest, session, None)
+    expected = streamed((11, 6, 5), manifest, session)
     monkeypatch.setattr(Session, "run_graph", run_until_full)
     monkeypatch.setattr(Session, "empty_on_device", empty_until_full)
-    there = streamed((11, 6, 5), manifest, session, DeviceSession(session))
+    there = streamed((11, 6, 5), manifest, DeviceSession(session))
     np.testing.assert_allclose(there, expected, rtol=1e-5, atol=1e-5)
-    assert caplog.text.count("logits are added up in the worker's memory, not where the network runs") == (left < 0)
+    warning = "logits are aggregated in the worker's memory instead of the network's device"
+    assert caplog.text.count(warning) == (left < 0)
     assert left < 0 or steps > 20
 
 
@@ -156,7 +159,7 @@ def test_a_result_keeps_no_input_of_its_run() -> None:
 def test_what_is_not_finite_is_an_invalid_model(make_manifest: MakeManifest) -> None:
     session = session_of(value=float("nan"))
     with pytest.raises(ModelInvalid, match="not finite"):
-        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, DeviceSession(session))
+        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), DeviceSession(session))
 
 
 def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
@@ -168,7 +171,7 @@ def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
     monkeypatch.setattr(Session, "run_on_device", full)
     session = session_of()
     with pytest.raises(GpuOutOfMemory, match="too large"):
-        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), session, DeviceSession(session), batch=4)
+        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), DeviceSession(session), Batching(4))
 
 
 @pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
@@ -185,6 +188,7 @@ def test_a_whole_job_gives_the_same_mask(
     scan = tmp_path / "scan.nii.gz"
     write_volume(scan, chest_phantom((24, 20, 12), (17.0, 20.0, 25.0)))
     model = make_model(spacing_mm=(20.0, 20.0, 20.0))
+    model_run = ModelRun(model, ExecutionOptions((CPU,)), SessionCache())
     added = 0
 
     def add(self: DeviceAggregator, *given: Any) -> None:
@@ -195,10 +199,7 @@ def test_a_whole_job_gives_the_same_mask(
     def masked(name: str) -> bytes:
         folder = tmp_path / name
         folder.mkdir()
-        report = segment_file(
-            scan, folder, model, ExecutionOptions((CPU,)), max_voxels=2**20,
-            sessions=SessionCache(), clock=StageClock(),
-        )  # fmt: skip
+        report = segment_file(scan, folder, model_run, limits=ReadLimits(2**20), monitor=StageMonitor())
         assert added == (report.windows if name == "device" else 0)
         return (folder / MASK_FILE).read_bytes()
 

@@ -24,8 +24,10 @@ from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import Stage, StageClock, overall_progress
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import SessionCache
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Affine, Volume
-from inference_service.segmentation.pipeline import segment_file
+from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
+from inference_service.segmentation.resources import Resources, StageMonitor
 from inference_service.segmentation.volume_segmentation import segment_volume
 
 MakeManifest = Callable[..., Manifest]
@@ -38,6 +40,7 @@ WORLD_SPACING_MM = {"L": 0.8, "R": 0.8, "P": 1.5, "A": 1.5, "I": 3.0, "S": 3.0}
 MODEL_ORIENTATION = "SPL"
 WINDOW = (5, 4, 3)
 CPU = ExecutionOptions(("CPUExecutionProvider",), threads=1)
+LIMITS = ReadLimits(10**6)
 GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units", "dim",
@@ -79,7 +82,7 @@ def spacing_of(orientation: str) -> list[float]:
 
 
 def segment(volume: Volume, manifest: Manifest, *values: float) -> NDArray[np.unsignedinteger]:
-    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6, clock=StageClock()).mask
+    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6).mask
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -108,7 +111,7 @@ def test_network_sees_the_scan_along_its_own_axes(
         orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION), window=expected.shape
     )
     network = NearestValueNetwork(0, 1, 2, 3)
-    segmented = segment_volume(volume, manifest, network, max_voxels=10**6, clock=StageClock())
+    segmented = segment_volume(volume, manifest, network, max_voxels=10**6)
     assert segmented.windows == len(network.images) == 1
     assert np.array_equal(network.images[0], expected)
     assert np.array_equal(segmented.mask, volume.voxels)
@@ -164,9 +167,7 @@ def test_thick_slices_are_taken_apart_on_the_way_back_too(make_manifest: MakeMan
 def test_sigmoid_channels_write_over_earlier_ones(make_manifest: MakeManifest) -> None:
     voxels = label_scan((7, 4, 5))
     manifest = make_manifest(activation="sigmoid", values=(2, 300, 1), window=WINDOW)
-    mask = segment_volume(
-        Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6, clock=StageClock()
-    ).mask
+    mask = segment_volume(Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6).mask
     assert mask.dtype == np.uint16
     assert np.array_equal(mask, np.array([0, 2, 1, 1])[voxels])
 
@@ -212,8 +213,14 @@ def write_scan(path: Path, voxels: NDArray[np.generic], affine: Affine, *, qform
     nibabel.save(image, path)
 
 
+def model_run(model: Model) -> ModelRun:
+    return ModelRun(model, CPU, SessionCache())
+
+
 def run(source: Path, target: Path, model: Model, execution: ExecutionOptions = CPU) -> Report:
-    return segment_file(source, target, model, execution, max_voxels=10**6, sessions=SessionCache(), clock=StageClock())
+    return segment_file(
+        source, target, ModelRun(model, execution, SessionCache()), limits=LIMITS, monitor=StageMonitor()
+    )
 
 
 @pytest.mark.parametrize(("qform", "sform"), [(1, 2), (1, 0), (0, 3), (4, 4)])
@@ -244,7 +251,9 @@ def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine:
     source = tmp_path / "scan.nii"
     write_scan(source, voxels, affine)
     clock = StageClock()
-    report = segment_file(source, tmp_path, model, CPU, max_voxels=voxels.size, sessions=SessionCache(), clock=clock)
+    report = segment_file(
+        source, tmp_path, model_run(model), limits=ReadLimits(voxels.size), monitor=StageMonitor(clock)
+    )
     assert report == Report.model_validate_json((tmp_path / REPORT_FILE).read_bytes())
     assert report.input.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert report.input.shape == (7, 4, 5)
@@ -272,7 +281,7 @@ def test_voxels_that_are_not_finite_are_told_of(tmp_path: Path, model: Model, ob
     voxels[1, 2, 3], voxels[4, 3, 2] = np.nan, np.inf
     write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
     report = run(tmp_path / "scan.nii", tmp_path, model)
-    assert report.warnings == ["2 voxels were NaN or infinite and got the least finite value"]
+    assert report.warnings == ["2 voxels were NaN or infinite; they were set to the lowest finite value"]
     mask = np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj)
     assert mask[1, 2, 3] == mask[4, 3, 2] == 0
 
@@ -308,18 +317,19 @@ def test_model_that_is_not_what_its_manifest_says_is_refused(
 def test_larger_scans_are_refused(tmp_path: Path, model: Model) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     with pytest.raises(InputTooLarge, match="140 voxels"):
-        segment_file(
-            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=139, sessions=SessionCache(), clock=StageClock()
-        )
+        segment_file(tmp_path / "scan.nii", tmp_path, model_run(model), limits=ReadLimits(139), monitor=StageMonitor())
 
 
 def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
     told: list[tuple[Stage, float]] = []
     report = segment_file(
-        tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, sessions=SessionCache(), clock=StageClock(),
-        progress=lambda stage, share: told.append((stage, share)),
-    )  # fmt: skip
+        tmp_path / "scan.nii",
+        tmp_path,
+        model_run(model),
+        limits=LIMITS,
+        monitor=StageMonitor(progress=lambda stage, share: told.append((stage, share))),
+    )
     assert [share for stage, share in told if stage == "windows"] == pytest.approx(
         [(done + 1) / report.windows for done in range(report.windows)]
     )
@@ -344,14 +354,7 @@ def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, mo
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     with pytest.raises(Cancelled):
         segment_file(
-            tmp_path / "scan.nii",
-            tmp_path,
-            model,
-            CPU,
-            max_voxels=10**6,
-            sessions=SessionCache(),
-            clock=StageClock(),
-            progress=progress,
+            tmp_path / "scan.nii", tmp_path, model_run(model), limits=LIMITS, monitor=StageMonitor(progress=progress)
         )
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
@@ -378,7 +381,7 @@ def test_intensities_are_those_of_the_cropped_scan(make_manifest: MakeManifest) 
     z_score = [{"name": "CT", "intensity": {"kind": "z_score"}}]
     manifest = make_manifest(channels=z_score, crop={"kind": "nonzero"}, window=(3, 4, 3), values=(0, 1))
     network = NearestValueNetwork(0, 1)
-    segment_volume(Volume(voxels, np.eye(4)), manifest, network, max_voxels=10**6, clock=StageClock())
+    segment_volume(Volume(voxels, np.eye(4)), manifest, network, max_voxels=10**6)
     (image,) = network.images
     assert image.mean() == pytest.approx(0, abs=1e-5)
     assert image.std() == pytest.approx(1, abs=1e-5)
@@ -400,13 +403,16 @@ def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_mani
     network = NearestValueNetwork(0, 1, 2, 3)
     with pytest.raises(OutOfMemory, match=r"need 128 MiB of memory more, and this worker has 128 MiB"):
         segment_volume(
-            Volume(label_scan((7, 4, 5)), np.eye(4)), make_manifest(), network,
-            max_voxels=10**6, clock=StageClock(), memory=MemoryBudget(available=lambda jobs: 128 * 2**20),
-        )  # fmt: skip
+            Volume(label_scan((7, 4, 5)), np.eye(4)),
+            make_manifest(),
+            network,
+            max_voxels=10**6,
+            resources=Resources(memory=MemoryBudget(available=lambda jobs: 128 * 2**20)),
+        )
     assert network.images == []
 
 
-def test_logits_on_disk_give_the_same_mask_and_a_note(tmp_path: Path, make_manifest: MakeManifest) -> None:
+def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_manifest: MakeManifest) -> None:
     class Shrinking:
         """Memory that the network takes for itself."""
 
@@ -419,12 +425,15 @@ def test_logits_on_disk_give_the_same_mask_and_a_note(tmp_path: Path, make_manif
 
     voxels = label_scan((17, 4, 5))
     segmented = segment_volume(
-        Volume(voxels, np.eye(4)), make_manifest(), NearestValueNetwork(0, 1, 2, 3),
-        max_voxels=10**6, clock=StageClock(), memory=MemoryBudget(tmp_path, available=Shrinking()),
-    )  # fmt: skip
+        Volume(voxels, np.eye(4)),
+        make_manifest(),
+        NearestValueNetwork(0, 1, 2, 3),
+        max_voxels=10**6,
+        resources=Resources(memory=MemoryBudget(tmp_path, available=Shrinking())),
+    )
     assert np.array_equal(segmented.mask, voxels)
-    (note,) = segmented.notes
-    assert note.endswith("they were kept on disk")
+    (warning,) = segmented.warnings
+    assert warning.endswith("they were kept on disk")
 
 
 def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
@@ -432,9 +441,13 @@ def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tm
     seen: list[Stage] = []
     with pytest.raises(BadRequest, match=r"request.output.formats: dicom-seg refers to the slices of a DICOM series"):
         segment_file(
-            tmp_path / "scan.nii", tmp_path, model, CPU, max_voxels=10**6, formats=["nifti", "dicom-seg"],
-            sessions=SessionCache(), clock=StageClock(), progress=lambda stage, share: seen.append(stage),
-        )  # fmt: skip
+            tmp_path / "scan.nii",
+            tmp_path,
+            model_run(model),
+            limits=LIMITS,
+            options=SegmentOptions(formats=["nifti", "dicom-seg"]),
+            monitor=StageMonitor(progress=lambda stage, share: seen.append(stage)),
+        )
     assert set(seen) == {"read"}
 
 
@@ -448,9 +461,13 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     formats: tuple[OutputFormat, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
     (tmp_path / "out").mkdir()
     report = segment_file(
-        tmp_path / "in", tmp_path / "out", make_model(**fields), CPU, max_voxels=10**6, formats=formats,
-        input_options=InputOptions(tolerate=("uneven_spacing",)), sessions=SessionCache(), clock=StageClock(),
-    )  # fmt: skip
+        tmp_path / "in",
+        tmp_path / "out",
+        model_run(make_model(**fields)),
+        limits=LIMITS,
+        options=SegmentOptions(InputOptions(tolerate=("uneven_spacing",)), formats),
+        monitor=StageMonitor(),
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
     assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]
     assert report.empty_segments == ["label 2"]

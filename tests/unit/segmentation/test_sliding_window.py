@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, OutOfMemory
 from inference_service.core.threads import ThreadPool
-from inference_service.segmentation.sliding_window import Network, stream_logits, zeros_in_memory
+from inference_service.segmentation.network import Batching, Network
+from inference_service.segmentation.sliding_window import StreamHooks, stream_logits, zeros_in_memory
 from inference_service.segmentation.tiling import Shape, WindowPlan, importance_map, plan_windows
 
 MakeManifest = Callable[..., Manifest]
@@ -148,7 +149,7 @@ def test_windows_are_counted(make_manifest: MakeManifest) -> None:
     manifest = make_manifest(values=(0, 1))
     plan = plan_for((11, 6, 5), manifest)
     counts: list[int] = []
-    list(stream_logits(noise((11, 6, 5)), ValueNetwork(), manifest, plan, on_window=counts.append))
+    list(stream_logits(noise((11, 6, 5)), ValueNetwork(), manifest, plan, hooks=StreamHooks(on_window=counts.append)))
     assert counts == list(range(1, plan.count + 1))
     assert plan.count > 10
 
@@ -163,8 +164,9 @@ def test_what_on_window_raises_ends_the_run(make_manifest: MakeManifest) -> None
 
     manifest = make_manifest(values=(0, 1))
     network = ValueNetwork()
+    plan = plan_for((11, 6, 5), manifest)
     with pytest.raises(Stop):
-        list(stream_logits(noise((11, 6, 5)), network, manifest, plan_for((11, 6, 5), manifest), on_window=stop))
+        list(stream_logits(noise((11, 6, 5)), network, manifest, plan, hooks=StreamHooks(on_window=stop)))
     assert len(network.windows) == 3
 
 
@@ -196,7 +198,7 @@ def test_batches_are_of_one_size_and_give_what_single_windows_do(
             return super().run(windows)
 
     image = noise(shape)
-    planes = np.stack(list(stream_logits(image, Batches(window), manifest, plan, batch=batch)))
+    planes = np.stack(list(stream_logits(image, Batches(window), manifest, plan, batching=Batching(batch))))
     assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork(window), manifest, plan))))
     assert sizes == [batch] * ceil(plan.count / batch)
 
@@ -223,7 +225,9 @@ def test_a_network_that_runs_ahead_gives_the_same(make_manifest: MakeManifest, b
             assert changed.wait_for(lambda: started >= expected, timeout=30)
             assert started == expected
 
-    planes = stream_logits(image, Ahead((4, 4, 4)), manifest, plan, batch=batch, ahead=True, on_window=see_the_next_one)
+    batching = Batching(batch, run_ahead=True)
+    hooks = StreamHooks(on_window=see_the_next_one)
+    planes = stream_logits(image, Ahead((4, 4, 4)), manifest, plan, batching=batching, hooks=hooks)
     alone = stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan)
     assert np.array_equal(np.stack(list(planes)), np.stack(list(alone)))
     assert started == runs
@@ -245,8 +249,10 @@ def test_what_ends_the_work_waits_for_a_run_that_is_ahead(make_manifest: MakeMan
 
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
     plan = plan_for((11, 6, 5), manifest)
+    batching = Batching(run_ahead=True)
+    hooks = StreamHooks(on_window=stop)
     with pytest.raises(KeyError):
-        list(stream_logits(noise((11, 6, 5)), Slow((4, 4, 4)), manifest, plan, ahead=True, on_window=stop))
+        list(stream_logits(noise((11, 6, 5)), Slow((4, 4, 4)), manifest, plan, batching=batching, hooks=hooks))
     assert running == 0
 
 
@@ -265,7 +271,8 @@ def test_batches_that_do_not_fit_into_memory_are_halved(
 
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
     image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
-    planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batch=8, ahead=ahead)))
+    batching = Batching(8, run_ahead=ahead)
+    planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batching=batching)))
     assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan))))
     assert sizes == [8, 4] + [2] * ceil(plan.count / 2)
     assert "a batch of 4 windows does not fit into memory: 2 from now on" in caplog.text
@@ -280,7 +287,7 @@ def test_a_fixed_batch_that_does_not_fit_into_memory_is_out_of_memory(make_manif
     manifest = make_manifest(values=(0, 1))
     plan = plan_for((6, 5, 4), manifest)
     with pytest.raises(OutOfMemory, match="too large"):
-        list(stream_logits(noise((6, 5, 4)), Fixed(), manifest, plan, batch=4, smaller_batch=False))
+        list(stream_logits(noise((6, 5, 4)), Fixed(), manifest, plan, batching=Batching(4, may_shrink=False)))
 
 
 @pytest.mark.parametrize("wrong", [(1, 2, 5, 4, 3), (3, 2, 5, 4, 3), (2, 1, 5, 4, 3), (2, 2, 5, 4, 4)])
@@ -293,7 +300,7 @@ def test_a_network_that_gives_another_shape_is_an_invalid_model(
 
     manifest = make_manifest(values=(0, 1))
     with pytest.raises(ModelInvalid, match="of shape"):
-        list(stream_logits(noise((9, 6, 5)), Wrong(), manifest, plan_for((9, 6, 5), manifest), batch=2))
+        list(stream_logits(noise((9, 6, 5)), Wrong(), manifest, plan_for((9, 6, 5), manifest), batching=Batching(2)))
 
 
 def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_manifest: MakeManifest) -> None:
@@ -303,7 +310,7 @@ def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_man
 
     manifest = make_manifest(values=(0, 1))
     with pytest.raises(OutOfMemory, match="too large"):
-        list(stream_logits(noise((6, 5, 4)), Full(), manifest, plan_for((6, 5, 4), manifest), batch=4))
+        list(stream_logits(noise((6, 5, 4)), Full(), manifest, plan_for((6, 5, 4), manifest), batching=Batching(4)))
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0, 0, 0), (0, 1, 4, 2, 1)])
@@ -344,7 +351,8 @@ def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[
     plan = plan_for(shape, plain)
     expected = np.stack(list(stream_logits(image, Mirrored(network), plain, plan)))
     counts: list[int] = []
-    got = np.stack(list(stream_logits(image, network, mirrored, plan, batch=batch, on_window=counts.append)))
+    hooks = StreamHooks(on_window=counts.append)
+    got = np.stack(list(stream_logits(image, network, mirrored, plan, batching=Batching(batch), hooks=hooks)))
     assert np.allclose(got, expected, atol=8 * BLENDING_RTOL)
     assert not np.allclose(got, np.stack(list(stream_logits(image, network, plain, plan))), atol=0.1)
     assert counts == list(range(1, plan.count + 1))
@@ -371,7 +379,8 @@ def test_logits_are_held_where_the_caller_says_once_the_network_has_run(
         held.append((extent, len(network.windows)))
         return zeros_in_memory(extent)
 
-    list(stream_logits(noise(shape), network, make_manifest(window=(5, 4, 3), values=(0, 1)), plan, allocate=allocate))
+    two_labels = make_manifest(window=(5, 4, 3), values=(0, 1))
+    list(stream_logits(noise(shape), network, two_labels, plan, hooks=StreamHooks(allocate)))
     expected = [max(size, extent) for size, extent in zip(shape, (5, 4, 3), strict=True)]
     expected[plan.stream_axis] = (5, 4, 3)[plan.stream_axis]
     assert held == [((2, *expected), 1)]

@@ -19,10 +19,11 @@ from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE
 from inference_service.core.execution import ExecutionOptions
-from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model, read_model
 from inference_service.engine.session_cache import SessionCache
-from inference_service.segmentation.pipeline import segment_file
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
+from inference_service.segmentation.resources import StageMonitor
 
 Array = NDArray[np.int16]
 Affine = NDArray[np.float64]
@@ -92,9 +93,13 @@ def segment(
     target = folder / "out"
     target.mkdir()
     report = segment_file(
-        source, target, model, ExecutionOptions(("CPUExecutionProvider",)),
-        max_voxels=10**6, input_options=input_options, sessions=SessionCache(), clock=StageClock(),
-    )  # fmt: skip
+        source,
+        target,
+        ModelRun(model, ExecutionOptions(("CPUExecutionProvider",)), SessionCache()),
+        limits=ReadLimits(10**6),
+        options=SegmentOptions(input_options),
+        monitor=StageMonitor(),
+    )
     image = nibabel.Nifti1Image.from_filename(target / MASK_FILE)
     return np.asarray(image.dataobj), image.affine, report
 

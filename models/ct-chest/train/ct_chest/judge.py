@@ -19,7 +19,8 @@ from inference_service.engine.model_registry import Model, read_model
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import load_session
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.volume_segmentation import job_threads, segment_volume
+from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
+from inference_service.segmentation.volume_segmentation import segment_volume
 
 # Names and values, as they are found.
 Figures: TypeAlias = Iterator[tuple[str, float]]
@@ -37,7 +38,7 @@ _THREADS = 2
 def segment(volume: Volume, folder: Path = MODEL) -> NDArray[np.unsignedinteger]:
     """The mask that the service would write with the model in `folder`."""
     model, session = _loaded(folder)
-    segmented = segment_volume(volume, model.manifest, session, max_voxels=2**30, clock=StageClock())
+    segmented = segment_volume(volume, model.manifest, session, max_voxels=2**30)
     return segmented.mask
 
 
@@ -88,7 +89,8 @@ def timed(folder: Path = MODEL, repeats: int = 3) -> Figures:
     clocks = [StageClock() for _ in range(repeats)]
     with job_threads(_THREADS) as threads:
         for clock in clocks:
-            segment_volume(phantom, model.manifest, session, max_voxels=2**30, clock=clock, threads=threads)
+            resources = Resources(threads, monitor=StageMonitor(clock))
+            segment_volume(phantom, model.manifest, session, max_voxels=2**30, resources=resources)
     for stage in clocks[0].seconds:
         yield f"{stage}, s", float(np.median([clock.seconds[stage] for clock in clocks]))
     yield "all, s", float(np.median([sum(clock.seconds.values()) for clock in clocks]))

@@ -1,0 +1,53 @@
+"""The parts of `report.json` that describe a job's input, options and model."""
+
+from inference_service.contract.input_options import InputOptions
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.report import InputReport, ModelReport, OptionsReport
+from inference_service.formats.scan_reader import Scan
+from inference_service.imaging.geometry import Box
+
+
+def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
+    """Describes a scan as it was read.
+
+    Args:
+        scan: The scan.
+        sha256: The hash of its file or files, see `input_sha256`.
+        crop: The part of the volume that was segmented.
+    """
+    volume = scan.volume
+    # The crop of an aligned scan is not one along its own axes.
+    cropped = scan.aligned is None and any(
+        side != slice(0, size) for side, size in zip(crop, volume.shape, strict=True)
+    )
+    return InputReport(
+        kind=scan.input_format,
+        sha256=sha256,
+        shape=volume.shape,
+        spacing_mm=volume.spacing_mm,
+        orientation=volume.orientation,
+        affine=volume.affine.tolist(),
+        modality=scan.modality or None,
+        slices=len(scan.slices) or None,
+        set_aside=dict(scan.set_aside),
+        replaced_voxels=scan.replaced_voxels,
+        cropped_to=[(side.start, side.stop) for side in crop] if cropped else None,
+    )
+
+
+def options_report(options: InputOptions) -> OptionsReport:
+    """Repeats what the request said about its input."""
+    return OptionsReport(series=options.series, tolerate=list(options.tolerate), modality_check=options.modality_check)
+
+
+def model_report(manifest: Manifest) -> ModelReport:
+    """Identifies the model that ran."""
+    return ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
+
+
+def scan_warnings(scan: Scan) -> list[str]:
+    """Returns the report's warnings about a scan."""
+    warnings = [f"the scan: {warning}" for warning in scan.warnings]
+    if scan.replaced_voxels:
+        warnings.append(f"{scan.replaced_voxels} voxels were NaN or infinite; they were set to the lowest finite value")
+    return warnings

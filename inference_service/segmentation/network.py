@@ -1,0 +1,64 @@
+"""A loaded network as the sliding window uses it, and how windows are batched for it."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.segmentation.aggregator import BatchLogits, TransferableAggregator
+
+
+class Network(Protocol):
+    """A network whose logits are returned in the worker's memory."""
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the logits of a batch of windows.
+
+        Args:
+            windows: Shape (batch, channels, *window).
+
+        Returns:
+            Shape (batch, labels, *window): a new array, which the caller may change.
+        """
+
+
+@runtime_checkable
+class DeviceNetwork(Protocol):
+    """A network whose logits stay on the device that computes them, and are aggregated there."""
+
+    def run(self, windows: NDArray[np.float32]) -> BatchLogits:
+        """Returns the logits of a batch of windows, shape (batch, channels, *window)."""
+
+    def aggregator(self, shape: tuple[int, ...], axis: int, weights: NDArray[np.float32]) -> TransferableAggregator:
+        """Returns an empty aggregator on the device.
+
+        Args:
+            shape: Shape of its sums, (labels, i, j, k).
+            axis: Axis of (i, j, k) along which finished planes leave.
+            weights: Importance map of a window, shape (*window).
+
+        Raises:
+            OutOfMemory, GpuOutOfMemory: The device has no memory for the sums.
+        """
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How windows are batched.
+
+    Attributes:
+        size: Windows in each run of the network. The last batch is filled up to the same size.
+        may_shrink: Whether the network accepts smaller batches. If so, the size is halved whenever a run does not fit
+            into memory.
+        run_ahead: Whether the next batch runs while the logits of the last one are aggregated. This pays where the
+            network does not run on the CPU, and holds the logits of one more batch in memory.
+    """
+
+    size: int = 1
+    may_shrink: bool = True
+    run_ahead: bool = False
+
+
+SINGLE_WINDOWS = Batching()
+"""One window at a time."""
