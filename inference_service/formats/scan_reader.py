@@ -21,12 +21,11 @@ from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.instance import Slice
 from inference_service.formats.dicom.series_reader import read_series
 from inference_service.formats.nifti import (
-    NiftiHeader,
-    geometry_warnings,
     grid_header,
     looks_like_nifti,
     read_nifti,
 )
+from inference_service.formats.nifti_header import NiftiHeader, geometry_warnings
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.zip_input import looks_like_zip, unpack
 from inference_service.imaging.geometry import Volume

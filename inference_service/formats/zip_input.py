@@ -1,6 +1,6 @@
-"""Many files as one input. Zips are unpacked so that nothing in one can do harm: as numbered files, within limits.
+"""Unpacks a zip of input files safely: as numbered files in one folder, within limits.
 
-No name, size or ratio that an archive states about itself is believed.
+Names, sizes and ratios that an archive states about itself are never believed.
 """
 
 import errno
@@ -15,15 +15,16 @@ from pathlib import Path
 from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedFormat
 from inference_service.core.files import MAX_FILES
 
+# Signatures of a local file header and, in an empty archive, of the end of the central directory.
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-_ENCRYPTED = 0x1
+_ENCRYPTED_FLAG = 0x1
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _CHUNK_BYTES = 2**20
-# The list of entries is read at once; so long a one has ten times the files that are allowed.
-_MOST_BYTES_AT_ONCE = 2**24
-# What macOS adds to every archive.
-_FOREIGN_FOLDER = "__MACOSX/"
-# What the standard library raises on archives that were made up or damaged.
+# zipfile reads the central directory at once. One of this size lists ten times the files that are allowed.
+_MAX_READ_BYTES = 2**24
+# Added to every archive by macOS.
+_MACOS_FOLDER = "__MACOSX/"
+# Errors that zipfile raises on damaged or forged archives.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,71 +44,75 @@ def looks_like_zip(path: Path) -> bool:
 
 
 def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
-    """Writes the files of a zip into a folder, each under a number: names in an archive are never used.
+    """Unpacks the files of a zip into a folder, each named by its number: the archive's own names are not used.
 
-    A link becomes a file that holds its target's name. An archive within the archive stays one file.
+    A symbolic link becomes a file with the path of its target. An archive within the archive stays one file.
 
     Args:
         source: The zip.
-        folder: Made here.
-        max_bytes: More are not written, all files together.
+        folder: Created here.
+        max_bytes: Limit on the unpacked files together.
 
     Returns:
         The files, in the archive's order.
 
     Raises:
-        InputTooLarge: It holds more bytes or files than that.
+        InputTooLarge: The archive holds more bytes or files than the limits allow.
         InputCorrupt: It is damaged.
-        UnsupportedFormat: It is encrypted, or packed in another way than deflate.
+        UnsupportedFormat: It is encrypted, or compressed by another method than deflate.
     """
     folder.mkdir(mode=0o700)
-    left = max_bytes
+    remaining_bytes = max_bytes
     paths = []
-    with _mapped_errors(), _Bounded(source) as file, zipfile.ZipFile(file) as archive:
-        entries = [entry for entry in archive.infolist() if not _is_foreign(entry)]
+    with _map_zip_errors(), _BoundedFile(source) as file, zipfile.ZipFile(file) as archive:
+        entries = [entry for entry in archive.infolist() if _is_input_file(entry)]
         if len(entries) > MAX_FILES:
-            raise InputTooLarge(f"the zip holds {len(entries)} files; this service takes at most {MAX_FILES}")
+            raise InputTooLarge(f"the zip has {len(entries)} files; this service takes at most {MAX_FILES}")
         for number, entry in enumerate(entries):
-            _check(entry)
+            _check_readable(entry)
             path = folder / f"{number:06}"
-            with archive.open(entry) as packed, path.open("xb") as target:
-                while chunk := packed.read(_CHUNK_BYTES):
-                    left -= len(chunk)
-                    if left < 0:
-                        raise InputTooLarge(f"the zip unpacks to more than the {max_bytes} bytes that are taken")
+            with archive.open(entry) as compressed, path.open("xb") as target:
+                while chunk := compressed.read(_CHUNK_BYTES):
+                    remaining_bytes -= len(chunk)
+                    if remaining_bytes < 0:
+                        raise InputTooLarge(
+                            f"the zip unpacks to more than {max_bytes} bytes, which is the most that this service takes"
+                        )
                     target.write(chunk)
             paths.append(path)
     return paths
 
 
-def _is_foreign(entry: zipfile.ZipInfo) -> bool:
-    return entry.filename.endswith("/") or entry.filename.startswith(_FOREIGN_FOLDER)
+def _is_input_file(entry: zipfile.ZipInfo) -> bool:
+    return not entry.filename.endswith("/") and not entry.filename.startswith(_MACOS_FOLDER)
 
 
-def _check(entry: zipfile.ZipInfo) -> None:
-    if entry.flag_bits & _ENCRYPTED:
+def _check_readable(entry: zipfile.ZipInfo) -> None:
+    if entry.flag_bits & _ENCRYPTED_FLAG:
         raise UnsupportedFormat("the zip is encrypted: send it without a password")
     if entry.compress_type not in _METHODS:
-        raise UnsupportedFormat(f"the zip is packed by method {entry.compress_type}; only deflate is read")
+        raise UnsupportedFormat(f"the zip is compressed by method {entry.compress_type}: send it compressed by deflate")
 
 
-class _Bounded(FileIO):
-    """A file that nobody reads much of at once, whatever sizes an archive claims."""
+class _BoundedFile(FileIO):
+    """A file that refuses large reads, which an archive can cause by a false size."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MOST_BYTES_AT_ONCE:
-            raise InputTooLarge(f"the zip's list of files takes {size} bytes; at most {_MOST_BYTES_AT_ONCE} are read")
+        if size is not None and size > _MAX_READ_BYTES:
+            raise InputTooLarge(
+                f"the zip's central directory has {size} bytes; this service reads at most {_MAX_READ_BYTES}"
+            )
         return super().read(size) or b""
 
 
 @contextmanager
-def _mapped_errors() -> Iterator[None]:
+def _map_zip_errors() -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
-        raise UnsupportedFormat("the zip needs a feature of its format that is not read") from error
+        raise UnsupportedFormat("the zip uses a feature that is not supported: send a plain deflated zip") from error
     except OSError as error:
-        # What comes of seeking to where no file has a place is the archive's fault, all else the file system's.
+        # EINVAL comes from a seek to an impossible offset in the archive; other errors are the file system's.
         if error.errno != errno.EINVAL:
             raise
         raise InputCorrupt("the zip is truncated or damaged") from error

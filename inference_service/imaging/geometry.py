@@ -1,8 +1,8 @@
-"""The geometry of a volume: where its voxels lie in the patient, and how its axes map to a model's.
+"""The geometry of a volume: where its voxels lie in the patient, and how its axes map to those of a model.
 
-World frame: RAS+ millimetres (x to the patient's right, y to the front, z to the head), as in NIfTI. Arrays are indexed
-(i, j, k) in the file's own axis order, and an affine maps the index of a voxel's centre to the world. An orientation
-such as "LPS" says towards where each array axis runs. Files are left to `nifti`, changing resolution to `resample`.
+World frame: RAS+ millimetres (x towards the patient's right, y anterior, z superior), as in NIfTI. Arrays are indexed
+(i, j, k) in the axis order of the file, and an affine maps the index of a voxel's centre to the world. An orientation
+such as "LPS" gives the direction in which each array axis runs.
 """
 
 from collections.abc import Iterable
@@ -13,8 +13,10 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-# World axis of each orientation letter, and the letters for the negative and positive direction of each world axis.
 AXIS_CODES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+"""World axis of each orientation letter."""
+
+# Letters of the negative and the positive direction of each world axis.
 _LETTERS = ("LR", "PA", "IS")
 
 Affine: TypeAlias = NDArray[np.float64]
@@ -27,11 +29,11 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Volume:
-    """One scalar 3-D image and its place in the world.
+    """A scalar 3-D image and its place in the world.
 
     Attributes:
         voxels: Shape (i, j, k), any real dtype, in the unit of the modality (HU for CT).
-        affine: Shape (4, 4), voxel index to RAS+ mm.
+        affine: Shape (4, 4): voxel index to RAS+ mm.
     """
 
     voxels: NDArray[np.generic]
@@ -39,57 +41,57 @@ class Volume:
 
     @property
     def shape(self) -> Shape:
-        """Voxels along each array axis."""
+        """Number of voxels along each array axis."""
         i, j, k = self.voxels.shape
         return i, j, k
 
     @property
     def spacing_mm(self) -> Spacing:
-        """Distance of neighbouring voxels along each array axis."""
+        """Distance between neighbouring voxels along each array axis."""
         return spacing_mm(self.affine)
 
     @property
     def orientation(self) -> str:
-        """Towards where each array axis runs."""
+        """Direction in which each array axis runs."""
         return orientation(self.affine)
 
     @property
     def voxel_volume_ml(self) -> float:
-        """Volume of one voxel; the determinant, so that shear is counted right."""
+        """Volume of one voxel, with shear taken into account."""
         return voxel_volume_ml(self.affine)
 
-    def cropped(self, kept: Box) -> "Volume":
-        """Views a part of the volume, at its own place in the world."""
+    def cropped(self, box: Box) -> "Volume":
+        """A view of the part within a box, at its own place in the world."""
         affine = self.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [side.start for side in kept]
-        return Volume(self.voxels[kept], affine)
+        affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+        return Volume(self.voxels[box], affine)
 
 
 @dataclass(frozen=True)
 class Reorientation:
-    """A change of axis order and direction that moves no data: `apply` gives a view.
+    """A change of the order and direction of axes, which moves no data.
 
     Attributes:
-        axes: For each target axis, the source axis that it is.
-        flipped: For each target axis, whether it runs against the source axis.
+        axes: For each target axis, the index of its source axis.
+        flipped: For each target axis, whether it runs against its source axis.
     """
 
     axes: tuple[int, int, int]
     flipped: tuple[bool, bool, bool]
 
     def apply(self, array: NDArray[Voxel]) -> NDArray[Voxel]:
-        """Views an array (i, j, k) along the target's axes; writing to the view writes to the array."""
+        """A view of an array (i, j, k) along the target's axes; writing to the view writes to the array."""
         i, j, k = (slice(None, None, -1 if flip else None) for flip in self.flipped)
         return array.transpose(self.axes)[i, j, k]
 
     def apply_triple(self, values: tuple[Value, Value, Value]) -> tuple[Value, Value, Value]:
-        """Reorders what belongs to the axes, such as a shape or a spacing."""
+        """Reorders values that belong to the axes, such as a shape or a spacing."""
         i, j, k = self.axes
         return values[i], values[j], values[k]
 
 
 def box(sides: Iterable[tuple[int, int]]) -> Box:
-    """A part of an array, from the first index and the one after the last along each axis.
+    """A box within an array, from the first index along each axis and the index after the last.
 
     >>> box([(1, 3), (0, 2), (4, 5)])
     (slice(1, 3, None), slice(0, 2, None), slice(4, 5, None))
@@ -99,7 +101,7 @@ def box(sides: Iterable[tuple[int, int]]) -> Box:
 
 
 def spacing_mm(affine: Affine) -> Spacing:
-    """Distance of neighbouring voxels along each array axis: the lengths of the affine's columns.
+    """Distance between neighbouring voxels along each array axis: the lengths of the affine's columns.
 
     >>> spacing_mm(np.diag([-2.0, 0.5, 3.0, 1.0]))
     (2.0, 0.5, 3.0)
@@ -109,7 +111,7 @@ def spacing_mm(affine: Affine) -> Spacing:
 
 
 def voxel_volume_ml(affine: Affine) -> float:
-    """Volume of one voxel, in millilitres.
+    """Volume of one voxel in millilitres, by the determinant, which takes shear into account.
 
     >>> round(voxel_volume_ml(np.diag([-2.0, 0.5, 3.0, 1.0])), 9)
     0.003
@@ -118,9 +120,10 @@ def voxel_volume_ml(affine: Affine) -> float:
 
 
 def orientation(affine: Affine) -> str:
-    """Towards where each array axis runs, the nearest world axis for an oblique grid.
+    """Direction in which each array axis runs; for an oblique grid, that of the nearest world axis.
 
-    Each world axis is given once: of the six assignments, the one with the largest sum of absolute direction cosines.
+    Each world axis is assigned once: of the six assignments, the one with the largest sum of absolute direction cosines
+    is taken.
 
     >>> orientation(np.diag([-2.0, 0.5, 3.0, 1.0]))
     'LAS'
@@ -131,7 +134,7 @@ def orientation(affine: Affine) -> str:
 
 
 def reorientation(source: str, target: str) -> Reorientation:
-    """How arrays of one orientation are viewed in another.
+    """The reorientation of arrays from one orientation to another.
 
     >>> reorientation("LPS", "SAL")
     Reorientation(axes=(2, 1, 0), flipped=(False, True, False))

@@ -19,7 +19,7 @@ HOMES: dict[str, set[str]] = {
     "isal": {"formats.nifti"},
     "kombu": {"worker.consumer", "jobs.celery_app", "worker.redis_transport"},
     "minio": {"jobs.object_storage", "embedded.servers"},
-    "nibabel": {"formats.nifti"},
+    "nibabel": {"formats.nifti", "formats.nifti_header"},
     "onnxruntime": {"engine.session", "engine.provider_probe"},
     "psycopg2": {"jobs.database", "embedded.postgres"},
     "imagecodecs": {"formats.dicom.pixel_data"},

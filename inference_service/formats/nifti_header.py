@@ -1,0 +1,212 @@
+"""Reads and checks the header of a NIfTI-1 or NIfTI-2 file: shape, affine, data type and scaling.
+
+No field is believed before it is checked, and nothing is allocated by what a header states.
+"""
+
+from io import BytesIO
+from math import inf, isfinite, prod
+from typing import BinaryIO
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from inference_service.core.errors import (
+    InconsistentGeometry,
+    InputCorrupt,
+    InputTooLarge,
+    NotAVolume,
+    UnsupportedFormat,
+)
+from inference_service.imaging.geometry import Affine, Shape, Volume
+
+NiftiHeader = nibabel.Nifti1Header
+"""NIfTI-2 headers are a subclass."""
+
+# By sizeof_hdr, the first field: 348 in NIfTI-1, 540 in NIfTI-2.
+_HEADER_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_SINGLE_FILE_MAGIC = {348: b"n+1", 540: b"n+2"}
+_SIZE_BYTES = 4
+# By the spatial code of xyzt_units: metre, millimetre, micron. Any other code is taken for millimetres.
+_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+_SPATIAL_UNIT_BITS = 0b111
+_MAX_EXTENSION_BYTES = 16 * 2**20
+# Far beyond every real scan, so that only invalid headers are refused.
+_MIN_SPACING_MM = 1e-4
+_MAX_EXTENT_MM = 1e5
+# Volume spanned by unit vectors along the axes; below it, the axes lie in one plane.
+_MIN_DETERMINANT = 1e-3
+# Distance between qform and sform that is taken for rounding: the qform is stored in single precision.
+_MAX_FORM_DISTANCE_MM = 0.1
+
+
+def is_nifti(start: bytes) -> bool:
+    """Whether the first four bytes of a file are those of a NIfTI header."""
+    return _header_size(start) is not None
+
+
+def read_start(stream: BinaryIO) -> bytes:
+    """Reads the first four bytes, which `is_nifti` and `read_header` take.
+
+    Raises:
+        InputCorrupt: The file is empty.
+    """
+    start = stream.read(_SIZE_BYTES)
+    if not start:
+        raise InputCorrupt("the file is empty")
+    return start
+
+
+def read_header(stream: BinaryIO) -> NiftiHeader:
+    """Reads the header and skips its extensions, up to the first voxel.
+
+    Raises:
+        UnsupportedFormat: The file is not NIfTI, or not a single file.
+        InputCorrupt: The file is truncated, or the header states an impossible offset of the voxels.
+    """
+    start = read_start(stream)
+    size = _header_size(start)
+    if size is None:
+        raise UnsupportedFormat("the file is not NIfTI: its first bytes are not those of a NIfTI-1 or NIfTI-2 header")
+    rest = stream.read(size - _SIZE_BYTES)
+    if len(rest) < size - _SIZE_BYTES:
+        raise InputCorrupt(f"the file is truncated: expected a header of {size} bytes, got {len(rest) + _SIZE_BYTES}")
+    header: NiftiHeader = _HEADER_CLASSES[size].from_fileobj(BytesIO(start + rest), check=False)
+    if not bytes(header["magic"]).startswith(_SINGLE_FILE_MAGIC[size]):
+        raise UnsupportedFormat(
+            "the file is one of a .hdr/.img pair or Analyze: expected a single NIfTI file (magic n+1 or n+2)"
+        )
+    extension = float(header["vox_offset"]) - size
+    if not 0 <= extension <= _MAX_EXTENSION_BYTES or len(stream.read(int(extension))) < int(extension):
+        raise InputCorrupt(
+            f"the header states that voxels begin at byte {header['vox_offset']}: expected at least {size}, at most "
+            f"{size + _MAX_EXTENSION_BYTES}, and a longer file"
+        )
+    return header
+
+
+def volume_shape(header: NiftiHeader, max_voxels: int) -> Shape:
+    """Shape of the one volume that a file holds.
+
+    Raises:
+        InputCorrupt: The dimensions are invalid.
+        NotAVolume: The file holds a plane or a series of volumes.
+        InputTooLarge: There are more than `max_voxels`.
+    """
+    dims = [int(dim) for dim in header["dim"]]
+    if not 1 <= dims[0] <= 7 or any(dim < 1 for dim in dims[1 : dims[0] + 1]):
+        raise InputCorrupt(f"the header's field dim is invalid: {dims}; expected 1 to 7 axes of at least 1 voxel")
+    shape = dims[1 : dims[0] + 1]
+    if len(shape) < 3 or prod(shape[3:]) != 1:
+        raise NotAVolume(f"expected one 3-D volume, got an image of shape {tuple(shape)}")
+    voxels = prod(shape)
+    if voxels > max_voxels:
+        raise InputTooLarge(f"the volume has {voxels} voxels; this service takes at most {max_voxels}")
+    i, j, k = shape[:3]
+    return i, j, k
+
+
+def read_affine(header: NiftiHeader, shape: Shape) -> Affine:
+    """Voxel index to RAS+ mm, by the sform if there is one and else by the qform.
+
+    Raises:
+        InconsistentGeometry: There is neither, or it is invalid.
+    """
+    try:
+        affine = header.get_sform(coded=True)[0]
+        affine = _with_qfac(header).get_qform(coded=True)[0] if affine is None else affine
+    except (HeaderDataError, ValueError) as error:
+        raise InconsistentGeometry("the header's qform is not a rotation") from error
+    if affine is None:
+        raise InconsistentGeometry(
+            "the header does not state where voxels lie: sform_code and qform_code are 0; expected one of them"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        affine = _in_millimetres(affine, header)
+        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+        extents_mm = spacing_mm * shape
+    if not np.isfinite(affine).all() or (spacing_mm < _MIN_SPACING_MM).any() or (extents_mm > _MAX_EXTENT_MM).any():
+        raise InconsistentGeometry(
+            f"the header states an invalid spacing of {spacing_mm.tolist()} mm: expected at least {_MIN_SPACING_MM:g} "
+            f"mm, and an extent of at most {_MAX_EXTENT_MM:g} mm"
+        )
+    if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < _MIN_DETERMINANT:
+        raise InconsistentGeometry("the header's affine is singular: its axes lie in one plane")
+    return affine
+
+
+def data_type(header: NiftiHeader) -> np.dtype[np.generic]:
+    """Data type of stored voxels.
+
+    Raises:
+        UnsupportedFormat: NIfTI does not define it.
+        NotAVolume: Voxels are no real numbers, but colours or complex ones.
+    """
+    try:
+        dtype: np.dtype[np.generic] = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise UnsupportedFormat(f"the header's data type {int(header['datatype'])} is not one of NIfTI's") from error
+    if dtype.kind not in "iuf":
+        raise NotAVolume(f"expected voxels that are real numbers, got {header.get_value_label('datatype')}")
+    return dtype
+
+
+def read_scaling(header: NiftiHeader) -> tuple[float, float] | None:
+    """Slope and intercept; None where values stay as they are.
+
+    Raises:
+        InputCorrupt: The intercept is not a number.
+    """
+    slope = float(header["scl_slope"])
+    intercept = float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0 or (slope, intercept) == (1, 0):
+        return None
+    if not np.isfinite(intercept):
+        raise InputCorrupt(f"the header's scl_inter is {intercept}: expected a finite number")
+    return slope, intercept
+
+
+def geometry_warnings(header: NiftiHeader, volume: Volume) -> tuple[str, ...]:
+    """Warns where qform and sform disagree.
+
+    Args:
+        header: As it was read.
+        volume: The volume on the grid that was taken from it.
+    """
+    distance_mm = _form_distance_mm(header, volume)
+    if distance_mm <= _MAX_FORM_DISTANCE_MM:
+        return ()
+    extent = f"by up to {distance_mm:.4g} mm" if isfinite(distance_mm) else "and the qform is invalid"
+    return (f"the header's qform and sform disagree {extent}: the sform was used",)
+
+
+def _form_distance_mm(header: NiftiHeader, volume: Volume) -> float:
+    """Largest distance between a corner of the volume by qform and by sform; 0 where there is only one of them."""
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return 0.0
+    corners = np.vstack([np.indices((2, 2, 2)).reshape(3, -1) * np.reshape(volume.shape, (3, 1)), np.ones(8)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            qform = _in_millimetres(_with_qfac(header).get_qform(), header)
+        except (HeaderDataError, ValueError):
+            return inf
+        distance_mm = float(np.linalg.norm(((volume.affine - qform) @ corners)[:3], axis=0).max())
+    return distance_mm if isfinite(distance_mm) else inf
+
+
+def _header_size(start: bytes) -> int | None:
+    sizes = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
+    return next((size for size in sizes if size in _HEADER_CLASSES), None)
+
+
+def _in_millimetres(affine: NDArray[np.float64], header: NiftiHeader) -> Affine:
+    unit_mm = _MILLIMETRES.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, 1.0)
+    return np.vstack([affine[:3] * unit_mm, [0, 0, 0, 1]]).astype(np.float64)
+
+
+def _with_qfac(header: NiftiHeader) -> NiftiHeader:
+    """A copy with a valid qfac (pixdim[0]): the standard reads 0 as 1, and nibabel refuses it."""
+    header = header.copy()
+    header["pixdim"][0] = header["pixdim"][0] or 1
+    return header
