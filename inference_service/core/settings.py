@@ -1,4 +1,4 @@
-"""The configuration: environment variables (or a .env file), validated once per process.
+"""The settings: environment variables or lines of a `.env` file, validated once per process.
 
 `.env.example` and `docs/settings.md` list every field; a test keeps all three equal.
 """
@@ -20,18 +20,18 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 _SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
-_SECRET_FILE = "File that has it instead, as Docker's and Kubernetes' secrets are."
+_SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
 
 
 def bundled_models_path() -> Path:
-    """The folder of the models that come with the installation: a clone's `models`, or a copy inside the package."""
+    """Returns the folder of the models that come with the installation: `models` of a clone, or a copy in the package."""
     package = Path(str(files("inference_service")))
     clone = package.parent
     return clone / "models" if (clone / "pyproject.toml").is_file() else package / "bundled_models"
 
 
 class Settings(BaseSettings):
-    """What an operator can set; the descriptions are what `docs/settings.md` shows."""
+    """The settings that an operator can make; `docs/settings.md` shows the descriptions."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
@@ -39,135 +39,165 @@ class Settings(BaseSettings):
 
     redis_url: Secret[RedisDsn] = Field(
         Secret(RedisDsn("redis://127.0.0.1:6379/0")),
-        description="The Redis that carries the queues; `rediss://` speaks TLS.",
+        description="URL of the Redis server that holds the queues; `rediss://` connects with TLS.",
     )
     redis_password: SecretStr | None = Field(
-        None, description="Password of Redis, of any characters; unset: the one in REDIS_URL, if any."
+        None, description="Redis password; any characters are allowed. If unset, the password in REDIS_URL is used."
     )
-    redis_password_file: Path | None = Field(None, description=_SECRET_FILE)
+    redis_password_file: Path | None = Field(None, description=_SECRET_FILE.format(name="REDIS_PASSWORD"))
 
     postgres_server: str = Field("127.0.0.1", description="Postgres host.")
     postgres_port: Port = Field(5432, description="Postgres port.")
     postgres_user: str = Field("inference", description="Postgres user.")
     postgres_password: SecretStr = Field(SecretStr(""), description="Postgres password.")
-    postgres_password_file: Path | None = Field(None, description=_SECRET_FILE)
+    postgres_password_file: Path | None = Field(None, description=_SECRET_FILE.format(name="POSTGRES_PASSWORD"))
     postgres_db: str = Field("inference", description="Postgres database.")
     postgres_sslmode: Literal["disable", "prefer", "require", "verify-full"] = Field(
-        "prefer", description="TLS to Postgres, as libpq has it; verify-full alone is safe from others on the network."
+        "prefer",
+        description="TLS mode of the Postgres connection, as in libpq. Only `verify-full` protects against an attacker "
+        "on the network.",
     )
 
     minio_endpoint: str = Field(
-        "127.0.0.1:9000", pattern=r"^[^/\s]+$", description="MinIO (or any S3) as host:port, without a scheme."
+        "127.0.0.1:9000",
+        pattern=r"^[^/\s]+$",
+        description="Address of MinIO or another S3 service, as host:port without a scheme.",
     )
     minio_access_key: SecretStr = Field(SecretStr(""), description="MinIO access key.")
-    minio_access_key_file: Path | None = Field(None, description=_SECRET_FILE)
+    minio_access_key_file: Path | None = Field(None, description=_SECRET_FILE.format(name="MINIO_ACCESS_KEY"))
     minio_secret_key: SecretStr = Field(SecretStr(""), description="MinIO secret key.")
-    minio_secret_key_file: Path | None = Field(None, description=_SECRET_FILE)
-    minio_secure: bool = Field(False, description="Whether to speak TLS to MinIO.")
-    minio_region: str = Field("us-east-1", description="S3 region; MinIO's own default is us-east-1.")
-    minio_input_bucket: str = Field("volumes", description="Where volumes come from unless a request names a bucket.")
-    minio_output_bucket: str = Field("masks", description="Where masks and reports go.")
+    minio_secret_key_file: Path | None = Field(None, description=_SECRET_FILE.format(name="MINIO_SECRET_KEY"))
+    minio_secure: bool = Field(False, description="Whether to connect to MinIO with TLS.")
+    minio_region: str = Field("us-east-1", description="S3 region. MinIO's own default is us-east-1.")
+    minio_input_bucket: str = Field("volumes", description="Bucket of the input, unless the request names another one.")
+    minio_output_bucket: str = Field("masks", description="Bucket of the results.")
 
     tls_ca_path: Path | None = Field(
         None,
-        description="PEM file of the authorities that may vouch for the three servers where TLS is spoken; unset: "
-        "those that this machine trusts.",
+        description="PEM file with the certificate authorities that are trusted for TLS connections to Redis, Postgres "
+        "and MinIO. If unset, the authorities that this machine trusts.",
     )
 
     models_path: Path = Field(
         default_factory=bundled_models_path,
-        description="The folder of models: `<name>/<version>/manifest.json`; unset: the models that come with the "
+        description="Folder of the models: `<name>/<version>/manifest.json`. If unset, the models that come with the "
         "installation.",
     )
     onnx_providers: list[str] = Field(
         [CUDA, CPU],
-        description="JSON array of the ONNX Runtime execution providers requested, best first.",
+        description="ONNX Runtime execution providers to use, as a JSON array, best first. Those that do not work on "
+        "this machine are skipped.",
     )
     onnx_precision: Precision = Field(
         "fp32",
-        description="What networks compute in: bf16 where the provider (OpenVINO), the CPU and the model's manifest "
-        "allow it, and fp32 elsewhere.",
+        description="Precision that networks compute in. bf16 applies where the provider (OpenVINO), the CPU and the "
+        "model's manifest allow it; all other networks run in fp32.",
     )
     window_batch: PositiveInt = Field(
-        1, description="Windows that a network is given at a time; on a GPU more may be faster."
+        1, description="Number of windows in one run of the network. More than 1 may be faster on a GPU."
     )
     gpu_tf32: bool = Field(
-        True, description="Whether an NVIDIA GPU may compute fp32 networks in TF32, as PyTorch's convolutions do."
+        True, description="Whether an NVIDIA GPU may compute fp32 networks in TF32, as PyTorch does for convolutions."
     )
     gpu_memory_limit_mb: PositiveInt | None = Field(
-        None, description="Most of a GPU's memory, in MiB, that one loaded model takes; unset: what there is."
+        None, description="Upper limit of the GPU memory of one loaded model, in MiB. If unset, there is no limit."
     )
     gpu_blending: Literal["host", "device"] = Field(
         "host",
-        description="Where the logits of overlapping windows are added up: in the worker's memory (host), or in the "
-        "GPU's (device), where that has three times the memory of one window's depth of them.",
+        description="Memory in which the logits of overlapping windows are added up: the worker's (`host`) or the "
+        "GPU's (`device`). `device` needs three times the size of one window's depth of logits in GPU memory; where "
+        "that does not fit, `host` is used.",
     )
     tensorrt_cache_path: Path | None = Field(
         None,
-        description="Folder for the engines that TensorRT, where requested, builds in minutes; unset: none are kept.",
+        description="Folder that keeps the engines built by TensorRT, where that provider is requested. A build takes "
+        "minutes. If unset, each process builds its own.",
     )
     require_gpu: bool = Field(
-        False, description="A worker of role gpu refuses to start where no requested GPU is usable."
+        False,
+        description="Whether a worker of role gpu refuses to start if no requested GPU provider works, and refuses "
+        "models that do not run on the GPU.",
     )
     intra_op_threads: PositiveInt | None = Field(
-        None, description="Threads of one job; unset: the worker's CPUs divided by its concurrency."
+        None, description="Threads of one job. If unset, the worker's CPUs divided by its concurrency."
     )
 
     worker_concurrency: PositiveInt | None = Field(
-        None, description="Jobs that one worker runs at a time; unset: 1 for role gpu, 2 for role cpu."
+        None, description="Number of jobs that one worker runs at a time. If unset, 1 for role gpu and 2 for role cpu."
     )
     work_path: Path | None = Field(
         None,
-        description="Folder for a job's temporary files, best on a disk: logits that do not fit into memory go there. "
-        "Unset: the system's.",
+        description="Folder for temporary files of jobs. It should be on a disk rather than in memory, as logits that "
+        "do not fit into memory are written there. If unset, the system's temporary folder.",
     )
     health_path: Path | None = Field(
-        None, description="File that a worker touches while it consumes; unset: none is written and `health` says so."
+        None,
+        description="File that a worker touches while it consumes messages; the command `health` checks its age. If "
+        "unset, no file is written.",
     )
     metrics_port: Port | None = Field(
-        None, description="Where a worker serves metrics in Prometheus' format; unset: nowhere."
+        None, description="Port on which a worker serves Prometheus metrics. If unset, no metrics are served."
     )
     metrics_host: str = Field("127.0.0.1", description="Address that METRICS_PORT is bound to.")
 
-    max_attempts: PositiveInt = Field(3, description="How often a job is tried when the fault may pass.")
-    retry_delay_s: Seconds = Field(2.0, description="Wait before a second attempt; doubled for each further one.")
-    outage_patience_s: Seconds = Field(
-        60.0, description="How long an attempt waits for MinIO or Postgres to answer again before it counts as failed."
+    max_attempts: PositiveInt = Field(
+        3, description="Number of attempts that a job gets if the error is transient, such as an outage."
     )
-    lease_s: Seconds = Field(30.0, description="How long a running job stays its worker's without a sign of life.")
+    retry_delay_s: Seconds = Field(
+        2.0, description="Seconds before the second attempt of a job; doubled before each further attempt."
+    )
+    outage_patience_s: Seconds = Field(
+        60.0, description="Seconds that an attempt waits for MinIO or Postgres during an outage before it fails."
+    )
+    lease_s: Seconds = Field(
+        30.0,
+        description="Seconds after which a running job without a renewed lease counts as lost and gets its next "
+        "attempt. Leases are renewed at least three times in this period.",
+    )
     sweep_period_s: Seconds = Field(
-        5.0, description="How often a worker says that it is alive and looks for jobs that nobody holds."
+        5.0, description="Seconds between two sweeps of a worker: it reports itself alive and recovers orphaned jobs."
     )
     shutdown_grace_s: Seconds = Field(
-        60.0, description="How long a worker told to stop lets its jobs run on before others get them."
+        60.0,
+        description="Seconds that a stopping worker lets its jobs run on. Unfinished jobs then go to other workers.",
     )
     time_limit_s: PositiveInt = Field(
-        3600, description="A job that runs longer fails with time_limit; a model's manifest can only shorten it."
+        3600,
+        description="Seconds after which a running job fails with time_limit. A model's manifest can only set a lower "
+        "limit.",
     )
 
     visibility_timeout_s: PositiveInt = Field(
         300,
-        description="When Redis hands out a message again that nobody has acknowledged. It need not be longer than a "
-        "job, as what comes twice runs once: so long waits at most what a worker took along before it had a row.",
+        description="Seconds after which Redis delivers an unacknowledged message again. It may be shorter than a job: "
+        "redelivery is harmless, as the lease makes a job run once. It bounds the delay if a worker dies before it "
+        "writes the job's row.",
     )
 
     priority_max_depth: PositiveInt | None = Field(
         20,
-        description="An urgent job goes to the overflow queue where that many wait in the priority queue, fewer there, "
-        "and a worker of role cpu is alive. Looked at when the Python client or a sweeper sends it.",
+        description="An urgent job is sent to the overflow queue if at least this many jobs wait in the priority "
+        "queue, fewer jobs wait in the overflow queue, and a worker of role cpu is alive. Only the Python client and "
+        "the sweep check this.",
     )
     cpu_standby_s: Seconds = Field(
-        30.0, description="A worker of role cpu takes urgent jobs too while no worker of role gpu was seen for so long."
+        30.0,
+        description="Seconds without any live worker of role gpu after which workers of role cpu take urgent jobs "
+        "too. At least twice SWEEP_PERIOD_S.",
     )
 
     max_input_bytes: PositiveInt = Field(
         4 * 2**30,
-        description="Largest input, in bytes: of an object, of all that a prefix holds, and of what a zip unpacks to.",
+        description="Largest input in bytes: of an object, of all objects under a prefix, and of a zip when unpacked.",
     )
-    max_voxels: PositiveInt = Field(2**29, description="Largest volume in voxels, as read and on the model's grid.")
+    max_voxels: PositiveInt = Field(
+        2**29, description="Largest volume in voxels, both as read and after resampling to the model's spacing."
+    )
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
-    log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or one JSON object a line.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log format: `text` for people, `json` for one JSON object a line."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +205,7 @@ class Settings(BaseSettings):
         files = {name: values[f"{name}_file"] for name in _SECRETS if values.get(f"{name}_file")}
         for name, path in files.items():
             if values.get(name):
-                raise ValueError(f"{name.upper()} and {name.upper()}_FILE exclude each other")
+                raise ValueError(f"{name.upper()} and {name.upper()}_FILE are both set: set only one of them")
             try:
                 values = {**values, name: Path(str(path)).read_text(encoding="utf-8").rstrip("\r\n")}
             except (OSError, UnicodeError) as error:
@@ -185,13 +215,15 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.cpu_standby_s < 2 * self.sweep_period_s:
-            raise ValueError("CPU_STANDBY_S must be twice SWEEP_PERIOD_S at least, as a worker reports itself so often")
+            raise ValueError(
+                "CPU_STANDBY_S must be at least twice SWEEP_PERIOD_S, the interval at which workers report themselves"
+            )
         return self
 
     @property
     def effective_onnx_providers(self) -> list[str]:
-        """The requested providers that really work here, in the requested order, always ending in CPU."""
-        # Upwards, on purpose: the settings promise the providers that work, and only the engine can try them.
+        """The requested execution providers that work on this machine, in the requested order; always ends with CPU."""
+        # The one import from a package above: only the engine can probe a provider.
         from inference_service.engine.providers import usable_providers
 
         usable = usable_providers()
@@ -200,7 +232,7 @@ class Settings(BaseSettings):
 
     @property
     def gpu_options(self) -> GpuOptions:
-        """What NVIDIA's GPUs are told."""
+        """The options for NVIDIA GPUs."""
         limit_mb = self.gpu_memory_limit_mb
         return GpuOptions(
             tf32=self.gpu_tf32,
@@ -211,18 +243,18 @@ class Settings(BaseSettings):
 
     @property
     def usable_work_path(self) -> Path | None:
-        """`work_path`, looked at.
+        """`work_path`, checked to be writable.
 
         Raises:
-            ConfigurationError: It is not a folder that can be written to.
+            ConfigurationError: It is not a writable folder.
         """
         if self.work_path is not None and not (self.work_path.is_dir() and os.access(self.work_path, os.W_OK)):
-            raise ConfigurationError(f"WORK_PATH: {self.work_path} is not a folder that can be written to")
+            raise ConfigurationError(f"WORK_PATH: {self.work_path} is not a writable folder")
         return self.work_path
 
     @property
     def broker_url(self) -> str:
-        """The Redis URL for Celery; it carries the password."""
+        """The Redis URL for Celery, with the password."""
         url = str(self.redis_url.get_secret_value())
         if self.redis_password is None:
             return url

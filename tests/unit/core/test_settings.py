@@ -190,7 +190,7 @@ def test_a_secret_is_given_once_and_its_file_is_there(
     with pytest.raises(ValidationError, match=f"{name.upper()}_FILE cannot be read: FileNotFoundError"):
         Settings()
     monkeypatch.setenv(name.upper(), "hush")
-    with pytest.raises(ValidationError, match=f"{name.upper()} and {name.upper()}_FILE exclude each other"):
+    with pytest.raises(ValidationError, match=f"{name.upper()} and {name.upper()}_FILE are both set"):
         Settings()
 
 
