@@ -1,1 +1,1 @@
-"""All JSON that crosses the service's border: task message, manifest, report, result files."""
+"""The JSON that enters and leaves the service: task message, model manifest, report; and the names of result files."""

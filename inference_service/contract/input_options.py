@@ -1,4 +1,4 @@
-"""What a request says about its input beyond where it lies."""
+"""How a request wants its input read and checked."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from inference_service.contract.task_message import Tolerance
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What a request says of its input.
+    """How to read and check the input of one job.
 
     Attributes:
-        series: SeriesInstanceUID of the series that is meant; None takes the only one.
-        tolerate: What of a series' geometry is mended rather than refused.
-        modality_check: Whether it must be of the model's modality.
+        series: SeriesInstanceUID of the series to segment; None: the only one.
+        tolerate: Defects of a series' geometry that are corrected instead of refused.
+        modality_check: Whether the scan must have the model's modality.
     """
 
     series: str | None = None

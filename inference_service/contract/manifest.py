@@ -1,6 +1,6 @@
-"""What a model's `manifest.json` says: all that inference needs to know but the weights.
+"""The schema of a model's `manifest.json`, which describes how to run its network.
 
-It can say what nnU-Net's plans and a MONAI bundle say about inference; `docs/models.md` shows how.
+It covers what nnU-Net's plans and MONAI bundles specify for inference; `docs/models.md` shows how.
 """
 
 from typing import Annotated, Literal, Self
@@ -29,7 +29,7 @@ WindowShape = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 def _increasing(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] >= bounds[1]:
-        raise ValueError(f"expected a range from low to high, got {list(bounds)}")
+        raise ValueError(f"expected two increasing numbers, got {list(bounds)}")
     return bounds
 
 
@@ -41,7 +41,8 @@ class _Strict(BaseModel):
 
 
 class CtIntensity(_Strict):
-    """Clip to `clip`, subtract `mean`, divide by `std`: nnU-Net's CTNormalization with the data set's fingerprint."""
+    """Clips to `clip`, subtracts `mean` and divides by `std`: nnU-Net's CTNormalization, with the values of the data
+    set's fingerprint."""
 
     kind: Literal["ct"]
     clip: Range
@@ -50,15 +51,15 @@ class CtIntensity(_Strict):
 
 
 class ZScoreIntensity(_Strict):
-    """Subtract the volume's own mean and divide by its standard deviation: nnU-Net's ZScoreNormalization, MONAI's
-    NormalizeIntensity; `nonzero_only` takes and normalises voxels other than 0 alone."""
+    """Subtracts the scan's mean and divides by its standard deviation: nnU-Net's ZScoreNormalization, MONAI's
+    NormalizeIntensity. With `nonzero_only`, voxels with the value 0 are neither counted nor changed."""
 
     kind: Literal["z_score"]
     nonzero_only: bool = False
 
 
 class PercentilesIntensity(_Strict):
-    """Map the volume's own `percentiles` to `output`: MONAI's ScaleIntensityRangePercentiles."""
+    """Maps two percentiles of the scan to the range `output`: MONAI's ScaleIntensityRangePercentiles."""
 
     kind: Literal["percentiles"]
     percentiles: Annotated[tuple[Percent, Percent], AfterValidator(_increasing)]
@@ -67,14 +68,14 @@ class PercentilesIntensity(_Strict):
 
 
 class MinMaxIntensity(_Strict):
-    """Map the volume's own minimum and maximum to `output`: MONAI's ScaleIntensity, nnU-Net's RescaleTo01."""
+    """Maps the scan's minimum and maximum to the range `output`: MONAI's ScaleIntensity, nnU-Net's RescaleTo01."""
 
     kind: Literal["min_max"]
     output: Range = (0.0, 1.0)
 
 
 class FixedRangeIntensity(_Strict):
-    """Map the range `input` to `output`: MONAI's ScaleIntensityRange, nnU-Net's RGBTo01 with input 0…255."""
+    """Maps the range `input` to the range `output`: MONAI's ScaleIntensityRange, nnU-Net's RGBTo01 for 0…255."""
 
     kind: Literal["fixed_range"]
     input: Range
@@ -83,7 +84,7 @@ class FixedRangeIntensity(_Strict):
 
 
 class NoIntensity(_Strict):
-    """Feed the values as they are: nnU-Net's NoNormalization."""
+    """Leaves the values as they are: nnU-Net's NoNormalization."""
 
     kind: Literal["none"]
 
@@ -102,25 +103,27 @@ class Channel(_Strict):
 
 
 class CodedConcept(_Strict):
-    """A coded concept, by the limits of DICOM PS3.3 Table 8.8-1; such as SCT, 39607008, Lung."""
+    """A coded concept as in DICOM PS3.3 Table 8.8-1, for example SCT, 39607008, Lung."""
 
-    scheme: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Coding scheme, such as SCT for SNOMED CT.")
-    value: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="The concept's code in that scheme.")
-    meaning: str = Field(pattern=_DICOM_TEXT, description="In words.")
+    scheme: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Coding scheme designator; SCT is SNOMED CT.")
+    value: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Code value in the coding scheme.")
+    meaning: str = Field(pattern=_DICOM_TEXT, description="Code meaning, as text for people.")
 
 
 class Label(_Strict):
-    """What one output channel of the network stands for."""
+    """The label that belongs to one output channel of the network."""
 
     name: str = Field(pattern=_DICOM_TEXT)
-    value: int = Field(ge=0, le=65535, description="The value in the mask.")
+    value: int = Field(ge=0, le=65535, description="Value of the label in the mask.")
     category: CodedConcept | None = Field(
         None,
-        description="What kind of thing it is, for DICOM: one of PS3.16 CID 7150, such as SCT, 123037004, Anatomical "
-        "Structure. None takes SCT, 85756007, Tissue.",
+        description="Segmented Property Category for DICOM, from PS3.16 CID 7150, for example SCT, 123037004, "
+        "Anatomical Structure. Default: SCT, 85756007, Tissue.",
     )
     type: CodedConcept | None = Field(
-        None, description="What it is, for DICOM: such as SCT, 39607008, Lung. None takes SCT, 85756007, Tissue."
+        None,
+        description="Segmented Property Type for DICOM, for example SCT, 39607008, Lung. Default: SCT, 85756007, "
+        "Tissue.",
     )
 
 
@@ -128,20 +131,20 @@ class _ComponentStep(_Strict):
     labels: tuple[int, ...] = Field(min_length=1)
     becomes: Annotated[int, Field(ge=0, le=65535)] | Literal["surroundings"] = Field(
         0,
-        description="The value that the dropped voxels get; surroundings: for each component the one that "
-        "it shares most voxel faces with.",
+        description="New value of the removed voxels. surroundings: for each component, the value with which it shares "
+        "the most voxel faces.",
     )
 
 
 class LargestComponent(_ComponentStep):
-    """Keep each label's largest 26-connected component alone."""
+    """Removes all but the largest 26-connected component of each label."""
 
     step: Literal["largest_component"]
 
 
 class RemoveSmallComponents(_ComponentStep):
-    """Drop the 26-connected components of each label that are smaller than `min_volume_ml`, or than `min_share` of its
-    largest one."""
+    """Removes the 26-connected components of each label that are smaller than `min_volume_ml`, or smaller than
+    `min_share` of its largest component."""
 
     step: Literal["remove_small"]
     min_volume_ml: PositiveFloat
@@ -149,20 +152,20 @@ class RemoveSmallComponents(_ComponentStep):
         0.0,
         ge=0,
         le=1,
-        description="The least share of the label's largest component: of an organ that a scan may show in two parts, "
-        "such as the base of a lung, both may stay.",
+        description="Smallest size that is kept, as a share of the label's largest component. It lets both parts stay "
+        "of an organ that a scan may show in two parts, such as the base of a lung.",
     )
 
 
 class NonzeroCrop(_Strict):
-    """Leave out what surrounds the voxels that are not 0, but for `margin_mm`: nnU-Net's crop to non-zero."""
+    """Crops the scan to the voxels that are not 0, plus `margin_mm`: nnU-Net's crop to non-zero."""
 
     kind: Literal["nonzero"]
     margin_mm: NonNegativeFloat = 0.0
 
 
 class BodyCrop(_Strict):
-    """Leave out what surrounds the largest connected region above `threshold`, in the scan's unit (HU for CT), but for
+    """Crops the scan to its largest connected region above `threshold`, in the scan's unit (HU for CT), plus
     `margin_mm`."""
 
     kind: Literal["body"]
@@ -175,89 +178,96 @@ PostProcessing = Annotated[LargestComponent | RemoveSmallComponents, Field(discr
 
 
 class Manifest(_Strict):
-    """Everything about a model but its weights."""
+    """A model: what it is, how its input is prepared and how its output becomes a mask."""
 
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=VERSION_PATTERN)
     description: str = Field(min_length=1)
-    licence: str = Field(min_length=1, description="SPDX identifier of the weights' licence.")
+    licence: str = Field(min_length=1, description="SPDX identifier of the licence of the weights.")
     intended_use: str = Field(min_length=1)
     modality: Literal["CT", "MR", "PT", "US", "other"]
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of model.onnx.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of model.onnx.")
 
-    channels: tuple[Channel, ...] = Field(min_length=1, description="Input channels, in the network's order.")
+    channels: tuple[Channel, ...] = Field(min_length=1, description="Input channels in the order of the network.")
     orientation: str = Field(
-        description="Towards where each of the network's spatial axes runs, for example RAS, or SPL for z, y, x arrays."
+        description="Direction of each spatial axis of the network, for example RAS, or SPL for z, y, x arrays."
     )
-    spacing_mm: Spacing = Field(description="Voxel size along the network's axes.")
+    spacing_mm: Spacing = Field(description="Voxel size along each axis of the network, in mm.")
     interpolation: Literal["linear", "area", "cubic"] = Field(
         "linear",
-        description="How the scan is resampled to spacing_mm. area: the mean of what a coarser voxel covers (OpenCV's "
-        "INTER_AREA), linear along axes that become finer; cubic: an interpolating spline (nnU-Net).",
+        description="Interpolation of the scan to spacing_mm. area: each coarser voxel is the mean of the voxels that "
+        "it covers (OpenCV's INTER_AREA); axes that become finer are interpolated linearly. cubic: an interpolating "
+        "spline (nnU-Net).",
     )
     intensity_before_resampling: bool = Field(
         False,
-        description="Whether intensities are mapped on the scan's own grid, before it is resampled (nnU-Net), rather "
-        "than after (most MONAI bundles).",
+        description="Whether intensities are normalised before resampling (nnU-Net) or after it (most MONAI bundles).",
     )
     separate_axis_above: PositiveFloat | None = Field(
         None,
-        description="Where the scan's largest spacing exceeds its smallest by more than this factor, nearest-neighbour "
-        "interpolation along that axis (3 in nnU-Net).",
+        description="If the scan's largest spacing exceeds its smallest by more than this factor, the axis with the "
+        "largest spacing is interpolated by nearest neighbour (nnU-Net: 3).",
     )
 
     crop: Crop | None = Field(
         None,
-        description="What of the scan is looked at at all; the rest is 0 in the mask. The grid of spacing_mm, and "
-        "intensities that depend on the whole scan, are those of what is left.",
+        description="Region of the scan that is segmented; the mask is 0 outside it. Resampling and intensity "
+        "statistics use the cropped scan.",
     )
 
     window: WindowShape
-    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a window that its neighbour covers again.")
+    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a window that overlaps the next one.")
     placement: Literal["snap", "even"] = Field(
-        "snap", description="snap: fixed step, the last window pushed back inside (MONAI); even: equal steps (nnU-Net)."
+        "snap",
+        description="Placement of the windows. snap: fixed step, and the last window is moved back into the volume "
+        "(MONAI). even: equal steps (nnU-Net).",
     )
     blending: Literal["gaussian", "constant"] = "gaussian"
     padding_value: float = Field(
-        0.0, description="What surrounds a volume smaller than the window, after the intensities."
+        0.0, description="Value that pads a volume smaller than the window, in normalised intensities."
     )
 
     mirror_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
         (),
-        description="Test-time augmentation: each window is run once for every combination of these axes flipped, and "
-        "the logits are averaged (nnU-Net's mirroring). Three axes take eight times as long.",
+        description="Axes for test-time augmentation (nnU-Net's mirroring): each window runs once for every "
+        "combination of these axes mirrored, and the logits are averaged. Three axes take eight times as long.",
     )
     precisions: tuple[Precision, ...] = Field(
         ("fp32",),
-        description="What the network may be computed in: bf16 only where `models verify --precision bf16` has shown "
-        "that it agrees with fp32.",
+        description="Precisions in which the network may run. Add bf16 only after `models verify --precision bf16` has "
+        "shown that its masks agree with fp32.",
     )
 
     time_limit_s: PositiveInt | None = Field(
-        None, description="A job of this model that runs longer fails with time_limit; TIME_LIMIT_S at most."
+        None,
+        description="Seconds after which a job with this model fails with time_limit, if lower than TIME_LIMIT_S.",
     )
     activation: Literal["softmax", "sigmoid"] = Field(
-        description="softmax: the label of the highest output channel; sigmoid: every channel above 0.5 writes its "
-        "label, later channels over earlier ones."
+        description="How the output channels become a mask. softmax: the label of the highest channel. sigmoid: every "
+        "channel above 0.5 writes its label; later channels overwrite earlier ones."
     )
-    labels: tuple[Label, ...] = Field(min_length=1, description="One for each output channel, in the network's order.")
+    labels: tuple[Label, ...] = Field(
+        min_length=1, description="One label for each output channel, in the order of the network."
+    )
     postprocessing: tuple[PostProcessing, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.orientation) != len(_AXES) or any(len(set(self.orientation) & axis) != 1 for axis in _AXES):
-            raise ValueError(f"orientation must name each of L/R, P/A and I/S once, got {self.orientation!r}")
+            raise ValueError(
+                f"orientation must contain one letter of each of L/R, P/A and I/S, got {self.orientation!r}"
+            )
         if len(set(self.mirror_axes)) != len(self.mirror_axes):
-            raise ValueError(f"mirror_axes must differ, got {list(self.mirror_axes)}")
+            raise ValueError(f"mirror_axes must be unique, got {list(self.mirror_axes)}")
         if "fp32" not in self.precisions:
-            raise ValueError("precisions must hold fp32, which every provider computes in")
+            raise ValueError("precisions must contain fp32, which every provider supports")
         values = [label.value for label in self.labels]
         if len(set(values)) != len(values) or len({label.name for label in self.labels}) != len(values):
-            raise ValueError("labels must differ in name and in value")
+            raise ValueError("labels must have unique names and unique values")
         if self.activation == "sigmoid" and 0 in values:
-            raise ValueError("a sigmoid model has no background channel: label value 0 is what no channel claims")
+            raise ValueError("a sigmoid model has no background channel: label value 0 is not allowed")
         unknown = {value for step in self.postprocessing for value in step.labels} - set(values)
         unknown |= {step.becomes for step in self.postprocessing if step.becomes != "surroundings"} - {0, *values}
         if unknown:
-            raise ValueError(f"postprocessing names label values that the model does not have: {sorted(unknown)}")
+            raise ValueError(f"postprocessing uses label values that the model does not have: {sorted(unknown)}")
         return self

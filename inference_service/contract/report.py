@@ -1,4 +1,4 @@
-"""The contents of `report.json`, which describes one mask and how it was made."""
+"""The schema of `report.json`, which describes one mask and how it was made."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,30 +16,32 @@ class _Part(BaseModel):
 
 
 class InputReport(_Part):
-    """The scan as it was read; nothing that could name a patient."""
+    """The scan as it was read, without patient data."""
 
-    kind: Literal["nifti", "dicom"] = Field(description="What it was read from.")
-    sha256: str = Field(description="Of the file as it was fetched; of several files, that of their sorted sha256.")
-    shape: tuple[int, int, int] = Field(description="Voxels along each axis of the file.")
+    kind: Literal["nifti", "dicom"] = Field(description="Format of the input.")
+    sha256: str = Field(description="SHA-256 of the input file; for several files, of their sorted SHA-256 values.")
+    shape: tuple[int, int, int] = Field(description="Number of voxels along each axis of the file.")
     spacing_mm: tuple[float, float, float]
-    orientation: str = Field(description="Towards where each axis of the file runs, for example LPS.")
-    affine: list[list[float]] = Field(description="Voxel index to RAS+ mm, 4×4.")
-    modality: str | None = Field(description="As a DICOM series states it; null where the input does not.")
-    slices: int | None = Field(description="How many slices of a DICOM series the scan was made of.")
+    orientation: str = Field(description="Direction of each axis of the file, for example LPS.")
+    affine: list[list[float]] = Field(description="4×4 matrix from voxel indices to RAS+ coordinates in mm.")
+    modality: str | None = Field(description="Modality of the DICOM series; null if the input states none.")
+    slices: int | None = Field(description="Number of slices of the DICOM series; null for other inputs.")
     set_aside: dict[str, int] = Field(
-        description="How many files of the input are no part of the scan, by reason: not_dicom, no_image, "
+        description="Number of input files that are not part of the scan, by reason: not_dicom, no_image, "
         "unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, no_position, "
         "single_image, other_series."
     )
-    replaced_voxels: int = Field(description="Voxels that were NaN or infinite, and got the least finite value.")
+    replaced_voxels: int = Field(
+        description="Number of NaN or infinite voxels, which were set to the lowest finite value."
+    )
     cropped_to: list[tuple[int, int]] | None = Field(
-        description="Where the model's manifest asks for a crop: the first voxel that was looked at along each axis of "
-        "the file, and the one after the last; null where all was."
+        description="First voxel of the segmented region along each axis of the file, and the one after its last, if "
+        "the model's manifest asks for a crop; null if the whole scan was segmented."
     )
 
 
 class ModelReport(_Part):
-    """The model that ran."""
+    """The model that was run."""
 
     name: str
     version: str
@@ -47,59 +49,59 @@ class ModelReport(_Part):
 
 
 class OptionsReport(_Part):
-    """What the request said of its input."""
+    """The options of the request for its input."""
 
-    series: str | None = Field(description="SeriesInstanceUID of the series that was meant.")
+    series: str | None = Field(description="SeriesInstanceUID of the series that the request selected.")
     tolerate: list[Tolerance]
     modality_check: bool
 
 
 class CentroidReport(_Part):
-    """A label's centre of mass, each voxel counting the same, in mm."""
+    """The centroid of a label's voxels, in mm."""
 
-    ras: Point = Field(description="To the patient's right, the front and the head, as in NIfTI.")
-    lps: Point = Field(description="To the patient's left, the back and the head, as in DICOM.")
+    ras: Point = Field(description="In RAS+ coordinates, as in NIfTI: right, anterior, superior.")
+    lps: Point = Field(description="In LPS+ coordinates, as in DICOM: left, posterior, superior.")
 
 
 class LabelReport(_Part):
-    """One label's figures on the scan's own grid."""
+    """Statistics of one label on the native grid of the scan."""
 
     value: int
     name: str
     voxels: int
     volume_ml: float
-    intensity_mean: float | None = Field(description="In the scan's unit (HU for CT); null where there is no voxel.")
+    intensity_mean: float | None = Field(description="In the scan's unit (HU for CT); null if the label has no voxel.")
     intensity_std: float | None
     bounding_box: list[tuple[int, int]] | None = Field(
-        description="The label's first voxel along each axis of the file, and the one after its last; null where there "
-        "is no voxel."
+        description="First voxel of the label along each axis of the file, and the one after its last; null if the "
+        "label has no voxel."
     )
     centroid_mm: CentroidReport | None
     components: int | None = Field(
-        description="How many parts the label has; voxels that share a corner belong together. Null where the mask is "
-        "little but noise, and its parts were not counted."
+        description="Number of 26-connected components of the label; null if the mask is so noisy that they were not "
+        "counted."
     )
 
 
 class Report(_Part):
-    """All of `report.json`."""
+    """The content of `report.json`."""
 
     service_version: str
     onnxruntime_version: str
     input: InputReport
     options: OptionsReport
     model: ModelReport
-    providers: list[str] = Field(description="ONNX Runtime execution providers really in use, best first.")
-    precision: Precision = Field(description="What the network was computed in.")
+    providers: list[str] = Field(description="ONNX Runtime execution providers in use, best first.")
+    precision: Precision = Field(description="Precision that the network ran in.")
     windows: int = Field(
-        description="How many windows cover the scan; mirrored, the network runs several times on each."
+        description="Number of windows; with mirroring, the network runs several times for each window."
     )
     labels: list[LabelReport]
-    files: list[str] = Field(description="What was written beside this report.")
+    files: list[str] = Field(description="Names of the other files of the result.")
     empty_segments: list[str] = Field(
-        description="Labels that a DICOM segmentation describes as segments, and that no voxel has there."
+        description="Labels that are described as segments in a DICOM segmentation but have no voxel in it."
     )
-    timings_s: dict[str, float] = Field(description="Seconds of each stage up to the writing of the mask.")
+    timings_s: dict[str, float] = Field(description="Seconds of each stage, up to the writing of the mask.")
     warnings: list[str]
 
     def write(self, path: Path) -> None:

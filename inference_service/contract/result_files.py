@@ -1,4 +1,4 @@
-"""The files of a result: their names, and which output format each belongs to."""
+"""The names of a result's files, and the output format of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
@@ -17,7 +17,7 @@ SEGMENTATION_FILES: Mapping[OutputFormat, tuple[str, SegmentationType]] = {
 
 
 def result_files(formats: Sequence[OutputFormat] = get_args(OutputFormat)) -> dict[str, str]:
-    """The files of a result, by the names that a job's row has for them; of all formats unless some are given.
+    """Returns the file names of a result by their keys in the job's row, for some output formats or for all of them.
 
     >>> result_files(["dicom-seg"])
     {'mask': 'mask.nii.gz', 'report': 'report.json', 'preview': 'preview.png', 'dicom-seg': 'segmentation.dcm'}

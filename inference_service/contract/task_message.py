@@ -1,6 +1,6 @@
-"""The task message: what an upstream sends, in any language, to have a volume segmented.
+"""The task message, which an upstream in any language sends to have a scan segmented.
 
-The contract is published as JSON Schema in `docs/task-message.schema.json`, generated from here.
+`docs/task-message.schema.json` is the JSON Schema that is generated from this module.
 """
 
 import json
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from inference_service.core.errors import BadRequest
 
-# Names and versions become path components: the patterns confine them to the models' folder.
+# Names and versions become parts of a path; the patterns keep it inside the models folder.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
@@ -21,41 +21,45 @@ Tolerance = Literal["uneven_spacing", "gantry_tilt"]
 OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap"]
 
 TASK_NAME = "inference_service.segment"
-# S3 takes 1024 bytes; a prefix is followed by the name of a result.
-_MOST_KEY_BYTES = 900
-_MOST_FIELD_CHARACTERS = 64
+# S3 allows 1024 bytes; a prefix is extended by the name of a result.
+_MAX_KEY_BYTES = 900
+_MAX_FIELD_CHARACTERS = 64
 
 
 class Priority(StrEnum):
-    """Which queue a job waits in."""
+    """The urgency of a job, which decides its queue."""
 
     URGENT = "urgent"
     ROUTINE = "routine"
 
 
 def _plain_key(key: str) -> str:
-    if len(key.encode()) > _MOST_KEY_BYTES:
-        raise ValueError(f"an object key has at most {_MOST_KEY_BYTES} bytes")
+    if len(key.encode()) > _MAX_KEY_BYTES:
+        raise ValueError(f"an object key must have at most {_MAX_KEY_BYTES} bytes")
     parts = key.removesuffix("/").split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in key or re.search(r"[\x00-\x1f\x7f]", key):
-        raise ValueError("an object key has no empty, '.' or '..' part, no backslash and no control character")
+        raise ValueError(
+            "an object key must not contain an empty, '.' or '..' part, a backslash or a control character"
+        )
     return key
 
 
 def _with_nifti(formats: tuple[OutputFormat, ...]) -> tuple[OutputFormat, ...]:
-    """Each once and in one order, so that equal wishes compare equal."""
+    """Adds nifti, and removes duplicates and order, so that equal requests compare equal."""
     return tuple(form for form in get_args(OutputFormat) if form == "nifti" or form in formats)
 
 
 def _s3_bucket(name: str) -> str:
     if any(pair in name for pair in ("..", ".-", "-.")) or re.fullmatch(r"[0-9]+(\.[0-9]+){3}", name):
-        raise ValueError("a bucket name has no '..', '.-' or '-.' and is no IP address")
+        raise ValueError("a bucket name must not contain '..', '.-' or '-.' and must not be an IP address")
     return name
 
 
 ObjectKey = Annotated[
     str,
-    Field(min_length=1, description="At most 900 bytes; no empty, . or .. part, no backslash, no control character."),
+    Field(
+        min_length=1, description="At most 900 bytes, without empty, . or .. parts, backslashes and control characters."
+    ),
     AfterValidator(_plain_key),
 ]
 BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"), AfterValidator(_s3_bucket)]
@@ -66,55 +70,60 @@ class _Part(BaseModel):
 
 
 class InputReference(_Part):
-    """Where the volume lies."""
+    """The location of the input."""
 
-    bucket: BucketName | None = Field(None, description="None takes the service's MINIO_INPUT_BUCKET.")
+    bucket: BucketName | None = Field(
+        None, description="Bucket of the input. Default: the service's MINIO_INPUT_BUCKET."
+    )
     key: ObjectKey = Field(
-        description="A NIfTI file, a DICOM file, a zip of a DICOM series, or a prefix ending in / that holds one."
+        description="Key of a NIfTI file, a DICOM file or a zip of a DICOM series; or a prefix, ending in /, of such "
+        "files."
     )
     series: str | None = Field(
         None,
         pattern=r"^[0-9.]{1,64}$",
-        description="SeriesInstanceUID of the series that is meant; needed where the input holds several.",
+        description="SeriesInstanceUID of the series to segment; required if the input has several series.",
     )
 
 
 class OutputReference(_Part):
-    """Where the results go, in the service's MINIO_OUTPUT_BUCKET."""
+    """The location and the formats of the results, in the service's MINIO_OUTPUT_BUCKET."""
 
-    prefix: ObjectKey | None = Field(None, description="Folder of the results; None takes the job's id.")
+    prefix: ObjectKey | None = Field(None, description="Prefix of the results. Default: the job's id.")
     formats: Annotated[tuple[OutputFormat, ...], AfterValidator(_with_nifti)] = Field(
         ("nifti",),
         min_length=1,
-        description="nifti is always stored; for an input of DICOM also dicom-seg, a Segmentation of type BINARY, "
-        "which viewers and archives know best, and dicom-labelmap, a Label Map Segmentation.",
+        description="Formats of the mask. nifti is always stored. For DICOM input, dicom-seg adds a Segmentation of "
+        "type BINARY, which most viewers and archives support, and dicom-labelmap a Label Map Segmentation.",
     )
 
 
 class RequestOptions(_Part):
-    """What a request may ask for beyond the model."""
+    """Options of a request."""
 
     reuse: bool = Field(
         False,
-        description="Take the result of an earlier job with the same input, model and options, where there is one, "
-        "instead of running the model.",
+        description="Whether to take the result of an earlier job with the same input, model and options, if there is "
+        "one, instead of running the model.",
     )
     tolerate: tuple[Tolerance, ...] = Field(
         (),
-        description="What of a DICOM series' geometry is mended, with a warning in the report, rather than refused: "
-        "uneven_spacing (missing slices too, up to 10 mm), gantry_tilt.",
+        description="Defects of a DICOM series' geometry that are corrected, with a warning in the report, instead of "
+        "refused: uneven_spacing (also missing slices, up to 10 mm), gantry_tilt.",
     )
     modality_check: bool = Field(
-        True, description="Whether a scan that is not of the model's modality, or a CT without HU, is refused."
+        True, description="Whether to refuse a scan of another modality than the model's, or a CT without HU values."
     )
 
 
 class SegmentRequest(_Part):
-    """One job."""
+    """The request for one job."""
 
     input: InputReference
     model: str = Field(pattern=NAME_PATTERN)
-    model_version: str | None = Field(None, pattern=VERSION_PATTERN, description="None takes the highest installed.")
+    model_version: str | None = Field(
+        None, pattern=VERSION_PATTERN, description="Default: the highest version installed."
+    )
     priority: Priority = Priority.ROUTINE
     output: OutputReference = OutputReference()
     options: RequestOptions = RequestOptions()
@@ -123,24 +132,26 @@ class SegmentRequest(_Part):
 class TaskMessage(_Part):
     """The keyword arguments of the Celery task `inference_service.segment`."""
 
-    job_id: UUID = Field(description="Also the Celery task's id. The same one sent twice is one job.")
+    job_id: UUID = Field(
+        description="Id of the job and of the Celery task. A message sent twice with the same id is one job."
+    )
     request: SegmentRequest
 
 
 def parse_request(request: object) -> SegmentRequest:
-    """Validates a request as it came from the queue.
+    """Validates a request from the queue.
 
     Raises:
-        BadRequest: It breaks the contract; the message names the field, never the value.
+        BadRequest: It violates the contract; the message names the field but never its value.
     """
     try:
         text = json.dumps(request)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRequest("request: expected JSON values, nested as the contract says") from error
+        raise BadRequest("request: expected JSON values, nested as in the contract") from error
     try:
         return SegmentRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        # An unknown field's name is the sender's own text, of any length, and NUL is more than Postgres takes.
-        field = ".".join(["request", *(ascii(part).strip("'")[:_MOST_FIELD_CHARACTERS] for part in first["loc"])])
+        # The name of an unknown field is the sender's text: it may be long or contain NUL, which Postgres refuses.
+        field = ".".join(["request", *(ascii(part).strip("'")[:_MAX_FIELD_CHARACTERS] for part in first["loc"])])
         raise BadRequest(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -1,1 +1,1 @@
-"""What every layer uses and that knows no image, job or model: errors, settings, host, memory, threads, logs."""
+"""Modules that every other package may use; they know no image, model or job."""

@@ -1,4 +1,4 @@
-"""Every error of the service, each with the stable code that upstreams and operators rely on.
+"""The errors of the service and their codes, which are stable: upstreams and operators rely on them.
 
     ServiceError
     ├── PermanentError              the same job fails again: never retried
@@ -34,9 +34,9 @@
             ├── GpuOutOfMemory      out_of_memory
             └── GpuFailed           worker_lost
 
-The message of a ServiceError is public: a sentence with the value and the remedy, free of paths, secrets and patient
-data. Only an EmbeddedServerError, which is shown on the operator's terminal alone, names folders and logs. What only
-the operator may see travels as the exception's cause and ends in the log.
+The message of a ServiceError is public: a sentence with the value and the remedy, without paths, secrets and patient
+data. Only an EmbeddedServerError, which appears on the operator's terminal alone, names folders and logs. Details for
+the operator are in the exception's cause, which is logged.
 """
 
 from enum import StrEnum
@@ -44,9 +44,9 @@ from typing import ClassVar
 
 
 class ErrorCode(StrEnum):
-    """The codes of rows and of the command line; the values are part of the contract.
+    """The error codes of job rows and of the command line; the values are part of the contract.
 
-    `queue_unavailable` and `embedded_server_error` are in no row.
+    `queue_unavailable` and `embedded_server_error` appear on the command line only.
     """
 
     BAD_REQUEST = "bad_request"
@@ -75,7 +75,7 @@ class ErrorCode(StrEnum):
 
 
 class ServiceError(Exception):
-    """The base of all errors that this service raises on purpose."""
+    """The base of all errors that the service raises deliberately."""
 
     code: ClassVar[ErrorCode]
 
@@ -86,11 +86,11 @@ class ServiceError(Exception):
 
 
 class PermanentError(ServiceError):
-    """The same job would fail in the same way again."""
+    """The same job would fail again, so it is not retried."""
 
 
 class TransientError(ServiceError):
-    """Another attempt may succeed."""
+    """Another attempt may succeed, so the job is retried."""
 
 
 class BadRequest(PermanentError):
@@ -100,71 +100,71 @@ class BadRequest(PermanentError):
 
 
 class InputError(PermanentError):
-    """The volume cannot be used."""
+    """The input cannot be segmented."""
 
 
 class InputNotFound(InputError):
-    """No object lies at the bucket and key of the request."""
+    """There is no object at the bucket and key of the request."""
 
     code = ErrorCode.INPUT_NOT_FOUND
 
 
 class InputTooLarge(InputError):
-    """The volume exceeds a limit of this deployment."""
+    """The input exceeds a size limit of this deployment."""
 
     code = ErrorCode.INPUT_TOO_LARGE
 
 
 class InputCorrupt(InputError):
-    """The file is truncated, damaged or not what its name says."""
+    """The file is truncated or damaged, or its content does not match its name."""
 
     code = ErrorCode.INPUT_CORRUPT
 
 
 class UnsupportedFormat(InputError):
-    """The file is of a kind that this service does not read."""
+    """The service does not read files of this format."""
 
     code = ErrorCode.UNSUPPORTED_FORMAT
 
 
 class NotAVolume(InputError):
-    """The file holds an image that is not one scalar 3-D volume."""
+    """The image is not a single scalar 3-D volume."""
 
     code = ErrorCode.NOT_A_VOLUME
 
 
 class UnsupportedTransferSyntax(InputError):
-    """The pixels are encoded in a way that this service does not decode."""
+    """The service does not decode the DICOM transfer syntax of the pixels."""
 
     code = ErrorCode.UNSUPPORTED_TRANSFER_SYNTAX
 
 
 class MixedSeries(InputError):
-    """The input holds several series, and the request does not say which one is meant."""
+    """The input has several series, and the request does not select one."""
 
     code = ErrorCode.MIXED_SERIES
 
 
 class MissingSlices(InputError):
-    """The series has gaps that other slices must have filled."""
+    """The series has gaps where slices are missing."""
 
     code = ErrorCode.MISSING_SLICES
 
 
 class InconsistentGeometry(InputError):
-    """The input does not say where its voxels lie in space, or contradicts itself."""
+    """The position of the voxels in space is missing from the input or contradictory."""
 
     code = ErrorCode.INCONSISTENT_GEOMETRY
 
 
 class GantryTilt(InputError):
-    """The slices are not stacked at right angles to their planes."""
+    """The slices are not stacked perpendicular to their planes."""
 
     code = ErrorCode.GANTRY_TILT
 
 
 class ModalityMismatch(InputError):
-    """The scan is not of the modality that the model was made for."""
+    """The scan's modality is not the model's."""
 
     code = ErrorCode.MODALITY_MISMATCH
 
@@ -174,37 +174,37 @@ class ModelError(PermanentError):
 
 
 class ModelNotFound(ModelError):
-    """No model of that name and version is installed."""
+    """No model with this name and version is installed."""
 
     code = ErrorCode.MODEL_NOT_FOUND
 
 
 class ModelInvalid(ModelError):
-    """The model's manifest and its ONNX file do not agree with each other or with the service."""
+    """The model's manifest is invalid or does not match its network."""
 
     code = ErrorCode.MODEL_INVALID
 
 
 class OutOfMemory(PermanentError):
-    """The job needs more memory than this worker has."""
+    """The job needs more memory than the worker has."""
 
     code = ErrorCode.OUT_OF_MEMORY
 
 
 class TimeLimit(PermanentError):
-    """The job ran longer than its limit."""
+    """The job exceeded its time limit."""
 
     code = ErrorCode.TIME_LIMIT
 
 
 class JobCancelled(PermanentError):
-    """The job was cancelled by its owner."""
+    """The job was cancelled on request."""
 
     code = ErrorCode.CANCELLED
 
 
 class InternalError(PermanentError):
-    """Something that nobody foresaw; the worker's log holds the traceback."""
+    """An unexpected error; its traceback is in the worker's log."""
 
     code = ErrorCode.INTERNAL_ERROR
 
@@ -226,13 +226,13 @@ class StorageRefused(StorageUnavailable):
 
 
 class DatabaseUnavailable(TransientError):
-    """Postgres does not answer, or refuses the credentials."""
+    """Postgres does not answer or refuses the connection."""
 
     code = ErrorCode.DATABASE_UNAVAILABLE
 
 
 class QueueUnavailable(TransientError):
-    """Redis does not answer, or refuses the credentials."""
+    """Redis does not answer or refuses the connection."""
 
     code = ErrorCode.QUEUE_UNAVAILABLE
 
@@ -270,7 +270,7 @@ def error_from_row(code: str, message: str) -> ServiceError:
 
     Where several classes share the code, it is the first of them in the order of the tree's levels.
     """
-    kinds: list[type[ServiceError]] = [ServiceError]
-    for kind in kinds:
-        kinds.extend(kind.__subclasses__())
-    return next((kind for kind in kinds if getattr(kind, "code", None) == code), InternalError)(message)
+    classes: list[type[ServiceError]] = [ServiceError]
+    for each in classes:
+        classes.extend(each.__subclasses__())
+    return next((each for each in classes if getattr(each, "code", None) == code), InternalError)(message)

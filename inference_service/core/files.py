@@ -1,4 +1,4 @@
-"""Files on disk: listing a folder within limits, and the sha256 that identifies an input."""
+"""Files on disk: lists a folder within limits, and computes the sha256 that identifies an input."""
 
 import hashlib
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from inference_service.core.errors import InputNotFound, InputTooLarge
 
 MAX_FILES = 20_000
-"""Files that one input may consist of: more than the slices of any study."""
+"""Upper limit of the files of one input; no study has as many slices."""
 
 
 def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
-    """The files of a folder and of those within it, in the order of their paths; links are passed over.
+    """Lists the files of a folder and its subfolders, sorted by path; symbolic links are skipped.
 
     Raises:
-        InputNotFound: There is none.
-        InputTooLarge: There are more files or bytes than are taken.
+        InputNotFound: There are no files.
+        InputTooLarge: There are more files or bytes than allowed.
     """
     files = sorted(found for found in folder.rglob("*") if found.is_file() and not found.is_symlink())
     if not files:
@@ -28,10 +28,10 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
 
 
 def input_sha256(source: Path) -> str:
-    """Names an input by its content: of a file its sha256, of a folder that of its files' sorted ones."""
+    """Returns the sha256 of a file, or for a folder the sha256 of the sorted sha256 values of its files."""
     if source.is_dir():
         files = (path for path in source.rglob("*") if path.is_file() and not path.is_symlink())
-        each = sorted(input_sha256(path) for path in files)
-        return hashlib.sha256("\n".join(each).encode()).hexdigest()
+        digests = sorted(input_sha256(path) for path in files)
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

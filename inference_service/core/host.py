@@ -1,4 +1,4 @@
-"""What this process may use of the machine."""
+"""The CPUs and the memory that this process may use, within the limits of its cgroup (a container's limits)."""
 
 import os
 import re
@@ -17,14 +17,14 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, cut by the quota of its cgroup (a container's CPU limit)."""
+    """Returns the number of CPUs that this process may use: its affinity, limited by the CPU quota of its cgroup."""
     return max(1, min(len(os.sched_getaffinity(0)), ceil(_quota_cpus() or os.cpu_count() or 1)))
 
 
 def _quota_cpus() -> float | None:
     quotas = []
     for folder in _cgroup_folders("cpu"):
-        with suppress(OSError, ValueError):  # no such group, or "max": no limit
+        with suppress(OSError, ValueError):  # no such cgroup, or "max", which is no limit
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
             else:
@@ -35,24 +35,24 @@ def _quota_cpus() -> float | None:
 
 
 def _cgroup_folders(controller: str) -> Iterator[Path]:
-    """This process's own group and those around it, of which each may have a limit; version 2's as well as 1's.
+    """Lists the cgroup of this process and its ancestors, for cgroup v1 and v2; each of them may have a limit.
 
-    A container sees its own group at the top, whatever path it has outside.
+    In a container the own cgroup is the root of the mounted hierarchy, so that is listed too.
     """
     yield from (_CGROUPS, _CGROUPS / controller)
     try:
-        own = [line.split(":", 2) for line in _OWN_CGROUPS.read_text().splitlines()]
+        memberships = [line.split(":", 2) for line in _OWN_CGROUPS.read_text().splitlines()]
     except OSError:
         return
-    for _, controllers, path in own:
+    for _, controllers, path in memberships:
         if not controllers or controller in controllers.split(","):
-            top = _CGROUPS / (controller if controllers else "")
-            group = top / path.lstrip("/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
+            root = _CGROUPS / (controller if controllers else "")
+            group = root / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU computes in bfloat16: emulated, it would be slower than float32."""
+    """Whether the CPU has bfloat16 instructions; emulated bfloat16 is slower than float32."""
     try:
         flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", _CPUINFO.read_text(), re.MULTILINE)
     except OSError:
@@ -61,34 +61,34 @@ def has_bfloat16() -> bool:
 
 
 def available_memory_bytes(concurrency: int = 1) -> int:
-    """Memory that this process may still take without another one being killed for it.
+    """Returns the bytes of memory that this process may still take without a process being killed for it.
 
     Args:
-        concurrency: How many processes share the machine's or the container's memory equally, this one included.
+        concurrency: Number of processes, this one included, that share the machine's or container's memory equally.
 
     Returns:
-        The least of what the machine has available, what its container has, and what is left of this process's share.
+        The smallest of three: the machine's available memory, the container's, and the rest of this process's share.
     """
     machine = _fields(_MEMINFO, unit=1024)
     total: float = machine["MemTotal"]
-    spare: float = machine["MemAvailable"]
+    available: float = machine["MemAvailable"]
     for folder in _cgroup_folders("memory"):
         limit, used = _cgroup_memory(folder)
-        total, spare = min(total, limit), min(spare, limit - used)
-    own = int(_OWN_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return int(max(0, min(spare, total / concurrency - own)))
+        total = min(total, limit)
+        available = min(available, limit - used)
+    resident = int(_OWN_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(max(0, min(available, total / concurrency - resident)))
 
 
 def _cgroup_memory(folder: Path) -> tuple[float, int]:
-    """A group's limit, and what it uses but for cached files that can go at any time."""
+    """Returns the memory limit of a cgroup, and its use without the cached files that the kernel can drop."""
     try:
-        if (folder / "memory.max").exists():
-            limit, used, reclaimable = "memory.max", "memory.current", "inactive_file"
-        else:
-            limit, used, reclaimable = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        cached = _fields(folder / "memory.stat")[reclaimable]
-        return int((folder / limit).read_text()), int((folder / used).read_text()) - cached
-    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+        v2 = (folder / "memory.max").exists()
+        limit_file = "memory.max" if v2 else "memory.limit_in_bytes"
+        used_file = "memory.current" if v2 else "memory.usage_in_bytes"
+        cached = _fields(folder / "memory.stat")["inactive_file" if v2 else "total_inactive_file"]
+        return int((folder / limit_file).read_text()), int((folder / used_file).read_text()) - cached
+    except (OSError, ValueError, KeyError):  # no such cgroup, or "max", which is no limit
         return inf, 0
 
 

@@ -1,4 +1,4 @@
-"""Log lines: text for people or JSON for machines, each with the job it belongs to."""
+"""Logging: text for people or JSON for machines, with the id of the job in each line."""
 
 import logging
 import sys
@@ -18,17 +18,17 @@ _JSON = "%(asctime)s %(levelname)s %(processName)s %(job_id)s %(name)s %(message
 
 
 class JobFilter(logging.Filter):
-    """Adds `job_id` to every record."""
+    """Adds the id of the current job to every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keeps all records."""
+        """Adds `job_id`; no record is dropped."""
         record.job_id = _job_id.get()
         return True
 
 
 @contextmanager
 def logging_job(job_id: UUID) -> Iterator[None]:
-    """Marks what is logged inside the block with a job."""
+    """Adds a job's id to the lines that are logged inside the block."""
     token = _job_id.set(str(job_id))
     try:
         yield
@@ -37,7 +37,7 @@ def logging_job(job_id: UUID) -> Iterator[None]:
 
 
 def configure_logging(level: str, style: Literal["text", "json"]) -> None:
-    """Sends all log records of this process to standard error in one style."""
+    """Sends all log records of this process to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(JobFilter())
     if style == "json":

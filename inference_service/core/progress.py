@@ -1,4 +1,4 @@
-"""How far a job is and how long its stages took."""
+"""The stages of a job: their share of the progress bar, and the time they took."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,28 +12,28 @@ Stage = Literal[
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Item = TypeVar("Item")
 Progress = Callable[[Stage, float], None]
-"""Called with the stage and the share of it that is done, 0…1. What it raises ends the job."""
+"""Called with a stage and the share of it that is done, 0…1. It may raise an error to end the job."""
 
-# Where each stage begins on the way from 0 to 1: rough shares of a job's time, so that a progress bar moves evenly.
-_BEGINS: dict[Stage, float] = {
+# Overall progress at the start of each stage: rough shares of a job's time, so that a progress bar moves evenly.
+_STARTS: dict[Stage, float] = {
     "fetch": 0.0, "read": 0.02, "model_load": 0.05, "preprocess": 0.06, "network": 0.1, "windows": 0.1, "map": 0.1,
     "postprocess": 0.92, "report": 0.94, "preview": 0.955, "write": 0.965, "store": 0.98,
 }  # fmt: skip
 
 
 def overall_progress(stage: Stage, share: float) -> float:
-    """Progress of the whole job from the progress of a stage.
+    """Returns the progress of the whole job, 0…1, from the progress of one stage.
 
     >>> overall_progress("windows", 0.5), overall_progress("store", 1.0)
     (0.51, 1.0)
     """
-    begin = _BEGINS[stage]
-    end = min((other for other in _BEGINS.values() if other > begin), default=1.0)
-    return begin + share * (end - begin)
+    start = _STARTS[stage]
+    end = min((other for other in _STARTS.values() if other > start), default=1.0)
+    return start + share * (end - start)
 
 
 class StageClock:
-    """Measures stages; one inside another is not counted in the outer one, so that they add up to the whole."""
+    """Measures the time of each stage. A nested stage does not count for the outer one, so that the times add up."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -42,7 +42,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Counts the time until the end of the block as this stage's."""
+        """Adds the time of the block to a stage."""
         self._charge()
         self._running.append(name)
         try:
@@ -52,7 +52,7 @@ class StageClock:
             self._running.pop()
 
     def timed(self, name: Stage, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on, and counts the time that each one took to come as this stage's."""
+        """Passes items on and adds the time that their iterator takes to a stage."""
         iterator = iter(items)
         while True:
             with self.stage(name):

@@ -24,7 +24,7 @@ _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kuberne
 
 
 def bundled_models_path() -> Path:
-    """Returns the folder of the models that come with the installation: `models` of a clone, or a copy in the package."""
+    """Returns the folder of the models that come with the installation: in the clone, or a copy in the package."""
     package = Path(str(files("inference_service")))
     clone = package.parent
     return clone / "models" if (clone / "pyproject.toml").is_file() else package / "bundled_models"
