@@ -1,6 +1,6 @@
-"""Models on disk: `<models path>/<name>/<version>/{manifest.json,model.onnx}`, found, verified and read.
+"""Finds, reads and verifies the models on disk: `<models path>/<name>/<version>/{manifest.json,model.onnx}`.
 
-Running the network is left to `inference` and `sessions`.
+`session_cache` loads their networks.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ class Model:
     """An installed model.
 
     Attributes:
-        manifest: What it is and how it is fed.
-        folder: Where its files lie.
+        manifest: The content of its manifest.json.
+        folder: The folder of its files.
     """
 
     manifest: Manifest
     folder: Path
 
     def read_network(self) -> bytes:
-        """Reads the ONNX file whole, so that the very bytes that were verified are the ones that run.
+        """Reads the ONNX file and verifies its sha256. The caller loads these bytes, not the file, which may change.
 
         Raises:
-            ModelInvalid: The file is missing, or its sha256 is not the manifest's.
+            ModelInvalid: The file is missing, or its sha256 differs from the manifest.
         """
         try:
             network = (self.folder / NETWORK_FILE).read_bytes()
@@ -54,11 +54,11 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
     Args:
         models_path: The folder of all models.
         name: The model's name.
-        version: One of its versions; None takes the highest, compared number by number.
+        version: One of its versions; None: the highest, compared number by number.
 
     Raises:
-        ModelNotFound: There is none.
-        ModelInvalid: Its manifest is wrong.
+        ModelNotFound: No such model is installed.
+        ModelInvalid: Its manifest is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name) or (version is not None and not re.fullmatch(VERSION_PATTERN, version)):
         raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))
@@ -74,7 +74,7 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
 
 
 def list_models(models_path: Path) -> list[Path]:
-    """Lists the folders of all installed models, each version on its own, ordered by name and version."""
+    """Lists the folder of each version of each installed model, sorted by name and version."""
     if not models_path.is_dir():
         return []
     names = sorted(folder for folder in models_path.iterdir() if re.fullmatch(NAME_PATTERN, folder.name))
@@ -82,10 +82,10 @@ def list_models(models_path: Path) -> list[Path]:
 
 
 def require_models(models_path: Path) -> list[Path]:
-    """Lists the folders of all installed models.
+    """Lists the folders of the installed models like `list_models`.
 
     Raises:
-        ModelNotFound: There are none.
+        ModelNotFound: No model is installed.
     """
     folders = list_models(models_path)
     if not folders:
@@ -97,7 +97,7 @@ def read_model(folder: Path) -> Model:
     """Reads the manifest in a model's folder.
 
     Raises:
-        ModelInvalid: The manifest is unreadable, breaks the schema, or contradicts the folder's name.
+        ModelInvalid: The manifest is unreadable, violates the schema or contradicts the folder's name.
     """
     title = f"{folder.parent.name} {folder.name}"
     try:
@@ -106,23 +106,23 @@ def read_model(folder: Path) -> Model:
         raise ModelInvalid(f"model {title} has no readable {MANIFEST_FILE}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is invalid at {place}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is invalid at {field}: {first['msg']}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise ModelInvalid(f"model {title}: {MANIFEST_FILE} says {_title(manifest)}")
     return Model(manifest, folder)
 
 
 def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs: list[list[int | None]]) -> None:
-    """Checks that a network takes and gives what the manifest says.
+    """Checks the shapes of a network's inputs and outputs against the manifest.
 
     Args:
         manifest: The model's manifest.
-        inputs: Shape of each input, None where a dimension is free: expected one of (batch, channels, *window).
-        outputs: Shape of each output: expected one of (batch, labels, *window).
+        inputs: Shape of each input, None for a free dimension. Expected: one input of (batch, channels, *window).
+        outputs: Shape of each output. Expected: one output of (batch, labels, *window).
 
     Raises:
-        ModelInvalid: It does not.
+        ModelInvalid: The shapes differ from the manifest.
     """
     batch = inputs[0][0] if inputs and inputs[0] else None
     for role, shapes, channels in (
@@ -134,7 +134,7 @@ def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs:
         if not fits or any(got not in (None, want) for got, want in zip(shapes[0], expected, strict=True)):
             raise ModelInvalid(f"model {_title(manifest)}: expected one {role} of shape {expected}, got {shapes}")
     if len(manifest.channels) != 1:
-        raise ModelInvalid(f"model {_title(manifest)} wants {len(manifest.channels)} channels; a job brings one volume")
+        raise ModelInvalid(f"model {_title(manifest)} expects {len(manifest.channels)} channels; a job has one volume")
 
 
 def _versions(folder: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """A network loaded into ONNX Runtime, with its errors mapped to ours. Knows no settings, manifests or volumes."""
 
 import ctypes
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -13,16 +12,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError
-from inference_service.core.execution import (
-    CPU,
-    CUDA,
-    DEFAULT_GPU_OPTIONS,
-    GPU_PROVIDERS,
-    OPENVINO,
-    TENSORRT,
-    GpuOptions,
-    Precision,
-)
+from inference_service.core.execution import CPU, CUDA, DEFAULT_GPU_OPTIONS, GPU_PROVIDERS, GpuOptions, Precision
+from inference_service.engine.provider_options import provider_options
 from inference_service.engine.runtime_errors import memory_or_gpu_error
 
 # An array in the memory of the device that the network runs on.
@@ -42,7 +33,6 @@ _RUN_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError)
 _LOAD_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
 _LOG_FATAL_ONLY = 4
 _INPUT_TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 RUNTIME_VERSION: str = onnxruntime.__version__
 
@@ -88,9 +78,9 @@ class Session:
         try:
             self._session, self.fallback_reason = self._open(network)
         except _ERRORS as error:
-            otherwise = "ONNX Runtime cannot load the model's network"
+            default_message = "ONNX Runtime cannot load the model's network"
             on_gpu = providers[0] in GPU_PROVIDERS
-            raise _mapped(error, subject="the model", otherwise=otherwise, on_gpu=on_gpu) from error
+            raise _mapped(error, subject="the model", default_message=default_message, on_gpu=on_gpu) from error
         # Otherwise ONNX Runtime moves the session to the CPU when a run fails, with a line on stderr only.
         self._session.disable_fallback()
         _release_free_memory()
@@ -211,8 +201,10 @@ class Session:
         try:
             yield
         except _RUN_ERRORS as error:
-            otherwise = "the model's network fails on a window of its declared shape"
-            raise _mapped(error, subject="a window of this model", otherwise=otherwise, on_gpu=self.on_gpu) from error
+            default_message = "the model's network fails on a window of its declared shape"
+            raise _mapped(
+                error, subject="a window of this model", default_message=default_message, on_gpu=self.on_gpu
+            ) from error
 
 
 def _run_bound(
@@ -242,7 +234,7 @@ def _open(
     network: bytes, providers: list[str], threads: int | None, precision: Precision, spin: bool, gpu: GpuOptions
 ) -> tuple[onnxruntime.InferenceSession, str | None]:
     """Opens a session; the second value is the reason why the first provider does not run the whole network."""
-    chosen = [(name, _provider_options(name, threads, precision, gpu)) for name in providers]
+    chosen = [(name, provider_options(name, threads, precision, gpu)) for name in providers]
     fallback_reason = None
     if providers[0] != CPU:
         # ONNX Runtime lists a provider as in use even if it runs no part of the network; here it must run all of it.
@@ -273,53 +265,10 @@ def _session_options(threads: int | None, spin: bool) -> onnxruntime.SessionOpti
     return options
 
 
-def _provider_options(provider: str, threads: int | None, precision: Precision, gpu: GpuOptions) -> dict[str, str]:
-    if provider == CUDA:
-        return _cuda_options(gpu)
-    if provider == TENSORRT:
-        return _tensorrt_options(gpu)
-    if provider != OPENVINO:
-        return {}
-    # OpenVINO ignores the session's options. Its default pins threads, and those of two workers to the same cores.
-    options: dict[str, str | int] = {
-        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
-        "ENABLE_CPU_PINNING": False,
-    }
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    return {"device_type": "CPU", "load_config": json.dumps({"CPU": options})}
-
-
-def _cuda_options(gpu: GpuOptions) -> dict[str, str]:
-    options = {
-        # Other sessions and processes share the card; the default strategy doubles the arena.
-        "arena_extend_strategy": "kSameAsRequested",
-        # Algorithms are measured on the first window of a shape, with their workspace, and kept with the session.
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "cudnn_conv_use_max_workspace": "1",
-        "use_tf32": str(int(gpu.tf32)),
-    }
-    if gpu.memory_limit_bytes is not None:
-        options["gpu_mem_limit"] = str(gpu.memory_limit_bytes)
-    return options
-
-
-def _tensorrt_options(gpu: GpuOptions) -> dict[str, str]:
-    if gpu.tensorrt_cache is None:
-        return {}
-    folder = str(gpu.tensorrt_cache)
-    return {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": folder,
-    }
-
-
-def _mapped(error: Exception, *, subject: str, otherwise: str, on_gpu: bool) -> ServiceError:
+def _mapped(error: Exception, *, subject: str, default_message: str, on_gpu: bool) -> ServiceError:
     if isinstance(error, MemoryError):
         return OutOfMemory(f"{subject} does not fit into this worker's memory")
-    return memory_or_gpu_error(str(error), subject=subject, on_gpu=on_gpu) or ModelInvalid(otherwise)
+    return memory_or_gpu_error(str(error), subject=subject, on_gpu=on_gpu) or ModelInvalid(default_message)
 
 
 def _shape(dimensions: Sequence[int | str | None]) -> list[int | None]:

@@ -318,7 +318,7 @@ def test_a_network_that_does_not_fit_is_refused(
 
 def test_a_model_of_several_channels_is_refused() -> None:
     two = manifest(channels=[*intensity(kind="none"), *intensity(kind="none")])
-    with pytest.raises(ModelInvalid, match="wants 2 channels"):
+    with pytest.raises(ModelInvalid, match="expects 2 channels"):
         check_signature(two, [[None] * 5], [[None] * 5])
 
 
