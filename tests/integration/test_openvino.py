@@ -1,4 +1,4 @@
-"""OpenVINO for real: `make test EXECUTION=openvino` installs it."""
+"""Tests with the real OpenVINO provider; `make test ENGINE=openvino` installs it."""
 
 import hashlib
 import os
@@ -27,9 +27,9 @@ from inference_service.segmentation.pipeline import ModelRun, segment_file
 from inference_service.segmentation.resources import StageMonitor
 
 pytestmark = pytest.mark.skipif(
-    # Where it is asked for, its absence is a failure.
-    OPENVINO not in onnxruntime.get_available_providers() and os.environ.get("EXECUTION") != "openvino",
-    reason="this environment has another ONNX Runtime than the extra `openvino`'s: make test EXECUTION=openvino",
+    # With ENGINE=openvino a missing provider is a failure.
+    OPENVINO not in onnxruntime.get_available_providers() and os.environ.get("ENGINE") != "openvino",
+    reason="the extra `openvino` is not installed: make test ENGINE=openvino",
 )
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16: neither AVX512-BF16 nor AMX")
 
@@ -38,11 +38,12 @@ LABELS = 3
 
 
 def network(last_operator: str = "Identity", batch: int | str = "batch") -> bytes:
-    """Two convolutions of random weights, normalised in between as in a U-Net."""
+    """Two convolutions with random weights and a normalisation between them, as in a U-Net."""
     random = np.random.default_rng(0)
     first = random.normal(size=(8, 1, 3, 3, 3)).astype(np.float32)
     second = random.normal(size=(LABELS, 8, 3, 3, 3)).astype(np.float32)
-    ones, zeros = np.ones(8, dtype=np.float32), np.zeros(8, dtype=np.float32)
+    ones = np.ones(8, dtype=np.float32)
+    zeros = np.zeros(8, dtype=np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "first"], ["a"], kernel_shape=[3, 3, 3], pads=[1] * 6),
@@ -70,7 +71,7 @@ def windows() -> NDArray[np.float32]:
 
 @pytest.fixture(params=["batch", 2])
 def model(tmp_path: Path, request: pytest.FixtureRequest) -> Model:
-    """Installed where settings would look for it, with a free and with a fixed batch."""
+    """An installed model with a free and with a fixed batch dimension."""
     folder = tmp_path / "models" / "convolutions" / "1"
     folder.mkdir(parents=True)
     content = network(batch=request.param)
@@ -94,26 +95,26 @@ def relative_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> f
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
-def test_it_passes_its_probe_and_is_effective() -> None:
+def test_openvino_is_usable_and_effective() -> None:
     assert [probe.reason for probe in probe_providers() if probe.provider == OPENVINO] == [None]
     assert Settings(onnx_providers=[OPENVINO]).effective_onnx_providers == [OPENVINO, CPU]
 
 
-def test_all_of_a_network_runs_on_it_and_gives_what_the_cpu_gives(windows: NDArray[np.float32]) -> None:
+def test_a_whole_network_runs_on_openvino_with_the_results_of_the_cpu(windows: NDArray[np.float32]) -> None:
     session = Session(network(), providers=[OPENVINO, CPU], threads=2)
     assert session.single_provider
     assert session.providers == [OPENVINO, CPU]
     assert relative_error(session.run(windows), Session(network(), providers=[CPU]).run(windows)) < 1e-4
 
 
-def test_an_operator_that_it_does_not_have_is_noticed(windows: NDArray[np.float32]) -> None:
+def test_an_operator_that_openvino_lacks_is_detected(windows: NDArray[np.float32]) -> None:
     session = Session(network("Det"), providers=[OPENVINO, CPU], threads=1)
     assert not session.single_provider
     assert session.run(windows).shape == (2, LABELS, WINDOW[0])
 
 
 @needs_bfloat16
-def test_bf16_is_less_exact_and_close(windows: NDArray[np.float32]) -> None:
+def test_bf16_results_are_close_to_fp32(windows: NDArray[np.float32]) -> None:
     exact = Session(network(), providers=[CPU]).run(windows)
     session = Session(network(), providers=[OPENVINO, CPU], threads=1, precision="bf16")
     assert session.single_provider
@@ -121,7 +122,7 @@ def test_bf16_is_less_exact_and_close(windows: NDArray[np.float32]) -> None:
 
 
 @needs_bfloat16
-def test_precisions_are_compared(tmp_path: Path, model: Model) -> None:
+def test_compare_precisions_reports_agreement_and_dice(tmp_path: Path, model: Model) -> None:
     voxels = np.random.default_rng(2).integers(-1000, 1000, (40, 30, 50), dtype=np.int16)
     write_volume(tmp_path / "scan.nii.gz", Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])))
     settings = Settings(onnx_providers=[OPENVINO], models_path=tmp_path / "models")
@@ -129,7 +130,8 @@ def test_precisions_are_compared(tmp_path: Path, model: Model) -> None:
         settings, model.manifest.name, None, precision="bf16", source=tmp_path / "scan.nii.gz"
     )
     assert compared["precision"] == "bf16"
-    agreement, dice = compared["label_agreement"], compared["dice"]
+    agreement = compared["label_agreement"]
+    dice = compared["dice"]
     assert isinstance(agreement, float)
     assert isinstance(dice, dict)
     assert 0.97 < agreement < 1
@@ -138,7 +140,7 @@ def test_precisions_are_compared(tmp_path: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])
-def test_a_scan_is_segmented_on_it(tmp_path: Path, model: Model, precision: Precision) -> None:
+def test_a_scan_is_segmented_on_openvino(tmp_path: Path, model: Model, precision: Precision) -> None:
     voxels = np.random.default_rng(2).integers(-1000, 1000, (40, 30, 50), dtype=np.int16)
     write_volume(tmp_path / "scan.nii.gz", Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])))
     executions = {

@@ -43,31 +43,31 @@ near_misses = st.fixed_dictionaries(
 )
 
 
-def refusal(request: object) -> str:
+def error_message(request: object) -> str:
     with pytest.raises(BadRequest) as caught:
         parse_request(request)
     return caught.value.message
 
 
-def test_the_example_of_the_contract_is_understood() -> None:
+def test_the_example_of_the_contract_is_parsed() -> None:
     request = parse_request(EXAMPLE)
     assert (request.input.bucket, request.input.key) == ("volumes", "ct/1.nii.gz")
     assert (request.model, request.model_version, request.priority) == ("ct-chest", None, Priority.ROUTINE)
     assert (request.output.prefix, request.output.formats) == ("masks/2026-11", ("nifti",))
 
 
-def test_what_is_left_out_takes_its_default() -> None:
+def test_defaults() -> None:
     request = parse_request(VALID)
     assert (request.input.bucket, request.model_version, request.priority) == (None, None, Priority.ROUTINE)
     assert (request.output.prefix, request.output.formats) == (None, ("nifti",))
 
 
-def test_a_request_survives_the_queue() -> None:
+def test_a_request_survives_serialisation() -> None:
     request = parse_request(EXAMPLE)
     assert parse_request(json.loads(json.dumps(request.model_dump(mode="json")))) == request
 
 
-def test_the_message_holds_job_and_request() -> None:
+def test_a_message_has_a_job_id_and_a_request() -> None:
     job_id = UUID(int=7)
     message = TaskMessage.model_validate_json(json.dumps({"job_id": str(job_id), "request": EXAMPLE}))
     assert (message.job_id, message.request) == (job_id, parse_request(EXAMPLE))
@@ -103,42 +103,42 @@ def test_the_message_holds_job_and_request() -> None:
         (None, "request"),
     ],
 )
-def test_a_breach_names_the_field_and_not_the_value(request_: object, field: str) -> None:
-    message = refusal(request_)
+def test_an_error_names_the_field_but_not_its_value(request_: object, field: str) -> None:
+    message = error_message(request_)
     assert message.startswith((f"{field}: ", f"{field}."))
     assert "secret" not in message.removeprefix(field)
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
 @pytest.mark.parametrize("field", ["request.input.key", "request.output.prefix"])
-def test_keys_that_leave_their_place_are_refused(key: str, field: str) -> None:
-    place = {"input": {"key": key}} if field == "request.input.key" else {"output": {"prefix": key}}
-    message = refusal({**VALID, **place})
+def test_invalid_keys_are_refused(key: str, field: str) -> None:
+    location = {"input": {"key": key}} if field == "request.input.key" else {"output": {"prefix": key}}
+    message = error_message({**VALID, **location})
     assert message.startswith(f"{field}: ")
     assert key in ("", "/", ".", "..") or key not in message
 
 
 @pytest.mark.parametrize("key", ["a", "a/", "ct/1.nii.gz", "a..b/...c", "mit Leerzeichen/ä.nii", "k" * 900])
-def test_plain_keys_pass(key: str) -> None:
+def test_valid_keys_are_accepted(key: str) -> None:
     assert parse_request({**VALID, "input": {"key": key}}).input.key == key
 
 
-def test_a_key_is_no_longer_than_an_object_store_takes() -> None:
-    assert refusal({**VALID, "input": {"key": "ä" * 900}}).startswith("request.input.key: ")
+def test_the_length_of_a_key_is_limited_in_bytes() -> None:
+    assert error_message({**VALID, "input": {"key": "ä" * 900}}).startswith("request.input.key: ")
 
 
 @pytest.mark.parametrize("bucket", BAD_BUCKETS)
-def test_bad_bucket_names_are_refused(bucket: str) -> None:
-    assert refusal({**VALID, "input": {"key": "a", "bucket": bucket}}).startswith("request.input.bucket: ")
+def test_invalid_bucket_names_are_refused(bucket: str) -> None:
+    assert error_message({**VALID, "input": {"key": "a", "bucket": bucket}}).startswith("request.input.bucket: ")
 
 
 @pytest.mark.parametrize("bucket", ["abc", "volumes", "a.b-c.9", "b" * 63])
-def test_bucket_names_pass(bucket: str) -> None:
+def test_valid_bucket_names_are_accepted(bucket: str) -> None:
     assert parse_request({**VALID, "input": {"key": "a", "bucket": bucket}}).input.bucket == bucket
 
 
 def test_text_that_is_not_unicode_is_refused() -> None:
-    assert refusal({**VALID, "model": "\ud800"}).startswith("request")
+    assert error_message({**VALID, "model": "\ud800"}).startswith("request")
 
 
 def nested(depth: int) -> object:
@@ -160,8 +160,8 @@ def nested(depth: int) -> object:
     ],
     ids=["set", "bytes", "huge integer", "tuple key", "nested deeply", "nested beyond recursion"],
 )
-def test_what_is_not_json_is_refused(request_: object) -> None:
-    assert refusal(request_).startswith("request")
+def test_a_value_that_is_not_json_is_refused(request_: object) -> None:
+    assert error_message(request_).startswith("request")
 
 
 @given(json_values | near_misses)
@@ -181,5 +181,5 @@ def test_arbitrary_json_is_parsed_or_refused(request: object) -> None:
         (["dicom-labelmap", "dicom-seg", "dicom-seg", "nifti"], ("nifti", "dicom-seg", "dicom-labelmap")),
     ],
 )
-def test_formats_are_in_one_order_and_with_nifti(formats: list[str], expected: tuple[str, ...]) -> None:
+def test_formats_are_sorted_and_contain_nifti(formats: list[str], expected: tuple[str, ...]) -> None:
     assert parse_request({**VALID, "output": {"formats": formats}}).output.formats == expected

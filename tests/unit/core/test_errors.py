@@ -39,16 +39,17 @@ SHARING: dict[type[ServiceError], type[ServiceError]] = {
 
 
 def drawn_tree() -> dict[str, tuple[str, str]]:
-    """From the module's docstring: for each class its parent and the words beside it."""
-    tree, ancestors = {}, ["ServiceError"]
-    for branch, name, words in re.findall(r"^    ([│ ]*[├└]── )(\w+) *(.*)$", errors.__doc__ or "", flags=re.MULTILINE):
+    """For each class in the module's docstring: its parent and the text beside it."""
+    tree = {}
+    ancestors = ["ServiceError"]
+    for branch, name, text in re.findall(r"^    ([│ ]*[├└]── )(\w+) *(.*)$", errors.__doc__ or "", flags=re.MULTILINE):
         depth = len(branch) // 4
         ancestors = [*ancestors[:depth], name]
-        tree[name] = (ancestors[depth - 1], words)
+        tree[name] = (ancestors[depth - 1], text)
     return tree
 
 
-def test_each_code_has_one_class_beside_those_that_share_it() -> None:
+def test_each_code_has_one_class_besides_those_that_share_it() -> None:
     assert sorted(kind.code for kind in CONCRETE if kind not in SHARING) == sorted(ErrorCode)
     assert all(kind.code == other.code for kind, other in SHARING.items())
 
@@ -58,7 +59,7 @@ def test_abstract_classes_have_no_code() -> None:
     assert abstract == {ServiceError, PermanentError, TransientError, InputError, ModelError, GpuError}
 
 
-def test_the_tree_in_the_docstring_is_the_real_one() -> None:
+def test_the_docstring_draws_the_real_tree() -> None:
     drawn = drawn_tree()
     assert {name: parent for name, (parent, _) in drawn.items()} == {
         kind.__name__: kind.__mro__[1].__name__ for kind in KINDS
@@ -73,7 +74,7 @@ def test_each_error_is_either_permanent_or_transient(kind: type[ServiceError]) -
     assert issubclass(kind, PermanentError) != issubclass(kind, TransientError)
 
 
-def test_only_faults_of_services_and_workers_are_retried() -> None:
+def test_only_errors_of_services_and_workers_are_retried() -> None:
     transient = {kind.code for kind in CONCRETE if issubclass(kind, TransientError) and not issubclass(kind, GpuError)}
     assert transient == {
         "storage_unavailable",
@@ -84,20 +85,20 @@ def test_only_faults_of_services_and_workers_are_retried() -> None:
     }
 
 
-def test_errors_of_the_gpu_are_retried() -> None:
+def test_gpu_errors_are_retried() -> None:
     assert issubclass(GpuError, TransientError)
     assert {kind for kind in CONCRETE if issubclass(kind, GpuError)} == {GpuOutOfMemory, GpuFailed}
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_a_row_gives_back_the_error_that_was_recorded(code: ErrorCode) -> None:
+def test_an_error_is_rebuilt_from_its_row(code: ErrorCode) -> None:
     error = error_from_row(code.value, "what happened")
     assert (error.code, error.message) == (code, "what happened")
     assert type(error) in CONCRETE
 
 
 @pytest.mark.parametrize("kind", CONCRETE)
-def test_a_row_gives_back_the_class(kind: type[ServiceError]) -> None:
+def test_the_class_is_rebuilt_from_a_row(kind: type[ServiceError]) -> None:
     assert type(error_from_row(kind.code, "")) is SHARING.get(kind, kind)
 
 
@@ -105,6 +106,6 @@ def test_a_row_with_an_unknown_code_gives_an_internal_error() -> None:
     assert type(error_from_row("of_a_later_version", "")) is InternalError
 
 
-def test_each_class_says_in_one_sentence_what_it_means() -> None:
+def test_each_class_has_a_docstring_of_one_sentence() -> None:
     sentences = [kind.__doc__ or "" for kind in (ServiceError, *KINDS)]
     assert all(re.fullmatch(r"[A-Z][^\n]*\.", sentence) for sentence in sentences)

@@ -16,7 +16,7 @@ def write(path: Path, text: str | int) -> Path:
 
 @pytest.fixture(autouse=True)
 def sixteen_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of 16 GiB, 10 of them available, without cgroups; this process takes none of them."""
+    """A machine with 16 GiB of memory, 10 GiB available, without cgroups; this process uses none."""
     kib = GIB // 1024
     meminfo = (
         f"MemTotal:       {16 * kib} kB\nMemFree:          1024 kB\nMemAvailable:   {10 * kib} kB\nHugePages_Total: 0"
@@ -41,19 +41,19 @@ def limit_v1(tmp_path: Path, limit: str | int, used: int, cached: int, group: st
     write(folder / "memory.stat", f"cache 5\ntotal_inactive_file {cached}")
 
 
-def test_without_a_limit_it_is_what_the_machine_has_available() -> None:
+def test_without_a_limit_the_available_memory_of_the_machine_counts() -> None:
     assert host.available_memory_bytes() == 10 * GIB
 
 
 @pytest.mark.parametrize("limit", [limit_v1, limit_v2])
-def test_a_containers_limit_counts_less_what_it_uses_but_not_its_cached_files(tmp_path: Path, limit: object) -> None:
+def test_a_cgroup_limit_counts_without_its_used_memory_but_with_its_cached_files(tmp_path: Path, limit: object) -> None:
     assert callable(limit)
     limit(tmp_path, 8 * GIB, 7 * GIB, 2 * GIB)
     assert host.available_memory_bytes() == 3 * GIB
 
 
 @pytest.mark.parametrize("unlimited", [(limit_v2, "max"), (limit_v1, 2**63 - 4096)])
-def test_no_limit_is_no_limit(tmp_path: Path, unlimited: tuple[object, str | int]) -> None:
+def test_an_unlimited_cgroup_has_no_effect(tmp_path: Path, unlimited: tuple[object, str | int]) -> None:
     limit, value = unlimited
     assert callable(limit)
     limit(tmp_path, value, 7 * GIB, GIB)
@@ -61,7 +61,7 @@ def test_no_limit_is_no_limit(tmp_path: Path, unlimited: tuple[object, str | int
 
 
 @pytest.mark.parametrize(("limit", "own"), [(limit_v1, "5:cpu,memory:/a/b"), (limit_v2, "0::/a/b")])
-def test_the_least_limit_of_all_groups_around_the_process_counts(tmp_path: Path, limit: object, own: str) -> None:
+def test_the_lowest_limit_of_the_cgroup_and_its_ancestors_counts(tmp_path: Path, limit: object, own: str) -> None:
     assert callable(limit)
     write(tmp_path / "own", own)
     limit(tmp_path, 9 * GIB, 0, 0, group="a/b")
@@ -71,7 +71,7 @@ def test_the_least_limit_of_all_groups_around_the_process_counts(tmp_path: Path,
     assert host.available_memory_bytes() == 5 * GIB
 
 
-def test_a_job_takes_its_share_at_most_less_what_it_has(tmp_path: Path) -> None:
+def test_a_process_gets_at_most_its_share_minus_its_own_memory(tmp_path: Path) -> None:
     assert host.available_memory_bytes(2) == 8 * GIB
     write(tmp_path / "statm", f"9 {3 * GIB // os.sysconf('SC_PAGE_SIZE')} 0")
     assert host.available_memory_bytes(2) == 5 * GIB
@@ -88,18 +88,19 @@ def test_a_job_takes_its_share_at_most_less_what_it_has(tmp_path: Path) -> None:
         ("model name : bf16 in name only", False),
     ],
 )
-def test_bfloat16_is_what_the_cpu_says(
+def test_bfloat16_is_read_from_the_cpu_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, expected: bool
 ) -> None:
     monkeypatch.setattr(host, "_CPUINFO", write(tmp_path / "cpuinfo", cpuinfo))
     assert host.has_bfloat16() is expected
 
 
-def test_cpus_are_the_affinity_cut_by_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_cpus_are_the_affinity_limited_by_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert host.usable_cpus() == 6
-    v2, v1 = tmp_path / "cgroup" / "cpu.max", tmp_path / "cgroup" / "cpu"
+    v2 = tmp_path / "cgroup" / "cpu.max"
+    v1 = tmp_path / "cgroup" / "cpu"
     write(v2, "250000 100000")
     assert host.usable_cpus() == 3
     write(v2, "max 100000")

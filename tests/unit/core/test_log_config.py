@@ -8,14 +8,15 @@ import pytest
 
 from inference_service.core.log_config import configure_logging, logging_job
 
-OUTER, INNER = UUID(int=1), UUID(int=2)
+OUTER = UUID(int=1)
+INNER = UUID(int=2)
 CHATTY = ("urllib3", "alembic.runtime.plugins")
 logger = logging.getLogger("tests.logs")
 
 
 @pytest.fixture(autouse=True)
 def other_handlers_set_aside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keeps pytest's own handlers from being closed, and gives all levels back."""
+    """Keeps pytest's handlers open, and restores all levels."""
     root = logging.getLogger()
     levels = {name: logging.getLogger(name).level for name in (*CHATTY, None)}
     monkeypatch.setattr(root, "handlers", [])
@@ -43,7 +44,7 @@ def log_inside_and_outside_of_jobs() -> None:
 EXPECTED = [("before", "-"), ("outer", str(OUTER)), ("inner", str(INNER)), ("outer again", str(OUTER)), ("after", "-")]
 
 
-def test_text_lines_carry_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_lines_contain_the_job_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "text")
     log_inside_and_outside_of_jobs()
     found = lines(capsys)
@@ -52,7 +53,7 @@ def test_text_lines_carry_the_job(capsys: pytest.CaptureFixture[str]) -> None:
         assert line.endswith(f" INFO [MainProcess] [job {job_id}] tests.logs: {message}")
 
 
-def test_json_lines_carry_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_contain_the_job_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
     log_inside_and_outside_of_jobs()
     records = [json.loads(line) for line in lines(capsys)]
@@ -63,7 +64,7 @@ def test_json_lines_carry_the_job(capsys: pytest.CaptureFixture[str]) -> None:
         assert datetime.strptime(record["time"], "%Y-%m-%d %H:%M:%S,%f").year >= 2024
 
 
-def test_the_job_is_taken_off_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_id_is_removed_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
     with pytest.raises(KeyError), logging_job(OUTER):
         raise KeyError
@@ -84,7 +85,7 @@ def test_a_traceback_stays_on_its_json_line(capsys: pytest.CaptureFixture[str]) 
     assert "“" in line
 
 
-def test_a_foreign_library_gets_the_job_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_libraries_contain_the_job_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("WARNING", "text")
     with logging_job(OUTER):
         logging.getLogger("celery.worker").warning("theirs")
@@ -94,14 +95,14 @@ def test_a_foreign_library_gets_the_job_too(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", CHATTY)
-def test_chatty_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_chatty_libraries_log_warnings_only(capsys: pytest.CaptureFixture[str], name: str) -> None:
     configure_logging("DEBUG", "text")
     logging.getLogger(name).info("connection pool")
     logging.getLogger(name).warning("trouble")
     assert [line.rsplit(" ", 1)[-1] for line in lines(capsys)] == ["trouble"]
 
 
-def test_configuring_again_replaces_the_style(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_configuration_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "text")
     configure_logging("INFO", "json")
     logger.info("once")

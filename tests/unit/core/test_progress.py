@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from inference_service.core.progress import STAGES, Stage, StageClock, overall_progress
 
-# Progress is not told of them: they alternate with the windows.
+# Not reported as progress, as they alternate with the windows.
 WITHIN_WINDOWS = ("network", "map")
 
 
 class FakeTime:
-    """A clock that moves only where a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -32,7 +32,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     return fake
 
 
-def test_stages_add_up_and_the_time_between_them_is_nobodys(fake_time: FakeTime) -> None:
+def test_times_of_a_stage_add_up_and_time_between_stages_is_not_counted(fake_time: FakeTime) -> None:
     clock = StageClock()
     with clock.stage("read"):
         fake_time.passes(2)
@@ -44,7 +44,7 @@ def test_stages_add_up_and_the_time_between_them_is_nobodys(fake_time: FakeTime)
     assert clock.seconds == {"read": 7, "write": 3}
 
 
-def test_inner_stages_do_not_count_in_outer_ones(fake_time: FakeTime) -> None:
+def test_nested_stages_do_not_count_for_the_outer_one(fake_time: FakeTime) -> None:
     clock = StageClock()
     with clock.stage("map"):
         fake_time.passes(1)
@@ -59,7 +59,7 @@ def test_inner_stages_do_not_count_in_outer_ones(fake_time: FakeTime) -> None:
     assert clock.seconds == {"map": 7, "windows": 30, "fetch": 100}
 
 
-def test_stage_that_raises_is_counted(fake_time: FakeTime) -> None:
+def test_a_stage_that_raises_is_counted(fake_time: FakeTime) -> None:
     clock = StageClock()
 
     def fail() -> None:
@@ -74,7 +74,7 @@ def test_stage_that_raises_is_counted(fake_time: FakeTime) -> None:
     assert clock.seconds == {"map": 1, "windows": 2}
 
 
-def test_each_counts_what_the_items_take_to_come(fake_time: FakeTime) -> None:
+def test_timed_counts_the_time_of_the_iterator(fake_time: FakeTime) -> None:
     clock = StageClock()
 
     def items() -> Iterator[str]:
@@ -92,7 +92,7 @@ def test_each_counts_what_the_items_take_to_come(fake_time: FakeTime) -> None:
     assert clock.seconds == {"map": 3, "windows": 35}
 
 
-def test_timed_takes_no_item_early() -> None:
+def test_timed_does_not_read_ahead() -> None:
     source = iter([1, 2, 3])
     passed = StageClock().timed("windows", source)
     assert next(passed) == 1
@@ -107,13 +107,13 @@ def test_progress_grows_within_a_stage(stage: Stage) -> None:
 @given(
     st.lists(st.tuples(st.sampled_from([stage for stage in STAGES if stage not in WITHIN_WINDOWS]), st.floats(0, 1)))
 )
-def test_progress_never_goes_back(steps: list[tuple[Stage, float]]) -> None:
+def test_progress_never_decreases(steps: list[tuple[Stage, float]]) -> None:
     steps.sort(key=lambda step: (STAGES.index(step[0]), step[1]))
     overall = [overall_progress(stage, share) for stage, share in steps]
     assert overall == sorted(overall)
 
 
-def test_progress_goes_from_0_to_1_without_gaps() -> None:
+def test_progress_covers_0_to_1_without_gaps() -> None:
     assert overall_progress(STAGES[0], 0) == 0
     assert overall_progress(STAGES[-1], 1) == 1
     own = [stage for stage in STAGES if stage not in WITHIN_WINDOWS]

@@ -77,7 +77,7 @@ def test_every_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) 
         assert getattr(defaults, name.lower()) != value, name
 
 
-def test_defaults_reach_servers_on_this_machine() -> None:
+def test_defaults_connect_to_servers_on_this_machine() -> None:
     settings = Settings()
     assert settings.broker_url == "redis://127.0.0.1:6379/0"
     assert (settings.postgres_server, settings.postgres_port) == ("127.0.0.1", 5432)
@@ -85,12 +85,12 @@ def test_defaults_reach_servers_on_this_machine() -> None:
     assert (settings.minio_input_bucket, settings.minio_output_bucket) == ("volumes", "masks")
     assert settings.onnx_providers == [CUDA, CPU]
     assert (settings.require_gpu, settings.max_attempts) == (False, 3)
-    # A dead worker's job is found within 45 s.
+    # The job of a dead worker is recovered within 45 s.
     assert settings.lease_s + settings.sweep_period_s < 45
     assert settings.max_voxels == 536_870_912
 
 
-def test_a_dotenv_file_is_read_and_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_overrides_the_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(Settings.model_config, "env_file", ".env")
     (tmp_path / ".env").write_text("POSTGRES_DB=from-file\nPOSTGRES_USER=from-file\nUNRELATED=1\n")
     monkeypatch.setenv("POSTGRES_USER", "from-environment")
@@ -98,7 +98,7 @@ def test_a_dotenv_file_is_read_and_the_environment_goes_first(monkeypatch: pytes
     assert (settings.postgres_db, settings.postgres_user) == ("from-file", "from-environment")
 
 
-def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTRA_OP_THREADS", "")
     monkeypatch.setenv("POSTGRES_PORT", "")
     assert (Settings().intra_op_threads, Settings().postgres_port) == (None, 5432)
@@ -130,7 +130,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("LOG_FORMAT", "xml"),
     ],
 )
-def test_a_bad_value_is_refused_and_its_field_named(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+def test_an_invalid_value_is_refused_and_its_field_named(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(name, text)
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -143,9 +143,9 @@ def test_providers_that_are_not_json_are_refused(monkeypatch: pytest.MonkeyPatch
         Settings()
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        setattr(Settings(), "postgres_port", 1)  # noqa: B010 - mypy knows that it is refused
+        setattr(Settings(), "postgres_port", 1)  # noqa: B010 - mypy refuses a plain assignment
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_settings_cannot_be_changed() -> None:
         ("REDIS_PASSWORD", "hush"),
     ],
 )
-def test_secrets_stay_out_of_repr_and_str(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+def test_repr_and_str_contain_no_secret(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(name, text)
     settings = Settings()
     assert "hush" not in f"{settings!r} {settings}"
 
 
-def test_a_bad_value_beside_a_secret_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_error_contains_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_PASSWORD", "hush")
     monkeypatch.setenv("CPU_STANDBY_S", "1")
     with pytest.raises(ValidationError) as caught:
@@ -176,14 +176,14 @@ SECRETS = [field.removesuffix("_file") for field in Settings.model_fields if fie
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_a_secret_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("p@ss: wörd\n", encoding="utf-8")
     monkeypatch.setenv(f"{name.upper()}_FILE", str(tmp_path / "secret"))
     assert getattr(Settings(), name) == SecretStr("p@ss: wörd")
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_is_given_once_and_its_file_is_there(
+def test_a_missing_secret_file_and_a_secret_set_twice_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv(f"{name.upper()}_FILE", str(tmp_path / "none"))
@@ -194,7 +194,7 @@ def test_a_secret_is_given_once_and_its_file_is_there(
         Settings()
 
 
-def test_all_secrets_may_lie_in_files() -> None:
+def test_every_secret_has_a_file_variable() -> None:
     secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert secrets == set(SECRETS)
 
@@ -207,7 +207,7 @@ def test_all_secrets_may_lie_in_files() -> None:
         ("rediss://worker@redis.example:6380/2", "rediss://worker:p%40ss%3A%2F%23@redis.example:6380/2"),
     ],
 )
-def test_the_password_of_redis_goes_into_its_url(url: str, expected: str) -> None:
+def test_the_broker_url_contains_the_redis_password(url: str, expected: str) -> None:
     assert Settings.model_validate({"redis_url": url, "redis_password": "p@ss:/#"}).broker_url == expected
 
 
@@ -233,7 +233,7 @@ def test_effective_providers(
     assert Settings.model_validate({"onnx_providers": requested}).effective_onnx_providers == expected
 
 
-def test_values_given_by_lower_case_name_stand_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_values_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_PORT", "1111")
     monkeypatch.setenv("POSTGRES_DB", "from-environment")
     settings = Settings.model_validate({"postgres_port": "2222", "redis_url": "redis://127.0.0.1:7000/0"})

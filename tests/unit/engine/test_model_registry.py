@@ -1,10 +1,8 @@
 import hashlib
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, ModelNotFound
@@ -26,53 +24,6 @@ VALID: dict[str, object] = {
     "activation": "softmax",
     "labels": [{"name": "background", "value": 0}, {"name": "lung", "value": 1}],
 }
-LABELS = [{"name": "lung", "value": 1}, {"name": "heart", "value": 2}]
-
-# nnU-Net 2: what plans.json and dataset.json of a trained model say about inference with its 3d_fullres configuration.
-NNUNET_PLANS: dict[str, object] = {
-    "dataset_name": "Dataset701_Chest",
-    "transpose_forward": [0, 1, 2],
-    "image_reader_writer": "SimpleITKIO",
-    "foreground_intensity_properties_per_channel": {
-        "0": {"mean": 54.6, "std": 132.1, "percentile_00_5": -903.0, "percentile_99_5": 376.0}
-    },
-    "configuration": {
-        "patch_size": [80, 192, 160],
-        "spacing": [2.5, 0.78125, 0.78125],
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
-    },
-}
-NNUNET_DATASET: dict[str, object] = {
-    "channel_names": {"0": "CT"},
-    "labels": {"background": 0, "lung": 1, "heart": 2},
-}
-NNUNET_REGIONS: dict[str, object] = {
-    "channel_names": {"0": "CT"},
-    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
-    "regions_class_order": [1, 2, 3],
-}
-
-# MONAI bundle: the transforms and the inferer of configs/inference.json, by their _target_.
-MONAI_CT: dict[str, dict[str, object]] = {
-    "Orientationd": {"axcodes": "RAS"},
-    "Spacingd": {"pixdim": [1.5, 1.5, 2.0], "mode": "bilinear"},
-    "ScaleIntensityRanged": {"a_min": -57, "a_max": 164, "b_min": 0.0, "b_max": 1.0, "clip": True},
-    "SlidingWindowInferer": {"roi_size": [96, 96, 64], "overlap": 0.625, "mode": "gaussian", "cval": -1.0},
-    "Activationsd": {"softmax": True},
-    "AsDiscreted": {"argmax": True},
-    "KeepLargestConnectedComponentd": {"applied_labels": [1], "connectivity": 3},
-}
-MONAI_MR: dict[str, dict[str, object]] = {
-    "Orientationd": {"axcodes": "SPL"},
-    "Spacingd": {"pixdim": [1.0, 1.0, 1.0], "mode": "bilinear"},
-    "NormalizeIntensityd": {"nonzero": True, "channel_wise": True},
-    "SlidingWindowInferer": {"roi_size": [240, 240, 160], "overlap": 0.5, "mode": "constant", "cval": 0.0},
-    "Activationsd": {"sigmoid": True},
-    "AsDiscreted": {"threshold": 0.5},
-}
 
 
 def install(models_path: Path, name: str, version: str, **changes: object) -> Path:
@@ -88,97 +39,6 @@ def manifest(**changes: object) -> Manifest:
     return Manifest.model_validate_json(json.dumps({**VALID, **changes}))
 
 
-def intensity(**fields: object) -> list[dict[str, object]]:
-    return [{"name": "CT", "intensity": fields}]
-
-
-def test_defaults_are_the_usual_ones() -> None:
-    plain = manifest()
-    assert (plain.interpolation, plain.separate_axis_above) == ("linear", None)
-    assert (plain.overlap, plain.placement, plain.blending, plain.padding_value) == (0.5, "snap", "gaussian", 0.0)
-    assert plain.postprocessing == ()
-
-
-@pytest.mark.parametrize(
-    ("changes", "place"),
-    [
-        ({"name": "../x"}, "name"),
-        ({"name": "Upper"}, "name"),
-        ({"name": "-dash"}, "name"),
-        ({"name": "n" * 65}, "name"),
-        ({"name": "ct-lung\n"}, "name"),
-        ({"version": "v1"}, "version"),
-        ({"version": "1.2.3.4"}, "version"),
-        ({"version": "1."}, "version"),
-        ({"version": ".."}, "version"),
-        ({"description": ""}, "description"),
-        ({"licence": ""}, "licence"),
-        ({"intended_use": ""}, "intended_use"),
-        ({"modality": "XR"}, "modality"),
-        ({"sha256": "0" * 63}, "sha256"),
-        ({"sha256": "A" * 64}, "sha256"),
-        ({"channels": []}, "channels"),
-        ({"channels": [{"name": "", "intensity": {"kind": "none"}}]}, "channels.0.name"),
-        ({"channels": intensity(kind="magic")}, "channels.0.intensity"),
-        ({"channels": intensity(kind="none", clip=True)}, "channels.0.intensity.none.clip"),
-        ({"channels": intensity(kind="ct", clip=[3, 3], mean=0, std=1)}, "channels.0.intensity.ct.clip"),
-        ({"channels": intensity(kind="ct", clip=[0, 3], mean=0, std=0)}, "channels.0.intensity.ct.std"),
-        ({"channels": intensity(kind="ct", clip=[0, 3], std=1)}, "channels.0.intensity.ct.mean"),
-        ({"channels": intensity(kind="percentiles", percentiles=[5, 101])},
-         "channels.0.intensity.percentiles.percentiles.1"),
-        ({"channels": intensity(kind="percentiles", percentiles=[95, 5])},
-         "channels.0.intensity.percentiles.percentiles"),
-        ({"channels": intensity(kind="min_max", output=[1, 0])}, "channels.0.intensity.min_max.output"),
-        ({"channels": intensity(kind="fixed_range", input=[1, 0])}, "channels.0.intensity.fixed_range.input"),
-        ({"orientation": "RAR"}, ""),
-        ({"orientation": "RA"}, ""),
-        ({"orientation": "ras"}, ""),
-        ({"orientation": "RASL"}, ""),
-        ({"spacing_mm": [1, 1]}, "spacing_mm.2"),
-        ({"spacing_mm": [1, 0, 1]}, "spacing_mm.1"),
-        ({"interpolation": "nearest"}, "interpolation"),
-        ({"separate_axis_above": 0}, "separate_axis_above"),
-        ({"window": [96, 96]}, "window.2"),
-        ({"window": [96, 96, 0]}, "window.2"),
-        ({"window": [96, 96, 1.5]}, "window.2"),
-        ({"overlap": 1}, "overlap"),
-        ({"overlap": -0.1}, "overlap"),
-        ({"placement": "random"}, "placement"),
-        ({"blending": "max"}, "blending"),
-        ({"padding_value": float("nan")}, "padding_value"),
-        ({"padding_value": float("inf")}, "padding_value"),
-        ({"activation": "relu"}, "activation"),
-        ({"labels": []}, "labels"),
-        ({"labels": [{"name": "lung", "value": 65536}]}, "labels.0.value"),
-        ({"labels": [{"name": "lung", "value": -1}]}, "labels.0.value"),
-        ({"labels": [{"name": "lung", "value": 1}, {"name": "lung", "value": 2}]}, ""),
-        ({"labels": [{"name": "lung", "value": 1}, {"name": "heart", "value": 1}]}, ""),
-        ({"activation": "sigmoid"}, ""),
-        ({"postprocessing": [{"step": "largest_component", "labels": [7]}]}, ""),
-        ({"postprocessing": [{"step": "largest_component", "labels": [1], "becomes": 7}]}, ""),
-        ({"postprocessing": [{"step": "largest_component", "labels": []}]},
-         "postprocessing.0.largest_component.labels"),
-        ({"postprocessing": [{"step": "remove_small", "labels": [1], "min_volume_ml": 0}]},
-         "postprocessing.0.remove_small.min_volume_ml"),
-        *(({"postprocessing": [{"step": "remove_small", "labels": [1], "min_volume_ml": 1, "min_share": share}]},
-           "postprocessing.0.remove_small.min_share") for share in (-0.1, 1.1, float("nan"))),
-        ({"postprocessing": [{"step": "fill_holes", "labels": [1]}]}, "postprocessing.0"),
-        ({"unknown": 1}, "unknown"),
-    ],
-)  # fmt: skip
-def test_each_rule_refuses_and_names_the_place(changes: dict[str, object], place: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        manifest(**changes)
-    assert ".".join(str(part) for part in caught.value.errors()[0]["loc"]) == place
-
-
-@pytest.mark.parametrize("field", VALID)
-def test_each_field_of_the_smallest_manifest_is_needed(field: str) -> None:
-    without = {name: value for name, value in VALID.items() if name != field}
-    with pytest.raises(ValidationError, match="Field required"):
-        Manifest.model_validate_json(json.dumps(without))
-
-
 def test_a_model_is_found_by_name_and_version(tmp_path: Path) -> None:
     folder = install(tmp_path, "ct-lung", "1.2")
     model = find_model(tmp_path, "ct-lung", "1.2")
@@ -190,7 +50,7 @@ def test_a_model_is_found_by_name_and_version(tmp_path: Path) -> None:
     ("versions", "highest"),
     [(["2", "10"], "10"), (["1.2", "1.10"], "1.10"), (["1.9.9", "2"], "2"), (["1", "1.1"], "1.1")],
 )
-def test_without_a_version_the_highest_is_taken(tmp_path: Path, versions: list[str], highest: str) -> None:
+def test_the_highest_version_is_the_default(tmp_path: Path, versions: list[str], highest: str) -> None:
     for version in versions:
         install(tmp_path, "ct-lung", version)
     assert find_model(tmp_path, "ct-lung").manifest.version == highest
@@ -205,7 +65,7 @@ def test_without_a_version_the_highest_is_taken(tmp_path: Path, versions: list[s
         ("ct-lung", "1\n"), ("ct-lung", "latest"),
     ],
 )  # fmt: skip
-def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str, version: str | None) -> None:
+def test_names_and_versions_cannot_leave_the_models_folder(tmp_path: Path, name: str, version: str | None) -> None:
     models_path = tmp_path / "models"
     install(models_path, "ct-lung", "1")
     install(tmp_path, "outside", "1")
@@ -213,7 +73,7 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str, version:
         find_model(models_path, name, version)
 
 
-def test_a_message_on_a_missing_model_names_what_there_is(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_model_lists_the_installed_ones(tmp_path: Path) -> None:
     install(tmp_path, "ct-lung", "1")
     install(tmp_path, "ct-lung", "2")
     with pytest.raises(ModelNotFound, match=r"no version 3; installed: 1, 2$"):
@@ -225,7 +85,7 @@ def test_a_message_on_a_missing_model_names_what_there_is(tmp_path: Path) -> Non
         find_model(tmp_path / "missing", "ct-lung")
 
 
-def test_list_models_is_ordered_and_passes_over_what_is_none(tmp_path: Path) -> None:
+def test_list_models_is_sorted_and_skips_other_files(tmp_path: Path) -> None:
     folders = [install(tmp_path, name, version) for name, version in (("a", "2"), ("a", "10"), ("b", "1"))]
     (tmp_path / "README.md").touch()
     (tmp_path / "Not A Model" / "1").mkdir(parents=True)
@@ -237,7 +97,7 @@ def test_list_models_is_ordered_and_passes_over_what_is_none(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "other"), ("version", "2")])
-def test_a_folder_that_its_manifest_contradicts_is_refused(tmp_path: Path, field: str, value: str) -> None:
+def test_a_manifest_that_contradicts_its_folder_is_refused(tmp_path: Path, field: str, value: str) -> None:
     folder = install(tmp_path, "ct-lung", "1")
     (folder / "manifest.json").write_text(json.dumps({**VALID, field: value}))
     with pytest.raises(ModelInvalid, match=r"^model ct-lung 1: manifest\.json says "):
@@ -258,13 +118,13 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
         find_model(tmp_path, "ct-lung")
 
 
-def test_a_message_on_a_bad_manifest_names_the_place(tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_manifest_names_the_field(tmp_path: Path) -> None:
     install(tmp_path, "ct-lung", "1", overlap=2)
     with pytest.raises(ModelInvalid, match=r"manifest\.json is invalid at overlap: "):
         find_model(tmp_path, "ct-lung")
 
 
-def test_a_network_with_another_digest_is_refused(tmp_path: Path) -> None:
+def test_a_network_with_a_wrong_sha256_is_refused(tmp_path: Path) -> None:
     folder = install(tmp_path, "ct-lung", "1")
     (folder / "model.onnx").write_bytes(NETWORK + b"!")
     with pytest.raises(ModelInvalid, match=r"expected sha256 [0-9a-f]{64} .*, got [0-9a-f]{64}"):
@@ -286,7 +146,7 @@ def test_a_missing_network_is_refused(tmp_path: Path) -> None:
         ([[None] * 5], [[None] * 5]),
     ],
 )
-def test_a_network_that_fits_its_manifest_passes(
+def test_a_network_that_matches_its_manifest_passes(
     inputs: list[list[int | None]], outputs: list[list[int | None]]
 ) -> None:
     check_signature(manifest(), inputs, outputs)
@@ -309,226 +169,15 @@ def test_a_network_that_fits_its_manifest_passes(
         ([[None] * 5], [[]], "output"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(
+def test_a_network_that_does_not_match_its_manifest_is_refused(
     inputs: list[list[int | None]], outputs: list[list[int | None]], role: str
 ) -> None:
     with pytest.raises(ModelInvalid, match=f"^model ct-lung 1: expected one {role} of shape "):
         check_signature(manifest(), inputs, outputs)
 
 
-def test_a_model_of_several_channels_is_refused() -> None:
-    two = manifest(channels=[*intensity(kind="none"), *intensity(kind="none")])
+def test_a_model_with_several_channels_is_refused() -> None:
+    channel = {"name": "CT", "intensity": {"kind": "none"}}
+    two = manifest(channels=[channel, channel])
     with pytest.raises(ModelInvalid, match="expects 2 channels"):
         check_signature(two, [[None] * 5], [[None] * 5])
-
-
-class Said(dict[str, object]):
-    """A configuration of which each entry is taken once, so that what found no place in a manifest is seen."""
-
-    def part(self, key: str) -> "Said":
-        value = self.pop(key)
-        assert isinstance(value, dict)
-        return Said(value)
-
-    def numbers(self, key: str) -> list[float]:
-        value = self.pop(key)
-        assert isinstance(value, list)
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.pop(key)
-        assert isinstance(value, int | float)
-        return value
-
-
-def nnunet_intensity(scheme: object, masked: object, fingerprint: Said) -> dict[str, object]:
-    if scheme == "CTNormalization":
-        clip = [fingerprint.pop("percentile_00_5"), fingerprint.pop("percentile_99_5")]
-        return {"kind": "ct", "clip": clip, "mean": fingerprint.pop("mean"), "std": fingerprint.pop("std")}
-    fingerprint.clear()
-    kinds: dict[object, dict[str, object]] = {
-        "ZScoreNormalization": {"kind": "z_score", "nonzero_only": masked},
-        "RescaleTo01Normalization": {"kind": "min_max"},
-        "RGBTo01Normalization": {"kind": "fixed_range", "input": [0, 255], "clip": False},
-        "NoNormalization": {"kind": "none"},
-    }
-    return kinds[scheme]
-
-
-def nnunet_labels(dataset: Said) -> dict[str, object]:
-    labels = dataset.part("labels")
-    if "regions_class_order" not in dataset:
-        named = [{"name": name, "value": value} for name, value in labels.items()]
-        return {"activation": "softmax", "labels": named}
-    labels.pop("background")
-    regions = zip(labels, dataset.numbers("regions_class_order"), strict=True)
-    return {"activation": "sigmoid", "labels": [{"name": name, "value": value} for name, value in regions]}
-
-
-def from_nnunet(plans: dict[str, object], dataset: dict[str, object]) -> Manifest:
-    """The manifest of an nnU-Net model; asserts that nothing of its configuration was left out."""
-    said, data = Said(json.loads(json.dumps(plans))), Said(json.loads(json.dumps(dataset)))
-    configuration = said.part("configuration")
-    fingerprints = said.part("foreground_intensity_properties_per_channel")
-    schemes, masks = configuration.numbers("normalization_schemes"), configuration.numbers("use_mask_for_norm")
-    channels = []
-    for (index, name), scheme, masked in zip(data.part("channel_names").items(), schemes, masks, strict=True):
-        fingerprint = fingerprints.part(index)
-        channels.append({"name": name, "intensity": nnunet_intensity(scheme, masked, fingerprint)})
-        assert not fingerprint
-    # Arrays as SimpleITK gives them are z, y, x, of scans that are stored as LPS.
-    assert said.pop("image_reader_writer") == "SimpleITKIO"
-    orientation = "".join("SPL"[int(axis)] for axis in said.numbers("transpose_forward"))
-    resampling = configuration.part("resampling_fn_data_kwargs")
-    back = configuration.part("resampling_fn_probabilities_kwargs")
-    assert back == {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    fields: dict[str, object] = {
-        "description": said.pop("dataset_name"),
-        "channels": channels,
-        "orientation": orientation,
-        "spacing_mm": configuration.numbers("spacing"),
-        "interpolation": {1: "linear", 3: "cubic"}[int(resampling.number("order"))],
-        "separate_axis_above": None if resampling.pop("force_separate_z") is False else 3,
-        "window": configuration.numbers("patch_size"),
-        "overlap": 0.5,
-        "placement": "even",
-        "blending": "gaussian",
-        **nnunet_labels(data),
-    }
-    assert resampling == {"is_seg": False, "order_z": 0}
-    assert (said, data, configuration, fingerprints) == ({}, {}, {}, {})
-    return manifest(**fields)
-
-
-def test_an_nnunet_model_fits_into_a_manifest() -> None:
-    model = from_nnunet(NNUNET_PLANS, NNUNET_DATASET)
-    assert [(channel.name, channel.intensity.model_dump()) for channel in model.channels] == [
-        ("CT", {"kind": "ct", "clip": (-903.0, 376.0), "mean": 54.6, "std": 132.1})
-    ]
-    assert (model.orientation, model.spacing_mm, model.window) == ("SPL", (2.5, 0.78125, 0.78125), (80, 192, 160))
-    assert (model.interpolation, model.separate_axis_above, model.placement) == ("cubic", 3, "even")
-    assert model.activation == "softmax"
-    assert [(label.name, label.value) for label in model.labels] == [("background", 0), ("lung", 1), ("heart", 2)]
-
-
-def test_nnunet_regions_become_sigmoid_channels_in_their_order() -> None:
-    model = from_nnunet(NNUNET_PLANS, NNUNET_REGIONS)
-    assert model.activation == "sigmoid"
-    assert [(label.name, label.value) for label in model.labels] == [("whole", 1), ("core", 2), ("enhancing", 3)]
-
-
-@pytest.mark.parametrize(
-    ("scheme", "masked", "kind"),
-    [
-        ("ZScoreNormalization", True, {"kind": "z_score", "nonzero_only": True}),
-        ("ZScoreNormalization", False, {"kind": "z_score", "nonzero_only": False}),
-        ("RescaleTo01Normalization", False, {"kind": "min_max", "output": (0.0, 1.0)}),
-        ("RGBTo01Normalization", False,
-         {"kind": "fixed_range", "input": (0.0, 255.0), "output": (0.0, 1.0), "clip": False}),
-        ("NoNormalization", False, {"kind": "none"}),
-    ],
-)  # fmt: skip
-def test_every_nnunet_normalisation_has_a_kind(scheme: str, masked: bool, kind: dict[str, object]) -> None:
-    configuration = Said(NNUNET_PLANS).part("configuration")
-    configuration |= {"normalization_schemes": [scheme], "use_mask_for_norm": [masked]}
-    model = from_nnunet({**NNUNET_PLANS, "configuration": configuration}, NNUNET_DATASET)
-    assert model.channels[0].intensity.model_dump() == kind
-
-
-def test_an_nnunet_transposition_is_an_orientation() -> None:
-    assert from_nnunet({**NNUNET_PLANS, "transpose_forward": [2, 0, 1]}, NNUNET_DATASET).orientation == "LSP"
-
-
-MonaiPart = Callable[[Said], dict[str, object]]
-
-
-def monai_range(said: Said) -> dict[str, object]:
-    source, target = [said.pop("a_min"), said.pop("a_max")], [said.pop("b_min"), said.pop("b_max")]
-    fields = {"kind": "fixed_range", "input": source, "output": target, "clip": said.pop("clip")}
-    return {"channels": intensity(**fields)}
-
-
-def monai_normalise(said: Said) -> dict[str, object]:
-    assert said.pop("channel_wise") is True
-    return {"channels": intensity(kind="z_score", nonzero_only=said.pop("nonzero"))}
-
-
-def monai_percentiles(said: Said) -> dict[str, object]:
-    percentiles, target = [said.pop("lower"), said.pop("upper")], [said.pop("b_min"), said.pop("b_max")]
-    fields = {"kind": "percentiles", "percentiles": percentiles, "output": target, "clip": said.pop("clip")}
-    return {"channels": intensity(**fields)}
-
-
-def monai_spacing(said: Said) -> dict[str, object]:
-    kinds: dict[object, str] = {"bilinear": "linear", 3: "cubic"}
-    return {"spacing_mm": said.pop("pixdim"), "interpolation": kinds[said.pop("mode")]}
-
-
-def monai_inferer(said: Said) -> dict[str, object]:
-    window, padding = said.pop("roi_size"), said.pop("cval")
-    return {"window": window, "overlap": said.pop("overlap"), "blending": said.pop("mode"), "padding_value": padding}
-
-
-def monai_activation(said: Said) -> dict[str, object]:
-    (activation,) = (name for name in ("softmax", "sigmoid") if said.pop(name, False))
-    return {"activation": activation}
-
-
-def monai_discrete(said: Said) -> dict[str, object]:
-    assert said.popitem() in (("argmax", True), ("threshold", 0.5))
-    return {}
-
-
-def monai_largest(said: Said) -> dict[str, object]:
-    assert said.pop("connectivity") == 3
-    return {"postprocessing": [{"step": "largest_component", "labels": said.pop("applied_labels")}]}
-
-
-MONAI: dict[str, MonaiPart] = {
-    "Orientationd": lambda said: {"orientation": said.pop("axcodes")},
-    "Spacingd": monai_spacing,
-    "ScaleIntensityRanged": monai_range,
-    "ScaleIntensityRangePercentilesd": monai_percentiles,
-    "NormalizeIntensityd": monai_normalise,
-    "SlidingWindowInferer": monai_inferer,
-    "Activationsd": monai_activation,
-    "AsDiscreted": monai_discrete,
-    "KeepLargestConnectedComponentd": monai_largest,
-}
-
-
-def from_monai(bundle: dict[str, dict[str, object]], labels: Sequence[dict[str, object]]) -> Manifest:
-    """The manifest of a MONAI bundle; asserts that nothing of its configuration was left out."""
-    fields: dict[str, object] = {"labels": labels, "placement": "snap"}
-    for target, arguments in bundle.items():
-        said = Said(arguments)
-        fields |= MONAI[target](said)
-        assert not said, target
-    return manifest(**fields)
-
-
-def test_a_monai_bundle_fits_into_a_manifest() -> None:
-    model = from_monai(MONAI_CT, [{"name": "background", "value": 0}, *LABELS])
-    assert model.channels[0].intensity.model_dump() == {
-        "kind": "fixed_range", "input": (-57.0, 164.0), "output": (0.0, 1.0), "clip": True,
-    }  # fmt: skip
-    assert (model.orientation, model.spacing_mm, model.interpolation) == ("RAS", (1.5, 1.5, 2.0), "linear")
-    assert (model.window, model.overlap, model.placement) == ((96, 96, 64), 0.625, "snap")
-    assert (model.blending, model.padding_value, model.activation) == ("gaussian", -1.0, "softmax")
-    (step,) = model.postprocessing
-    assert (step.step, step.labels, step.becomes) == ("largest_component", (1,), 0)
-
-
-def test_a_monai_bundle_of_regions_fits_into_a_manifest() -> None:
-    model = from_monai(MONAI_MR, LABELS)
-    assert model.channels[0].intensity.model_dump() == {"kind": "z_score", "nonzero_only": True}
-    assert (model.orientation, model.blending, model.activation) == ("SPL", "constant", "sigmoid")
-
-
-def test_a_monai_bundle_may_scale_by_percentiles() -> None:
-    scaling: dict[str, object] = {"lower": 1, "upper": 99, "b_min": -1.0, "b_max": 1.0, "clip": False}
-    bundle = {name: part for name, part in MONAI_CT.items() if name != "ScaleIntensityRanged"}
-    model = from_monai({**bundle, "ScaleIntensityRangePercentilesd": scaling}, LABELS)
-    assert model.channels[0].intensity.model_dump() == {
-        "kind": "percentiles", "percentiles": (1.0, 99.0), "output": (-1.0, 1.0), "clip": False,
-    }  # fmt: skip

@@ -12,7 +12,8 @@ from inference_service.engine import provider_probe
 from inference_service.engine.providers import RESULT_PREFIX
 from inference_service.engine.runtime_errors import short_message
 
-CUDA, AZURE = "CUDAExecutionProvider", "AzureExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+AZURE = "AzureExecutionProvider"
 
 
 def results(text: str) -> list[dict[str, str | None]]:
@@ -21,7 +22,7 @@ def results(text: str) -> list[dict[str, str | None]]:
     ]
 
 
-def test_the_probe_network_is_the_convolution_that_it_is_said_to_be() -> None:
+def test_the_probe_network_is_one_convolution() -> None:
     around = [1, 1, 2, 2, 2]
     weight = helper.make_tensor("w", TensorProto.FLOAT, [1] * 5, np.ones(1, np.float32).tobytes(), raw=True)
     graph = helper.make_graph(
@@ -58,7 +59,7 @@ def test_a_provider_that_falls_back_silently_is_not_usable(
     assert len(reason) < 400
 
 
-def test_a_card_that_fails_on_the_first_run_is_not_usable(
+def test_a_gpu_that_fails_on_the_first_run_is_not_usable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Failing(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -85,7 +86,7 @@ def test_a_card_that_fails_on_the_first_run_is_not_usable(
     ]
 
 
-def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
+def test_a_library_that_cannot_be_loaded_is_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(b"broken")
@@ -110,7 +111,7 @@ def test_a_library_that_cannot_be_loaded_is_what_is_wrong(
     ],
     ids=["cuda", "tensorrt", "plain"],
 )
-def test_places_in_onnx_runtimes_source_are_left_out(text: str, expected: str) -> None:
+def test_a_short_message_has_no_source_location(text: str, expected: str) -> None:
     assert short_message(text) == expected
 
 

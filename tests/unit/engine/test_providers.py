@@ -30,7 +30,7 @@ def untried() -> Iterator[None]:
 
 @pytest.fixture
 def run_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts a shell script in the place of the probe's subprocess."""
+    """Replaces the subprocess of the probe by a shell script."""
 
     def replace(script: str) -> None:
         path = tmp_path / "python"
@@ -59,12 +59,12 @@ def test_the_probe_runs_once(run_probe: Callable[[str], None], tmp_path: Path) -
     assert (tmp_path / "runs").read_text() == "again\n"
 
 
-def test_the_cpu_comes_last(run_probe: Callable[[str], None]) -> None:
+def test_the_cpu_is_listed_last(run_probe: Callable[[str], None]) -> None:
     run_probe(line(CPU) + line(TENSORRT) + line(CUDA))
     assert usable_providers() == [TENSORRT, CUDA, CPU]
 
 
-def test_a_probe_that_crashes_keeps_what_it_found(
+def test_a_probe_that_crashes_keeps_its_results(
     run_probe: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_probe(line(CPU) + line(TENSORRT, "no library") + "kill -SEGV $$")
@@ -74,13 +74,13 @@ def test_a_probe_that_crashes_keeps_what_it_found(
     ]
 
 
-def test_what_a_providers_library_prints_is_not_taken_for_a_result(run_probe: Callable[[str], None]) -> None:
+def test_other_output_of_the_probe_is_ignored(run_probe: Callable[[str], None]) -> None:
     run_probe("echo '[INFO] loading plug-ins'\n" + line(CPU) + "echo; echo '{\"devices\": 1}'; echo 7")
     assert probe_providers() == (ProbeResult(CPU, None),)
 
 
 @pytest.mark.parametrize("script", ["exit 0", "kill -SEGV $$", "echo no onnxruntime >&2; exit 1"])
-def test_a_probe_that_finds_nothing_is_an_error(run_probe: Callable[[str], None], script: str) -> None:
+def test_a_probe_without_results_is_an_error(run_probe: Callable[[str], None], script: str) -> None:
     run_probe(script)
     with pytest.raises(ConfigurationError, match=r"inference-service\[cpu\]"):
         probe_providers()
@@ -104,7 +104,7 @@ def test_exactly_three_lines_are_logged(run_probe: Callable[[str], None], caplog
     ]
 
 
-def test_each_requested_provider_that_is_not_used_is_warned_of(
+def test_a_warning_is_logged_for_each_requested_provider_that_is_not_usable(
     run_probe: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_probe(line(CPU) + line(TENSORRT, "libnvinfer.so.10 is missing") + line("ROCMExecutionProvider"))

@@ -20,7 +20,7 @@ from inference_service.engine import session as session_module
 from inference_service.engine.session import Session
 
 WINDOW: NDArray[np.float32] = np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)
-# Beyond the address space of any machine, so that the allocation fails at once.
+# Larger than any address space, so that the allocation fails at once.
 ENORMOUS = [1 << 20, 1 << 20, 1 << 4, 2, 2]
 
 
@@ -33,7 +33,7 @@ def network(
     batch: int | str = 1,
     kind: int = TensorProto.FLOAT,
 ) -> bytes:
-    """An ONNX file whose inputs and outputs are of free size."""
+    """An ONNX file with inputs and outputs of free size."""
     free: list[str | int | None] = [batch, 1, "i", "j", "k"]
     graph = helper.make_graph(
         list(nodes),
@@ -61,7 +61,7 @@ def test_a_session_runs_its_network() -> None:
     assert session.providers == [CPU]
 
 
-def test_a_network_of_half_precision_takes_and_gives_what_others_do() -> None:
+def test_a_float16_network_takes_and_returns_float32() -> None:
     session = Session(network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.FLOAT16), providers=[CPU])
     given = WINDOW + np.float32(1 / 3)
     logits = session.run(given)
@@ -70,13 +70,13 @@ def test_a_network_of_half_precision_takes_and_gives_what_others_do() -> None:
     logits += 1
 
 
-def test_a_network_of_other_numbers_is_refused() -> None:
+def test_a_network_of_another_type_is_refused() -> None:
     doubles = network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.DOUBLE)
     with pytest.raises(ModelInvalid, match=r"takes tensor\(double\), expected tensor\(float\) or tensor\(float16\)"):
         Session(doubles, providers=[CPU])
 
 
-TELLING = """
+PROBE_AND_WAIT = """
 import time
 from inference_service.engine.provider_probe import main
 
@@ -85,11 +85,13 @@ time.sleep(2)
 """
 
 
-def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
-    """ONNX Runtime's telemetry leaves an identifier and a database in the user's folder as soon as it has a session."""
+def test_no_telemetry_is_written(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry would leave an identifier and a database in the home folder with the first session."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     environment = {**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", TELLING], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE_AND_WAIT], env=environment, capture_output=True, text=True, check=True
+    )
     assert '"reason": null' in done.stdout
     assert list(tmp_path.rglob("*")) == []
 
@@ -126,9 +128,9 @@ def test_several_outputs_have_a_shape_each() -> None:
             constants=[helper.make_tensor("w", TensorProto.FLOAT, [1] * 5, [1.0])],
         ),
     ],
-    ids=["empty", "garbage", "truncated", "unknown operator", "loose end", "no input"],
+    ids=["empty", "garbage", "truncated", "unknown operator", "missing input", "no input"],
 )
-def test_what_is_no_network_is_an_invalid_model(content: bytes) -> None:
+def test_a_file_that_is_not_a_network_is_an_invalid_model(content: bytes) -> None:
     with pytest.raises(ModelInvalid):
         Session(content, providers=[CPU])
 
@@ -143,7 +145,7 @@ def test_what_is_no_network_is_an_invalid_model(content: bytes) -> None:
             WINDOW,
         ),
     ],
-    ids=["other shape", "other rank", "an operator that fails"],
+    ids=["other shape", "other rank", "failing operator"],
 )
 def test_a_run_that_fails_is_an_invalid_model(content: bytes, window: NDArray[np.float32]) -> None:
     session = Session(content, providers=[CPU])
@@ -152,18 +154,18 @@ def test_a_run_that_fails_is_an_invalid_model(content: bytes, window: NDArray[np
     assert caught.value.__cause__ is not None
 
 
-def test_a_window_beyond_memory_is_out_of_memory() -> None:
+def test_a_window_that_exceeds_memory_is_out_of_memory() -> None:
     expand = network([helper.make_node("Expand", ["x", "s"], ["y"])], constants=[shape_constant(ENORMOUS)])
     session = Session(expand, providers=[CPU])
     with pytest.raises(OutOfMemory):
         session.run(np.ones((1, 1, 1, 1, 1), dtype=np.float32))
 
 
-def test_the_cpu_provider_has_all_of_a_network() -> None:
+def test_the_cpu_provider_runs_the_whole_network() -> None:
     assert Session(DOUBLE, providers=[CPU]).single_provider
 
 
-def test_a_run_that_a_provider_fails_does_not_move_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_does_not_move_the_session_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(DOUBLE, providers=[CPU])
 
     failing = Mock()
@@ -174,14 +176,14 @@ def test_a_run_that_a_provider_fails_does_not_move_to_the_cpu(monkeypatch: pytes
         session.run(WINDOW)
 
 
-def test_a_batch_is_free_or_fixed() -> None:
+def test_the_batch_size_is_free_or_fixed() -> None:
     assert Session(DOUBLE, providers=[CPU]).fixed_batch_size == 1
     free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
     assert Session(free, providers=[CPU]).fixed_batch_size is None
 
 
 @pytest.mark.parametrize(("providers", "loads"), [([CPU], 0), (["CUDAExecutionProvider", CPU], 1)])
-def test_cuda_is_loaded_from_its_wheels_before_a_session_wants_it(
+def test_cuda_is_loaded_from_its_wheels_once_before_the_session(
     monkeypatch: pytest.MonkeyPatch, providers: list[str], loads: int
 ) -> None:
     loaded: list[str] = []
@@ -200,9 +202,7 @@ def test_cuda_is_loaded_from_its_wheels_before_a_session_wants_it(
 
 
 @pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
-def test_openvino_is_told_threads_and_precision(
-    monkeypatch: pytest.MonkeyPatch, precision: Precision, hint: str
-) -> None:
+def test_openvino_gets_threads_and_precision(monkeypatch: pytest.MonkeyPatch, precision: Precision, hint: str) -> None:
     opened: list[tuple[list[tuple[str, dict[str, str]]], str]] = []
 
     def open_session(
@@ -254,7 +254,7 @@ GPU_OPTIONS = [
 
 
 @pytest.mark.parametrize(("provider", "gpu", "expected"), GPU_OPTIONS)
-def test_gpus_are_told_their_options(
+def test_gpu_providers_get_their_options(
     monkeypatch: pytest.MonkeyPatch, provider: str, gpu: GpuOptions, expected: dict[str, str]
 ) -> None:
     opened: list[dict[str, str]] = []
@@ -300,7 +300,7 @@ def test_failed_allocations_are_out_of_memory(monkeypatch: pytest.MonkeyPatch, e
         Session(DOUBLE, providers=[CPU])
 
 
-def test_a_gpus_memory_is_told_from_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_and_worker_memory_have_different_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory")
 
@@ -315,8 +315,8 @@ def test_a_gpus_memory_is_told_from_the_cpus(monkeypatch: pytest.MonkeyPatch) ->
         Session(DOUBLE, providers=[CUDA, CPU])
 
 
-def test_an_arena_with_a_limit_is_out_of_memory_and_takes_less_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime's own arena, as GPUs have one and GPU_MEMORY_LIMIT_MB limits it, here of the CPU's memory."""
+def test_a_limited_arena_is_out_of_memory_and_still_runs_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limited arena of CPU memory stands in for a GPU's arena, which GPU_MEMORY_LIMIT_MB limits."""
     limited = onnxruntime.OrtArenaCfg({"max_mem": 2**20, "arena_extend_strategy": 1})
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
@@ -338,10 +338,10 @@ def test_an_arena_with_a_limit_is_out_of_memory_and_takes_less_afterwards(monkey
     def on_device(windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return session.to_host(session.run_on_device(windows))
 
-    def beside(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def graph(windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return session.to_host(session.run_graph(network(halves, batch="m"), {"x": windows}))
 
-    for run in (session.run, on_device, beside):
+    for run in (session.run, on_device, graph):
         with pytest.raises(GpuOutOfMemory, match="a window of this model does not fit into the GPU's memory") as caught:
             run(np.repeat(window, 32, axis=0))
         assert "smaller than requested bytes" in str(caught.value.__cause__)
@@ -361,8 +361,8 @@ GPU_FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("said", GPU_FAILURES)
-def test_a_failed_gpu_is_no_invalid_model(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+@pytest.mark.parametrize("message", GPU_FAILURES)
+def test_a_gpu_failure_is_not_an_invalid_model(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     def run(provider: str, *, on_device: bool) -> ServiceError:
         session = Session(DOUBLE, providers=[CPU])
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
@@ -371,10 +371,10 @@ def test_a_failed_gpu_is_no_invalid_model(monkeypatch: pytest.MonkeyPatch, said:
         return caught.value
 
     def fail(*_args: object, **_kwargs: object) -> None:
-        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(f"Non-zero status code returned: {said}")
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(f"Non-zero status code returned: {message}")
 
     def fail_bound(*_args: object, **_kwargs: object) -> None:
-        raise RuntimeError(f"Error in execution: Non-zero status code returned: {said}")
+        raise RuntimeError(f"Error in execution: Non-zero status code returned: {message}")
 
     monkeypatch.setattr(Session, "_device", "cpu")
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)

@@ -17,10 +17,10 @@ ON_OPENVINO = ExecutionOptions((OPENVINO, "CPUExecutionProvider"), precision="bf
 BOTH = ("fp32", "bf16")
 
 
-class OnTheCpu(Session):
-    """Where every other provider falls back."""
+class FallsBackToCpu(Session):
+    """A session that always falls back to the CPU."""
 
-    said: str | None = "it does not say why"
+    message: str | None = "no reason given"
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class OnTheCpu(Session):
         gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
     ) -> None:
         super().__init__(network, providers=["CPUExecutionProvider"], threads=threads, precision=precision, spin=spin)
-        self.fallback_reason = self.said
+        self.fallback_reason = self.message
 
 
-class OnAll(OnTheCpu):
-    """Where every provider is in use, but not for all of the network."""
+class PartlyOnOpenvino(FallsBackToCpu):
+    """A session that uses every provider, none of them for the whole network."""
 
     @property
     def providers(self) -> list[str]:
         return [OPENVINO, "CPUExecutionProvider"]
 
 
-class OnOpenvino(OnAll):
-    """Where OpenVINO has all of the network."""
+class WhollyOnOpenvino(PartlyOnOpenvino):
+    """A session whose network runs on OpenVINO as a whole."""
 
     def __init__(
         self,
@@ -84,11 +84,12 @@ def test_the_least_recently_used_session_is_dropped(make_model: MakeModel) -> No
     assert sessions.load(models[1], CPU) is not second
 
 
-def test_a_strict_engine_refuses_a_model_that_falls_back(
+def test_strict_execution_refuses_a_model_that_falls_back(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnTheCpu)
-    model, execution = make_model(), ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(session_cache_module, "Session", FallsBackToCpu)
+    model = make_model()
+    execution = ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"))
     assert load_session(model, execution).providers == ["CPUExecutionProvider"]
     assert "model test: it does not run on CUDAExecutionProvider" in caplog.text
     with pytest.raises(ConfigurationError, match="does not run on CUDAExecutionProvider"):
@@ -97,57 +98,58 @@ def test_a_strict_engine_refuses_a_model_that_falls_back(
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("message", "kind"),
     [
         ("CUDA failure 999: unknown error ; GPU=0 ; hostname=h", GpuFailed),
         ("CUDA failure 2: out of memory ; GPU=0 ; hostname=h", GpuOutOfMemory),
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", GpuOutOfMemory),
     ],
 )
-def test_what_a_gpu_fails_to_load_is_for_a_cpu_and_not_kept(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, strict: bool, said: str, kind: type[GpuError]
+def test_a_gpu_error_while_loading_is_raised_and_not_cached(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, strict: bool, message: str, kind: type[GpuError]
 ) -> None:
-    """It was usable when the worker started, and may be again for the next job."""
-    monkeypatch.setattr(session_cache_module, "Session", OnTheCpu)
-    monkeypatch.setattr(OnTheCpu, "said", said)
-    model, execution = make_model(), ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"), strict=strict)
+    """The GPU was usable when the worker started, and may be usable again for the next job."""
+    monkeypatch.setattr(session_cache_module, "Session", FallsBackToCpu)
+    monkeypatch.setattr(FallsBackToCpu, "message", message)
+    model = make_model()
+    execution = ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"), strict=strict)
     with pytest.raises(kind) as caught:
         load_session(model, execution)
-    assert str(caught.value.__cause__) == said
+    assert str(caught.value.__cause__) == message
     monkeypatch.setattr(session_cache_module, "Session", Session)
     assert load_session(model, execution.on_cpu()).providers == ["CPUExecutionProvider"]
     assert execution.on_cpu() == CPU
 
 
-def test_a_provider_that_has_but_a_part_of_the_model_is_told_of(
+def test_a_model_that_runs_partly_on_its_provider_is_logged(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnAll)
+    monkeypatch.setattr(session_cache_module, "Session", PartlyOnOpenvino)
     load_session(make_model(), replace(ON_OPENVINO, precision="fp32"))
     assert "model test: a part of it does not run on OpenVINOExecutionProvider" in caplog.text
 
 
 @pytest.mark.usefixtures("_bfloat16")
-def test_a_model_that_is_not_whole_on_openvino_runs_in_fp32(
+def test_a_model_that_runs_partly_on_openvino_runs_in_fp32(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnAll)
+    monkeypatch.setattr(session_cache_module, "Session", PartlyOnOpenvino)
     assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
     assert "it runs in fp32, not in bf16: a part of it runs on another provider" in caplog.text
 
 
-def test_a_strict_engine_takes_a_model_that_its_first_provider_has_all_of(
+def test_strict_execution_accepts_a_model_that_runs_wholly_on_the_first_provider(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+    monkeypatch.setattr(session_cache_module, "Session", WhollyOnOpenvino)
     execution = ExecutionOptions((OPENVINO, "CUDAExecutionProvider", "CPUExecutionProvider"), strict=True)
     assert load_session(make_model(), execution).single_provider
     assert caplog.text == ""
 
 
 @pytest.mark.usefixtures("_bfloat16")
-def test_bf16_is_computed_where_all_allow_it(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+def test_a_model_runs_in_bf16_if_all_conditions_are_met(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_cache_module, "Session", WhollyOnOpenvino)
     model = make_model(precisions=BOTH)
     session = load_session(model, ON_OPENVINO)
     assert session.precision == "bf16"
@@ -163,7 +165,7 @@ def test_bf16_is_computed_where_all_allow_it(make_model: MakeModel, monkeypatch:
         (BOTH, CPU.providers, "CPUExecutionProvider does not support it; OpenVINOExecutionProvider does"),
     ],
 )
-def test_where_bf16_cannot_be_it_is_fp32_and_said_why(
+def test_a_model_that_cannot_run_in_bf16_runs_in_fp32_and_the_reason_is_logged(
     make_model: MakeModel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -171,16 +173,16 @@ def test_where_bf16_cannot_be_it_is_fp32_and_said_why(
     providers: tuple[str, ...],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+    monkeypatch.setattr(session_cache_module, "Session", WhollyOnOpenvino)
     execution = replace(ON_OPENVINO, providers=providers)
     assert load_session(make_model(precisions=precisions), execution).precision == "fp32"
     assert f"it runs in fp32, not in bf16: {reason}" in caplog.text
 
 
-def test_a_cpu_without_bf16_computes_in_fp32(
+def test_a_cpu_without_bf16_runs_in_fp32(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session_cache_module, "Session", OnOpenvino)
+    monkeypatch.setattr(session_cache_module, "Session", WhollyOnOpenvino)
     monkeypatch.setattr(session_cache_module, "has_bfloat16", lambda: False)
     assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
     assert "it runs in fp32, not in bf16: this CPU does not support it" in caplog.text
