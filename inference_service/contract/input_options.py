@@ -1,4 +1,4 @@
-"""How a request wants its input read and checked."""
+"""The options of a request for reading and checking its input."""
 
 from dataclasses import dataclass
 

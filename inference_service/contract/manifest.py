@@ -178,7 +178,7 @@ PostProcessing = Annotated[LargestComponent | RemoveSmallComponents, Field(discr
 
 
 class Manifest(_Strict):
-    """A model: what it is, how its input is prepared and how its output becomes a mask."""
+    """Describes a model, the preparation of its input and the conversion of its output to a mask."""
 
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=VERSION_PATTERN)

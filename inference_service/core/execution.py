@@ -21,7 +21,7 @@ class GpuOptions:
         memory_limit_bytes: Upper limit of one session's memory arena; None: no limit.
         aggregate_on_device: Whether the logits of overlapping windows are added up in GPU memory. This takes three
             times the memory of the accumulated logits.
-        tensorrt_cache: Folder that keeps the engines that TensorRT builds; a build takes minutes. None: not kept.
+        tensorrt_cache: Folder for the engines that TensorRT builds, each in minutes; None: they are not saved.
     """
 
     tf32: bool = True

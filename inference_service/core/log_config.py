@@ -47,5 +47,5 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
         handler.setFormatter(logging.Formatter(_TEXT))
     logging.captureWarnings(True)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("urllib3", "alembic.runtime.plugins"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("urllib3", "alembic.runtime.plugins"):
+        logging.getLogger(name).setLevel(logging.WARNING)

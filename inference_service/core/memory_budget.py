@@ -1,4 +1,7 @@
-"""The memory that one job may take, checked before it allocates, as the kernel kills a process that takes too much."""
+"""The memory that one job may use.
+
+It is checked before each large allocation, because the kernel kills a process that uses too much without an error.
+"""
 
 import logging
 import os
@@ -51,8 +54,8 @@ class MemoryBudget:
         available = self._available(self._concurrency)
         if needed > available:
             raise OutOfMemory(
-                f"the scan and its image on the model's grid need {_size(needed)} of memory more, and this worker has "
-                f"{_size(available)}"
+                f"the scan and its image on the model's grid need {_size(needed)} more memory, and this worker has "
+                f"{_size(available)} available"
             )
 
     def allocate(self, shape: tuple[int, ...], *, reserved_bytes: int = 0) -> NDArray[np.float32]:
@@ -75,11 +78,11 @@ class MemoryBudget:
             raise OutOfMemory(text)
         try:
             with TemporaryFile(dir=self._folder) as file:
-                # Without its blocks reserved, a disk that fills up later would end the process with SIGBUS.
+                # Reserves the blocks: if the disk filled up later, SIGBUS would end the process.
                 os.posix_fallocate(file.fileno(), 0, size_bytes)
                 array = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
-            raise OutOfMemory(f"{text}, nor is there room on the disk") from error
+            raise OutOfMemory(f"{text}; they do not fit on the disk either") from error
         logger.warning("%s: they are kept on disk", text)
         self.warnings.append(f"{text}: they were kept on disk")
         return array

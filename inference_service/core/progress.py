@@ -52,7 +52,7 @@ class StageClock:
             self._running.pop()
 
     def timed(self, name: Stage, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on and adds the time that their iterator takes to a stage."""
+        """Yields the items of an iterator and adds the time that it takes to produce them to a stage."""
         iterator = iter(items)
         while True:
             with self.stage(name):

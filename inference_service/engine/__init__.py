@@ -1,1 +1,1 @@
-"""Models on disk and ONNX Runtime: model registry, execution providers, sessions."""
+"""Models on disk and ONNX Runtime: the model registry, execution providers and sessions."""

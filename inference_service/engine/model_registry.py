@@ -109,7 +109,7 @@ def read_model(folder: Path) -> Model:
         field = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is invalid at {field}: {first['msg']}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
-        raise ModelInvalid(f"model {title}: {MANIFEST_FILE} says {_title(manifest)}")
+        raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is for {_title(manifest)}")
     return Model(manifest, folder)
 
 

@@ -16,8 +16,8 @@ from inference_service.core.execution import CPU, CUDA, DEFAULT_GPU_OPTIONS, GPU
 from inference_service.engine.provider_options import provider_options
 from inference_service.engine.runtime_errors import memory_or_gpu_error
 
-# An array in the memory of the device that the network runs on.
 DeviceArray: TypeAlias = onnxruntime.OrtValue
+"""An array in the memory of the device that the network runs on."""
 
 _ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
@@ -86,10 +86,12 @@ class Session:
         _release_free_memory()
         inputs = self._session.get_inputs()
         if not inputs:
-            raise ModelInvalid("the model's network takes no input")
+            raise ModelInvalid("the model's network has no input")
         self._input_name: str = inputs[0].name
         if inputs[0].type not in _INPUT_TYPES:
-            raise ModelInvalid(f"the model's network takes {inputs[0].type}, expected {' or '.join(_INPUT_TYPES)}")
+            raise ModelInvalid(
+                f"the model's network expects input of {inputs[0].type}; supported: {' or '.join(_INPUT_TYPES)}"
+            )
         self._input_type = _INPUT_TYPES[inputs[0].type]
 
     @property

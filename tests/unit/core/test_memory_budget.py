@@ -18,7 +18,7 @@ def available(mib: int) -> Callable[[int], int]:
 
 def test_require_raises_out_of_memory_above_the_available_memory() -> None:
     MemoryBudget(available=available(1128)).require(1000 * MIB)
-    with pytest.raises(OutOfMemory, match=r"need 1\.1 GiB of memory more, and this worker has 1\.1 GiB"):
+    with pytest.raises(OutOfMemory, match=r"need 1\.1 GiB more memory, and this worker has 1\.1 GiB available"):
         MemoryBudget(available=available(1127)).require(1000 * MIB)
 
 
@@ -57,14 +57,14 @@ def test_an_array_that_does_not_fit_is_in_an_unnamed_file(tmp_path: Path, caplog
 def test_without_room_on_the_disk_it_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutOfMemory):
         MemoryBudget(available=available(130)).allocate((4, MIB, 2))
-    with pytest.raises(OutOfMemory, match="nor is there room on the disk"):
+    with pytest.raises(OutOfMemory, match="do not fit on the disk either"):
         MemoryBudget(tmp_path / "missing", available=available(130)).allocate((4, MIB, 2))
 
     def full(descriptor: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OutOfMemory, match="nor is there room on the disk"):
+    with pytest.raises(OutOfMemory, match="do not fit on the disk either"):
         MemoryBudget(tmp_path, available=available(130)).allocate((4, MIB, 2))
 
 

@@ -100,7 +100,7 @@ def test_list_models_is_sorted_and_skips_other_files(tmp_path: Path) -> None:
 def test_a_manifest_that_contradicts_its_folder_is_refused(tmp_path: Path, field: str, value: str) -> None:
     folder = install(tmp_path, "ct-lung", "1")
     (folder / "manifest.json").write_text(json.dumps({**VALID, field: value}))
-    with pytest.raises(ModelInvalid, match=r"^model ct-lung 1: manifest\.json says "):
+    with pytest.raises(ModelInvalid, match=r"^model ct-lung 1: manifest\.json is for "):
         read_model(folder)
 
 

@@ -72,7 +72,9 @@ def test_a_float16_network_takes_and_returns_float32() -> None:
 
 def test_a_network_of_another_type_is_refused() -> None:
     doubles = network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.DOUBLE)
-    with pytest.raises(ModelInvalid, match=r"takes tensor\(double\), expected tensor\(float\) or tensor\(float16\)"):
+    with pytest.raises(
+        ModelInvalid, match=r"expects input of tensor\(double\); supported: tensor\(float\) or tensor\(float16\)"
+    ):
         Session(doubles, providers=[CPU])
 
 
