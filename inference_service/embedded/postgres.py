@@ -22,7 +22,7 @@ from inference_service.embedded.process import (
     Server,
     kill_group,
     server_environment,
-    signals_held_back,
+    signals_deferred,
     start_failure,
 )
 
@@ -132,7 +132,7 @@ def _create_data(data: Path, *, home: Path, password: str, log_path: Path, durab
             options.append("--no-sync")
         with ExitStack() as stack:
             try:
-                with signals_held_back():
+                with signals_deferred():
                     process = subprocess.Popen(
                         [str(home / "bin/initdb"), "-D", WORKING_DIRECTORY, "-U", USER, *options],
                         cwd=unfinished,

@@ -87,11 +87,11 @@ class Server:
     def spawn(self) -> None:
         """Starts the process without waiting until it answers; see `start`."""
         if self.pid is not None:
-            raise EmbeddedServerError(f"{self.name} runs already, as process {self.pid}")
+            raise EmbeddedServerError(f"{self.name} is already running as process {self.pid}")
         if not self._port_fixed:
             self.port = free_port()
         try:
-            with self.log_path.open("ab") as log, signals_held_back():
+            with self.log_path.open("ab") as log, signals_deferred():
                 self._process = subprocess.Popen(
                     [*stopped_with_parent(), *self.command(self.port)],
                     cwd=self.folder,
@@ -149,7 +149,7 @@ class Server:
 
 
 @contextmanager
-def signals_held_back() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Delays the handlers of terminating signals until the block ends.
 
     Inside `Popen` the process exists before its object does. A handler that raises there would leave the process
@@ -184,9 +184,9 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def start_failure(problem: str, log_path: Path) -> EmbeddedServerError:
-    """The error for a process that does not start.
+    """Returns the error for a process that does not start.
 
-    Its message is the problem and the last error in the process's log, on one line; a note has the end of the log.
+    Its message has the problem and the last error of the log on one line. A note contains the end of the log.
     """
     text = log_path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
     lines = [line.strip() for line in text.splitlines() if line.strip()]

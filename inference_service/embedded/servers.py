@@ -86,7 +86,7 @@ def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]
     try:
         data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise EmbeddedServerError(f"the folder {data_path} cannot be made: {error.strerror}") from error
+        raise EmbeddedServerError(f"the folder {data_path} cannot be created: {error.strerror}") from error
     with ExitStack() as stack:
         lock, credentials = stack.enter_context(_locked_credentials(data_path / "credentials.json"))
         redis_server = _redis_server(data_path, credentials, durable=durable, lock=lock)
@@ -124,7 +124,7 @@ def _locked_credentials(path: Path) -> Iterator[tuple[int, Credentials]]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise EmbeddedServerError(
-                f"servers run on {path.parent} already: stop them, or choose another folder"
+                f"{path.parent} is in use by running servers: stop them, or choose another folder"
             ) from error
         text = file.read()
         credentials = Credentials(**json.loads(text)) if text else Credentials()

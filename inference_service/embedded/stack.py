@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from inference_service.core.settings import Settings
-from inference_service.embedded.process import kill_group, signals_held_back, start_failure, stopped_with_parent
+from inference_service.embedded.process import kill_group, signals_deferred, start_failure, stopped_with_parent
 from inference_service.embedded.servers import start_servers
 from inference_service.worker.deployment import prepare
 
@@ -111,7 +111,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Starts the worker, or starts it again after it has ended. The log is appended to."""
         self.health_path.unlink(missing_ok=True)
-        with self.log_path.open("ab") as log, signals_held_back():
+        with self.log_path.open("ab") as log, signals_deferred():
             self._process = subprocess.Popen(
                 [*stopped_with_parent(), sys.executable, "-m", "inference_service", "worker", "--role", self.role],
                 env={

@@ -1,1 +1,1 @@
-"""The worker process: Celery consumer and task, supervisor, metrics, health, deployment checks."""
+"""The worker process: Celery consumer and task, attempts, supervisor and sweeps, metrics, health, deployment checks."""

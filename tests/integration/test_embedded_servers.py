@@ -238,7 +238,7 @@ def test_stop_and_start_of_one_server(servers: Servers) -> None:
     assert servers.redis.pid is None
     servers.redis.start()
     assert redis_client(servers).ping()
-    with pytest.raises(EmbeddedServerError, match="runs already"):
+    with pytest.raises(EmbeddedServerError, match="already running"):
         servers.redis.start()
 
 
@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path: Path, monkeypatch:
 
 def test_a_folder_in_use_is_refused(servers: Servers) -> None:
     with (
-        pytest.raises(EmbeddedServerError, match="already"),
+        pytest.raises(EmbeddedServerError, match="in use"),
         start_servers(servers.redis.folder.parent),
     ):
         pass
@@ -384,7 +384,7 @@ def test_signals_during_the_exchange_of_handlers_leave_no_handler_behind(
     with sigterm_leaves():
         monkeypatch.setattr(signal, "signal", install_and_meet_a_signal)
         try:
-            with server_process.signals_held_back():
+            with server_process.signals_deferred():
                 pass
         finally:
             monkeypatch.undo()

@@ -512,7 +512,7 @@ def test_a_stack_on_a_folder_in_use_exits_4(tmp_path: Path) -> None:
         result = run("stack", "--data", tmp_path)
     assert (result.exit_code, result.stdout) == (4, "")
     assert result.stderr == (
-        f"error: embedded_server_error: servers run on {tmp_path} already: stop them, or choose another folder\n"
+        f"error: embedded_server_error: {tmp_path} is in use by running servers: stop them, or choose another folder\n"
     )
 
 
@@ -521,7 +521,7 @@ def test_a_stack_on_a_folder_that_cannot_be_made_exits_4(tmp_path: Path) -> None
     result = run("stack", "--data", tmp_path / "file" / "data")
     assert (result.exit_code, result.stdout) == (4, "")
     assert result.stderr == (
-        f"error: embedded_server_error: the folder {tmp_path}/file/data cannot be made: Not a directory\n"
+        f"error: embedded_server_error: the folder {tmp_path}/file/data cannot be created: Not a directory\n"
     )
 
 
