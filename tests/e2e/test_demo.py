@@ -269,7 +269,7 @@ def test_a_check_names_what_is_not_usable(stack: Stack, tmp_path: Path) -> None:
     assert verdicts == {"redis": False, "postgres": True, "minio": False, "models": True, "providers": False}
 
 
-def test_health_follows_the_workers_sign_of_life(stack: Stack, tmp_path: Path) -> None:
+def test_health_follows_the_workers_heartbeat(stack: Stack, tmp_path: Path) -> None:
     (health_path,) = (worker.health_path for worker in stack.workers if worker.role == "cpu")
     with_path = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(health_path)}, [])
     assert "consumes" in run_cli(with_path, "health", "--within", "10")
@@ -277,7 +277,7 @@ def test_health_follows_the_workers_sign_of_life(stack: Stack, tmp_path: Path) -
     time.sleep(3)
     assert health_path.stat().st_mtime > before
     without = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(tmp_path / "none")}, [])
-    assert "no sign of life" in run_cli(without, "health", code=4)
+    assert "no heartbeat within 30 s" in run_cli(without, "health", code=4)
 
 
 def test_a_worker_without_models_ends_and_says_so(stack: Stack, tmp_path: Path) -> None:
