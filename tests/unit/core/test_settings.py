@@ -4,11 +4,10 @@ import pytest
 from pydantic import RedisDsn, Secret, SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
+from inference_service.core.execution import CPU, CUDA, TENSORRT
 from inference_service.core.settings import Settings, get_settings
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-
-# Each differs from its default.
+# Each value differs from its default.
 VALUES: dict[str, tuple[str, object]] = {
     "REDIS_URL": ("rediss://:pw@redis.example:6380/2", Secret(RedisDsn("rediss://:pw@redis.example:6380/2"))),
     "REDIS_PASSWORD": ("redis-secret", SecretStr("redis-secret")),

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from inference_service.core.errors import ConfigurationError
-from inference_service.core.execution import CPU
+from inference_service.core.execution import CPU, CUDA, TENSORRT
 from inference_service.engine import providers
 from inference_service.engine.providers import (
     RESULT_PREFIX,
@@ -18,7 +18,7 @@ from inference_service.engine.providers import (
     usable_providers,
 )
 
-CUDA, TENSORRT, AZURE = "CUDAExecutionProvider", "TensorrtExecutionProvider", "AzureExecutionProvider"
+AZURE = "AzureExecutionProvider"
 
 
 @pytest.fixture(autouse=True)
