@@ -1,4 +1,4 @@
-"""Compresses DICOM files, for tests, by other means than the service decodes them where there are any."""
+"""Compresses DICOM files for tests, where possible by other libraries than those by which the service decodes them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydicom.uid import (
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     JPEG2000Lossless,
+    JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -25,26 +26,26 @@ def jpeg_2000(pixels: NDArray[np.integer], bits: int) -> bytes:
 
 
 def jpeg_lossless(pixels: NDArray[np.integer], bits: int) -> bytes:
-    return bytes(imagecodecs.ljpeg_encode(unsigned(pixels, bits), bitspersample=bits))
+    return bytes(imagecodecs.ljpeg_encode(as_unsigned(pixels, bits), bitspersample=bits))
 
 
 def jpeg_ls(pixels: NDArray[np.integer], bits: int) -> bytes:
-    return bytes(imagecodecs.jpegls_encode(unsigned(pixels, bits)))
+    return bytes(imagecodecs.jpegls_encode(as_unsigned(pixels, bits)))
 
 
 def htj2k(pixels: NDArray[np.integer], bits: int) -> bytes:
     return bytes(imagecodecs.htj2k_encode(pixels))
 
 
-def unsigned(pixels: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
-    """The stored bits, as codestreams without a sign have them."""
+def as_unsigned(pixels: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
+    """The stored bits as unsigned values: JPEG and JPEG-LS codestreams have no sign."""
     dtype = np.dtype(f"u{pixels.dtype.itemsize}")
-    held: NDArray[np.integer] = np.bitwise_and(pixels.view(dtype), dtype.type(2**bits - 1))
-    return held
+    unsigned: NDArray[np.integer] = np.bitwise_and(pixels.view(dtype), dtype.type(2**bits - 1))
+    return unsigned
 
 
 ENCODERS: dict[str, Callable[[NDArray[np.integer], int], bytes]] = {
-    "1.2.840.10008.1.2.4.57": jpeg_lossless,
+    JPEGLossless: jpeg_lossless,
     JPEGLosslessSV1: jpeg_lossless,
     JPEGLSLossless: jpeg_ls,
     JPEG2000Lossless: jpeg_2000,
@@ -52,7 +53,7 @@ ENCODERS: dict[str, Callable[[NDArray[np.integer], int], bytes]] = {
     HTJ2KLosslessRPCL: htj2k,
     HTJ2K: htj2k,
 }
-SYNTAXES = [RLELossless, *ENCODERS]
+COMPRESSED_SYNTAXES = [RLELossless, *ENCODERS]
 
 
 def encode(path: Path, syntax: str) -> None:
@@ -62,13 +63,14 @@ def encode(path: Path, syntax: str) -> None:
         dataset.compress(RLELossless, encoding_plugin="pydicom")
         dataset.save_as(path)
     else:
-        encapsulated(path, syntax, ENCODERS[syntax](np.ascontiguousarray(dataset.pixel_array), dataset.BitsStored))
+        set_codestream(path, syntax, ENCODERS[syntax](np.ascontiguousarray(dataset.pixel_array), dataset.BitsStored))
 
 
-def encapsulated(path: Path, syntax: str, frame: bytes) -> None:
-    """Puts one compressed frame into a file."""
+def set_codestream(path: Path, syntax: str, codestream: bytes) -> None:
+    """Replaces the pixel data of a file by one codestream."""
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    dataset.PixelData = encapsulate([frame])
-    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.PixelData = encapsulate([codestream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)

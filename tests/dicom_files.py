@@ -1,7 +1,8 @@
-"""Writes synthetic DICOM, for tests: one file a slice or one for all, any orientation, syntax and defect."""
+"""Writes synthetic DICOM series for tests: one file a slice or one for all, of any orientation, syntax and defect."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     MRImageStorage,
 )
+from scipy.spatial.transform import Rotation
 
 PATIENT = "Mueller^Hans"
 PATIENT_ID = "PID-4711"
 CT_INTERCEPT = -1024
+NATIVE_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+# Called with the index of a slice and the data set that is about to be written, which it may change.
 Change = Callable[[int, Dataset], None]
 Vector = Sequence[float] | NDArray[np.float64]
 
@@ -32,12 +36,13 @@ class Stack:
     """Where slices lie, in DICOM's LPS+ mm, and what they hold.
 
     Attributes:
-        voxels: Real values (columns, rows, slices), whole numbers.
+        voxels: Real values (columns, rows, slices), integers.
         row: Unit vector along a row.
         column: Unit vector along a column.
-        pixel_mm: Distance of pixels along a row, and along a column.
-        positions_mm: Of each slice's first pixel.
+        pixel_mm: Distance between pixels along a row, then along a column.
+        positions_mm: Centre of each slice's first pixel.
         series_uid: SeriesInstanceUID.
+        changes: Further attributes of every file, by keyword.
     """
 
     voxels: NDArray[np.integer]
@@ -50,7 +55,7 @@ class Stack:
 
 
 def phantom(shape: tuple[int, int, int] = (9, 7, 6)) -> NDArray[np.int16]:
-    """An L-shaped organ of 60 HU in a block of −100 HU in air, different on every axis."""
+    """An L-shaped organ of 60 HU in a block of −100 HU in air, different along every axis."""
     voxels = np.full(shape, -1000, dtype=np.int16)
     voxels[1:-1, 1:-2, 1:] = -100
     voxels[2:4, 1:5, 2:5] = 60
@@ -58,7 +63,7 @@ def phantom(shape: tuple[int, int, int] = (9, 7, 6)) -> NDArray[np.int16]:
     return voxels
 
 
-def straight(
+def regular_stack(
     voxels: NDArray[np.integer] | None = None,
     *,
     row: Vector = (1, 0, 0),
@@ -68,15 +73,34 @@ def straight(
     drift_mm: Vector = (0, 0, 0),
     origin_mm: Vector = (-30.5, 12.25, -700.0),
 ) -> Stack:
-    """Slices one above another; `drift_mm` is added to each step, in LPS+."""
+    """Evenly spaced slices at right angles to their stack; `drift_mm` is added to each step, in LPS+."""
     voxels = phantom() if voxels is None else voxels
     step = np.cross(row, column) * step_mm + drift_mm
     positions = np.array(origin_mm) + np.outer(np.arange(voxels.shape[2]), step)
     return Stack(voxels, row, column, pixel_mm, positions)
 
 
+def with_heights(stack: Stack, heights_mm: Vector) -> Stack:
+    """The stack with slices at other heights; voxels are repeated for as many slices."""
+    normal = np.cross(stack.row, stack.column)
+    positions = stack.positions_mm[0] + np.outer(heights_mm, normal)
+    voxels = np.stack([stack.voxels[:, :, k % stack.voxels.shape[2]] for k in range(len(heights_mm))], axis=2)
+    return replace(stack, voxels=voxels, positions_mm=positions)
+
+
+def oblique_rotation() -> NDArray[np.float64]:
+    """A rotation about all three axes; shape (3, 3)."""
+    return Rotation.from_euler("xyz", (8, -11, 14), degrees=True).as_matrix()
+
+
+def axis_directions() -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """All 24 pairs of row and column directions along the world's axes; the normal follows from them."""
+    unit = np.eye(3)
+    return [(a * unit[i], b * unit[j]) for i, j in permutations(range(3), 2) for a, b in product((1.0, -1.0), repeat=2)]
+
+
 def affine_of(stack: Stack) -> NDArray[np.float64]:
-    """Voxel index (column, row, slice) to RAS+ mm, of a stack whose positions are even."""
+    """Voxel index (column, row, slice) to RAS+ mm, of a stack with even spacing."""
     affine = np.eye(4)
     affine[:3, 0] = np.array(stack.row) * stack.pixel_mm[0]
     affine[:3, 1] = np.array(stack.column) * stack.pixel_mm[1]
@@ -85,7 +109,7 @@ def affine_of(stack: Stack) -> NDArray[np.float64]:
     return np.diag([-1.0, -1, 1, 1]) @ affine
 
 
-def write(
+def write_series(
     folder: Path,
     stack: Stack,
     *,
@@ -93,14 +117,14 @@ def write(
     shuffled: bool = True,
     change: Change = lambda k, dataset: None,
 ) -> list[Path]:
-    """Writes a CT series, a file for each slice, under names that say nothing of their order.
+    """Writes a CT series, one file a slice, under names that do not give their order.
 
     Args:
-        folder: Made where it is missing.
-        stack: What to write.
+        folder: Created if it is missing.
+        stack: The slices.
         syntax: An uncompressed transfer syntax.
-        shuffled: Whether names are in another order than slices.
-        change: Called with each slice's index and what is about to be written; may change it.
+        shuffled: Whether the order of names differs from that of slices.
+        change: Applied to each slice before it is written.
 
     Returns:
         The files, in the order of slices.
@@ -110,98 +134,108 @@ def write(
     names = np.random.default_rng(5).permutation(count) if shuffled else np.arange(count)
     paths = []
     for k, name in enumerate(names):
-        dataset = _plain(CTImageStorage, stack, syntax)
+        dataset = _new_dataset(CTImageStorage, stack, syntax)
         dataset.SOPInstanceUID = f"{stack.series_uid}.{k + 1}"
-        # As scanners do, and no reader should rely on.
+        # In reverse order, as some scanners write it: no reader should rely on it.
         dataset.InstanceNumber = count - k
         dataset.SliceThickness = 7
         dataset.ImagePositionPatient = [*map(float, stack.positions_mm[k])]
         dataset.ImageOrientationPatient = [*map(float, stack.row), *map(float, stack.column)]
         dataset.PixelSpacing = [stack.pixel_mm[1], stack.pixel_mm[0]]
-        dataset.RescaleSlope, dataset.RescaleIntercept = 1, CT_INTERCEPT
-        set_stored(dataset, (stack.voxels[:, :, k] - CT_INTERCEPT).astype(np.uint16).T)
+        dataset.RescaleSlope = 1
+        dataset.RescaleIntercept = CT_INTERCEPT
+        set_stored_values(dataset, (stack.voxels[:, :, k] - CT_INTERCEPT).astype(np.uint16).T)
         change(k, dataset)
         paths.append(save(dataset, folder / f"{name:04}"))
     return paths
 
 
 def write_enhanced(path: Path, stack: Stack, *, modality: str = "CT", shared: bool = True) -> Path:
-    """Writes a multi-frame object, frames in a mixed order, orientation and spacing shared or in each frame."""
-    kind = EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage
-    dataset = _plain(kind, stack, ExplicitVRLittleEndian)
+    """Writes a multi-frame instance with frames in mixed order, and orientation and spacing shared or per frame."""
+    sop_class_uid = EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage
+    dataset = _new_dataset(sop_class_uid, stack, ExplicitVRLittleEndian)
     dataset.Modality = modality
     order = np.random.default_rng(3).permutation(stack.voxels.shape[2])
     dataset.NumberOfFrames = len(order)
-    measures, orientation, values = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = [stack.pixel_mm[1], stack.pixel_mm[0]], 7
+    measures = Dataset()
+    measures.PixelSpacing = [stack.pixel_mm[1], stack.pixel_mm[0]]
+    measures.SliceThickness = 7
+    orientation = Dataset()
     orientation.ImageOrientationPatient = [*map(float, stack.row), *map(float, stack.column)]
-    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, CT_INTERCEPT, "HU"
+    transformation = Dataset()
+    transformation.RescaleSlope = 1
+    transformation.RescaleIntercept = CT_INTERCEPT
+    transformation.RescaleType = "HU"
 
     def add_common(item: Dataset) -> Dataset:
         item.PixelMeasuresSequence = Items([measures])
         item.PlaneOrientationSequence = Items([orientation])
-        item.PixelValueTransformationSequence = Items([values])
+        item.PixelValueTransformationSequence = Items([transformation])
         return item
 
     frames = []
     for k in order:
-        position, item = Dataset(), Dataset()
+        position = Dataset()
         position.ImagePositionPatient = [*map(float, stack.positions_mm[k])]
+        item = Dataset()
         item.PlanePositionSequence = Items([position])
         frames.append(item if shared else add_common(item))
     dataset.SharedFunctionalGroupsSequence = Items([add_common(Dataset()) if shared else Dataset()])
     dataset.PerFrameFunctionalGroupsSequence = Items(frames)
-    set_stored(dataset, (stack.voxels[:, :, order] - CT_INTERCEPT).astype(np.uint16).transpose(2, 1, 0))
+    set_stored_values(dataset, (stack.voxels[:, :, order] - CT_INTERCEPT).astype(np.uint16).transpose(2, 1, 0))
     return save(dataset, path)
 
 
 def write_mr(folder: Path, stack: Stack) -> list[Path]:
-    """Writes an MR series of the same geometry, its values lifted to 0 and more."""
+    """Writes an MR series of the same geometry, with values shifted to 0 and above."""
 
     def change(k: int, dataset: Dataset) -> None:
-        dataset.SOPClassUID, dataset.Modality = MRImageStorage, "MR"
+        dataset.SOPClassUID = MRImageStorage
         dataset.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        dataset.Modality = "MR"
         dataset.RescaleIntercept = 0
 
-    return write(folder, stack, change=change)
+    return write_series(folder, stack, change=change)
 
 
-def setting(name: str, value: object, *, only: int | None = None) -> Change:
-    """A change that sets an element, of one slice only or of all."""
-
-    def change(k: int, dataset: Dataset) -> None:
-        if only is None or k == only:
-            setattr(dataset, name, value)
-
-    return change
-
-
-def without(*names: str, only: int | None = None) -> Change:
-    """A change that removes elements, of one slice only or of all."""
-
-    def change(k: int, dataset: Dataset) -> None:
-        for name in names if only is None or k == only else ():
-            delattr(dataset, name)
-
-    return change
-
-
-def storing(stored: NDArray[np.integer], *, only: int | None = None) -> Change:
-    """A change of the stored values, of one slice only or of all."""
+def with_attribute(keyword: str, value: object, *, only: int | None = None) -> Change:
+    """A change that sets an attribute, of one slice only or of all."""
 
     def change(k: int, dataset: Dataset) -> None:
         if only is None or k == only:
-            set_stored(dataset, stored)
+            setattr(dataset, keyword, value)
 
     return change
 
 
-def set_stored(dataset: Dataset, stored: NDArray[np.integer], *, bits: int = 16) -> None:
-    """Puts stored values, shape (rows, columns) or (frames, rows, columns), into a file of native syntax."""
+def without_attributes(*keywords: str, only: int | None = None) -> Change:
+    """A change that removes attributes, of one slice only or of all."""
+
+    def change(k: int, dataset: Dataset) -> None:
+        for keyword in keywords if only is None or k == only else ():
+            delattr(dataset, keyword)
+
+    return change
+
+
+def with_stored_values(stored: NDArray[np.integer], *, only: int | None = None) -> Change:
+    """A change that sets stored values, of one slice only or of all."""
+
+    def change(k: int, dataset: Dataset) -> None:
+        if only is None or k == only:
+            set_stored_values(dataset, stored)
+
+    return change
+
+
+def set_stored_values(dataset: Dataset, stored: NDArray[np.integer], *, bits: int = 16) -> None:
+    """Sets native pixel data to stored values, shape (rows, columns) or (frames, rows, columns)."""
     dataset.Rows, dataset.Columns = stored.shape[-2:]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.BitsAllocated = 8 * stored.dtype.itemsize
-    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.BitsStored = bits
+    dataset.HighBit = bits - 1
     dataset.PixelRepresentation = int(np.issubdtype(stored.dtype, np.signedinteger))
     big_endian = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     dataset.PixelData = stored.astype(stored.dtype.newbyteorder(">" if big_endian else "<")).tobytes()
@@ -209,25 +243,28 @@ def set_stored(dataset: Dataset, stored: NDArray[np.integer], *, bits: int = 16)
 
 
 def save(dataset: Dataset, path: Path) -> Path:
-    """Writes a data set in the transfer syntax that its meta information names."""
+    """Writes a data set in the transfer syntax that its file meta information states."""
     path.parent.mkdir(exist_ok=True, parents=True)
     pydicom.dcmwrite(path, dataset, enforce_file_format=True)
     return path
 
 
-def _plain(kind: str, stack: Stack, syntax: str) -> FileDataset:
+def _new_dataset(sop_class_uid: str, stack: Stack, syntax: str) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(kind), UID(f"{stack.series_uid}.9")
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(f"{stack.series_uid}.9")
     meta.TransferSyntaxUID = UID(syntax)
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = kind, f"{stack.series_uid}.9"
-    dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = stack.series_uid, "1.2.9"
-    dataset.Modality, dataset.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-    dataset.PatientName, dataset.PatientID = PATIENT, PATIENT_ID
-    dataset.PatientBirthDate, dataset.AccessionNumber = "19610203", "A-0815"
-    for name, value in stack.changes.items():
-        setattr(dataset, name, value)
+    dataset.SOPClassUID = sop_class_uid
+    dataset.SOPInstanceUID = f"{stack.series_uid}.9"
+    dataset.SeriesInstanceUID = stack.series_uid
+    dataset.FrameOfReferenceUID = "1.2.9"
+    dataset.Modality = "CT"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.PatientName = PATIENT
+    dataset.PatientID = PATIENT_ID
+    dataset.PatientBirthDate = "19610203"
+    dataset.AccessionNumber = "A-0815"
+    for keyword, value in stack.changes.items():
+        setattr(dataset, keyword, value)
     return dataset
-
-
-SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)

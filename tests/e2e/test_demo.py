@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import psutil
 import pytest
-from dicom_files import affine_of, straight, write
+from dicom_files import affine_of, regular_stack, write_series
 
 from inference_service.embedded.stack import Stack
 
@@ -221,7 +221,7 @@ def test_a_job_from_the_command_line(stack: Stack, scan: Path, tmp_path: Path) -
 
 
 def test_a_folder_of_slices_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
-    write(tmp_path / "Mueller^Hans", straight())
+    write_series(tmp_path / "Mueller^Hans", regular_stack())
     (tmp_path / "Mueller^Hans" / "notes.txt").write_text("no slice")
     arguments = ("--model", "ct-tissue", "--format", "dicom-seg", "--wait", "--json")
     job = json.loads(run_cli(stack, "submit", tmp_path / "Mueller^Hans", *arguments))
@@ -230,7 +230,9 @@ def test_a_folder_of_slices_from_the_command_line(stack: Stack, tmp_path: Path) 
     assert re.fullmatch(r"uploads/[0-9a-f-]{36}/", key)
     files = [Path(path) for path in json.loads(run_cli(stack, "result", job["id"], "--to", tmp_path / "out", "--json"))]
     assert [path.name for path in files] == ["mask.nii.gz", "report.json", "preview.png", "segmentation.dcm"]
-    np.testing.assert_allclose(nibabel.Nifti1Image.from_filename(files[0]).affine, affine_of(straight()), atol=1e-4)
+    np.testing.assert_allclose(
+        nibabel.Nifti1Image.from_filename(files[0]).affine, affine_of(regular_stack()), atol=1e-4
+    )
     report = json.loads(files[1].read_text())
     assert (report["input"]["slices"], report["input"]["set_aside"]) == (6, {"not_dicom": 1})
     logs = "".join(worker.log_path.read_text() for worker in stack.workers)

@@ -17,7 +17,7 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import affine_of, straight, write
+from dicom_files import affine_of, regular_stack, write_series
 from sqlalchemy import text, update
 
 from inference_service.client import Client
@@ -247,8 +247,8 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(
     handler: TaskHandler, database: Database, storage: Storage, tmp_path: Path, packed: bool
 ) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
-    series = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0)
-    paths = write(tmp_path / "series", series)
+    series = regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0)
+    paths = write_series(tmp_path / "series", series)
     key = f"study/{uuid4()}" + ("" if packed else "/")
     if packed:
         with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
@@ -276,7 +276,9 @@ def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
 ) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     key = f"study/{uuid4()}/"
-    for path in write(tmp_path / "in", straight(phantom.voxels.astype(np.int16), pixel_mm=(3, 3), step_mm=5.0)):
+    for path in write_series(
+        tmp_path / "in", regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3, 3), step_mm=5.0)
+    ):
         storage.store("volumes", key + path.name, path, content_type="application/dicom")
     request = {
         "input": {"bucket": "volumes", "key": key}, "model": "ct-tissue", "output": {"formats": ["dicom-seg"]},
@@ -319,7 +321,7 @@ def test_a_series_is_reused_only_where_the_same_one_is_named(
 ) -> None:
     prefix = f"two/{uuid4()}/"
     for uid, step_mm in (("1.2.7", 3.0), ("1.2.8", 4.0)):
-        for path in write(tmp_path / uid, replace(straight(step_mm=step_mm), series_uid=uid)):
+        for path in write_series(tmp_path / uid, replace(regular_stack(step_mm=step_mm), series_uid=uid)):
             storage.store("volumes", f"{prefix}{uid}/{path.name}", path, content_type="application/dicom")
     request = {"model": "ct-tissue", "options": {"reuse": True}}
 

@@ -18,7 +18,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from dicom_files import affine_of, setting, straight, write
+from dicom_files import affine_of, regular_stack, with_attribute, write_series
 
 from inference_service.cli.main import main
 from inference_service.contract.manifest import Manifest
@@ -221,9 +221,9 @@ def test_segment_falls_back_to_the_cpu_when_the_gpu_fails(
 
 def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
-    tilted = straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))
-    write(tmp_path / "in" / "CT", tilted)
-    write(tmp_path / "in" / "MR", replace(tilted, series_uid="1.2.9"), change=setting("Modality", "MR"))
+    tilted = regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))
+    write_series(tmp_path / "in" / "CT", tilted)
+    write_series(tmp_path / "in" / "MR", replace(tilted, series_uid="1.2.9"), change=with_attribute("Modality", "MR"))
     command = ("segment", tmp_path / "in", tmp_path / "out", "--model", MODEL, "--tolerate", "gantry_tilt")
     for arguments, code in (
         (command, "mixed_series"),
@@ -243,7 +243,7 @@ def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
 
 def test_segment_writes_a_dicom_segmentation_of_a_series_only(tmp_path: Path, scan: Path) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
-    write(tmp_path / "in", straight(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0))
+    write_series(tmp_path / "in", regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0))
     command = ("--model", MODEL, "--format", "dicom-seg")
     result = run("segment", tmp_path / "in", tmp_path / "out", *command)
     assert result.exit_code == 0, result.output

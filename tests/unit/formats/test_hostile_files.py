@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_encoders import encode
-from dicom_files import phantom, setting, straight, write, write_enhanced
+from dicom_files import phantom, regular_stack, with_attribute, write_enhanced, write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.tag import Tag
@@ -49,14 +49,14 @@ damage = st.tuples(
 def originals(tmp_path_factory: pytest.TempPathFactory) -> list[list[bytes]]:
     """Series of a few files each."""
     folder = tmp_path_factory.mktemp("originals")
-    stack = straight(phantom((40, 36, 3)))
-    series = [write(folder / syntax, stack, syntax=syntax) for syntax in NATIVE]
+    stack = regular_stack(phantom((40, 36, 3)))
+    series = [write_series(folder / syntax, stack, syntax=syntax) for syntax in NATIVE]
     for syntax in PACKED:
-        paths = write(folder / syntax, stack)
+        paths = write_series(folder / syntax, stack)
         for path in paths:
             encode(path, syntax)
         series.append(paths)
-    series.append([write_enhanced(folder / "enhanced", straight())])
+    series.append([write_enhanced(folder / "enhanced", regular_stack())])
     return [[path.read_bytes() for path in paths] for paths in series]
 
 
@@ -155,7 +155,9 @@ def little_memory(content: bytes) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["ImageType", "ImagePositionPatient", "SeriesInstanceUID", "NumberOfFrames"])
 def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / "in", straight(), syntax=ImplicitVRLittleEndian, change=setting("NumberOfFrames", 1))[0]
+    path = write_series(
+        tmp_path / "in", regular_stack(), syntax=ImplicitVRLittleEndian, change=with_attribute("NumberOfFrames", 1)
+    )[0]
     content, values = path.read_bytes(), b"1\\" * 300_000 + b"1 "
     start = content.index(struct.pack("<HH", Tag(name).group, Tag(name).element), 132)
     (size,) = struct.unpack("<I", content[start + 4 : start + 8])
@@ -169,7 +171,7 @@ def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("frames", [b"3 ", b"99999 "])
 def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes) -> None:
-    path = write_enhanced(tmp_path / "in", straight())
+    path = write_enhanced(tmp_path / "in", regular_stack())
     content = path.read_bytes()
     start = content.index(struct.pack("<HH2s", 0x5200, 0x9230, b"SQ"))
     pixels = content.index(struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW"))
@@ -185,6 +187,6 @@ def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes
 def test_memory_for_items_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
     asked: list[int] = []
     read_scan(
-        write_enhanced(tmp_path / "in", straight()), tmp_path, ReadLimits(MAX_VOXELS, require_memory=asked.append)
+        write_enhanced(tmp_path / "in", regular_stack()), tmp_path, ReadLimits(MAX_VOXELS, require_memory=asked.append)
     )
     assert asked[0] > 6 * 2048

@@ -8,7 +8,7 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import Stack, phantom, straight, write
+from dicom_files import Stack, phantom, regular_stack, write_series
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -455,8 +455,10 @@ def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tm
 def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeModel, kept: list[int]) -> None:
     # Values that the model, which calls each by the nearest label, leaves as they are.
     labels = np.select([phantom() == -100, phantom() == 60], [1, 3]).astype(np.int16)
-    stack = straight(labels)
-    write(tmp_path / "in", Stack(labels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]))
+    stack = regular_stack(labels)
+    write_series(
+        tmp_path / "in", Stack(labels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept])
+    )
     fields = {"orientation": "LPS", "spacing_mm": (0.75, 1.25, 2.5)}
     formats: tuple[OutputFormat, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
     (tmp_path / "out").mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import Stack, write
+from dicom_files import Stack, write_series
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
@@ -200,7 +200,7 @@ def stack_of(voxels: Array, affine: Affine) -> Stack:
 def test_dicom(codes: str, model: Model, expected: Array, tmp_path: Path) -> None:
     assert len(IN_DICOM) == 24
     voxels, affine = lying(patient(), straight_affine(), codes)
-    write(tmp_path / "series", stack_of(voxels, affine))
+    write_series(tmp_path / "series", stack_of(voxels, affine))
     mask, found, _ = segment(tmp_path / "series", tmp_path, model)
     np.testing.assert_allclose(found, affine, atol=1e-4)
     np.testing.assert_array_equal(standing(mask, found), expected)
@@ -209,7 +209,7 @@ def test_dicom(codes: str, model: Model, expected: Array, tmp_path: Path) -> Non
 def test_oblique_dicom(model: Model, expected: Array, tmp_path: Path) -> None:
     affine = straight_affine()
     affine[:3] = ROTATION @ affine[:3]
-    write(tmp_path / "series", stack_of(patient(), affine))
+    write_series(tmp_path / "series", stack_of(patient(), affine))
     mask, found, _ = segment(tmp_path / "series", tmp_path, model)
     np.testing.assert_allclose(found, affine, atol=1e-4)
     np.testing.assert_array_equal(mask, expected)
@@ -217,7 +217,7 @@ def test_oblique_dicom(model: Model, expected: Array, tmp_path: Path) -> None:
 
 def test_tilted_dicom(model: Model, expected_of_sheared: Array, tmp_path: Path) -> None:
     voxels, affine = sheared()
-    write(tmp_path / "series", stack_of(voxels, affine))
+    write_series(tmp_path / "series", stack_of(voxels, affine))
     mask, found, _ = segment(tmp_path / "series", tmp_path, model, InputOptions(tolerate=("gantry_tilt",)))
     np.testing.assert_allclose(found, affine, atol=1e-4)
     np.testing.assert_array_equal(mask, expected_of_sheared)

@@ -1,14 +1,24 @@
 """Decoding, bit for bit, out of every transfer syntax."""
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from dicom_encoders import SYNTAXES, encapsulated, encode, htj2k
-from dicom_files import Stack, phantom, set_stored, straight, write, write_enhanced
+from dicom_encoders import COMPRESSED_SYNTAXES, encode, htj2k, jpeg_2000, jpeg_lossless, set_codestream
+from dicom_files import (
+    NATIVE_SYNTAXES,
+    Stack,
+    phantom,
+    regular_stack,
+    set_stored_values,
+    write_enhanced,
+    write_series,
+)
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
@@ -17,19 +27,28 @@ from pydicom.uid import (
     JPEG2000,
     UID,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
 )
 
-from inference_service.core.errors import InputCorrupt, InputError
+from inference_service.core.errors import (
+    InputCorrupt,
+    InputError,
+    UnsupportedTransferSyntax,
+)
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
+
+Read = Callable[..., Scan]
 
 SHAPE = (40, 36, 3)
 PHANTOM = phantom(SHAPE)
@@ -51,10 +70,6 @@ TWINS = {
 }  # fmt: skip
 
 
-def read(path: Path, folder: Path) -> Scan:
-    return read_scan(path, folder, ReadLimits(10**7))
-
-
 def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
     """All over the range of so many bits."""
     least = -(2 ** (bits - 1)) if dtype.startswith("i") else 0
@@ -62,43 +77,43 @@ def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
     return np.random.default_rng(1).permutation(values).astype(dtype).reshape(SHAPE)
 
 
-@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
+@pytest.mark.parametrize("syntax", COMPRESSED_SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
 @pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
-def test_lossless_syntaxes_give_back_every_bit(tmp_path: Path, syntax: str, dtype: str, bits: int) -> None:
+def test_lossless_syntaxes_give_back_every_bit(tmp_path: Path, read: Read, syntax: str, dtype: str, bits: int) -> None:
     stored = stored_values(dtype, bits)
 
     def change(k: int, dataset: Dataset) -> None:
-        set_stored(dataset, stored[:, :, k].T, bits=bits)
+        set_stored_values(dataset, stored[:, :, k].T, bits=bits)
         dataset.RescaleIntercept = 0
 
-    for path in write(tmp_path / "in", straight(PHANTOM), change=change):
+    for path in write_series(tmp_path / "in", regular_stack(PHANTOM), change=change):
         encode(path, syntax)
         assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
-    np.testing.assert_array_equal(read(tmp_path / "in", tmp_path).volume.voxels, stored)
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels, stored)
 
 
 @pytest.mark.parametrize(("name", "other"), [(name, other) for name, others in TWINS.items() for other in others])
-def test_pydicoms_own_twins_are_equal(tmp_path: Path, name: str, other: str) -> None:
-    expected, got = read(BY_NAME[name], tmp_path), read(BY_NAME[other], tmp_path)
+def test_pydicoms_own_twins_are_equal(tmp_path: Path, read: Read, name: str, other: str) -> None:
+    expected, got = read(BY_NAME[name]), read(BY_NAME[other])
     np.testing.assert_array_equal(got.volume.voxels, expected.volume.voxels, strict=True)
     np.testing.assert_array_equal(got.volume.affine, expected.volume.affine)
 
 
 @pytest.mark.parametrize("path", PYDICOM_FILES, ids=lambda path: path.name)
-def test_each_of_pydicoms_files_is_read_or_refused(tmp_path: Path, path: Path) -> None:
+def test_each_of_pydicoms_files_is_read_or_refused(tmp_path: Path, read: Read, path: Path) -> None:
     with suppress(InputError):
-        assert np.isfinite(read(path, tmp_path).volume.voxels).all()
+        assert np.isfinite(read(path).volume.voxels).all()
 
 
 @pytest.mark.parametrize("name", GREY)
-def test_pydicoms_own_images_have_the_values_that_pydicom_decodes(tmp_path: Path, name: str) -> None:
+def test_pydicoms_own_images_have_the_values_that_pydicom_decodes(tmp_path: Path, read: Read, name: str) -> None:
     dataset = placed(name, tmp_path / "in")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stored = dataset.pixel_array
     expected = stored * float(dataset.get("RescaleSlope") or 1) + float(dataset.get("RescaleIntercept") or 0)
     padding = stored == dataset.get("PixelPaddingValue")
-    got = read(tmp_path / "in", tmp_path).volume.voxels[:, :, 0].T
+    got = read(tmp_path / "in").volume.voxels[:, :, 0].T
     np.testing.assert_array_equal(got[~padding], expected[~padding])
     assert padding.mean() < 0.01
 
@@ -120,10 +135,10 @@ def placed(name: str, path: Path) -> Dataset:
     return dataset
 
 
-def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path) -> None:
+def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path, read: Read) -> None:
     """Against pydicom's own reference values of its file, which pydicom itself needs another library for."""
     placed("JPGExtended.dcm", tmp_path / "in")
-    scan = read(tmp_path / "in", tmp_path)
+    scan = read(tmp_path / "in")
     assert (scan.volume.voxels[140, 420, 0], scan.volume.voxels[120, 230, 0]) == (244, 95)
     assert "compressed with loss" in scan.warnings[1]
 
@@ -145,46 +160,140 @@ STREAM = htj2k(PHANTOM[:, :, 1].T + 1024, 16)
     ],
     ids=["huge", "components", "smaller", "jpeg", "cut", "cut later", "no frame", "zeros"],
 )
-def test_a_codestream_that_is_not_the_files_image_is_refused(tmp_path: Path, frame: bytes) -> None:
-    for path in write(tmp_path / "in", straight(PHANTOM)):
-        encapsulated(path, HTJ2KLossless, frame)
+def test_a_codestream_that_is_not_the_files_image_is_refused(tmp_path: Path, read: Read, frame: bytes) -> None:
+    for path in write_series(tmp_path / "in", regular_stack(PHANTOM)):
+        set_codestream(path, HTJ2KLossless, frame)
     with pytest.raises(InputCorrupt):
-        read(tmp_path / "in", tmp_path)
+        read(tmp_path / "in")
 
 
-def test_a_multi_frame_object_may_be_compressed(tmp_path: Path) -> None:
-    stack: Stack = straight()
+def test_a_multi_frame_object_may_be_compressed(tmp_path: Path, read: Read) -> None:
+    stack: Stack = regular_stack()
     path = write_enhanced(tmp_path / "in", stack)
     encode(path, RLELossless)
-    np.testing.assert_array_equal(read(path, tmp_path).volume.voxels, stack.voxels)
+    np.testing.assert_array_equal(read(path).volume.voxels, stack.voxels)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads_gives_the_same(tmp_path: Path, threads: int) -> None:
-    stack = straight(phantom((40, 36, 17)))
-    for path in write(tmp_path / "in", stack):
+    stack = regular_stack(phantom((40, 36, 17)))
+    for path in write_series(tmp_path / "in", stack):
         encode(path, JPEG2000Lossless)
     scan = read_scan(tmp_path / "in", tmp_path, ReadLimits(10**6), threads=threads)
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels, strict=True)
 
 
-def test_a_file_with_fewer_frames_than_it_states_is_refused(tmp_path: Path) -> None:
-    dataset = pydicom.dcmread(write_enhanced(tmp_path / "in", straight()))
+def test_a_file_with_fewer_frames_than_it_states_is_refused(tmp_path: Path, read: Read) -> None:
+    dataset = pydicom.dcmread(write_enhanced(tmp_path / "in", regular_stack()))
     dataset.compress(RLELossless, encoding_plugin="pydicom")
     dataset.PixelData = encapsulate(list(generate_frames(dataset.PixelData, number_of_frames=6))[:5])
     dataset.save_as(tmp_path / "in")
     with pytest.raises(InputCorrupt):
-        read(tmp_path / "in", tmp_path)
+        read(tmp_path / "in")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
-def test_a_truncated_file_is_refused(tmp_path: Path, syntax: str, kept: float) -> None:
-    paths = write(tmp_path / "in", straight(PHANTOM))
+@pytest.mark.parametrize("syntax", COMPRESSED_SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
+def test_a_truncated_file_is_refused(tmp_path: Path, read: Read, syntax: str, kept: float) -> None:
+    paths = write_series(tmp_path / "in", regular_stack(PHANTOM))
     for path in paths:
         encode(path, syntax)
     content = paths[1].read_bytes()
     pixels = content.index(b"\xe0\x7f\x10\x00") + 12
     paths[1].write_bytes(content[: pixels + int(kept * (len(content) - pixels))])
     with pytest.raises(InputCorrupt):
-        read(tmp_path / "in", tmp_path)
+        read(tmp_path / "in")
+
+
+PIXELS = np.ascontiguousarray(phantom(SHAPE)[:, :, 1].T)
+
+
+JPEGS = [
+    (JPEGLosslessSV1, jpeg_lossless((PIXELS + 1024).astype(np.uint16), 16), 16),
+    (JPEGBaseline8Bit, bytes(imagecodecs.jpeg8_encode(((PIXELS + 1024) // 8).astype(np.uint8), level=95)), 8),
+]
+
+
+@pytest.mark.parametrize("share", [0.97, 0.9, 0.5, 0.3])
+@pytest.mark.parametrize(("syntax", "frame", "bits"), JPEGS, ids=["lossless", "baseline"])
+def test_a_truncated_jpeg_is_refused(
+    tmp_path: Path, read: Read, syntax: str, frame: bytes, bits: int, share: float
+) -> None:
+    stored = np.zeros(PIXELS.shape, np.dtype(f"u{bits // 8}"))
+
+    def change(k: int, dataset: Dataset) -> None:
+        set_stored_values(dataset, stored, bits=bits)
+
+    for path in write_series(tmp_path / "in", regular_stack(phantom(SHAPE)), change=change):
+        set_codestream(path, syntax, frame)
+    assert read(tmp_path / "in").volume.shape == SHAPE
+    for path in write_series(tmp_path / "in", regular_stack(phantom(SHAPE)), change=change):
+        set_codestream(path, syntax, frame[: int(share * len(frame))])
+    with pytest.raises(InputCorrupt):
+        read(tmp_path / "in")
+
+
+def test_jpeg_2000_beyond_24_bits_is_refused(tmp_path: Path, read: Read) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        set_stored_values(dataset, np.zeros((36, 40), np.uint32), bits=32)
+
+    for path in write_series(tmp_path / "in", regular_stack(phantom(SHAPE)), change=change):
+        set_codestream(path, JPEG2000Lossless, jpeg_2000(np.zeros((36, 40), np.uint16), 16))
+    with pytest.raises(UnsupportedTransferSyntax, match="decoded up to 24 bits, and the series has 32"):
+        read(tmp_path / "in")
+
+
+def test_zeros_after_a_jpeg_2000_codestream_are_ignored(tmp_path: Path, read: Read) -> None:
+    for path in write_series(tmp_path / "in", regular_stack(phantom(SHAPE))):
+        set_codestream(path, JPEG2000Lossless, jpeg_2000((PIXELS + 1024).astype(np.uint16), 16) + bytes(200))
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels[:, :, 0].T, PIXELS)
+
+
+def test_a_jpeg_2000_codestream_without_end_marker_is_refused(tmp_path: Path, read: Read) -> None:
+    """Cut, and filled with zeros to where it ended."""
+    (path, *_) = write_series(tmp_path / "in", regular_stack(phantom(SHAPE)))
+    frame = jpeg_2000((PIXELS + 1024).astype(np.uint16), 16)
+    set_codestream(path, JPEG2000Lossless, frame[: len(frame) * 6 // 10] + b"\0" * (len(frame) * 4 // 10))
+    with pytest.raises(InputCorrupt, match="truncated"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_unused_bits_are_cleared(tmp_path: Path, read: Read, signed: bool) -> None:
+    stored = np.arange(63).reshape(7, 9) * 45 - (1000 if signed else 0)
+
+    def change(k: int, dataset: Dataset) -> None:
+        raw = ((stored & 0xFFF) << 2 | 0xC003).astype(np.uint16)
+        set_stored_values(dataset, raw, bits=12)
+        dataset.HighBit, dataset.PixelRepresentation = 13, int(signed)
+
+    write_series(tmp_path / "in", regular_stack(), change=change)
+    voxels = read(tmp_path / "in").volume.voxels
+    np.testing.assert_array_equal(voxels[:, :, 2].T, stored - 1024)
+    assert voxels.dtype == np.int16
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [("1.2.840.10008.1.2.4.100", "MPEG2"), ("1.2.840.113619.5.2", r"1\.2\.840\.113619\.5\.2"), ("1.2.x<y>", r"1\.2\.")],
+)
+def test_an_unsupported_transfer_syntax_is_named(tmp_path: Path, read: Read, syntax: str, name: str) -> None:
+    for path in write_series(tmp_path / "in", regular_stack()):
+        content = path.read_bytes()
+        written = b"1.2.840.10008.1.2.1\0"
+        head, _, tail = content.partition(b"\x02\x00\x10\x00UI" + len(written).to_bytes(2, "little") + written)
+        padded = syntax.encode() + b"\0" * (len(syntax) % 2)
+        element = b"\x02\x00\x10\x00UI" + len(padded).to_bytes(2, "little") + padded
+        grown = bytearray(head + element + tail)
+        length = int.from_bytes(grown[140:144], "little") + len(padded) - len(written)
+        grown[140:144] = length.to_bytes(4, "little")
+        path.write_bytes(grown)
+    with pytest.raises(UnsupportedTransferSyntax, match=name):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE_SYNTAXES, DeflatedExplicitVRLittleEndian])
+def test_every_native_transfer_syntax_is_read(tmp_path: Path, read: Read, syntax: str) -> None:
+    stack = regular_stack()
+    write_series(tmp_path / "in", stack, syntax=syntax)
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels, stack.voxels, strict=True)

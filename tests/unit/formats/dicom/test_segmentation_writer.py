@@ -2,7 +2,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import permutations, product
 from pathlib import Path
 from uuid import UUID
 
@@ -10,14 +9,25 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import PATIENT, PATIENT_ID, Stack, phantom, setting, straight, without, write, write_enhanced, write_mr
+from dicom_files import (
+    PATIENT,
+    PATIENT_ID,
+    Stack,
+    axis_directions,
+    oblique_rotation,
+    phantom,
+    regular_stack,
+    with_attribute,
+    without_attributes,
+    write_enhanced,
+    write_mr,
+    write_series,
+)
 from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian
-from scipy.spatial.transform import Rotation
 
-from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import SegmentationType
 from inference_service.formats.dicom.segmentation_writer import (
@@ -44,14 +54,6 @@ def odd_files_are_read() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Callable[..., Scan]:
-    def read_input(path: Path, **wishes: object) -> Scan:
-        return read_scan(path, tmp_path, ReadLimits(10**6), input_options=InputOptions(**wishes))  # type: ignore[arg-type]
-
-    return read_input
 
 
 def source_of_mask(scan: Scan) -> SourceSeries:
@@ -109,15 +111,6 @@ def position_of(frame: Dataset) -> list[float]:
     return [float(value) for value in frame.PlanePositionSequence[0].ImagePositionPatient]
 
 
-def turned() -> NDArray[np.float64]:
-    return Rotation.from_euler("xyz", (8, -11, 14), degrees=True).as_matrix()
-
-
-def axes() -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    unit = np.eye(3)
-    return [(a * unit[i], b * unit[j]) for i, j in permutations(range(3), 2) for a, b in product((1.0, -1.0), repeat=2)]
-
-
 def assert_frames_lie_on_their_sources(seg: highdicom.seg.Segmentation, paths: Sequence[Path]) -> None:
     sources = {str(source.SOPInstanceUID): source for source in map(pydicom.dcmread, paths)}
     for frame in frames_of(seg):
@@ -139,13 +132,13 @@ def assert_frames_lie_on_their_sources(seg: highdicom.seg.Segmentation, paths: S
 
 
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
-@pytest.mark.parametrize(("row", "column"), axes())
+@pytest.mark.parametrize(("row", "column"), axis_directions())
 def test_a_mask_comes_back_from_every_orientation(
     tmp_path: Path, read: Read, make_segmentation: Make, row: NDArray[np.float64], column: NDArray[np.float64],
     oblique: bool,
 ) -> None:  # fmt: skip
-    turn = turned() if oblique else np.eye(3)
-    paths = write(tmp_path / "in", straight(row=turn @ row, column=turn @ column))
+    turn = oblique_rotation() if oblique else np.eye(3)
+    paths = write_series(tmp_path / "in", regular_stack(row=turn @ row, column=turn @ column))
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan)
@@ -165,7 +158,7 @@ def test_a_mask_comes_back_from_every_orientation(
 def test_directions_of_few_digits_make_a_volume_for_readers(
     tmp_path: Path, read: Read, make_segmentation: Make
 ) -> None:
-    write(tmp_path / "in", straight(row=np.array([1, 0, 0]), column=np.array([1e-3, 1, 0])))
+    write_series(tmp_path / "in", regular_stack(row=np.array([1, 0, 0]), column=np.array([1e-3, 1, 0])))
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan)
@@ -178,7 +171,7 @@ def test_directions_of_few_digits_make_a_volume_for_readers(
 def test_segments_are_numbered_by_their_labels_values(
     tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType, values: Sequence[int]
 ) -> None:
-    write(tmp_path / "in", straight())
+    write_series(tmp_path / "in", regular_stack())
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
     activation = "softmax" if 0 in values else "sigmoid"
@@ -190,7 +183,7 @@ def test_segments_are_numbered_by_their_labels_values(
 
 
 def test_a_tilted_stack_gets_its_frames_on_its_own_slices(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
-    paths = write(tmp_path / "in", straight(drift_mm=(0.3, -1.1, 0)))
+    paths = write_series(tmp_path / "in", regular_stack(drift_mm=(0.3, -1.1, 0)))
     scan = read(tmp_path / "in", tolerate=("gantry_tilt",))
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan)
@@ -203,8 +196,8 @@ def test_a_tilted_stack_gets_its_frames_on_its_own_slices(tmp_path: Path, read: 
 def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
     tmp_path: Path, read: Read, make_segmentation: Make, drift_mm: Sequence[float]
 ) -> None:
-    stack, kept = straight(drift_mm=drift_mm), [0, 1, 2, 4, 5]
-    paths = write(
+    stack, kept = regular_stack(drift_mm=drift_mm), [0, 1, 2, 4, 5]
+    paths = write_series(
         tmp_path / "in",
         Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]),
     )  # fmt: skip
@@ -223,7 +216,7 @@ def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
 def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
     tmp_path: Path, read: Read, make_segmentation: Make, modality: str, segmentation_type: SegmentationType
 ) -> None:
-    path = write_enhanced(tmp_path / "in", straight(), modality=modality)
+    path = write_enhanced(tmp_path / "in", regular_stack(), modality=modality)
     scan = read(path)
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan, segmentation_type=segmentation_type)
@@ -246,7 +239,7 @@ def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
 def test_a_series_of_several_multi_frame_objects_is_referred_to(
     tmp_path: Path, read: Read, make_segmentation: Make
 ) -> None:
-    stack = straight()
+    stack = regular_stack()
     for number, part in enumerate((slice(0, 4), slice(4, 6))):
         write_enhanced(
             tmp_path / "in" / str(number),
@@ -270,7 +263,7 @@ def test_a_series_of_several_multi_frame_objects_is_referred_to(
 def test_a_single_slice_is_one(
     tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType
 ) -> None:
-    paths = write(tmp_path / "in", straight(phantom()[:, :, 3:4]))
+    paths = write_series(tmp_path / "in", regular_stack(phantom()[:, :, 3:4]))
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan, segmentation_type=segmentation_type)
@@ -281,8 +274,8 @@ def test_a_single_slice_is_one(
 
 
 def test_monochrome1_and_mr_are_scans_like_others(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
-    write(tmp_path / "in", straight(), change=setting("PhotometricInterpretation", "MONOCHROME1"))
-    write_mr(tmp_path / "mr", straight())
+    write_series(tmp_path / "in", regular_stack(), change=with_attribute("PhotometricInterpretation", "MONOCHROME1"))
+    write_mr(tmp_path / "mr", regular_stack())
     for name in ("in", "mr"):
         scan = read(tmp_path / name)
         mask = labels_of(phantom())
@@ -295,7 +288,7 @@ def write_nameless(folder: Path) -> None:
     def change(k: int, dataset: Dataset) -> None:
         dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = dataset.StudyInstanceUID = ""
 
-    write(folder, straight(), change=change)
+    write_series(folder, regular_stack(), change=change)
 
 
 def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
@@ -338,7 +331,7 @@ def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
 def test_a_label_without_a_voxel_is_described_and_told(
     tmp_path: Path, read: Read, make_manifest: MakeManifest, segmentation_type: SegmentationType
 ) -> None:
-    write(tmp_path / "in", straight())
+    write_series(tmp_path / "in", regular_stack())
     scan = read(tmp_path / "in")
     for mask, empty in (
         (labels_of(scan.volume.voxels), ("label 2",)),
@@ -368,7 +361,7 @@ def test_many_labels_with_values_far_apart_come_back(
 ) -> None:
     values = [0, *range(5, 65000, 200)]
     assert len(values) > 256
-    write(tmp_path / "in", straight())
+    write_series(tmp_path / "in", regular_stack())
     scan = read(tmp_path / "in")
     places = np.arange(9 * 7 * 6).reshape(9, 7, 6) % len(values)
     seg = make_segmentation(
@@ -393,7 +386,7 @@ def test_patient_and_study_are_those_of_the_scan(
         dataset.OtherPatientIDsSequence = [other]
 
     for syntax in ("1.2.840.10008.1.2.1", ExplicitVRBigEndian):
-        write(tmp_path / syntax, straight(), change=change, syntax=syntax)
+        write_series(tmp_path / syntax, regular_stack(), change=change, syntax=syntax)
         scan = read(tmp_path / syntax)
         seg = make_segmentation(labels_of(scan.volume.voxels), scan)
         assert (seg.PatientName, seg.PatientID, seg.AccessionNumber) == ("Müller^Jörg^^^", PATIENT_ID, "A-0815")
@@ -412,7 +405,7 @@ def test_what_is_wrong_with_private_elements_does_no_harm(tmp_path: Path, read: 
         dataset.add_new((0x0019, 0x1001), "OB", b"no items at all\0")
         dataset.ImageComments = "1\\" * 5000
 
-    for path in write(tmp_path / "in", straight(), change=change):
+    for path in write_series(tmp_path / "in", regular_stack(), change=change):
         element = b"\x19\0\x01\x10OB\0\0"
         content = path.read_bytes()
         assert element in content
@@ -424,7 +417,11 @@ def test_what_is_wrong_with_private_elements_does_no_harm(tmp_path: Path, read: 
 
 
 def test_what_the_scan_says_nothing_of_is_empty(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
-    write(tmp_path / "in", straight(), change=without("PatientName", "PatientID", "AccessionNumber", "Modality"))
+    write_series(
+        tmp_path / "in",
+        regular_stack(),
+        change=without_attributes("PatientName", "PatientID", "AccessionNumber", "Modality"),
+    )
     scan = read(tmp_path / "in")
     seg = make_segmentation(labels_of(scan.volume.voxels), scan)
     for name in ("PatientName", "PatientID", "AccessionNumber", "StudyDate", "ReferringPhysicianName"):
@@ -439,7 +436,7 @@ def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read
         {"name": "poumon é", "value": 1, "category": structure, "type": lung},
         {"name": "other", "value": 3},
     ]
-    write(tmp_path / "in", straight())
+    write_series(tmp_path / "in", regular_stack())
     scan = read(tmp_path / "in")
     seg = make_segmentation(labels_of(scan.volume.voxels), scan, labels=labels, sha256="a" * 64)
     first, second = seg.SegmentSequence
