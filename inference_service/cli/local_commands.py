@@ -40,6 +40,7 @@ def segment(
     folders are made, and nothing is overwritten.
     """
     from inference_service.segmentation.local_run import ResultPaths, segment_locally
+    from inference_service.segmentation.pipeline import SegmentOptions
 
     with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
@@ -48,8 +49,7 @@ def segment(
             get_settings(),
             model=model.model,
             version=model.model_version,
-            input_options=input_options,
-            formats=formats,
+            options=SegmentOptions(input_options, formats),
             progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
         )
     if as_json:

@@ -1,4 +1,4 @@
-"""What of a scan is worth looking at: the box around its body, or around what is not zero, as the manifest asks."""
+"""The part of a scan that is segmented: the box around the body, or around nonzero voxels, as the manifest asks."""
 
 from math import ceil
 
@@ -9,19 +9,19 @@ from scipy import ndimage
 from inference_service.contract.manifest import BodyCrop, Crop
 from inference_service.imaging.geometry import Box, Volume, box
 
-# Fine enough to tell a body from what lies beside it, coarse enough to take no time.
+# The body is found on a grid of about this spacing: fine enough to separate it from the table, and fast.
 _BODY_STEP_MM = 4.0
 
 
 def crop_box(volume: Volume, crop: Crop | None) -> Box:
-    """Finds the box that holds all that the crop keeps.
+    """Finds the box that a crop keeps.
 
     Args:
         volume: The scan; its values are finite.
-        crop: What is kept; None keeps everything.
+        crop: The manifest's crop; None keeps the whole scan.
 
     Returns:
-        A slice for each axis; the whole scan where nothing stands out.
+        A slice for each axis; the whole scan where the crop would keep nothing.
     """
     kept: Box | None = None
     if isinstance(crop, BodyCrop):
@@ -38,7 +38,7 @@ def crop_box(volume: Volume, crop: Crop | None) -> Box:
 
 
 def _body(volume: Volume, threshold: float) -> Box | None:
-    """The box of the largest 6-connected region above a threshold, found on every few voxels and so as much wider."""
+    """The box around the largest 6-connected region above a threshold, found on a coarse grid and widened by a step."""
     steps = [max(1, int(_BODY_STEP_MM / mm)) for mm in volume.spacing_mm]
     coarse = volume.voxels[tuple(slice(None, None, step) for step in steps)]
     regions, count = ndimage.label(np.greater(coarse, threshold))
@@ -56,7 +56,7 @@ def _body(volume: Volume, threshold: float) -> Box | None:
 
 
 def _bounds(where: NDArray[np.bool_]) -> Box | None:
-    """The least box that holds all that is true."""
+    """The smallest box around true voxels; None where there are none."""
     sides = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)

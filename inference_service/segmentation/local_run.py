@@ -1,4 +1,4 @@
-"""The pipeline on this machine's files, without any server."""
+"""Runs models on this machine's files, without any server."""
 
 import gzip
 import logging
@@ -14,7 +14,6 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, result_files
 from inference_service.contract.task_message import OutputFormat
@@ -27,7 +26,7 @@ from inference_service.engine.model_registry import find_model
 from inference_service.engine.session_cache import SessionCache, load_session, session_warnings
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
-from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
+from inference_service.segmentation.pipeline import DEFAULT_SEGMENT_OPTIONS, ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
 from inference_service.segmentation.volume_segmentation import segment_with_session
 
@@ -120,8 +119,7 @@ def segment_locally(
     *,
     model: str,
     version: str | None,
-    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
-    formats: Sequence[OutputFormat] = ("nifti",),
+    options: SegmentOptions = DEFAULT_SEGMENT_OPTIONS,
     progress: Progress,
 ) -> Report:
     """Segments a scan with all of this machine's CPUs.
@@ -131,23 +129,22 @@ def segment_locally(
         target: A folder, or the mask's path, as `ResultPaths.of` tells them apart; nothing is overwritten.
         settings: Models, providers and limits.
         model: Name of the model.
-        version: Its version; None takes the highest.
-        input_options: What is said of the input.
-        formats: What the mask is written as.
-        progress: Told of every stage and window.
+        version: Version of the model; None: the highest.
+        options: The options of the request.
+        progress: Called for every stage and window.
 
     Raises:
         BadRequest: There is a result already, or the target cannot be written to.
-        ServiceError: As the pipeline.
+        ServiceError: See `segment_file`.
     """
-    _check_there(source)
+    _check_exists(source)
     paths = ResultPaths.of(target)
     paths.check_free()
     found = find_model(settings.models_path, model, version)
     sessions = SessionCache()
 
     def segment(execution: ExecutionOptions) -> Report:
-        # Elsewhere first: a run that fails leaves nothing.
+        # Results are moved only when all are written, so that a run that fails leaves none.
         with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
             try:
                 report = segment_file(
@@ -155,30 +152,38 @@ def segment_locally(
                     Path(folder),
                     ModelRun(found, execution, sessions),
                     limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
-                    options=SegmentOptions(input_options, formats),
+                    options=options,
                     monitor=StageMonitor(progress=progress),
                 )
             except MemoryError as error:
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
             report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
             report.write(Path(folder, REPORT_FILE))
-            paths.take(Path(folder), formats)
+            paths.take(Path(folder), options.formats)
         return report
 
     execution = _execution_options(settings)
     try:
         return segment(execution)
     except GpuError as error:
-        logger.warning("%s: it runs on the CPU", error)
+        logger.warning("%s: the model runs on the CPU instead", error)
     return segment(execution.on_cpu())
 
 
 def verify_model(settings: Settings, name: str, version: str | None) -> dict[str, object]:
-    """Loads a model as a worker would, and runs one window of noise through it.
+    """Loads a model as a worker would, and runs it on one window of noise.
+
+    Args:
+        settings: Models and providers.
+        name: Name of the model.
+        version: Version of the model; None: the highest.
+
+    Returns:
+        The model's name and version, sha256, window and labels, and the providers and precision that it runs in.
 
     Raises:
-        ModelNotFound: There is none of that name and version.
-        ModelInvalid: Manifest, file and network do not agree, or the network gives what is no number.
+        ModelNotFound: There is no model of that name and version.
+        ModelInvalid: The manifest does not match the network, or its logits are not finite.
     """
     model = find_model(settings.models_path, name, version)
     session = load_session(model, _execution_options(settings))
@@ -199,17 +204,24 @@ def verify_model(settings: Settings, name: str, version: str | None) -> dict[str
 def compare_precisions(
     settings: Settings, name: str, version: str | None, *, precision: Precision, source: Path
 ) -> dict[str, object]:
-    """Segments a scan in fp32 and in another precision, whether or not the manifest allows it yet.
+    """Segments a scan in fp32 and in another precision, even if the manifest does not allow it.
+
+    Args:
+        settings: Models, providers and limits.
+        name: Name of the model.
+        version: Version of the model; None: the highest.
+        precision: The other precision.
+        source: The scan: a file, a zip or a folder.
 
     Returns:
-        Share of the scan's voxels with equal labels; for each label that occurs the Dice coefficient of its two masks;
+        The share of voxels with equal labels, the Dice coefficient of the two masks for each label that occurs, and the
         seconds of the network in each precision.
 
     Raises:
-        BadRequest: The other precision cannot be computed here.
-        ServiceError: As the pipeline.
+        BadRequest: The other precision is not supported here.
+        ServiceError: See `segment_file`.
     """
-    _check_there(source)
+    _check_exists(source)
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
     with TemporaryDirectory(prefix="compare-", dir=settings.usable_work_path) as folder:
@@ -217,12 +229,13 @@ def compare_precisions(
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):
-        execution, clock = replace(_execution_options(settings), precision=each), StageClock()
+        execution = replace(_execution_options(settings), precision=each)
         session = load_session(model, execution)
         if session.precision != each:
             raise BadRequest("; ".join(session_warnings(model, execution, session)))
+        clock = StageClock()
         with job_threads(execution.threads) as threads:
-            segmented = segment_with_session(
+            segmentation = segment_with_session(
                 volume,
                 model.manifest,
                 session,
@@ -230,8 +243,10 @@ def compare_precisions(
                 max_voxels=settings.max_voxels,
                 resources=Resources(threads, monitor=StageMonitor(clock)),
             )
-        masks[each], seconds[each] = segmented.mask, round(clock.seconds["network"], 3)
-    first, second = masks["fp32"], masks[precision]
+        masks[each] = segmentation.mask
+        seconds[each] = round(clock.seconds["network"], 3)
+    first = masks["fp32"]
+    second = masks[precision]
     return {
         "precision": precision,
         "label_agreement": float(np.mean(first == second)),
@@ -244,7 +259,7 @@ def compare_precisions(
     }
 
 
-def _check_there(source: Path) -> None:
+def _check_exists(source: Path) -> None:
     if not source.exists():
         raise InputNotFound("there is no such file or folder")
 

@@ -1,37 +1,40 @@
-"""Whether a scan is of the modality that a model was made for: by what it states, and for CT by its values too."""
+"""Checks that a scan has the modality that a model expects: by its header, and for CT by its values too."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import ModalityMismatch
 
-# Water is 0 HU: a CT has fat or air below it, and not by chance in a few voxels. What is below air is padding.
-_LEAST_SHARE_BELOW_0, _LEAST_HU = 1e-3, -1100.0
-# A narrower range is what a normalised image has, a wider one nothing real.
-_LEAST_RANGE_HU, _MOST_RANGE_HU = 50.0, 2.0**17
+# Fat and air are below 0 HU (water): at least this share of a CT's voxels is.
+_LEAST_SHARE_BELOW_0 = 1e-3
+# Values below air (-1000 HU) are padding and do not count.
+_LEAST_HU = -1100.0
+# A normalised image has a narrower range; a wider one does not occur.
+_LEAST_RANGE_HU = 50.0
+_MOST_RANGE_HU = 2.0**17
 _MOST_SAMPLES = 2**21
-_REMEDY = "options.modality_check false has it segmented all the same"
+_REMEDY = "set options.modality_check to false to segment it all the same"
 
 
 def check_modality(expected: str, stated: str, voxels: NDArray[np.generic]) -> None:
-    """Refuses what the model was not made for.
+    """Refuses a scan of another modality than the model's.
 
     Args:
-        expected: The model's modality; "other" takes everything.
-        stated: The scan's, in DICOM's words; empty where it does not say.
-        voxels: Of any shape, finite.
+        expected: The model's modality; a model of "other" takes every scan.
+        stated: The scan's modality as a DICOM code, such as CT; empty where the scan does not state one.
+        voxels: The scan's values, of any shape, finite.
 
     Raises:
-        ModalityMismatch: The scan states another one, or the model takes CT and the values cannot be HU.
+        ModalityMismatch: The scan states another modality, or the model takes CT and the values cannot be HU.
     """
     if expected == "other":
         return
     if stated and stated != expected:
-        raise ModalityMismatch(f"the model takes {expected}, and the scan says that it is {stated}; {_REMEDY}")
+        raise ModalityMismatch(f"the model takes {expected}, and the scan is {stated}; {_REMEDY}")
     if expected == "CT" and not _may_be_hu(voxels):
         raise ModalityMismatch(
-            f"the model takes CT in HU, and the scan's values are {voxels.min():g} to {voxels.max():g}: HU go below 0, "
-            f"where there is fat or air; {_REMEDY}"
+            f"the model takes CT in HU, and the scan's values range from {voxels.min():g} to {voxels.max():g}, which "
+            f"cannot be HU: fat and air are below 0; {_REMEDY}"
         )
 
 

@@ -1,8 +1,8 @@
-"""Bringing logits back to the scan's grid as labels, plane by plane as they come. Pure numerics.
+"""Labels on the native grid: interpolates logits to the scan's own grid, plane by plane as they come. Pure numerics.
 
-Interpolated logits are weighted means of those at a cell's eight corners. Where the corners agree on the decided label,
-every point between them has it, by the rule of the highest channel and by that of the last one above zero: only cells
-whose corners differ are interpolated.
+Interpolated logits are weighted means of the logits at a cell's eight corners. Where all corners have the same label,
+every point between them has it too, by the rule of the highest channel as by that of the last channel above zero. So
+logits are interpolated only in cells whose corners differ.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,9 +20,10 @@ from inference_service.imaging.resampling import Interpolation, Taps, axis_taps
 _T = TypeVar("_T", bound=np.generic)
 DecideLabels = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]
 
-# Logits that a thread works on at a time: few enough for a core's cache, enough for threads not to wait for the GIL.
+# Logits that a thread works on at a time: few enough for a core's cache, enough to keep threads from waiting for the
+# GIL.
 _VALUES_AT_A_TIME = 2**18
-# Planes written at a time to a target whose neighbouring bytes are of neighbouring planes: a line of the cache.
+# Planes that are buffered where neighbouring planes of the target are neighbours in memory: a cache line of labels.
 _PLANES_AT_A_TIME = 64
 
 
@@ -31,9 +32,9 @@ class _LogitsPlane:
     """One plane of the logits' grid.
 
     Attributes:
-        logits: Shape (h·w, labels), contiguous: one point's logits lie together. Of no labels
-            where nothing is interpolated.
-        labels: Shape (h, w), decided from them.
+        logits: Shape (h·w, labels), contiguous, so that the logits of a point lie together. It has no labels where
+            nothing is interpolated.
+        labels: Shape (h, w), decided from the logits.
     """
 
     logits: NDArray[np.float32]
@@ -42,13 +43,13 @@ class _LogitsPlane:
 
 @dataclass(frozen=True)
 class _PlaneInterpolation:
-    """How a plane of the target lies over one of the logits.
+    """Bilinear interpolation from a plane of logits (h, w) to a plane of the target (H, W).
 
     Attributes:
-        rows: What each row of the target is made of.
-        columns: What each column of the target is made of.
-        corners: Shape (H, W, 4): the points of the source that each point of the target lies between.
-        weights: Shape (H, W, 4): theirs, of sum 1.
+        rows: Samples of each row of the target.
+        columns: Samples of each column of the target.
+        corners: Shape (H, W, 4): flat indices of the four logits around each point of the target.
+        weights: Shape (H, W, 4): their weights, of sum 1.
     """
 
     rows: Taps
@@ -59,12 +60,12 @@ class _PlaneInterpolation:
 
 @dataclass(frozen=True)
 class _BoundaryPoints:
-    """Points of the target whose labels differ at their corners.
+    """Points of the target in cells whose corners have different labels.
 
     Attributes:
-        points: Where they lie, ascending.
-        source: Within which range of the source their corners lie.
-        operator: Takes the logits (points, labels) of that range to theirs.
+        points: Their flat indices, ascending.
+        source: The range of flat indices of the logits that they are interpolated from.
+        operator: Shape (points, source): interpolates logits (source, labels).
     """
 
     points: NDArray[np.intp]
@@ -78,30 +79,33 @@ def write_native_labels(
     depth: int,
     decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
-    kinds: Sequence[Interpolation],
+    interpolations: Sequence[Interpolation],
     threads: ThreadPool = SINGLE_THREAD,
 ) -> None:
-    """Interpolates logits to the scan's grid plane by plane, and writes the labels decided there.
+    """Interpolates logits to the scan's grid plane by plane, and writes the labels that they decide.
 
-    A plane is taken when a plane of the target depends on it; two are held at a time. Besides, 32 bytes are for each
-    point of a plane of the target, as many again for those that are interpolated, for each thread five pieces of
-    `_VALUES_AT_A_TIME`, and `_PLANES_AT_A_TIME` planes of the target where its first axis is its fastest.
+    A plane of logits is taken when a plane of the target depends on it, and two are held at a time. Besides, it takes
+    32 bytes for each point of a plane of the target, 32 more for each interpolated point, five times
+    `_VALUES_AT_A_TIME` values for each thread, and `_PLANES_AT_A_TIME` planes of the target where its first axis is the
+    fastest in memory.
 
     Args:
         planes: `depth` planes of logits in order, each of shape (labels, h, w).
-        depth: Planes along the first axis of the logits' grid.
-        decide: Turns logits (labels, ...) into labels (...). What it says of some logits it says of their means too.
-        target: Shape (D, H, W), written in place; a view will do.
-        kinds: Interpolation along the target's axes, linear or nearest.
-        threads: Share the work, and the result is the same for any number of them.
+        depth: Number of planes along the first axis of the logits' grid.
+        decide: Decides labels (...) from logits (labels, ...). Where it gives one label for several logits, it must
+            give the same label for their weighted means.
+        target: Shape (D, H, W), written in place; may be a view.
+        interpolations: Interpolation along the target's axes, linear or nearest.
+        threads: Share the work; the result does not depend on their number.
     """
     incoming = enumerate(planes)
     held: dict[int, _LogitsPlane] = {}
-    grids: _PlaneInterpolation | None = None
-    along = axis_taps(depth, target.shape[0], kinds[0])
+    within_plane: _PlaneInterpolation | None = None
+    along = axis_taps(depth, target.shape[0], interpolations[0])
     pairs = list(zip(along.first.tolist(), along.second.tolist(), strict=True))
-    band = _write_buffer(target)
-    for (start, near, far), rows in groupby(range(len(pairs)), key=lambda row: (row - row % len(band), *pairs[row])):
+    buffer = _write_buffer(target)
+    # Rows of one group lie between the same two planes of logits, and in the same filling of the buffer.
+    for (start, near, far), group in groupby(range(len(pairs)), key=lambda row: (row - row % len(buffer), *pairs[row])):
         held = {index: plane for index, plane in held.items() if index >= near}
         while far not in held:
             index, logits = next(incoming)
@@ -109,41 +113,43 @@ def write_native_labels(
                 interpolated = bool(along.weight.any()) or logits.shape[1:] != target.shape[1:]
                 held[index] = _decide_plane(logits, decide, target.dtype, threads, interpolated=interpolated)
             del logits
-        if grids is None:
-            grids = _plane_interpolation(held[far].labels.shape, target.shape[1:], kinds[1:])
-        here = list(rows)
-        between, written = slice(here[0], here[-1] + 1), band[here[0] - start : here[-1] + 1 - start]
-        _write_between(held[near], held[far], along.weight[between], grids, decide, written, threads)
-        if band is not target and between.stop in (start + len(band), len(target)):
-            _flush(band, target[start : between.stop], threads)
+        if within_plane is None:
+            within_plane = _plane_interpolation(held[far].labels.shape, target.shape[1:], interpolations[1:])
+        group_rows = list(group)
+        rows = slice(group_rows[0], group_rows[-1] + 1)
+        written = buffer[rows.start - start : rows.stop - start]
+        _write_between(held[near], held[far], along.weight[rows], within_plane, decide, written, threads)
+        if buffer is not target and rows.stop in (start + len(buffer), len(target)):
+            _flush(buffer, target[start : rows.stop], threads)
 
 
 def _write_buffer(target: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-    """Where planes are gathered before they are written: the target itself unless its first axis is its fastest."""
+    """Returns the target itself, or a buffer of some planes where the target's first axis is its fastest in memory."""
     first, *others = (abs(stride) for stride in target.strides)
     return target if first >= min(others) else np.empty_like(target[:_PLANES_AT_A_TIME], order="C")
 
 
-def _flush(band: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: ThreadPool) -> None:
-    """Copies the first planes of a band, row by row, so that what is written stays in the cache."""
+def _flush(buffer: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteger], threads: ThreadPool) -> None:
+    """Copies the first planes of the buffer to the target, row by row, so that each row stays in the cache."""
 
     def work(part: slice) -> None:
         for row in range(part.start, part.stop):
-            target[:, row] = band[: len(target), row]
+            target[:, row] = buffer[: len(target), row]
 
     threads.for_each_slice(target.shape[1], work)
 
 
 def _plane_interpolation(
-    source: tuple[int, ...], target: tuple[int, ...], kinds: Sequence[Interpolation]
+    source: tuple[int, ...], target: tuple[int, ...], interpolations: Sequence[Interpolation]
 ) -> _PlaneInterpolation:
-    (h, w), (height, width) = source, target
-    rows, columns = axis_taps(h, height, kinds[0]), axis_taps(w, width, kinds[1])
+    height, width = target
+    rows = axis_taps(source[0], height, interpolations[0])
+    columns = axis_taps(source[1], width, interpolations[1])
     corners = np.empty((height, width, 2, 2), dtype=np.int32)
     weights = np.empty((height, width, 2, 2), dtype=np.float32)
     for i, (row, row_weight) in enumerate(rows.pairs):
         for j, (column, column_weight) in enumerate(columns.pairs):
-            np.add.outer(row * w, column, out=corners[:, :, i, j], casting="same_kind")
+            np.add.outer(row * source[1], column, out=corners[:, :, i, j], casting="same_kind")
             np.multiply.outer(row_weight, column_weight, out=weights[:, :, i, j])
     return _PlaneInterpolation(rows, columns, corners.reshape(height, width, 4), weights.reshape(height, width, 4))
 
@@ -156,6 +162,7 @@ def _decide_plane(
     *,
     interpolated: bool,
 ) -> _LogitsPlane:
+    """Decides the labels of a plane of logits (labels, h, w), and keeps the logits where they are interpolated."""
     kept = logits if interpolated else logits[:0]
     points = np.empty((*kept.shape[1:], len(kept)), dtype=np.float32)
     labels = np.empty(logits.shape[1:], dtype=dtype)
@@ -175,55 +182,62 @@ def _write_between(
     first: _LogitsPlane,
     second: _LogitsPlane,
     weights: NDArray[np.float32],
-    grids: _PlaneInterpolation,
+    within_plane: _PlaneInterpolation,
     decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
     threads: ThreadPool,
 ) -> None:
-    """Writes the planes of the target that lie between two planes of logits, by the second one's weights there."""
+    """Writes planes (n, H, W) of the target that lie between two planes of logits, by the second one's weights (n,)."""
 
     def work(rows: slice) -> None:
-        labels, points = _settled_labels(first.labels, second.labels, grids, rows)
+        labels, points = _settled_labels(first.labels, second.labels, within_plane, rows)
         count = 1 + points.size * first.logits.shape[1] // _VALUES_AT_A_TIME
-        pieces = [_boundary_points(some, grids, rows) for some in np.array_split(points, count) if some.size]
+        parts = [_boundary_points(part, within_plane, rows) for part in np.array_split(points, count) if part.size]
         for plane, weight in zip(target[:, rows], weights, strict=True):
-            for mixed in pieces:
-                blended = _interpolate_between(first.logits[mixed.source], second.logits[mixed.source], weight)
-                labels.reshape(-1)[mixed.points] = decide(np.ascontiguousarray((mixed.operator @ blended).T))
+            for part in parts:
+                blended = _interpolate_between(first.logits[part.source], second.logits[part.source], weight)
+                labels.reshape(-1)[part.points] = decide(np.ascontiguousarray((part.operator @ blended).T))
             plane[...] = labels
 
-    threads.for_each_slice(len(grids.rows.first), work)
+    threads.for_each_slice(len(within_plane.rows.first), work)
 
 
 def _settled_labels(
-    first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger], grids: _PlaneInterpolation, rows: slice
+    first: NDArray[np.unsignedinteger],
+    second: NDArray[np.unsignedinteger],
+    within_plane: _PlaneInterpolation,
+    rows: slice,
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.intp]]:
-    """The labels of some rows of the target between two planes, and which points are not known without interpolating.
+    """Finds the labels of some rows of the target between two planes, as far as they follow from equal corners.
 
     Returns:
-        Labels, shape (rows, W), and flat indices into them.
+        Labels, shape (rows, W), and the flat indices of those that must be decided from interpolated logits.
     """
-    near, far = grids.rows.first[rows], grids.rows.second[rows]
+    near = within_plane.rows.first[rows]
+    far = within_plane.rows.second[rows]
     source = slice(near[0], far[-1] + 1)
-    least, greatest = np.minimum(first[source], second[source]), np.maximum(first[source], second[source])
-    if grids.rows.weight.any():
+    least = np.minimum(first[source], second[source])
+    greatest = np.maximum(first[source], second[source])
+    if within_plane.rows.weight.any():
         np.minimum(least[:-1], least[1:], out=least[:-1])
         np.maximum(greatest[:-1], greatest[1:], out=greatest[:-1])
-    if grids.columns.weight.any():
+    if within_plane.columns.weight.any():
         np.minimum(least[:, :-1], least[:, 1:], out=least[:, :-1])
         np.maximum(greatest[:, :-1], greatest[:, 1:], out=greatest[:, :-1])
-    cells = near - near[0], grids.columns.first
-    return _at_target_points(least, *cells), np.flatnonzero(_at_target_points(least != greatest, *cells))
+    cell_rows = near - near[0]
+    cell_columns = within_plane.columns.first
+    unsettled = np.flatnonzero(_at_target_points(least != greatest, cell_rows, cell_columns))
+    return _at_target_points(least, cell_rows, cell_columns), unsettled
 
 
-def _at_target_points(of_cells: NDArray[_T], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[_T]:
-    """What holds in the cell of each point of the target."""
-    return of_cells.take(columns, axis=1).take(rows, axis=0)
+def _at_target_points(cells: NDArray[_T], cell_rows: NDArray[np.intp], cell_columns: NDArray[np.intp]) -> NDArray[_T]:
+    """Takes the value of the cell that each point of the target lies in."""
+    return cells.take(cell_columns, axis=1).take(cell_rows, axis=0)
 
 
-def _boundary_points(points: NDArray[np.intp], grids: _PlaneInterpolation, rows: slice) -> _BoundaryPoints:
-    corners = grids.corners[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
-    weights = grids.weights[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
+def _boundary_points(points: NDArray[np.intp], within_plane: _PlaneInterpolation, rows: slice) -> _BoundaryPoints:
+    corners = within_plane.corners[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
+    weights = within_plane.weights[rows].reshape(-1, 4).take(points, axis=0).reshape(-1)
     source = slice(int(corners.min()), int(corners.max()) + 1)
     corners -= corners.dtype.type(source.start)
     starts = np.arange(0, corners.size + 1, 4, dtype=np.int32)

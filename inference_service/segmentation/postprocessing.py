@@ -1,4 +1,4 @@
-"""Cleaning a mask by connected components, as the manifest says."""
+"""Postprocessing of a mask by connected components, as the manifest asks for it."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from scipy import ndimage
 
 from inference_service.contract.manifest import LargestComponent, PostProcessing
 
-# 26-connected: voxels that share a corner belong together.
+# 26-connectivity: voxels that share a corner are connected.
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
-# Bounds the memory of counting, which takes 8 bytes a voxel, and of looking at faces, which takes some 60.
+# Bounds memory: counting components takes 8 bytes a voxel, counting faces some 60.
 _VOXELS_AT_A_TIME = 2**22
 
 
 def postprocess(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessing], *, voxel_volume_ml: float) -> None:
-    """Applies post-processing steps in order; what they drop becomes 0, or what the step says.
+    """Applies steps in order. The voxels of a component that a step drops get the value of `step.becomes`.
 
     Args:
         mask: Shape (i, j, k), changed in place; fastest in Fortran order.
-        steps: From the manifest.
-        voxel_volume_ml: Volume of one voxel.
+        steps: The steps of the manifest.
+        voxel_volume_ml: Volume of one voxel in millilitres.
     """
-    # SciPy looks for components along lines of the last axis: across memory it takes twice to three times as long.
+    # SciPy scans lines of the last axis. Where they are not contiguous, this takes two to three times as long.
     lines_last = mask.T
     for step in steps:
         for label in step.labels:
@@ -54,12 +54,12 @@ def _postprocess_label(
 def _replace_by_surroundings(
     inside: NDArray[np.unsignedinteger], components: NDArray[np.signedinteger], dropped: NDArray[np.bool_]
 ) -> None:
-    """Gives each dropped component the value that it shares most faces with: of equals the smallest, of none 0.
+    """Gives each dropped component the value that it shares most faces with; of several the smallest, without any 0.
 
     Args:
         inside: Shape (i, j, k), changed in place.
         components: Same shape: the number of each component of one label, 0 elsewhere.
-        dropped: Which numbers are dropped.
+        dropped: Whether each component is dropped, by its number.
     """
     where = dropped[components]
     places = np.flatnonzero(where)
@@ -75,7 +75,7 @@ def _replace_by_surroundings(
         pairs, which = np.unique(np.concatenate([pairs for pairs, _ in parts]), return_inverse=True)
         faces = np.bincount(which, np.concatenate([faces for _, faces in parts]))
         numbers, shared = np.divmod(pairs, width)
-        # Where a number occurs again the last one stays.
+        # NumPy assigns in order, so the last of the equal indices counts.
         order = np.lexsort((-shared, faces))
         values[numbers[order]] = shared[order]
     inside[where] = values[components[where]]
@@ -89,14 +89,22 @@ def _shared_faces(
     step: int,
     width: int,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """What components share faces with, along one axis in one direction, at these flat places.
+    """Counts the faces that components share with values outside of them, along one axis in one direction.
+
+    Args:
+        inside: Shape (i, j, k).
+        components: Same shape: the number of each component, 0 elsewhere.
+        places: Flat indices of voxels of components.
+        axis: The axis.
+        step: The direction, -1 or 1.
+        width: Greater than all values.
 
     Returns:
-        Number of a component · width + value outside of it, each once; how many faces they share.
+        Keys: number of a component · width + value, each once; and the number of faces of each key.
     """
     voxels = list(np.unravel_index(places, inside.shape))
     numbers = components[tuple(voxels)].astype(np.intp)
-    # Beyond the edge comes the voxel itself, which is not outside.
+    # At the edge of the mask the neighbour is the voxel itself, which is not outside.
     voxels[axis] = np.clip(voxels[axis] + step, 0, inside.shape[axis] - 1)
     outside = components[tuple(voxels)] == 0
     shared = inside[tuple(index[outside] for index in voxels)]
@@ -104,7 +112,7 @@ def _shared_faces(
 
 
 def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp]:
-    """Voxels of each component, the background's first."""
+    """Number of voxels of each component, that of the background first."""
     flat = components.ravel(order="K")
     sizes = np.zeros(count + 1, dtype=np.intp)
     for start in range(0, flat.size, _VOXELS_AT_A_TIME):
@@ -113,7 +121,7 @@ def _sizes(components: NDArray[np.signedinteger], count: int) -> NDArray[np.intp
 
 
 def _bounding_box(where: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """What holds all of it and the voxels around it."""
+    """The smallest box around true voxels, with a margin of one voxel; None where there are none."""
     across_k = np.asarray(where.any(axis=2))
     spans = [np.flatnonzero(line) for line in (across_k.any(axis=1), across_k.any(axis=0), where.any(axis=(0, 1)))]
     if not spans[0].size:

@@ -1,4 +1,4 @@
-"""From the scan to what the network expects: orientation, resolution and intensities as the manifest says."""
+"""Preprocessing: brings a scan to the orientation, spacing and intensities that the network expects."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from inference_service.imaging.resampling import (
     resized_shape,
 )
 
-# Keeps a constant volume from dividing by zero, as in nnU-Net.
+# Lower bound of divisors, so that a constant volume is not divided by zero (nnU-Net).
 _LEAST_SPREAD = 1e-8
-# Longer than any scan's, so that only nonsense is refused.
+# Longer than the axes of any real scan.
 _LONGEST_AXIS = 4096
 
 
@@ -41,14 +41,15 @@ class PreprocessedImage:
     """A volume ready for the network.
 
     Attributes:
-        image: Shape (i, j, k) along the model's axes, on its grid, normalised; a view of the scan where that is all.
+        image: Shape (i, j, k) along the model's axes, on the model's grid, normalised. A view of the scan where only
+            its axes change.
         reorientation: From the scan's axes to the model's.
-        logits_kinds: Interpolation that brings logits back to the scan's grid, along the model's axes.
+        logits_interpolations: Interpolation of logits to the scan's grid, along the model's axes.
     """
 
     image: NDArray[np.float32]
     reorientation: Reorientation
-    logits_kinds: Interpolations
+    logits_interpolations: Interpolations
 
 
 def preprocess(
@@ -56,20 +57,20 @@ def preprocess(
     manifest: Manifest,
     *,
     max_voxels: int,
-    require: Callable[[int], None] = lambda size_bytes: None,
+    require_memory: Callable[[int], None] = lambda size_bytes: None,
     threads: ThreadPool = SINGLE_THREAD,
 ) -> PreprocessedImage:
     """Reorients, resamples and normalises a volume.
 
     Args:
         volume: The scan; its values are finite.
-        manifest: Says what the network expects.
+        manifest: Gives orientation, spacing, interpolation, window and intensities of the network's input.
         max_voxels: Larger grids are refused before they are allocated.
-        require: Told how many bytes the image is about to take; what it raises ends the job.
-        threads: For resampling.
+        require_memory: Called with the bytes that the image is about to take. An exception that it raises ends the job.
+        threads: Share the resampling.
 
     Raises:
-        InputTooLarge: An axis or the grid that the scan becomes, filled up to the window, is too large.
+        InputTooLarge: An axis of the scan, or its grid at the model's spacing, padded to a window, is too large.
     """
     change = reorientation(volume.orientation, manifest.orientation)
     scan = change.apply(volume.voxels)
@@ -77,15 +78,17 @@ def preprocess(
     scan_shape = change.apply_triple(volume.shape)
     shape = resized_shape(scan_shape, scan_spacing, manifest.spacing_mm)
     _check_size(scan_shape, shape, manifest, max_voxels)
-    require(_bytes(shape, manifest))
-    kinds = axis_interpolations(scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above)
+    require_memory(_image_bytes(shape, manifest))
+    interpolations = axis_interpolations(
+        scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above
+    )
     intensity = manifest.channels[0].intensity
     if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
         image = cast("NDArray[np.float32]", scan)
     elif manifest.intensity_before_resampling:
-        image = resize(scan, shape, kinds, transform=intensity_transform(scan, intensity), threads=threads)
+        image = resize(scan, shape, interpolations, transform=intensity_transform(scan, intensity), threads=threads)
     else:
-        image = resize(scan, shape, kinds, threads=threads)
+        image = resize(scan, shape, interpolations, threads=threads)
         normalise(image, intensity)
     back = axis_interpolations(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
     return PreprocessedImage(image, change, back)
@@ -111,8 +114,8 @@ def _padded(grid: Shape, manifest: Manifest) -> Shape:
     return i, j, k
 
 
-def _bytes(grid: Shape, manifest: Manifest) -> int:
-    """What the image on the model's grid takes, once more where it is filled up."""
+def _image_bytes(grid: Shape, manifest: Manifest) -> int:
+    """Memory of the image on the model's grid, and of its padded copy where it is smaller than a window."""
     padded = _padded(grid, manifest)
     return 4 * (prod(grid) + (prod(padded) if padded != grid else 0))
 
@@ -123,14 +126,14 @@ def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:
 
 
 def intensity_transform(image: NDArray[np.generic], intensity: Intensity) -> IntensityTransform:
-    """How values are mapped to what the network was trained on.
+    """Returns the function that maps intensities to those that the network was trained on.
 
     Args:
-        image: What the mapping is taken from where it depends on one: any shape and real dtype, finite values.
-        intensity: How.
+        image: Gives the statistics of mappings that depend on the image: any shape and real dtype, finite values.
+        intensity: The mapping.
 
     Returns:
-        Maps float32 values, all of the image's or a part of them, in place.
+        A function that maps float32 values in place, all of the image's or a part of them.
     """
     match intensity:
         case CtIntensity():
@@ -149,7 +152,7 @@ def intensity_transform(image: NDArray[np.generic], intensity: Intensity) -> Int
 
 
 def _moments(image: NDArray[np.generic], *, nonzero_only: bool) -> tuple[float, float]:
-    """Mean and standard deviation, in two passes over planes, as the whole in float64 would be too large."""
+    """Mean and standard deviation, by two passes over planes: the whole image in float64 would take too much memory."""
     planes = np.moveaxis(image, max(range(image.ndim), key=lambda axis: abs(image.strides[axis])), 0)
 
     def counted() -> Iterator[NDArray[np.float64]]:
@@ -181,7 +184,8 @@ def _standardise(
 def _rescale(
     image: NDArray[np.float32], *, source: tuple[float, float], target: tuple[float, float], clip: bool
 ) -> None:
-    low, high = float(source[0]), float(source[1])
+    low = float(source[0])
+    high = float(source[1])
     image -= low
     image *= (target[1] - target[0]) / max(high - low, _LEAST_SPREAD)
     image += target[0]

@@ -99,7 +99,7 @@ def segment_volume(
             manifest,
             max_voxels=max_voxels,
             # The mask's zeros take no memory until they are written.
-            require=lambda size_bytes: resources.memory.require(size_bytes + mask.nbytes),
+            require_memory=lambda size_bytes: resources.memory.require(size_bytes + mask.nbytes),
             threads=resources.threads,
         )
     plan = plan_windows(prepared.image.shape, manifest.window, manifest.overlap, manifest.placement)
@@ -114,7 +114,7 @@ def segment_volume(
             depth=prepared.image.shape[plan.stream_axis],
             decide=partial(decide_labels, activation=manifest.activation, values=values, dtype=dtype),
             target=np.moveaxis(prepared.reorientation.apply(mask[crop]), plan.stream_axis, 0),
-            kinds=[prepared.logits_kinds[axis] for axis in plan.axes],
+            interpolations=[prepared.logits_interpolations[axis] for axis in plan.axes],
             threads=resources.threads,
         )
     with resources.monitor.stage("postprocess"):

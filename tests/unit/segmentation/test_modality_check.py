@@ -15,7 +15,7 @@ def test_the_models_modality_is_taken(expected: str, stated: str) -> None:
 
 @pytest.mark.parametrize(("expected", "stated"), [("CT", "MR"), ("MR", "CT"), ("PT", "CT")])
 def test_another_modality_is_refused(expected: str, stated: str) -> None:
-    with pytest.raises(ModalityMismatch, match=f"takes {expected}.*is {stated}.*modality_check false"):
+    with pytest.raises(ModalityMismatch, match=f"takes {expected}.*is {stated}.*modality_check to false"):
         check_modality(expected, stated, HU)
 
 

@@ -59,7 +59,7 @@ def mapped(
     """Maps logits (labels, d, h, w)."""
     labels = np.full(shape, 255, dtype=np.uint8)
     planes = np.moveaxis(logits, 1, 0)
-    write_native_labels(planes, depth=len(planes), decide=decide, target=labels, kinds=kinds, threads=threads)
+    write_native_labels(planes, depth=len(planes), decide=decide, target=labels, interpolations=kinds, threads=threads)
     return labels
 
 
@@ -158,7 +158,7 @@ def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[
     decide = partial(decide_labels, activation=activation, values=values, dtype=np.uint16)
     logits = noise((3, 4, 5, 6))
     labels = np.zeros((7, 9, 8), dtype=np.uint16)
-    write_native_labels(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, kinds=LINEAR)
+    write_native_labels(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, interpolations=LINEAR)
     assert np.array_equal(labels, decide(interpolated(logits, (7, 9, 8), LINEAR)))
     assert set(values) <= set(labels.ravel().tolist())
 
@@ -174,7 +174,7 @@ def test_a_view_reversed_and_transposed_is_written_through(
     mask = np.full([(9, 7, 8)[axis] for axis in axes], 255, dtype=np.uint8)
     target = mask.transpose(np.argsort(axes))[::-1, :, ::-1]
     write_native_labels(
-        np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, kinds=LINEAR, threads=threads
+        np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, interpolations=LINEAR, threads=threads
     )
     assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(axes))
     assert expected.max() == 2
@@ -216,7 +216,7 @@ def test_planes_are_taken_when_they_are_needed(depth: int, rows: int) -> None:
             written.append(int((target != 255).all(axis=(1, 2)).sum()))
             yield plane
 
-    write_native_labels(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR)
+    write_native_labels(planes(), depth=depth, decide=highest, target=target, interpolations=LINEAR)
     centres = np.clip((np.arange(rows) + 0.5) * depth / rows - 0.5, 0, depth - 1)
     last_needed = np.ceil(centres - TIE)
     assert written == [int((last_needed < index).sum()) for index in range(int(last_needed[-1]) + 1)]
@@ -234,7 +234,9 @@ def test_no_more_than_two_planes_are_held(threads: ThreadPool, rows: int) -> Non
 
     tracemalloc.start()
     try:
-        write_native_labels(planes(), depth=depth, decide=highest, target=target, kinds=LINEAR, threads=threads)
+        write_native_labels(
+            planes(), depth=depth, decide=highest, target=target, interpolations=LINEAR, threads=threads
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

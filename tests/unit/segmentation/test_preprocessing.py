@@ -174,10 +174,10 @@ def test_thick_slices_are_taken_apart_along_the_models_axes(
     volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
     manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
     prepared = preprocess(volume, manifest, max_voxels=MAX_VOXELS)
-    assert prepared.logits_kinds == ("nearest", "linear", "linear")
+    assert prepared.logits_interpolations == ("nearest", "linear", "linear")
     assert np.array_equal(prepared.image, np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
     prepared = preprocess(volume, make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
-    assert prepared.logits_kinds == ("linear", "linear", "linear")
+    assert prepared.logits_interpolations == ("linear", "linear", "linear")
 
 
 def test_prepared_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:

@@ -53,7 +53,7 @@ def test_the_same_patient_gives_the_same_planes(orientation: str) -> None:
     np.testing.assert_array_equal(extractor.plane(volume.voxels, SAGITTAL, 2), voxels[2].T)
     counts = [np.arange(size, dtype=np.int64) for size in volume.shape]
     for view in VIEWS:
-        flipped = extractor.turned.flipped[view.across]
+        flipped = extractor.reorientation.flipped[view.across]
         size = SHAPE[view.across]
         assert extractor.profile(counts, view).tolist() == list(range(size))[:: -1 if flipped else 1]
         assert extractor.position(view, 1) == PlaneExtractor.of(seen_volume()).position(view, 1)
@@ -83,7 +83,7 @@ def test_a_tilted_stack_leans() -> None:
     affine = np.diag([-1.0, -1, 3, 1])
     affine[1, 2] = 3 * np.tan(np.radians(20))  # further to the front with each slice to the head
     extractor = PlaneExtractor.of(Volume(np.zeros((10, 10, 8)), affine))
-    assert [extractor.lean(view) for view in VIEWS] == [0, 0, pytest.approx(np.tan(np.radians(20)))]
+    assert [extractor.shear(view) for view in VIEWS] == [0, 0, pytest.approx(np.tan(np.radians(20)))]
     assert extractor.size_mm(SAGITTAL) == pytest.approx((10, 24))
     assert extractor.tilt_degrees == pytest.approx(20)
 
