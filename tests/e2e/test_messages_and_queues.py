@@ -136,7 +136,7 @@ def test_cancelling(service: Service) -> None:
     assert "Traceback" not in worker.log_path.read_text()
 
 
-def test_work_that_does_not_end_itself_is_ended(service: Service) -> None:
+def test_work_that_does_not_stop_is_killed(service: Service) -> None:
     """A window of several seconds cannot be interrupted, but its process can."""
     models = Path(service.environment["MODELS_PATH"])
     install_model(models, "very-slow", layers=120)
@@ -147,7 +147,7 @@ def test_work_that_does_not_end_itself_is_ended(service: Service) -> None:
         service.client.cancel(job_id)
         service.assert_ended(job_id, JobState.CANCELLED, "cancelled")
         service.assert_succeeded(service.submit("quick"))
-        assert "its process is ended" in worker.log_path.read_text()
+        assert "its process is killed" in worker.log_path.read_text()
         assert child_of(worker) != child
         deadline = time.monotonic() + LIMIT_S
         while list(Path(service.folder).glob("inference-service-worker-*/*")) and time.monotonic() < deadline:
