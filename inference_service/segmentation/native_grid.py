@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
-from inference_service.imaging.resampling import Interpolation, Taps, axis_taps
+from inference_service.imaging.interpolation import Interpolation, Taps, axis_taps
 
 _T = TypeVar("_T", bound=np.generic)
 DecideLabels = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]

@@ -22,10 +22,9 @@ from inference_service.contract.manifest import (
 from inference_service.core.errors import InputTooLarge
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Reorientation, Shape, Volume, reorientation
+from inference_service.imaging.interpolation import Interpolations, axis_interpolations
 from inference_service.imaging.resampling import (
     IntensityTransform,
-    Interpolations,
-    axis_interpolations,
     resize,
     resized_shape,
 )

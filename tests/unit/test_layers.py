@@ -39,6 +39,7 @@ HOMES: dict[str, set[str]] = {
         "segmentation.crop",
         "segmentation.native_grid",
         "imaging.components",
+        "imaging.interpolation",
         "imaging.resampling",
         "imaging.run_length",
         "segmentation.postprocessing",

@@ -1,4 +1,4 @@
-"""Hostile files that are kept: each ends as `expected.json` beside them says, with little memory, nothing outside."""
+"""The corpus of hostile files: each ends as its `expected.json` states, with little memory and no file elsewhere."""
 
 import json
 import tracemalloc
@@ -13,8 +13,8 @@ from inference_service.formats.scan_reader import read_scan
 CORPUS = Path(__file__).parents[2] / "corpus"
 EXPECTED: dict[str, str] = json.loads((CORPUS / "expected.json").read_text())
 MAX_VOXELS, MAX_BYTES = 10**6, 10**7
-# One that keeps to both limits, and buffers of a gzip stream.
-MOST_MEMORY_BYTES = 2 * MAX_BYTES
+# An input within both limits, and the buffers of a gzip stream.
+MAX_MEMORY_BYTES = 2 * MAX_BYTES
 
 
 def test_every_file_is_expected() -> None:
@@ -37,7 +37,7 @@ def test_a_hostile_file_ends_as_expected(tmp_path: Path, name: str) -> None:
     tracemalloc.start()
     try:
         assert ending(source, tmp_path / "work") == EXPECTED[name]
-        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY_BYTES
+        assert tracemalloc.get_traced_memory()[1] < MAX_MEMORY_BYTES
     finally:
         tracemalloc.stop()
     assert {path.name for path in tmp_path.iterdir()} == {"in", "work"}

@@ -38,7 +38,7 @@ NATIVE = (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleE
 PACKED = (RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
 
 Changes = list[tuple[float, int]]
-# Where in the file, as a share of it, and the byte that is put there.
+# Positions as a share of the file with the byte to put there, and the share of the file that is kept.
 damage = st.tuples(
     st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=12),
     st.one_of(st.just(1.0), st.floats(0, 1)),
@@ -68,7 +68,7 @@ def damaged(content: bytes, changes: Changes, kept: float) -> bytes:
 
 
 def survives(folder: Path, files: Sequence[bytes]) -> None:
-    """Reads files from a folder or, if it is one, as a file."""
+    """Reads files from a folder, or a single one by itself, and checks the outcome."""
     source, work = folder / "in", folder / "work"
     work.mkdir(parents=True)
     if len(files) == 1:
@@ -127,15 +127,15 @@ def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, content: byt
     survives(tmp_path_factory.mktemp("hostile"), [start + content])
 
 
-def test_elements_that_claim_to_be_huge_or_endless_are_refused(tmp_path: Path, originals: list[list[bytes]]) -> None:
-    """Every length in the header, one after the other, becomes the largest there is."""
+def test_elements_of_a_huge_or_undefined_length_are_refused(tmp_path: Path, originals: list[list[bytes]]) -> None:
+    """Random places in the header become the largest length."""
     (content,) = originals[-1]
     randomly = random.Random(0)
     for number, start in enumerate(randomly.sample(range(132, len(content) - 4), 150)):
         survives(tmp_path / str(number), [content[:start] + b"\xff\xff\xff\xff" + content[start + 4 :]])
 
 
-def test_sequences_nested_without_end_are_refused(tmp_path: Path, originals: list[list[bytes]]) -> None:
+def test_endlessly_nested_sequences_are_refused(tmp_path: Path, originals: list[list[bytes]]) -> None:
     content = originals[0][0]
     nested = (b"\x28\0\0\x30\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff") * 5000
     at = content.index(b"\x28\0\x02\0")
@@ -144,7 +144,7 @@ def test_sequences_nested_without_end_are_refused(tmp_path: Path, originals: lis
 
 @contextmanager
 def little_memory(content: bytes) -> Iterator[None]:
-    """What is made of a file is of the order of its size."""
+    """Checks that memory stays within twenty times the size of a file."""
     tracemalloc.start()
     try:
         yield
@@ -154,7 +154,7 @@ def little_memory(content: bytes) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["ImageType", "ImagePositionPatient", "SeriesInstanceUID", "NumberOfFrames"])
-def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
+def test_endless_values_are_refused(tmp_path: Path, name: str) -> None:
     path = write_series(
         tmp_path / "in", regular_stack(), syntax=ImplicitVRLittleEndian, change=with_attribute("NumberOfFrames", 1)
     )[0]
@@ -170,7 +170,7 @@ def test_values_without_end_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("frames", [b"3 ", b"99999 "])
-def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes) -> None:
+def test_impossible_numbers_of_frames_are_refused(tmp_path: Path, frames: bytes) -> None:
     path = write_enhanced(tmp_path / "in", regular_stack())
     content = path.read_bytes()
     start = content.index(struct.pack("<HH2s", 0x5200, 0x9230, b"SQ"))
@@ -184,7 +184,7 @@ def test_more_frames_than_there_can_be_are_refused(tmp_path: Path, frames: bytes
         read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
-def test_memory_for_items_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
+def test_memory_for_items_is_required_before_they_are_parsed(tmp_path: Path) -> None:
     asked: list[int] = []
     read_scan(
         write_enhanced(tmp_path / "in", regular_stack()), tmp_path, ReadLimits(MAX_VOXELS, require_memory=asked.append)

@@ -43,20 +43,20 @@ GEOMETRY = (
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 NAN, INF = float("nan"), float("inf")
-# The qform keeps a rotation in three single-precision numbers.
+# The qform stores a rotation as three single-precision numbers.
 QFORM_TOLERANCE_MM = 1e-4
-# An extension of a header may take 16 MiB; a volume that a header made up would take more.
+# An extension may have 16 MiB; a volume of the size that a forged header states would take more.
 MOST_ALLOCATED_BYTES = 20 * 2**20
-# Beyond what is unpacked ahead.
+# More than the decompressor reads ahead.
 LONG_TAIL_BYTES = 20 * 2**20
 
 Affine = NDArray[np.float64]
-# A field of the header and its value, or for an array the values at some indices.
+# Value of a header field; for an array, values by index.
 Changes = Mapping[str, float | bytes | Mapping[int, float]]
 
 
 def oblique() -> Affine:
-    """Spacing 0.75, 2.5 and 4 mm, turned around two axes, in numbers that single precision keeps."""
+    """Spacing 0.75, 2.5 and 4 mm, rotated about two axes, in numbers that single precision represents exactly."""
     a, b = np.radians(20), np.radians(-35)
     around_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     around_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
@@ -111,7 +111,7 @@ def file_bytes(header: nibabel.Nifti1Header, voxels: NDArray[np.generic]) -> byt
 def changed_file(
     changes: Changes, *, kind: type[nibabel.Nifti1Header] = nibabel.Nifti1Header, dtype: str = "i2"
 ) -> bytes:
-    """A valid file whose header was changed in some fields."""
+    """A valid file with some header fields changed."""
     header = header_of(ramp(dtype), kind=kind)
     for field, value in changes.items():
         if isinstance(value, Mapping):
@@ -135,9 +135,7 @@ def read(tmp_path: Path) -> Callable[[bytes], Volume]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS])
-def test_what_nibabel_writes_is_read_back(
-    tmp_path: Path, kind: type[nibabel.Nifti1Header], suffix: str, dtype: str
-) -> None:
+def test_files_of_nibabel_are_read(tmp_path: Path, kind: type[nibabel.Nifti1Header], suffix: str, dtype: str) -> None:
     image: type[nibabel.Nifti1Image] = nibabel.Nifti2Image if kind is nibabel.Nifti2Header else nibabel.Nifti1Image
     path = tmp_path / f"scan{suffix}"
     nibabel.save(image(ramp(dtype), oblique(), dtype=np.dtype(dtype)), path)
@@ -168,7 +166,7 @@ def test_values_are_scaled_as_the_header_says(read: Callable[[bytes], Volume], d
 
 
 @pytest.mark.parametrize(("dtype", "arrays"), [("<f4", 1), (">f4", 1), ("<i2", 1.5), (">i2", 1.5)])
-def test_scaling_holds_no_copy_more_than_it_must(tmp_path: Path, dtype: str, arrays: float) -> None:
+def test_scaling_allocates_at_most_one_array(tmp_path: Path, dtype: str, arrays: float) -> None:
     header = nibabel.Nifti1Header(endianness=dtype[0])
     header.set_data_dtype(dtype)
     header.set_data_shape((128, 128, 128))
@@ -186,12 +184,12 @@ def test_scaling_holds_no_copy_more_than_it_must(tmp_path: Path, dtype: str, arr
 
 
 @pytest.mark.parametrize("slope", [0.0, NAN, INF])
-def test_a_slope_of_zero_or_none_means_no_scaling(read: Callable[[bytes], Volume], slope: float) -> None:
+def test_a_slope_that_is_zero_or_not_finite_means_no_scaling(read: Callable[[bytes], Volume], slope: float) -> None:
     volume = read(changed_file({"scl_slope": slope, "scl_inter": 7}))
     np.testing.assert_array_equal(volume.voxels, ramp("i2"), strict=True)
 
 
-def test_an_intercept_alone_counts(read: Callable[[bytes], Volume]) -> None:
+def test_an_intercept_alone_is_applied(read: Callable[[bytes], Volume]) -> None:
     np.testing.assert_array_equal(read(changed_file({"scl_inter": 7})).voxels, ramp("f4") + 7)
 
 
@@ -201,23 +199,23 @@ def test_values_beyond_single_precision_become_infinite_without_a_warning(read: 
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, oblique()], ids=["straight", "oblique"])
-def test_the_qform_counts_where_there_is_no_sform(read: Callable[[bytes], Volume], affine: Affine) -> None:
+def test_the_qform_is_used_without_an_sform(read: Callable[[bytes], Volume], affine: Affine) -> None:
     volume = read(file_bytes(header_of(ramp("i2"), sform=None, qform=affine), ramp("i2")))
     np.testing.assert_allclose(volume.affine, affine, rtol=0, atol=QFORM_TOLERANCE_MM)
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, oblique(), SHEARED], ids=["straight", "oblique", "sheared"])
-def test_the_sform_counts_where_there_is_no_qform(read: Callable[[bytes], Volume], affine: Affine) -> None:
+def test_the_sform_is_used_without_a_qform(read: Callable[[bytes], Volume], affine: Affine) -> None:
     volume = read(file_bytes(header_of(ramp("i2"), sform=affine, qform=None), ramp("i2")))
     np.testing.assert_array_equal(volume.affine, affine)
 
 
-def test_the_sform_goes_before_the_qform(read: Callable[[bytes], Volume]) -> None:
+def test_the_sform_is_preferred_over_the_qform(read: Callable[[bytes], Volume]) -> None:
     volume = read(file_bytes(header_of(ramp("i2"), sform=SHEARED, qform=oblique()), ramp("i2")))
     np.testing.assert_array_equal(volume.affine, SHEARED)
 
 
-def test_a_bad_qform_does_no_harm_beside_an_sform(read: Callable[[bytes], Volume]) -> None:
+def test_an_invalid_qform_is_ignored_beside_an_sform(read: Callable[[bytes], Volume]) -> None:
     volume = read(changed_file({"quatern_b": 5.0, "pixdim": {0: 3}}))
     np.testing.assert_array_equal(volume.affine, STRAIGHT)
 
@@ -235,7 +233,9 @@ def test_a_bad_qform_does_no_harm_beside_an_sform(read: Callable[[bytes], Volume
     ],
     ids=str,
 )  # fmt: skip
-def test_what_a_reader_of_the_mask_should_know_is_said(tmp_path: Path, changes: Changes, expected: list[str]) -> None:
+def test_a_disagreement_of_qform_and_sform_gives_a_warning(
+    tmp_path: Path, changes: Changes, expected: list[str]
+) -> None:
     (tmp_path / "scan").write_bytes(changed_file(changes))
     volume, header = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
     warnings = geometry_warnings(header, volume)
@@ -256,7 +256,9 @@ def test_a_qform_without_handedness_is_right_handed(read: Callable[[bytes], Volu
     ("units", "factor"),
     [(0, 1.0), (1, 1000.0), (2, 1.0), (3, 0.001), (2 + 8, 1.0), (3 + 16, 0.001), (4, 1.0), (64, 1.0)],
 )
-def test_units_make_millimetres(read: Callable[[bytes], Volume], form: str, units: int, factor: float) -> None:
+def test_units_are_converted_to_millimetres(
+    read: Callable[[bytes], Volume], form: str, units: int, factor: float
+) -> None:
     header = header_of(ramp("i2"), sform=STRAIGHT if form == "sform" else None)
     header["xyzt_units"] = units
     volume = read(file_bytes(header, ramp("i2")))
@@ -270,7 +272,7 @@ def test_trailing_axes_of_one_are_dropped(read: Callable[[bytes], Volume], trail
     assert read(file_bytes(header_of(voxels), voxels)).shape == SHAPE
 
 
-def test_an_extension_is_passed_over(read: Callable[[bytes], Volume]) -> None:
+def test_an_extension_is_skipped(read: Callable[[bytes], Volume]) -> None:
     header = header_of(ramp("i2"))
     header["vox_offset"] = 352 + 32
     extension = struct.pack("<ii", 32, 6) + b"Mueller^Hans".ljust(24)
@@ -278,7 +280,7 @@ def test_an_extension_is_passed_over(read: Callable[[bytes], Volume]) -> None:
     np.testing.assert_array_equal(read(content).voxels, ramp("i2"))
 
 
-def test_bytes_after_the_voxels_do_no_harm(read: Callable[[bytes], Volume]) -> None:
+def test_bytes_after_the_voxels_are_ignored(read: Callable[[bytes], Volume]) -> None:
     np.testing.assert_array_equal(read(changed_file({}) + b"\0" * 100).voxels, ramp("i2"))
 
 
@@ -314,7 +316,7 @@ def test_a_mask_has_exactly_the_grid_of_its_scan(
         assert code == wanted_code
 
 
-def test_a_mask_of_a_scan_with_one_form_has_that_form_alone(tmp_path: Path) -> None:
+def test_a_mask_has_only_the_forms_of_its_scan(tmp_path: Path) -> None:
     for sform, qform in ((None, oblique()), (oblique(), None)):
         header = header_of(ramp("i2"), sform=sform, qform=qform)
         write_mask(tmp_path / "mask.nii.gz", labels(), header)
@@ -322,7 +324,7 @@ def test_a_mask_of_a_scan_with_one_form_has_that_form_alone(tmp_path: Path) -> N
         assert (written["sform_code"], written["qform_code"]) == (0 if sform is None else 1, 0 if qform is None else 2)
 
 
-def test_a_mask_holds_no_text_of_its_scan(tmp_path: Path) -> None:
+def test_a_mask_contains_no_text_of_its_scan(tmp_path: Path) -> None:
     texts = {"descrip": b"Mueller^Hans", "aux_file": b"PID-4711", "db_name": b"Ward 7", "intent_name": b"19610203"}
     header = header_of(ramp("i2"), sform=oblique())
     for field, text in texts.items():
@@ -349,7 +351,7 @@ def test_equal_masks_are_equal_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_mask_may_lie_in_memory_in_any_order(tmp_path: Path, order: Literal["C", "F"]) -> None:
+def test_a_mask_may_have_any_memory_order(tmp_path: Path, order: Literal["C", "F"]) -> None:
     write_mask(tmp_path / "mask.nii.gz", labels().copy(order=order)[::-1], header_of(ramp("i2")))
     np.testing.assert_array_equal(np.asanyarray(loaded(tmp_path / "mask.nii.gz").dataobj), labels()[::-1])
 
@@ -372,7 +374,7 @@ def test_a_written_volume_with_shear_has_no_qform(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_compress_packs_once(tmp_path: Path, gzipped: bool) -> None:
+def test_compress_leaves_gzipped_files_as_they_are(tmp_path: Path, gzipped: bool) -> None:
     content = changed_file({})
     (tmp_path / "source").write_bytes(gzip.compress(content) if gzipped else content)
     compress(tmp_path / "source", tmp_path / "target.nii.gz")
@@ -430,24 +432,24 @@ def test_a_flipped_byte_in_a_gzipped_file_is_refused_or_without_effect(read: Cal
         else:
             np.testing.assert_array_equal(volume.voxels, ramp("i2"), strict=True)
             np.testing.assert_array_equal(volume.affine, STRAIGHT)
-    # All but the fields of gzip's header for the time and the system.
+    # Only the time and the operating system in gzip's header have no effect.
     assert refused >= len(GZIPPED) - 10
 
 
-def test_gzips_checksum_counts_behind_a_long_tail(read: Callable[[bytes], Volume]) -> None:
+def test_gzips_checksum_is_verified_after_a_long_tail(read: Callable[[bytes], Volume]) -> None:
     packed = gzip.compress(changed_file({}) + bytes(LONG_TAIL_BYTES), compresslevel=1)
     np.testing.assert_array_equal(read(packed).voxels, ramp("i2"))
     with pytest.raises(InputCorrupt, match="gzip"):
         read(flipped(packed, len(packed) - 6))
 
 
-def test_a_tail_without_end_is_refused(read: Callable[[bytes], Volume]) -> None:
+def test_an_endless_tail_is_refused(read: Callable[[bytes], Volume]) -> None:
     packed = gzip.compress(changed_file({}) + bytes(4 * LONG_TAIL_BYTES), compresslevel=1)
     with pytest.raises(InputCorrupt, match="more than 67108864 bytes after its last voxel"):
         read(packed)
 
 
-def test_a_gzipped_file_that_ends_anywhere_is_refused(read: Callable[[bytes], Volume]) -> None:
+def test_a_gzipped_file_truncated_anywhere_is_refused(read: Callable[[bytes], Volume]) -> None:
     for length in range(len(GZIPPED)):
         with pytest.raises(InputCorrupt if length >= 2 or length == 0 else UnsupportedFormat):
             read(GZIPPED[:length])
@@ -502,7 +504,7 @@ def test_a_gzipped_file_that_ends_anywhere_is_refused(read: Callable[[bytes], Vo
     ],
     ids=str,
 )  # fmt: skip
-def test_a_header_that_makes_no_sense_is_refused(
+def test_an_invalid_header_is_refused(
     read: Callable[[bytes], Volume], kind: type[nibabel.Nifti1Header], changes: Changes, expected: type[ServiceError]
 ) -> None:
     with pytest.raises(ServiceError) as caught:
@@ -511,7 +513,7 @@ def test_a_header_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("offset", [NAN, INF, -INF, 1e30])
-def test_an_offset_that_is_no_number_is_refused(read: Callable[[bytes], Volume], offset: float) -> None:
+def test_an_invalid_voxel_offset_is_refused(read: Callable[[bytes], Volume], offset: float) -> None:
     with pytest.raises(InputCorrupt):
         read(changed_file({"vox_offset": offset}))
 
@@ -536,7 +538,7 @@ def test_too_many_voxels_are_refused_before_anything_is_allocated(
         tracemalloc.stop()
 
 
-def test_a_message_says_nothing_of_what_the_header_says_in_words(read: Callable[[bytes], Volume]) -> None:
+def test_errors_do_not_quote_texts_of_the_header(read: Callable[[bytes], Volume]) -> None:
     with pytest.raises(InconsistentGeometry) as caught:
         read(changed_file({"sform_code": 0, "qform_code": 0, "descrip": b"Mueller^Hans", "db_name": b"PID-4711"}))
     assert "Mueller" not in caught.value.message
@@ -573,7 +575,9 @@ def test_a_damaged_header_gives_a_volume_or_a_service_error(
     ("dtype", "slope", "bytes_a_voxel"),
     [("i2", 1, 2), ("i2", 2, 6), ("<f4", 2, 5), ("f8", 1, 9), ("f8", 2, 12)],
 )
-def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path, dtype: str, slope: float, bytes_a_voxel: int) -> None:
+def test_memory_is_required_before_it_is_allocated(
+    tmp_path: Path, dtype: str, slope: float, bytes_a_voxel: int
+) -> None:
     class Enough(Exception):
         pass
 

@@ -34,7 +34,7 @@ def test_a_scan_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_what_is_no_number_gets_the_least_finite_value(tmp_path: Path, dtype: str) -> None:
+def test_nan_and_infinite_voxels_get_the_lowest_finite_value(tmp_path: Path, dtype: str) -> None:
     voxels = values(dtype)
     voxels[0, 0, 0], voxels[1, 2, 3], voxels[2, 3, 4], voxels[2, 0, 0] = np.nan, np.inf, -np.inf, np.nan
     scan = read_scan(save(tmp_path / "scan.nii", voxels), tmp_path, ReadLimits(MAX_VOXELS))
@@ -43,14 +43,14 @@ def test_what_is_no_number_gets_the_least_finite_value(tmp_path: Path, dtype: st
     assert scan.replaced_voxels == 4
 
 
-def test_integers_are_left_alone(tmp_path: Path) -> None:
+def test_integers_are_not_changed(tmp_path: Path) -> None:
     scan = read_scan(save(tmp_path / "scan.nii", values().astype(np.int16)), tmp_path, ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(scan.volume.voxels, values().astype(np.int16), strict=True)
     assert scan.replaced_voxels == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_volume_without_a_number_is_refused(tmp_path: Path, value: float) -> None:
+def test_a_volume_without_finite_values_is_refused(tmp_path: Path, value: float) -> None:
     path = save(tmp_path / "scan.nii", np.full(SHAPE, value, dtype=np.float32))
     with pytest.raises(InputCorrupt, match="NaN or infinite: expected finite values"):
         read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
@@ -83,7 +83,7 @@ def test_a_volume_without_a_number_is_refused(tmp_path: Path, value: float) -> N
         "analyze",
     ],
 )
-def test_what_is_no_volume_is_refused(tmp_path: Path, content: bytes, expected: type[ServiceError]) -> None:
+def test_other_content_is_refused(tmp_path: Path, content: bytes, expected: type[ServiceError]) -> None:
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(content)
     with pytest.raises(ServiceError) as caught:
@@ -92,13 +92,13 @@ def test_what_is_no_volume_is_refused(tmp_path: Path, content: bytes, expected: 
     assert str(tmp_path) not in caught.value.message
 
 
-def test_a_message_on_an_unknown_kind_names_those_that_are_read(tmp_path: Path) -> None:
+def test_the_error_on_an_unknown_format_names_the_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "scan").write_bytes(b"plain text")
     with pytest.raises(UnsupportedFormat, match="NIfTI-1 or NIfTI-2 file, plain or gzipped"):
         read_scan(tmp_path / "scan", tmp_path, ReadLimits(MAX_VOXELS))
 
 
-def test_the_limit_of_voxels_is_exact(tmp_path: Path) -> None:
+def test_the_limit_on_voxels_is_exact(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", values())
     assert read_scan(path, tmp_path, ReadLimits(60)).volume.shape == SHAPE
     with pytest.raises(InputTooLarge, match="has 60 voxels; this service takes at most 59"):

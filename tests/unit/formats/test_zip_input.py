@@ -38,7 +38,7 @@ def unpacked(tmp_path: Path) -> Callable[..., list[bytes]]:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_what_was_packed_is_unpacked_in_order(unpacked: Callable[..., list[bytes]], method: int) -> None:
+def test_files_are_unpacked_in_order(unpacked: Callable[..., list[bytes]], method: int) -> None:
     assert unpacked(zipped({"z": CONTENT, "a": b"", "m": b"x"}, method)) == [CONTENT, b"", b"x"]
 
 
@@ -46,7 +46,7 @@ def test_what_was_packed_is_unpacked_in_order(unpacked: Callable[..., list[bytes
     "name",
     ["../out", "/abs", "a/../../out", "C:\\out", "..\\out", "nul", "x\0y", "a\nb", "x" * 5000, ".", "ä", "to/000000"],
 )
-def test_no_name_is_used(tmp_path: Path, name: str) -> None:
+def test_names_of_the_archive_are_not_used(tmp_path: Path, name: str) -> None:
     source = tmp_path / "inside" / "input"
     source.parent.mkdir()
     source.write_bytes(zipped({name: CONTENT, "other": b"x"}))
@@ -66,22 +66,22 @@ def test_a_link_becomes_a_file(tmp_path: Path) -> None:
     assert path.read_text() == "/etc/passwd"
 
 
-def test_folders_and_what_macos_adds_are_passed_over(unpacked: Callable[..., list[bytes]]) -> None:
+def test_folders_and_macos_metadata_are_skipped(unpacked: Callable[..., list[bytes]]) -> None:
     assert unpacked(zipped({"a/": b"", "a/1": b"x", "__MACOSX/a/._1": b"y"})) == [b"x"]
 
 
-def test_the_limit_of_bytes_is_that_of_all_files_and_exact(unpacked: Callable[..., list[bytes]]) -> None:
+def test_the_limit_on_bytes_is_exact_and_applies_to_all_files_together(unpacked: Callable[..., list[bytes]]) -> None:
     assert len(unpacked(PLAIN, max_bytes=2048)) == 2
 
 
-def test_more_bytes_are_not_written(tmp_path: Path) -> None:
+def test_bytes_beyond_the_limit_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(zipped({"a": bytes(10**7), "b": bytes(10**7)}))
     with pytest.raises(InputTooLarge, match="more than 10000 bytes"):
         unpack(tmp_path / "input", tmp_path / "to", max_bytes=LIMIT)
     assert sum(path.stat().st_size for path in (tmp_path / "to").iterdir()) <= LIMIT
 
 
-def test_a_size_that_the_archive_lies_about_is_not_believed(unpacked: Callable[..., list[bytes]]) -> None:
+def test_a_false_size_is_not_believed(unpacked: Callable[..., list[bytes]]) -> None:
     content = bytearray(zipped({"a": bytes(10**6)}))
     entry = content.index(b"PK\1\2")
     content[entry + 24 : entry + 28] = struct.pack("<I", 10)
@@ -95,7 +95,7 @@ def test_too_many_files_are_refused(unpacked: Callable[..., list[bytes]], monkey
         unpacked(PLAIN)
 
 
-def test_a_list_of_files_without_end_is_not_read(
+def test_a_huge_central_directory_is_not_read(
     unpacked: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zip_input, "_MAX_READ_BYTES", 70_000)
@@ -112,12 +112,12 @@ def test_an_encrypted_archive_is_refused(unpacked: Callable[..., list[bytes]]) -
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_other_packings_are_refused(unpacked: Callable[..., list[bytes]], method: int) -> None:
+def test_other_compression_methods_are_refused(unpacked: Callable[..., list[bytes]], method: int) -> None:
     with pytest.raises(UnsupportedFormat, match=f"method {method}"):
         unpacked(zipped({"a": CONTENT}, method))
 
 
-def test_an_archive_within_stays_one_file(unpacked: Callable[..., list[bytes]]) -> None:
+def test_a_nested_archive_stays_one_file(unpacked: Callable[..., list[bytes]]) -> None:
     assert unpacked(zipped({"inner.zip": PLAIN})) == [PLAIN]
 
 
@@ -125,21 +125,21 @@ def test_an_archive_within_stays_one_file(unpacked: Callable[..., list[bytes]]) 
     ("content", "expected"),
     [(PLAIN, True), (zipped({}), True), (b"", False), (b"PK", False), (b"\x1f\x8b\x08\0", False)],
 )
-def test_a_zip_is_known_by_its_content(tmp_path: Path, content: bytes, expected: bool) -> None:
+def test_a_zip_is_recognised_by_its_content(tmp_path: Path, content: bytes, expected: bool) -> None:
     (tmp_path / "input").write_bytes(content)
     assert looks_like_zip(tmp_path / "input") is expected
 
 
-def test_a_zip_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_zip_truncated_anywhere_is_refused(tmp_path: Path) -> None:
     for length in range(4, len(PLAIN), 7):
         (tmp_path / "input").write_bytes(PLAIN[:length])
         with pytest.raises(InputCorrupt):
             unpack(tmp_path / "input", tmp_path / f"{length}", max_bytes=LIMIT)
 
 
-def test_an_entry_that_lies_before_the_file_is_damage(unpacked: Callable[..., list[bytes]]) -> None:
+def test_an_entry_with_a_negative_offset_is_refused(unpacked: Callable[..., list[bytes]]) -> None:
     content = bytearray(PLAIN)
-    # The list of entries said to begin later than it does: all places in the file move before its start.
+    # A central directory that states a later start moves all offsets before the start of the file.
     content[-6:-2] = (2**31).to_bytes(4, "little")
     with pytest.raises(InputCorrupt):
         unpacked(bytes(content))
@@ -149,7 +149,7 @@ def test_an_entry_may_have_no_name(unpacked: Callable[..., list[bytes]]) -> None
     assert unpacked(PLAIN.replace(b"b/2", b"\0/2")) == [CONTENT, CONTENT[::-1]]
 
 
-def test_faults_of_the_file_system_are_not_the_archives(tmp_path: Path) -> None:
+def test_errors_of_the_file_system_are_not_mapped(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(PLAIN)
     with pytest.raises(FileNotFoundError):
         unpack(tmp_path / "input", tmp_path / "missing" / "to", max_bytes=LIMIT)

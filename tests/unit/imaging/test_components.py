@@ -1,4 +1,4 @@
-"""Figures against brute force; the slabs are cut small, so that parts meet at their seams."""
+"""Counts against brute force; slabs are small, so that components cross their boundaries."""
 
 from collections.abc import Iterator, Sequence
 
@@ -40,7 +40,7 @@ def assert_as_counted(found: LabelComponents, mask: Mask, values: Sequence[int] 
 
 
 @given(masks)
-def test_profiles_and_components_are_those_of_every_voxel(mask: Mask) -> None:
+def test_counts_agree_with_brute_force(mask: Mask) -> None:
     assert_as_counted(find_components(mask, VALUES), mask)
     assert_as_counted(find_components(np.asfortranarray(mask), VALUES), mask)
 
@@ -54,7 +54,7 @@ def test_larger_masks(shape: tuple[int, int, int], sigma: float) -> None:
     assert_as_counted(find_components(mask, values), mask, values)
 
 
-def test_a_spiral_through_all_slabs_is_one_part() -> None:
+def test_a_spiral_through_all_slabs_is_one_component() -> None:
     mask = np.zeros((9, 9, 40), dtype=np.uint8)
     k = np.arange(40)
     mask[np.rint(4 + 3 * np.cos(k / 4)).astype(int), np.rint(4 + 3 * np.sin(k / 4)).astype(int), k] = 3
@@ -62,7 +62,7 @@ def test_a_spiral_through_all_slabs_is_one_part() -> None:
     assert find_components(mask, (3,)).counts == [1]
 
 
-def test_what_parts_in_one_slab_meet_in_another() -> None:
+def test_components_of_one_slab_may_join_in_another() -> None:
     mask = np.zeros((5, 4, 30), dtype=np.uint8)
     mask[0, 0], mask[4, 3] = 200, 200
     mask[2, 2, 10:12] = 3
@@ -71,7 +71,7 @@ def test_what_parts_in_one_slab_meet_in_another() -> None:
     assert find_components(mask, (200, 3)).counts == [1, 1]
 
 
-def test_noise_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_components_of_noise_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (8, 8, 8), dtype=np.uint8)
     monkeypatch.setattr(components, "_MAX_RUNS_PER_SLAB", 20)
     found = find_components(mask, (1,))

@@ -5,22 +5,20 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.core.threads import ThreadPool
-from inference_service.imaging.geometry import Shape, Spacing
-from inference_service.imaging.resampling import (
+from inference_service.imaging.geometry import Shape
+from inference_service.imaging.interpolation import (
     Interpolation,
     Interpolations,
-    axis_interpolations,
     axis_matrix,
     axis_taps,
-    resize,
-    resized_shape,
 )
+from inference_service.imaging.resampling import resize, resized_shape
 
 Order = Literal[0, 1, 3]
 
@@ -60,52 +58,6 @@ def test_resized_shape_covers_the_extent(
     assert resized_shape(shape, spacing, target) == expected
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "threshold", "expected"),
-    [
-        ((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), None, ("cubic", "cubic", "cubic")),
-        ((0.7, 0.7, 5.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "nearest")),
-        ((6.5, 2.0, 3.0), (1.0, 1.0, 1.0), 3, ("nearest", "cubic", "cubic")),
-        ((2.0, 6.0, 3.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "cubic")),
-        ((2.0, 6.1, 3.0), (1.0, 1.0, 1.0), 3, ("cubic", "nearest", "cubic")),
-        # The other grid's thick slices count where this one has none.
-        ((1.0, 1.0, 1.0), (3.6, 0.6, 0.6), 3, ("nearest", "cubic", "cubic")),
-        ((1.0, 1.0, 4.0), (3.6, 0.6, 0.6), 3, ("cubic", "cubic", "nearest")),
-        # Two thick axes are none to take apart.
-        ((5.0, 5.0, 1.0), (1.0, 1.0, 1.0), 3, ("cubic", "cubic", "cubic")),
-        ((5.0, 5.0, 1.0), (0.5, 0.5, 4.0), 3, ("cubic", "cubic", "cubic")),
-    ],
-)
-def test_thick_slices_are_not_interpolated_across(
-    source: Spacing, target: Spacing, threshold: float | None, expected: Interpolations
-) -> None:
-    assert axis_interpolations(source, target, "cubic", threshold) == expected
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@given(st.integers(1, 30), st.integers(1, 30))
-def test_rows_of_a_matrix_sum_to_1(interpolation: Interpolation, size_in: int, size_out: int) -> None:
-    matrix = axis_matrix(size_in, size_out, interpolation).toarray()
-    assert matrix.shape == (size_out, size_in)
-    assert matrix.sum(axis=1) == pytest.approx(1, abs=CLOSE)
-
-
-@example(2, 49)
-@example(7, 2)
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_taps_are_what_scipy_takes(size_in: int, size_out: int) -> None:
-    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    for interpolation in ("nearest", "linear"):
-        taps = axis_taps(size_in, size_out, interpolation)
-        assert (taps.first >= 0).all()
-        assert (taps.second <= size_in - 1).all()
-        assert np.array_equal(taps.second - taps.first, taps.weight > 0)
-        scipys = ndimage.map_coordinates(
-            np.arange(size_in, dtype=np.float64), centres[np.newaxis], order=ORDERS[interpolation], mode="nearest"
-        )
-        assert taps.first + taps.weight == pytest.approx(scipys, abs=1e-4)
-
-
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_same_grid_changes_nothing(interpolation: Interpolation) -> None:
     image = noise((5, 7, 4))
@@ -124,16 +76,18 @@ def test_constants_stay_constant(interpolation: Interpolation, shape: Shape, tar
 
 @pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("cubic", 3)])
 @given(SHAPES, SHAPES)
-def test_resizing_is_scipys_zoom(interpolation: Interpolation, order: Order, shape: Shape, target: Shape) -> None:
+def test_resize_agrees_with_scipys_zoom(
+    interpolation: Interpolation, order: Order, shape: Shape, target: Shape
+) -> None:
     image = noise(shape)
-    # The spline does not leave the range of the image, as in scikit-image.
+    # The spline is clipped to the range of the image, as in scikit-image.
     expected = np.clip(zoomed(image, target, (order, order, order)), image.min(), image.max())
     assert np.allclose(resize(image, target, (interpolation, interpolation, interpolation)), expected, atol=CLOSE)
 
 
 @pytest.mark.parametrize("thick", [0, 1, 2])
 @pytest.mark.parametrize("memory_order", list(permutations(range(3))))
-def test_a_spline_stays_in_the_range_of_each_slice_that_is_taken_apart(
+def test_a_spline_is_clipped_to_the_range_of_each_separate_slice(
     thick: int, memory_order: tuple[int, int, int]
 ) -> None:
     shape, target = (9, 8, 7), (13, 5, 11)
@@ -151,12 +105,12 @@ def test_a_spline_stays_in_the_range_of_each_slice_that_is_taken_apart(
     assert np.abs(got).max() == pytest.approx(shape[thick])
 
 
-def test_resizing_goes_on_past_the_planes_of_one_step() -> None:
+def test_resize_computes_more_planes_than_one_band() -> None:
     image = noise((3, 4, 50))
     assert np.allclose(resize(image, (5, 3, 31), ("linear",) * 3), zoomed(image, (5, 3, 31), (1, 1, 1)), atol=CLOSE)
 
 
-def test_kinds_belong_to_their_axes() -> None:
+def test_each_axis_has_its_own_interpolation() -> None:
     image = noise((5, 6, 7))
     resized = resize(image, (9, 4, 12), ("nearest", "linear", "cubic"))
     assert np.allclose(resized, zoomed(image, (9, 4, 12), (0, 1, 3)), atol=CLOSE)
@@ -167,34 +121,11 @@ def test_nearest_takes_the_voxel_that_covers_the_centre() -> None:
     assert resize(image, (7, 1, 1), ("nearest",) * 3).ravel().tolist() == [0, 0, 1, 1, 1, 2, 2]
 
 
-@given(st.integers(1, 150), st.integers(1, 150))
-def test_cubic_matrix_is_scipys_spline(size_in: int, size_out: int) -> None:
-    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    samples = noise((size_in,)).astype(np.float64)
-    spline = ndimage.map_coordinates(samples, centres[np.newaxis], order=3, mode="nearest")
-    assert axis_matrix(size_in, size_out, "cubic") @ samples == pytest.approx(spline, abs=1e-6)
-
-
 @given(SHAPES, st.tuples(*[st.integers(1, 4)] * 3))
 def test_area_is_the_mean_of_blocks(target: Shape, factors: Shape) -> None:
     image = noise(tuple(size * factor for size, factor in zip(target, factors, strict=True)))
     blocks = image.reshape([part for pair in zip(target, factors, strict=True) for part in pair])
     assert np.allclose(resize(image, target, ("area",) * 3), blocks.mean(axis=(1, 3, 5)), atol=CLOSE)
-
-
-@given(st.integers(1, 40), st.data())
-def test_area_keeps_the_mean_on_coarser_grids_and_is_linear_on_finer_ones(size_in: int, data: st.DataObject) -> None:
-    coarser = axis_matrix(size_in, data.draw(st.integers(1, size_in)), "area").toarray()
-    assert coarser.min() >= 0
-    assert coarser.mean(axis=0) == pytest.approx(1 / size_in, rel=1e-4)
-    finer = data.draw(st.integers(size_in, 80))
-    assert np.array_equal(
-        axis_matrix(size_in, finer, "area").toarray(), axis_matrix(size_in, finer, "linear").toarray()
-    )
-
-
-def test_cubic_matrix_leaves_out_weights_that_float32_cannot_see() -> None:
-    assert np.diff(axis_matrix(512, 239, "cubic").indptr).max() < 32
 
 
 VIEWS: dict[str, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
@@ -207,13 +138,13 @@ VIEWS: dict[str, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_views_are_resized_as_arrays_are(interpolation: Interpolation) -> None:
+def test_views_are_resized_like_arrays(interpolation: Interpolation) -> None:
     image = noise((6, 5, 4))
     view = image.transpose(2, 0, 1)[::-1, :, ::-1]
     interpolations: Interpolations = (interpolation, interpolation, interpolation)
     resized = resize(view, (7, 3, 9), interpolations)
     assert np.array_equal(resized, resize(view.copy(order="K"), (7, 3, 9), interpolations))
-    # Another order in memory is another order of the axes, which rounds otherwise.
+    # Another memory order changes the order of the axes, and with it the rounding.
     assert np.allclose(resized, resize(np.ascontiguousarray(view), (7, 3, 9), interpolations), atol=CLOSE)
 
 
@@ -274,6 +205,6 @@ def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
     assert resized[inside] == pytest.approx(centres_mm(size)[inside], rel=1e-6)
 
 
-def test_noise_of_a_float32_spacing_does_not_decide_the_size() -> None:
+def test_rounding_of_a_float32_spacing_does_not_change_the_shape() -> None:
     sizes = {resized_shape((17, 17, 17), (spacing,) * 3, (1.6, 1.6, 1.6)) for spacing in (0.8, float(np.float32(0.8)))}
     assert sizes == {(8, 8, 8)}

@@ -35,7 +35,7 @@ def test_right_angles_are_no_shear(affine: NDArray[np.float64]) -> None:
     assert find_shear(affine) is None
 
 
-def test_slices_are_what_is_stacked_from_feet_to_head() -> None:
+def test_planes_along_the_long_axis_are_preferred() -> None:
     shear = find_shear(TILTED)
     assert shear is not None
     assert shear.axes == (0, 1, 2)
@@ -47,20 +47,20 @@ def test_slices_are_what_is_stacked_from_feet_to_head() -> None:
     assert turned.shift_px == pytest.approx((0, 0.5))
 
 
-def test_planes_are_moved_in_line_and_labels_back() -> None:
+def test_planes_are_aligned_and_a_mask_is_restored() -> None:
     shear = find_shear(TILTED)
     assert shear is not None
     voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
-    straight = align_sheared(Volume(voxels, TILTED), shear, background=-1)
-    assert straight.volume.shape == (3, 6, 5)
-    np.testing.assert_allclose(straight.volume.affine, grid((2, 0, 0), (0, 3, 0), (0, 0, 4)))
-    np.testing.assert_array_equal(straight.volume.voxels[:, 2:, 4], voxels[:, :, 4])
-    assert (straight.volume.voxels[:, :2, 4] == -1).all()
-    back = straight.restore_mask(straight.volume.voxels.astype(np.uint16))
-    np.testing.assert_array_equal(back, voxels)
+    aligned = align_sheared(Volume(voxels, TILTED), shear, background=-1)
+    assert aligned.volume.shape == (3, 6, 5)
+    np.testing.assert_allclose(aligned.volume.affine, grid((2, 0, 0), (0, 3, 0), (0, 0, 4)))
+    np.testing.assert_array_equal(aligned.volume.voxels[:, 2:, 4], voxels[:, :, 4])
+    assert (aligned.volume.voxels[:, :2, 4] == -1).all()
+    restored = aligned.restore_mask(aligned.volume.voxels.astype(np.uint16))
+    np.testing.assert_array_equal(restored, voxels)
 
 
-def test_a_grid_without_any_right_angle_is_seen_as_it_is(tmp_path: Path) -> None:
+def test_a_slightly_skewed_grid_is_read_without_alignment(tmp_path: Path) -> None:
     shear = find_shear(SKEWED)
     assert shear is not None
     assert shear.axes is None
@@ -71,7 +71,7 @@ def test_a_grid_without_any_right_angle_is_seen_as_it_is(tmp_path: Path) -> None
     assert "the network saw the scan without this shear" in scan.warnings[-1]
 
 
-def test_a_grid_far_from_any_right_angle_is_refused(tmp_path: Path) -> None:
+def test_a_grid_far_from_right_angles_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", grid((2, 0.5, 0), (0.5, 3, 0.5), (0, 1, 4)))
     with pytest.raises(
         InconsistentGeometry,
@@ -80,7 +80,7 @@ def test_a_grid_far_from_any_right_angle_is_refused(tmp_path: Path) -> None:
         read_scan(path, tmp_path, ReadLimits(100))
 
 
-def test_a_grid_that_is_too_large_when_it_is_straight_is_refused(tmp_path: Path) -> None:
+def test_a_grid_too_large_once_it_is_aligned_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", TILTED)
     assert read_scan(path, tmp_path, ReadLimits(90)).aligned is not None
     with pytest.raises(InputTooLarge, match="has 90 voxels once its planes are aligned; this service takes at most 89"):

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape
-from inference_service.imaging.resampling import Interpolation, Interpolations, axis_taps
+from inference_service.imaging.interpolation import Interpolation, Interpolations, axis_taps
 from inference_service.segmentation import native_grid
 from inference_service.segmentation.label_decision import decide_labels
 from inference_service.segmentation.native_grid import write_native_labels

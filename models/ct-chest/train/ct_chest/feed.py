@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.imaging.geometry import Shape
-from inference_service.imaging.resampling import Interpolations
+from inference_service.imaging.interpolation import Interpolations
 
 SPACING_MM = (2.5, 2.5, 2.5)
 # The mean of what a voxel covers, so that where an edge lies within one is seen in its CT number.

@@ -15,7 +15,7 @@ from ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, shape_of
 from ct_chest.generator import make_example
 from ct_chest.labels import NAMES
 from ct_chest.scanner import draw_spacing
-from inference_service.imaging import resampling
+from inference_service.imaging import interpolation, resampling
 from inference_service.imaging.geometry import Shape
 from inference_service.imaging.resampling import resize, resized_shape
 
@@ -50,7 +50,8 @@ def digest(*modules: str) -> str:
 
 def pool_folder(work: Path) -> Path:
     """Where examples are kept, named by what drew them: those of an older generator or library are not taken."""
-    resampled_by = sha256(Path(resampling.__file__).read_bytes()).hexdigest()[:12]
+    sources = Path(interpolation.__file__).read_bytes() + Path(resampling.__file__).read_bytes()
+    resampled_by = sha256(sources).hexdigest()[:12]
     return work / f"examples-{digest(*_DRAWN_BY)}-{resampled_by}-numpy{np.__version__}-scipy{scipy.__version__}"
 
 

@@ -1,4 +1,4 @@
-"""Decoding, bit for bit, out of every transfer syntax."""
+"""Bit-exact decoding of every transfer syntax."""
 
 import warnings
 from collections.abc import Callable
@@ -61,7 +61,7 @@ GREY = (
     "JPEGLSNearLossless_16.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_expb.dcm",
     "MR_small_implicit.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_padded.dcm",
 )  # fmt: skip
-# The same image in other words.
+# The same image in other encodings.
 TWINS = {
     "MR_small.dcm": (
         "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_expb.dcm", "MR_small_implicit.dcm",
@@ -71,7 +71,7 @@ TWINS = {
 
 
 def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
-    """All over the range of so many bits."""
+    """Values from the whole range of a number of bits."""
     least = -(2 ** (bits - 1)) if dtype.startswith("i") else 0
     values = np.linspace(least, least + 2**bits - 1, int(np.prod(SHAPE)))
     return np.random.default_rng(1).permutation(values).astype(dtype).reshape(SHAPE)
@@ -79,7 +79,9 @@ def stored_values(dtype: str, bits: int) -> NDArray[np.integer]:
 
 @pytest.mark.parametrize("syntax", COMPRESSED_SYNTAXES, ids=lambda syntax: UID(syntax).keyword)
 @pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
-def test_lossless_syntaxes_give_back_every_bit(tmp_path: Path, read: Read, syntax: str, dtype: str, bits: int) -> None:
+def test_lossless_transfer_syntaxes_keep_every_bit(
+    tmp_path: Path, read: Read, syntax: str, dtype: str, bits: int
+) -> None:
     stored = stored_values(dtype, bits)
 
     def change(k: int, dataset: Dataset) -> None:
@@ -93,20 +95,20 @@ def test_lossless_syntaxes_give_back_every_bit(tmp_path: Path, read: Read, synta
 
 
 @pytest.mark.parametrize(("name", "other"), [(name, other) for name, others in TWINS.items() for other in others])
-def test_pydicoms_own_twins_are_equal(tmp_path: Path, read: Read, name: str, other: str) -> None:
+def test_equal_images_of_pydicom_are_read_alike(tmp_path: Path, read: Read, name: str, other: str) -> None:
     expected, got = read(BY_NAME[name]), read(BY_NAME[other])
     np.testing.assert_array_equal(got.volume.voxels, expected.volume.voxels, strict=True)
     np.testing.assert_array_equal(got.volume.affine, expected.volume.affine)
 
 
 @pytest.mark.parametrize("path", PYDICOM_FILES, ids=lambda path: path.name)
-def test_each_of_pydicoms_files_is_read_or_refused(tmp_path: Path, read: Read, path: Path) -> None:
+def test_every_file_of_pydicom_is_read_or_refused(tmp_path: Path, read: Read, path: Path) -> None:
     with suppress(InputError):
         assert np.isfinite(read(path).volume.voxels).all()
 
 
 @pytest.mark.parametrize("name", GREY)
-def test_pydicoms_own_images_have_the_values_that_pydicom_decodes(tmp_path: Path, read: Read, name: str) -> None:
+def test_images_of_pydicom_have_the_values_that_pydicom_decodes(tmp_path: Path, read: Read, name: str) -> None:
     dataset = placed(name, tmp_path / "in")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -118,7 +120,7 @@ def test_pydicoms_own_images_have_the_values_that_pydicom_decodes(tmp_path: Path
     assert padding.mean() < 0.01
 
 
-def test_those_images_are_of_every_syntax_that_pydicom_has_a_grey_one_of() -> None:
+def test_these_images_cover_every_transfer_syntax_of_pydicoms_greyscale_images() -> None:
     syntaxes = {pydicom.dcmread(BY_NAME[name], stop_before_pixels=True).file_meta.TransferSyntaxUID for name in GREY}
     assert syntaxes == {
         ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
@@ -127,7 +129,7 @@ def test_those_images_are_of_every_syntax_that_pydicom_has_a_grey_one_of() -> No
 
 
 def placed(name: str, path: Path) -> Dataset:
-    """Saves one of pydicom's images as a slice of a CT somewhere: few of them say where they lie."""
+    """Saves an image of pydicom as a CT slice with a position, which few of them have."""
     dataset = pydicom.dcmread(BY_NAME[name])
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing, dataset.SliceThickness, dataset.SOPClassUID = [1, 1], 1, CTImageStorage
@@ -136,7 +138,7 @@ def placed(name: str, path: Path) -> Dataset:
 
 
 def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path, read: Read) -> None:
-    """Against pydicom's own reference values of its file, which pydicom itself needs another library for."""
+    """Against the reference values that pydicom documents for its file."""
     placed("JPGExtended.dcm", tmp_path / "in")
     scan = read(tmp_path / "in")
     assert (scan.volume.voxels[140, 420, 0], scan.volume.voxels[120, 230, 0]) == (244, 95)
@@ -160,14 +162,14 @@ STREAM = htj2k(PHANTOM[:, :, 1].T + 1024, 16)
     ],
     ids=["huge", "components", "smaller", "jpeg", "cut", "cut later", "no frame", "zeros"],
 )
-def test_a_codestream_that_is_not_the_files_image_is_refused(tmp_path: Path, read: Read, frame: bytes) -> None:
+def test_a_codestream_that_contradicts_the_header_is_refused(tmp_path: Path, read: Read, frame: bytes) -> None:
     for path in write_series(tmp_path / "in", regular_stack(PHANTOM)):
         set_codestream(path, HTJ2KLossless, frame)
     with pytest.raises(InputCorrupt):
         read(tmp_path / "in")
 
 
-def test_a_multi_frame_object_may_be_compressed(tmp_path: Path, read: Read) -> None:
+def test_a_multi_frame_instance_may_be_compressed(tmp_path: Path, read: Read) -> None:
     stack: Stack = regular_stack()
     path = write_enhanced(tmp_path / "in", stack)
     encode(path, RLELossless)
@@ -175,7 +177,7 @@ def test_a_multi_frame_object_may_be_compressed(tmp_path: Path, read: Read) -> N
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same(tmp_path: Path, threads: int) -> None:
+def test_the_number_of_threads_does_not_matter(tmp_path: Path, threads: int) -> None:
     stack = regular_stack(phantom((40, 36, 17)))
     for path in write_series(tmp_path / "in", stack):
         encode(path, JPEG2000Lossless)

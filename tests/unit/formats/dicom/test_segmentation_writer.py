@@ -42,15 +42,15 @@ from inference_service.imaging.palette import label_colour
 
 SEGMENTATION_TYPES: tuple[SegmentationType, ...] = ("binary", "labelmap")
 UID_SEED = UidSeed(UUID(int=1), "a scan")
-# Of a decimal number, which test files exceed and a standard object does not.
+# Rounding of a decimal string to the 16 characters that DICOM allows; test files have longer ones.
 SIXTEEN_CHARACTERS = 1e-9
 Mask = NDArray[np.unsignedinteger]
 MakeManifest = Callable[..., Manifest]
 
 
 @pytest.fixture(autouse=True)
-def odd_files_are_read() -> Iterator[None]:
-    """Test files lack much of what the standard asks for, and reading them back warns of it."""
+def suppressed_warnings() -> Iterator[None]:
+    """Suppresses warnings: test files lack attributes that the standard requires."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -62,7 +62,7 @@ def source_of_mask(scan: Scan) -> SourceSeries:
 
 @pytest.fixture
 def make_segmentation(tmp_path: Path, make_manifest: MakeManifest) -> Callable[..., highdicom.seg.Segmentation]:
-    """Writes a mask as DICOM and opens it again."""
+    """Writes a mask as a DICOM Segmentation, and reads it."""
 
     def make(
         mask: Mask, scan: Scan, *, segmentation_type: SegmentationType = "binary", **fields: object
@@ -86,7 +86,7 @@ Read = Callable[..., Scan]
 
 
 def labels_of(voxels: NDArray[np.generic]) -> Mask:
-    """1 and 3 for the block and the L in it; the first slice has none, and no voxel is 2."""
+    """Label 1 for the block and 3 for the L in it; the first slice has no label, and no voxel is 2."""
     return np.asfortranarray(np.select([voxels == -100, voxels == 60], [1, 3]).astype(np.uint8))
 
 
@@ -133,7 +133,7 @@ def assert_frames_lie_on_their_sources(seg: highdicom.seg.Segmentation, paths: S
 
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
 @pytest.mark.parametrize(("row", "column"), axis_directions())
-def test_a_mask_comes_back_from_every_orientation(
+def test_a_mask_is_read_back_in_every_orientation(
     tmp_path: Path, read: Read, make_segmentation: Make, row: NDArray[np.float64], column: NDArray[np.float64],
     oblique: bool,
 ) -> None:  # fmt: skip
@@ -155,9 +155,7 @@ def test_a_mask_comes_back_from_every_orientation(
     np.testing.assert_allclose(np.abs(to_ours[:3, :3]), np.abs(scan.volume.affine[:3, :3]), atol=1e-6)
 
 
-def test_directions_of_few_digits_make_a_volume_for_readers(
-    tmp_path: Path, read: Read, make_segmentation: Make
-) -> None:
+def test_rounded_directions_give_a_volume_to_readers(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     write_series(tmp_path / "in", regular_stack(row=np.array([1, 0, 0]), column=np.array([1e-3, 1, 0])))
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
@@ -168,7 +166,7 @@ def test_directions_of_few_digits_make_a_volume_for_readers(
 
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 @pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 3, 2, 1), (3, 1, 2)])
-def test_segments_are_numbered_by_their_labels_values(
+def test_segments_are_numbered_in_the_order_of_label_values(
     tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType, values: Sequence[int]
 ) -> None:
     write_series(tmp_path / "in", regular_stack())
@@ -182,7 +180,7 @@ def test_segments_are_numbered_by_their_labels_values(
     assert names == {1: "label 1", 2: "label 2", 3: "label 3"}
 
 
-def test_a_tilted_stack_gets_its_frames_on_its_own_slices(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+def test_frames_of_a_tilted_stack_lie_on_its_slices(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     paths = write_series(tmp_path / "in", regular_stack(drift_mm=(0.3, -1.1, 0)))
     scan = read(tmp_path / "in", tolerate=("gantry_tilt",))
     mask = labels_of(scan.volume.voxels)
@@ -193,7 +191,7 @@ def test_a_tilted_stack_gets_its_frames_on_its_own_slices(tmp_path: Path, read: 
 
 
 @pytest.mark.parametrize("drift_mm", [(0, 0, 0), (0, 1.25, 0)], ids=["straight", "tilted"])
-def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
+def test_uneven_slices_get_the_labels_of_the_nearest_even_planes(
     tmp_path: Path, read: Read, make_segmentation: Make, drift_mm: Sequence[float]
 ) -> None:
     stack, kept = regular_stack(drift_mm=drift_mm), [0, 1, 2, 4, 5]
@@ -213,7 +211,7 @@ def test_uneven_slices_get_the_labels_of_the_nearest_even_ones(
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
-def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
+def test_frames_of_a_multi_frame_instance_are_referenced_by_number(
     tmp_path: Path, read: Read, make_segmentation: Make, modality: str, segmentation_type: SegmentationType
 ) -> None:
     path = write_enhanced(tmp_path / "in", regular_stack(), modality=modality)
@@ -236,7 +234,7 @@ def test_frames_of_a_multi_frame_object_are_referred_to_by_number(
     assert len(seg.SourceImageSequence) == 1
 
 
-def test_a_series_of_several_multi_frame_objects_is_referred_to(
+def test_a_series_of_several_multi_frame_instances_is_referenced(
     tmp_path: Path, read: Read, make_segmentation: Make
 ) -> None:
     stack = regular_stack()
@@ -260,7 +258,7 @@ def test_a_series_of_several_multi_frame_objects_is_referred_to(
 
 
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
-def test_a_single_slice_is_one(
+def test_a_single_slice_gives_one_frame(
     tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType
 ) -> None:
     paths = write_series(tmp_path / "in", regular_stack(phantom()[:, :, 3:4]))
@@ -273,7 +271,7 @@ def test_a_single_slice_is_one(
     assert seg.get_volume(combine_segments=True).spacing[0] == 7
 
 
-def test_monochrome1_and_mr_are_scans_like_others(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+def test_monochrome1_and_mr_series_are_segmented(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     write_series(tmp_path / "in", regular_stack(), change=with_attribute("PhotometricInterpretation", "MONOCHROME1"))
     write_mr(tmp_path / "mr", regular_stack())
     for name in ("in", "mr"):
@@ -284,17 +282,17 @@ def test_monochrome1_and_mr_are_scans_like_others(tmp_path: Path, read: Read, ma
         assert seg.PhotometricInterpretation == "MONOCHROME2"
 
 
-def write_nameless(folder: Path) -> None:
+def write_without_uids(folder: Path) -> None:
     def change(k: int, dataset: Dataset) -> None:
         dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = dataset.StudyInstanceUID = ""
 
     write_series(folder, regular_stack(), change=change)
 
 
-def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
+def test_missing_uids_are_derived_reproducibly_and_give_a_warning(
     tmp_path: Path, read: Read, make_manifest: MakeManifest
 ) -> None:
-    write_nameless(tmp_path / "in")
+    write_without_uids(tmp_path / "in")
     scan = read(tmp_path / "in")
 
     def made(name: str, job: int, what: str = "a scan") -> tuple[Dataset, WrittenSegmentation]:
@@ -328,7 +326,7 @@ def test_names_that_the_scan_lacks_are_made_up_alike_and_said(
 
 
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
-def test_a_label_without_a_voxel_is_described_and_told(
+def test_a_label_without_voxels_is_described_and_reported(
     tmp_path: Path, read: Read, make_manifest: MakeManifest, segmentation_type: SegmentationType
 ) -> None:
     write_series(tmp_path / "in", regular_stack())
@@ -350,13 +348,13 @@ def test_a_label_without_a_voxel_is_described_and_told(
         np.testing.assert_array_equal(by_instance(seg, scan), mask)
         assert list(seg.segment_numbers) == [1, 2, 3]
         if not mask.any():
-            # An object has frames: those of the first slice.
+            # An object must have frames: it gets those of the first slice.
             assert {source_of(frame).ReferencedSOPInstanceUID for frame in frames_of(seg)} == {"1.2.3.4.1"}
             assert len(seg.SourceImageSequence) == 6
 
 
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
-def test_many_labels_with_values_far_apart_come_back(
+def test_many_labels_with_large_values_are_read_back(
     tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType
 ) -> None:
     values = [0, *range(5, 65000, 200)]
@@ -370,7 +368,7 @@ def test_many_labels_with_values_far_apart_come_back(
     np.testing.assert_array_equal(by_instance(seg, scan), places)
 
 
-def test_patient_and_study_are_those_of_the_scan(
+def test_patient_and_study_are_copied_from_the_scan(
     tmp_path: Path, read: Read, make_segmentation: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -399,7 +397,7 @@ def test_patient_and_study_are_those_of_the_scan(
         assert secret not in caplog.text
 
 
-def test_what_is_wrong_with_private_elements_does_no_harm(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+def test_invalid_private_attributes_are_ignored(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     def change(k: int, dataset: Dataset) -> None:
         dataset.add_new((0x0019, 0x0010), "LO", "ACME")
         dataset.add_new((0x0019, 0x1001), "OB", b"no items at all\0")
@@ -416,7 +414,7 @@ def test_what_is_wrong_with_private_elements_does_no_harm(tmp_path: Path, read: 
     np.testing.assert_array_equal(by_instance(seg, scan), labels_of(scan.volume.voxels))
 
 
-def test_what_the_scan_says_nothing_of_is_empty(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+def test_missing_patient_attributes_stay_empty(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     write_series(
         tmp_path / "in",
         regular_stack(),
@@ -428,7 +426,7 @@ def test_what_the_scan_says_nothing_of_is_empty(tmp_path: Path, read: Read, make
         assert not seg[name].value
 
 
-def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+def test_segments_have_codes_and_an_algorithm(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
     lung = {"scheme": "SCT", "value": "39607008", "meaning": "Lung"}
     structure = {"scheme": "SCT", "value": "123037004", "meaning": "Anatomical Structure"}
     labels = [
@@ -446,7 +444,7 @@ def test_segments_have_codes_and_name_their_algorithm(tmp_path: Path, read: Read
     (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("test", "1")
     assert algorithm.AlgorithmParameters == f"sha256={'a' * 64}"
-    # The preview's, to what DICOM's coding of colours leaves of them.
+    # The colours of the preview, within DICOM's rounding of colours.
     for place, segment in enumerate((first, second)):
         shown = CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
         np.testing.assert_allclose(shown, label_colour(place), atol=2)

@@ -1,4 +1,4 @@
-"""What is done to images where they are built."""
+"""The codecs that container images keep."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ PIXELS = np.random.default_rng(0).integers(0, 4096, (32, 24), dtype=np.uint16)
 
 @pytest.fixture(scope="module")
 def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with imagecodecs as images have it."""
+    """A folder with the trimmed imagecodecs."""
     folder, package = tmp_path_factory.mktemp("packages"), Path(imagecodecs.__file__).parent
     for part in (package, package.with_name("imagecodecs.libs")):
         shutil.copytree(part, folder / part.name)
@@ -48,7 +48,7 @@ def test_trimmed_codecs_decode_what_the_service_reads(trimmed: Path, syntax: str
     assert done.stdout == PIXELS.tobytes()
 
 
-def test_most_of_them_are_gone(trimmed: Path) -> None:
+def test_most_codecs_are_removed(trimmed: Path) -> None:
     def size(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.rglob("*.so*"))
 
