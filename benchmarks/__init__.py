@@ -1,1 +1,1 @@
-"""Measures the engine against what else would run the same weights; see README.md here. No part of the service."""
+"""Benchmarks of the engine against other software that runs the same networks; see README.md. Not shipped."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: runs the cases, prints tables, writes the results' file."""
+"""`python -m benchmarks`: runs the cases, prints tables and writes the results file."""
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import date
@@ -18,27 +18,28 @@ from benchmarks.tables import case_tables, summary_table
 from benchmarks.workspace import Workspace
 from inference_service.core.host import usable_cpus
 
-# Wide enough for the tables where the output is no terminal.
+# Width of the tables where the output is not a terminal.
 _WIDTH = 150
 
 
 def options(cases: Mapping[str, Case]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """What every benchmark takes on its command line."""
+    """Returns a decorator that adds the options of every benchmark to its command."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         for option in (
             click.option(
-                "--scale", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True),
-                help="Makes the volumes smaller, to try the benchmark itself.",
+                "--scale",
+                default=1.0,
+                show_default=True,
+                type=click.FloatRange(0, 1, min_open=True),
+                help="Scale of the volumes' axes; less than 1 tries out the benchmark itself.",
             ),
-            click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The results' file."),
+            click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The results file."),
+            click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each side."),
             click.option(
-                "--rounds", default=3, show_default=True, type=click.IntRange(1), help="How often each side runs."
+                "--only", multiple=True, type=click.Choice(list(cases)), help="A case to run; by default all."
             ),
-            click.option(
-                "--only", multiple=True, type=click.Choice(list(cases)), help="A case to run; all, where none is named."
-            ),
-        ):  # fmt: skip
+        ):
             command = option(command)
         return command
 
@@ -54,14 +55,14 @@ def main(only: tuple[str, ...], rounds: int, output: Path | None, scale: float) 
 
 
 def run_cases(cases: Mapping[str, Case], results: Results, path: Path, *, only: Collection[str], rounds: int) -> None:
-    """Runs cases, shows what they give and writes it after each.
+    """Runs cases and prints their results, and writes the results file after each case.
 
     Args:
-        cases: By name.
-        results: Takes what they give.
-        path: Of the results' file.
-        only: Names of those to run; all, where there are none.
-        rounds: How often each side runs.
+        cases: The cases, by name.
+        results: Receives the measurements.
+        path: Path of the results file.
+        only: Names of the cases to run; empty: all.
+        rounds: Runs of each side.
 
     Raises:
         ClickException: Some runs failed.

@@ -1,4 +1,4 @@
-"""The cases: which sides, on which networks and volumes; five for CPUs, six for an NVIDIA GPU."""
+"""The cases: the sides that are compared, on which networks and volumes. Five run on CPUs, six on an NVIDIA GPU."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,20 +7,20 @@ from benchmarks.measurement import CaseName, NetworkName, Shape, Side
 
 Source = Literal["window", "volume", "scan"]
 
-# Case 5 takes minutes a run.
+# Rounds less than asked for, of cases whose runs take minutes.
 _ROUNDS_LESS = {"nnunet": 1}
 _LEAST_VOXELS = 8
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What all sides of a case are given.
+    """The input of all sides of a case.
 
     Attributes:
-        name: What tables and results call it.
-        network: The weights.
-        source: One window or one volume of noise, or a phantom's scan in a file.
-        shape: Voxels of the source.
+        name: Name in tables and results.
+        network: The network.
+        source: One window or one volume of noise, or a scan of a phantom in a file.
+        shape: Voxels of the source along each axis.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Case:
     """One comparison.
 
     Attributes:
-        name: What `--only` takes.
-        title: What its table is called.
-        subjects: Each is measured on its own.
-        sides: The first is what the others are compared with in the table.
-        compared: Pairs of sides whose labels are compared: a side, and its reference.
+        name: Name on the command line (`--only`).
+        title: Title of its table.
+        subjects: The inputs, each measured on its own.
+        sides: The sides. Tables compare the others with the first.
+        compared: Pairs of sides whose labels are compared: a side and its reference.
     """
 
     name: CaseName
@@ -48,11 +48,11 @@ class Case:
     compared: tuple[tuple[str, str], ...] = ()
 
     def rounds(self, asked: int) -> int:
-        """How often each side runs."""
+        """Number of runs of each side."""
         return max(1, asked - _ROUNDS_LESS.get(self.name, 0))
 
     def scaled(self, scale: float) -> "Case":
-        """The same with smaller volumes, to try the benchmark itself."""
+        """Returns the same case with smaller volumes, to try out the benchmark itself."""
         return replace(self, subjects=tuple(_scaled(subject, scale) for subject in self.subjects))
 
 
@@ -134,7 +134,7 @@ _MONAI_ON_GPU = (
 _OURS_ON_GPU = (
     Side("ours-tf32", "window_ours", "cuda", "tf32"),
     Side("ours-fp16", "window_ours", "cuda", "fp16"),
-    Side("ours-tf32-device", "window_ours", "cuda", "tf32", sums_on_device=True),
+    Side("ours-tf32-device", "window_ours", "cuda", "tf32", aggregate_on_device=True),
 )
 _GPU_PAIRS = (("ours-tf32", "monai-torch"), ("ours-fp16", "monai-torch-amp"))
 GPU_AGREEMENT = Case(
@@ -155,7 +155,7 @@ GPU_AGREEMENT = Case(
 )
 GPU_FLOOR = Case(
     "gpu-floor",
-    "What the card can do",
+    "Limits of the card",
     (Subject("5.6 M, 96³", "5.6 M", "window", (96, 96, 96)), Subject("31 M, 128³", "31 M", "window", (128, 128, 128))),
     (Side("floor-tf32", "floor_torch", None, "tf32", "cuda"), Side("floor-fp16", "floor_torch", None, "fp16", "cuda")),
 )
@@ -180,7 +180,7 @@ GPU_JOB = Case(
     (
         Side("ours-tf32", "job_ours", "cuda", "tf32"),
         Side("ours-fp16", "job_ours", "cuda", "fp16"),
-        Side("ours-tf32-device", "job_ours", "cuda", "tf32", sums_on_device=True),
+        Side("ours-tf32-device", "job_ours", "cuda", "tf32", aggregate_on_device=True),
     ),
 )
 GPU_QUEUE = Case(

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: the engine on an NVIDIA GPU; needs onnxruntime-gpu, and PyTorch for CUDA."""
+"""`python -m benchmarks.gpu`: benchmarks on an NVIDIA GPU. Needs onnxruntime-gpu, and PyTorch for CUDA."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ def main(only: tuple[str, ...], rounds: int, output: Path | None, scale: float) 
     try:
         gpu = describe_gpu()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise click.ClickException("there is no NVIDIA GPU here, or no nvidia-smi to tell") from error
+        raise click.ClickException("this machine has no NVIDIA GPU, or no nvidia-smi that finds it") from error
     card = re.sub(r"[^a-z0-9]+", "-", gpu["gpu_name"].lower()).strip("-")
     results = Results({**describe_machine(), **gpu}, scale, summary=GPU_SUMMARY, details=GPU_DETAILS)
     run_cases(

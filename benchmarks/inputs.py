@@ -1,4 +1,4 @@
-"""Writes what a case's sides are given: networks, models, volumes and scans, each once."""
+"""Writes the inputs of a case's sides: networks, models, volumes and scans."""
 
 import numpy as np
 from scipy import ndimage
@@ -14,14 +14,15 @@ from inference_service.formats.nifti import write_volume
 
 _SEED = 1
 _SMOOTHING_VOXELS = 2.0
-# Of the phantoms; the model's grid is coarser.
+# Spacing of the phantoms; the model's grid is coarser.
 _SCAN_SPACING_MM = (0.7, 0.7, 1.0)
 
 
 def write_inputs(case: Case, workspace: Workspace) -> None:
-    """Writes all that a case needs and that no case before it has written."""
+    """Writes the inputs of a case that do not exist yet."""
     for subject in case.subjects:
-        onnx, weights = workspace.onnx(subject.network), workspace.weights(subject.network)
+        onnx = workspace.onnx(subject.network)
+        weights = workspace.weights(subject.network)
         if not onnx.exists():
             save(NETWORKS[subject.network], weights=weights, onnx=onnx)
         if not workspace.source(subject).exists():

@@ -1,4 +1,4 @@
-"""Labels as sides leave them for the comparison."""
+"""The labels of a side, for the comparison."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ from inference_service.formats.read_limits import ReadLimits
 
 
 def copy_labels(mask: Path, labels: Path) -> None:
-    """Reads a mask's file and writes its labels as .npy."""
+    """Reads the labels of a mask's file and writes them as .npy."""
     volume, _ = read_nifti(mask, ReadLimits(MAX_VOXELS))
     np.save(labels, volume.voxels)

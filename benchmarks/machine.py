@@ -1,4 +1,4 @@
-"""What a result's reader must know of the machine, and nothing that names it."""
+"""Describes the machine of a result, without anything that identifies it."""
 
 import os
 import platform
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from inference_service.core.host import usable_cpus
 
-_CPU_INFO, _MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+_CPU_INFO = Path("/proc/cpuinfo")
+_MEMORY_INFO = Path("/proc/meminfo")
 _FLAGS = {
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
 }  # fmt: skip
@@ -19,8 +20,9 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, object]:
-    """CPU, memory and packages."""
-    cpu, memory = _fields(_CPU_INFO), _fields(_MEMORY_INFO)
+    """Describes CPU, memory and packages."""
+    cpu = _fields(_CPU_INFO)
+    memory = _fields(_MEMORY_INFO)
     return {
         "cpu": cpu.get("model name", platform.machine()),
         "cpu_flags": sorted(_FLAGS & set(cpu.get("flags", "").split())),
@@ -36,8 +38,8 @@ def describe_gpu() -> dict[str, str]:
     """The first NVIDIA GPU's name, driver and memory.
 
     Raises:
-        OSError: There is no nvidia-smi here.
-        CalledProcessError: It finds no GPU.
+        OSError: nvidia-smi is not installed.
+        CalledProcessError: nvidia-smi finds no GPU.
     """
     fields = ("name", "driver_version", "memory.total")
     command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]

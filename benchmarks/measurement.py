@@ -1,4 +1,4 @@
-"""What passes between the benchmark and the processes of its sides, and what is kept of it."""
+"""The messages between the benchmark and the processes of its sides, and the measurements."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +21,16 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared.
+    """One way to run the network, which is compared with others.
 
     Attributes:
-        name: What tables and results call it.
+        name: Name in tables and results.
         program: The module of `benchmarks.sides` that runs it.
-        provider: What runs the network in ONNX Runtime; None is PyTorch.
-        precision: What the network computes in; with PyTorch fp16 is its automatic mixture.
-        device: What PyTorch runs on.
-        sums_on_device: Whether our engine adds windows up in the GPU's memory.
-        jobs: How many jobs a worker runs at a time.
+        provider: ONNX Runtime's execution provider; None: PyTorch.
+        precision: Precision of the network; fp16 in PyTorch is automatic mixed precision.
+        device: Device of PyTorch.
+        aggregate_on_device: Whether the service's engine aggregates windows in the GPU's memory.
+        jobs: Jobs that a worker runs at a time.
     """
 
     name: str
@@ -38,27 +38,27 @@ class Side:
     provider: Provider | None = None
     precision: Precision = "fp32"
     device: Device = "cpu"
-    sums_on_device: bool = False
+    aggregate_on_device: bool = False
     jobs: int = 1
 
     @property
     def on_gpu(self) -> bool:
-        """Whether its network runs on an NVIDIA GPU."""
+        """Whether the network runs on an NVIDIA GPU."""
         return self.provider == "cuda" or self.device == "cuda"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the process of one side is told.
+    """The task of one side's process.
 
     Attributes:
         workspace: The folder of all inputs.
-        case: Names the model's folder there.
-        network: Names the weights there.
-        side: Which side this process is.
+        case: Name of the model's folder there.
+        network: Name of the weights there.
+        side: The side that this process runs.
         source: The input: a window or volume (.npy), or a scan (.nii.gz).
-        labels: Where the labels go as .npy, outside the timed part; None where nobody compares them.
-        threads: That every side may use.
+        labels: Path for the labels as .npy, written outside the timed part; None where they are not compared.
+        threads: Threads that the side may use.
     """
 
     workspace: Path
@@ -72,18 +72,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """What the process of one side measured.
+    """The measurement of one side's process.
 
     Attributes:
-        seconds: The timed part; of repeats, their median.
-        network_s: Of it, in the network itself.
-        network_runs: How often the network ran in it.
+        seconds: Seconds of the timed part, or the median of its repeats.
+        network_s: Seconds of the network in the timed part.
+        network_runs: Runs of the network in the timed part.
         peak_mb: Peak resident memory of the process from its start, imports and loading included, in 10⁶ bytes.
-        above_model_mb: Peak above what the process held before the job and what loading the model added.
+        above_model_mb: Peak memory of the job above the memory of the process before it and of the loaded model.
         stages_s: Seconds of each stage, where the side has stages.
-        repeats_s: Each repeat, where there are several.
-        device_mb: Peak of the GPU's memory above what it held before, in 10⁶ bytes; 0 where none is used.
-        figures: What a side measures that is no run of a network.
+        repeats_s: Seconds of each repeat, where there are several.
+        device_mb: Peak GPU memory above that before the run, in 10⁶ bytes; 0 where no GPU is used.
+        figures: Other figures that the side measures.
     """
 
     seconds: float
@@ -99,7 +99,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run, and what it was a run of."""
+    """A run, with its case, subject, side and round."""
 
     case: CaseName
     subject: str
@@ -122,7 +122,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Failure:
-    """A side that did not finish; why it did not is on the terminal alone, for it may name paths."""
+    """A side that did not finish. The reason is printed alone, as it may contain paths."""
 
     case: CaseName
     subject: str

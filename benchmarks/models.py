@@ -1,4 +1,4 @@
-"""The model folders of our sides: each case's manifest, and the network's exported file."""
+"""The model folders of the sides that run the service's engine: each case's manifest, and the exported network."""
 
 import hashlib
 import shutil
@@ -10,15 +10,17 @@ from inference_service.contract.manifest import Manifest
 from inference_service.engine.model_registry import MANIFEST_FILE, NETWORK_FILE
 
 SPACING_MM = 1.5
-# No scan here is too large.
+# Larger than all scans of the benchmark.
 MAX_VOXELS = 10**10
-# A fingerprint such as nnU-Net takes from a data set of CTs.
-CT_CLIP, CT_MEAN, CT_STD = (-1000.0, 1000.0), 0.0, 400.0
+# Intensity statistics as nnU-Net takes them from a data set of CTs.
+CT_CLIP = (-1000.0, 1000.0)
+CT_MEAN = 0.0
+CT_STD = 400.0
 SEPARATE_AXIS_ABOVE = 3
 
 _CT = {"kind": "ct", "clip": CT_CLIP, "mean": CT_MEAN, "std": CT_STD}
 _ARRAY: dict[str, object] = {
-    # As MONAI's inferer sees its input: an array, nothing done to it.
+    # MONAI's inferer takes an array as it is.
     "channels": [{"name": "noise", "intensity": {"kind": "none"}}],
     "orientation": "RAS",
     "placement": "snap",
@@ -33,7 +35,7 @@ _BY_CASE: dict[CaseName, dict[str, object]] = {
     "growth": _JOB,
     "gpu-job": _JOB,
     "gpu-queue": _JOB,
-    # As nnU-Net reads and prepares by default: arrays z, y, x of an LPS file; normalised, then resampled; equal steps.
+    # nnU-Net's defaults: arrays (z, y, x) of an LPS file, normalised before they are resampled, windows at equal steps.
     "nnunet": {
         "channels": [{"name": "CT", "intensity": _CT}],
         "orientation": "SPL",
@@ -46,7 +48,7 @@ _BY_CASE: dict[CaseName, dict[str, object]] = {
 
 
 def write_model(folder: Path, case: CaseName, unet: UNet, onnx: Path) -> None:
-    """Writes the model that our sides of a case run."""
+    """Writes the model folder of a case."""
     folder.mkdir(parents=True)
     shutil.copyfile(onnx, folder / NETWORK_FILE)
     manifest = case_manifest(case, unet, hashlib.sha256(onnx.read_bytes()).hexdigest())

@@ -1,4 +1,4 @@
-"""The three U-Nets with weights of a fixed seed: built in PyTorch, exported to ONNX."""
+"""The three U-Nets, with random weights of a fixed seed: built in PyTorch, exported to ONNX."""
 
 import pydoc
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 _SEED = 0
 _OPSET = 17
 ARCHITECTURE = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-# Arguments that a plan gives by name.
+# Arguments that nnU-Net's plans give as names of classes.
 NAMED_ARGUMENTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
 @dataclass(frozen=True)
 class UNet:
-    """nnU-Net's PlainConvUNet for one channel, two convolutions a stage.
+    """nnU-Net's PlainConvUNet for one channel, with two convolutions a stage.
 
     Attributes:
-        features: Of each stage, from full resolution down.
+        features: Channels of each stage, from full resolution down.
         labels: Output channels.
-        window: Edge of the cube that it runs on, in voxels.
+        window: Edge length of its cubic window, in voxels.
     """
 
     features: tuple[int, ...]
@@ -40,7 +40,7 @@ NETWORKS: dict[NetworkName, UNet] = {
 
 
 def architecture_arguments(unet: UNet) -> dict[str, object]:
-    """The arguments of the architecture as nnU-Net's plans give them."""
+    """Returns the arguments of the architecture as nnU-Net's plans contain them."""
     stages = len(unet.features)
     return {
         "n_stages": stages,
@@ -61,7 +61,7 @@ def architecture_arguments(unet: UNet) -> dict[str, object]:
 
 
 def build(unet: UNet) -> "torch.nn.Module":
-    """Builds a network, its weights by the seed."""
+    """Builds a network with random weights of the fixed seed."""
     import torch
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
@@ -75,7 +75,7 @@ def build(unet: UNet) -> "torch.nn.Module":
 
 
 def load(unet: UNet, weights: Path) -> "torch.nn.Module":
-    """Builds a network and gives it the weights of a file."""
+    """Builds a network with the weights of a file."""
     import torch
 
     network = build(unet)
@@ -84,7 +84,7 @@ def load(unet: UNet, weights: Path) -> "torch.nn.Module":
 
 
 def save(unet: UNet, *, weights: Path, onnx: Path) -> None:
-    """Writes a network's weights for PyTorch, and the whole of it as ONNX with a fixed window."""
+    """Writes a network's weights for PyTorch, and the network as ONNX with a fixed window."""
     import torch
 
     network = build(unet)
@@ -92,13 +92,18 @@ def save(unet: UNet, *, weights: Path, onnx: Path) -> None:
     window = torch.zeros(1, 1, unet.window, unet.window, unet.window)
     with torch.no_grad():
         torch.onnx.export(
-            network, (window,), onnx,
-            input_names=["image"], output_names=["logits"], opset_version=_OPSET, dynamo=False,
-        )  # fmt: skip
+            network,
+            (window,),
+            onnx,
+            input_names=["image"],
+            output_names=["logits"],
+            opset_version=_OPSET,
+            dynamo=False,
+        )
 
 
 def save_half(onnx: Path, half: Path) -> None:
-    """Writes an exported network once more with weights and arithmetic in fp16, its input and output as they were."""
+    """Converts an exported network to fp16; its input and output stay in fp32."""
     import onnx as onnx_format
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

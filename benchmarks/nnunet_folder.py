@@ -1,4 +1,4 @@
-"""A trained model's folder as nnU-Net v2 leaves it, around weights that were never trained."""
+"""A model folder in the format of nnU-Net v2, with random weights."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def _plans(unet: UNet) -> dict[str, object]:
 
 
 def _configuration(unet: UNet, spacing_mm: list[float], patch: list[int]) -> dict[str, object]:
-    """What nnU-Net's default planner writes, resampling included: cubic for images, linear for logits."""
+    """The configuration of nnU-Net's default planner, which resamples images by cubic splines and logits linearly."""
     return {
         "data_identifier": f"nnUNetPlans_{_CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",

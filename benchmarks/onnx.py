@@ -1,4 +1,4 @@
-"""ONNX Runtime as one would use it without us."""
+"""ONNX Runtime alone, without the service's engine."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from benchmarks.measurement import Precision, Provider
 
 PROVIDERS: dict[Provider, str] = {
-    "cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider", "cuda": "CUDAExecutionProvider"
-}  # fmt: skip
+    "cpu": "CPUExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+}
 _OPENVINO_PRECISIONS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
 class Forward(Protocol):
-    """A network on one window: logits of shape (1, labels, *window) from (1, 1, *window)."""
+    """A network on one window: returns logits (1, labels, *window) of a window (1, 1, *window)."""
 
     def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
@@ -25,7 +27,7 @@ def load_forward(onnx: Path, provider: Provider, precision: Precision, threads: 
     """Loads a network.
 
     Raises:
-        RuntimeError: It does not run on the provider.
+        RuntimeError: The network does not run on the provider.
     """
     import onnxruntime
 

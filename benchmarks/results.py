@@ -1,4 +1,4 @@
-"""All that one run of the benchmark has found, and its file."""
+"""The results of one run of the benchmark, and their file."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,16 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass
 class Results:
-    """Grows while the benchmark runs.
+    """The results so far.
 
     Attributes:
-        machine: See `machine`.
-        scale: Of the volumes; only at 1 does the summary say what its goals are about.
-        summary: The figures that have goals.
-        details: The others.
+        machine: Description of the machine, see `describe_machine`.
+        scale: Scale of the volumes; the goals of the summary are meant for 1.
+        measurements: One for each run that finished.
+        agreements: Comparisons of labels.
+        failures: Runs that did not finish.
+        summary: Figures that have goals.
+        details: Other figures.
     """
 
     machine: dict[str, object]
@@ -33,11 +36,11 @@ class Results:
 
     @property
     def measured(self) -> Measured:
-        """What figures are worked out from."""
+        """The measurements and agreements that figures are computed from."""
         return Measured(self.measurements, self.agreements)
 
     def write(self, path: Path) -> None:
-        """Writes everything there is so far, in place of what was written before."""
+        """Writes the results so far, and replaces what was written before."""
         measured = self.measured
         content = {
             "machine": self.machine,
@@ -54,9 +57,10 @@ class Results:
 
 
 def free_file(folder: Path, day: date, *, about: str = "") -> Path:
-    """The day's file, or the next name that no earlier run of the day has taken; `about` becomes a part of it."""
+    """Path of the day's results file, numbered where it exists already; `about` becomes a part of its name."""
     name = f"{day.isoformat()}-{about}" if about else day.isoformat()
-    path, count = folder / f"{name}.json", 1
+    path = folder / f"{name}.json"
+    count = 1
     while path.exists():
         count += 1
         path = folder / f"{name}-{count}.json"

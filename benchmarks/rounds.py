@@ -25,14 +25,14 @@ Tell = Callable[[Measurement | Failure], None]
 
 
 def run_rounds(case: Case, workspace: Workspace, *, rounds: int, threads: int, tell: Tell) -> None:
-    """Runs every side on every subject, again and again; every other round backwards, so that none is always first.
+    """Runs every side on every subject in each round; every other round backwards, so that no side is always first.
 
     Args:
-        case: What to run.
+        case: The case to run.
         workspace: Holds its inputs.
-        rounds: How often.
-        threads: That each side may use.
-        tell: Takes each measurement and each failure as it comes.
+        rounds: Rounds asked for.
+        threads: Threads that each side may use.
+        tell: Called with each measurement and each failure.
     """
     for number in range(1, case.rounds(rounds) + 1):
         for subject in case.subjects:
@@ -41,7 +41,7 @@ def run_rounds(case: Case, workspace: Workspace, *, rounds: int, threads: int, t
 
 
 def compare_labels(case: Case, workspace: Workspace) -> list[Agreement]:
-    """Compares the labels that the sides of a case have left; pairs of which one has left none are passed over."""
+    """Compares the labels that the sides of a case have written; pairs without both files are left out."""
     agreements = []
     for subject in case.subjects:
         for side, reference in case.compared:
@@ -68,9 +68,14 @@ def _run_side(
     command = [sys.executable, "-m", "benchmarks.side", TypeAdapter(Task).dump_json(task).decode()]
     with DeviceWatch() if side.on_gpu else nullcontext() as device:
         process = subprocess.run(
-            command, cwd=_REPOSITORY, env=os.environ | dict.fromkeys(_THREADS, str(threads)),
-            capture_output=True, text=True, check=False, timeout=_LONGEST_RUN_S,
-        )  # fmt: skip
+            command,
+            cwd=_REPOSITORY,
+            env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LONGEST_RUN_S,
+        )
     results = [line.removeprefix(RESULT_MARK) for line in process.stdout.splitlines() if line.startswith(RESULT_MARK)]
     if process.returncode or not results:
         sys.stderr.write(process.stderr)

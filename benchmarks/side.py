@@ -1,4 +1,4 @@
-"""The process of one side: a task as JSON in its argument, what it measured as JSON on the last line of its output."""
+"""The process of one side. Its argument is a task as JSON; the last line of its output is its measurement as JSON."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.measurement import Run, Task
 
-# Begins the line that is the result: libraries print what they like.
+# Marks the line of the result, as libraries print lines of their own.
 RESULT_MARK = "benchmark-side "
 
 
@@ -17,7 +17,7 @@ class _SideModule(Protocol):
 
 
 def main() -> None:
-    """Runs the side that the argument names, with no other side's libraries in the process."""
+    """Runs the side of the task, without other sides' libraries in the process."""
     task = TypeAdapter(Task).validate_json(sys.argv[1])
     side = cast(_SideModule, importlib.import_module(f"benchmarks.sides.{task.side.program}"))
     result = TypeAdapter(Run).dump_json(side.run(task)).decode()

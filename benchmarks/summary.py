@@ -1,4 +1,4 @@
-"""From all measurements to medians, ratios and the flat summary that the project's goals are checked against."""
+"""Computes medians, ratios, and the summary that the project's goals are checked against, from all measurements."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from benchmarks.measurement import Agreement, CaseName, Measurement, Shape
 
 _SLICES = 300
 _BYTES_PER_MB = 1_000_000
-# int16 of the scan and uint8 of the mask.
+# The scan is int16, the mask uint8.
 _BYTES_PER_VOXEL = 2 + 1
 
 
@@ -20,7 +20,7 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True)
 class Median:
-    """Medians over the rounds of one side; each field on its own."""
+    """Medians over the rounds of one side, of each field on its own."""
 
     case: CaseName
     subject: str
@@ -39,34 +39,34 @@ class Median:
 
 
 class Measured:
-    """All that was measured, by what a figure asks for."""
+    """The measurements, as figures need them."""
 
     def __init__(self, measurements: Iterable[Measurement], agreements: Iterable[Agreement]) -> None:
         self.medians = medians(measurements)
         self._agreements = list(agreements)
 
     def sides(self, case: CaseName, side: str) -> list[Median]:
-        """One side of a case, for each subject that it was measured on."""
+        """Returns the medians of one side of a case on each of its subjects."""
         found = [median for median in self.medians if (median.case, median.side) == (case, side)]
         if not found:
             raise NotMeasured(f"{case} {side}")
         return found
 
     def side(self, case: CaseName, side: str) -> Median:
-        """One side of a case that has one subject."""
+        """Returns the medians of one side of a case with a single subject."""
         (median,) = self.sides(case, side)
         return median
 
     def speedup(self, case: CaseName, side: str, reference: str) -> float:
-        """How many times faster a side is."""
+        """Seconds of the reference over those of a side."""
         return self.side(case, reference).seconds / self.side(case, side).seconds
 
     def peak_ratio(self, case: CaseName, side: str, reference: str) -> float:
-        """Peak memory of a side's process as a share of another's."""
+        """Peak memory of a side's process over that of the reference's."""
         return self.side(case, side).peak_mb / self.side(case, reference).peak_mb
 
     def agreement(self, case: CaseName, side: str, reference: str) -> float:
-        """The share of voxels with equal labels."""
+        """Share of voxels with equal labels."""
         for agreement in self._agreements:
             if (agreement.case, agreement.side, agreement.reference) == (case, side, reference):
                 return agreement.share
@@ -78,8 +78,8 @@ class Figure:
     """One key of the summary.
 
     Attributes:
-        of: Works it out; raises NotMeasured.
-        goal: What the project wants of it.
+        of: Computes it; raises NotMeasured where a side did not run.
+        goal: The project's goal.
     """
 
     of: Callable[[Measured], float]
@@ -87,7 +87,7 @@ class Figure:
 
 
 def medians(measurements: Iterable[Measurement]) -> list[Median]:
-    """The median of each side on each subject, in the order of first appearance."""
+    """Returns the medians of each side on each subject, in the order of their first measurement."""
     groups: dict[tuple[str, str, str], list[Measurement]] = {}
     for measurement in measurements:
         groups.setdefault((measurement.case, measurement.subject, measurement.side), []).append(measurement)
@@ -95,7 +95,8 @@ def medians(measurements: Iterable[Measurement]) -> list[Median]:
 
 
 def _median(group: list[Measurement]) -> Median:
-    first, runs = group[0], [measurement.run for measurement in group]
+    first = group[0]
+    runs = [measurement.run for measurement in group]
     return Median(
         case=first.case,
         subject=first.subject,
@@ -115,7 +116,7 @@ def _median(group: list[Measurement]) -> Median:
 
 
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
-    """Of the straight line through points by least squares.
+    """Slope of the least-squares line through points.
 
     >>> slope([1, 2, 3], [5, 7, 9])
     2.0
@@ -124,7 +125,7 @@ def slope(x: Iterable[float], y: Iterable[float]) -> float:
 
 
 def exponent(x: Iterable[float], y: Iterable[float]) -> float:
-    """The power of x that y grows with: the slope through their logarithms.
+    """Exponent of the power of x that y grows with: the slope of their logarithms.
 
     >>> round(exponent([1, 2, 4], [3, 12, 48]), 9)
     2.0
@@ -140,7 +141,7 @@ def _growth(measured: Measured) -> list[Median]:
 
 
 def _growth_exponent(measured: Measured) -> float:
-    """Without the model's loading, which is constant and would flatter it."""
+    """Exponent of the time without the loading of the model, which is constant and would lower it."""
     found = _growth(measured)
     return exponent(
         [median.shape[2] for median in found],
@@ -167,7 +168,7 @@ def _outside_share(measured: Measured, side: str) -> float:
 
 
 def _fraction_of_floor(measured: Measured, case: CaseName, side: str, floor: str) -> float:
-    """What the windows would take at the card's measured rate of products, as a share of what the whole took."""
+    """Seconds of the windows' operations at the card's measured rate of matrix products, over those of the run."""
     median = measured.side(case, side)
     subject = {"gpu-window": 0, "gpu-window-31m": 1}[case]
     figures = measured.sides("gpu-floor", floor)[subject].figures
@@ -278,7 +279,7 @@ DETAILS: dict[str, Figure] = {
 
 
 def work_out(figures: Mapping[str, Figure], measured: Measured) -> dict[str, float]:
-    """The figures whose sides have all run."""
+    """Computes the figures whose sides have all run."""
     values = {}
     for key, figure in figures.items():
         try:

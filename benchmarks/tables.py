@@ -25,7 +25,7 @@ def case_tables(case: Case, results: Results) -> list[Table]:
 
 
 def summary_table(results: Results) -> Table:
-    """The summary, with what the project wants of each figure."""
+    """Returns the table of the summary, with the goal of each figure."""
     table = _table("Summary", ("figure",), ("value", "goal"))
     figures = {**results.summary, **results.details}
     for key, value in work_out(figures, results.measured).items():
@@ -42,11 +42,18 @@ def _medians(case: Case, medians: list[Median]) -> Table:
     for median in medians:
         reference = next(other for other in medians if other.subject == median.subject)
         table.add_row(
-            median.subject, median.side, str(median.rounds), f"{median.seconds:.3f}",
-            f"{reference.seconds / median.seconds:.2f}", f"{median.network_s:.3f}", f"{median.outside_network_s:.3f}",
+            median.subject,
+            median.side,
+            str(median.rounds),
+            f"{median.seconds:.3f}",
+            f"{reference.seconds / median.seconds:.2f}",
+            f"{median.network_s:.3f}",
+            f"{median.outside_network_s:.3f}",
             f"{100 * median.outside_network_s / median.seconds:.1f}",
-            f"{median.peak_mb:.0f}", f"{median.above_model_mb:.0f}", f"{median.device_mb:.0f}",
-        )  # fmt: skip
+            f"{median.peak_mb:.0f}",
+            f"{median.above_model_mb:.0f}",
+            f"{median.device_mb:.0f}",
+        )
     return table
 
 

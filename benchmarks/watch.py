@@ -1,4 +1,4 @@
-"""What is measured beside seconds: a process's memory, that of a GPU, and the time a network takes."""
+"""Measures the memory of a process and of a GPU, and the time of a network."""
 
 import ctypes
 import gc
@@ -18,13 +18,14 @@ R = TypeVar("R")
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-# What it takes to make the kernel forget the peak so far (proc_pid_clear_refs(5)).
+# Resets the peak of resident memory (proc_pid_clear_refs(5)).
 _FORGET_PEAK = "5"
-_BYTES_PER_KIB, _BYTES_PER_MB = 1024, 1_000_000
+_BYTES_PER_KIB = 1024
+_BYTES_PER_MB = 1_000_000
 
 
 class MemoryWatch:
-    """Follows this process's resident memory from here on, and keeps what the model takes apart."""
+    """Measures the resident memory of this process, and that of the loaded model apart from it."""
 
     def __init__(self) -> None:
         self.peak_mb = _status_mb("VmHWM")
@@ -34,7 +35,7 @@ class MemoryWatch:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Around the loading of the model: what stays of it is the model's, what it needs for a moment the peak's."""
+        """Measures the loading of the model: the memory that stays taken counts as the model's."""
         self.finish()
         before = self._forget()
         yield
@@ -43,13 +44,13 @@ class MemoryWatch:
         self.loads += 1
 
     def finish(self) -> None:
-        """Takes the peak since the last look into account."""
+        """Adds the peak since the last measurement."""
         peak = _status_mb("VmHWM")
         self.peak_mb = max(self.peak_mb, peak)
         self.above_model_mb = max(self.above_model_mb, peak - self._base_mb)
 
     def _forget(self) -> float:
-        """Gives back what is free, forgets the peak, and returns what is held."""
+        """Releases free memory, resets the peak, and returns the resident memory."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR_REFS.write_text(_FORGET_PEAK)
@@ -57,10 +58,10 @@ class MemoryWatch:
 
 
 class DeviceWatch:
-    """Follows the memory of the first NVIDIA GPU while its block runs, as nvidia-smi tells it.
+    """Measures the memory of the first NVIDIA GPU by nvidia-smi while its block runs.
 
     Attributes:
-        peak_mb: The most above what it held at first, in 10⁶ bytes; 0 where there is no such GPU.
+        peak_mb: Peak above the first measurement, in 10⁶ bytes; 0 where there is no such GPU.
     """
 
     _COMMAND = ("nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--loop-ms=100")
@@ -101,14 +102,14 @@ class DeviceWatch:
 
 
 class NetworkClock:
-    """Adds up the runs of a network."""
+    """Counts and times the runs of a network."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.runs = 0
 
     def timed(self, run: Callable[P, R]) -> Callable[P, R]:
-        """Makes a function's calls count as the network's."""
+        """Wraps a function whose calls count as runs of the network."""
 
         @wraps(run)
         def timing(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""Where inputs and labels lie in the benchmark's temporary folder."""
+"""The paths of inputs and labels in the benchmark's temporary folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,16 @@ _ENDINGS = {"window": ".npy", "volume": ".npy", "scan": ".nii.gz"}
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that the benchmark makes before, and removes after."""
+    """The temporary folder of one case."""
 
     root: Path
 
     def weights(self, network: NetworkName) -> Path:
-        """The network's state for PyTorch."""
+        """The network's weights for PyTorch."""
         return self.root / f"{_plain(network)}.pt"
 
     def onnx(self, network: NetworkName, precision: Precision = "fp32") -> Path:
-        """The same network, exported; only in fp16 its weights are others."""
+        """The exported network; fp16 has a file of its own."""
         return self.root / f"{_plain(network)}{_suffix(precision)}.onnx"
 
     def source(self, subject: Subject) -> Path:
@@ -29,16 +29,16 @@ class Workspace:
         return self.root / f"{subject.source}-{i}-{j}-{k}{_ENDINGS[subject.source]}"
 
     def model(self, case: CaseName, precision: Precision = "fp32") -> Path:
-        """The model folder of our sides of a case."""
+        """The model folder of a case for the service's engine."""
         return self.root / f"models{_suffix(precision)}" / case / "1"
 
     @property
     def nnunet(self) -> Path:
-        """What nnU-Net calls a trained model's output folder."""
+        """The model folder for nnU-Net, which it calls a trained model's output folder."""
         return self.root / "nnunet"
 
     def labels(self, case: CaseName, subject: Subject, side: str) -> Path:
-        """The labels that one side made."""
+        """The labels that one side writes."""
         return self.root / f"labels-{case}-{'-'.join(map(str, subject.shape))}-{side}.npy"
 
 

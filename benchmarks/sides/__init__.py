@@ -1,1 +1,1 @@
-"""One module a kind of side; `run(task)` measures it in its own process."""
+"""One module for each kind of side; its `run(task)` measures the side in a process of its own."""

@@ -1,4 +1,4 @@
-"""What the card can do, by PyTorch: products of matrices and copies, and what one window of a network takes of them."""
+"""The limits of the card, measured by PyTorch: its rates of matrix products and copies, and a window's operations."""
 
 import time
 from collections.abc import Callable
@@ -27,7 +27,8 @@ def run(task: Task) -> Run:
     network = build(NETWORKS[task.network]).to(device)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(window)
-    flops, rate = counter.get_total_flops(), 2 * _EDGE**3 / product_s
+    flops = counter.get_total_flops()
+    rate = 2 * _EDGE**3 / product_s
     figures = {"flops_per_s": rate, "bytes_per_s": 2 * _COPIED_BYTES / copy_s, "window_flops": float(flops)}
     return Run(flops / rate, flops / rate, 1, 0.0, 0.0, {}, figures=figures)
 

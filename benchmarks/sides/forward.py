@@ -1,4 +1,4 @@
-"""Times one window, the same way for all."""
+"""Times one window, in the same way for all sides."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ _REPEATS = 3
 
 
 def measure(task: Task, forward: Forward, memory: MemoryWatch) -> Run:
-    """Runs the task's window once unmeasured, then a few times."""
+    """Runs the task's window once without measuring, and then several times."""
     window = np.load(task.source)[np.newaxis, np.newaxis]
     forward(window)
     repeats = []

@@ -1,4 +1,4 @@
-"""A window through ONNX Runtime."""
+"""One window in ONNX Runtime."""
 
 import onnxruntime  # noqa: F401 - before memory is watched, so that it is no part of the model
 

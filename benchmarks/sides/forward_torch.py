@@ -1,4 +1,4 @@
-"""A window through PyTorch."""
+"""One window in PyTorch."""
 
 import numpy as np
 import torch

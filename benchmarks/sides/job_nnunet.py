@@ -1,6 +1,6 @@
-"""nnU-Net's own predictor from file to file, in one process: for a single scan its fastest way.
+"""A whole job in nnU-Net's own predictor, in one process, which is its fastest way for a single scan.
 
-`predict_from_files` starts processes to prepare and export, which pays from the second scan on.
+`predict_from_files` starts processes for preprocessing and export, which pays from the second scan on.
 """
 
 import time
@@ -27,7 +27,7 @@ from inference_service.core.progress import Stage, StageClock
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Its functions, and what our engine calls the stage that does the same. Resampling and deciding are our "map".
+# nnU-Net's functions, and the corresponding stages of the service's engine. Resampling and argmax are its stage "map".
 _STAGES: tuple[tuple[object, str, Stage], ...] = (
     (SimpleITKIO, "read_images", "read"),
     (DefaultPreprocessor, "run_case", "preprocess"),
@@ -42,7 +42,9 @@ _FORWARD = "_internal_maybe_mirror_and_predict"
 def run(task: Task) -> Run:
     """Measures the side."""
     torch.set_num_threads(task.threads)
-    network, memory, clock = NetworkClock(), MemoryWatch(), StageClock()
+    network = NetworkClock()
+    memory = MemoryWatch()
+    clock = StageClock()
     with TemporaryDirectory(dir=task.workspace) as target, ExitStack() as patches:
         for owner, name, stage in _STAGES:
             patches.enter_context(patch.object(owner, name, _counted(getattr(owner, name), stage, clock)))

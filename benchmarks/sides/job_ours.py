@@ -1,4 +1,4 @@
-"""Our whole job: a file in, a mask's file and a report out, the model's loading included."""
+"""A whole job of the service's engine, from a scan's file to mask and report, the loading of the model included."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Our worker of role gpu on a queue that never empties: embedded servers, real messages; seconds are those of a job."""
+"""A worker of role gpu on a queue that never empties, with embedded servers and real messages: seconds a job."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +48,7 @@ def run(task: Task) -> Run:
                     raise RuntimeError(f"expected every job to succeed: {failed[0]}")
                 return jobs
 
-            # Loads the model.
+            # The first job loads the model.
             (warm,) = finished(client.submit(request))
             jobs = finished(*[client.submit(request) for _ in range(_JOBS)])
     ends = sorted(job.finished_at for job in (warm, *jobs) if job.finished_at is not None)

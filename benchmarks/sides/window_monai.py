@@ -1,6 +1,6 @@
 """MONAI's sliding window over a volume in memory, the network in PyTorch or ONNX Runtime.
 
-On a GPU all of it stays there, from the volume's copy to the labels, which is MONAI's fastest way.
+On a GPU, all data stay there from the copy of the volume to the labels, which is MONAI's fastest way.
 """
 
 import time
@@ -25,7 +25,8 @@ def run(task: Task) -> Run:
     if task.side.provider is not None:
         import onnxruntime  # noqa: F401 - before memory is watched
     edge = NETWORKS[task.network].window
-    network, memory = NetworkClock(), MemoryWatch()
+    network = NetworkClock()
+    memory = MemoryWatch()
     with memory.loading():
         predictor = _load(task)
     volume = torch.from_numpy(np.load(task.source))[None, None]

@@ -1,4 +1,4 @@
-"""Our sliding window over a volume in memory."""
+"""The service's sliding window over a volume in memory."""
 
 import time
 from unittest.mock import patch
@@ -36,7 +36,7 @@ def run(task: Task) -> Run:
         patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
-        segmented = segment_with_session(
+        segmentation = segment_with_session(
             volume,
             model.manifest,
             session,
@@ -48,5 +48,5 @@ def run(task: Task) -> Run:
     memory.finish()
     check_watched(memory, network)
     if task.labels:
-        np.save(task.labels, segmented.mask)
+        np.save(task.labels, segmentation.mask)
     return Run(seconds, network.seconds, network.runs, memory.peak_mb, memory.above_model_mb, dict(clock.seconds))
