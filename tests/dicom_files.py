@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
+from weakref import finalize
 
+import highdicom
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -268,3 +270,10 @@ def _new_dataset(sop_class_uid: str, stack: Stack, syntax: str) -> FileDataset:
     for keyword, value in stack.changes.items():
         setattr(dataset, keyword, value)
     return dataset
+
+
+def read_segmentation(path: Path) -> highdicom.seg.Segmentation:
+    """Opens a DICOM segmentation; highdicom's SQLite index of the frames is closed with the object."""
+    seg = highdicom.seg.segread(path)
+    finalize(seg, seg._db_con.close)
+    return seg

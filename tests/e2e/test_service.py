@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from uuid import UUID, uuid4
 
-import highdicom
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import read_segmentation
 from kombu import Connection, Exchange, Producer
 
 from inference_service import Client
@@ -262,7 +262,7 @@ def test_a_real_series_through_the_whole_service(
     np.testing.assert_allclose(mask.header.get_zooms()[2], 2.0, atol=1e-4)
     assert_tissues(labels, scan.volume.voxels)
     assert preview_path.read_bytes().startswith(b"\x89PNG")
-    seg = highdicom.seg.segread(seg_path)
+    seg = read_segmentation(seg_path)
     assert seg.number_of_segments == 5
     planes = {
         tuple(frame.PlanePositionSequence[0].ImagePositionPatient) for frame in seg.PerFrameFunctionalGroupsSequence

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-import highdicom
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import affine_of, regular_stack, write_series
+from dicom_files import affine_of, read_segmentation, regular_stack, write_series
 from sqlalchemy import text, update
 
 from inference_service.client import Client
@@ -293,7 +292,7 @@ def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
     with Client(settings) as client:
         mask_path, _, _, seg_path = client.result(job, tmp_path / "out")
     assert seg_path.name == "segmentation.dcm"
-    seg = highdicom.seg.segread(seg_path)
+    seg = read_segmentation(seg_path)
     planes = seg.get_pixels_by_source_instance(
         [f"1.2.3.4.{k + 1}" for k in range(12)], combine_segments=True, assert_missing_frames_are_empty=True
     )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,7 +131,8 @@ def write_segmentation(
         job_id=uid_seed.job_id,
     )
     refer_to_source(made, source.slices, uids)
-    with suppress_warnings(), map_pydicom_errors():
+    # highdicom indexes the frames in SQLite and leaves the connection open.
+    with closing(made._db_con), suppress_warnings(), map_pydicom_errors():
         copy_patient_and_study(made, header, uids)
         pydicom.dcmwrite(path, made, enforce_file_format=True)
     return WrittenSegmentation(

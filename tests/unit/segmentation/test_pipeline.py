@@ -4,11 +4,10 @@ from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
-import highdicom
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import Stack, phantom, regular_stack, write_series
+from dicom_files import Stack, phantom, read_segmentation, regular_stack, write_series
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -475,7 +474,7 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     assert report.empty_segments == ["label 2"]
     assert sum("refers to a generated one" in warning for warning in report.warnings) == 1
     for name in report.files[2:]:
-        seg = highdicom.seg.segread(tmp_path / "out" / name)
+        seg = read_segmentation(tmp_path / "out" / name)
         planes = seg.get_pixels_by_source_instance(
             [f"1.2.3.4.{k + 1}" for k in range(len(kept))], combine_segments=True, assert_missing_frames_are_empty=True
         )

@@ -16,6 +16,7 @@ from dicom_files import (
     axis_directions,
     oblique_rotation,
     phantom,
+    read_segmentation,
     regular_stack,
     with_attribute,
     without_attributes,
@@ -76,7 +77,7 @@ def make_segmentation(tmp_path: Path, make_manifest: MakeManifest) -> Callable[.
             segmentation_type=segmentation_type,
             uid_seed=UID_SEED,
         )
-        return highdicom.seg.segread(tmp_path / "seg.dcm")
+        return read_segmentation(tmp_path / "seg.dcm")
 
     return make
 
@@ -344,7 +345,7 @@ def test_a_label_without_voxels_is_described_and_reported(
             uid_seed=UID_SEED,
         )
         assert written.empty_segments == empty
-        seg = highdicom.seg.segread(tmp_path / "seg")
+        seg = read_segmentation(tmp_path / "seg")
         np.testing.assert_array_equal(by_instance(seg, scan), mask)
         assert list(seg.segment_numbers) == [1, 2, 3]
         if not mask.any():
