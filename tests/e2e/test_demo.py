@@ -31,7 +31,7 @@ USUAL_HU = {
 
 
 def started_by(mark: str) -> list[psutil.Process]:
-    """All processes, of whatever parent, that carry a mark in their environment, this one left out."""
+    """Returns all other processes that have a mark in their environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -44,7 +44,7 @@ def started_by(mark: str) -> list[psutil.Process]:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[str]:
-    """Recognises the processes of one test, and sees that none is left."""
+    """Marks the processes of one test, and checks that none is left after it."""
     mark = str(tmp_path)
     yield mark
     deadline = time.monotonic() + 10
@@ -61,7 +61,7 @@ def run_demo(mark: str, *arguments: str | Path, limit_s: float = LIMIT_S) -> sub
 
 
 def assert_found_in_their_ranges(folder: Path, *names: str) -> None:
-    """All of these labels are there, and what they cover has the HU that it is known for."""
+    """Checks that each of these labels is present and covers voxels of its typical HU."""
     mask, image = (
         np.asarray(nibabel.Nifti1Image.from_filename(folder / name).dataobj) for name in ("mask.nii.gz", "input.nii.gz")
     )
@@ -140,7 +140,7 @@ def test_a_missing_file_ends_the_demo_before_anything_starts(mark: str, tmp_path
     assert "error: input_not_found:" in done.stderr
 
 
-def test_the_stack_starts_a_worker_anew_that_ends(mark: str, tmp_path: Path) -> None:
+def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "stack", "--data", str(tmp_path / "data")],
         env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
@@ -181,7 +181,9 @@ def test_the_stack_starts_a_worker_anew_that_ends(mark: str, tmp_path: Path) -> 
         )
     ],
 )
-def test_the_demo_stops_all_that_it_started(mark: str, tmp_path: Path, moment: str, sent: signal.Signals) -> None:
+def test_the_demo_stops_every_process_that_it_started(
+    mark: str, tmp_path: Path, moment: str, sent: signal.Signals
+) -> None:
     with subprocess.Popen(
         [*COMMAND, "demo", "--output", str(tmp_path / "out")],
         env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
@@ -239,7 +241,7 @@ def test_a_folder_of_slices_from_the_command_line(stack: Stack, tmp_path: Path) 
     assert "Mueller" not in logs + files[1].read_text()
 
 
-def test_a_folder_without_files_is_refused(stack: Stack, tmp_path: Path) -> None:
+def test_a_folder_without_files_is_rejected(stack: Stack, tmp_path: Path) -> None:
     message = run_cli(stack, "submit", tmp_path, "--model", "ct-tissue", code=3)
     assert "error: input_not_found: the folder holds no file" in message
 
@@ -282,7 +284,7 @@ def test_health_follows_the_workers_heartbeat(stack: Stack, tmp_path: Path) -> N
     assert "no heartbeat within 30 s" in run_cli(without, "health", code=4)
 
 
-def test_a_worker_without_models_ends_and_says_so(stack: Stack, tmp_path: Path) -> None:
+def test_a_worker_without_models_exits_with_an_error(stack: Stack, tmp_path: Path) -> None:
     without = Stack(stack.settings, {**stack.environment, "MODELS_PATH": str(tmp_path)}, [])
     message = run_cli(without, "worker", "--role", "cpu", code=3)
     assert f"error: model_not_found: no model is installed under MODELS_PATH {tmp_path}" in message

@@ -60,7 +60,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_handler(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., TaskHandler]]:
-    """A handler with settings of its own; an outage costs it an attempt at once."""
+    """Makes a handler with settings of its own. During an outage, its attempts fail at once."""
     with ExitStack() as stack:
 
         def make(execution: ExecutionOptions = EXECUTION, **changes: object) -> TaskHandler:
@@ -142,7 +142,7 @@ def test_results_of_another_job_are_not_overwritten(
     assert not storage.exists("masks", f"{prefix}/mask.nii.gz")
 
 
-def test_a_malformed_request_of_a_job_that_was_recorded_well_runs_as_recorded(
+def test_a_recorded_job_runs_as_recorded_even_if_its_message_is_malformed(
     handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
     job_id = uuid4()
@@ -164,7 +164,7 @@ def test_a_malformed_message_fails_as_bad_request(
     assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "bad_request", 1)
 
 
-def test_the_task_id_stands_in_for_a_job_id_that_is_none(handler: TaskHandler, database: Database) -> None:
+def test_the_task_id_replaces_a_job_id_that_is_not_a_uuid(handler: TaskHandler, database: Database) -> None:
     task_id = uuid4()
     handler.handle({"job_id": "not a uuid", "request": {}}, task_id=str(task_id))
     assert get(database, task_id).error_code == "bad_request"
@@ -175,7 +175,7 @@ def test_a_message_without_any_id_is_dropped_and_logged(handler: TaskHandler, ca
     assert "dropped" in caplog.text
 
 
-def test_a_lost_storage_queues_the_job_for_another_attempt(
+def test_an_outage_of_the_storage_queues_the_job_for_another_attempt(
     handler: TaskHandler, database: Database, servers: Servers, request_for_scan: Request
 ) -> None:
     servers.s3.stop()
@@ -190,7 +190,7 @@ def test_a_lost_storage_queues_the_job_for_another_attempt(
     assert get(database, job.id).state is JobState.SUCCEEDED
 
 
-def test_the_last_attempt_fails_with_the_fault_that_stayed(
+def test_the_last_attempt_records_the_error_of_a_lasting_outage(
     make_handler: Callable[..., TaskHandler], database: Database, servers: Servers, request_for_scan: Request
 ) -> None:
     servers.s3.stop()
@@ -201,13 +201,13 @@ def test_the_last_attempt_fails_with_the_fault_that_stayed(
     assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
 
 
-def test_a_lost_database_leaves_the_message_in_the_queue(make_handler: Callable[..., TaskHandler]) -> None:
+def test_an_outage_of_the_database_leaves_the_message_in_the_queue(make_handler: Callable[..., TaskHandler]) -> None:
     handler = make_handler(postgres_port=1)
     with pytest.raises(DatabaseUnavailable):
         handler.handle({"job_id": str(uuid4()), "request": {}}, task_id=str(uuid4()))
 
 
-def test_the_unforeseen_is_recorded_and_logged(
+def test_an_unexpected_error_is_recorded_and_logged(
     handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -222,7 +222,7 @@ def test_the_unforeseen_is_recorded_and_logged(
     assert "secret" not in (job.error_message or "")
 
 
-def test_a_failed_allocation_is_not_tried_again(
+def test_a_failed_allocation_is_not_retried(
     handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greedy(*_: object, **__: object) -> None:
@@ -270,7 +270,7 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(
                 and path.suffix != ".lock"]  # fmt: skip
 
 
-def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
+def test_a_dicom_mask_of_a_series_is_stored_and_reused(
     handler: TaskHandler, database: Database, storage: Storage, settings: Settings, tmp_path: Path
 ) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
@@ -306,7 +306,7 @@ def test_a_series_gets_its_mask_as_dicom_and_another_job_a_copy_of_it(
     assert not storage.exists("masks", f"{plain.id}/segmentation.dcm")
 
 
-def test_a_segmentation_of_a_nifti_file_is_refused_and_leaves_nothing(
+def test_a_dicom_mask_of_a_nifti_file_is_rejected_and_nothing_is_stored(
     handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request
 ) -> None:
     job = run(handler, database, {**request_for_scan, "output": {"formats": ["nifti", "dicom-seg"]}})
@@ -315,7 +315,7 @@ def test_a_segmentation_of_a_nifti_file_is_refused_and_leaves_nothing(
     assert not storage.exists("masks", f"{job.id}/mask.nii.gz")
 
 
-def test_a_series_is_reused_only_where_the_same_one_is_named(
+def test_a_result_is_reused_only_for_the_same_series(
     handler: TaskHandler, database: Database, storage: Storage, tmp_path: Path
 ) -> None:
     prefix = f"two/{uuid4()}/"
@@ -338,7 +338,7 @@ def test_a_series_is_reused_only_where_the_same_one_is_named(
 
 
 def other_scan(storage: Storage, folder: Path) -> Request:
-    """A scan whose mask differs from the phantom's on every voxel: bone alone."""
+    """A scan of bone only, whose mask differs from the phantom's in every voxel."""
     path = folder / "bone.nii.gz"
     write_volume(path, Volume(np.full((20, 21, 22), 500, np.int16), np.diag([1.5, 1.5, 1.5, 1.0])))
     storage.store("volumes", "bone", path, content_type="application/gzip")
@@ -352,7 +352,7 @@ def stored_mask(storage: Storage, job: job_store.Job, folder: Path) -> bytes:
     return (folder / "stored").read_bytes()
 
 
-def test_of_two_jobs_at_once_with_one_prefix_one_is_refused(
+def test_of_two_simultaneous_jobs_with_one_prefix_one_is_rejected(
     make_handler: Callable[..., TaskHandler], database: Database, storage: Storage, request_for_scan: Request,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -384,7 +384,7 @@ def test_a_later_attempt_does_not_overwrite_another_jobs_result(
     assert stored_mask(storage, first, tmp_path) == before
 
 
-def test_a_finished_job_of_a_database_that_was_restored_runs_again(
+def test_a_finished_job_runs_again_after_the_database_is_restored(
     handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
     job = run(handler, database, request_for_scan)
@@ -402,7 +402,7 @@ def test_a_failed_job_frees_its_prefix(handler: TaskHandler, database: Database,
     assert run(handler, database, {**request_for_scan, **output}).state is JobState.SUCCEEDED
 
 
-def test_the_message_of_a_job_that_runs_elsewhere_is_dropped(
+def test_the_message_of_a_job_that_runs_on_another_worker_is_dropped(
     handler: TaskHandler, database: Database, request_for_scan: Request
 ) -> None:
     job_id = uuid4()
@@ -416,7 +416,7 @@ def test_the_message_of_a_job_that_runs_elsewhere_is_dropped(
     assert (get(database, job_id).state, get(database, job_id).attempt) == (JobState.SUCCEEDED, 2)
 
 
-def test_what_a_failed_job_may_have_stored_is_removed(
+def test_objects_of_a_failed_job_are_removed(
     handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -435,7 +435,7 @@ def test_what_a_failed_job_may_have_stored_is_removed(
         assert not reserved()
 
 
-def test_a_failed_jobs_place_is_free_for_another(
+def test_the_location_of_a_failed_job_is_free_for_another_job(
     handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -459,13 +459,13 @@ def test_a_failed_jobs_place_is_free_for_another(
     again = run(handler, database, request)
     assert (again.state, again.error_message) == (JobState.SUCCEEDED, None)
     assert failed.id not in dict(reservations.find_uncleared(database))
-    # Nothing of it is removed for the failed job's sake.
+    # Cleaning up after the failed job removes nothing of it.
     ResultStore(storage, f"masks/{prefix}").discard(database, failed.id)
     assert storage.exists("masks", f"{prefix}/mask.nii.gz")
 
 
-def test_clearing_stops_where_the_reservation_is_no_longer_held(database: Database) -> None:
-    """As when Postgres ends the transaction of a process that was frozen in its middle."""
+def test_clearing_stops_when_the_reservation_is_lost(database: Database) -> None:
+    """As when Postgres ends the transaction of a frozen process."""
     job_id = uuid4()
     job_store.create(database, job_id, None)
     claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
@@ -503,7 +503,7 @@ def test_a_job_that_fails_on_a_gpu_runs_on_a_cpu(
     used: list[tuple[str, ...]] = []
 
     class Gpu:
-        """Every session but those of the CPU provider, and of no use."""
+        """A session on the GPU, which fails on every run."""
 
         providers = ("CUDAExecutionProvider",)
         fixed_batch_size = 1
@@ -543,7 +543,7 @@ def test_a_job_that_fails_on_a_gpu_runs_on_a_cpu(
     assert used == [("CUDAExecutionProvider", CPU), (CPU,)]
 
 
-def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
+def test_a_process_whose_gpu_failed_exits_even_if_the_failure_cannot_be_recorded(
     handler: TaskHandler, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object) -> None:
@@ -559,7 +559,7 @@ def test_a_process_whose_gpu_failed_ends_though_nothing_can_be_recorded(
         handler.handle({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
 
 
-def test_a_full_disk_costs_an_attempt(
+def test_a_full_disk_fails_the_attempt(
     handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -571,7 +571,7 @@ def test_a_full_disk_costs_an_attempt(
     assert job_store.transitions(database, job.id)[-1].detail == "storage_unavailable"
 
 
-def test_what_a_lost_attempt_stores_late_is_removed(
+def test_objects_that_a_lost_attempt_stores_late_are_removed(
     make_handler: Callable[..., TaskHandler], database: Database, storage: Storage, request_for_scan: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -594,7 +594,7 @@ def test_what_a_lost_attempt_stores_late_is_removed(
     assert not storage.exists("masks", f"{job_id}/mask.nii.gz")
 
 
-def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -> None:
+def test_a_location_reserved_by_another_job_is_not_cleared(database: Database) -> None:
     first, second = uuid4(), uuid4()
     place = f"masks/{first}"
     for job_id in (first, second):
@@ -610,7 +610,7 @@ def test_a_place_that_another_job_has_by_now_is_left_alone(database: Database) -
         assert not is_reserved()
 
 
-def test_a_result_that_is_no_longer_there_is_computed_again(
+def test_a_missing_earlier_result_is_computed_again(
     handler: TaskHandler, database: Database, storage: Storage, request_for_scan: Request
 ) -> None:
     reusing = {**request_for_scan, "options": {"reuse": True}}
