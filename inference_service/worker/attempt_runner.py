@@ -1,6 +1,8 @@
-"""Runs one attempt of a job, from fetching the scan to storing the results, and records its outcome."""
+"""Runs one attempt of a job, from fetching the scan to storing the results.
 
-import json
+`outcome_recorder` records how the attempt ends.
+"""
+
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +12,15 @@ from inference_service.contract.input_options import InputOptions
 from inference_service.contract.task_message import SegmentRequest, parse_request
 from inference_service.core.errors import (
     BadRequest,
-    DatabaseUnavailable,
-    GpuError,
     GpuFailed,
     InputNotFound,
     InternalError,
     OutOfMemory,
     ServiceError,
     StorageUnavailable,
-    TransientError,
 )
 from inference_service.core.files import input_sha256
 from inference_service.core.progress import StageClock
-from inference_service.core.retry import retrying
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.jobs import attempts, job_store
@@ -32,10 +30,9 @@ from inference_service.jobs.result_store import ResultStore
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
+from inference_service.worker.outcome_recorder import OutcomeRecorder
 
 logger = logging.getLogger(__name__)
-
-_MAX_RETRY_DELAY_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,7 @@ class AttemptRunner:
         self._claim = claim
         self._execution = context.execution.on_cpu() if claim.on_cpu else context.execution
         self._clock = StageClock()
-        self._results: ResultStore | None = None
-        self._retrying = retrying(
-            lambda error: isinstance(error, DatabaseUnavailable), timeout_s=context.settings.outage_patience_s
-        )
+        self._outcome = OutcomeRecorder(context, claim, self._clock)
 
     def run(self, refusal: BadRequest | None) -> None:
         """Runs the attempt and records its outcome.
@@ -93,16 +87,13 @@ class AttemptRunner:
             return
         except LeaseLost as error:
             logger.warning("attempt %d stops: %s", self._claim.attempt, error)
-            self._leave_results_to_sweep()
+            self._outcome.record_lost_lease()
             return
         except Exception as error:
             failure = self._service_error(error)
         # The foreign traceback, and the arrays it kept alive, are released here.
         try:
-            if isinstance(failure, TransientError):
-                self._retry_later(failure)
-            else:
-                self._fail(failure)
+            self._outcome.record_failure(failure)
         finally:
             # If the failure could not be recorded, the message or the expired lease leads to another attempt.
             if isinstance(failure, GpuFailed):
@@ -126,32 +117,31 @@ class AttemptRunner:
         model = find_model(settings.models_path, request.model, request.model_version)
         prefix = (request.output.prefix or str(self._claim.job_id)).removesuffix("/")
         results = ResultStore(context.storage, f"{settings.minio_output_bucket}/{prefix}", request.output.formats)
-        self._results = results
+        self._outcome.results = results
         with (
             Lease(
                 context.database,
                 self._claim,
                 lease_s=settings.lease_s,
                 time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
-                before_kill=self._record_forced_end,
+                before_kill=self._outcome.record_forced_end,
             ) as lease,
             context.scratch_space.folder(self._claim.job_id) as folder,
         ):
             work = _Work(request, model, folder / "input", results, lease)
             self._fetch(work)
             success = self._reuse_result(work) or self._compute_result(work)
-            recorded = self._retrying(attempts.succeed, context.database, self._claim, success)
+            recorded = self._outcome.record_success(success)
             lease.release()
         if not recorded:
             raise LeaseLost("another attempt holds the job")
-        logger.info("succeeded on %s: %s", success.providers, self._timings())
 
     def _fetch(self, work: _Work) -> None:
         storage = self._context.storage
         settings = self._context.settings
         scan = work.request.input
         with self._clock.stage("fetch"):
-            self._retrying(work.results.reserve, self._context.database, self._claim)
+            self._context.retry_database(work.results.reserve, self._context.database, self._claim)
             fetch = storage.fetch_folder if scan.key.endswith("/") else storage.fetch
             bucket = scan.bucket or settings.minio_input_bucket
             fetch(bucket, scan.key, work.source, max_bytes=settings.max_input_bytes)
@@ -162,7 +152,7 @@ class AttemptRunner:
             return None
         sha256 = input_sha256(work.source)
         manifest = work.model.manifest
-        earlier = self._retrying(
+        earlier = self._context.retry_database(
             job_store.find_same_work,
             self._context.database,
             work.request,
@@ -173,7 +163,7 @@ class AttemptRunner:
             return None
         try:
             with self._clock.stage("store"):
-                work.results.copy(earlier.result, before_each=partial(self._retrying, work.lease.renew))
+                work.results.copy(earlier.result, before_each=partial(self._context.retry_database, work.lease.renew))
         except InputNotFound:
             logger.info("the result of job %s no longer exists and is not reused", earlier.id)
             return None
@@ -206,7 +196,7 @@ class AttemptRunner:
         )
         work.lease.progress("store", 0.0)
         with self._clock.stage("store"):
-            work.results.store(work.source.parent, before_each=partial(self._retrying, work.lease.renew))
+            work.results.store(work.source.parent, before_each=partial(self._context.retry_database, work.lease.renew))
         return attempts.Success(
             result=work.results.result,
             input_sha256=report.input.sha256,
@@ -216,56 +206,3 @@ class AttemptRunner:
             providers=report.providers,
             timings_s=self._clock.seconds,
         )
-
-    def _retry_later(self, error: TransientError) -> None:
-        if self._claim.attempts_left == 0:
-            self._fail(error)
-            return
-        settings = self._context.settings
-        counted = settings.max_attempts - self._claim.attempts_left
-        delay_s = min(settings.retry_delay_s * 2 ** (counted - 1), _MAX_RETRY_DELAY_S)
-        logger.warning("attempt %d failed, next attempt in %.0f s: %s", self._claim.attempt, delay_s, error)
-        logger.debug("cause of the failure", exc_info=error)
-        held = self._retrying(
-            attempts.schedule_retry,
-            self._context.database,
-            self._claim,
-            delay_s=delay_s,
-            detail=error.code,
-            on_cpu=isinstance(error, GpuError),
-        )
-        if not held:
-            logger.warning("attempt %d: retry not recorded: another attempt holds the job", self._claim.attempt)
-
-    def _fail(self, error: ServiceError) -> None:
-        logger.warning("%s: %s; %s", error.code, error.message, self._timings())
-        logger.debug("cause of the failure", exc_info=error)
-        if self._record_failure(error) and self._results is not None:
-            try:
-                self._results.discard(self._context.database, self._claim.job_id)
-            except (StorageUnavailable, DatabaseUnavailable) as problem:
-                logger.warning("stored objects not removed, a sweep will remove them: %s", problem)
-
-    def _record_failure(self, error: ServiceError) -> bool:
-        """Records the job's failure; False if the lease is lost."""
-        held = self._retrying(
-            attempts.fail, self._context.database, self._claim, error, timings_s=dict(self._clock.seconds)
-        )
-        if not held:
-            logger.warning("attempt %d: failure not recorded: another attempt holds the job", self._claim.attempt)
-        return bool(held)
-
-    def _record_forced_end(self, reason: Exception) -> None:
-        """Records why the lease's thread is about to kill this process."""
-        if isinstance(reason, ServiceError):
-            self._record_failure(reason)
-        else:
-            self._leave_results_to_sweep()
-
-    def _leave_results_to_sweep(self) -> None:
-        """Lets a sweep remove what this attempt stored, in case the job has failed or was cancelled meanwhile."""
-        if self._results is not None:
-            self._retrying(self._results.leave_to_sweep, self._context.database, self._claim.job_id)
-
-    def _timings(self) -> str:
-        return json.dumps({stage: round(seconds, 3) for stage, seconds in self._clock.seconds.items()})

@@ -1,14 +1,21 @@
 """Everything that the jobs of one worker share, from the settings to the connections."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ParamSpec, TypeVar
 
+from inference_service.core.errors import DatabaseUnavailable
 from inference_service.core.execution import ExecutionOptions
+from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.worker.scratch_space import ScratchSpace
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,3 +51,18 @@ class JobContext:
     def sessions(self) -> SessionCache:
         """The models that this process has loaded."""
         return SessionCache()
+
+    def retry_database(
+        self, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Result:
+        """Makes a call that needs Postgres, and repeats it during an outage.
+
+        Raises:
+            DatabaseUnavailable: The outage lasts longer than `OUTAGE_PATIENCE_S`.
+        """
+        repeat = retrying(_is_outage, timeout_s=self.settings.outage_patience_s)
+        return repeat(call, *args, **kwargs)
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, DatabaseUnavailable)
