@@ -9,8 +9,7 @@ READY   := $(VENV)/.ready
 # Of its own, for it holds gigabytes of what others run.
 BENCH   := .venv-bench
 TRAIN   := .venv-train
-CHEST   := models/ct-chest/train
-WORK    ?= $(CHEST)/work
+WORK    ?= training/ct_chest/work
 # Memory is kept for the next step of training, not given back to the system: a step takes a fifth less time.
 KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -87,13 +86,13 @@ $(BENCH)/.ready: pyproject.toml
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
-# To be measured with `ct_chest.evaluate --model` before it takes the place of the one in models.
+# Measure the result with `python -m training.ct_chest.evaluate --model` before it replaces the model in models/.
 train: $(TRAIN)/.ready ## train ct-chest anew on synthetic CT, into WORK/ct-chest/1 (WORK=folder ARGS="--seed 1" EXPORT="--mean-with old.onnx")
-	@$(KEEPING) PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.train --work $(WORK) $(ARGS)
-	@PYTHONPATH=$(CHEST) $(TRAIN)/bin/python -m ct_chest.export --weights $(WORK)/weights.pt --folder $(WORK)/ct-chest/1 $(EXPORT)
+	@$(KEEPING) $(TRAIN)/bin/python -m training.ct_chest.train --work $(WORK) $(ARGS)
+	@$(TRAIN)/bin/python -m training.ct_chest.export --weights $(WORK)/weights.pt --folder $(WORK)/ct-chest/1 $(EXPORT)
 
-traintest: $(TRAIN)/.ready ## test the training and the export of models/ct-chest, which the other tests have no PyTorch for
-	$(TRAIN)/bin/pytest tests/unit/test_ct_chest_training.py
+traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
+	$(TRAIN)/bin/pytest --numprocesses 2 -m 'not slow' $(or $(TESTS),training)
 
 # All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile

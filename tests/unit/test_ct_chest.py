@@ -1,4 +1,4 @@
-"""The model in the repository, on synthetic chests that it was not trained on, and on real ones."""
+"""The served model `ct-chest`, run by the service's own code; `training/ct_chest/tests` measures its accuracy."""
 
 from pathlib import Path
 
@@ -6,106 +6,53 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ct_chest import labels
-from ct_chest.evaluate import read_series
-from ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, STD_HU, WINDOW
-from ct_chest.generator import make_example
-from ct_chest.grids import resampled, turned
-from ct_chest.judge import AIMS, MODEL, compared, dice, segment
-from ct_chest.manifest import manifest_text
-from ct_chest.real import LUNGS, PARTS, chest_cta, example_ct, example_dicom, padded, partial_scans
-from ct_chest.scanner import PADDINGS_HU
-from ct_chest.seeds import FIRST_TEST_SEED
-from inference_service.contract.manifest import CtIntensity
+from inference_service.core.execution import ExecutionOptions
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import read_model
-from inference_service.formats.nifti import read_nifti
-from inference_service.formats.read_limits import ReadLimits
-from inference_service.imaging.geometry import Volume
+from inference_service.engine.session_cache import load_session
 from inference_service.segmentation.postprocessing import postprocess
+from inference_service.segmentation.volume_segmentation import segment_volume
 
-MAX_VOXELS = 2**24
+MODEL = Path(__file__).parents[2] / "models" / "ct-chest" / "1"
 LARGEST_NETWORK_BYTES = 8 * 2**20
-# What none of these synthetic scans may fall below; the card tells of others that do.
-LEAST = {"lung_left": 0.93, "lung_right": 0.93, "trachea": 0.90, "bone": 0.82, "body": 0.97}
-# The same of ill patients, one of whom has bone at 0.75.
-LEAST_OF_ILL = LEAST | {"lung_left": 0.91, "lung_right": 0.91, "bone": 0.72}
+LUNG_LEFT = 1
+LUNG_RIGHT = 2
+BODY = 5
 
 
-def real(path: Path) -> Volume:
-    return read_nifti(path, ReadLimits(MAX_VOXELS))[0]
-
-
-def test_manifest_feeds_the_network_as_in_training() -> None:
-    manifest = read_model(MODEL).manifest
-    assert tuple(label.name for label in manifest.labels) == labels.NAMES
-    assert [label.value for label in manifest.labels] == list(range(len(labels.NAMES)))
-    assert (manifest.spacing_mm, manifest.window, manifest.orientation) == (SPACING_MM, WINDOW, "RAS")
-    assert (manifest.interpolation, manifest.separate_axis_above) == (INTERPOLATION, None)
-    assert manifest.intensity_before_resampling
-    (channel,) = manifest.channels
-    assert channel.intensity == CtIntensity(kind="ct", clip=CLIP_HU, mean=MEAN_HU, std=STD_HU)
-    assert manifest.padding_value * STD_HU + MEAN_HU == CLIP_HU[0]
-
-
-def test_manifest_is_what_the_trainer_writes() -> None:
-    network = (MODEL / "model.onnx").read_bytes()
-    assert (MODEL / "manifest.json").read_text(encoding="utf-8") == manifest_text(network)
+def test_labels_are_those_that_the_card_lists() -> None:
+    names = {label.value: label.name for label in read_model(MODEL).manifest.labels}
+    assert names == {0: "background", 1: "lung_left", 2: "lung_right", 3: "trachea", 4: "bone", 5: "body"}
 
 
 @pytest.mark.parametrize(("ml", "stays"), [(40, True), (20, True), (18, False)])
 def test_a_lung_keeps_a_part_that_is_not_much_smaller_than_the_other(ml: int, stays: bool) -> None:
-    mask = np.full((12, 12, 20), labels.BODY, np.uint8, order="F")
-    mask[1:6, 1:5, 1:6] = labels.LUNG_LEFT
+    mask = np.full((12, 12, 20), BODY, np.uint8, order="F")
+    mask[1:6, 1:5, 1:6] = LUNG_LEFT
     part = (slice(8, 10), 1, slice(0, ml // 2))
-    for value in (labels.LUNG_LEFT, labels.LUNG_RIGHT):
+    for value in (LUNG_LEFT, LUNG_RIGHT):
         # Alone a part is the largest.
         mask[part] = value
         cleaned = mask.copy(order="F")
         postprocess(cleaned, read_model(MODEL).manifest.postprocessing, voxel_volume_ml=1.0)
-        kept = stays or value == labels.LUNG_RIGHT
-        assert set(np.unique(cleaned[part])) == {value if kept else labels.BODY}
+        kept = stays or value == LUNG_RIGHT
+        assert set(np.unique(cleaned[part])) == {value if kept else BODY}
 
 
 def test_network_is_small_and_what_the_manifest_says() -> None:
     assert len(read_model(MODEL).read_network()) < LARGEST_NETWORK_BYTES
 
 
-def figures_of_synthetic_chests(count: int, *, sound: bool) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in AIMS}
-    for number in range(count):
-        spacing = ((1.3, 1.3, 2.5), (1.2, 1.2, 5.0))[number % 2]
-        example = make_example(FIRST_TEST_SEED + 100 + number, spacing, sound=sound)
-        for name, value in compared(segment(Volume(example.hu, np.diag([*spacing, 1.0]))), example):
-            found[name].append(value)
-    return found
-
-
-# Most of it is drawing the scans.
-@pytest.mark.timeout(900)
-def test_unseen_synthetic_chests() -> None:
-    for name, values in figures_of_synthetic_chests(6, sound=True).items():
-        assert len(values) >= 3
-        assert np.mean(values) >= AIMS[name], name
-        assert min(values) >= LEAST[name], name
-
-
-@pytest.mark.timeout(900)
-def test_unseen_synthetic_chests_with_ill_bones_and_arteries() -> None:
-    """What ails them costs bone most, which does not reach its aim there."""
-    for name, values in figures_of_synthetic_chests(4, sound=False).items():
-        assert len(values) >= 2
-        assert min(values) >= LEAST_OF_ILL[name], name
-
-
-def test_the_phantom_of_another_hand() -> None:
-    """The demo's phantom shares no code with the examples: both lungs, each on its side, mostly of air."""
+def test_both_lungs_of_a_phantom_are_found() -> None:
+    """Both lungs are found, each on its side and mostly of air; the training has never seen this phantom."""
     phantom = chest_phantom((170, 170, 60), (2.4, 2.4, 5.0))
-    mask = segment(phantom)
+    model = read_model(MODEL)
+    session = load_session(model, ExecutionOptions(("CPUExecutionProvider",), threads=2))
+    mask = segment_volume(phantom, model.manifest, session, max_voxels=2**24).mask
     inside = (phantom.voxels.astype(np.int16) > -950) & (phantom.voxels.astype(np.int16) < -700)
     patient = ndimage.binary_erosion(ndimage.binary_fill_holes(mask > 0), iterations=4)
-    assert np.isin(mask, LUNGS)[inside & patient].mean() > 0.97
-    for label, low_x in ((labels.LUNG_LEFT, False), (labels.LUNG_RIGHT, True)):
+    assert np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))[inside & patient].mean() > 0.97
+    for label, low_x in ((LUNG_LEFT, False), (LUNG_RIGHT, True)):
         found = mask == label
         assert found.sum() * phantom.voxel_volume_ml > 800
         # Their vessels and walls are denser.
@@ -113,77 +60,3 @@ def test_the_phantom_of_another_hand() -> None:
         assert inside[ndimage.binary_erosion(found)].mean() > 0.85
         # The first axis runs to the left.
         assert ((np.argwhere(found)[:, 0] < 85) == low_x).mean() > 0.97
-
-
-def test_lungs_of_a_real_chest(real_scans: Path) -> None:
-    figures = dict(chest_cta(real(real_scans / "chest_cta.nii.gz")))
-    assert figures["whole, Dice both lungs"] >= 0.95
-    assert figures["whole, on the correct side"] >= 0.99
-
-
-def test_parts_of_a_real_chest(real_scans: Path) -> None:
-    figures = dict(partial_scans(real(real_scans / "chest_cta.nii.gz")))
-    # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
-    sides = dict.fromkeys(PARTS, 0.99) | {"left half": 0.90, "right half": 0.92}
-    for part, least in sides.items():
-        assert figures[f"{part}, Dice both lungs"] >= 0.95, part
-        assert figures[f"{part}, on the correct side"] >= least, part
-
-
-@pytest.mark.parametrize(
-    ("spacing", "trachea", "bone"),
-    [((2.0, 2.0, 2.0), 0.94, 0.90), ((0.8, 0.8, 2.5), 0.94, 0.92), ((3.0, 3.0, 5.0), 0.94, 0.86)],
-)
-def test_a_real_chest_at_another_spacing(
-    real_scans: Path, spacing: tuple[float, float, float], trachea: float, bone: float
-) -> None:
-    scan = real(real_scans / "chest_cta.nii.gz")
-    other_scan, expected = resampled(scan, segment(scan), spacing)
-    other = segment(other_scan)
-    # Thin labels agree less; of bone, exact shares of the network's voxels do not reach 0.98 either.
-    least = {labels.TRACHEA: trachea, labels.BONE: bone}
-    for label in (*LUNGS, labels.BODY, *least):
-        assert dice(other == label, expected == label) >= least.get(label, 0.98), label
-
-
-def test_a_real_chest_in_padding(real_scans: Path) -> None:
-    figures = dict(padded(real(real_scans / "chest_cta.nii.gz")))
-    for name in ("lung_left", "lung_right", "both lungs"):
-        values = {figures[f"{hu} HU, Dice {name}"] for hu in PADDINGS_HU}
-        assert len(values) == 1, name
-        assert min(values) >= 0.95, name
-
-
-def test_lung_bases_of_a_real_abdomen_and_no_lung_in_its_bowel(real_scans: Path) -> None:
-    reference = real(real_scans / "example_seg_fast_force_split.nii.gz")
-    figures = dict(example_ct(real(real_scans / "example_ct.nii.gz"), reference))
-    assert min(figures["recall lung_left"], figures["recall lung_right"]) >= 0.90
-    assert figures["share of lung in stomach or bowel"] <= 0.01
-    assert figures["share of lung outside the body"] <= 0.01
-    for bones, least in (("hip bones", 0.80), ("vertebrae", 0.73), ("sacrum", 0.48), ("ribs", 0.41)):
-        assert figures[f"recall of {bones}"] >= least, bones
-
-
-def test_no_lung_in_the_air_under_a_blanket(real_scans: Path) -> None:
-    reference = real(real_scans / "example_seg_dicom.nii.gz")
-    figures = dict(example_dicom(read_series(real_scans / "example_ct_dicom"), reference))
-    assert figures["lung, ml"] == 0
-    assert figures["recall of vertebrae"] >= 0.85
-    assert figures["recall of ribs"] >= 0.65
-
-
-@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (True, True, False)), ((2, 0, 1), (False, True, True))])
-def test_a_real_chest_turned_around(
-    real_scans: Path, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]
-) -> None:
-    scan = real(real_scans / "chest_cta.nii.gz")
-    mask = turned(Volume(segment(scan), scan.affine), axes, flips).voxels
-    other = segment(turned(scan, axes, flips))
-    for label in range(len(labels.NAMES)):
-        assert dice(other == label, mask == label) > 0.98, label
-
-
-@pytest.mark.parametrize("dtype", [">i2", "int32", "float32", "float64"])
-def test_a_real_chest_of_another_dtype(real_scans: Path, dtype: str) -> None:
-    scan = real(real_scans / "chest_cta.nii.gz")
-    np.testing.assert_array_equal(segment(Volume(scan.voxels.astype(dtype), scan.affine)), segment(scan))

@@ -23,8 +23,8 @@ PAGES = reference_pages()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 MODEL_PAGES = sorted((REPOSITORY / "models").glob("*/*/README.md"))
 GUIDES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-MARKDOWN = [*GUIDES, *sorted(DOCS.rglob("*.md")), *MODEL_PAGES]
-TRAINER = REPOSITORY / "models/ct-chest/train/ct_chest"
+TRAINING_PAGES = sorted((REPOSITORY / "training").glob("*/README.md"))
+MARKDOWN = [*GUIDES, *sorted(DOCS.rglob("*.md")), *MODEL_PAGES, *TRAINING_PAGES]
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -131,10 +131,10 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
                 [option for word in words if word.startswith(name) for option in re.findall(r"--[a-z-]+", word)]
                 for name in ("ARGS=", "EXPORT=")
             )
-            assert_options("train", of_train)
-            assert_options("export", of_export)
-    elif words[:2] == [".venv/bin/python", "-m"] and words[2].startswith("ct_chest."):
-        assert_options(words[2].removeprefix("ct_chest."), [word for word in words if word.startswith("--")])
+            assert_options("training.ct_chest.train", of_train)
+            assert_options("training.ct_chest.export", of_export)
+    elif words[:2] == [".venv/bin/python", "-m"] and words[2].startswith("training."):
+        assert_options(words[2], [word for word in words if word.startswith("--")])
     elif words[0] == ".venv/bin/pre-commit":
         assert (REPOSITORY / ".pre-commit-config.yaml").is_file()
     elif words[0] == "inference-service":
@@ -157,8 +157,8 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
 
 
 def assert_options(module: str, options: list[str]) -> None:
-    """They are written in a module of the trainer, which may need PyTorch to be run."""
-    source = (TRAINER / f"{module}.py").read_text(encoding="utf-8")
+    """The options occur in the source of the module, which may need PyTorch to be imported."""
+    source = (REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     for option in options:
         assert f'"{option}"' in source, f"{module} has no {option}"
 

@@ -1,0 +1,69 @@
+"""Prints how well the model does, through the service's own engine: `python -m training.ct_chest.evaluate --data DATA`.
+
+With `--model FOLDER` another than the one in the repository, on other synthetic scans than those of the tests.
+
+DATA is the folder of TotalSegmentator's public test scans and its segmentations of them: chest_cta.nii.gz,
+example_ct.nii.gz, example_seg_fast_force_split.nii.gz, example_ct_dicom, example_seg_dicom.nii.gz.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from inference_service.formats.nifti import read_nifti
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.formats.scan_reader import read_scan
+from inference_service.imaging.geometry import Volume
+from training.ct_chest.evaluation.judge import MODEL, Figures, first_seed, synthetic, timed
+from training.ct_chest.evaluation.real import chest_cta, example_ct, example_dicom, padded, partial_scans, robust
+
+
+def main() -> None:
+    """Prints every section that there is data for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of the real scans")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of model.onnx and manifest.json")
+    parser.add_argument("--sound", type=int, default=16, help="synthetic volumes of sound patients")
+    parser.add_argument("--ill", type=int, default=8, help="synthetic volumes with what ails bones and arteries")
+    arguments = parser.parse_args()
+    model = arguments.model
+    sections: list[tuple[str, Figures]] = [
+        (f"synthetic scans from seed {first_seed(model)} on, sound", synthetic(arguments.sound, model, sound=True)),
+        ("the same, ill", synthetic(arguments.ill, model, sound=False)),
+        ("time", timed(model)),
+    ]
+    if arguments.data is not None:
+        sections += _real(arguments.data, model)
+    for title, figures in sections:
+        print(title)  # noqa: T201
+        for name, value in figures:
+            print(f"  {name}: {value:.4f}", flush=True)  # noqa: T201
+
+
+def _real(folder: Path, model: Path) -> list[tuple[str, Figures]]:
+    cta, example, truth, dicom_truth = (
+        _read(folder / f"{name}.nii.gz")
+        for name in ("chest_cta", "example_ct", "example_seg_fast_force_split", "example_seg_dicom")
+    )
+    return [
+        ("chest_cta", chest_cta(cta, model)),
+        ("parts of chest_cta", partial_scans(cta, model)),
+        ("chest_cta at 3×3×5 mm in padding", padded(cta, model)),
+        ("example_ct", example_ct(example, truth, model)),
+        ("example_ct_dicom", example_dicom(read_series(folder / "example_ct_dicom"), dicom_truth, model)),
+        ("robust", robust(cta, model)),
+    ]
+
+
+def read_series(folder: Path) -> Volume:
+    """The volume of a folder of DICOM files."""
+    with TemporaryDirectory() as unpacked:
+        return read_scan(folder, Path(unpacked), ReadLimits(2**30)).volume
+
+
+def _read(path: Path) -> Volume:
+    return read_nifti(path, ReadLimits(2**30))[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How well the model segments synthetic and real scans."""

@@ -1,0 +1,92 @@
+"""The examples that the network is trained on: made once by several processes, kept in a folder."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from inference_service.imaging import interpolation, resampling
+from inference_service.imaging.geometry import Shape
+from inference_service.imaging.resampling import resize, resized_shape
+from training.ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, shape_of
+from training.ct_chest.labels import NAMES
+from training.ct_chest.synthetic.generator import make_example
+from training.ct_chest.synthetic.scanner import draw_spacing
+
+_PACKAGE = Path(__file__).parent
+# Modules of this package that decide what an example is: after a change examples are drawn anew.
+_DRAWN_BY = (
+    "feed",
+    "labels",
+    "pool",
+    *sorted(f"synthetic.{path.stem}" for path in (_PACKAGE / "synthetic").glob("[!_]*.py")),
+)
+
+
+class Shares(NamedTuple):
+    """Of which labels voxels are made, two at the most: what is left of others counts as the first.
+
+    Attributes:
+        first: Shape (i, j, k), uint8: the label that has most of the voxel.
+        second: The same: the one that has most of the rest.
+        share: Shape (i, j, k), uint8: how much of the voxel the second has, in 255ths.
+    """
+
+    first: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+    share: NDArray[np.uint8]
+
+
+def digest(*modules: str) -> str:
+    """Twelve hexadecimal digits that change with the source of any of these modules of the package."""
+    sources = sha256()
+    for module in modules:
+        sources.update((_PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
+    return sources.hexdigest()[:12]
+
+
+def pool_folder(work: Path) -> Path:
+    """Where examples are kept, named by what drew them: those of an older generator or library are not taken."""
+    sources = Path(interpolation.__file__).read_bytes() + Path(resampling.__file__).read_bytes()
+    resampled_by = sha256(sources).hexdigest()[:12]
+    return work / f"examples-{digest(*_DRAWN_BY)}-{resampled_by}-numpy{np.__version__}-scipy{scipy.__version__}"
+
+
+def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: bool = False) -> list[Path]:
+    """Makes the examples of these seeds, those that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(partial(_make, folder, abdominal), seeds))
+
+
+def _make(folder: Path, abdominal: bool, seed: int) -> Path:
+    """Scanned at a spacing of its own, then clipped and brought to the network's, as the service does it."""
+    path = folder / f"{seed}.npz"
+    if not path.exists():
+        example = make_example(seed, draw_spacing(np.random.default_rng((seed, 1))), abdominal=abdominal)
+        shape = resized_shape(shape_of(example.hu), example.spacing_mm, SPACING_MM)
+        hu = np.rint(resize(np.clip(example.hu, *CLIP_HU), shape, KINDS)).astype(np.int16)
+        part = folder / f"{seed}.part"
+        with part.open("wb") as file:
+            np.savez(file, hu=hu, **_shares(example.labels, shape)._asdict())
+        part.rename(path)
+    return path
+
+
+def _shares(labels: NDArray[np.uint8], shape: Shape) -> Shares:
+    first, second = np.zeros((2, *shape), np.uint8)
+    most, next_most = np.zeros((2, *shape), np.float32)
+    for label in range(len(NAMES)):
+        share = resize(labels == label, shape, KINDS)
+        leads = share > most
+        follows = ~leads & (share > next_most)
+        second[leads], next_most[leads] = first[leads], most[leads]
+        first[leads], most[leads] = label, share[leads]
+        second[follows], next_most[follows] = label, share[follows]
+    return Shares(first, second, np.rint(255 * next_most).astype(np.uint8))

@@ -1,0 +1,91 @@
+"""The evaluation prints figures of the model that it was asked for, in all of its sections."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.engine.model_registry import Model
+from inference_service.engine.session import Session
+from inference_service.imaging.geometry import Volume
+from training.ct_chest import evaluate
+from training.ct_chest.evaluation import judge, real
+from training.ct_chest.labels import NAMES
+from training.ct_chest.seeds import FIRST_HELD_BACK_SEED, FIRST_TEST_SEED
+
+SHAPE = (20, 22, 24)
+
+
+def pattern(shape: tuple[int, ...], values: int) -> NDArray[np.uint8]:
+    """All values, many times."""
+    mixed: NDArray[np.uint8] = (7 * np.indices(shape).sum(axis=0) % values).astype(np.uint8)
+    return mixed
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """The folders of the models that scans were segmented with; scans are tiny, and answers are a pattern."""
+    folders: set[Path] = set()
+
+    def segment(volume: Volume, folder: Path = judge.MODEL) -> NDArray[np.uint8]:
+        folders.add(folder)
+        return pattern(volume.voxels.shape, len(NAMES))
+
+    tiny = Volume(pattern(SHAPE, 117).astype(np.int16), np.diag([3.0, 3.0, 4.0, 1.0]))
+    for module in (judge, real):
+        monkeypatch.setattr(module, "segment", segment)
+    monkeypatch.setattr(judge, "_SPACINGS", ((9.0, 9.0, 9.0),))
+    monkeypatch.setattr(judge, "chest_phantom", lambda *_: chest_phantom((20, 20, 10), (10.0, 10.0, 15.0)))
+    monkeypatch.setattr(real, "reference_lungs", lambda voxels, _: pattern(voxels.shape, 3))
+    monkeypatch.setattr(evaluate, "_read", lambda _: tiny)
+    monkeypatch.setattr(evaluate, "read_series", lambda _: tiny)
+    return folders
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--sound", "2", "--ill", "1", *arguments])
+    evaluate.main()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_every_section_is_of_the_model_that_was_asked_for(
+    other: bool, asked: set[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ct-chest" / "1" if other else judge.MODEL
+    if other:
+        shutil.copytree(judge.MODEL, folder)
+    load = judge._loaded
+
+    def loaded(which: Path) -> tuple[Model, Session]:
+        asked.add(which)
+        return load(which)
+
+    monkeypatch.setattr(judge, "_loaded", loaded)
+    run(monkeypatch, "--data", "none", *(["--model", str(folder)] if other else []))
+    assert asked == {folder}
+    printed = capsys.readouterr().out
+    seeds = {int(seed) for seed in re.findall(r"seed (\d+) ", printed)}
+    first = FIRST_HELD_BACK_SEED + 1000 if other else FIRST_TEST_SEED
+    assert seeds == {first, first + 1}
+    for name in ("body, mean of 2", "body, mean of 1", "all, s", "slab, on the correct side", "recall of hip bones"):
+        assert f"  {name}: " in printed
+    assert len(re.findall("axes .* flipped", printed)) == 48
+
+
+def test_without_real_scans_the_synthetic_ones_are_left(
+    asked: set[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch)
+    assert asked == {judge.MODEL}
+    assert "axes" not in capsys.readouterr().out
+
+
+def test_the_models_own_folder_is_known_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(judge.MODEL.parents[1])
+    assert judge.first_seed(Path("ct-chest/1")) == judge.first_seed(judge.MODEL) == FIRST_TEST_SEED
+    assert judge.first_seed(tmp_path) >= FIRST_HELD_BACK_SEED

@@ -1,0 +1,28 @@
+"""The parameters of an exported network, as the trainer knows them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from training.ct_chest.labels import BONE, NAMES
+
+# Added to bone's logit: thin bones share their voxels, and lose them. Chosen by the first weights on six held back
+# scans as they were drawn then: the Dice of bone was 0.846 without it, 0.855 with 0.25 and 0.857 with 0.4, and no other
+# label lost.
+BONE_LOGIT = 0.3
+BIAS = "heads.0.bias"
+
+
+def parameters_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The parameters of a network that was exported, by PyTorch's names, without what was added to bone's logit.
+
+    Raises:
+        ValueError: It is of another network.
+    """
+    parameters = {each.name: onnx.numpy_helper.to_array(each).copy() for each in onnx.load(path).graph.initializer}
+    if BIAS not in parameters or len(parameters[BIAS]) != len(NAMES):
+        raise ValueError(f"{path} is of another network: {BIAS} of {len(NAMES)} labels is not in it")
+    parameters[BIAS][BONE] -= BONE_LOGIT
+    return parameters

@@ -1,0 +1,1 @@
+"""The model `ct-tissue`: a smoothing and five thresholds, written by a script."""
