@@ -6,7 +6,8 @@ import json
 from training.ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, STD_HU, WINDOW
 from training.ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 
-NAME, VERSION = "ct-chest", "1"
+NAME = "ct-chest"
+VERSION = "1"
 
 _STRUCTURE = {"scheme": "SCT", "value": "123037004", "meaning": "Anatomical Structure"}
 _TISSUE = {"scheme": "SCT", "value": "85756007", "meaning": "Tissue"}

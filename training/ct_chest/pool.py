@@ -86,7 +86,10 @@ def _shares(labels: NDArray[np.uint8], shape: Shape) -> Shares:
         share = resize(labels == label, shape, KINDS)
         leads = share > most
         follows = ~leads & (share > next_most)
-        second[leads], next_most[leads] = first[leads], most[leads]
-        first[leads], most[leads] = label, share[leads]
-        second[follows], next_most[follows] = label, share[follows]
+        second[leads] = first[leads]
+        next_most[leads] = most[leads]
+        first[leads] = label
+        most[leads] = share[leads]
+        second[follows] = label
+        next_most[follows] = share[follows]
     return Shares(first, second, np.rint(255 * next_most).astype(np.uint8))

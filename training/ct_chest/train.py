@@ -90,7 +90,8 @@ class Training:
         state = torch.load(path, weights_only=True)
         for name in ("network", "average", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
-        self.step, self.rng.bit_generator.state = state["step"], state["rng"]
+        self.step = state["step"]
+        self.rng.bit_generator.state = state["rng"]
 
 
 def _keep_channels_last(network: UNet) -> None:
@@ -115,7 +116,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     training = Training(arguments.seed)
     # Drawing takes a while: before it, these are the modules that run, and the network that is read.
-    trained_by, start = digest(*_TRAINED_BY), "nothing"
+    trained_by = digest(*_TRAINED_BY)
+    start = "nothing"
     if arguments.start:
         training.start_from(arguments.start)
         start = sha256(arguments.start.read_bytes()).hexdigest()[:12]
@@ -131,7 +133,8 @@ def main() -> None:
         print(f"goes on at step {training.step} of {state}", flush=True)  # noqa: T201
     if training.step > arguments.steps:
         raise SystemExit(f"{state} has come to step {training.step} already")
-    began, mean = time.monotonic(), float("nan")
+    began = time.monotonic()
+    mean = float("nan")
     while training.step < arguments.steps:
         value = training.take_step(paths[int(training.rng.integers(len(paths)))])
         mean = value if np.isnan(mean) else mean + 0.02 * (value - mean)
@@ -153,7 +156,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    first, last = arguments.first, arguments.first + arguments.examples + arguments.abdominal
+    first = arguments.first
+    last = arguments.first + arguments.examples + arguments.abdominal
     if min(first, arguments.examples, arguments.abdominal) < 0 or not first < last <= FIRST_HELD_BACK_SEED:
         most = FIRST_HELD_BACK_SEED - 1
         parser.error(f"expected scans of seeds from 0 to {most}, got {first} to {last - 1}: later ones are held back")

@@ -28,12 +28,14 @@ def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float3
     Where the example is smaller it is padded as the engine pads it: at the end of each axis and the beginning.
     """
     with np.load(path) as stored:
-        hu, shares = stored["hu"], [stored[name] for name in Shares._fields]
+        hu = stored["hu"]
+        shares = [stored[name] for name in Shares._fields]
     sizes = [min(size, wanted) for size, wanted in zip(hu.shape, WINDOW, strict=True)]
     if chance(rng, _CUT):
         axis = int(rng.choice(3, p=_CUT_ALONG))
         sizes[axis] = min(sizes[axis], int(rng.integers(*_CUT_VOXELS)))
-    part, pads = [], []
+    part = []
+    pads = []
     for size, kept, wanted in zip(hu.shape, sizes, WINDOW, strict=True):
         start = int(rng.integers(0, size - kept + 1))
         part.append(slice(start, start + kept))
@@ -48,7 +50,8 @@ def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float3
 
 def _coarsened(hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """What is left of a scan, any shape, that is averaged over coarser voxels and brought back."""
-    plane, slices = between(rng, *_COARSE_PLANE_MM), between(rng, *_COARSE_SLICES_MM)
+    plane = between(rng, *_COARSE_PLANE_MM)
+    slices = between(rng, *_COARSE_SLICES_MM)
     coarse = resized_shape(shape_of(hu), SPACING_MM, (plane, plane, slices))
     return resize(resize(hu, coarse, KINDS), shape_of(hu), KINDS)
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
-NAME, VERSION = "ct-tissue", "1"
+NAME = "ct-tissue"
+VERSION = "1"
 FOLDER = Path(__file__).parents[2] / "models" / NAME / VERSION
 LABELS = ("background", "air", "lung", "fat", "soft_tissue", "bone")
 # Category and type of each label but the background, in SNOMED CT as by DICOM PS3.16 CID 7150, 7155 and 7166.
@@ -39,7 +40,8 @@ LOGIT_HU = 128
 OFFSET_HU = 2560
 
 # Old enough for ONNX Runtime 1.18 and for the TensorRT and OpenVINO releases of its time.
-OPSET, IR_VERSION = 17, 8
+OPSET = 17
+IR_VERSION = 8
 
 
 def smoothing_kernel() -> NDArray[np.float32]:

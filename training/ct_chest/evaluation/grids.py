@@ -95,8 +95,10 @@ def in_round_view(
         margins: Voxels on either side of each axis.
     """
     outside = outside_round_view(scan.shape, scan.spacing_mm, 1.0)
-    voxels, labels = scan.voxels.copy(), mask.copy()
-    voxels[outside], labels[outside] = padding_hu, BACKGROUND
+    voxels = scan.voxels.copy()
+    labels = mask.copy()
+    voxels[outside] = padding_hu
+    labels[outside] = BACKGROUND
     pads = [(margin, margin) for margin in margins]
     change = np.eye(4)
     change[:3, 3] = [-margin for margin in margins]

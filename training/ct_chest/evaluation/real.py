@@ -69,7 +69,8 @@ def _lungs(mask: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger]
     """Dice of each lung and of both, and how much of what is lung in both masks is on the same side."""
     for label in LUNGS:
         yield f"{name}, Dice {NAMES[label]}", dice(mask == label, truth == label)
-    found, there = np.isin(mask, LUNGS), np.isin(truth, LUNGS)
+    found = np.isin(mask, LUNGS)
+    there = np.isin(truth, LUNGS)
     yield f"{name}, Dice both lungs", dice(found, there)
     agreed = found & there
     yield f"{name}, on the correct side", float(np.mean(mask[agreed] == truth[agreed]))
@@ -77,7 +78,8 @@ def _lungs(mask: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger]
 
 def example_ct(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures:
     """Lung bases found, and none in the bowel or outside the body."""
-    mask, truth = segment(scan, folder), reference.voxels
+    mask = segment(scan, folder)
+    truth = reference.voxels
     for label, lobe in _LOWER_LOBES.items():
         yield f"recall {NAMES[label]}", float(np.mean(mask[truth == lobe] == label))
     lungs = np.isin(mask, LUNGS)
@@ -91,7 +93,8 @@ def example_ct(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures
 
 def example_dicom(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures:
     """An abdomen without lung, arms beside it, under a blanket with air in its folds."""
-    upright, truth = ras(scan), ras(reference).voxels
+    upright = ras(scan)
+    truth = ras(reference).voxels
     mask = segment(upright, folder)
     yield "lung, ml", np.isin(mask, LUNGS).sum() * upright.voxel_volume_ml
     yield from _recall_of_bones(mask, truth)

@@ -32,15 +32,15 @@ def draw_abdomen(
 
 def _muscles(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
     """Psoas and erector spinae beside the spine, iliacus and glutei around the hip bones: these lie in muscle."""
-    psoas, erector, iliacus, gluteus = (
-        between(rng, 8, 24),
-        between(rng, 14, 28),
-        between(rng, 12, 22),
-        between(rng, 22, 38),
-    )
+    psoas = between(rng, 8, 24)
+    erector = between(rng, 14, 28)
+    iliacus = between(rng, 12, 22)
+    gluteus = between(rng, 22, 38)
     hu = patient.muscle + between(rng, -40, 0)
-    spine, (hip_x, hip_y, hip_z) = patient.frame.spine, patient.frame.hip
-    top, wide = spine.sacrum, hip_x / 78
+    spine = patient.frame.spine
+    hip_x, hip_y, hip_z = patient.frame.hip
+    top = spine.sacrum
+    wide = hip_x / 78
     within = (surfaces.muscle < 0) & (canvas.labels == BODY)
     for side in (-1, 1):
         for points, radii in (
@@ -72,7 +72,8 @@ def _fill(
 
 
 def _organs(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Generator) -> None:
-    right, left = patient.dome_right, patient.dome_left
+    right = patient.dome_right
+    left = patient.dome_left
     radii = (between(rng, 88, 105), between(rng, 82, 100), between(rng, 75, 100))
     liver = patient.liver * 0.8 + patient.cava * 0.2
     _fill(canvas, inside, (between(rng, 52, 68), between(rng, 2, 14), right - radii[2] + 12), radii, liver)
@@ -112,13 +113,16 @@ def _loop(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Genera
 
 def _transverse_colon(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Generator) -> None:
     """Haustra side by side behind the abdominal wall, where gas rises to."""
-    x, y = between(rng, -120, 60), between(rng, 30, 80)
+    x = between(rng, -120, 60)
+    y = between(rng, 30, 80)
     z = patient.dome_left - between(rng, 20, 160)
     for _ in range(int(rng.integers(2, 8))):
         size = between(rng, 10, 28)
         radii = (size * between(rng, 0.8, 1.5), size, size * between(rng, 0.8, 1.5))
         _hollow(canvas, patient, inside, (x, y, z), radii, rng, gas=between(rng, -1.2, 0.6))
-        x, y, z = x + size * 1.4, y + between(rng, -8, 8), z + between(rng, -14, 14)
+        x += size * 1.4
+        y += between(rng, -8, 8)
+        z += between(rng, -14, 14)
 
 
 def _hollow(

@@ -60,8 +60,10 @@ def draw_dissection(
         hu: Of the blood in the false lumen, and of the flap.
         rng: Where the randomness comes from.
     """
-    angle, turn = between(rng, 0, 2 * np.pi), between(rng, -0.6, 0.6)
-    off, thick = between(rng, -0.5, 0.5), np.float32(between(rng, 0.3, 1.2))
+    angle = between(rng, 0, 2 * np.pi)
+    turn = between(rng, -0.6, 0.6)
+    off = between(rng, -0.5, 0.5)
+    thick = np.float32(between(rng, 0.3, 1.2))
     for n, distance, box in canvas.cones(points, radii):
         along = np.array(points[n + 1]) - points[n]
         turned = angle + n * turn
@@ -77,14 +79,16 @@ def draw_dissection(
 def _aside(points: list[Point], radii: list[float], share: float, rng: np.random.Generator) -> list[Point]:
     """The same course, shifted to one side by a share of its radius."""
     angle = between(rng, 0, 2 * np.pi)
-    x, y = np.cos(angle) * share, np.sin(angle) * share
+    x = np.cos(angle) * share
+    y = np.sin(angle) * share
     return [(p[0] + x * radius, p[1] + y * radius, p[2]) for p, radius in zip(points, radii, strict=True)]
 
 
 def _calcium(canvas: Canvas, points: list[Point], radii: list[float], rng: np.random.Generator) -> None:
     """A plaque in the wall."""
     n = int(rng.integers(len(points) - 1))
-    share, angle = between(rng, 0, 1), between(rng, 0, 2 * np.pi)
+    share = between(rng, 0, 1)
+    angle = between(rng, 0, 2 * np.pi)
     x, y, z = (a + share * (b - a) for a, b in zip(points[n], points[n + 1], strict=True))
     size = between(rng, 1, 4)
     place = (x + radii[n] * float(np.cos(angle)), y + radii[n] * float(np.sin(angle)), z)
@@ -93,7 +97,9 @@ def _calcium(canvas: Canvas, points: list[Point], radii: list[float], rng: np.ra
 
 def _stent(canvas: Canvas, points: list[Point], radii: list[float], rng: np.random.Generator) -> None:
     """Wires around the lumen, zigzag."""
-    hu, thin, pitch = between(rng, 800, 2800), between(rng, 0.3, 1.0), between(rng, 0.4, 1.2)
+    hu = between(rng, 800, 2800)
+    thin = between(rng, 0.3, 1.0)
+    pitch = between(rng, 0.4, 1.2)
     for _, distance, box in canvas.cones(points, radii):
         wires = np.abs(np.sin(canvas.z[box] * np.float32(pitch) + np.sin(canvas.x[box] * np.float32(0.6)))) > 0.6
         canvas.paint(np.abs(distance) - np.float32(thin), hu, BODY, box, wires)

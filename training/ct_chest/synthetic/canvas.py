@@ -34,7 +34,9 @@ class Canvas:
     """
 
     def __init__(self, x: Field, y: Field, z: Field, spacing_mm: Spacing, edge_mm: float) -> None:
-        self.x, self.y, self.z = x, y, z
+        self.x = x
+        self.y = y
+        self.z = z
         self.spacing_mm = spacing_mm
         i, j, k = x.shape
         self.shape: Shape = (i, j, k)
@@ -98,10 +100,15 @@ class Canvas:
         )
         if box is None:
             return None
-        x, y, z = self.x[box] - centre[0], self.y[box] - centre[1], self.z[box] - centre[2]
+        x = self.x[box] - centre[0]
+        y = self.y[box] - centre[1]
+        z = self.z[box] - centre[2]
         if turn:
-            cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-            x, y = cos * x + sin * y, cos * y - sin * x
+            cos = np.float32(np.cos(turn))
+            sin = np.float32(np.sin(turn))
+            along = cos * x + sin * y
+            y = cos * y - sin * x
+            x = along
         length = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2)
         return (length - 1) * np.float32(min(radii)), box
 
@@ -119,7 +126,9 @@ class Canvas:
         box = self.box(low, high)
         if box is None:
             return None
-        x, y, z = self.x[box] - start[0], self.y[box] - start[1], self.z[box] - start[2]
+        x = self.x[box] - start[0]
+        y = self.y[box] - start[1]
+        z = self.z[box] - start[2]
         ax, ay, az = (np.float32(b - a) for a, b in zip(start, end, strict=True))
         along = np.clip((x * ax + y * ay + z * az) / (ax * ax + ay * ay + az * az + np.float32(1e-6)), 0, 1)
         length = np.sqrt((x - along * ax) ** 2 + (y - along * ay) ** 2 + (z - along * az) ** 2)

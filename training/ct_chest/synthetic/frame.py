@@ -8,7 +8,8 @@ from training.ct_chest.synthetic.canvas import Field, Point
 from training.ct_chest.synthetic.fields import between
 
 # Half the width and depth of a vertebral body of size 1.
-HALF_WIDTH_MM, HALF_DEPTH_MM = 17.0, 13.5
+HALF_WIDTH_MM = 17.0
+HALF_DEPTH_MM = 13.5
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Spine:
             At z = 0 of a straight spine of size 1 without kyphosis, (0, -28.5, 0) for angle 0 and 10 mm.
         """
         height = np.array(z, np.float32)
-        (x, y), size = self.middle(height), self.size_at(height)
-        out_x, out_y = HALF_WIDTH_MM * size + away_mm, HALF_DEPTH_MM * size + away_mm
+        x, y = self.middle(height)
+        size = self.size_at(height)
+        out_x = HALF_WIDTH_MM * size + away_mm
+        out_y = HALF_DEPTH_MM * size + away_mm
         return float(x + out_x * np.sin(angle)), float(y + out_y * np.cos(angle)), z
 
 

@@ -19,12 +19,18 @@ class Chest:
     """
 
     def __init__(self, canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
-        self.canvas, self.patient, self.surfaces, self.rng = canvas, patient, surfaces, rng
-        self.shape, self.spacing_mm = canvas.shape, canvas.spacing_mm
+        self.canvas = canvas
+        self.patient = patient
+        self.surfaces = surfaces
+        self.rng = rng
+        self.shape = canvas.shape
+        self.spacing_mm = canvas.spacing_mm
         self.lungs = self._surface()
 
     def _surface(self) -> Field:
-        x, y, z = self.canvas.x, self.canvas.y, self.canvas.z
+        x = self.canvas.x
+        y = self.canvas.y
+        z = self.canvas.z
         rng = self.rng
         # Thin in front of the great vessels, wide where they and the spine lie.
         half = between(rng, 3, 9) + np.float32(between(rng, 11, 17)) * np.exp(-(((y + 22) / 42) ** 2))
@@ -47,7 +53,8 @@ class Chest:
 
     def parenchyma(self) -> None:
         """Fills the lungs: denser where gravity pulls, cloudy, with fine grain."""
-        canvas, rng = self.canvas, self.rng
+        canvas = self.canvas
+        rng = self.rng
         hu = np.full(self.shape, self.patient.lung, np.float32)
         hu += np.float32(between(rng, 0, 0.9) * self.patient.down) * canvas.y
         hu += np.float32(between(rng, 5, 45)) * smooth_field(rng, self.shape, self.spacing_mm, 30)
@@ -93,7 +100,9 @@ class Chest:
 
     def heart(self) -> None:
         """The heart in its fat, on the left, and the great vessels."""
-        canvas, rng, who = self.canvas, self.rng, self.patient
+        canvas = self.canvas
+        rng = self.rng
+        who = self.patient
         size = between(rng, 0.85, 1.35)
         low = (who.dome_right + who.dome_left) / 2
         z = float(np.clip(low + 34 * size, -85, -38)) + between(rng, -6, 6)
@@ -119,7 +128,9 @@ class Chest:
         self._great_vessels(z, size)
 
     def _great_vessels(self, z: float, size: float) -> None:
-        canvas, rng, who = self.canvas, self.rng, self.patient
+        canvas = self.canvas
+        rng = self.rng
+        who = self.patient
         canvas.tube(self._oesophagus(), [8.0] * 4, who.muscle, BODY)
         draw_vena_cava(canvas, z, who)
         draw_aorta(canvas, (-4.0, 14.0, z + 30), who, rng)
@@ -147,7 +158,8 @@ class Chest:
         """Gas so far along the course, of which 1 is the whole, and so long at most."""
         course = np.array(self._oesophagus())
         n, share = divmod(place * (len(course) - 1), 1)
-        start, stop = course[int(n)], course[int(n) + 1]
+        start = course[int(n)]
+        stop = course[int(n) + 1]
         along = (stop - start) * min(1 - share, long_mm / float(np.linalg.norm(stop - start)))
         first = start + share * (stop - start)
         ends: list[Point] = [(x, y, z) for x, y, z in (first.tolist(), (first + along).tolist())]
@@ -161,7 +173,8 @@ class Chest:
 
     def airways(self) -> None:
         """Trachea and main bronchi, painted last: wall first."""
-        canvas, rng = self.canvas, self.rng
+        canvas = self.canvas
+        rng = self.rng
         radius = between(rng, 6.5, 10.5)
         top = between(rng, 175, 205)
         trachea: list[Point] = [(between(rng, -3, 3), 10.0, top), (1.0, -2.0, 95.0), (between(rng, 0, 6), -12.0, 2.0)]

@@ -103,7 +103,8 @@ def _marrow(rng: np.random.Generator) -> float:
 
 def rounded_distance(u: Field, v: Field, square: float) -> Field:
     """How far out a point is: 1 on an ellipse for `square` 0, on a rounded box for 1; u and v in half axes."""
-    u2, v2 = u * u, v * v
+    u2 = u * u
+    v2 = v * v
     both = u2 + v2
     boxed = np.sqrt(np.sqrt(both * both - 2 * u2 * v2))
     out: Field = np.float32(1 - square) * np.sqrt(both) + np.float32(square) * boxed
@@ -148,7 +149,8 @@ class Surfaces:
             bend = np.float32(between(rng, 0, 0.6))
             heights.append(np.float32(top) - np.float32(patient.dome_depth) * squared * (1 - bend + bend * squared))
         # Between the domes the heart lies on the central tendon.
-        across, along = canvas.x / between(rng, 60, 85), (canvas.y - 20) / between(rng, 60, 85)
+        across = canvas.x / between(rng, 60, 85)
+        along = (canvas.y - 20) / between(rng, 60, 85)
         middle = np.float32(min(tops) - between(rng, 0, 22)) - 60 * (across * across + along * along)
         return canvas.z - np.maximum(np.maximum(heights[0], heights[1]), middle)
 
@@ -162,7 +164,8 @@ def _profile(
         wave = np.interp(np.arange(len(values)), np.linspace(0, len(values) - 1, 4), rng.normal(0, 0.05, 4))
         scaled *= 1 + wave
     # A table of one value a millimetre: np.interp on every voxel costs ten times as much.
-    low, high = heights[0], heights[-1]
+    low = heights[0]
+    high = heights[-1]
     table = np.interp(np.arange(low, high + 1), heights, scaled).astype(np.float32)
     place = np.clip(z - np.float32(low), 0, np.float32(high - low - 0.01))
     first = place.astype(np.int32)

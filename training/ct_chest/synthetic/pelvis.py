@@ -10,7 +10,8 @@ from training.ct_chest.synthetic.skeleton import Skeleton
 
 def draw_pelvis(skeleton: Skeleton) -> None:
     """Paints it below the spine."""
-    canvas, rng = skeleton.canvas, skeleton.rng
+    canvas = skeleton.canvas
+    rng = skeleton.rng
     top = skeleton.patient.frame.spine.sacrum
     if canvas.box((-190, -150, top - 260), (190, 150, top + 60)) is None:
         return
@@ -27,8 +28,10 @@ def draw_pelvis(skeleton: Skeleton) -> None:
 
 def _sacrum(skeleton: Skeleton, top: float) -> None:
     """As wide as the wings are apart, and bent back from where L5 stands on it."""
-    canvas, rng = skeleton.canvas, skeleton.rng
-    wide, deep = between(rng, 40, 50), between(rng, 15, 22)
+    canvas = skeleton.canvas
+    rng = skeleton.rng
+    wide = between(rng, 40, 50)
+    deep = between(rng, 15, 22)
     box = canvas.box((-60, -140, top - 96), (60, 0, top))
     if box is None:
         return
@@ -47,11 +50,14 @@ def _sacrum(skeleton: Skeleton, top: float) -> None:
 
 def _wings(skeleton: Skeleton, top: float, hip: Point) -> None:
     """Plates around the pelvic cavity that lean outwards to the crest."""
-    canvas, rng = skeleton.canvas, skeleton.rng
+    canvas = skeleton.canvas
+    rng = skeleton.rng
     box = canvas.box((-170, -120, top - 130), (170, 100, top + 60))
     if box is None:
         return
-    x, y, z = np.abs(canvas.x[box]), canvas.y[box], canvas.z[box]
+    x = np.abs(canvas.x[box])
+    y = canvas.y[box]
+    z = canvas.z[box]
     height = np.clip((z - hip[2]) / np.float32(top + 35 - hip[2]), -0.2, 1.2)
     # Along the way from the sacroiliac joint behind to the spine in front the plate turns to the side.
     lean = np.float32(between(rng, 22, 42)) * height
@@ -65,8 +71,11 @@ def _wings(skeleton: Skeleton, top: float, hip: Point) -> None:
 
 def _hip(skeleton: Skeleton, side: int, hip: Point) -> None:
     """Socket, pubic and ischial bone, then the joint's gap, then the femur."""
-    canvas, rng = skeleton.canvas, skeleton.rng
-    x, y, z = side * hip[0], hip[1], hip[2]
+    canvas = skeleton.canvas
+    rng = skeleton.rng
+    x = side * hip[0]
+    y = hip[1]
+    z = hip[2]
     head = between(rng, 21, 26)
     found = canvas.ellipsoid((x - side * 6, y, z + 6), (head + 11, head + 9, head + 12))
     if found is not None:

@@ -31,19 +31,22 @@ class Build:
 
 def draw_ribs(skeleton: Skeleton, surfaces: Surfaces) -> None:
     """Paints slanting hoops in a shell around the cavity, with cartilage in front."""
-    canvas, rng = skeleton.canvas, skeleton.rng
+    canvas = skeleton.canvas
+    rng = skeleton.rng
     build = _build(skeleton)
     box = canvas.box((-190, -150, -235), (190, 150, 118))
     if box is None:
         return
     shell = surfaces.cavity[box] - np.float32(between(rng, 5, 7.5))
-    angle, z = surfaces.angle[box], canvas.z[box]
+    angle = surfaces.angle[box]
+    z = canvas.z[box]
     height = straightened(angle, z, between(rng, 24, 42) * build.slope, build.uppermost)
     pitch = np.float32(between(rng, 24, 30))
     phase = (height - np.float32(between(rng, 0, 27))) / pitch
     number = np.floor(phase)
     within = (phase - number - np.float32(0.5)) * pitch
-    thick, tall = between(rng, 3.2, 4.8) * build.thickness, between(rng, 5.2, 7.5)
+    thick = between(rng, 3.2, 4.8) * build.thickness
+    tall = between(rng, 5.2, 7.5)
     ring = (np.sqrt((shell / thick) ** 2 + (within / tall) ** 2) - 1) * np.float32(thick)
     # The lower ribs end earlier; cartilage joins the upper ones to the sternum.
     end = np.clip(np.float32(between(rng, 2.2, 2.6)) + (height + 150) * np.float32(0.002), 1.2, 2.7)

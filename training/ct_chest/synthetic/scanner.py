@@ -68,15 +68,18 @@ def draw_grid(rng: np.random.Generator, spacing_mm: Spacing, *, abdominal: bool 
     """Draws which part of the patient is scanned."""
     ranges = _ABDOMINAL_RANGES if abdominal else _RANGES
     _, bottoms, tops = ranges[int(rng.choice(len(ranges), p=[share for share, _, _ in ranges]))]
-    bottom, top = between(rng, *bottoms), between(rng, *tops)
+    bottom = between(rng, *bottoms)
+    top = between(rng, *tops)
     if chance(rng, 0.3):
         width = between(rng, 170, 300)
         depth = between(rng, 160, 260)
-        x, y = between(rng, -35, 35), between(rng, -25, 25)
+        x = between(rng, -35, 35)
+        y = between(rng, -25, 25)
     else:
         width = between(rng, 310, 500)
         depth = width if chance(rng, 0.7) else between(rng, 250, 400)
-        x, y = between(rng, -15, 15), between(rng, -35, 15)
+        x = between(rng, -15, 15)
+        y = between(rng, -35, 15)
     extent = (width, depth, top - bottom)
     i, j, k = (max(16, round(size / step)) for size, step in zip(extent, spacing_mm, strict=True))
     return Grid((i, j, k), spacing_mm, (x, y, (top + bottom) / 2))
@@ -106,7 +109,8 @@ def draw_canvas(rng: np.random.Generator, grid: Grid) -> Canvas:
 
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    cx, cy, cz = np.cos(angles)
+    sx, sy, sz = np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])

@@ -19,7 +19,9 @@ class Skeleton:
     """
 
     def __init__(self, canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
-        self.canvas, self.patient, self.rng = canvas, patient, rng
+        self.canvas = canvas
+        self.patient = patient
+        self.rng = rng
         self.cortex_mm = between(rng, 0.4, 2.6)
 
     def bone(
@@ -44,7 +46,8 @@ class Skeleton:
 
     def sternum(self, surfaces: Surfaces) -> None:
         """Manubrium and body of the sternum, in the cavity's shell."""
-        canvas, rng = self.canvas, self.rng
+        canvas = self.canvas
+        rng = self.rng
         box = canvas.box((-45, 0, -120), (45, 150, 90))
         if box is None:
             return
@@ -85,14 +88,17 @@ class Skeleton:
         return x, y, z
 
     def _scapula(self, surfaces: Surfaces, side: int, lift: float) -> None:
-        canvas, rng = self.canvas, self.rng
+        canvas = self.canvas
+        rng = self.rng
         box = canvas.box((-190, -150, -110), (190, 40, 140))
         if box is None:
             return
         thick = between(rng, 2.0, 3.5)
         offset = surfaces.cavity[box] - np.float32(between(rng, 19, 27))
-        z, angle = canvas.z[box], surfaces.angle[box]
-        low, high = between(rng, -80, -50) + lift / 2, between(rng, 62, 84)
+        z = canvas.z[box]
+        angle = surfaces.angle[box]
+        low = between(rng, -80, -50) + lift / 2
+        high = between(rng, 62, 84)
         share = (z - low) / (high - low)
         outer = np.float32(between(rng, 1.2, 1.6)) + share * np.float32(0.35) + np.float32(lift) / 150
         inner = np.float32(between(rng, 0.75, 0.95)) + np.float32(lift) / 150 + (1 - share) * np.float32(0.25)

@@ -12,7 +12,8 @@ from training.ct_chest.synthetic.patient import Patient
 from training.ct_chest.synthetic.skeleton import Skeleton
 
 # From one vertebra to the next at the carina, mm, and how much less it is a millimetre higher.
-_PITCH_MM, _PITCH_FALLS = 24.0, 0.035
+_PITCH_MM = 24.0
+_PITCH_FALLS = 0.035
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ def draw_spine(skeleton: Skeleton) -> None:
 
 
 def _column(skeleton: Skeleton, box: Box) -> Column:
-    canvas, rng = skeleton.canvas, skeleton.rng
-    spine, z = skeleton.patient.frame.spine, canvas.z[box]
+    canvas = skeleton.canvas
+    rng = skeleton.rng
+    spine = skeleton.patient.frame.spine
+    z = canvas.z[box]
     # Here and below numbers that the frame has of its own are passed by: scans of a seed stay those of its patient.
     rng.random(2)
     middle_x, middle_y = spine.middle(z)
@@ -73,8 +76,13 @@ def _column(skeleton: Skeleton, box: Box) -> Column:
 
 
 def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
-    canvas, rng, box = skeleton.canvas, skeleton.rng, column.box
-    x, y, half, beyond = column.x, column.y, column.half, column.beyond
+    canvas = skeleton.canvas
+    rng = skeleton.rng
+    box = column.box
+    x = column.x
+    y = column.y
+    half = column.half
+    beyond = column.beyond
     within = np.abs(column.within)
     outness = np.sqrt((x / HALF_WIDTH_MM) ** 2 + (y / HALF_DEPTH_MM) ** 2) / column.size
     body = ((outness - 1) * 14 * column.size).astype(np.float32)
@@ -90,7 +98,9 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
 
 def _osteophytes(skeleton: Skeleton, body: Field, column: Column) -> None:
     """Lips that reach over the discs, here and there around them; `body` is the distance to discs and vertebrae."""
-    rng, x, y = skeleton.rng, column.x, column.y
+    rng = skeleton.rng
+    x = column.x
+    y = column.y
     thick = np.float32(between(rng, 1.5, 3))
     lips = np.maximum(np.abs(body - 1) - thick, np.abs(np.abs(column.within) - column.half) - 4)
     here = np.sin(np.arctan2(y, x) * 3 + column.number * 2) > between(rng, -0.5, 0.8)
@@ -98,8 +108,12 @@ def _osteophytes(skeleton: Skeleton, body: Field, column: Column) -> None:
 
 
 def _arches_and_processes(skeleton: Skeleton, column: Column) -> None:
-    rng, box = skeleton.rng, column.box
-    x, within, size, beyond = column.x, column.within, column.size, column.beyond
+    rng = skeleton.rng
+    box = column.box
+    x = column.x
+    within = column.within
+    size = column.size
+    beyond = column.beyond
     back = -(column.y / size) - HALF_DEPTH_MM
     ring = np.abs(np.sqrt((x / size / 1.2) ** 2 + (back - 10) ** 2) - 11) - 3.2
     skeleton.bone(np.maximum(ring, np.abs(within - 2) - column.half * 0.75), box, (back > 0) & (beyond < 0))
@@ -121,7 +135,8 @@ def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
         sides: Distance to the surface of vertebrae and discs.
         column: Where they lie.
     """
-    within, half = np.abs(column.within), column.half
+    within = np.abs(column.within)
+    half = column.half
     waist = np.float32(between(skeleton.rng, 0, 3)) * (1 - np.clip(within / half, 0, 1) ** 2)
     narrowed = sides + waist
     ends = within - half
@@ -134,7 +149,9 @@ def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
 
 def trabecular(column: Column, patient: Patient, rng: np.random.Generator) -> Field:
     """HU of vertebrae's marrow: it differs from one to the next, and is denser at the endplates and to one side."""
-    apart, denser, hu_per_mm = between(rng, 0, 45), between(rng, 0, 120), between(rng, -3, 3)
+    apart = between(rng, 0, 45)
+    denser = between(rng, 0, 120)
+    hu_per_mm = between(rng, -3, 3)
     number = np.float32(between(rng, 1.5, 4)) * column.number + np.float32(between(rng, 0, 6))
     towards_ends = np.clip(np.abs(column.within) / column.half, 0, 1) ** 3
     hu: Field = patient.marrow + apart * np.sin(number) + denser * towards_ends

@@ -59,7 +59,8 @@ def _table(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
 
 
 def _cable(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
-    x, y = between(rng, -200, 200), between(rng, 100, 150) + patient.fat_mm
+    x = between(rng, -200, 200)
+    y = between(rng, 100, 150) + patient.fat_mm
     end = (x + between(rng, -80, 80), y + between(rng, -20, 20), between(rng, -300, 200))
     radius = between(rng, 1, 4)
     canvas.tube([(x, y, between(rng, -300, 200)), end], [radius, radius], between(rng, 0, 2500), BACKGROUND)

@@ -100,6 +100,7 @@ def _head(canvas: Canvas, patient: Patient, throat: tuple[float, float, float]) 
     canvas.blob((x, y, z + 25), (72.0, 90.0, 85.0), patient.cortex, BONE)
     canvas.blob((x, y, z + 25), (66.0, 84.0, 79.0), 35.0, BODY)
     # The pharynx above the larynx is no part of the trachea.
-    (low, narrow, wide), high = throat, z - 80
+    low, narrow, wide = throat
+    high = z - 80
     canvas.tube([(0.0, 12.0, low), (0.0, 15.0, high)], [narrow, wide], AIR_HU, BODY)
     canvas.tube([(0.0, 25.0, high), (0.0, 95.0, high)], [10.0, 14.0], AIR_HU, BODY)

@@ -77,7 +77,8 @@ def _iliac(
 
 def draw_vena_cava(canvas: Canvas, heart_z: float, patient: Patient) -> None:
     """Paints the inferior vena cava, from the heart down on the right of the spine's front, and the iliac veins."""
-    spine, (hip_x, hip_y, hip_z) = patient.frame.spine, patient.frame.hip
+    spine = patient.frame.spine
+    hip_x, hip_y, hip_z = patient.frame.hip
     confluence = spine.beside(spine.sacrum + 25, 0.6, 12)
     cava = [(26.0, -10.0, heart_z), spine.beside(-150, 0.8, 16), spine.beside(-240, 0.75, 14), confluence]
     canvas.tube(cava, [11.0, 11.0, 10.0, 9.0], patient.cava, BODY)
@@ -104,7 +105,8 @@ def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng
     where = (inside < -3) & (canvas.hu > -200)
     for _ in range(int(rng.integers(0, 9))):
         points = [patient.frame.spine.beside(between(rng, -330, -130), between(rng, -1.2, 1.2), between(rng, 4, 24))]
-        side, hu = int(rng.choice((-1, 1))), between(rng, patient.blood, max(patient.aorta * 1.2, patient.blood + 1))
+        side = int(rng.choice((-1, 1)))
+        hu = between(rng, patient.blood, max(patient.aorta * 1.2, patient.blood + 1))
         if chance(rng, 0.1):
             # As bright as calcium: more than a wall with plaques is, on purpose.
             hu += between(rng, 100, 600)
@@ -119,6 +121,7 @@ def widened(radii: list[float], rng: np.random.Generator) -> list[float]:
     """The radii of an aorta from point to point, mm: one in four has an aneurysm, of one point or of most of them."""
     if not chance(rng, 0.25):
         return radii
-    place, reach = between(rng, 0, len(radii) - 1), between(rng, 0.7, 5)
+    place = between(rng, 0, len(radii) - 1)
+    reach = between(rng, 0.7, 5)
     factors = 1 + between(rng, 0.2, 0.8) * np.exp(-(((np.arange(len(radii)) - place) / reach) ** 2))
     return [float(radius) for radius in radii * factors]

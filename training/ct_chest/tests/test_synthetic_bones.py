@@ -37,7 +37,8 @@ def test_muscles_lie_beside_spine_and_hips_and_within_the_wall() -> None:
         hips = painted & (np.abs(canvas.z - patient.frame.hip[2]) < 20)
         for side in (-1, 1):
             ours = canvas.x * side > 0
-            psoas, erector = loins & ours & (canvas.y > -60), loins & ours & (canvas.y < -70)
+            psoas = loins & ours & (canvas.y > -60)
+            erector = loins & ours & (canvas.y < -70)
             glutei = hips & ours & (np.abs(canvas.x) > 80)
             grown.append((np.count_nonzero(psoas), np.count_nonzero(erector), np.count_nonzero(glutei)))
             assert 15 < np.abs(canvas.x[psoas]).mean() < 60
@@ -73,12 +74,15 @@ def test_half_of_those_who_are_not_sound_have_ribs_of_another_build() -> None:
 
 def test_vertebrae_differ_and_are_denser_at_their_ends() -> None:
     lines = np.arange(-15, 15, 3, dtype=np.float32)
-    heights, numbers = np.linspace(-8, 8, 9, dtype=np.float32), np.arange(6, dtype=np.float32)
+    heights = np.linspace(-8, 8, 9, dtype=np.float32)
+    numbers = np.arange(6, dtype=np.float32)
     x, within, number = np.meshgrid(lines, heights, numbers, indexing="ij")
     half = np.full_like(x, 8)
     column = spine.Column((slice(None),) * 3, x, x, within, number, half, half, half, half)
     patient = replace(draw_patient(np.random.default_rng(0)), marrow=20.0, fat=-100.0)
-    apart, ends, sides = [], [], []
+    apart = []
+    ends = []
+    sides = []
     for seed in range(40):
         hu = spine.trabecular(column, patient, np.random.default_rng(seed))
         assert hu.dtype == np.float32

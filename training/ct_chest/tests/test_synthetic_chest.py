@@ -134,7 +134,8 @@ def test_what_ails_some_is_drawn_in_no_sound_patient(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_drawn_of_a_named_generator_depends_on_seed_and_name_alone() -> None:
-    first, later = np.random.default_rng(3), np.random.default_rng(3)
+    first = np.random.default_rng(3)
+    later = np.random.default_rng(3)
     later.random(100)
     child(later, "blankets")
     numbers = child(first, "gaps").random(4)

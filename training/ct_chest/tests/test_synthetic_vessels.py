@@ -26,11 +26,14 @@ def test_an_artery_and_what_ails_it_are_body_and_not_bone() -> None:
     lines = np.arange(-30, 30, 1.5, dtype=np.float32)
     x, y, z = np.meshgrid(lines, lines, lines, indexing="ij")
     patient = replace(draw_patient(np.random.default_rng(0)), aorta=350.0, blood=45.0)
-    bright, wide, mixed = 0, 0, 0
+    bright = 0
+    wide = 0
+    mixed = 0
     for seed in range(60):
         canvas = Canvas(x, y, z, (1.5, 1.5, 1.5), edge_mm=1.0)
         draw_artery(canvas, [(0, 0, -60), (0, 0, 60)], [10, 10], patient, np.random.default_rng(seed))
-        inside, around = x**2 + y**2 < 7**2, x**2 + y**2 > 12**2
+        inside = x**2 + y**2 < 7**2
+        around = x**2 + y**2 > 12**2
         assert np.all(canvas.labels[inside] == labels.BODY)
         assert set(np.unique(canvas.labels)) == {labels.BACKGROUND, labels.BODY}
         bright += bool(np.any(canvas.hu > 600))
@@ -71,7 +74,8 @@ def test_some_aortas_are_widened_and_none_narrowed() -> None:
 
 def gap_mm(spine: Spine, point: Point, radius: float) -> float:
     """From the surface of a vessel to that of the vertebral body beside it."""
-    (x, y), size = spine.middle(np.array(point[2], np.float32)), spine.size_at(np.array(point[2], np.float32))
+    x, y = spine.middle(np.array(point[2], np.float32))
+    size = spine.size_at(np.array(point[2], np.float32))
     around = np.linspace(0, 2 * np.pi, 400)
     distances = np.hypot(x + 17 * size * np.sin(around) - point[0], y + 13.5 * size * np.cos(around) - point[1])
     return float(distances.min()) - radius
@@ -79,7 +83,9 @@ def gap_mm(spine: Spine, point: Point, radius: float) -> float:
 
 @pytest.mark.parametrize(("sound", "furthest_mm"), [(True, 5.5), (False, 17.0)])
 def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(sound: bool, furthest_mm: float) -> None:
-    gaps, upper, lowest = [], [], []
+    gaps = []
+    upper = []
+    lowest = []
     for seed in range(60):
         patient = draw_patient(np.random.default_rng(seed), sound=sound)
         radii = np.linspace(14, 8, 8).tolist()
@@ -148,7 +154,8 @@ def test_abdominal_branches_lie_in_the_abdomen_and_not_in_its_gas() -> None:
     lines = np.arange(-60, 60, 3, dtype=np.float32)
     x, y, z = np.meshgrid(lines, lines - 20, lines - 200, indexing="ij")
     patient = replace(draw_patient(np.random.default_rng(0)), aorta=350.0, blood=45.0)
-    brightest, calcified = [], 0
+    brightest = []
+    calcified = 0
     for seed in range(40):
         canvas = Canvas(x, y, z, (3.0, 3.0, 3.0), edge_mm=2.0)
         canvas.labels[:] = labels.BODY

@@ -74,14 +74,16 @@ def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatc
         monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
         main()
 
-    work, folder = tmp_path / "work", tmp_path / "1"
+    work = tmp_path / "work"
+    folder = tmp_path / "1"
     steps = schedule.LAST_CYCLE_BEGINS + 1
     scans = ("--first", 5, "--examples", 1, "--abdominal", 1)
     run(train.main, "--work", work, *scans, "--steps", steps, "--start", SHIPPED)
     assert {path.name for path in work.glob("examples-*/*/*.npz")} == {"5.npz", "6.npz"}
     run(export.main, "--weights", work / "weights.pt", "--folder", folder)
     trained = torch.load(work / "weights.pt", weights_only=True)
-    shipped, again = weights.parameters_of(SHIPPED), weights.parameters_of(folder / "model.onnx")
+    shipped = weights.parameters_of(SHIPPED)
+    again = weights.parameters_of(folder / "model.onnx")
     assert again.keys() == shipped.keys()
     for name, values in again.items():
         np.testing.assert_allclose(values, trained[name], atol=1e-6)
@@ -111,7 +113,8 @@ def test_a_trained_network_answers_better_than_a_new_one(examples: list[Path]) -
 
 
 def test_all_between_blocks_is_channels_last_and_the_answer_the_same() -> None:
-    trained, plain = train.Training(seed=0).network, UNet(len(NAMES))
+    trained = train.Training(seed=0).network
+    plain = UNet(len(NAMES))
     plain.load_state_dict(trained.state_dict())
     orders = []
     for module in trained.modules():
