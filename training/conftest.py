@@ -1,4 +1,4 @@
-"""What the tests of several models share."""
+"""Fixtures that the tests of several models share."""
 
 from pathlib import Path
 

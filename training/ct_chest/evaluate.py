@@ -1,6 +1,6 @@
-"""Prints how well the model does, through the service's own engine: `python -m training.ct_chest.evaluate --data DATA`.
+"""Prints the model's accuracy and speed in the service's engine: `python -m training.ct_chest.evaluate --data DATA`.
 
-With `--model FOLDER` another than the one in the repository, on other synthetic scans than those of the tests.
+`--model FOLDER` evaluates another model than the repository's, on synthetic scans that the tests do not use.
 
 DATA is the folder of TotalSegmentator's public test scans and its segmentations of them: chest_cta.nii.gz,
 example_ct.nii.gz, example_seg_fast_force_split.nii.gz, example_ct_dicom, example_seg_dicom.nii.gz.
@@ -19,17 +19,22 @@ from training.ct_chest.evaluation.real import chest_cta, example_ct, example_dic
 
 
 def main() -> None:
-    """Prints every section that there is data for."""
+    """Prints the synthetic scans' figures, and those of the real scans where `--data` is given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of the real scans")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder of model.onnx and manifest.json")
-    parser.add_argument("--sound", type=int, default=16, help="synthetic volumes of sound patients")
-    parser.add_argument("--ill", type=int, default=8, help="synthetic volumes with what ails bones and arteries")
+    parser.add_argument("--healthy", type=int, default=16, help="synthetic scans of healthy patients")
+    parser.add_argument(
+        "--diseased", type=int, default=8, help="synthetic scans of patients whose bones and arteries may be diseased"
+    )
     arguments = parser.parse_args()
     model = arguments.model
     sections: list[tuple[str, Figures]] = [
-        (f"synthetic scans from seed {first_seed(model)} on, sound", synthetic(arguments.sound, model, sound=True)),
-        ("the same, ill", synthetic(arguments.ill, model, sound=False)),
+        (
+            f"synthetic scans from seed {first_seed(model)} on, healthy",
+            synthetic(arguments.healthy, model, healthy=True),
+        ),
+        ("the same, diseased", synthetic(arguments.diseased, model, healthy=False)),
         ("time", timed(model)),
     ]
     if arguments.data is not None:

@@ -1,6 +1,6 @@
 """Writes `model.onnx` and `manifest.json` of trained weights: `python -m training.ct_chest.export`.
 
-The ONNX network is run beside PyTorch, and refused where the two disagree.
+The exported network runs beside PyTorch, and the export fails where the two disagree.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from training.ct_chest.seeds import FIRST_HELD_BACK_SEED
 from training.ct_chest.synthetic.generator import make_example
 from training.ct_chest.weights import BIAS, BONE_LOGIT, parameters_of
 
-# Bounds what two float32 implementations may differ by: of the largest logit, and in labels.
+# Bound the difference of two float32 implementations: of logits, as a share of the largest; of labels.
 TOLERANCE = 1e-4
 LEAST_SAME_LABELS = 0.9999
 # Old enough for ONNX Runtime 1.18 and for the TensorRT and OpenVINO releases of its time.
@@ -31,10 +31,10 @@ _SEED = FIRST_HELD_BACK_SEED + 100
 
 
 class Agreement(NamedTuple):
-    """How far ONNX Runtime agrees with PyTorch.
+    """Agreement of ONNX Runtime with PyTorch.
 
     Attributes:
-        difference: The largest of any logit, as a share of the largest logit.
+        difference: The largest difference of any logit, as a share of the largest logit.
         same_labels: Share of voxels whose largest logit is the same label's.
     """
 
@@ -43,10 +43,10 @@ class Agreement(NamedTuple):
 
 
 def export(network: UNet, path: Path) -> Agreement:
-    """Writes the network as ONNX, the batch free, and runs it beside PyTorch.
+    """Writes the network as ONNX with a free batch size, and runs it beside PyTorch.
 
     Raises:
-        ValueError: They differ by more than two float32 implementations may.
+        ValueError: Their logits or labels differ by more than the tolerances.
     """
     network.eval()
     volume = torch.from_numpy(_volumes())
@@ -69,7 +69,7 @@ def export(network: UNet, path: Path) -> Agreement:
 
 
 def _means(weights: dict[str, torch.Tensor], parameters: dict[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
-    """The mean of a network and one trained from it, after M. Wortsman et al., "Model soups", ICML 2022.
+    """Averages the weights of a network and one trained from it, after M. Wortsman et al., "Model soups", ICML 2022.
 
     Raises:
         ValueError: The parameters are of another network.

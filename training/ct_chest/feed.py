@@ -1,4 +1,4 @@
-"""What the network is fed with: windows of clipped HU, shifted and scaled. The manifest tells the service."""
+"""The network's input: windows of clipped HU, shifted and scaled. The manifest describes it to the service."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from inference_service.imaging.geometry import Shape
 from inference_service.imaging.interpolation import Interpolations
 
 SPACING_MM = (2.5, 2.5, 2.5)
-# The mean of what a voxel covers, so that where an edge lies within one is seen in its CT number.
+# A coarse voxel is the mean of the fine ones it covers, so its CT number shows where in it an edge lies.
 INTERPOLATION: Literal["area"] = "area"
 KINDS: Interpolations = (INTERPOLATION,) * 3
 WINDOW = (96, 96, 80)
@@ -19,7 +19,7 @@ STD_HU = 500.0
 
 
 def shape_of(volume: NDArray[np.generic]) -> Shape:
-    """Its three sizes."""
+    """The shape as a triple, which `ndarray.shape` is not typed as."""
     i, j, k = volume.shape
     return i, j, k
 

@@ -1,4 +1,4 @@
-"""What `manifest.json` says: how the service feeds the network, and what its answers mean."""
+"""Writes `manifest.json`: how the service feeds the network and interprets its output."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ CODES = {
 
 
 def manifest_text(network: bytes) -> str:
-    """What `manifest.json` holds for this network."""
+    """Returns the text of `manifest.json` for the bytes of `model.onnx`."""
     manifest: dict[str, object] = {
         "name": NAME,
         "version": VERSION,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 CHANNELS = (16, 32, 48, 80, 112)
-# Levels that the loss looks at: deep supervision, by which the coarse ones learn the anatomy early.
+# Levels that contribute to the loss: with deep supervision the coarse ones learn the anatomy early.
 SUPERVISED = 3
 
 
@@ -27,7 +27,7 @@ class Block(nn.Sequential):  # type: ignore[misc]
 class UNet(nn.Module):  # type: ignore[misc]
     """After O. Cicek et al., "3D U-Net", MICCAI 2016, with strided convolutions and few channels.
 
-    The finest level has one convolution on either side: there most of the time goes.
+    The finest level, which takes most of the time, has one convolution on either side only.
     """
 
     def __init__(self, labels: int) -> None:
@@ -45,7 +45,7 @@ class UNet(nn.Module):  # type: ignore[misc]
         return self.scales(volume)[0]
 
     def scales(self, volume: torch.Tensor) -> list[torch.Tensor]:
-        """Logits at full, half and quarter resolution: the coarser ones are for training alone."""
+        """Logits at full, half and quarter resolution; only training uses the coarser ones."""
         levels = [self.stem(volume)]
         for down in self.down:
             levels.append(down(levels[-1]))
@@ -56,11 +56,11 @@ class UNet(nn.Module):  # type: ignore[misc]
 
 
 def loss(scales: list[torch.Tensor], truth: torch.Tensor) -> torch.Tensor:
-    """The loss of every scale, half as heavy from one to the next.
+    """The mean loss of all scales, each weighted half as much as the next finer one.
 
     Args:
         scales: Logits from `UNet.scales`.
-        truth: Shape (batch, labels, i, j, k): each label's share of each voxel, of the finest.
+        truth: Shape (batch, labels, i, j, k): each label's share of each voxel, at the finest scale.
     """
     weights = [2.0**-level for level in range(len(scales))]
     total = torch.zeros(())

@@ -1,4 +1,4 @@
-"""The examples that the network is trained on: made once by several processes, kept in a folder."""
+"""The examples that the network is trained on: drawn once by several processes and stored in a folder."""
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,12 +30,12 @@ _DRAWN_BY = (
 
 
 class Shares(NamedTuple):
-    """Of which labels voxels are made, two at the most: what is left of others counts as the first.
+    """The two labels with the largest shares of each voxel; the shares of all others count as the first's.
 
     Attributes:
-        first: Shape (i, j, k), uint8: the label that has most of the voxel.
-        second: The same: the one that has most of the rest.
-        share: Shape (i, j, k), uint8: how much of the voxel the second has, in 255ths.
+        first: Shape (i, j, k), uint8: the label with the largest share.
+        second: Shape (i, j, k), uint8: the label with the second largest share.
+        share: Shape (i, j, k), uint8: the second label's share, in 255ths.
     """
 
     first: NDArray[np.uint8]
@@ -52,21 +52,21 @@ def digest(*modules: str) -> str:
 
 
 def pool_folder(work: Path) -> Path:
-    """Where examples are kept, named by what drew them: those of an older generator or library are not taken."""
+    """The folder of examples, named by the versions of all code that draws them, so that older ones are not reused."""
     sources = Path(interpolation.__file__).read_bytes() + Path(resampling.__file__).read_bytes()
     resampled_by = sha256(sources).hexdigest()[:12]
     return work / f"examples-{digest(*_DRAWN_BY)}-{resampled_by}-numpy{np.__version__}-scipy{scipy.__version__}"
 
 
 def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: bool = False) -> list[Path]:
-    """Makes the examples of these seeds, those that are not there yet."""
+    """Draws the examples of these seeds that are missing in the folder; returns the files of all."""
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool:
         return list(pool.map(partial(_make, folder, abdominal), seeds))
 
 
 def _make(folder: Path, abdominal: bool, seed: int) -> Path:
-    """Scanned at a spacing of its own, then clipped and brought to the network's, as the service does it."""
+    """Draws an example at a random spacing, then clips it and resamples it to the network's, as the service does."""
     path = folder / f"{seed}.npz"
     if not path.exists():
         example = make_example(seed, draw_spacing(np.random.default_rng((seed, 1))), abdominal=abdominal)

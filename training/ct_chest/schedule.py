@@ -1,11 +1,11 @@
-"""How fast the network learns, step by step."""
+"""The learning rate of each step."""
 
 import math
 from typing import NamedTuple
 
 
 class Cycle(NamedTuple):
-    """A stretch of steps within which the learning rate falls along half a cosine, from `highest` to 0."""
+    """A number of steps over which the learning rate falls from `highest` to 0 along half a cosine."""
 
     steps: int
     highest: float
@@ -20,7 +20,7 @@ CYCLES = (
     Cycle(600, 2e-3),
 )
 STEPS = sum(cycle.steps for cycle in CYCLES)
-# The step at which a network that was trained before takes part.
+# The step from which a network that is already trained continues.
 LAST_CYCLE_BEGINS = STEPS - CYCLES[-1].steps
 WARM_UP_STEPS = 50
 

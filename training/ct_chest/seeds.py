@@ -1,6 +1,6 @@
-"""Whose seeds are whose: those of the scans that the network is trained on lie below both."""
+"""Ranges of seeds; those of the training lie below both."""
 
-# Seeds from here on are nobody's training: the export is checked on them, and choices are made by them.
+# No network is trained on seeds from here on: they serve to check the export and to choose hyperparameters.
 FIRST_HELD_BACK_SEED = 500_000
-# Seeds from here on are the tests', and those of the card's figures: nothing is chosen by them.
+# Seeds from here on serve the tests and the figures of the model's card; no choice is made by them.
 FIRST_TEST_SEED = 1_000_000

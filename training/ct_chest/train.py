@@ -1,7 +1,8 @@
 """Trains the network on CPUs: `python -m training.ct_chest.train --work work`.
 
-Same seed, same machine, same threads: same weights. A run that was broken off goes on where it last kept its state, as
-long as sources and arguments are the same. `--start model.onnx` has an exported network learn the last cycle alone.
+The same seed gives the same weights on the same machine with the same number of threads. An interrupted run resumes
+from its last checkpoint if sources and arguments are unchanged. `--start model.onnx` trains an exported network for the
+last cycle only.
 """
 
 import argparse
@@ -21,18 +22,18 @@ from training.ct_chest.seeds import FIRST_HELD_BACK_SEED
 from training.ct_chest.weights import parameters_of
 from training.ct_chest.windows import draw_window
 
-KEPT_EVERY_STEPS = 200
-# Modules that decide what is learnt from the examples: after a change a training begins anew.
+CHECKPOINT_EVERY_STEPS = 200
+# Modules that decide how the network learns from the examples: after a change the training starts anew.
 _TRAINED_BY = ("feed", "labels", "network", "schedule", "train", "weights", "windows")
 
 
 class Training:
-    """A network, what its weights have been on average, and how far it has come.
+    """A network in training, the moving average of its weights, and the number of steps so far.
 
     Attributes:
-        average: The network with the exponential average of its weights.
-        step: Windows that it has seen.
-        in_bfloat16: Whether this CPU multiplies bfloat16; where it does not, float32 is ten times as fast.
+        average: The network with the exponential moving average of its weights.
+        step: Number of windows seen.
+        in_bfloat16: Whether this CPU multiplies bfloat16 in hardware; without, float32 is ten times as fast.
     """
 
     def __init__(self, seed: int) -> None:
@@ -48,7 +49,7 @@ class Training:
         )
 
     def take_step(self, path: Path) -> float:
-        """Learns from one window of an example; the loss."""
+        """Trains on one window of an example and returns the loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.step)
         volume, shares = draw_window(path, self.rng)
@@ -64,10 +65,10 @@ class Training:
         return float(value.detach())
 
     def start_from(self, path: Path) -> None:
-        """Takes up an exported network before the last cycle; the heads of the coarse levels, not exported, begin anew.
+        """Continues from an exported network before the last cycle; its coarse heads, not exported, start anew.
 
         Raises:
-            ValueError: It is not this network's export.
+            ValueError: The file is the export of another network.
         """
         parameters = {name: torch.from_numpy(values) for name, values in parameters_of(path).items()}
         ours = self.network.state_dict()
@@ -78,15 +79,15 @@ class Training:
             raise ValueError(f"{path} is of another network: {error}") from error
         self.step = LAST_CYCLE_BEGINS
 
-    def keep(self, path: Path) -> None:
-        """Writes all that it takes to go on."""
+    def save(self, path: Path) -> None:
+        """Writes a checkpoint."""
         parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimiser")}
         part = path.with_suffix(".part")
         torch.save({**parts, "step": self.step, "rng": self.rng.bit_generator.state}, part)
         part.rename(path)
 
-    def go_on(self, path: Path) -> None:
-        """Takes up what `keep` wrote."""
+    def resume(self, path: Path) -> None:
+        """Continues from a checkpoint that `save` wrote."""
         state = torch.load(path, weights_only=True)
         for name in ("network", "average", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
@@ -95,7 +96,7 @@ class Training:
 
 
 def _keep_channels_last(network: UNet) -> None:
-    """Keeps what passes between blocks channels-last, which instance norm undoes: a CPU is 1.4 times as fast so."""
+    """Restores the channels-last layout after each block, which instance norm undoes: 1.4 times as fast on a CPU."""
     network.to(memory_format=torch.channels_last_3d)
     for module in network.modules():
         if isinstance(module, Block):
@@ -111,11 +112,11 @@ def spread(shares: Shares) -> torch.Tensor:
 
 
 def main() -> None:
-    """Makes the examples, trains, and keeps the weights."""
+    """Draws the examples, trains, and writes the weights."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     training = Training(arguments.seed)
-    # Drawing takes a while: before it, these are the modules that run, and the network that is read.
+    # Read before the examples are drawn, which takes long: sources and start may change on disk meanwhile.
     trained_by = digest(*_TRAINED_BY)
     start = "nothing"
     if arguments.start:
@@ -129,10 +130,10 @@ def main() -> None:
     paths += make_pool(pool / "abdominal", range(middle, last), arguments.threads, abdominal=True)
     state = pool / f"state-{arguments.seed}-{first}-{middle}-{last}-{arguments.threads}-{trained_by}-{start}.pt"
     if state.exists():
-        training.go_on(state)
-        print(f"goes on at step {training.step} of {state}", flush=True)  # noqa: T201
+        training.resume(state)
+        print(f"resumes at step {training.step} from {state}", flush=True)  # noqa: T201
     if training.step > arguments.steps:
-        raise SystemExit(f"{state} has come to step {training.step} already")
+        raise SystemExit(f"{state} is at step {training.step} already")
     began = time.monotonic()
     mean = float("nan")
     while training.step < arguments.steps:
@@ -140,8 +141,8 @@ def main() -> None:
         mean = value if np.isnan(mean) else mean + 0.02 * (value - mean)
         if training.step % 20 == 0:
             print(f"{training.step}/{arguments.steps} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
-        if training.step % KEPT_EVERY_STEPS == 0:
-            training.keep(state)
+        if training.step % CHECKPOINT_EVERY_STEPS == 0:
+            training.save(state)
     torch.save(training.average.module.state_dict(), arguments.work / "weights.pt")
 
 
@@ -149,10 +150,15 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the examples and the weights")
     parser.add_argument("--examples", type=int, default=360, help="scans of any part of the trunk")
-    parser.add_argument("--abdominal", type=int, default=110, help="scans of the abdomen besides")
-    parser.add_argument("--first", type=int, default=0, help="seed of the first scan: others draw other patients")
-    parser.add_argument("--steps", type=int, default=STEPS, help="windows, one a step; fewer end before the rate is 0")
-    parser.add_argument("--start", type=Path, help="an exported model.onnx, for which the last cycle is left")
+    parser.add_argument("--abdominal", type=int, default=110, help="additional scans of the abdomen")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first scan; each seed is another patient")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        help="training steps, one window each; with fewer the learning rate does not reach 0",
+    )
+    parser.add_argument("--start", type=Path, help="an exported model.onnx to train for the last cycle")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -160,11 +166,11 @@ def _arguments() -> argparse.Namespace:
     last = arguments.first + arguments.examples + arguments.abdominal
     if min(first, arguments.examples, arguments.abdominal) < 0 or not first < last <= FIRST_HELD_BACK_SEED:
         most = FIRST_HELD_BACK_SEED - 1
-        parser.error(f"expected scans of seeds from 0 to {most}, got {first} to {last - 1}: later ones are held back")
+        parser.error(f"expected seeds from 0 to {most}, got {first} to {last - 1}: later ones are held back for tests")
     if arguments.start and arguments.steps <= LAST_CYCLE_BEGINS:
-        parser.error(f"with --start, steps are counted from {LAST_CYCLE_BEGINS} on")
+        parser.error(f"expected more than {LAST_CYCLE_BEGINS} --steps with --start: only the last cycle is trained")
     if arguments.steps > STEPS:
-        parser.error(f"there is a rate for {STEPS} steps only")
+        parser.error(f"expected at most {STEPS} --steps: the learning rate of later ones is not defined")
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""Windows cut from examples at random, as the network sees them."""
+"""Draws random windows from examples, as the network sees them."""
 
 from pathlib import Path
 
@@ -10,22 +10,22 @@ from training.ct_chest.feed import CLIP_HU, KINDS, SPACING_MM, WINDOW, normalise
 from training.ct_chest.pool import Shares
 from training.ct_chest.synthetic.fields import between, chance
 
-# How often a window is cut to a slab, of slices or of a side, and to how many voxels: scans of a few thin slices, of
-# half a chest, or that end within an organ.
+# Share of windows that are cut to a slab, the odds of each axis, and the slab's thickness in voxels. It stands for a
+# scan of a few thin slices, of half a chest, or that ends within an organ.
 _CUT = 0.2
 _CUT_ALONG = (0.4, 0.1, 0.5)
 _CUT_VOXELS = (3, 48)
-# How often a window is seen as a coarser scan shows it, with the labels of the finer one, and how coarse, mm: in the
-# plane and across slices. A slab of a few voxels may become coarser: their number is whole.
+# Share of windows that are averaged over coarser voxels while the labels stay those of the finer scan, and the size of
+# those voxels, mm. The number of coarse voxels is whole, so a thin slab may become coarser than this.
 _COARSE = 0.5
 _COARSE_PLANE_MM = (2.5, 3.2)
 _COARSE_SLICES_MM = (2.5, 6.0)
 
 
 def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float32], Shares]:
-    """A window at random from one example, as the network sees it, with what its voxels are made of.
+    """Draws a window from an example: the network's input, and the labels' shares of its voxels.
 
-    Where the example is smaller it is padded as the engine pads it: at the end of each axis and the beginning.
+    An example smaller than the window is padded on both ends of each axis, as the engine does.
     """
     with np.load(path) as stored:
         hu = stored["hu"]
@@ -49,7 +49,7 @@ def draw_window(path: Path, rng: np.random.Generator) -> tuple[NDArray[np.float3
 
 
 def _coarsened(hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """What is left of a scan, any shape, that is averaged over coarser voxels and brought back."""
+    """Averages a scan of any shape over coarser voxels and resamples it to its own grid."""
     plane = between(rng, *_COARSE_PLANE_MM)
     slices = between(rng, *_COARSE_SLICES_MM)
     coarse = resized_shape(shape_of(hu), SPACING_MM, (plane, plane, slices))
@@ -57,7 +57,7 @@ def _coarsened(hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def _vary(hu: NDArray[np.float32], rng: np.random.Generator) -> None:
-    """Calibration and noise that differ each time that an example is seen. No flips: sides must stay."""
+    """Varies calibration and noise, in place. No flips: left and right must stay."""
     hu *= np.float32(between(rng, 0.96, 1.04))
     hu += np.float32(rng.normal(0, 12))
     if chance(rng, 0.3):

@@ -28,7 +28,7 @@ CODES = {
     "soft_tissue": (_TISSUE, ("87784001", "Soft tissue")),
     "bone": (_TISSUE, ("3138006", "Bone")),
 }
-# Where label c - 1 ends and label c begins; The model's card gives the reasons.
+# Where label c - 1 ends and label c begins; the model's card gives the reasons.
 THRESHOLDS_HU = (-1150, -940, -350, -25, 180)
 WINDOW = (128, 128, 96)
 SPACING_MM = (1.5, 1.5, 1.5)
@@ -101,7 +101,7 @@ def make_network() -> ModelProto:
 
 
 def codes(label: str) -> dict[str, dict[str, str]]:
-    """What the manifest says of a label for DICOM; nothing of the background."""
+    """The DICOM codes of a label in the manifest; none for the background."""
     return {
         field: {"scheme": "SCT", "value": value, "meaning": meaning}
         for field, (value, meaning) in zip(("category", "type"), CODES.get(label, ()), strict=False)
@@ -109,13 +109,13 @@ def codes(label: str) -> dict[str, dict[str, str]]:
 
 
 def network_bytes() -> bytes:
-    """What `model.onnx` holds."""
+    """The content of `model.onnx`."""
     network: bytes = make_network().SerializeToString(deterministic=True)
     return network
 
 
 def manifest_text(network: bytes) -> str:
-    """What `manifest.json` holds for this network."""
+    """The content of `manifest.json` for this network."""
     manifest: dict[str, object] = {
         "name": NAME,
         "version": VERSION,

@@ -1,1 +1,1 @@
-"""How well the model segments synthetic and real scans."""
+"""Measures the model's accuracy on synthetic and real scans."""

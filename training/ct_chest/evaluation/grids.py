@@ -1,4 +1,4 @@
-"""The same scan on another grid: turned, at another spacing, in a round field of view."""
+"""Puts a scan on another grid: turned, at another spacing, in a round field of view."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from training.ct_chest.synthetic.scanner import outside_round_view
 
 
 def ras(volume: Volume) -> Volume:
-    """The same scan with axes that run to the right, the front and the head."""
+    """Returns the scan with axes that run to the right, the front and the head (RAS+)."""
     return turned(volume, *_to_ras(volume))
 
 
 def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
-    """The same scan with its axes in another order and direction; its place in the world stays."""
+    """Reorders and flips the axes of a scan; the affine follows, so its place in the world stays."""
     change = np.zeros((4, 4))
     change[3, 3] = 1
     for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
@@ -36,9 +36,9 @@ def _to_ras(volume: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
 def resampled(
     scan: Volume, mask: NDArray[np.unsignedinteger], spacing: Spacing
 ) -> tuple[Volume, NDArray[np.unsignedinteger]]:
-    """The scan at another spacing, averaged where that is coarser, and the labels that have most of each voxel there.
+    """Resamples a scan by averaging, and its mask to the label with the largest share of each new voxel.
 
-    The mask's nearest labels would not do: of a rib thinner than a voxel they have here a hole and there a lump.
+    Nearest-neighbour labels would break a rib that is thinner than a voxel into holes and lumps.
     """
     steps = _steps(scan.spacing_mm, spacing)
     change = np.diag([*steps, 1.0])
@@ -49,21 +49,21 @@ def resampled(
 
 
 def shares(mask: NDArray[np.unsignedinteger], spacing_mm: Spacing, target_mm: Spacing) -> list[NDArray[np.float32]]:
-    """About how much of each voxel of another grid is of each label, by a blur as wide as voxels that are wider.
+    """Estimates each label's share of the voxels of another grid; coarser voxels are blurred over their width.
 
     Args:
         mask: Shape (i, j, k).
-        spacing_mm: Of the mask.
-        target_mm: Of the other grid.
+        spacing_mm: Spacing of the mask.
+        target_mm: Spacing of the other grid.
 
     Returns:
-        Of each of the model's labels, that grid's shape; 0 to 1, and 1 together.
+        One array for each label of the model, of the other grid's shape; values from 0 to 1 that add up to 1.
     """
     return [_averaged(mask == label, _steps(spacing_mm, target_mm)) for label in range(len(NAMES))]
 
 
 def _steps(spacing_mm: Spacing, target_mm: Spacing) -> list[float]:
-    """How many times as wide the other grid's voxels are, along each axis."""
+    """Ratio of target to source spacing, along each axis."""
     return [target / spacing for target, spacing in zip(target_mm, spacing_mm, strict=True)]
 
 
@@ -79,20 +79,20 @@ def _averaged(values: NDArray[np.generic], steps: Sequence[float]) -> NDArray[np
 
 
 def _first_centre(step: float) -> float:
-    """The middle of the first voxel that is so many times as wide, in voxels: their edges lie in one place."""
+    """The centre of the first voxel that is `step` times as wide, in source voxels; the grids' outer edges coincide."""
     return (step - 1) / 2
 
 
 def in_round_view(
     scan: Volume, mask: NDArray[np.unsignedinteger], padding_hu: int, margins: tuple[int, int, int] = (10, 10, 4)
 ) -> tuple[Volume, NDArray[np.unsignedinteger]]:
-    """What a round field of view in the plane of the first two axes shows, with more padding on all sides.
+    """Blanks a scan outside a round field of view in the plane of the first two axes, and pads all sides.
 
     Args:
-        scan: The field is as wide as its longer side.
-        mask: On its grid; background outside.
-        padding_hu: What lies outside.
-        margins: Voxels on either side of each axis.
+        scan: The field of view is as wide as its longer side.
+        mask: On the scan's grid; becomes background outside the field of view.
+        padding_hu: Value outside the field of view.
+        margins: Voxels added on either side of each axis.
     """
     outside = outside_round_view(scan.shape, scan.spacing_mm, 1.0)
     voxels = scan.voxels.copy()

@@ -1,4 +1,4 @@
-"""How well the model segments synthetic scans, and how fast, through the service's own engine."""
+"""Measures accuracy on synthetic scans, and speed, in the service's own engine."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -22,21 +22,21 @@ from training.ct_chest.seeds import FIRST_HELD_BACK_SEED, FIRST_TEST_SEED
 from training.ct_chest.synthetic.canvas import Mask, Spacing
 from training.ct_chest.synthetic.generator import Example, make_example
 
-# Names and values, as they are found.
+# Names and values, yielded as they are computed.
 Figures: TypeAlias = Iterator[tuple[str, float]]
 
 MODEL = Path(__file__).parents[3] / "models" / "ct-chest" / "1"
-# Dice on synthetic scans of sound patients of unseen seeds, on average.
+# Mean Dice to reach on synthetic scans of healthy patients, of seeds that the training has not seen.
 AIMS = {"lung_left": 0.97, "lung_right": 0.97, "trachea": 0.90, "bone": 0.90, "body": 0.98}
-# Spacings that scanners make, in the plane and across.
+# Typical spacings of scanners: in the plane, and between slices.
 _SPACINGS: tuple[Spacing, ...] = ((0.9, 0.9, 2.5), (0.8, 0.8, 5.0), (1.0, 1.0, 1.5), (0.7, 0.7, 3.0))
-# Labels of less are not judged.
+# Labels with a smaller volume are not scored.
 _LEAST_MM3 = 2000.0
 _THREADS = 2
 
 
 def segment(volume: Volume, folder: Path = MODEL) -> NDArray[np.unsignedinteger]:
-    """The mask that the service would write with the model in `folder`."""
+    """Returns the mask that the service writes with the model in `folder`."""
     model, session = _loaded(folder)
     segmented = segment_volume(volume, model.manifest, session, max_voxels=2**30)
     return segmented.mask
@@ -55,17 +55,17 @@ def dice(first: Mask, second: Mask) -> float:
 
 
 def first_seed(folder: Path) -> int:
-    """Of the scans that the model in `folder` is judged on: those of the tests for the repository's own alone."""
+    """The first seed of the scans for the model in `folder`; the tests' seeds are for the repository's model only."""
     return FIRST_TEST_SEED if folder.resolve() == MODEL.resolve() else FIRST_HELD_BACK_SEED + 1000
 
 
-def synthetic(count: int, folder: Path = MODEL, *, sound: bool) -> Figures:
-    """Dice of each label on examples that nobody was trained on, on scanners' grids."""
+def synthetic(count: int, folder: Path = MODEL, *, healthy: bool) -> Figures:
+    """Dice of each label on held-back examples, at spacings typical of scanners."""
     first = first_seed(folder)
     found: list[tuple[str, float]] = []
     for number in range(count):
         spacing = _SPACINGS[number % len(_SPACINGS)]
-        example = make_example(first + number, spacing, sound=sound)
+        example = make_example(first + number, spacing, healthy=healthy)
         for name, value in compared(segment(Volume(example.hu, np.diag([*spacing, 1.0])), folder), example):
             found.append((name, value))
             yield f"seed {first + number} {name}", value
@@ -75,7 +75,7 @@ def synthetic(count: int, folder: Path = MODEL, *, sound: bool) -> Figures:
 
 
 def compared(mask: NDArray[np.unsignedinteger], example: Example) -> Figures:
-    """Dice of each label that there is enough of: a handful of voxels at the edge of the scan says nothing."""
+    """Dice of each label, without those of a few voxels at the edge of the scan, which would say nothing."""
     for label, name in enumerate(NAMES):
         truth = example.labels == label
         if name in AIMS and np.count_nonzero(truth) * np.prod(example.spacing_mm) > _LEAST_MM3:

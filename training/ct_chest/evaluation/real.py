@@ -1,4 +1,4 @@
-"""How well the model segments TotalSegmentator's public test scans."""
+"""Measures accuracy on TotalSegmentator's public test scans."""
 
 from itertools import permutations, product
 from pathlib import Path
@@ -18,7 +18,7 @@ from training.ct_chest.synthetic.canvas import Mask, Spacing
 from training.ct_chest.synthetic.scanner import PADDINGS_HU
 
 LUNGS = (LUNG_LEFT, LUNG_RIGHT)
-# Parts of a chest: the axis that they are cut along (to the right, the front, the head), and from where to where.
+# Parts of a chest: the axis that they are cut along (right, front, head), and their start and end as shares of it.
 PARTS = {
     "bases": (2, 0.0, 0.4),
     "apices": (2, 0.65, 1.0),
@@ -27,23 +27,23 @@ PARTS = {
     "left half": (0, 0.0, 0.5),
     "right half": (0, 0.5, 1.0),
 }
-# TotalSegmentator's labels: lower lobes, and where lungs must not be found; bones.
+# TotalSegmentator's label values: lower lobes, all lobes, stomach and bowel (where no lung may be found), bones.
 _LOWER_LOBES = {LUNG_RIGHT: 14, LUNG_LEFT: 11}
 _LOBES = (10, 11, 12, 13, 14)
 _BOWEL = (6, 18, 19, 20)
 _BONES = {"hip bones": (77, 78), "sacrum": (25,), "vertebrae": tuple(range(26, 51)), "ribs": tuple(range(92, 116))}
-# Lung within so much of a lobe is a matter of edges.
+# Lung this close to a lobe is only a different edge, not an error.
 _NEAR_MM = 6
 
 
 def chest_cta(scan: Volume, folder: Path = MODEL) -> Figures:
-    """Lungs and sides against thresholds and connectivity."""
+    """Lungs and their sides, compared with a segmentation by thresholds and connectivity."""
     upright, truth = _with_reference(scan)
     yield from _lungs(segment(upright, folder), truth, "whole")
 
 
 def partial_scans(scan: Volume, folder: Path = MODEL) -> Figures:
-    """Lungs where only a part of the chest was scanned, against the thresholds' answer on the whole."""
+    """Lungs in parts of the chest, compared with the threshold segmentation of the whole scan."""
     upright, truth = _with_reference(scan)
     for name, (axis, first, last) in PARTS.items():
         start, stop = (round(share * upright.shape[axis]) for share in (first, last))
@@ -52,7 +52,7 @@ def partial_scans(scan: Volume, folder: Path = MODEL) -> Figures:
 
 
 def padded(scan: Volume, folder: Path = MODEL) -> Figures:
-    """Lungs at 3×3×5 mm in a round field of view, with nothing but padding outside."""
+    """Lungs at 3×3×5 mm in a round field of view that is surrounded by padding."""
     coarse, truth = resampled(*_with_reference(scan), (3.0, 3.0, 5.0))
     for hu in PADDINGS_HU:
         framed, kept = in_round_view(coarse, truth, hu)
@@ -60,13 +60,13 @@ def padded(scan: Volume, folder: Path = MODEL) -> Figures:
 
 
 def _with_reference(scan: Volume) -> tuple[Volume, NDArray[np.uint8]]:
-    """The scan upright, and its lungs by thresholds and connectivity."""
+    """The scan in RAS+ axes, and its lungs by thresholds and connectivity."""
     upright = ras(scan)
     return upright, reference_lungs(upright.voxels.astype(np.int16), upright.spacing_mm[0])
 
 
 def _lungs(mask: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger], name: str) -> Figures:
-    """Dice of each lung and of both, and how much of what is lung in both masks is on the same side."""
+    """Dice of each lung and of both, and the share of lung in both masks that is on the same side."""
     for label in LUNGS:
         yield f"{name}, Dice {NAMES[label]}", dice(mask == label, truth == label)
     found = np.isin(mask, LUNGS)
@@ -77,7 +77,7 @@ def _lungs(mask: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger]
 
 
 def example_ct(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures:
-    """Lung bases found, and none in the bowel or outside the body."""
+    """Recall of the lung bases, and lung that is wrongly found in the bowel or outside the body."""
     mask = segment(scan, folder)
     truth = reference.voxels
     for label, lobe in _LOWER_LOBES.items():
@@ -92,7 +92,7 @@ def example_ct(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures
 
 
 def example_dicom(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figures:
-    """An abdomen without lung, arms beside it, under a blanket with air in its folds."""
+    """Lung wrongly found in an abdomen, arms beside it, under a blanket with air in its folds; recall of bones."""
     upright = ras(scan)
     truth = ras(reference).voxels
     mask = segment(upright, folder)
@@ -101,7 +101,7 @@ def example_dicom(scan: Volume, reference: Volume, folder: Path = MODEL) -> Figu
 
 
 def _recall_of_bones(mask: NDArray[np.unsignedinteger], truth: NDArray[np.generic]) -> Figures:
-    """How much of each group of bones is found: those of which the reference shows any."""
+    """Recall of each group of bones that occurs in the reference."""
     for name, values in _BONES.items():
         there = np.isin(truth, values)
         if there.any():
@@ -109,7 +109,7 @@ def _recall_of_bones(mask: NDArray[np.unsignedinteger], truth: NDArray[np.generi
 
 
 def _body(scan: Volume) -> Mask:
-    """The largest dense region, slice by slice filled."""
+    """The largest dense region, filled slice by slice."""
     components, _ = ndimage.label(ndimage.binary_opening(scan.voxels.astype(np.int16) > -300, iterations=1))
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
@@ -118,7 +118,7 @@ def _body(scan: Volume) -> Mask:
 
 
 def robust(scan: Volume, folder: Path = MODEL) -> Figures:
-    """Agreement of the masks of one scan that is turned, cast and resampled: the least Dice of any label, or each."""
+    """Agreement of the masks of a scan that is turned, cast and resampled: the lowest Dice, or each label's."""
     mask = segment(scan, folder)
     for axes in permutations(range(3)):
         for flips in product((False, True), repeat=3):
@@ -137,9 +137,9 @@ def robust(scan: Volume, folder: Path = MODEL) -> Figures:
 
 
 def _by_exact_shares(scan: Volume, mask: NDArray[np.unsignedinteger], spacing: Spacing) -> Figures:
-    """The same of answers that are each label's share of each of the network's voxels: a yardstick for thin labels.
+    """The agreement of a perfect network, which gives each label's exact share: a yardstick for thin labels.
 
-    Such answers lose what is finer than the voxels, and what the blur of `shares` takes, and nothing else.
+    Its output loses only detail finer than the network's voxels, and what the blur of `shares` removes.
     """
     own = _decided([(mask == label).astype(np.float32) for label in range(len(NAMES))], scan.spacing_mm)
     expected = np.argmax(shares(own, scan.spacing_mm, spacing), axis=0)
@@ -149,7 +149,7 @@ def _by_exact_shares(scan: Volume, mask: NDArray[np.unsignedinteger], spacing: S
 
 
 def _decided(of_labels: list[NDArray[np.float32]], spacing_mm: Spacing) -> NDArray[np.uint8]:
-    """The labels on a scan's grid, from their shares of its voxels by way of their shares of the network's voxels."""
+    """Decides the labels of a scan's voxels from their shares, resampled to the network's grid and back."""
     shape = shape_of(of_labels[0])
     of_network = resized_shape(shape, spacing_mm, SPACING_MM)
     back = [resize(resize(share, of_network, KINDS), shape, ("linear",) * 3) for share in of_labels]
@@ -158,7 +158,7 @@ def _decided(of_labels: list[NDArray[np.float32]], spacing_mm: Spacing) -> NDArr
 
 
 def _all_labels(first: NDArray[np.unsignedinteger], second: NDArray[np.unsignedinteger]) -> float:
-    """Dice of all labels at once, the background left out: what overlaps in all, over all sizes; mostly body."""
+    """Dice of all labels at once without the background: total overlap over total size; dominated by body."""
     sizes = np.count_nonzero(first) + np.count_nonzero(second)
     return 2 * np.count_nonzero((first == second) & (second > 0)) / sizes if sizes else float("nan")
 

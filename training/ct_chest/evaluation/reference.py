@@ -1,4 +1,4 @@
-"""Lungs of a real scan by thresholds and connectivity alone: what the network is compared with, and knows nothing of.
+"""Segments the lungs of a real scan by thresholds and connectivity alone, as a reference independent of the network.
 
 After S. Hu, E. Hoffman and J. Reinhardt, "Automatic lung segmentation", IEEE TMI 20 (2001) 490: threshold,
 connectivity, airways by region growing, left and right apart, closing.
@@ -13,7 +13,7 @@ from training.ct_chest.synthetic.canvas import Mask
 
 # Half way between lung and soft tissue.
 LUNG_BELOW_HU = -400
-# Airways grow until they hold more than these: then they have leaked into the lung.
+# Airways that grow larger than this have leaked into the lung.
 _AIRWAYS_ML = 70.0
 _AIRWAYS_HU = range(-800, -1000, -10)
 _LEAST_LUNG_ML = 50.0
@@ -21,7 +21,7 @@ _CLOSED_MM = 6.0
 
 
 def reference_lungs(hu: NDArray[np.int16], spacing_mm: float) -> NDArray[np.uint8]:
-    """Labels of both lungs; vessels inside are lung, trachea and main bronchi and all other air are not.
+    """Labels both lungs, with the vessels inside them; trachea, main bronchi and all other air are background.
 
     Args:
         hu: Shape (i, j, k), RAS, isotropic; the trachea is in the uppermost planes.
@@ -45,7 +45,7 @@ def reference_lungs(hu: NDArray[np.int16], spacing_mm: float) -> NDArray[np.uint
 
 
 def _outside(hu: NDArray[np.int16], air: Mask) -> Mask:
-    """Air that touches the front: nobody's lung does."""
+    """Air that touches the front of the scan, which no lung does."""
     components, _ = ndimage.label(air)
     front = np.unique(components[:, -3:, :])
     touching: Mask = np.isin(components, front[front > 0])
@@ -53,7 +53,7 @@ def _outside(hu: NDArray[np.int16], air: Mask) -> Mask:
 
 
 def _airways(hu: NDArray[np.int16], air: Mask, voxel_ml: float) -> Mask:
-    """From the trachea at the top, with the highest threshold that does not leak, and the walls' partial volume."""
+    """Grows the airways from the trachea with the highest threshold that does not leak; adds partial volume."""
     smooth = ndimage.median_filter(hu, 3)
     seed = _trachea_seed(smooth)
     for threshold in _AIRWAYS_HU:
@@ -65,7 +65,7 @@ def _airways(hu: NDArray[np.int16], air: Mask, voxel_ml: float) -> Mask:
 
 
 def _trachea_seed(smooth: NDArray[np.int16]) -> tuple[int, int, int]:
-    """The middle of the roundest small air at the top: nearest to the middle of the planes."""
+    """The centre of the small region of air in the uppermost planes that is nearest to the planes' middle."""
     k = smooth.shape[2] - 4
     components, count = ndimage.label(smooth[:, :, k] < -930)
     middle = np.array(smooth.shape[:2]) / 2
@@ -83,7 +83,7 @@ def _large(mask: Mask, voxel_ml: float) -> Mask:
 
 
 def _apart(lungs: Mask, spacing_mm: float) -> NDArray[np.uint8]:
-    """Left and right: the two largest cores left by erosion, each with what lies nearest to it."""
+    """Separates left and right: erosion leaves two large cores, and each voxel joins the nearer one."""
     for steps in range(0, 8):
         eroded = ndimage.binary_erosion(lungs, iterations=steps, border_value=1) if steps else lungs
         components, count = ndimage.label(eroded)

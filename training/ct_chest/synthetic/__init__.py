@@ -1,1 +1,1 @@
-"""The synthetic chest CT that the network is trained on: a patient, what lies around him, and a scanner."""
+"""Draws the synthetic CT that the network is trained on: a patient, the surroundings and a scanner."""

@@ -1,4 +1,4 @@
-"""Below the diaphragm: organs, and the stomach and bowel with their gas, which is no lung."""
+"""Organs below the diaphragm, and stomach and bowel with their gas, which is labelled body, not lung."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from training.ct_chest.synthetic.vessel import draw_abdominal_branches
 def draw_abdomen(
     canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator, *, gassy: bool = False
 ) -> None:
-    """Paints all that lies below the diaphragm and inside the abdominal wall; `gassy` bowel lies in front too."""
+    """Paints the contents of the abdomen; `gassy` adds bowel with gas behind the front wall."""
     inside = np.maximum(np.maximum(surfaces.dome, surfaces.muscle + between(rng, 12, 22)), surfaces.cavity - 12)
     canvas.paint(inside, patient.fat + between(rng, 0, 60), BODY)
     box = canvas.box((-190, -150, -460), (190, 150, -20))
@@ -31,7 +31,7 @@ def draw_abdomen(
 
 
 def _muscles(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
-    """Psoas and erector spinae beside the spine, iliacus and glutei around the hip bones: these lie in muscle."""
+    """Psoas and erector spinae beside the spine, iliacus and glutei around the hip bones."""
     psoas = between(rng, 8, 24)
     erector = between(rng, 14, 28)
     iliacus = between(rng, 12, 22)
@@ -96,7 +96,7 @@ def _stomach(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Gen
 
 
 def _loop(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Generator) -> None:
-    """A piece of bowel; the colon's flexures lie right below the diaphragm."""
+    """Paints a loop of bowel; one in three lies below the diaphragm, as the colon's flexures do."""
     if chance(rng, 0.35):
         side = -1 if chance(rng, 0.75) else 1
         top = patient.dome_left if side < 0 else patient.dome_right
@@ -112,7 +112,7 @@ def _loop(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Genera
 
 
 def _transverse_colon(canvas: Canvas, patient: Patient, inside: Field, rng: np.random.Generator) -> None:
-    """Haustra side by side behind the abdominal wall, where gas rises to."""
+    """Paints haustra side by side behind the front wall, where gas collects."""
     x = between(rng, -120, 60)
     y = between(rng, 30, 80)
     z = patient.dome_left - between(rng, 20, 160)
@@ -135,7 +135,7 @@ def _hollow(
     *,
     gas: float,
 ) -> None:
-    """A wall, what it holds, and gas above it; `gas` is the level in half depths, 1 for none."""
+    """Paints wall, contents and gas above them; `gas` is the level of the contents in half depths, 1 for no gas."""
     turn = between(rng, -0.7, 0.7)
     _fill(canvas, inside, centre, radii, between(rng, 30, 90), turn)
     wall = between(rng, 1.5, 4)
@@ -154,7 +154,7 @@ def _hollow(
 def _faeces(
     canvas: Canvas, patient: Patient, inside: Field, centre: Point, radii: Point, rng: np.random.Generator
 ) -> None:
-    """Stool is mottled with gas: the CT number of a lung, and none."""
+    """Paints stool, whose gas gives it the CT number of lung; its label is body."""
     turn = between(rng, -0.7, 0.7)
     _fill(canvas, inside, centre, radii, between(rng, 20, 70), turn)
     found = canvas.ellipsoid(centre, (radii[0] - 2, radii[1] - 2, radii[2] - 2), turn)

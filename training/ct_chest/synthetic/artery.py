@@ -1,4 +1,4 @@
-"""A large artery with what may ail it: thrombus, false lumina, calcium and stents are no bone."""
+"""Large arteries and their diseases: thrombus, false lumina, calcium and stents, none of which is bone."""
 
 import numpy as np
 
@@ -11,11 +11,11 @@ from training.ct_chest.synthetic.patient import Patient
 def draw_artery(
     canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
 ) -> None:
-    """Paints a large artery along `points`, with what may ail it where the patient is not sound."""
-    if not patient.sound and chance(rng, 0.2):
+    """Paints a large artery along `points`, with random diseases unless the patient is healthy."""
+    if not patient.healthy and chance(rng, 0.2):
         _thrombus(canvas, points, radii, patient, rng)
     canvas.tube(points, radii, patient.aorta, BODY)
-    if patient.sound:
+    if patient.healthy:
         return
     if chance(rng, 0.2):
         _round_false_lumen(canvas, points, radii, patient, rng)
@@ -31,7 +31,7 @@ def draw_artery(
 def _thrombus(
     canvas: Canvas, points: list[Point], radii: list[float], patient: Patient, rng: np.random.Generator
 ) -> None:
-    """Around the lumen, or blood in the wall."""
+    """Paints thrombus around the lumen, or blood in the wall."""
     canvas.tube(points, radii, patient.blood, BODY, grown_mm=between(rng, 2, 12))
 
 
@@ -44,21 +44,21 @@ def _round_false_lumen(
 
 
 def _false_lumen_hu(patient: Patient, rng: np.random.Generator) -> float:
-    """From blood without contrast medium to somewhat more of it than in the true lumen."""
+    """HU between blood without contrast medium and somewhat more of it than in the true lumen."""
     return between(rng, patient.blood, max(patient.aorta * 1.3, patient.blood + 1))
 
 
 def draw_dissection(
     canvas: Canvas, points: list[Point], radii: list[float], hu: tuple[float, float], rng: np.random.Generator
 ) -> None:
-    """Paints the false lumen of an artery, on one side of a flap that winds along it.
+    """Paints the false lumen of an artery on one side of a flap that winds along it.
 
     Args:
-        canvas: Where the artery was painted.
-        points: Its middle, mm.
+        canvas: The canvas on which the artery is painted already.
+        points: Its centre line, mm.
         radii: Its radii, mm.
-        hu: Of the blood in the false lumen, and of the flap.
-        rng: Where the randomness comes from.
+        hu: Blood in the false lumen, and the flap.
+        rng: The source of randomness.
     """
     angle = between(rng, 0, 2 * np.pi)
     turn = between(rng, -0.6, 0.6)
@@ -77,7 +77,7 @@ def draw_dissection(
 
 
 def _aside(points: list[Point], radii: list[float], share: float, rng: np.random.Generator) -> list[Point]:
-    """The same course, shifted to one side by a share of its radius."""
+    """Shifts a course to one side by a share of its radius."""
     angle = between(rng, 0, 2 * np.pi)
     x = np.cos(angle) * share
     y = np.sin(angle) * share
@@ -85,7 +85,7 @@ def _aside(points: list[Point], radii: list[float], share: float, rng: np.random
 
 
 def _calcium(canvas: Canvas, points: list[Point], radii: list[float], rng: np.random.Generator) -> None:
-    """A plaque in the wall."""
+    """Paints a plaque in the wall."""
     n = int(rng.integers(len(points) - 1))
     share = between(rng, 0, 1)
     angle = between(rng, 0, 2 * np.pi)
@@ -96,7 +96,7 @@ def _calcium(canvas: Canvas, points: list[Point], radii: list[float], rng: np.ra
 
 
 def _stent(canvas: Canvas, points: list[Point], radii: list[float], rng: np.random.Generator) -> None:
-    """Wires around the lumen, zigzag."""
+    """Paints the zigzag wires of a stent around the lumen."""
     hu = between(rng, 800, 2800)
     thin = between(rng, 0.3, 1.0)
     pitch = between(rng, 0.4, 1.2)

@@ -1,4 +1,4 @@
-"""Where a chest is drawn: each voxel's place in the patient, its HU and its label. Shapes are distances in millimetres.
+"""The grid that a patient is painted on: each voxel's place, HU and label. Shapes are distance fields in mm.
 
 World and voxel axes are RAS+: x to the right, y to the front, z to the head, all mm, 0 at the carina.
 """
@@ -17,20 +17,20 @@ Spacing: TypeAlias = tuple[float, float, float]
 Box: TypeAlias = tuple[slice, slice, slice]
 
 AIR_HU = -1000.0
-# A voxel is looked at every so many millimetres to find the box that a shape lies in.
+# Distance between the sampled voxels by which the bounding box of a shape is found.
 _STRIDE_MM = 12.0
 
 
 class Canvas:
-    """HU and labels on a grid, and where in the undeformed patient each voxel lies.
+    """HU and labels on a grid, and the place of each voxel in the undeformed patient.
 
     Attributes:
-        x, y, z: Shape (i, j, k), mm in the undeformed patient.
+        x, y, z: Shape (i, j, k), the place of each voxel in the undeformed patient, mm.
         hu: Shape (i, j, k).
         labels: Shape (i, j, k), uint8.
         spacing_mm: Size of a voxel.
-        shape: Voxels.
-        edge_mm: Over how many millimetres one tissue passes into the next: the partial volume of the scan.
+        shape: Number of voxels along each axis.
+        edge_mm: Width of the transition from one tissue to the next, the scan's partial volume.
     """
 
     def __init__(self, x: Field, y: Field, z: Field, spacing_mm: Spacing, edge_mm: float) -> None:
@@ -49,7 +49,7 @@ class Canvas:
         self._margin_mm = 1.5 * max(stride * spacing for stride, spacing in zip(self._strides, spacing_mm, strict=True))
 
     def box(self, low: Point, high: Point) -> Box | None:
-        """The voxels that may lie between two corners, in the undeformed patient; None where there are none."""
+        """The box of voxels between two corners in the undeformed patient, with a margin; None where there are none."""
         margin = self._margin_mm + self.edge_mm
         near = np.ones(self._coarse[0].shape, np.bool_)
         for axis, least, most in zip(self._coarse, low, high, strict=True):
@@ -72,14 +72,14 @@ class Canvas:
         box: Box | None = None,
         where: Mask | None = None,
     ) -> None:
-        """Paints what lies inside, where the distance is negative.
+        """Paints the inside of a shape, where the distance is negative.
 
         Args:
             distance: Shape of the box, mm to the surface.
-            hu: What it is filled with, one value or the box's shape.
-            label: The label that it gets; None leaves the labels.
-            box: Where; None is everywhere.
-            where: Shape of the box: nothing is painted elsewhere.
+            hu: One value or an array of the box's shape.
+            label: The label of the inside; None keeps the labels.
+            box: The part of the canvas; None is all of it.
+            where: Shape of the box; nothing is painted where it is false.
         """
         place = box or (slice(None),) * 3
         share = np.clip(0.5 - distance / self.edge_mm, 0, 1)
@@ -144,12 +144,12 @@ class Canvas:
         grown_mm: float = 0.0,
         where: Mask | None = None,
     ) -> None:
-        """Paints round cones from point to point; nothing where `where`, of the canvas's shape, is false."""
+        """Paints round cones from point to point, only where `where`, of the canvas's shape, is true."""
         for _, distance, box in self.cones(points, [radius + grown_mm for radius in radii]):
             self.paint(distance, hu, label, box, None if where is None else where[box])
 
     def cones(self, points: Sequence[Point], radii: Sequence[float]) -> Iterator[tuple[int, Field, Box]]:
-        """Round cones from point to point: which one, distance to it, and the box that this was computed in."""
+        """Round cones from point to point: number, distance, and the box that the distance was computed in."""
         for n in range(len(points) - 1):
             found = self.capsule(points[n], points[n + 1], radii[n], radii[n + 1])
             if found is not None:

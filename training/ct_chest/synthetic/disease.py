@@ -1,4 +1,4 @@
-"""What can ail a lung: nodules, consolidation and effusion."""
+"""Diseases of the lung: nodules, consolidation and effusion."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from training.ct_chest.synthetic.lungs import Chest
 
 
 def draw_disease(chest: Chest, rng: np.random.Generator) -> None:
-    """Paints none, one or several; nodules and consolidation are lung, an effusion is not."""
+    """Paints none, one or several of them; nodules and consolidation are labelled lung, effusion body."""
     if chance(rng, 0.35):
         for _ in range(int(rng.integers(1, 8))):
             _nodule(chest, rng)
@@ -35,7 +35,7 @@ def _nodule(chest: Chest, rng: np.random.Generator) -> None:
 
 
 def _consolidation(chest: Chest, rng: np.random.Generator) -> None:
-    """Clouds of fluid-filled lung, from ground glass to solid, with air left in the bronchi."""
+    """Paints clouds of fluid-filled lung, from ground glass to solid, with air left in the bronchi."""
     rough = smooth_field(rng, chest.shape, chest.spacing_mm, between(rng, 12, 40))
     for _ in range(int(rng.integers(1, 4))):
         radius = between(rng, 20, 60)
@@ -51,7 +51,7 @@ def _consolidation(chest: Chest, rng: np.random.Generator) -> None:
 
 
 def _effusion(chest: Chest, rng: np.random.Generator) -> None:
-    """Fluid between lung and chest wall, where gravity collects it: a crescent."""
+    """Paints a crescent of fluid between lung and chest wall, at the lowest point."""
     canvas = chest.canvas
     height = canvas.y * np.float32(-chest.patient.down)
     for side in (-1, 1):

@@ -1,4 +1,4 @@
-"""Smooth random fields, and numbers drawn from ranges."""
+"""Draws numbers from ranges, and smooth random fields."""
 
 from typing import cast
 from zlib import crc32
@@ -10,17 +10,17 @@ from training.ct_chest.synthetic.canvas import Field, Shape, Spacing
 
 
 def between(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number from a range, all equally likely."""
+    """Draws a number from a uniform distribution."""
     return float(rng.uniform(low, high))
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
-    """Whether something happens."""
+    """Draws whether an event of this probability happens."""
     return bool(rng.random() < probability)
 
 
 def child(rng: np.random.Generator, name: str) -> np.random.Generator:
-    """A generator of its own for what has this name in a patient: what else is drawn changes nothing of it."""
+    """A generator of its own for a named part of a patient, independent of all other draws."""
     of_patient = cast(np.random.SeedSequence, rng.bit_generator.seed_seq)
     key = (*of_patient.spawn_key, crc32(name.encode()))
     return np.random.default_rng(np.random.SeedSequence(of_patient.entropy, spawn_key=key))
@@ -30,9 +30,9 @@ def smooth_field(rng: np.random.Generator, shape: Shape, spacing_mm: Spacing, sc
     """A random field of mean 0 and about unit standard deviation that changes over `scale_mm`.
 
     Args:
-        rng: Where the randomness comes from.
-        shape: Voxels.
-        spacing_mm: Their size.
+        rng: The source of randomness.
+        shape: Number of voxels along each axis.
+        spacing_mm: Size of a voxel.
         scale_mm: Distance between the knots of the cubic B-spline.
     """
     steps = [spacing / scale_mm for spacing in spacing_mm]
@@ -40,7 +40,7 @@ def smooth_field(rng: np.random.Generator, shape: Shape, spacing_mm: Spacing, sc
     field = rng.standard_normal(knots).astype(np.float32)
     for axis, size in enumerate(shape):
         field = np.moveaxis(np.tensordot(_basis(size, steps[axis], knots[axis]), field, (1, axis)), 0, axis)
-    # What three cubic B-splines leave of independent knots, on average.
+    # The mean standard deviation that three cubic B-splines leave of independent knots.
     return np.ascontiguousarray(field) / np.float32(0.48**1.5)
 
 

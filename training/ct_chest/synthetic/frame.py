@@ -1,4 +1,4 @@
-"""Where the spine, the head and the hips of a patient lie, by which what is beside them is laid out."""
+"""Positions of the spine, the head and the hips of a patient, on which the layout of all else depends."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from training.ct_chest.synthetic.canvas import Field, Point
 from training.ct_chest.synthetic.fields import between
 
-# Half the width and depth of a vertebral body of size 1.
+# Half axes of a vertebral body of size 1.
 HALF_WIDTH_MM = 17.0
 HALF_DEPTH_MM = 13.5
 
@@ -17,10 +17,10 @@ class Spine:
     """The course of the spine, from the skull's base to the sacrum.
 
     Attributes:
-        bend_mm: To which side it bends, and how far.
-        kyphosis_mm: How far back it sways at the carina, and to the front in the loins.
-        size: Of the vertebrae, a factor.
-        top, sacrum: Where it ends, and where the sacrum begins, z in mm.
+        bend_mm: Amplitude of its bend to either side.
+        kyphosis_mm: Amplitude of its sway, to the back at the carina and to the front in the loins.
+        size: Factor on the size of the vertebrae.
+        top, sacrum: Heights of its upper end and of the sacrum's upper edge, z in mm.
     """
 
     bend_mm: float
@@ -30,7 +30,7 @@ class Spine:
     sacrum: float
 
     def middle(self, z: Field) -> tuple[Field, Field]:
-        """The middle of the vertebral bodies at heights `z`, mm: x and y, of the same shape.
+        """Centre of the vertebral bodies at heights `z`, mm: x and y, of the same shape.
 
         A straight one without kyphosis lies at x = 0, y = -52 at the carina, where z is 0.
         """
@@ -40,7 +40,7 @@ class Spine:
         return x, y
 
     def size_at(self, z: Field) -> Field:
-        """Size of the vertebrae at heights `z`: 1 at the carina where `size` is 1."""
+        """Size of the vertebrae at heights `z`; `size` at the carina."""
         size: Field = np.clip(1 - z * np.float32(0.0011), 0.65, 1.25) * np.float32(self.size)
         return size
 
@@ -49,8 +49,8 @@ class Spine:
 
         Args:
             z: Its height, mm.
-            angle: Around the bodies, radians: 0 in front, pi/2 to the right. Of a body's ellipse the parameter.
-            away_mm: By how much the ellipse that it lies on is larger; within 1 mm the distance, for those drawn here.
+            angle: Parameter of a body's ellipse, radians: 0 in front, pi/2 to the right.
+            away_mm: Added to the half axes of that ellipse: the distance from the body, within 1 mm.
 
         Returns:
             At z = 0 of a straight spine of size 1 without kyphosis, (0, -28.5, 0) for angle 0 and 10 mm.
@@ -65,12 +65,12 @@ class Spine:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a patient is built around.
+    """Landmarks that a patient is built around.
 
     Attributes:
-        head: Its middle, mm.
-        spine: Its course.
-        hip: The middle of the right hip joint, mm; the left one lies opposite.
+        head: Centre of the head, mm.
+        spine: The course of the spine.
+        hip: Centre of the right hip joint, mm; the left one mirrors it.
     """
 
     head: Point
@@ -79,7 +79,7 @@ class Frame:
 
 
 def draw_frame(sacrum: float, rng: np.random.Generator) -> Frame:
-    """Draws one; `sacrum` is where the spine ends, z in mm."""
+    """Draws a frame; `sacrum` is the height of the sacrum's upper edge, z in mm."""
     head: Point = (0.0, between(rng, -15, 20), between(rng, 315, 345))
     spine = Spine(
         bend_mm=between(rng, -6, 6),

@@ -1,8 +1,8 @@
-"""A synthetic chest CT with its labels, from nothing but a seed.
+"""Draws a synthetic CT of the trunk with its labels from a seed.
 
 Domain randomisation after B. Billot et al., "SynthSeg", Medical Image Analysis 86 (2023) 102789: shapes, CT numbers,
-pose, resolution and noise vary more than real ones do, so that real ones look like one more variation. Unlike there,
-no person's anatomy is behind the shapes.
+pose, resolution and noise vary more than in reality, so that a real scan looks like one more variation. Unlike there,
+the shapes come from no person's anatomy.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from training.ct_chest.synthetic.trunk import draw_trunk
 
 @dataclass(frozen=True)
 class Example:
-    """A scan and what is in it.
+    """A scan and its labels.
 
     Attributes:
         hu: Shape (i, j, k), int16; axes run to the right, the front and the head (RAS).
-        labels: The same shape, uint8, by `labels`.
+        labels: The same shape, uint8; the values are those of `training.ct_chest.labels`.
         spacing_mm: Size of a voxel.
     """
 
@@ -39,18 +39,18 @@ class Example:
     spacing_mm: Spacing
 
 
-def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sound: bool = False) -> Example:
-    """Makes one; the same arguments give the same voxels.
+def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, healthy: bool = False) -> Example:
+    """Draws an example; the same arguments give the same voxels.
 
     Args:
-        seed: Decides all that is random.
+        seed: Seed of all random draws.
         spacing_mm: Size of a voxel.
-        abdominal: A scan of the abdomen with much gas, lung bases or none at its top; otherwise any part of the trunk.
-        sound: Bones and arteries of a healthy person; otherwise thin, steep or porous bones, osteophytes, aneurysms,
-            dissections, thrombus, calcium and stents occur as well.
+        abdominal: Scan the abdomen, with much gas and at most the lung bases; otherwise any part of the trunk.
+        healthy: Draw no disease of bones and arteries; otherwise thin, steep or porous bones, osteophytes, aneurysms,
+            dissections, thrombus, calcium and stents occur.
     """
     rng = np.random.default_rng(seed)
-    patient = draw_patient(rng, sound=sound)
+    patient = draw_patient(rng, healthy=healthy)
     grid = draw_grid(rng, spacing_mm, abdominal=abdominal)
     canvas = draw_canvas(rng, grid)
     surfaces = Surfaces(canvas, patient, rng)
@@ -71,5 +71,5 @@ def make_example(seed: int, spacing_mm: Spacing, *, abdominal: bool = False, sou
     draw_spine(skeleton)
     draw_pelvis(skeleton)
     chest.airways()
-    expose(canvas, grid, rng, sound=sound)
+    expose(canvas, grid, rng, healthy=healthy)
     return Example(rounded(canvas.hu), canvas.labels, spacing_mm)

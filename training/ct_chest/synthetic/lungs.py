@@ -1,4 +1,4 @@
-"""Lungs with their vessels and bronchi, the trachea, and what lies between the lungs."""
+"""Lungs with their vessels and bronchi, the trachea, and the mediastinum."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ HILA: dict[int, Point] = {LUNG_RIGHT: (36.0, -12.0, -22.0), LUNG_LEFT: (-38.0, -
 
 
 class Chest:
-    """Paints what fills the thoracic cavity.
+    """Paints the contents of the thoracic cavity.
 
     Attributes:
         lungs: Distance to the surface of both lungs, mm.
@@ -68,7 +68,7 @@ class Chest:
             canvas.paint(self.lungs, hu, label, where=canvas.x * side > 0)
 
     def vessels(self) -> None:
-        """Branches of the pulmonary vessels, thinner from the hilum on; and bronchi beside some of them."""
+        """Paints the pulmonary vessels, which branch from the hilum on, and bronchi beside some of them."""
         for label, hilum in HILA.items():
             side = 1 if label == LUNG_RIGHT else -1
             for _ in range(int(self.rng.integers(9, 17))):
@@ -99,7 +99,7 @@ class Chest:
                 self._branch(stop, turned / np.linalg.norm(turned), thin, generations - 1)
 
     def heart(self) -> None:
-        """The heart in its fat, on the left, and the great vessels."""
+        """Paints the heart in its fat, and the great vessels."""
         canvas = self.canvas
         rng = self.rng
         who = self.patient
@@ -150,12 +150,12 @@ class Chest:
             self._gas_in_oesophagus(between(rng, 0, 1), between(rng, 10, 80))
 
     def _oesophagus(self) -> list[Point]:
-        """Its course, behind the trachea, then between heart and spine, in the end in front of the aorta."""
+        """The course of the oesophagus: behind the trachea, between heart and spine, then in front of the aorta."""
         beside = self.patient.frame.spine.beside
         return [beside(200, -0.1, 9), beside(60, -0.2, 10), beside(-40, 0.1, 12), beside(-120, -0.5, 34)]
 
     def _gas_in_oesophagus(self, place: float, long_mm: float) -> None:
-        """Gas so far along the course, of which 1 is the whole, and so long at most."""
+        """Paints gas that begins at `place`, a share of the course, and is at most `long_mm` long."""
         course = np.array(self._oesophagus())
         n, share = divmod(place * (len(course) - 1), 1)
         start = course[int(n)]
@@ -166,13 +166,13 @@ class Chest:
         self.canvas.tube(ends, [3.5, 3.5], AIR_HU, BODY)
 
     def thyroid(self) -> None:
-        """Two bright lobes beside the trachea."""
+        """Paints two bright lobes beside the trachea."""
         hu = between(self.rng, 60, 220)
         for side in (-1, 1):
             self.canvas.blob((side * 19.0, -4.0, between(self.rng, 115, 140)), (9.0, 11.0, 22.0), hu, BODY)
 
     def airways(self) -> None:
-        """Trachea and main bronchi, painted last: wall first."""
+        """Paints trachea and main bronchi, the wall first; they come last, so nothing covers them."""
         canvas = self.canvas
         rng = self.rng
         radius = between(rng, 6.5, 10.5)
@@ -190,6 +190,6 @@ class Chest:
         for points, radii in ((trachea, widths), (right, thin), (left, thin)):
             canvas.tube(points, radii, between(rng, -1005, -960), TRACHEA)
         if chance(rng, 0.15):
-            # A tube for ventilation.
+            # An endotracheal tube.
             canvas.tube(trachea, [4.5] * 3, 200.0)
             canvas.tube(trachea, [3.5] * 3, -1000.0)

@@ -1,4 +1,4 @@
-"""One patient's measures and CT numbers, drawn at random, and the surfaces that all else is laid out by."""
+"""Draws a patient's measures and CT numbers, and computes the surfaces that the organs are laid out by."""
 
 from dataclasses import dataclass
 
@@ -22,23 +22,23 @@ _MUSCLE_Y = (-2, -2, -2, -3, -6, -14, -20, -24, -22, -18, -8)
 
 @dataclass(frozen=True)
 class Patient:
-    """What is the same all over one patient.
+    """Measures and CT numbers of one patient.
 
     Attributes:
-        sound: Whether bones and arteries are those of a healthy person.
+        healthy: Whether bones and arteries are without disease.
         fat_mm: Thickness of the fat under the skin.
-        arms_up: Whether the arms lie beside the head.
-        down: Where gravity pulls along y: -1 on the back, 1 on the belly.
+        arms_up: Whether the arms lie beside the head, not beside the trunk.
+        down: Direction of gravity along y: -1 for a patient on the back, 1 on the belly.
         dome_right, dome_left: Tops of the diaphragm, z in mm.
-        dome_depth: How far the diaphragm falls from its top to the wall, mm.
-        frame: Where head, spine and hips lie.
+        dome_depth: Height of the diaphragm's domes, mm.
+        frame: Positions of head, spine and hips.
         fat, muscle, blood, liver, marrow, cortex, lung: HU.
-        aorta, veins, arteries: HU of what contrast medium reaches: great arteries, the veins that it comes by, and
-            pulmonary vessels.
-        returned: The share of the aorta's contrast medium that veins from below bring back.
+        aorta, veins, arteries: HU of the vessels that contrast medium reaches: great arteries, veins on its way to the
+            heart, and pulmonary vessels.
+        returned: Share of the aorta's contrast medium in the inferior vena cava.
     """
 
-    sound: bool
+    healthy: bool
     fat_mm: float
     arms_up: bool
     down: int
@@ -60,22 +60,22 @@ class Patient:
 
     @property
     def cava(self) -> float:
-        """HU of the veins from below."""
+        """HU of the inferior vena cava and the veins that join it."""
         return self.blood + self.returned * (self.aorta - self.blood)
 
 
-def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
-    """Draws a patient. HU lie around what CT is calibrated to, and wider: domain randomisation.
+def draw_patient(rng: np.random.Generator, *, healthy: bool = False) -> Patient:
+    """Draws a patient. HU vary more than in reality: domain randomisation.
 
-    The trabecular bone of one who is not sound may be as dense as soft tissue, which the cortex alone tells it from: L1
+    Unless the patient is healthy, trabecular bone may be as dense as soft tissue, so that only the cortex shows it. L1
     has 226 HU on average below 30 years of age, and 85 above 90 (S. Jang et al., Radiology 291, 2019).
     """
     blood = between(rng, 28, 62)
     contrast = chance(rng, 0.55)
-    level = between(rng, 90, 420 if sound else 520)
+    level = between(rng, 90, 420 if healthy else 520)
     dome_right = between(rng, -130, -65)
     return Patient(
-        sound=sound,
+        healthy=healthy,
         fat_mm=between(rng, 4, 38),
         arms_up=chance(rng, 0.7),
         down=-1 if chance(rng, 0.9) else 1,
@@ -87,7 +87,7 @@ def draw_patient(rng: np.random.Generator, *, sound: bool = False) -> Patient:
         muscle=between(rng, 30, 75),
         blood=blood,
         liver=between(rng, 20, 130),
-        marrow=between(rng, 40, 300) if sound else _marrow(rng),
+        marrow=between(rng, 40, 300) if healthy else _marrow(rng),
         cortex=between(rng, 380, 1100),
         lung=between(rng, -910, -700) if chance(rng, 0.85) else between(rng, -700, -520),
         aorta=level * between(rng, 0.6, 1.2) if contrast else blood,
@@ -102,7 +102,7 @@ def _marrow(rng: np.random.Generator) -> float:
 
 
 def rounded_distance(u: Field, v: Field, square: float) -> Field:
-    """How far out a point is: 1 on an ellipse for `square` 0, on a rounded box for 1; u and v in half axes."""
+    """Distance from the centre, in half axes: 1 on an ellipse for `square` 0, on a rounded box for `square` 1."""
     u2 = u * u
     v2 = v * v
     both = u2 + v2
@@ -112,13 +112,13 @@ def rounded_distance(u: Field, v: Field, square: float) -> Field:
 
 
 class Surfaces:
-    """Distances to the great surfaces, mm, negative inside, each of the canvas's shape.
+    """Distance to the body's large surfaces, mm, negative inside, each of the canvas's shape.
 
     Attributes:
         cavity: The inside of the ribs.
         muscle: The outside of the muscles.
         dome: Height above the diaphragm: negative in the abdomen.
-        angle: Radians around the cavity's middle, 0 at the back, up to pi in front, on either side.
+        angle: Radians around the cavity's centre: 0 at the back, pi in front, on both sides.
     """
 
     def __init__(self, canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
@@ -158,12 +158,12 @@ class Surfaces:
 def _profile(
     z: Field, heights: tuple[int, ...], values: tuple[int, ...], rng: np.random.Generator | None = None
 ) -> Field:
-    """A measure along z; with a generator a little different for each patient."""
+    """Interpolates a measure along z; `rng` varies it a little for each patient."""
     scaled = np.array(values, np.float64)
     if rng is not None:
         wave = np.interp(np.arange(len(values)), np.linspace(0, len(values) - 1, 4), rng.normal(0, 0.05, 4))
         scaled *= 1 + wave
-    # A table of one value a millimetre: np.interp on every voxel costs ten times as much.
+    # Look-up table of one value a millimetre: np.interp on every voxel takes ten times as long.
     low = heights[0]
     high = heights[-1]
     table = np.interp(np.arange(low, high + 1), heights, scaled).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Sacrum, hip bones and the upper ends of the femora: cruder than the chest, so that what they are is known."""
+"""Sacrum, hip bones and upper femora: cruder than the chest, but enough to teach that they are bone."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ from training.ct_chest.synthetic.skeleton import Skeleton
 
 
 def draw_pelvis(skeleton: Skeleton) -> None:
-    """Paints it below the spine."""
+    """Paints the pelvis below the spine."""
     canvas = skeleton.canvas
     rng = skeleton.rng
     top = skeleton.patient.frame.spine.sacrum
     if canvas.box((-190, -150, top - 260), (190, 150, top + 60)) is None:
         return
     _sacrum(skeleton, top)
-    # Numbers that the frame has of its own, as in the spine.
+    # Skips four numbers that the frame draws today, so that a seed still gives the same scan.
     rng.random(4)
     hip = skeleton.patient.frame.hip
     _wings(skeleton, top, hip)
@@ -27,7 +27,7 @@ def draw_pelvis(skeleton: Skeleton) -> None:
 
 
 def _sacrum(skeleton: Skeleton, top: float) -> None:
-    """As wide as the wings are apart, and bent back from where L5 stands on it."""
+    """Paints the sacrum, as wide as the gap between the wings, and bent back below L5."""
     canvas = skeleton.canvas
     rng = skeleton.rng
     wide = between(rng, 40, 50)
@@ -49,7 +49,7 @@ def _sacrum(skeleton: Skeleton, top: float) -> None:
 
 
 def _wings(skeleton: Skeleton, top: float, hip: Point) -> None:
-    """Plates around the pelvic cavity that lean outwards to the crest."""
+    """Paints the iliac wings, plates around the pelvic cavity that lean outwards to the crest."""
     canvas = skeleton.canvas
     rng = skeleton.rng
     box = canvas.box((-170, -120, top - 130), (170, 100, top + 60))
@@ -70,7 +70,7 @@ def _wings(skeleton: Skeleton, top: float, hip: Point) -> None:
 
 
 def _hip(skeleton: Skeleton, side: int, hip: Point) -> None:
-    """Socket, pubic and ischial bone, then the joint's gap, then the femur."""
+    """Paints the socket, the pubic and ischial bones, the joint's gap, and the femur."""
     canvas = skeleton.canvas
     rng = skeleton.rng
     x = side * hip[0]

@@ -13,11 +13,11 @@ from training.ct_chest.synthetic.skeleton import Skeleton
 
 @dataclass(frozen=True)
 class Build:
-    """What tells one patient's ribs from another's.
+    """Shape and density of one patient's ribs.
 
     Attributes:
-        slope, thickness: Factors.
-        uppermost: How much of the slope the uppermost ribs have at least.
+        slope, thickness: Factors on the slope and thickness of normal ribs.
+        uppermost: Lowest share of the slope that the uppermost ribs have.
         cortex_mm: Thickness of the compact bone.
         marrow: HU.
     """
@@ -60,9 +60,9 @@ def draw_ribs(skeleton: Skeleton, surfaces: Surfaces) -> None:
 
 
 def _build(skeleton: Skeleton) -> Build:
-    """Every other patient who is not sound has steeper, thinner ribs with less cortex and, as a rule, darker marrow."""
+    """Half of the patients who are not healthy have steeper, thinner ribs with less cortex and mostly darker marrow."""
     plain = Build(1.0, 1.0, 0.25, skeleton.cortex_mm, skeleton.patient.marrow)
-    if skeleton.patient.sound:
+    if skeleton.patient.healthy:
         return plain
     rng = child(skeleton.rng, "build of the ribs")
     if chance(rng, 0.5):
@@ -77,13 +77,15 @@ def _build(skeleton: Skeleton) -> Build:
 
 
 def straightened(angle: Field, z: Field, slope: float, uppermost: float) -> Field:
-    """Heights in a chest whose ribs lie level, mm: up to 3 radians it rises with z, or ribs would fold.
+    """Maps height in a chest with sloping ribs to height in one with level ribs, mm; monotonic in z up to 3 radians.
+
+    Otherwise ribs would fold.
 
     Args:
-        angle: Around the cavity, as `Surfaces.angle`.
+        angle: `Surfaces.angle`.
         z: Height, mm, of the same shape.
-        slope: How far ribs fall towards the front, mm a radian; less so the higher they are.
-        uppermost: How much of it is left at least.
+        slope: Fall of the ribs towards the front, mm a radian; it decreases with height.
+        uppermost: Lowest share of the slope that is left.
     """
     # No rib reaches further than 2.7 radians; beyond 3, cartilage lies behind the sternum.
     ramp = max(110.0, 2.6 * slope)

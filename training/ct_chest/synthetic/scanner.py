@@ -1,4 +1,4 @@
-"""What a scanner makes of a patient: a pose, a field of view, slices, blur, noise and padding."""
+"""Simulates the scanner: pose, field of view, slices, blur, noise and padding."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from training.ct_chest.synthetic.fields import between, chance, child, smooth_fi
 
 PADDINGS_HU = (-1024, -2000, -3024)
 
-# How often a scan begins and ends where along z, mm: full chest, chest and abdomen, bases, apices and neck, abdomen,
-# a slab.
+# Share of scans, range of the lower end and range of the upper end along z, mm: full chest, chest and abdomen, bases,
+# apices and neck, abdomen, a slab.
 _RANGES = (
     (0.46, (-270, -150), (75, 150)),
     (0.12, (-540, -330), (90, 170)),
@@ -22,7 +22,7 @@ _RANGES = (
     (0.07, (-480, -400), (-200, -120)),
     (0.07, (-160, -80), (-40, 60)),
 )
-# The same of scans of the abdomen, most of which show the lungs' lowest ends at their top.
+# The same for scans of the abdomen, most of which show the lung bases at their top.
 _ABDOMINAL_RANGES = (
     (0.5, (-540, -300), (-190, -100)),
     (0.3, (-560, -400), (-150, -60)),
@@ -32,12 +32,12 @@ _ABDOMINAL_RANGES = (
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a scan lie.
+    """Position of a scan's voxels in the patient.
 
     Attributes:
-        shape: Voxels.
-        spacing_mm: Their size.
-        centre_mm: The middle of the scan in the patient.
+        shape: Number of voxels along each axis.
+        spacing_mm: Size of a voxel.
+        centre_mm: Centre of the scan in the patient.
     """
 
     shape: Shape
@@ -46,10 +46,10 @@ class Grid:
 
 
 def draw_spacing(rng: np.random.Generator) -> Spacing:
-    """Draws a spacing: most are finer than the network's, some are as coarse as resampled scans are.
+    """Draws a spacing: most are finer than the network's, some as coarse as those of resampled scans.
 
-    Scanners' finest planes come with thick slices, and their thinnest slices with coarser planes: both at once costs
-    twenty times the time, and is averaged to the same voxels.
+    The finest planes come with thick slices, and the thinnest slices with coarse planes: both at once would take twenty
+    times as long, and is averaged to the same voxels.
     """
     kind = rng.choice(4, p=(0.15, 0.03, 0.03, 0.79))
     if kind == 0:
@@ -65,7 +65,7 @@ def draw_spacing(rng: np.random.Generator) -> Spacing:
 
 
 def draw_grid(rng: np.random.Generator, spacing_mm: Spacing, *, abdominal: bool = False) -> Grid:
-    """Draws which part of the patient is scanned."""
+    """Draws the part of the patient that is scanned."""
     ranges = _ABDOMINAL_RANGES if abdominal else _RANGES
     _, bottoms, tops = ranges[int(rng.choice(len(ranges), p=[share for share, _, _ in ranges]))]
     bottom = between(rng, *bottoms)
@@ -118,9 +118,9 @@ def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     return turned
 
 
-def expose(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, sound: bool) -> None:
-    """Turns what was drawn into what a scanner would have measured, in place."""
-    _tissue_texture(canvas, grid, rng, sound=sound)
+def expose(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, healthy: bool) -> None:
+    """Turns the painted HU into those that a scanner would measure, in place."""
+    _tissue_texture(canvas, grid, rng, healthy=healthy)
     _metal(canvas, rng)
     slice_mm = between(rng, 0.7, 5)
     if slice_mm > grid.spacing_mm[2]:
@@ -139,16 +139,16 @@ def expose(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, sound: bool)
         _pad(canvas, grid, rng)
 
 
-def _tissue_texture(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, sound: bool) -> None:
+def _tissue_texture(canvas: Canvas, grid: Grid, rng: np.random.Generator, *, healthy: bool) -> None:
     body = canvas.labels == BODY
     cloud = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 12, 50))
     canvas.hu += np.float32(between(rng, 2, 22)) * cloud * (body & (canvas.hu > -200))
-    if not sound:
+    if not healthy:
         _unmixed(canvas, grid, cloud, rng)
 
 
 def _unmixed(canvas: Canvas, grid: Grid, cloud: Field, rng: np.random.Generator) -> None:
-    """Contrast medium and blood do not mix at once, and trabecular bone is coarse."""
+    """Varies HU where contrast medium and blood have not mixed, and in trabecular bone."""
     body = canvas.labels == BODY
     contrast = np.clip(canvas.hu - 100, 0, 600) * body
     streams = smooth_field(rng, grid.shape, grid.spacing_mm, between(rng, 4, 12)) if chance(rng, 0.4) else cloud
@@ -158,7 +158,7 @@ def _unmixed(canvas: Canvas, grid: Grid, cloud: Field, rng: np.random.Generator)
 
 
 def _metal(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Now and then a pacemaker, a port, clips or a line."""
+    """Paints metal into one scan in eight: a pacemaker, a port, clips or a line."""
     if not chance(rng, 0.12):
         return
     inside = np.argwhere(canvas.labels == BODY)
@@ -177,7 +177,7 @@ def _noise(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
         noise /= noise.std()
     level = np.full(grid.shape[2], between(rng, 3, 28) if chance(rng, 0.75) else between(rng, 28, 75), np.float32)
     if chance(rng, 0.25):
-        # Fewer photons come through the shoulders, and least across: streaks.
+        # Streaks: the fewest photons pass across the shoulders.
         across = ndimage.uniform_filter1d(rng.standard_normal(grid.shape, np.float32), 25, axis=0) * 5
         weight = np.clip((canvas.z - 60) / 40, 0, 1) * np.float32(between(rng, 10, 70))
         canvas.hu += across * weight * (canvas.hu > -900)
@@ -185,7 +185,7 @@ def _noise(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
 
 
 def _pad(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
-    """A round field of view, or a box around one, and now and then a gap: all else is padding, none of the patient."""
+    """Pads outside a round field of view, and in a gap within it in some scans; padding is labelled background."""
     padding = PADDINGS_HU[int(rng.integers(len(PADDINGS_HU)))]
     outside = outside_round_view(grid.shape, grid.spacing_mm, between(rng, 0.86, 1.02))
     of_gaps = child(rng, "gaps in the field of view")
@@ -196,7 +196,7 @@ def _pad(canvas: Canvas, grid: Grid, rng: np.random.Generator) -> None:
 
 
 def _gap(grid: Grid, rng: np.random.Generator) -> Mask:
-    """A strip across the plane, shape (i, j), that was blotted out, with the patient on both sides."""
+    """A strip of padding across the plane, shape (i, j), with the patient on both sides."""
     gap = np.zeros(grid.shape[:2], np.bool_)
     axis = int(rng.integers(2))
     wide = round(between(rng, 10, 60) / grid.spacing_mm[axis])
@@ -206,7 +206,7 @@ def _gap(grid: Grid, rng: np.random.Generator) -> Mask:
 
 
 def outside_round_view(shape: Shape, spacing_mm: Spacing, share: float) -> Mask:
-    """What a round field of view leaves out, shape (i, j): it is as wide as this share of the plane's longer side."""
+    """The plane outside a round field of view, shape (i, j); its width is a share of the plane's longer side."""
     x, y = (
         (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(step)
         for size, step in zip(shape[:2], spacing_mm[:2], strict=True)
@@ -217,5 +217,5 @@ def outside_round_view(shape: Shape, spacing_mm: Spacing, share: float) -> Mask:
 
 
 def rounded(hu: Field) -> NDArray[np.int16]:
-    """HU as scanners store them."""
+    """Rounds HU to the integers that scanners store."""
     return np.rint(hu).astype(np.int16)

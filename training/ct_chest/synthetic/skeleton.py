@@ -1,4 +1,4 @@
-"""Sternum, clavicles, scapulae and humeri: cortex around marrow. Spine, ribs and pelvis have modules of their own."""
+"""Sternum, clavicles, scapulae and humeri, each cortex around marrow; spine, ribs and pelvis have their own modules."""
 
 import numpy as np
 
@@ -13,8 +13,8 @@ class Skeleton:
     """Paints bones.
 
     Attributes:
-        canvas: Where.
-        patient: Whose.
+        canvas: The canvas to paint on.
+        patient: The patient's measures and CT numbers.
         cortex_mm: Thickness of the compact bone.
     """
 
@@ -33,19 +33,19 @@ class Skeleton:
         cortex_mm: float | None = None,
         marrow: float | None = None,
     ) -> None:
-        """Paints a bone from the distance to its surface, of the patient's cortex and marrow or of its own."""
+        """Paints a bone from the distance to its surface; cortex and marrow default to the patient's."""
         cortex_mm = self.cortex_mm if cortex_mm is None else cortex_mm
         marrow = self.patient.marrow if marrow is None else marrow
         self.canvas.paint(distance, self.patient.cortex, BONE, box, where)
         self.canvas.paint(distance + np.float32(cortex_mm), marrow, None, box, where)
 
     def capsules(self, points: list[Point], radii: list[float]) -> None:
-        """Paints a bone of round cones: cortex first everywhere, so that no joint is closed by it."""
+        """Paints a bone of round cones, all cortex before the marrow, so that no cortex divides it at joints."""
         for grown, hu, label in ((0.0, self.patient.cortex, BONE), (-self.cortex_mm, self.patient.marrow, None)):
             self.canvas.tube(points, radii, hu, label, grown_mm=grown)
 
     def sternum(self, surfaces: Surfaces) -> None:
-        """Manubrium and body of the sternum, in the cavity's shell."""
+        """Paints manubrium and body of the sternum in the front wall of the cavity."""
         canvas = self.canvas
         rng = self.rng
         box = canvas.box((-45, 0, -120), (45, 150, 90))
@@ -59,7 +59,7 @@ class Skeleton:
         self.bone(distance, box, canvas.y[box] > 0)
 
     def shoulders(self, surfaces: Surfaces, arms: list[Arm]) -> None:
-        """Clavicles, scapulae and humeri."""
+        """Paints clavicles, scapulae and humeri."""
         rng = self.rng
         lift = between(rng, 20, 45) if self.patient.arms_up else between(rng, 0, 20)
         for side in (-1, 1):
@@ -76,7 +76,7 @@ class Skeleton:
             self._humerus(arm)
 
     def _humerus(self, arm: Arm) -> None:
-        """From the joint to the elbow, within the arm; its shaft is hollow, and filled with fat."""
+        """Paints a humerus from the shoulder to the elbow, within the arm; fat fills its shaft."""
         head, elbow = (self._near(joint, 8) for joint in (arm.shoulder, arm.elbow))
         neck_x, neck_y, neck_z = (a + 0.25 * (b - a) for a, b in zip(head, elbow, strict=True))
         shaft = [(neck_x, neck_y, neck_z), elbow]

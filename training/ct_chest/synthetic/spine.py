@@ -1,4 +1,4 @@
-"""The spine: vertebrae with arches and processes, discs between them, and the canal."""
+"""The spine: vertebrae with arches and processes, discs and the canal."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,24 @@ from training.ct_chest.synthetic.frame import HALF_DEPTH_MM, HALF_WIDTH_MM
 from training.ct_chest.synthetic.patient import Patient
 from training.ct_chest.synthetic.skeleton import Skeleton
 
-# From one vertebra to the next at the carina, mm, and how much less it is a millimetre higher.
+# Distance between vertebrae at the carina, mm, and its decrease for each mm of height.
 _PITCH_MM = 24.0
 _PITCH_FALLS = 0.035
 
 
 @dataclass(frozen=True)
 class Column:
-    """Where the voxels of a box lie in the spine.
+    """Position of the voxels of a box in the spine.
 
     Attributes:
-        box: The box; all else has its shape.
-        x, y: To the right and to the front of the middle of the vertebral bodies, mm.
-        within: Above the middle of the vertebra or the disc beside it, mm.
-        number: Which vertebra it is.
-        pitch: From one vertebra to the next, mm.
+        box: The box; all arrays have its shape.
+        x, y: Distance to the right and to the front of the centre of the vertebral bodies, mm.
+        within: Height above the centre of the nearest vertebra, mm.
+        number: Number of that vertebra.
+        pitch: Distance between vertebrae, mm.
         half: Half the height of a vertebra, mm.
-        size: Of the vertebra, 1 at the carina.
-        beyond: How far below the last vertebra or within the skull, mm.
+        size: Size of the vertebra, 1 at the carina.
+        beyond: Distance beyond the spine's ends, mm: positive below the last vertebra and within the skull.
     """
 
     box: Box
@@ -58,7 +58,7 @@ def _column(skeleton: Skeleton, box: Box) -> Column:
     rng = skeleton.rng
     spine = skeleton.patient.frame.spine
     z = canvas.z[box]
-    # Here and below numbers that the frame has of its own are passed by: scans of a seed stay those of its patient.
+    # Skips numbers that the frame draws today, here and below, so that a seed still gives the same scan.
     rng.random(2)
     middle_x, middle_y = spine.middle(z)
     pitch = np.maximum(_PITCH_MM - z * np.float32(_PITCH_FALLS), 10)
@@ -66,7 +66,7 @@ def _column(skeleton: Skeleton, box: Box) -> Column:
     phase = np.log(_PITCH_MM / pitch) / np.float32(_PITCH_FALLS) - np.float32(between(rng, 0, 1))
     number = np.floor(phase)
     rng.random()
-    # Discs are thin in the chest, and twice as thick in the loins.
+    # Discs are twice as thick in the loins as in the chest.
     half = pitch / 2 - np.float32(between(rng, 1.5, 3.5)) * np.clip(1 - z * np.float32(0.003), 0.8, 1.9)
     within = (phase - number - np.float32(0.5)) * pitch
     beyond = np.maximum(np.float32(spine.sacrum) - z, z - np.float32(spine.top))
@@ -88,7 +88,7 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
     body = ((outness - 1) * 14 * column.size).astype(np.float32)
     sides = np.maximum(body, beyond)
     canvas.paint(sides, between(rng, 50, 110), BODY, box)
-    if skeleton.patient.sound:
+    if skeleton.patient.healthy:
         skeleton.bone(np.maximum(sides, within - half), box)
         return
     _vertebral_bodies(skeleton, sides, column)
@@ -97,7 +97,7 @@ def _bodies_and_discs(skeleton: Skeleton, column: Column) -> None:
 
 
 def _osteophytes(skeleton: Skeleton, body: Field, column: Column) -> None:
-    """Lips that reach over the discs, here and there around them; `body` is the distance to discs and vertebrae."""
+    """Paints lips that reach over the discs in places; `body` is the distance to discs and vertebrae."""
     rng = skeleton.rng
     x = column.x
     y = column.y
@@ -129,11 +129,11 @@ def _arches_and_processes(skeleton: Skeleton, column: Column) -> None:
 
 
 def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
-    """Narrower in the middle, and with endplates thicker or thinner than the cortex around them.
+    """Paints vertebral bodies with a waist, and endplates thicker or thinner than the cortex around them.
 
     Args:
         sides: Distance to the surface of vertebrae and discs.
-        column: Where they lie.
+        column: Positions in the spine.
     """
     within = np.abs(column.within)
     half = column.half
@@ -148,7 +148,7 @@ def _vertebral_bodies(skeleton: Skeleton, sides: Field, column: Column) -> None:
 
 
 def trabecular(column: Column, patient: Patient, rng: np.random.Generator) -> Field:
-    """HU of vertebrae's marrow: it differs from one to the next, and is denser at the endplates and to one side."""
+    """HU of the vertebrae's marrow, which varies between vertebrae and rises towards the endplates and to one side."""
     apart = between(rng, 0, 45)
     denser = between(rng, 0, 120)
     hu_per_mm = between(rng, -3, 3)

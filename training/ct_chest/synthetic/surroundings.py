@@ -1,4 +1,4 @@
-"""What lies around the patient and is none: the table, its mattress, clothes, blankets and cables."""
+"""Table, mattress, clothes, blankets and cables around the patient, all labelled background."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from training.ct_chest.synthetic.patient import Patient, Surfaces
 
 
 def draw_surroundings(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> None:
-    """Paints what the patient lies on and is covered by; drawn first, so that the patient covers it."""
+    """Paints the surroundings; they come first, so that the patient covers them."""
     skin = surfaces.muscle - np.float32(patient.fat_mm)
     if chance(rng, 0.7):
         waves = smooth_field(rng, canvas.shape, canvas.spacing_mm, between(rng, 20, 60)) * np.float32(
@@ -28,7 +28,7 @@ def draw_surroundings(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng:
 
 
 def _blanket(canvas: Canvas, patient: Patient, skin: Field, rng: np.random.Generator) -> None:
-    """Cloth that hangs from its folds: between it and the skin is air, or what else is warm and light."""
+    """Paints cloth that hangs in folds, and in some scans bedding of low density between cloth and skin."""
     folds = smooth_field(rng, canvas.shape, canvas.spacing_mm, between(rng, 40, 120)) * np.float32(between(rng, 5, 25))
     away = skin - np.float32(between(rng, 8, 70)) - folds
     above = canvas.y * np.float32(-patient.down) > between(rng, -90, 40)

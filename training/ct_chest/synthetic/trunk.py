@@ -1,4 +1,4 @@
-"""The body's outside: fat, muscles, arms, neck and head, breasts; all that is labelled body at first."""
+"""Fat, muscles, arms, neck, head and breasts: the outside of the body, labelled body but for the skull."""
 
 from dataclasses import dataclass
 
@@ -12,31 +12,31 @@ from training.ct_chest.synthetic.patient import Patient, Surfaces
 
 @dataclass(frozen=True)
 class Arm:
-    """The flesh of an arm: where its middle runs from the shoulder girdle on, and how thick it is, mm."""
+    """The soft tissue of an arm: its centre line from the shoulder girdle on, and its radii, mm."""
 
     points: tuple[Point, ...]
     radii: tuple[float, ...]
 
     @property
     def shoulder(self) -> Point:
-        """The joint."""
+        """The shoulder joint."""
         return self.points[1]
 
     @property
     def elbow(self) -> Point:
-        """The next joint."""
+        """The elbow joint."""
         return self.points[2]
 
 
 def draw_trunk(canvas: Canvas, patient: Patient, surfaces: Surfaces, rng: np.random.Generator) -> list[Arm]:
-    """Paints fat, then muscles into it; the arms, left and right."""
+    """Paints fat, then muscles within it; returns the left and the right arm."""
     arms = [_arm(patient, side, rng) for side in (-1, 1)]
     fat = patient.fat_mm
     for arm in arms:
         canvas.tube(arm.points, arm.radii, patient.fat, BODY, grown_mm=min(fat, 20) * 0.6)
     # More fat in front and on the sides than on the back, or the other way round.
     thickness = np.float32(fat) * (1 + np.float32(between(rng, -0.3, 0.5)) * np.cos(surfaces.angle))
-    # There is less of it around the neck, which ends within the head.
+    # Less fat lies around the neck, which ends within the head.
     thickness *= np.clip((180 - canvas.z) / 60, 0.3, 1)
     neck = canvas.z - np.float32(patient.frame.head[2] - 40)
     skin = np.maximum(surfaces.muscle - thickness, neck)
@@ -88,12 +88,12 @@ def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
 
 
 def _head(canvas: Canvas, patient: Patient, throat: tuple[float, float, float]) -> None:
-    """Soft tissue, in its upper part skull and brain, in its lower the nose; the pharynx: no jaw, no sinuses.
+    """Paints soft tissue, skull, brain, pharynx and nasal cavity; jaw and sinuses are left out.
 
     Args:
-        canvas: Where.
-        patient: Whose.
-        throat: Where the pharynx begins, z, and its radii below and above, mm.
+        canvas: The canvas to paint on.
+        patient: The patient's measures and CT numbers.
+        throat: Height of the pharynx's lower end, and its radii below and above, mm.
     """
     x, y, z = patient.frame.head
     canvas.blob((x, y, z), (80.0, 98.0, 118.0), patient.muscle, BODY)

@@ -1,4 +1,4 @@
-"""Where the great vessels lie: the aorta and its branches, the inferior vena cava and the iliac vessels."""
+"""The courses of the great vessels: the aorta and its branches, the inferior vena cava and the iliac vessels."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,20 +9,20 @@ from training.ct_chest.synthetic.canvas import Canvas, Field, Point
 from training.ct_chest.synthetic.fields import between, chance, child
 from training.ct_chest.synthetic.patient import Patient
 
-# Radii of the aorta, as shares of its own: of the arch from the root on, and of the descent from its end.
+# Radii along the aorta, as shares of its nominal radius: along the arch from the root on, and along the descent.
 _ARCH = (1.1, 1.1, 1.0, 0.9)
 _DESCENT = tuple(np.linspace(0.85, 0.6, 8).tolist())
 
 
 def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Generator) -> None:
-    """Paints it from the heart, where `root` is, over the arch and down along the spine, with the iliac arteries.
+    """Paints the aorta from its `root` at the heart over the arch and down along the spine, and the iliac arteries.
 
-    Vena cava, pulmonary trunk and trachea, drawn later, dent the arch; nothing dents the rest.
+    Vena cava, pulmonary trunk and trachea are drawn later and dent the arch; nothing dents the rest.
     """
     radius_mm = between(rng, 12, 19)
     arch: list[Point] = [root, (14.0, 20.0, 0.0), (10.0, 16.0, 28.0), (-4.0, 4.0, 44.0), (-18.0, -18.0, 42.0)]
     radii = [radius_mm * share for share in (*_ARCH, *_DESCENT)]
-    if not patient.sound:
+    if not patient.healthy:
         radii = widened(radii, child(rng, "aneurysm"))
     of_descent = radii[len(_ARCH) :]
     down = along_spine(patient, of_descent, between(rng, 0, 5), child(rng, "course of the aorta"))
@@ -34,16 +34,16 @@ def draw_aorta(canvas: Canvas, root: Point, patient: Patient, rng: np.random.Gen
 
 
 def along_spine(patient: Patient, radii: list[float], gap_mm: float, rng: np.random.Generator) -> list[Point]:
-    """The descending aorta's course, a point for each radius, mm: left of the spine, then in front of it, to L4.
+    """The course of the descending aorta, a point for each radius, mm: left of the spine, then in front of it, to L4.
 
-    So much fat lies between; that of one who is not sound may be tortuous.
+    `gap_mm` of fat lies between aorta and spine. Unless the patient is healthy, the course may be tortuous.
     """
     spine = patient.frame.spine
     heights = np.linspace(20, spine.sacrum + between(rng, 25, 60), len(radii))
     to_the_left = (between(rng, 0.9, 1.5), between(rng, 0, 0.9), between(rng, -0.1, 0.3))
     angles = np.interp(-heights, (-20, between(rng, 110, 190), -heights[-1]), to_the_left)
     gaps = np.full(len(radii), gap_mm)
-    if not patient.sound and chance(rng, 0.4):
+    if not patient.healthy and chance(rng, 0.4):
         angles, gaps = _tortuous(angles, gaps, rng)
     return [
         spine.beside(z, -angle, gap + radius)
@@ -60,7 +60,7 @@ def _tortuous(
 def _iliac(
     side: int, bifurcation: Point, patient: Patient, rng: np.random.Generator
 ) -> tuple[list[Point], list[float]]:
-    """An iliac artery's course and radii, mm: from where the aorta divides, past the hip joint, to the groin."""
+    """Course and radii of an iliac artery, mm: from the aorta's bifurcation past the hip joint to the groin."""
     x, y, z = bifurcation
     hip_x, hip_y, hip_z = patient.frame.hip
     radius = between(rng, 4, 7)
@@ -76,7 +76,7 @@ def _iliac(
 
 
 def draw_vena_cava(canvas: Canvas, heart_z: float, patient: Patient) -> None:
-    """Paints the inferior vena cava, from the heart down on the right of the spine's front, and the iliac veins."""
+    """Paints the inferior vena cava from the heart down, right of the spine's front, and the iliac veins."""
     spine = patient.frame.spine
     hip_x, hip_y, hip_z = patient.frame.hip
     confluence = spine.beside(spine.sacrum + 25, 0.6, 12)
@@ -94,13 +94,13 @@ def draw_vena_cava(canvas: Canvas, heart_z: float, patient: Patient) -> None:
 
 
 def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng: np.random.Generator) -> None:
-    """Paints vessels that wind from the spine's front to one side, as those of spleen, kidneys and bowel do.
+    """Paints vessels that wind from the front of the spine to one side, as those of spleen, kidneys and bowel.
 
     Args:
-        canvas: Where; not in gas.
+        canvas: The canvas to paint on; gas is left as it is.
         inside: Distance to the surface of the abdominal cavity, mm, the canvas's shape.
-        patient: Whose.
-        rng: Where the randomness comes from.
+        patient: The patient's measures and CT numbers.
+        rng: The source of randomness.
     """
     where = (inside < -3) & (canvas.hu > -200)
     for _ in range(int(rng.integers(0, 9))):
@@ -108,7 +108,7 @@ def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng
         side = int(rng.choice((-1, 1)))
         hu = between(rng, patient.blood, max(patient.aorta * 1.2, patient.blood + 1))
         if chance(rng, 0.1):
-            # As bright as calcium: more than a wall with plaques is, on purpose.
+            # As bright as calcium, on purpose brighter than a wall with plaques.
             hu += between(rng, 100, 600)
         for _ in range(int(rng.integers(1, 6))):
             x, y, z = points[-1]
@@ -118,7 +118,7 @@ def draw_abdominal_branches(canvas: Canvas, inside: Field, patient: Patient, rng
 
 
 def widened(radii: list[float], rng: np.random.Generator) -> list[float]:
-    """The radii of an aorta from point to point, mm: one in four has an aneurysm, of one point or of most of them."""
+    """The radii of an aorta, mm, widened in one patient of four: an aneurysm of one point or of most of the course."""
     if not chance(rng, 0.25):
         return radii
     place = between(rng, 0, len(radii) - 1)

@@ -1,4 +1,4 @@
-"""The model in the repository, on synthetic chests that it was not trained on, and on real ones."""
+"""Accuracy of the model in the repository, on held-back synthetic chests and on real ones."""
 
 from pathlib import Path
 
@@ -18,41 +18,41 @@ from training.ct_chest.synthetic.generator import make_example
 from training.ct_chest.synthetic.scanner import PADDINGS_HU
 
 MAX_VOXELS = 2**24
-# What none of these synthetic scans may fall below; the card tells of others that do.
+# Lowest Dice of any of these synthetic scans; the card names others that are below.
 LEAST = {"lung_left": 0.93, "lung_right": 0.93, "trachea": 0.90, "bone": 0.82, "body": 0.97}
-# The same of ill patients, one of whom has bone at 0.75.
-LEAST_OF_ILL = LEAST | {"lung_left": 0.91, "lung_right": 0.91, "bone": 0.72}
+# The same for diseased patients, one of whom has a Dice of bone of 0.75.
+LEAST_OF_DISEASED = LEAST | {"lung_left": 0.91, "lung_right": 0.91, "bone": 0.72}
 
 
 def real(path: Path) -> Volume:
     return read_nifti(path, ReadLimits(MAX_VOXELS))[0]
 
 
-def figures_of_synthetic_chests(count: int, *, sound: bool) -> dict[str, list[float]]:
+def figures_of_synthetic_chests(count: int, *, healthy: bool) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in AIMS}
     for number in range(count):
         spacing = ((1.3, 1.3, 2.5), (1.2, 1.2, 5.0))[number % 2]
-        example = make_example(FIRST_TEST_SEED + 100 + number, spacing, sound=sound)
+        example = make_example(FIRST_TEST_SEED + 100 + number, spacing, healthy=healthy)
         for name, value in compared(segment(Volume(example.hu, np.diag([*spacing, 1.0]))), example):
             found[name].append(value)
     return found
 
 
-# Most of it is drawing the scans.
+# Most of the time goes into drawing the scans.
 @pytest.mark.timeout(900)
 def test_unseen_synthetic_chests() -> None:
-    for name, values in figures_of_synthetic_chests(6, sound=True).items():
+    for name, values in figures_of_synthetic_chests(6, healthy=True).items():
         assert len(values) >= 3
         assert np.mean(values) >= AIMS[name], name
         assert min(values) >= LEAST[name], name
 
 
 @pytest.mark.timeout(900)
-def test_unseen_synthetic_chests_with_ill_bones_and_arteries() -> None:
-    """What ails them costs bone most, which does not reach its aim there."""
-    for name, values in figures_of_synthetic_chests(4, sound=False).items():
+def test_unseen_synthetic_chests_with_diseased_bones_and_arteries() -> None:
+    """Disease lowers the Dice of bone most, which does not reach its aim."""
+    for name, values in figures_of_synthetic_chests(4, healthy=False).items():
         assert len(values) >= 2
-        assert min(values) >= LEAST_OF_ILL[name], name
+        assert min(values) >= LEAST_OF_DISEASED[name], name
 
 
 def test_lungs_of_a_real_chest(real_scans: Path) -> None:
@@ -63,7 +63,7 @@ def test_lungs_of_a_real_chest(real_scans: Path) -> None:
 
 def test_parts_of_a_real_chest(real_scans: Path) -> None:
     figures = dict(partial_scans(real(real_scans / "chest_cta.nii.gz")))
-    # A half shows one lung and the edge of the other, which the card says is on the wrong side at times.
+    # A half shows one lung and the edge of the other, parts of which get the wrong side, as the card says.
     sides = dict.fromkeys(PARTS, 0.99) | {"left half": 0.90, "right half": 0.92}
     for part, least in sides.items():
         assert figures[f"{part}, Dice both lungs"] >= 0.95, part
@@ -80,7 +80,7 @@ def test_a_real_chest_at_another_spacing(
     scan = real(real_scans / "chest_cta.nii.gz")
     other_scan, expected = resampled(scan, segment(scan), spacing)
     other = segment(other_scan)
-    # Thin labels agree less; of bone, exact shares of the network's voxels do not reach 0.98 either.
+    # Thin labels agree less; even exact shares of the network's voxels do not reach 0.98 for bone.
     least = {labels.TRACHEA: trachea, labels.BONE: bone}
     for label in (*LUNGS, labels.BODY, *least):
         assert dice(other == label, expected == label) >= least.get(label, 0.98), label

@@ -1,4 +1,4 @@
-"""The evaluation prints figures of the model that it was asked for, in all of its sections."""
+"""All sections of the evaluation are computed with the requested model."""
 
 import re
 import shutil
@@ -22,14 +22,14 @@ SHAPE = (20, 22, 24)
 
 
 def pattern(shape: tuple[int, ...], values: int) -> NDArray[np.uint8]:
-    """All values, many times."""
+    """An array in which all values occur many times."""
     mixed: NDArray[np.uint8] = (7 * np.indices(shape).sum(axis=0) % values).astype(np.uint8)
     return mixed
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
-    """The folders of the models that scans were segmented with; scans are tiny, and answers are a pattern."""
+    """Collects the folders of the models used; scans are tiny, and the masks a fixed pattern."""
     folders: set[Path] = set()
 
     def segment(volume: Volume, folder: Path = judge.MODEL) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["", "--sound", "2", "--ill", "1", *arguments])
+    monkeypatch.setattr(sys, "argv", ["", "--healthy", "2", "--diseased", "1", *arguments])
     evaluate.main()
 
 

@@ -1,4 +1,4 @@
-"""How masks of one scan on several grids are compared."""
+"""Comparison of masks of one scan on several grids."""
 
 import numpy as np
 import pytest

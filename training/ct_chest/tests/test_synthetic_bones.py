@@ -1,4 +1,4 @@
-"""Bones and muscles of synthetic patients: where they lie and what they are made of."""
+"""Position and density of bones and muscles in synthetic patients."""
 
 from dataclasses import replace
 
@@ -54,12 +54,12 @@ def test_ribs_do_not_fold_however_steep_they_are() -> None:
             assert np.diff(height, axis=1).min() > 0
 
 
-def test_half_of_those_who_are_not_sound_have_ribs_of_another_build() -> None:
+def test_half_of_the_diseased_patients_have_ribs_of_another_build() -> None:
     x, y, z = np.zeros((3, 2, 2, 2), np.float32)
     plain = 0
     for seed in range(80):
         rng = np.random.default_rng(seed)
-        patient = draw_patient(rng, sound=False)
+        patient = draw_patient(rng, healthy=False)
         skeleton = Skeleton(Canvas(x, y, z, (6.0, 6.0, 6.0), edge_mm=4.0), patient, rng)
         build = ribs._build(skeleton)
         assert build.cortex_mm <= skeleton.cortex_mm
@@ -67,7 +67,7 @@ def test_half_of_those_who_are_not_sound_have_ribs_of_another_build() -> None:
         assert 0.65 < build.thickness <= 1
         plain_build = ribs.Build(1.0, 1.0, 0.25, skeleton.cortex_mm, patient.marrow)
         plain += bool(build == plain_build)
-        skeleton.patient = replace(patient, sound=True)
+        skeleton.patient = replace(patient, healthy=True)
         assert ribs._build(skeleton) == plain_build
     assert 25 < plain < 55
 
@@ -139,7 +139,7 @@ def test_the_pharynx_is_air_below_the_skull_and_no_trachea() -> None:
 
 
 def test_the_neck_ends_within_the_head() -> None:
-    """No shelf of fat lies around it: above the shoulders nothing is wider than head or neck."""
+    """Above the shoulders nothing is wider than head or neck, so no shelf of fat is left."""
     grid = Grid((56, 62, 60), (4.0, 4.0, 4.0), (0.0, 0.0, 300.0))
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -165,7 +165,7 @@ def test_discs_are_thicker_in_the_loins_than_in_the_chest() -> None:
         discs, count = ndimage.label(in_disc)
         thick_mm = np.bincount(discs)[1:] * 0.25
         apart_mm = np.diff(ndimage.center_of_mass(in_disc, discs, range(1, count + 1)), axis=0) * 0.25
-        # The first and the last may be cut.
+        # The first and the last disc may be cut.
         assert 5 < thick_mm[1] < 13
         assert 2 < thick_mm[-2] < 6
         assert thick_mm[1] > 1.8 * thick_mm[-2]

@@ -1,4 +1,4 @@
-"""Synthetic scans as a whole, and what all of what is drawn in them shares."""
+"""Synthetic scans as a whole, and the code that all their parts share."""
 
 from types import ModuleType
 
@@ -14,9 +14,9 @@ from training.ct_chest.synthetic.fields import child, smooth_field
 from training.ct_chest.synthetic.generator import Example, make_example
 from training.ct_chest.synthetic.scanner import Grid, _pad, draw_canvas
 
-# Coarse enough that one takes a fraction of a second.
+# Coarse enough that an example takes a fraction of a second.
 SPACING_MM = (5.0, 5.0, 6.0)
-# Coarser still, where what is drawn is not looked at.
+# Coarser still, where the voxels themselves are not tested.
 COARSE_MM = (9.0, 9.0, 9.0)
 SEEDS = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 12)
 
@@ -27,7 +27,7 @@ def examples() -> list[Example]:
 
 
 def middle(example: Example, label: int) -> NDArray[np.float64]:
-    """The middle of a label, voxels: to the right, to the front, to the head."""
+    """Centre of a label, in voxels along RAS+ axes."""
     places: NDArray[np.float64] = np.argwhere(example.labels == label).mean(axis=0)
     return places
 
@@ -102,7 +102,7 @@ def test_smooth_fields_have_unit_spread_and_are_smooth() -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[object]:
-    """Grows with each call of a function, which goes on drawing."""
+    """Records the calls of a function, which still draws."""
     calls: list[object] = []
     draw = getattr(module, name)
 
@@ -114,17 +114,17 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> l
     return calls
 
 
-def test_what_ails_some_is_drawn_in_no_sound_patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    ailments = {
+def test_no_disease_is_drawn_in_healthy_patients(monkeypatch: pytest.MonkeyPatch) -> None:
+    diseases = {
         artery: ("draw_dissection", "_thrombus", "_round_false_lumen", "_calcium", "_stent"),
         vessel: ("widened", "_tortuous"),
         spine: ("trabecular", "_osteophytes"),
         scanner: ("_unmixed",),
         patient: ("_marrow",),
     }
-    calls = {name: counted(monkeypatch, module, name) for module, names in ailments.items() for name in names}
+    calls = {name: counted(monkeypatch, module, name) for module, names in diseases.items() for name in names}
     for seed in range(6):
-        make_example(seed, COARSE_MM, sound=True)
+        make_example(seed, COARSE_MM, healthy=True)
     assert not any(calls.values())
     seed = 0
     while not all(calls.values()):
@@ -133,7 +133,7 @@ def test_what_ails_some_is_drawn_in_no_sound_patient(monkeypatch: pytest.MonkeyP
         assert seed < 40, calls
 
 
-def test_what_is_drawn_of_a_named_generator_depends_on_seed_and_name_alone() -> None:
+def test_a_named_generator_depends_on_seed_and_name_alone() -> None:
     first = np.random.default_rng(3)
     later = np.random.default_rng(3)
     later.random(100)

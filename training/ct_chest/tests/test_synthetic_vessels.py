@@ -1,4 +1,4 @@
-"""Vessels of synthetic patients, sound and ailing."""
+"""Vessels of synthetic patients, healthy and diseased."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,11 +18,11 @@ from training.ct_chest.synthetic.patient import draw_patient
 from training.ct_chest.synthetic.scanner import Grid
 from training.ct_chest.synthetic.vessel import along_spine, draw_abdominal_branches, draw_aorta, draw_vena_cava, widened
 
-# What nothing else is drawn with.
+# A value that nothing else is drawn with.
 MARK_HU = 2000.0
 
 
-def test_an_artery_and_what_ails_it_are_body_and_not_bone() -> None:
+def test_an_artery_and_its_diseases_are_body_and_not_bone() -> None:
     lines = np.arange(-30, 30, 1.5, dtype=np.float32)
     x, y, z = np.meshgrid(lines, lines, lines, indexing="ij")
     patient = replace(draw_patient(np.random.default_rng(0)), aorta=350.0, blood=45.0)
@@ -73,7 +73,7 @@ def test_some_aortas_are_widened_and_none_narrowed() -> None:
 
 
 def gap_mm(spine: Spine, point: Point, radius: float) -> float:
-    """From the surface of a vessel to that of the vertebral body beside it."""
+    """Distance between the surfaces of a vessel and of the vertebral body beside it."""
     x, y = spine.middle(np.array(point[2], np.float32))
     size = spine.size_at(np.array(point[2], np.float32))
     around = np.linspace(0, 2 * np.pi, 400)
@@ -81,13 +81,13 @@ def gap_mm(spine: Spine, point: Point, radius: float) -> float:
     return float(distances.min()) - radius
 
 
-@pytest.mark.parametrize(("sound", "furthest_mm"), [(True, 5.5), (False, 17.0)])
-def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(sound: bool, furthest_mm: float) -> None:
+@pytest.mark.parametrize(("healthy", "furthest_mm"), [(True, 5.5), (False, 17.0)])
+def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(healthy: bool, furthest_mm: float) -> None:
     gaps = []
     upper = []
     lowest = []
     for seed in range(60):
-        patient = draw_patient(np.random.default_rng(seed), sound=sound)
+        patient = draw_patient(np.random.default_rng(seed), healthy=healthy)
         radii = np.linspace(14, 8, 8).tolist()
         course = along_spine(patient, radii, 5 * (seed % 2), np.random.default_rng(seed))
         spine = patient.frame.spine
@@ -104,9 +104,9 @@ def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(sound: bool, furth
     assert to_the_front.min() > 18
 
 
-@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("healthy", [True, False])
 def test_nothing_is_drawn_into_the_descending_aorta_and_the_iliac_arteries(
-    sound: bool, monkeypatch: pytest.MonkeyPatch
+    healthy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[Canvas, list[Point], list[float]]] = []
 
@@ -119,7 +119,7 @@ def test_nothing_is_drawn_into_the_descending_aorta_and_the_iliac_arteries(
     monkeypatch.setattr(generator, "draw_grid", lambda *_, **__: Grid((90, 75, 180), (4.0, 4.0, 4.0), (0, 0, -180)))
     for seed in range(6):
         del drawn[:]
-        make_example(seed, (4.0, 4.0, 4.0), sound=sound)
+        make_example(seed, (4.0, 4.0, 4.0), healthy=healthy)
         _, *descending_and_iliac = drawn
         assert len(descending_and_iliac) == 3
         for canvas, points, radii in descending_and_iliac:
@@ -135,7 +135,7 @@ def test_iliac_vessels_start_where_those_of_the_trunk_end() -> None:
     lines = [np.arange(-90, 90, 3, dtype=np.float32), np.arange(-70, 80, 3, dtype=np.float32)]
     x, y, z = np.meshgrid(*lines, np.arange(-560, -60, 4, dtype=np.float32), indexing="ij")
     for seed in range(6):
-        patient = replace(draw_patient(np.random.default_rng(seed), sound=True), aorta=300.0, blood=300.0)
+        patient = replace(draw_patient(np.random.default_rng(seed), healthy=True), aorta=300.0, blood=300.0)
         of_arteries, of_veins = (Canvas(x, y, z, (3.0, 3.0, 4.0), edge_mm=1.0) for _ in range(2))
         draw_aorta(of_arteries, (-4.0, 14.0, 0.0), patient, np.random.default_rng(seed))
         draw_vena_cava(of_veins, -40.0, patient)
@@ -167,14 +167,14 @@ def test_abdominal_branches_lie_in_the_abdomen_and_not_in_its_gas() -> None:
         assert np.all(canvas.hu[(x <= 20) & (z > -193)] == -90)
         brightest.append(float(canvas.hu.max()))
         calcified += bool(canvas.hu.max() > 420)
-    # Some patients have none that shows; contrast medium is in most.
+    # In some patients none is visible; most have contrast medium.
     assert min(brightest) == -90
     assert np.median(brightest) > 200
     assert 0 < calcified < 25
 
 
 def test_abdominal_branches_are_seen_in_finished_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the spine and the great vessels, drawn later, leave them."""
+    """Spine and great vessels, which are drawn later, do not cover most of them."""
     monkeypatch.setattr(generator, "expose", lambda *_, **__: None)
     found: list[tuple[Canvas, NDArray[np.bool_], NDArray[np.float32]]] = []
 

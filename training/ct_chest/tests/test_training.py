@@ -1,4 +1,4 @@
-"""How `ct-chest` is trained and exported, where PyTorch is installed: `make traintest`."""
+"""Training and export of `ct-chest`; they need PyTorch, which `make traintest` installs."""
 
 import re
 import sys
@@ -47,29 +47,29 @@ def test_the_loss_is_least_where_each_voxel_has_its_shares() -> None:
     right = (truth + 1e-6).log()
     values = {strength: float(loss([right * strength], truth)) for strength in (0.0, 0.5, 1.0)}
     assert values[1.0] < values[0.5] < values[0.0]
-    # The last label does not occur, and is not missed.
+    # The last label does not occur, and does not count.
     assert float(loss([right], truth)) < 0.8
     wrong = right.roll(1, dims=1)
     assert float(loss([wrong], truth)) > values[0.0]
 
 
-def test_a_training_that_was_broken_off_goes_on_as_if_it_had_not_been(examples: list[Path], tmp_path: Path) -> None:
+def test_a_resumed_training_gives_the_same_weights(examples: list[Path], tmp_path: Path) -> None:
     straight = train.Training(seed=3)
     losses = [straight.take_step(examples[0]) for _ in range(3)]
     assert all(np.isfinite(losses))
     first = train.Training(seed=3)
     assert [first.take_step(examples[0]) for _ in range(2)] == losses[:2]
-    first.keep(tmp_path / "state.pt")
+    first.save(tmp_path / "state.pt")
     other = train.Training(seed=4)
-    other.go_on(tmp_path / "state.pt")
+    other.resume(tmp_path / "state.pt")
     assert (other.step, other.take_step(examples[0])) == (2, losses[2])
     for name, values in straight.average.state_dict().items():
         assert torch.equal(values, other.average.state_dict()[name]), name
 
 
-# The exporter that writes opset 17 says that it is old, and that instance norm has but one mode.
+# The exporter of opset 17 warns that it is deprecated, and that it exports instance norm in one mode only.
 @pytest.mark.filterwarnings("ignore")
-def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_network_is_trained_further_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(main: Callable[[], None], *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
         main()
@@ -87,7 +87,7 @@ def test_what_was_exported_is_trained_on_and_exported(tmp_path: Path, monkeypatc
     assert again.keys() == shipped.keys()
     for name, values in again.items():
         np.testing.assert_allclose(values, trained[name], atol=1e-6)
-        # One step of a rate that rises from nothing.
+        # One step at a learning rate close to 0.
         np.testing.assert_allclose(values, shipped[name], atol=1e-3)
     added = onnx_values(folder / "model.onnx", "heads.0.bias") - again["heads.0.bias"]
     np.testing.assert_allclose(added, weights.BONE_LOGIT * (np.arange(len(NAMES)) == BONE), atol=1e-6)
@@ -173,7 +173,7 @@ def test_another_network_is_not_trained_on(tmp_path: Path) -> None:
     training = train.Training(seed=0)
     with pytest.raises(ValueError, match="of another network"):
         training.start_from(MODEL.parents[1] / "ct-tissue" / "1" / "model.onnx")
-    # As many labels, and other widths.
+    # The same number of labels, and other widths.
     other = onnx.load(SHIPPED)
     stem = next(each for each in other.graph.initializer if each.name.startswith("stem.") and len(each.dims) > 1)
     stem.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stem)[:8], stem.name))
@@ -192,6 +192,6 @@ def test_steps_before_the_last_cycle_are_no_training_of_an_exported_network(monk
     assert not Path("none").exists()
 
 
-def test_windows_are_multiples_of_what_the_network_halves() -> None:
+def test_windows_can_be_halved_as_often_as_the_network_does() -> None:
     network = UNet(len(NAMES))
     assert all(size % 2 ** len(network.down) == 0 for size in WINDOW)

@@ -1,4 +1,4 @@
-"""What the network is trained on: kept examples, the windows cut from them, and how fast it learns."""
+"""Stored examples, the windows drawn from them, and the learning rate."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_windows_are_cut_to_slabs_now_and_then(tmp_path: Path) -> None:
         padded = volume == np.float32(air)
         outside = [padded.all(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
         thinnest.append(min(np.count_nonzero(~planes) for planes in outside))
-        # What is outside of the scan is no part of the patient.
+        # Voxels outside of the scan have no label.
         for axis, planes in enumerate(outside):
             assert not shares.first.compress(planes, axis).any()
     assert min(thinnest) < 40 < np.median(thinnest) == max(thinnest)
