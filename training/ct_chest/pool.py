@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,8 @@ def pool_folder(work: Path) -> Path:
 def make_pool(folder: Path, seeds: Sequence[int], processes: int, *, abdominal: bool = False) -> list[Path]:
     """Draws the examples of these seeds that are missing in the folder; returns the files of all."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(processes) as pool:
+    # A fork would copy a process that runs PyTorch's threads, which may deadlock.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(partial(_make, folder, abdominal), seeds))
 
 
