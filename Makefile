@@ -92,7 +92,7 @@ train: $(TRAIN)/.ready ## train ct-chest anew on synthetic CT, into WORK/ct-ches
 	@$(TRAIN)/bin/python -m training.ct_chest.export --weights $(WORK)/weights.pt --folder $(WORK)/ct-chest/1 $(EXPORT)
 
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
-	$(TRAIN)/bin/pytest --numprocesses 2 -m 'not slow' $(or $(TESTS),training)
+	$(TRAIN)/bin/pytest --numprocesses 2 --dist loadfile --timeout 600 -m 'not slow' $(or $(TESTS),training)
 
 # All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile

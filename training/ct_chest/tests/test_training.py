@@ -24,8 +24,10 @@ SHIPPED = MODEL / "model.onnx"
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return pool.make_pool(tmp_path_factory.mktemp("pool"), range(2), 1)
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of one stored example."""
+    (path,) = pool.make_pool(tmp_path_factory.mktemp("pool"), [0], 1)
+    return path
 
 
 def test_the_network_answers_at_three_resolutions() -> None:
@@ -53,16 +55,16 @@ def test_the_loss_is_least_where_each_voxel_has_its_shares() -> None:
     assert float(loss([wrong], truth)) > values[0.0]
 
 
-def test_a_resumed_training_gives_the_same_weights(examples: list[Path], tmp_path: Path) -> None:
+def test_a_resumed_training_gives_the_same_weights(example: Path, tmp_path: Path) -> None:
     straight = train.Training(seed=3)
-    losses = [straight.take_step(examples[0]) for _ in range(3)]
+    losses = [straight.take_step(example) for _ in range(3)]
     assert all(np.isfinite(losses))
     first = train.Training(seed=3)
-    assert [first.take_step(examples[0]) for _ in range(2)] == losses[:2]
+    assert [first.take_step(example) for _ in range(2)] == losses[:2]
     first.save(tmp_path / "state.pt")
     other = train.Training(seed=4)
     other.resume(tmp_path / "state.pt")
-    assert (other.step, other.take_step(examples[0])) == (2, losses[2])
+    assert (other.step, other.take_step(example)) == (2, losses[2])
     for name, values in straight.average.state_dict().items():
         assert torch.equal(values, other.average.state_dict()[name]), name
 
@@ -105,11 +107,11 @@ def onnx_values(path: Path, name: str) -> NDArray[np.float32]:
     return values
 
 
-def test_a_trained_network_answers_better_than_a_new_one(examples: list[Path]) -> None:
+def test_a_trained_network_answers_better_than_a_new_one(example: Path) -> None:
     trained = train.Training(seed=0)
     trained.start_from(SHIPPED)
     assert trained.step == schedule.LAST_CYCLE_BEGINS
-    assert trained.take_step(examples[0]) < train.Training(seed=0).take_step(examples[0])
+    assert trained.take_step(example) < train.Training(seed=0).take_step(example)
 
 
 def test_all_between_blocks_is_channels_last_and_the_answer_the_same() -> None:

@@ -11,6 +11,13 @@ from training.ct_chest.feed import CLIP_HU, MEAN_HU, STD_HU, WINDOW
 from training.ct_chest.synthetic.scanner import draw_spacing
 
 
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of one stored example."""
+    (path,) = pool.make_pool(tmp_path_factory.mktemp("pool"), [3], 1)
+    return path
+
+
 def test_spacings_reach_from_fine_planes_to_thick_slices() -> None:
     drawn = np.array([draw_spacing(np.random.default_rng(seed)) for seed in range(2000)])
     assert drawn[:, 0].min() < 0.65
@@ -20,13 +27,12 @@ def test_spacings_reach_from_fine_planes_to_thick_slices() -> None:
     assert np.prod(drawn, axis=1).min() > 1
 
 
-def test_windows_are_cut_to_slabs_now_and_then(tmp_path: Path) -> None:
-    (path,) = pool.make_pool(tmp_path, [3], 1)
+def test_windows_are_cut_to_slabs_now_and_then(example: Path) -> None:
     rng = np.random.default_rng(0)
     air = (CLIP_HU[0] - MEAN_HU) / STD_HU
     thinnest = []
     for _ in range(60):
-        volume, shares = windows.draw_window(path, rng)
+        volume, shares = windows.draw_window(example, rng)
         assert volume.shape == shares.first.shape == WINDOW
         padded = volume == np.float32(air)
         outside = [padded.all(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
@@ -52,15 +58,14 @@ def test_a_coarser_scan_averages_over_its_voxels(axis: int, monkeypatch: pytest.
     np.testing.assert_allclose(windows._coarsened(ramp, rng)[inside], ramp[inside], atol=1e-3)
 
 
-def test_a_window_is_seen_coarser_and_keeps_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = pool.make_pool(tmp_path, [3], 1)
+def test_a_window_is_seen_coarser_and_keeps_its_labels(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "_CUT", 0.0)
     monkeypatch.setattr(windows, "_vary", lambda hu, _: None)
     sharpness = []
     for often in (0.0, 1.0):
         monkeypatch.setattr(windows, "_COARSE", often)
         rng = np.random.default_rng(1)
-        volume, shares = windows.draw_window(path, rng)
+        volume, shares = windows.draw_window(example, rng)
         sharpness.append((float(np.abs(np.diff(volume, axis=2)).mean()), shares))
     (fine, before), (coarse, after) = sharpness
     assert coarse < 0.95 * fine
