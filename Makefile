@@ -32,12 +32,14 @@ demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a fi
 
 # The end-to-end tests mostly wait for a process to start or a lease to expire, so the longest file of them sets the time.
 PYTEST  := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+TRAINPYTEST := $(TRAIN)/bin/pytest --numprocesses 2 --dist loadfile --timeout 600
 
 test: $(READY) ## run the tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
 	$(PYTEST) -m "not slow" $(TESTS)
 
-test-all: $(READY) ## run all tests: whole demos, long outages and the accuracy of the models too
+test-all: $(READY) $(if $(TESTS),,$(TRAIN)/.ready) ## run all tests: whole demos, long outages and the accuracy of the models too
 	$(PYTEST) $(TESTS)
+	$(if $(TESTS),,$(TRAINPYTEST) training)
 
 check: $(READY) ## format, lint, layers, types, prose, docs, tests
 	$(BIN)/ruff format --check .
@@ -92,7 +94,7 @@ train: $(TRAIN)/.ready ## train ct-chest anew on synthetic CT, into WORK/ct-ches
 	@$(TRAIN)/bin/python -m training.ct_chest.export --weights $(WORK)/weights.pt --folder $(WORK)/ct-chest/1 $(EXPORT)
 
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
-	$(TRAIN)/bin/pytest --numprocesses 2 --dist loadfile --timeout 600 -m 'not slow' $(or $(TESTS),training)
+	$(TRAINPYTEST) -m "not slow" $(or $(TESTS),training)
 
 # All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
