@@ -50,7 +50,7 @@ check: $(READY) ## format, lint, layers, types, prose, docs, tests
 
 # The table of settings is generated, so its prose is the code's.
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md $(filter-out docs/settings.md,$(wildcard docs/*.md docs/*/*.md))
-SPELT := $(PROSE) docs/settings.md .github inference_service tests benchmarks models deploy docker Makefile pyproject.toml \
+SPELT := $(PROSE) docs/settings.md .github inference_service tests benchmarks models training deploy docker Makefile pyproject.toml \
          mkdocs.yml $(wildcard docker-compose*.yml)
 
 prose: $(READY) ## check spelling, vocabulary and sentences of the docs

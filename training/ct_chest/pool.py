@@ -21,7 +21,7 @@ from training.ct_chest.synthetic.generator import make_example
 from training.ct_chest.synthetic.scanner import draw_spacing
 
 _PACKAGE = Path(__file__).parent
-# Modules of this package that decide what an example is: after a change examples are drawn anew.
+# Modules of this package that decide what an example is: after a change examples are drawn again.
 _DRAWN_BY = (
     "feed",
     "labels",

@@ -23,7 +23,7 @@ from training.ct_chest.weights import parameters_of
 from training.ct_chest.windows import draw_window
 
 CHECKPOINT_EVERY_STEPS = 200
-# Modules that decide how the network learns from the examples: after a change the training starts anew.
+# Modules that decide how the network learns from the examples: after a change the training starts again.
 _TRAINED_BY = ("feed", "labels", "network", "schedule", "train", "weights", "windows")
 
 
@@ -65,7 +65,7 @@ class Training:
         return float(value.detach())
 
     def start_from(self, path: Path) -> None:
-        """Continues from an exported network before the last cycle; its coarse heads, not exported, start anew.
+        """Continues from an exported network before the last cycle; its coarse heads, not exported, start untrained.
 
         Raises:
             ValueError: The file is the export of another network.

@@ -137,7 +137,7 @@ def robust(scan: Volume, folder: Path = MODEL) -> Figures:
 
 
 def _by_exact_shares(scan: Volume, mask: NDArray[np.unsignedinteger], spacing: Spacing) -> Figures:
-    """The agreement of a perfect network, which gives each label's exact share: a yardstick for thin labels.
+    """The agreement of a perfect network, which gives each label's exact share: a reference for thin labels.
 
     Its output loses only detail finer than the network's voxels, and what the blur of `shares` removes.
     """

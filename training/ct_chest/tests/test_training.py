@@ -162,11 +162,11 @@ def modules_behind(module: str) -> set[str]:
     return reached
 
 
-def test_a_change_to_a_module_behind_the_examples_draws_them_anew() -> None:
+def test_a_change_to_a_module_behind_the_examples_draws_them_again() -> None:
     assert modules_behind("pool") == set(pool._DRAWN_BY)
 
 
-def test_a_change_to_a_module_behind_the_training_begins_it_anew() -> None:
+def test_a_change_to_a_module_behind_the_training_starts_it_again() -> None:
     # Seeds are in the name of the state; export and manifest come after the training.
     assert modules_behind("train") - {"seeds"} == set(train._TRAINED_BY) | set(pool._DRAWN_BY)
 
