@@ -1,1 +1,1 @@
-"""Files in and out: NIfTI, zip and DICOM."""
+"""Reading scans and writing masks: NIfTI, DICOM, and zips of either."""

@@ -1,1 +1,1 @@
-"""Arrays and grids in space: geometry, resampling, shear, components, run lengths, colours. No files."""
+"""Arrays and grids in space: geometry, resampling, slice alignment and spacing, components, colours. No files."""

@@ -1,1 +1,1 @@
-"""DICOM: headers, pixel data, series selection and geometry, and segmentation objects."""
+"""Reading DICOM series and writing DICOM Segmentations."""
