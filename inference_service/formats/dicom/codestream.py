@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# JPEG 2000 (ISO/IEC 15444-1, A.4.1 and A.5.1): SOC marker, followed at once by the SIZ marker.
+# JPEG 2000 (ISO/IEC 15444-1, A.4.1 and A.5.1): start of codestream, followed at once by the image and tile size.
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 # The codestream may be wrapped in a file of boxes, a few of which precede it.
 _MAX_BOX_BYTES = 2**16
@@ -49,7 +49,7 @@ def is_complete(data: bytes) -> bool:
 
 
 def _jpeg_2000_size(segment: bytes) -> Size | None:
-    """Image size by the content of a SIZ segment."""
+    """Image size by the segment of image and tile size."""
     if len(segment) < 38:
         return None
     right, bottom, left, top = (int.from_bytes(segment[start : start + 4]) for start in range(4, 20, 4))
