@@ -23,17 +23,17 @@ def crop_box(volume: Volume, crop: Crop | None) -> Box:
     Returns:
         A slice for each axis; the whole scan where the crop would keep nothing.
     """
-    kept: Box | None = None
+    found: Box | None = None
     if isinstance(crop, BodyCrop):
-        kept = _body(volume, crop.threshold)
+        found = _body(volume, crop.threshold)
     elif crop is not None:
-        kept = _bounds(volume.voxels != 0)
-    if crop is None or kept is None:
+        found = _bounds(volume.voxels != 0)
+    if crop is None or found is None:
         return box((0, size) for size in volume.shape)
     margins = (ceil(round(crop.margin_mm / mm, 6)) for mm in volume.spacing_mm)
     return box(
         (max(0, side.start - margin), min(size, side.stop + margin))
-        for side, margin, size in zip(kept, margins, volume.shape, strict=True)
+        for side, margin, size in zip(found, margins, volume.shape, strict=True)
     )
 
 

@@ -118,7 +118,7 @@ class _Description:
 
 @dataclass(frozen=True)
 class _Results:
-    """What the steps of one segmentation gave.
+    """The results of the steps of one segmentation.
 
     Attributes:
         read: The scan.
@@ -217,11 +217,11 @@ def _write(
     options: SegmentOptions,
     memory: MemoryBudget,
 ) -> list[WrittenSegmentation]:
-    """Writes mask, preview and the DICOM objects asked for, and returns what was written of the latter."""
+    """Writes the mask, the preview and the requested DICOM objects, and returns descriptions of the latter."""
     write_mask(target / MASK_FILE, description.mask, read.scan.grid)
     (target / PREVIEW_FILE).write_bytes(description.preview)
-    names = [SEGMENTATION_FILES[form] for form in SEGMENTATION_FILES if form in options.formats]
-    if not names:
+    files = [file for format_name, file in SEGMENTATION_FILES.items() if format_name in options.formats]
+    if not files:
         return []
     scan = read.scan
     mask = description.mask
@@ -240,18 +240,20 @@ def _write(
             uid_seed=uid_seed,
             require_memory=memory.require,
         )
-        for name, segmentation_type in names
+        for name, segmentation_type in files
     ]
 
 
 def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manifest) -> None:
-    wanted = [form for form in SEGMENTATION_FILES if form in formats]
-    if wanted and scan.input_format != "dicom":
+    dicom_formats = [format_name for format_name in SEGMENTATION_FILES if format_name in formats]
+    if dicom_formats and scan.input_format != "dicom":
         raise BadRequest(
-            f"request.output.formats: {wanted[0]} refers to the slices of a DICOM series, the input is none"
+            f"request.output.formats: {dicom_formats[0]} refers to the slices of a DICOM series, and the input is none"
         )
-    if wanted and not any(label.value for label in manifest.labels):
-        raise BadRequest(f"request.output.formats: {wanted[0]} has segments, the model has no label but 0")
+    if dicom_formats and not any(label.value for label in manifest.labels):
+        raise BadRequest(
+            f"request.output.formats: {dicom_formats[0]} needs a label other than 0, and the model has none"
+        )
 
 
 def _report(model: ModelRun, session: Session, options: SegmentOptions, results: _Results, clock: StageClock) -> Report:

@@ -121,14 +121,17 @@ def _blend(
         aggregator = host_aggregator()
     windows = chain([first], windows)
     del first
-    plane_weights = runs_per_window * np.moveaxis(weights, axis, 0)
     for done, (corner, following) in enumerate(pairwise([*plan.corners(), shape]), start=1):
         corner_in_sums = tuple(0 if i == axis else start for i, start in enumerate(corner))
         for window in islice(windows, runs_per_window):
             aggregator.add(*window, corner_in_sums)
             del window
         hooks.on_window(done)
-        yield from _finished_planes(aggregator, range(corner[axis], following[axis]), plan, plane_weights, sums_shape)
+        finished = range(corner[axis], following[axis])
+        if finished:
+            window_weights = runs_per_window * np.moveaxis(weights, axis, 0)
+            yield from _finished_planes(aggregator, finished, plan, window_weights, sums_shape)
+            del window_weights
 
 
 def _finished_planes(
@@ -155,8 +158,7 @@ def _finished_planes(
         for plane, index in zip(total_weights, finished[band], strict=True):
             _add_weights(plane, index, plan, weights)
         yield from aggregator.means(band, total_weights)
-    if finished:
-        aggregator.move_up(len(finished))
+    aggregator.move_up(len(finished))
 
 
 def _add_weights(plane: NDArray[np.float32], index: int, plan: WindowPlan, weights: NDArray[np.float32]) -> None:
