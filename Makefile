@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check prose docs format lock soak bench train traintest clean
+.PHONY: help demo test test-all check lint prose docs format lock soak bench train traintest clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -37,16 +37,17 @@ TRAINPYTEST := $(TRAIN)/bin/pytest --numprocesses 2 --dist loadfile --timeout 60
 test: $(READY) ## run the tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
 	$(PYTEST) -m "not slow" $(TESTS)
 
-test-all: $(READY) $(if $(TESTS),,$(TRAIN)/.ready) ## run all tests: whole demos, long outages and the accuracy of the models too
-	$(PYTEST) $(TESTS)
-	$(if $(TESTS),,$(TRAINPYTEST) training)
+test-all: test traintest ## run the long tests too: whole demos, long outages, how models are made and how accurate they are
+	$(PYTEST) -m slow
+	$(TRAINPYTEST) -m slow training
 
-check: $(READY) ## format, lint, layers, types, prose, docs, tests
+check: lint prose docs test ## check everything: lint, prose, docs, tests
+
+lint: $(READY) ## check format, style, import layers and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory prose docs test
 
 # The table of settings is generated, so its prose is the code's.
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md $(filter-out docs/settings.md,$(wildcard docs/*.md docs/*/*.md))
