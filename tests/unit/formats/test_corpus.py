@@ -12,7 +12,8 @@ from inference_service.formats.scan_reader import read_scan
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 EXPECTED: dict[str, str] = json.loads((CORPUS / "expected.json").read_text())
-MAX_VOXELS, MAX_BYTES = 10**6, 10**7
+MAX_VOXELS = 10**6
+MAX_BYTES = 10**7
 # An input within both limits, and the buffers of a gzip stream.
 MAX_MEMORY_BYTES = 2 * MAX_BYTES
 

@@ -69,7 +69,8 @@ def damaged(content: bytes, changes: Changes, kept: float) -> bytes:
 
 def survives(folder: Path, files: Sequence[bytes]) -> None:
     """Reads files from a folder, or a single one by itself, and checks the outcome."""
-    source, work = folder / "in", folder / "work"
+    source = folder / "in"
+    work = folder / "work"
     work.mkdir(parents=True)
     if len(files) == 1:
         source.write_bytes(files[0])
@@ -158,7 +159,8 @@ def test_endless_values_are_refused(tmp_path: Path, name: str) -> None:
     path = write_series(
         tmp_path / "in", regular_stack(), syntax=ImplicitVRLittleEndian, change=with_attribute("NumberOfFrames", 1)
     )[0]
-    content, values = path.read_bytes(), b"1\\" * 300_000 + b"1 "
+    content = path.read_bytes()
+    values = b"1\\" * 300_000 + b"1 "
     start = content.index(struct.pack("<HH", Tag(name).group, Tag(name).element), 132)
     (size,) = struct.unpack("<I", content[start + 4 : start + 8])
     path.write_bytes(content[: start + 4] + struct.pack("<I", len(values)) + values + content[start + 8 + size :])

@@ -42,7 +42,8 @@ GEOMETRY = (
     "dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 # The qform stores a rotation as three single-precision numbers.
 QFORM_TOLERANCE_MM = 1e-4
 # An extension may have 16 MiB; a volume of the size that a forged header states would take more.
@@ -57,7 +58,8 @@ Changes = Mapping[str, float | bytes | Mapping[int, float]]
 
 def oblique() -> Affine:
     """Spacing 0.75, 2.5 and 4 mm, rotated about two axes, in numbers that single precision represents exactly."""
-    a, b = np.radians(20), np.radians(-35)
+    a = np.radians(20)
+    b = np.radians(-35)
     around_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     around_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
     affine = np.eye(4)
@@ -98,7 +100,8 @@ def header_of(
     header.set_sform(sform, code="scanner" if sform is not None else "unknown")
     header.set_qform(qform, code="aligned" if qform is not None else "unknown")
     header["magic"] = header.single_magic
-    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["scl_slope"] = 1
+    header["scl_inter"] = 0
     header["vox_offset"] = header.single_vox_offset
     return header
 
@@ -171,7 +174,9 @@ def test_scaling_allocates_at_most_one_array(tmp_path: Path, dtype: str, arrays:
     header.set_data_dtype(dtype)
     header.set_data_shape((128, 128, 128))
     header.set_sform(STRAIGHT, code=1)
-    header["scl_slope"], header["scl_inter"], header["vox_offset"] = 2, 1, 352
+    header["scl_slope"] = 2
+    header["scl_inter"] = 1
+    header["vox_offset"] = 352
     path = tmp_path / "scan.nii"
     path.write_bytes(header.binaryblock + bytes(4) + np.full(128**3, 3, dtype).tobytes())
     tracemalloc.start()
@@ -329,7 +334,9 @@ def test_a_mask_contains_no_text_of_its_scan(tmp_path: Path) -> None:
     header = header_of(ramp("i2"), sform=oblique())
     for field, text in texts.items():
         header[field] = text
-    header["cal_max"], header["slice_duration"], header["toffset"] = 19610203, 4711, 4711
+    header["cal_max"] = 19610203
+    header["slice_duration"] = 4711
+    header["toffset"] = 4711
     scan = tmp_path / "scan"
     scan.write_bytes(file_bytes(header, ramp("i2")))
     assert all(text in scan.read_bytes() for text in texts.values())

@@ -36,7 +36,10 @@ def test_a_scan_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_nan_and_infinite_voxels_get_the_lowest_finite_value(tmp_path: Path, dtype: str) -> None:
     voxels = values(dtype)
-    voxels[0, 0, 0], voxels[1, 2, 3], voxels[2, 3, 4], voxels[2, 0, 0] = np.nan, np.inf, -np.inf, np.nan
+    voxels[0, 0, 0] = np.nan
+    voxels[1, 2, 3] = np.inf
+    voxels[2, 3, 4] = -np.inf
+    voxels[2, 0, 0] = np.nan
     scan = read_scan(save(tmp_path / "scan.nii", voxels), tmp_path, ReadLimits(MAX_VOXELS))
     expected = np.where(np.isfinite(voxels), voxels, np.array(-19, dtype))
     np.testing.assert_array_equal(scan.volume.voxels, expected, strict=True)

@@ -64,7 +64,8 @@ def test_a_spiral_through_all_slabs_is_one_component() -> None:
 
 def test_components_of_one_slab_may_join_in_another() -> None:
     mask = np.zeros((5, 4, 30), dtype=np.uint8)
-    mask[0, 0], mask[4, 3] = 200, 200
+    mask[0, 0] = 200
+    mask[4, 3] = 200
     mask[2, 2, 10:12] = 3
     assert find_components(mask, (200, 3)).counts == [2, 1]
     mask[:, 1, 29] = mask[4, 1:, 29] = 200

@@ -90,7 +90,8 @@ def test_resize_agrees_with_scipys_zoom(
 def test_a_spline_is_clipped_to_the_range_of_each_separate_slice(
     thick: int, memory_order: tuple[int, int, int]
 ) -> None:
-    shape, target = (9, 8, 7), (13, 5, 11)
+    shape = (9, 8, 7)
+    target = (13, 5, 11)
     image = np.where(noise(shape) > 0, 1, -1) * np.moveaxis(np.arange(1.0, shape[thick] + 1)[:, None, None], 0, thick)
     laid = image.transpose(memory_order).copy().transpose(np.argsort(memory_order))
     interpolations: list[Interpolation] = ["cubic", "cubic", "cubic"]
@@ -196,8 +197,10 @@ def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
     def centres_mm(count: int) -> NDArray[np.float64]:
         return np.asarray((np.arange(count) + 0.5) * extent_mm / count)
 
-    shape, target = [1, 1, 1], [1, 1, 1]
-    shape[axis], target[axis] = 10, size
+    shape = [1, 1, 1]
+    target = [1, 1, 1]
+    shape[axis] = 10
+    target[axis] = size
     image = centres_mm(10).reshape(shape)
     resized = resize(image, (target[0], target[1], target[2]), ("linear",) * 3).ravel()
     inside = (centres_mm(size) >= centres_mm(10)[0]) & (centres_mm(size) <= centres_mm(10)[-1])

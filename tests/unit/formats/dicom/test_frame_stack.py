@@ -30,7 +30,8 @@ def test_padding_within_tissue_is_ignored(tmp_path: Path, read: Read) -> None:
 @pytest.mark.parametrize(("value", "limit"), [(65535, 200), (0, 65535)])
 def test_a_padding_range_that_spans_tissue_is_ignored(tmp_path: Path, read: Read, value: int, limit: int) -> None:
     def change(k: int, dataset: Dataset) -> None:
-        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = value, limit
+        dataset.PixelPaddingValue = value
+        dataset.PixelPaddingRangeLimit = limit
         set_stored_values(dataset, dataset.pixel_array.astype(np.uint16))
 
     write_series(tmp_path / "in", regular_stack(), change=change)
@@ -56,7 +57,8 @@ def test_padding_may_exceed_the_stored_bits(tmp_path: Path, read: Read) -> None:
 def test_each_slice_is_rescaled_by_its_own_slope_and_intercept(tmp_path: Path, read: Read) -> None:
     def change(k: int, dataset: Dataset) -> None:
         set_stored_values(dataset, np.full((7, 9), 100 * k, np.uint16))
-        dataset.RescaleSlope, dataset.RescaleIntercept = 0.5 + k, -k
+        dataset.RescaleSlope = 0.5 + k
+        dataset.RescaleIntercept = -k
 
     write_series(tmp_path / "in", regular_stack(), change=change)
     voxels = read(tmp_path / "in").volume.voxels
@@ -83,8 +85,10 @@ def test_padding_becomes_air(tmp_path: Path, read: Read, padding: int) -> None:
 def test_a_padding_range_is_padding(tmp_path: Path, read: Read) -> None:
     def change(k: int, dataset: Dataset) -> None:
         set_stored_values(dataset, np.arange(63).reshape(7, 9).astype(np.uint16))
-        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = 20, 10
-        dataset.Modality, dataset.RescaleIntercept = "MR", 0
+        dataset.PixelPaddingValue = 20
+        dataset.PixelPaddingRangeLimit = 10
+        dataset.Modality = "MR"
+        dataset.RescaleIntercept = 0
 
     write_series(tmp_path / "in", regular_stack(), change=change)
     values = np.unique(read(tmp_path / "in").volume.voxels)

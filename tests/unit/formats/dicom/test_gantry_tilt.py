@@ -46,7 +46,8 @@ def test_a_tilted_stack_is_aligned_and_its_mask_restored(tmp_path: Path, read: R
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
     assert seen.spacing_mm[2] == pytest.approx(2.5)
     # What the network sees of a voxel lies where the voxel is, to half a pixel.
-    here, there = np.argwhere(scan.volume.voxels == 60), np.argwhere(seen.voxels == 60)
+    here = np.argwhere(scan.volume.voxels == 60)
+    there = np.argwhere(seen.voxels == 60)
     assert len(here) == len(there)
     for k in range(6):
         mean = [

@@ -29,7 +29,8 @@ Read = Callable[..., Scan]
 def items(count: int) -> list[Dataset]:
     made = [Dataset() for _ in range(count)]
     for item in made:
-        item.ReferencedSOPInstanceUID, item.PurposeOfReferenceCodeSequence = "1.2", [Dataset()]
+        item.ReferencedSOPInstanceUID = "1.2"
+        item.PurposeOfReferenceCodeSequence = [Dataset()]
     return made
 
 
@@ -41,7 +42,8 @@ def test_objects_without_an_image_are_set_aside(tmp_path: Path, read: Read, kind
     write_series(tmp_path / "in" / "ours", regular_stack())
 
     def change(k: int, dataset: Dataset) -> None:
-        dataset.SOPClassUID, dataset.SeriesInstanceUID = kind, "1.2.3.5"
+        dataset.SOPClassUID = kind
+        dataset.SeriesInstanceUID = "1.2.3.5"
         del dataset.BitsAllocated, dataset.PixelData
         if kind == RTStructureSetStorage:
             del dataset.Rows, dataset.Columns
@@ -58,7 +60,8 @@ def test_a_slice_may_list_its_source_images(tmp_path: Path, read: Read) -> None:
 def test_a_report_with_many_items_is_no_unreadable_image(tmp_path: Path, read: Read) -> None:
     def change(k: int, dataset: Dataset) -> None:
         del dataset.Rows, dataset.Columns, dataset.PixelData
-        dataset.SOPClassUID, dataset.SeriesInstanceUID = X_RAY_DOSE, ""
+        dataset.SOPClassUID = X_RAY_DOSE
+        dataset.SeriesInstanceUID = ""
         dataset.SourceImageSequence = items(20_000)
 
     write_series(tmp_path / "in", regular_stack(), change=with_attribute("SeriesInstanceUID", ""))

@@ -97,7 +97,8 @@ def test_lossless_transfer_syntaxes_keep_every_bit(
 
 @pytest.mark.parametrize(("name", "other"), [(name, other) for name, others in TWINS.items() for other in others])
 def test_equal_images_of_pydicom_are_read_alike(tmp_path: Path, read: Read, name: str, other: str) -> None:
-    expected, got = read(BY_NAME[name]), read(BY_NAME[other])
+    expected = read(BY_NAME[name])
+    got = read(BY_NAME[other])
     np.testing.assert_array_equal(got.volume.voxels, expected.volume.voxels, strict=True)
     np.testing.assert_array_equal(got.volume.affine, expected.volume.affine)
 
@@ -134,8 +135,11 @@ def test_these_images_cover_every_transfer_syntax_of_pydicoms_greyscale_images()
 def placed(name: str, path: Path) -> Dataset:
     """Saves an image of pydicom as a CT slice with a position, which few of them have."""
     dataset = pydicom.dcmread(BY_NAME[name])
-    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
-    dataset.PixelSpacing, dataset.SliceThickness, dataset.SOPClassUID = [1, 1], 1, CTImageStorage
+    dataset.ImagePositionPatient = [0, 0, 0]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing = [1, 1]
+    dataset.SliceThickness = 1
+    dataset.SOPClassUID = CTImageStorage
     dataset.save_as(path)
     return dataset
 
@@ -270,7 +274,8 @@ def test_unused_bits_are_cleared(tmp_path: Path, read: Read, signed: bool) -> No
     def change(k: int, dataset: Dataset) -> None:
         raw = ((stored & 0xFFF) << 2 | 0xC003).astype(np.uint16)
         set_stored_values(dataset, raw, bits=12)
-        dataset.HighBit, dataset.PixelRepresentation = 13, int(signed)
+        dataset.HighBit = 13
+        dataset.PixelRepresentation = int(signed)
 
     write_series(tmp_path / "in", regular_stack(), change=change)
     voxels = read(tmp_path / "in").volume.voxels

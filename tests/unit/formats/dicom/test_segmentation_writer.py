@@ -195,7 +195,8 @@ def test_frames_of_a_tilted_stack_lie_on_its_slices(tmp_path: Path, read: Read, 
 def test_uneven_slices_get_the_labels_of_the_nearest_even_planes(
     tmp_path: Path, read: Read, make_segmentation: Make, drift_mm: Sequence[float]
 ) -> None:
-    stack, kept = regular_stack(drift_mm=drift_mm), [0, 1, 2, 4, 5]
+    stack = regular_stack(drift_mm=drift_mm)
+    kept = [0, 1, 2, 4, 5]
     paths = write_series(
         tmp_path / "in",
         Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]),
@@ -377,11 +378,14 @@ def test_patient_and_study_are_copied_from_the_scan(
     def change(k: int, dataset: Dataset) -> None:
         dataset.SpecificCharacterSet = "ISO_IR 100"
         dataset.PatientName = "Müller^Jörg^^^"
-        dataset.StudyInstanceUID, dataset.StudyDescription = "1.2.3", "Thorax"
-        dataset.PatientSex, dataset.PatientAge = "?", "61 years"
+        dataset.StudyInstanceUID = "1.2.3"
+        dataset.StudyDescription = "Thorax"
+        dataset.PatientSex = "?"
+        dataset.PatientAge = "61 years"
         dataset.add_new("StudyDate", "DA", "2020.13.01")
         other = Dataset()
-        other.PatientID, other.IssuerOfPatientID = "Ö-1", "a clinic"
+        other.PatientID = "Ö-1"
+        other.IssuerOfPatientID = "a clinic"
         dataset.OtherPatientIDsSequence = [other]
 
     for syntax in ("1.2.840.10008.1.2.1", ExplicitVRBigEndian):

@@ -60,7 +60,8 @@ def test_a_reformatted_series_is_read_if_it_is_alone(tmp_path: Path, read: Read)
 
 
 def test_one_of_several_series_must_be_named(tmp_path: Path, read: Read) -> None:
-    first, second = regular_stack(), regular_stack(phantom()[::-1])
+    first = regular_stack()
+    second = regular_stack(phantom()[::-1])
     write_series(tmp_path / "in" / "a", first)
     write_series(
         tmp_path / "in" / "b", Stack(second.voxels, first.row, first.column, (1, 1), first.positions_mm, "1.2.3.5")
@@ -79,8 +80,8 @@ def test_localizers_of_a_named_series_are_set_aside(tmp_path: Path, read: Read, 
     write_series(tmp_path / "in", regular_stack())
     scout = regular_stack(phantom()[:, :, :1], row=(0, 1, 0), column=(0, 0, -1))
     write_series(tmp_path / "in" / "scout", scout, change=with_attribute("ImageType", ["ORIGINAL", "PRIMARY", kind]))
-    for wishes in ({}, {"series": "1.2.3.4"}):
-        scan = read(tmp_path / "in", **wishes)
+    for options in ({}, {"series": "1.2.3.4"}):
+        scan = read(tmp_path / "in", **options)
         assert (scan.volume.shape, sum(scan.set_aside.values())) == ((9, 7, 6), 1)
 
 

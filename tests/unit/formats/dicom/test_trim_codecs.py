@@ -23,7 +23,8 @@ PIXELS = np.random.default_rng(0).integers(0, 4096, (32, 24), dtype=np.uint16)
 @pytest.fixture(scope="module")
 def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the trimmed imagecodecs."""
-    folder, package = tmp_path_factory.mktemp("packages"), Path(imagecodecs.__file__).parent
+    folder = tmp_path_factory.mktemp("packages")
+    package = Path(imagecodecs.__file__).parent
     for part in (package, package.with_name("imagecodecs.libs")):
         shutil.copytree(part, folder / part.name)
     subprocess.run([sys.executable, "-B", TRIM], env={"PYTHONPATH": str(folder)}, check=True)
