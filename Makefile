@@ -56,7 +56,7 @@ SPELT := $(PROSE) docs/settings.md .github inference_service tests benchmarks mo
 
 prose: $(READY) ## check spelling, vocabulary and sentences of the docs
 	@$(BIN)/codespell $(SPELT)
-	@$(BIN)/codespell --dictionary docs/style/vocabulary.txt $(PROSE)
+	@$(BIN)/codespell --ignore-regex '`[^`]*`' --dictionary docs/style/vocabulary.txt $(PROSE)
 	@$(BIN)/python docs/style/prose.py $(PROSE)
 
 # Without --quiet: it hides warnings from --strict.
