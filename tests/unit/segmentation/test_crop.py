@@ -22,17 +22,17 @@ def scan(*boxes: tuple[Box, int], shape: tuple[int, int, int] = SHAPE, outside: 
     return voxels
 
 
-def test_nothing_is_left_out_unless_the_manifest_asks() -> None:
+def test_without_a_crop_the_whole_scan_is_kept() -> None:
     assert crop_box(Volume(scan(), np.eye(4)), None) == box([(0, 40), (0, 30), (0, 20)])
 
 
-def test_nonzero_is_the_least_box_around_what_is_not_zero() -> None:
+def test_nonzero_crop_is_the_smallest_box_around_nonzero_voxels() -> None:
     voxels = scan((box([(3, 4), (5, 9), (7, 8)]), -5), (box([(30, 31), (6, 7), (2, 3)]), 1))
     assert crop_box(Volume(voxels, np.eye(4)), NonzeroCrop(kind="nonzero")) == box([(3, 31), (5, 9), (2, 8)])
 
 
 @given(st.lists(st.tuples(*[st.integers(0, size - 1) for size in SHAPE]), min_size=1, max_size=5))
-def test_every_nonzero_voxel_is_kept_and_every_side_touches_one(places: list[tuple[int, int, int]]) -> None:
+def test_nonzero_crop_contains_all_nonzero_voxels_and_is_tight(places: list[tuple[int, int, int]]) -> None:
     voxels = scan()
     for place in places:
         voxels[place] = 7
@@ -45,7 +45,7 @@ def test_every_nonzero_voxel_is_kept_and_every_side_touches_one(places: list[tup
 @pytest.mark.parametrize(
     ("margin_mm", "voxels"), [(0, (0, 0, 0)), (6, (3, 2, 12)), (6.1, (4, 3, 13)), (1e3, (99,) * 3)]
 )
-def test_margins_are_in_millimetres_and_end_with_the_scan(
+def test_margins_are_in_millimetres_and_clipped_to_the_scan(
     oblique_affine: MakeAffine, margin_mm: float, voxels: tuple[int, int, int]
 ) -> None:
     volume = Volume(scan((box([(10, 12), (11, 14), (9, 10)]), 1)), oblique_affine("LPS", (2.0, 3.0, 0.5)))
@@ -58,7 +58,7 @@ def test_margins_are_in_millimetres_and_end_with_the_scan(
 
 
 @pytest.mark.parametrize("spacing_mm", [4.0, 2.0, 1.0, 0.7])
-def test_body_is_the_largest_region_above_the_threshold(spacing_mm: float) -> None:
+def test_body_crop_is_around_the_largest_region_above_the_threshold(spacing_mm: float) -> None:
     body, table = box([(8, 31), (9, 22), (0, 20)]), box([(5, 36), (26, 28), (0, 20)])
     voxels = scan((body, 40), (table, 300), outside=-1000)
     kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
@@ -72,7 +72,7 @@ def test_body_is_the_largest_region_above_the_threshold(spacing_mm: float) -> No
     st.tuples(*[st.tuples(st.integers(0, size - 1), st.integers(1, size)) for size in SHAPE]),
     st.floats(0.5, 6),
 )
-def test_body_loses_no_voxel(sides: tuple[tuple[int, int], ...], spacing_mm: float) -> None:
+def test_body_crop_contains_every_voxel_of_the_body(sides: tuple[tuple[int, int], ...], spacing_mm: float) -> None:
     body = box((start, min(size, start + length)) for (start, length), size in zip(sides, SHAPE, strict=True))
     voxels = scan((body, 40), outside=-1000)
     kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
@@ -80,11 +80,11 @@ def test_body_loses_no_voxel(sides: tuple[tuple[int, int], ...], spacing_mm: flo
 
 
 @pytest.mark.parametrize("crop", [NonzeroCrop(kind="nonzero"), BodyCrop(kind="body", threshold=10)])
-def test_a_scan_in_which_nothing_stands_out_is_kept_whole(crop: NonzeroCrop | BodyCrop) -> None:
+def test_a_scan_without_a_body_is_kept_whole(crop: NonzeroCrop | BodyCrop) -> None:
     assert crop_box(Volume(scan(), np.eye(4)), crop) == box([(0, 40), (0, 30), (0, 20)])
 
 
-def test_a_part_of_a_volume_lies_where_it_lay(oblique_affine: MakeAffine) -> None:
+def test_a_cropped_volume_keeps_its_place_in_the_world(oblique_affine: MakeAffine) -> None:
     volume = Volume(scan((box([(4, 5), (6, 7), (8, 9)]), 3)), oblique_affine("PIR", (2.0, 3.0, 0.5)))
     part = volume.cropped(box([(2, 9), (3, 8), (8, 20)]))
     assert part.voxels[2, 3, 0] == 3

@@ -1,4 +1,4 @@
-"""Adding up on a device, for which the CPU provider stands in: the same graphs, bound in the same way."""
+"""Aggregation on a device. The CPU provider stands in for it, with the same graphs and the same bindings."""
 
 import gc
 import weakref
@@ -39,7 +39,7 @@ HALF_RTOL = 2e-3
 
 @cache
 def session_of(kind: int = TensorProto.FLOAT, value: float = 1.0) -> Session:
-    """A convolution, whose logits depend on where in its window a voxel lies."""
+    """A convolution, whose logits depend on a voxel's place in its window."""
     weights = value * np.random.default_rng(3).normal(size=(len(LABELS), 1, 3, 3, 3))
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3] * 3, pads=[1] * 6)],
@@ -64,7 +64,7 @@ def streamed(
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_the_graphs_are_what_their_texts_say(name: str) -> None:
+def test_the_graphs_are_compiled_from_their_texts(name: str) -> None:
     text = TEXTS[name.removesuffix(" half")].replace("LOGITS", "float16" if name.endswith(" half") else "float")
     model = parser.parse_model(text)
     checker.check_model(model, full_check=True)
@@ -80,7 +80,7 @@ def test_the_graphs_are_what_their_texts_say(name: str) -> None:
     st.integers(1, 4),
     st.booleans(),
 )
-def test_sums_are_the_hosts(
+def test_device_aggregation_agrees_with_the_hosts(
     make_manifest: MakeManifest,
     shape: Shape,
     window: Shape,
@@ -96,7 +96,7 @@ def test_sums_are_the_hosts(
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
 
 
-def test_half_precision_is_added_up_in_full(make_manifest: MakeManifest) -> None:
+def test_float16_logits_are_aggregated_in_float32(make_manifest: MakeManifest) -> None:
     half, full = session_of(TensorProto.FLOAT16), session_of()
     manifest = make_manifest(window=(4, 5, 3), values=LABELS, mirror_axes=(1,))
     there = streamed((9, 6, 8), manifest, DeviceSession(half), Batching(2))
@@ -106,10 +106,10 @@ def test_half_precision_is_added_up_in_full(make_manifest: MakeManifest) -> None
 
 
 @pytest.mark.parametrize("steps", range(0, 24))
-def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
+def test_aggregation_moves_to_the_host_where_the_device_runs_out_of_memory(
     make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, steps: int
 ) -> None:
-    """Whichever step it is that has none: what was added up until then is not lost."""
+    """Whichever step runs out of memory, the sums so far are kept."""
     left = steps
     run, empty = Session.run_graph, Session.empty_on_device
 
@@ -140,12 +140,12 @@ def test_a_device_without_memory_for_them_leaves_the_sums_to_the_host(
     assert left < 0 or steps > 20
 
 
-def test_more_than_a_gpus_kernels_count_is_left_to_the_host() -> None:
+def test_sums_that_gpu_kernels_cannot_index_are_refused() -> None:
     with pytest.raises(GpuOutOfMemory, match="more than a GPU's kernels count"):
         DeviceAggregator(session_of(), (118, 96, 512, 512), 0, np.ones((1, 1, 1), np.float32))
 
 
-def test_a_result_keeps_no_input_of_its_run() -> None:
+def test_logits_do_not_keep_the_inputs_of_their_run_alive() -> None:
     session = session_of()
     windows = np.ones((1, 1, 8, 8, 8), np.float32)
     kept = weakref.ref(windows)
@@ -156,13 +156,13 @@ def test_a_result_keeps_no_input_of_its_run() -> None:
     assert result.shape() == [1, len(LABELS), 8, 8, 8]
 
 
-def test_what_is_not_finite_is_an_invalid_model(make_manifest: MakeManifest) -> None:
+def test_non_finite_logits_are_an_invalid_model(make_manifest: MakeManifest) -> None:
     session = session_of(value=float("nan"))
     with pytest.raises(ModelInvalid, match="not finite"):
         streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), DeviceSession(session))
 
 
-def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
+def test_a_window_that_does_not_fit_into_the_gpus_memory_is_out_of_memory(
     make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Session, windows: NDArray[np.float32]) -> None:
@@ -175,14 +175,16 @@ def test_a_window_that_does_not_fit_is_out_of_memory_there_too(
 
 
 @pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
-def test_cuda_adds_up_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool) -> None:
+def test_cuda_aggregates_on_the_device_where_the_settings_ask_for_it(
+    monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool
+) -> None:
     for wanted in (False, True):
         session = Session(GRAPHS["means"], providers=[CPU], gpu=GpuOptions(aggregate_on_device=wanted))
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
         assert session.aggregates_on_device == (wanted and expected)
 
 
-def test_a_whole_job_gives_the_same_mask(
+def test_a_job_gives_the_same_mask_on_device_and_host(
     make_model: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = tmp_path / "scan.nii.gz"

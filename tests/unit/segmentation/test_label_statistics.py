@@ -42,7 +42,7 @@ def measured(
 @pytest.mark.parametrize("mask_order", ["C", "F"])
 @pytest.mark.parametrize("scan_order", ["C", "F"])
 @pytest.mark.parametrize("depth", [1, 16, 37])
-def test_figures_are_numpys(
+def test_figures_agree_with_numpy(
     make_manifest: MakeManifest, mask_order: Literal["C", "F"], scan_order: Literal["C", "F"], depth: int
 ) -> None:
     random = np.random.default_rng(depth)
@@ -71,7 +71,7 @@ def test_label_without_voxels_has_no_intensity(make_manifest: MakeManifest) -> N
     }  # fmt: skip
 
 
-def test_spread_of_a_constant_is_never_the_root_of_a_negative(make_manifest: MakeManifest) -> None:
+def test_standard_deviation_of_a_constant_is_not_nan(make_manifest: MakeManifest) -> None:
     volume = Volume(np.full((7, 5, 3), 0.1, dtype=np.float32), np.eye(4))
     report = measured(np.zeros((7, 5, 3), dtype=np.uint8), volume, make_manifest(values=(0,)))[0]
     assert report.intensity_std == pytest.approx(0, abs=1e-7)
@@ -79,7 +79,7 @@ def test_spread_of_a_constant_is_never_the_root_of_a_negative(make_manifest: Mak
 
 @pytest.mark.parametrize("dtype", ["i2", ">i2", "u2", "i4", "f4", ">f4", "f8"])
 @pytest.mark.parametrize("offset", [0, 10**4, 10**9])
-def test_figures_hold_for_every_kind_of_intensity(make_manifest: MakeManifest, dtype: str, offset: int) -> None:
+def test_figures_are_right_for_every_intensity_dtype(make_manifest: MakeManifest, dtype: str, offset: int) -> None:
     random = np.random.default_rng(0)
     values = (0, 2, 700)
     mask = np.array(random.choice((*values, 9), (130, 110, 80)), dtype=np.uint16, order="F")
@@ -98,7 +98,7 @@ def test_figures_hold_for_every_kind_of_intensity(make_manifest: MakeManifest, d
         assert measured(mask, volume, manifest, threads=threads) == reports
 
 
-def test_integers_of_all_their_range_are_measured(make_manifest: MakeManifest) -> None:
+def test_integers_of_the_whole_range_of_their_dtype_are_measured(make_manifest: MakeManifest) -> None:
     extremes = np.array([-(2**31), 2**31 - 1, 5, 5], dtype=np.int32).reshape(4, 1, 1)
     mask = np.array([1, 1, 0, 0], dtype=np.uint8).reshape(4, 1, 1)
     five, both = measured(mask, Volume(extremes, np.eye(4)), make_manifest(values=(0, 1)))
@@ -106,7 +106,7 @@ def test_integers_of_all_their_range_are_measured(make_manifest: MakeManifest) -
     assert (both.intensity_mean, both.intensity_std) == (-0.5, 2**31 - 0.5)
 
 
-def test_voxels_of_no_label_are_not_counted(make_manifest: MakeManifest) -> None:
+def test_voxels_without_a_label_are_not_counted(make_manifest: MakeManifest) -> None:
     mask = np.array([0, 0, 5, 2], dtype=np.uint8).reshape(2, 2, 1)
     volume = Volume(np.array([9, 9, 1, 3], dtype=np.int16).reshape(2, 2, 1), np.eye(4))
     reports = measured(mask, volume, make_manifest(values=(5, 2), activation="sigmoid"))
@@ -114,7 +114,7 @@ def test_voxels_of_no_label_are_not_counted(make_manifest: MakeManifest) -> None
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SRA", "PIL"])
-def test_a_label_is_where_its_voxels_are(
+def test_bounding_box_and_centroid_of_a_label(
     make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str
 ) -> None:
     random = np.random.default_rng(7)
@@ -131,13 +131,13 @@ def test_a_label_is_where_its_voxels_are(
         assert report.components == ndimage.label(mask == report.value, structure=np.ones((3, 3, 3)))[1]
 
 
-def test_a_label_without_voxels_is_nowhere(make_manifest: MakeManifest) -> None:
+def test_a_label_without_voxels_has_no_position(make_manifest: MakeManifest) -> None:
     volume = Volume(np.zeros((3, 4, 5), dtype=np.int16), np.eye(4))
     _, empty = measured(np.zeros((3, 4, 5), dtype=np.uint8), volume, make_manifest(values=(0, 5)))
     assert (empty.bounding_box, empty.centroid_mm, empty.components) == (None, None, 0)
 
 
-def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
+def test_report_matches_its_schema(tmp_path: Path) -> None:
     label = LabelReport(
         value=0, name="leber é", voxels=8, volume_ml=0.008, intensity_mean=None, intensity_std=None,
         bounding_box=[(0, 2), (1, 3), (0, 2)], centroid_mm=CentroidReport(ras=(1, 2, 3), lps=(-1, -2, 3)),
@@ -181,7 +181,7 @@ def test_report_is_written_as_its_schema_says(tmp_path: Path) -> None:
     ("dtype", "values"),
     [(np.uint64, (2**63 + 5, 2**63 + 9)), (np.uint64, (2**60, 2**60 + 3)), (np.int64, (-(2**62), 7))],
 )
-def test_integers_of_64_bits_are_counted_right(
+def test_64_bit_integers_are_counted_correctly(
     make_manifest: Callable[..., Manifest], dtype: type[np.generic], values: tuple[int, int]
 ) -> None:
     mask = (np.arange(120) % 2).astype(np.uint8).reshape(4, 5, 6, order="F")

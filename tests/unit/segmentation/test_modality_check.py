@@ -9,7 +9,7 @@ HU = np.array([-1000, 0, 60], dtype=np.int16)
 
 
 @pytest.mark.parametrize(("expected", "stated"), [("CT", "CT"), ("CT", ""), ("MR", "MR"), ("MR", ""), ("other", "MR")])
-def test_the_models_modality_is_taken(expected: str, stated: str) -> None:
+def test_the_models_modality_is_accepted(expected: str, stated: str) -> None:
     check_modality(expected, stated, HU)
 
 
@@ -40,14 +40,14 @@ SCAN = np.tile(np.array([-1000, -100, 40, 60, 1200]), 400)
     ],
     ids=["padding alone is below 0", "one voxel is", "one is absurd", "padding alone"],
 )
-def test_a_few_voxels_do_not_make_hu_of_what_is_none(values: NDArray[np.generic]) -> None:
+def test_a_few_negative_voxels_do_not_pass_for_hu(values: NDArray[np.generic]) -> None:
     check_modality("CT", "CT", SCAN)
     check_modality("CT", "CT", np.append(SCAN, [-3024, 30000]))
     with pytest.raises(ModalityMismatch, match="in HU"):
         check_modality("CT", "CT", values)
 
 
-def test_of_a_large_scan_a_part_is_looked_at() -> None:
+def test_a_large_scan_is_sampled() -> None:
     voxels = np.zeros((300, 300, 200), dtype=np.int16)
     voxels[:, :, ::40] = -1000
     check_modality("CT", "CT", voxels + np.int16(1))

@@ -56,7 +56,7 @@ def mapped(
     decide: Callable[[Floats], Labels] = highest,
     threads: ThreadPool = SINGLE_THREAD,
 ) -> NDArray[np.uint8]:
-    """Maps logits (labels, d, h, w)."""
+    """Labels of logits (labels, d, h, w) on a grid of another shape."""
     labels = np.full(shape, 255, dtype=np.uint8)
     planes = np.moveaxis(logits, 1, 0)
     write_native_labels(planes, depth=len(planes), decide=decide, target=labels, interpolations=kinds, threads=threads)
@@ -64,7 +64,7 @@ def mapped(
 
 
 def interpolated(logits: Floats, shape: Shape, kinds: Interpolations) -> Floats:
-    """All logits (labels, d, h, w) on the target's grid, with the operations of the mapping in its order."""
+    """All logits (labels, d, h, w) on the target's grid, by the operations of the module in the same order."""
     along_d, along_h, along_w = (
         axis_taps(size, target, kind) for size, target, kind in zip(logits.shape[1:], shape, kinds, strict=True)
     )
@@ -78,7 +78,7 @@ def interpolated(logits: Floats, shape: Shape, kinds: Interpolations) -> Floats:
 
 
 def zoomed(image: Floats, shape: Shape, kinds: Interpolations) -> NDArray[np.float64]:
-    """The image on a grid of the same extent by SciPy, axis by axis in float64."""
+    """The image on a grid of the same extent, by SciPy, axis by axis in float64."""
     result = image.astype(np.float64)
     for axis, (size, kind) in enumerate(zip(shape, kinds, strict=True)):
         ratios = [1.0, 1.0, 1.0]
@@ -105,7 +105,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[ThreadPool]:
 @pytest.mark.parametrize("step", [None, 1, 3])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS), st.integers(1, 5), st.integers(0, 2**32))
-def test_mapping_is_deciding_on_all_interpolated_logits(
+def test_labels_are_those_of_all_interpolated_logits(
     threads: ThreadPool,
     decide: Callable[[Floats], Labels],
     step: int | None,
@@ -117,7 +117,7 @@ def test_mapping_is_deciding_on_all_interpolated_logits(
 ) -> None:
     logits = np.random.default_rng(seed).normal(size=(channels, *shape), scale=2).astype(np.float32)
     if step is not None:
-        # Coarse logits are full of ties, at the corners and between them.
+        # Rounded logits have many ties, at the corners and between them.
         logits = (np.round(logits / step) * step).astype(np.float32)
     expected = decide(interpolated(logits, target, kinds))
     assert np.array_equal(mapped(logits, target, kinds, decide, threads), expected)
@@ -127,7 +127,7 @@ def test_mapping_is_deciding_on_all_interpolated_logits(
 @pytest.mark.parametrize(
     ("shape", "target"), [((9, 40, 50), (13, 171, 207)), ((30, 60, 50), (11, 25, 33)), ((10, 20, 30), (10, 60, 30))]
 )
-def test_smooth_logits_are_mapped_as_if_all_were_interpolated(
+def test_labels_of_smooth_logits_are_those_of_all_interpolated_logits(
     threads: ThreadPool, decide: Callable[[Floats], Labels], shape: Shape, target: Shape
 ) -> None:
     logits = ndimage.gaussian_filter(noise((4, *shape)), (0, 2, 4, 4))
@@ -138,7 +138,7 @@ def test_smooth_logits_are_mapped_as_if_all_were_interpolated(
 
 
 @given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS))
-def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Interpolations) -> None:
+def test_labels_agree_with_scipys_zoom(shape: Shape, target: Shape, kinds: Interpolations) -> None:
     logits = noise((3, *shape))
     full = np.stack([zoomed(channel, target, kinds) for channel in logits])
     second, first = np.sort(full, axis=0)[-2:]
@@ -148,7 +148,7 @@ def test_mapping_agrees_with_scipys_zoom(shape: Shape, target: Shape, kinds: Int
 
 
 @given(SHAPES, st.sampled_from(ALL_KINDS))
-def test_equal_grids_take_the_labels_as_they_are(shape: Shape, kinds: Interpolations) -> None:
+def test_equal_grids_need_no_interpolation(shape: Shape, kinds: Interpolations) -> None:
     logits = noise((3, *shape))
     assert np.array_equal(mapped(logits, shape, kinds), highest(logits))
 
@@ -165,7 +165,7 @@ def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[
 
 @pytest.mark.parametrize("axes", list(permutations(range(3))))
 @pytest.mark.parametrize("planes_at_a_time", [2, 64])
-def test_a_view_reversed_and_transposed_is_written_through(
+def test_reversed_and_transposed_views_are_written(
     monkeypatch: pytest.MonkeyPatch, threads: ThreadPool, axes: tuple[int, int, int], planes_at_a_time: int
 ) -> None:
     monkeypatch.setattr(native_grid, "_PLANES_AT_A_TIME", planes_at_a_time)
@@ -181,7 +181,7 @@ def test_a_view_reversed_and_transposed_is_written_through(
 
 
 def test_logits_are_interpolated_only_where_the_corners_differ() -> None:
-    """Two halves whose border lies in the middle of a cell: of 10 target columns the two within it are mixed."""
+    """The border of two halves lies in the middle of a cell, which contains two of the 10 target columns."""
     logits = np.zeros((2, 3, 4, 4), dtype=np.float32)
     logits[0, :, :, :2], logits[1, :, :, 2:] = 3, 1
     decided: list[int] = []
@@ -207,7 +207,7 @@ def test_one_label_everywhere_needs_no_interpolation() -> None:
 
 
 @pytest.mark.parametrize(("depth", "rows"), [(6, 17), (17, 6), (9, 9), (31, 3), (1, 5), (5, 1), (15, 5)])
-def test_planes_are_taken_when_they_are_needed(depth: int, rows: int) -> None:
+def test_planes_are_consumed_only_when_needed(depth: int, rows: int) -> None:
     target = np.full((rows, 3, 4), 255, dtype=np.uint8)
     written: list[int] = []
 
@@ -240,5 +240,5 @@ def test_no_more_than_two_planes_are_held(threads: ThreadPool, rows: int) -> Non
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Two held, one coming in, two of the blending, and what argmax needs of it.
+    # Two planes held, one coming in, two for interpolation between them, and the temporaries of argmax.
     assert peak < 7 * labels * height * width * 4

@@ -118,7 +118,7 @@ def test_network_sees_the_scan_along_its_own_axes(
 
 @pytest.mark.parametrize("orientation", ["LPS", "RIA", "ASL"])
 @pytest.mark.parametrize("coarser", [(2.0, 2.0, 2.0), (1.7, 0.6, 2.3)])
-def test_other_resolution_agrees_with_scipy(
+def test_labels_at_another_spacing_agree_with_scipy(
     make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str, coarser: tuple[float, float, float]
 ) -> None:
     values = (-0.25, -0.05, 0.05, 0.25)
@@ -146,7 +146,7 @@ def test_other_resolution_agrees_with_scipy(
     assert (np.bincount(mask.ravel(), minlength=4) > 20).all()
 
 
-def test_thick_slices_are_taken_apart_on_the_way_back_too(make_manifest: MakeManifest) -> None:
+def test_logits_are_interpolated_separately_along_thick_slices(make_manifest: MakeManifest) -> None:
     def resized(image: NDArray[np.float64], ratios: Sequence[float]) -> NDArray[np.float64]:
         across = ndimage.zoom(image, (1, 1, ratios[2]), order=0, mode="nearest", grid_mode=True)
         return ndimage.zoom(across, (*ratios[:2], 1), order=1, mode="nearest", grid_mode=True)
@@ -163,7 +163,7 @@ def test_thick_slices_are_taken_apart_on_the_way_back_too(make_manifest: MakeMan
     assert sure.mean() > 0.9
 
 
-def test_sigmoid_channels_write_over_earlier_ones(make_manifest: MakeManifest) -> None:
+def test_later_sigmoid_channels_override_earlier_ones(make_manifest: MakeManifest) -> None:
     voxels = label_scan((7, 4, 5))
     manifest = make_manifest(activation="sigmoid", values=(2, 300, 1), window=WINDOW)
     mask = segment_volume(Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6).mask
@@ -174,7 +174,7 @@ def test_sigmoid_channels_write_over_earlier_ones(make_manifest: MakeManifest) -
 @pytest.mark.parametrize(
     ("values", "dtype"), [((9, 0, 255, 3), np.uint8), ((256, 0, 2, 3), np.uint16), ((9, 0, 65535, 256), np.uint16)]
 )
-def test_label_values_need_not_be_channels(
+def test_label_values_may_differ_from_channel_indices(
     make_manifest: MakeManifest, values: tuple[int, ...], dtype: type[np.unsignedinteger]
 ) -> None:
     voxels = label_scan((4, 5, 6))
@@ -183,7 +183,7 @@ def test_label_values_need_not_be_channels(
     assert np.array_equal(mask, np.array(values)[voxels])
 
 
-def test_mask_is_cleaned_on_the_scans_grid(make_manifest: MakeManifest) -> None:
+def test_mask_is_postprocessed_on_the_scans_grid(make_manifest: MakeManifest) -> None:
     voxels = np.zeros((8, 7, 6), dtype=np.int16)
     voxels[0:3, 0:2, 0:2] = 1
     voxels[6, 5, 4] = 1
@@ -202,7 +202,7 @@ def model(make_model: MakeModel) -> Model:
 
 
 def write_scan(path: Path, voxels: NDArray[np.generic], affine: Affine, *, qform: int = 1, sform: int = 2) -> None:
-    """Writes a NIfTI file whose header holds all that a mask's must, and more."""
+    """Writes a NIfTI file whose header has every field that a mask takes over, and others."""
     image = nibabel.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm", "sec")
     image.header["descrip"] = b"a patient's name"
@@ -244,7 +244,7 @@ def test_mask_lies_on_the_scans_grid_bit_for_bit(
     assert not mask.header["descrip"].item()
 
 
-def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+def test_report_describes_the_run(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     voxels = label_scan((7, 4, 5))
     affine = oblique_affine("PLI", spacing_of("PLI"))
     source = tmp_path / "scan.nii"
@@ -275,7 +275,7 @@ def test_report_says_what_was_done(tmp_path: Path, model: Model, oblique_affine:
     assert report.warnings == []
 
 
-def test_voxels_that_are_not_finite_are_told_of(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+def test_replaced_non_finite_voxels_are_reported(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     voxels = label_scan((7, 4, 5)).astype(np.float32)
     voxels[1, 2, 3], voxels[4, 3, 2] = np.nan, np.inf
     write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
@@ -286,7 +286,7 @@ def test_voxels_that_are_not_finite_are_told_of(tmp_path: Path, model: Model, ob
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
-def test_provider_that_is_not_used_is_told_of(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+def test_unused_provider_is_reported(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
     execution = ExecutionOptions(("NoSuchExecutionProvider", "CPUExecutionProvider"), threads=1)
     report = run(tmp_path / "scan.nii", tmp_path, model, execution)
@@ -304,7 +304,7 @@ def test_provider_that_is_not_used_is_told_of(tmp_path: Path, model: Model, obli
         ({"window": (5, 4, 4)}, "expected one input of shape"),
     ],
 )
-def test_model_that_is_not_what_its_manifest_says_is_refused(
+def test_model_that_does_not_match_its_manifest_is_refused(
     tmp_path: Path, make_model: MakeModel, wrong: dict[str, object], message: str
 ) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
@@ -313,13 +313,13 @@ def test_model_that_is_not_what_its_manifest_says_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
 
-def test_larger_scans_are_refused(tmp_path: Path, model: Model) -> None:
+def test_scan_above_the_voxel_limit_is_refused(tmp_path: Path, model: Model) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     with pytest.raises(InputTooLarge, match="140 voxels"):
         segment_file(tmp_path / "scan.nii", tmp_path, model_run(model), limits=ReadLimits(139), monitor=StageMonitor())
 
 
-def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
+def test_progress_reports_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
     told: list[tuple[Stage, float]] = []
     report = segment_file(
@@ -342,7 +342,7 @@ def test_progress_tells_of_every_stage_and_window(tmp_path: Path, model: Model, 
 @pytest.mark.parametrize(
     "stop_at", ["read", "model_load", "preprocess", "windows", "postprocess", "report", "preview", "write"]
 )
-def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, model: Model, stop_at: Stage) -> None:
+def test_an_exception_from_progress_ends_the_job_without_a_mask(tmp_path: Path, model: Model, stop_at: Stage) -> None:
     class Cancelled(Exception):
         pass
 
@@ -358,7 +358,7 @@ def test_what_progress_raises_ends_the_job_and_leaves_no_mask(tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
 
-def test_what_a_crop_leaves_out_is_0_and_told_of(
+def test_mask_is_0_outside_the_crop_and_the_crop_is_reported(
     tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine
 ) -> None:
     voxels = np.zeros((9, 11, 8), dtype=np.int16)
@@ -374,7 +374,7 @@ def test_what_a_crop_leaves_out_is_0_and_told_of(
     assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
 
 
-def test_intensities_are_those_of_the_cropped_scan(make_manifest: MakeManifest) -> None:
+def test_intensity_statistics_come_from_the_cropped_scan(make_manifest: MakeManifest) -> None:
     voxels = np.zeros((12, 10, 8), dtype=np.float32)
     voxels[3:6, 2:6, 1:4] = 5 + np.arange(36).reshape(3, 4, 3)
     z_score = [{"name": "CT", "intensity": {"kind": "z_score"}}]
@@ -387,7 +387,7 @@ def test_intensities_are_those_of_the_cropped_scan(make_manifest: MakeManifest) 
 
 
 @pytest.mark.parametrize("model_batch", ["batch", 1, 3])
-def test_batches_change_nothing_in_the_mask(
+def test_batch_size_does_not_change_the_mask(
     tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine, model_batch: int | str
 ) -> None:
     voxels = label_scan((7, 4, 5))
@@ -413,7 +413,7 @@ def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_mani
 
 def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_manifest: MakeManifest) -> None:
     class Shrinking:
-        """Memory that the network takes for itself."""
+        """Available memory that drops to 0 after the first request, as if the network had taken it."""
 
         def __init__(self) -> None:
             self.asked = 0
@@ -435,7 +435,7 @@ def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_ma
     assert warning.endswith("they were kept on disk")
 
 
-def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
+def test_a_dicom_format_for_a_nifti_input_is_refused_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     seen: list[Stage] = []
     with pytest.raises(BadRequest, match=r"request.output.formats: dicom-seg refers to the slices of a DICOM series"):
@@ -452,7 +452,7 @@ def test_a_segmentation_needs_a_series_and_says_so_before_the_model_is_loaded(tm
 
 @pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5]], ids=["even", "uneven"])
 def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeModel, kept: list[int]) -> None:
-    # Values that the model, which calls each by the nearest label, leaves as they are.
+    # The model labels each value by the nearest label, so these values are their own labels.
     labels = np.select([phantom() == -100, phantom() == 60], [1, 3]).astype(np.int16)
     stack = regular_stack(labels)
     write_series(

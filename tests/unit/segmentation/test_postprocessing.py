@@ -39,34 +39,34 @@ MIDDLE = (slice(5, 7), slice(5, 7), slice(5, 7))
 SMALL = (slice(10, 12), 8, 0)
 
 
-def test_largest_component_alone_is_kept() -> None:
+def test_only_the_largest_component_is_kept() -> None:
     assert np.array_equal(cleaned(mask_of((1, SMALL), (1, BIG), (1, MIDDLE)), largest(1)), mask_of((1, BIG)))
 
 
-def test_what_is_dropped_becomes_what_the_step_says() -> None:
+def test_dropped_components_get_the_value_of_the_step() -> None:
     step = LargestComponent(step="largest_component", labels=(1,), becomes=3)
     mask = mask_of((1, BIG), (1, MIDDLE), (2, SMALL))
     assert np.array_equal(cleaned(mask, step), mask_of((1, BIG), (3, MIDDLE), (2, SMALL)))
 
 
-def test_what_is_dropped_becomes_what_most_of_its_surroundings_are() -> None:
+def test_dropped_components_get_the_most_frequent_value_around_them() -> None:
     step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=0.02, becomes="surroundings")
     everywhere = (slice(None), slice(None), slice(None))
     half = (slice(6, 12), slice(None), slice(None))
     dropped: list[Box] = [(5, 4, 3), (slice(6, 8), 4, 6), (slice(10, 12), 8, 0), (0, 0, 6)]
     mask = mask_of((3, everywhere), (2, half), (1, BIG), *[(1, place) for place in dropped])
-    # At the border of two labels one of its faces is of the other one.
+    # At the border of two labels, one of its faces is shared with the other label.
     assert np.array_equal(cleaned(mask, step), mask_of((3, everywhere), (2, half), (1, BIG)))
 
 
-def test_what_has_no_surroundings_becomes_background() -> None:
+def test_dropped_components_without_surroundings_become_background() -> None:
     step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=9.0, becomes="surroundings")
     assert not cleaned(np.ones((2, 3, 4), dtype=np.uint16), step).any()
     assert not cleaned(mask_of((1, MIDDLE), (1, SMALL)), step).any()
 
 
 @given(st.integers(0, 2**20))
-def test_surroundings_are_those_of_each_component_alone(seed: int) -> None:
+def test_each_component_has_its_own_surroundings(seed: int) -> None:
     mask = np.random.default_rng(seed).choice([0, 1, 2, 5], (6, 5, 4), p=[0.5, 0.1, 0.2, 0.2]).astype(np.uint8)
     step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=2.0, becomes="surroundings")
     result = cleaned(np.asfortranarray(mask) if seed % 2 else mask, step, voxel_volume_ml=0.5)
@@ -89,8 +89,8 @@ def test_surroundings_of_many_and_of_large_components(monkeypatch: pytest.Monkey
     assert np.count_nonzero(at_once == 1) < np.count_nonzero(mask == 1)
 
 
-def test_thousands_of_thin_components_that_reach_far() -> None:
-    # Each one's bounding box is a great part of the volume.
+def test_surroundings_of_thousands_of_long_thin_components() -> None:
+    # The bounding box of each component is a large part of the volume.
     size = 160
     mask = np.full((size, size, size), 3, dtype=np.uint8)
     steps = np.arange(size - 40)
@@ -101,20 +101,20 @@ def test_thousands_of_thin_components_that_reach_far() -> None:
     assert np.all(cleaned(mask, step, voxel_volume_ml=0.001) == 3)
 
 
-def test_each_label_keeps_its_own_largest() -> None:
+def test_each_label_keeps_its_own_largest_component() -> None:
     mask = mask_of((1, BIG), (1, (11, 8, 6)), (2, MIDDLE), (2, SMALL), (3, (4, 4, 4)), (3, (9, 0, 0)))
     expected = mask_of((1, BIG), (2, MIDDLE), (3, (4, 4, 4)), (3, (9, 0, 0)))
     assert np.array_equal(cleaned(mask, largest(1, 2)), expected)
 
 
-def test_touching_labels_are_not_one_component() -> None:
+def test_touching_labels_are_separate_components() -> None:
     mask = mask_of((1, (slice(0, 2), 0, 0)), (2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
     expected = mask_of((2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
     assert np.array_equal(cleaned(mask, largest(1)), expected)
 
 
 @pytest.mark.parametrize("second", [(3, 3, 3), (3, 3, 2), (3, 2, 2)])
-def test_voxels_that_share_a_corner_belong_together(second: tuple[int, int, int]) -> None:
+def test_voxels_that_share_a_corner_are_connected(second: tuple[int, int, int]) -> None:
     mask = mask_of((1, BIG), (1, second))
     assert np.array_equal(cleaned(mask, largest(1)), mask)
 
@@ -129,7 +129,7 @@ def test_small_components_are_dropped_by_their_volume_in_ml() -> None:
         assert np.array_equal(cleaned(mask, step, voxel_volume_ml=voxel_volume_ml), expected)
 
 
-def test_component_of_just_the_least_volume_stays() -> None:
+def test_component_of_exactly_the_minimum_volume_is_kept() -> None:
     mask = mask_of((1, MIDDLE), (1, SMALL))
     assert np.array_equal(cleaned(mask, remove_small(1, min_volume_ml=2.0), voxel_volume_ml=0.25), mask_of((1, MIDDLE)))
 
@@ -143,13 +143,13 @@ def test_small_components_are_dropped_by_their_share_of_the_largest(min_share: f
     assert np.array_equal(cleaned(mask, step), expected)
 
 
-def test_of_equal_components_each_is_the_largest() -> None:
+def test_shares_of_equal_components_are_1() -> None:
     mask = mask_of((1, SMALL), (1, (slice(0, 2), 0, 0)))
     step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=1e-9, min_share=1.0)
     assert np.array_equal(cleaned(mask, step), mask)
 
 
-def test_other_labels_and_absent_ones_are_left_alone() -> None:
+def test_other_labels_and_absent_labels_are_unchanged() -> None:
     mask = mask_of((2, BIG), (2, SMALL))
     for step in (largest(1), remove_small(1, min_volume_ml=9.0), largest(200)):
         assert np.array_equal(cleaned(mask, step), mask)
@@ -157,14 +157,14 @@ def test_other_labels_and_absent_ones_are_left_alone() -> None:
     assert np.array_equal(cleaned(empty, largest(300), remove_small(1, min_volume_ml=1.0)), empty)
 
 
-def test_steps_go_in_order() -> None:
+def test_steps_are_applied_in_order() -> None:
     mask = mask_of((1, SMALL), (1, BIG), (2, MIDDLE))
     steps = (largest(1), remove_small(1, 2, min_volume_ml=0.01))
     assert np.array_equal(cleaned(mask, *steps), mask_of((1, BIG)))
 
 
 @given(st.integers(0, 2**20))
-def test_random_masks_lose_whole_components_only(seed: int) -> None:
+def test_only_whole_components_are_dropped_from_random_masks(seed: int) -> None:
     random = np.random.default_rng(seed)
     mask = np.asfortranarray(random.choice([0, 1, 300], (6, 5, 4), p=[0.8, 0.1, 0.1]).astype(np.uint16))
     result = cleaned(mask, largest(300))

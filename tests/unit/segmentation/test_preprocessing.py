@@ -80,7 +80,7 @@ def hounsfield(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(("fields", "formula"), FORMULAS)
-def test_intensities_follow_their_formula(
+def test_intensities_are_mapped_by_their_formulas(
     make_manifest: MakeManifest, fields: Fields, formula: Callable[[Doubles], Doubles]
 ) -> None:
     image = hounsfield((11, 7, 5))
@@ -95,7 +95,7 @@ def test_intensities_follow_their_formula(
     [(Z_SCORE, 0), (Z_SCORE_NONZERO, 0), (PERCENTILES, -1), (PERCENTILES | {"clip": False}, -1), (MIN_MAX, -1)],
 )
 @pytest.mark.parametrize("value", [0.0, 0.1, -1024.3])
-def test_constant_volumes_divide_by_something(
+def test_constant_volumes_are_not_divided_by_0(
     make_manifest: MakeManifest, fields: Fields, expected: float, value: float
 ) -> None:
     image = np.full((5, 4, 3), value, dtype=np.float32)
@@ -114,7 +114,7 @@ def test_views_are_normalised_in_place(make_manifest: MakeManifest) -> None:
     ("source", "target"), [("LPS", "SAR"), ("RAS", "RAS"), ("PIR", "LSA"), ("SLP", "RAI"), ("ASL", "IPR")]
 )
 @pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("cubic", 3)])
-def test_image_has_the_models_axes_and_spacing(
+def test_image_has_the_models_orientation_and_spacing(
     make_manifest: MakeManifest,
     oblique_affine: MakeAffine,
     source: str,
@@ -138,7 +138,7 @@ def test_image_has_the_models_axes_and_spacing(
     assert np.allclose(prepared.image, expected, rtol=CLOSE, atol=0.01)
 
 
-def test_area_averages_what_a_voxel_of_the_model_covers(make_manifest: MakeManifest) -> None:
+def test_area_interpolation_averages_the_voxels_that_a_model_voxel_covers(make_manifest: MakeManifest) -> None:
     volume = Volume(hounsfield((6, 8, 9)), np.diag([1.0, 1.0, 1.0, 1.0]))
     manifest = make_manifest(spacing_mm=(2.0, 4.0, 3.0), interpolation="area")
     means = volume.voxels.reshape(3, 2, 2, 4, 3, 3).mean(axis=(1, 3, 5))
@@ -146,7 +146,9 @@ def test_area_averages_what_a_voxel_of_the_model_covers(make_manifest: MakeManif
 
 
 @pytest.mark.parametrize("source", ["RAS", "LPS", "PIR", "SLA"])
-def test_axes_run_where_the_model_says(make_manifest: MakeManifest, oblique_affine: MakeAffine, source: str) -> None:
+def test_axes_run_in_the_models_directions(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine, source: str
+) -> None:
     affine = oblique_affine(source, (2.0, 1.5, 3.0))
     world_mm = np.moveaxis(np.indices((6, 7, 8)), 0, 3) @ affine[:3, :3].T + affine[:3, 3]
     spacing = Volume(world_mm[..., 0], affine).spacing_mm
@@ -159,7 +161,7 @@ def test_axes_run_where_the_model_says(make_manifest: MakeManifest, oblique_affi
         assert (steps > 0.8 * by_world_axis[world_axis]).all()
 
 
-def test_intensities_are_those_of_the_manifest(make_manifest: MakeManifest) -> None:
+def test_intensities_are_mapped_as_the_manifest_asks(make_manifest: MakeManifest) -> None:
     volume = Volume(hounsfield((6, 5, 4)).astype(np.int16), np.eye(4))
     image = preprocess(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}]), max_voxels=MAX_VOXELS).image
     assert np.allclose(image, ct(volume.voxels.astype(np.float64)), atol=CLOSE)
@@ -167,9 +169,7 @@ def test_intensities_are_those_of_the_manifest(make_manifest: MakeManifest) -> N
     assert volume.voxels.min() < -900
 
 
-def test_thick_slices_are_taken_apart_along_the_models_axes(
-    make_manifest: MakeManifest, oblique_affine: MakeAffine
-) -> None:
+def test_separate_axis_is_found_along_the_models_axes(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
     voxels = hounsfield((8, 7, 4))
     volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
     manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
@@ -180,7 +180,7 @@ def test_thick_slices_are_taken_apart_along_the_models_axes(
     assert prepared.logits_interpolations == ("linear", "linear", "linear")
 
 
-def test_prepared_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
+def test_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
     voxels = hounsfield((4, 5, 6))
     manifest = make_manifest(orientation="IAR")
     prepared = preprocess(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest, max_voxels=MAX_VOXELS)
@@ -220,7 +220,7 @@ def test_large_grids_are_refused_before_they_are_allocated(
         tracemalloc.stop()
 
 
-def test_grids_as_large_as_the_limit_are_taken(make_manifest: MakeManifest) -> None:
+def test_grids_as_large_as_the_limit_are_accepted(make_manifest: MakeManifest) -> None:
     volume = Volume(np.zeros((3, 1, 4), dtype=np.int16), np.diag([2.0, 3.0, 2.0, 1.0]))
     manifest = make_manifest(window=(5, 4, 3))
     assert preprocess(volume, manifest, max_voxels=6 * 4 * 8).image.shape == (6, 3, 8)

@@ -31,7 +31,7 @@ BLENDING_RTOL = 5e-6
 
 
 class ValueNetwork:
-    """Two channels: the values themselves, and their negatives. Keeps the windows that it is given."""
+    """Two channels: the values and their negatives. Keeps its input windows."""
 
     def __init__(self) -> None:
         self.windows: list[NDArray[np.float32]] = []
@@ -52,7 +52,7 @@ class ConstantNetwork:
 
 
 class PlaceNetwork:
-    """Logits that look random, and differ for one voxel from window to window: they depend on its place in each."""
+    """Logits that depend on a voxel's value and on its place in the window, without a pattern."""
 
     def __init__(self, window: Shape) -> None:
         self.places = np.random.default_rng(1).uniform(0.5, 5, (1, 3, *window)).astype(np.float32)
@@ -77,7 +77,7 @@ def streamed(image: NDArray[np.float32], network: Network, manifest: Manifest) -
 
 
 def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> NDArray[np.float64]:
-    """The same by the textbook: the whole padded volume's logits in float64, one window added after the other."""
+    """Reference: the logits of the whole padded volume in float64, one window added after the other."""
     plan = plan_for(image.shape, manifest)
     padded = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     weights = importance_map(manifest.window, manifest.blending).astype(np.float64)
@@ -91,7 +91,7 @@ def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> N
 
 
 @given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
-def test_identity_network_gives_the_image_back(
+def test_an_identity_network_gives_the_image_back(
     make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
 ) -> None:
     manifest = make_manifest(
@@ -103,7 +103,7 @@ def test_identity_network_gives_the_image_back(
 
 
 @given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
-def test_blending_is_that_of_a_whole_volume(
+def test_blending_agrees_with_that_of_a_whole_volume(
     make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
 ) -> None:
     manifest = make_manifest(
@@ -154,7 +154,7 @@ def test_windows_are_counted(make_manifest: MakeManifest) -> None:
     assert plan.count > 10
 
 
-def test_what_on_window_raises_ends_the_run(make_manifest: MakeManifest) -> None:
+def test_an_exception_from_on_window_ends_the_run(make_manifest: MakeManifest) -> None:
     class Stop(Exception):
         pass
 
@@ -172,7 +172,7 @@ def test_what_on_window_raises_ends_the_run(make_manifest: MakeManifest) -> None
 
 @pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (4, 3, 2)])
 @pytest.mark.parametrize("placement", ["snap", "even"])
-def test_planes_leave_before_windows_that_do_not_touch_them_run(
+def test_planes_are_yielded_before_windows_that_do_not_touch_them_run(
     make_manifest: MakeManifest, shape: Shape, placement: str
 ) -> None:
     manifest = make_manifest(placement=placement, values=(0, 1))
@@ -185,7 +185,7 @@ def test_planes_leave_before_windows_that_do_not_touch_them_run(
 
 
 @given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, st.integers(1, 7))
-def test_batches_are_of_one_size_and_give_what_single_windows_do(
+def test_batches_have_one_size_and_give_the_logits_of_single_windows(
     make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, batch: int
 ) -> None:
     manifest = make_manifest(window=window, overlap=overlap, placement=placement, values=(0, 1, 2))
@@ -204,8 +204,8 @@ def test_batches_are_of_one_size_and_give_what_single_windows_do(
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_network_that_runs_ahead_gives_the_same(make_manifest: MakeManifest, batch: int) -> None:
-    """While results are added up, the next run is under way, and never a second one."""
+def test_a_network_that_runs_ahead_gives_the_same_logits(make_manifest: MakeManifest, batch: int) -> None:
+    """While logits are aggregated, the next run is under way, and no further one."""
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
     image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
     runs = ceil(plan.count / batch)
@@ -233,7 +233,7 @@ def test_a_network_that_runs_ahead_gives_the_same(make_manifest: MakeManifest, b
     assert started == runs
 
 
-def test_what_ends_the_work_waits_for_a_run_that_is_ahead(make_manifest: MakeManifest) -> None:
+def test_the_end_of_the_run_waits_for_the_network_that_runs_ahead(make_manifest: MakeManifest) -> None:
     running = 0
 
     class Slow(PlaceNetwork):
@@ -315,7 +315,7 @@ def test_a_single_window_that_does_not_fit_into_memory_is_out_of_memory(make_man
 
 @pytest.mark.parametrize("place", [(0, 0, 0, 0, 0), (0, 1, 4, 2, 1)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_network_that_gives_no_finite_values_is_an_invalid_model(
+def test_non_finite_logits_are_an_invalid_model(
     make_manifest: MakeManifest, place: tuple[int, ...], value: float
 ) -> None:
     class Broken(ConstantNetwork):
@@ -333,7 +333,7 @@ def test_a_network_that_gives_no_finite_values_is_an_invalid_model(
 @pytest.mark.parametrize("batch", [1, 3])
 def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[int, ...], batch: int) -> None:
     class Mirrored:
-        """The textbook's: each window run in every mirroring, flipped back, and averaged."""
+        """Reference: runs each window in every mirroring, flips the logits back, and averages them."""
 
         def __init__(self, network: Network) -> None:
             self.network = network
@@ -359,7 +359,7 @@ def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[
 
 
 @pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23)])
-def test_threads_change_no_bit(make_manifest: MakeManifest, shape: Shape) -> None:
+def test_threads_do_not_change_the_logits(make_manifest: MakeManifest, shape: Shape) -> None:
     manifest = make_manifest(values=(0, 1, 2))
     image, network, plan = noise(shape), PlaceNetwork((5, 4, 3)), plan_for(shape, manifest)
     alone = np.stack(list(stream_logits(image, network, manifest, plan)))
@@ -368,9 +368,7 @@ def test_threads_change_no_bit(make_manifest: MakeManifest, shape: Shape) -> Non
 
 
 @pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (2, 1, 3)])
-def test_logits_are_held_where_the_caller_says_once_the_network_has_run(
-    make_manifest: MakeManifest, shape: Shape
-) -> None:
+def test_sums_are_allocated_by_the_caller_after_the_first_run(make_manifest: MakeManifest, shape: Shape) -> None:
     manifest = make_manifest(window=(5, 4, 3), values=(0, 1, 2))
     plan, network = plan_for(shape, manifest), ValueNetwork()
     held: list[tuple[tuple[int, ...], int]] = []

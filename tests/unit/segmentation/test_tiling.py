@@ -55,14 +55,14 @@ def test_starts(size: int, window: int, overlap: float, snap: list[int], even: l
 
 
 @given(st.integers(1, 20), st.integers(0, 200), OVERLAPS)
-def test_starts_follow_monai_and_nnunet(window: int, more: int, overlap: float) -> None:
+def test_starts_agree_with_monai_and_nnunet(window: int, more: int, overlap: float) -> None:
     size = window + more
     assert window_starts(size, window, overlap, "snap") == monai_starts(size, window, overlap)
     assert window_starts(size, window, overlap, "even") == nnunet_starts(size, window, overlap)
 
 
 @given(SHAPES, WINDOWS, OVERLAPS, st.sampled_from(["snap", "even"]), st.sampled_from(["gaussian", "constant"]))
-def test_every_voxel_has_weight(
+def test_every_voxel_has_a_weight(
     shape: Shape, window: Shape, overlap: float, placement: Placement, blending: Blending
 ) -> None:
     plan = plan_windows(shape, window, overlap, placement)
@@ -76,7 +76,7 @@ def test_every_voxel_has_weight(
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6])
-def test_padding_is_symmetric_and_no_more_than_a_window_needs(size: int) -> None:
+def test_padding_is_symmetric_and_minimal(size: int) -> None:
     before, after = padding(size, 5)
     assert size + before + after == max(size, 5)
     assert after - before in (0, 1)
@@ -100,12 +100,12 @@ def test_planes_leave_along_the_longest_axis(shape: Shape, axes: tuple[int, int,
     assert plan.stream_axis == axes[0]
 
 
-def test_longest_is_meant_in_windows() -> None:
+def test_the_longest_axis_is_measured_in_windows() -> None:
     assert plan_windows((40, 30, 20), (40, 10, 4), 0.5, "snap").stream_axis == 2
 
 
 @given(WINDOWS, st.sampled_from(["gaussian", "constant"]))
-def test_importance_is_symmetric_and_highest_in_the_centre(window: Shape, blending: Blending) -> None:
+def test_importance_map_is_symmetric_and_highest_in_the_centre(window: Shape, blending: Blending) -> None:
     weights = importance_map(window, blending)
     assert weights.shape == window
     assert weights.dtype == np.float32
@@ -115,7 +115,7 @@ def test_importance_is_symmetric_and_highest_in_the_centre(window: Shape, blendi
     assert weights.min() >= np.float32(1e-3)
 
 
-def test_gaussian_is_an_eighth_of_the_window_wide_and_cut_at_the_corners() -> None:
+def test_gaussian_has_a_sigma_of_an_eighth_of_the_window_and_a_lower_bound() -> None:
     weights = importance_map((9, 17, 33), "gaussian")
     distances = [(np.arange(size) - size // 2) / (size / 8) for size in weights.shape]
     squares = sum(np.ix_(*(distance**2 for distance in distances)))
@@ -123,5 +123,5 @@ def test_gaussian_is_an_eighth_of_the_window_wide_and_cut_at_the_corners() -> No
     assert weights[0, 0, 0] == np.float32(1e-3)
 
 
-def test_constant_weighs_all_alike() -> None:
+def test_constant_blending_gives_equal_weights() -> None:
     assert (importance_map((3, 4, 5), "constant") == 1).all()

@@ -1,4 +1,4 @@
-"""The same patient gets the same mask, however the scan lies: every orientation, oblique, sheared; NIfTI and DICOM."""
+"""One patient gets one mask whatever the grid of the scan: every orientation, oblique, sheared; NIfTI and DICOM."""
 
 import hashlib
 from itertools import permutations, product
@@ -52,7 +52,7 @@ def straight_affine() -> Affine:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Labels what is above 0 HU after a smoothing that is different along every axis and in each direction."""
+    """A network that labels voxels above 0 HU, after a smoothing that differs along every axis and direction."""
     kernel = np.multiply.outer(np.multiply.outer([1, 5, 3], [2, 7, 1]), [4, 6, 1]).astype(np.float32)
     weights = [
         numpy_helper.from_array((kernel / kernel.sum())[None, None], "kernel"),
@@ -89,7 +89,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def segment(
     source: Path, folder: Path, model: Model, input_options: InputOptions = DEFAULT_INPUT_OPTIONS
 ) -> tuple[Array, Affine, Report]:
-    """The mask of a scan with its affine, and the report."""
+    """Returns the mask of a scan with its affine, and the report."""
     target = folder / "out"
     target.mkdir()
     report = segment_file(
@@ -112,14 +112,14 @@ def save(path: Path, voxels: Array, affine: Affine) -> Path:
 
 
 def lying(voxels: Array, affine: Affine, codes: str) -> tuple[Array, Affine]:
-    """The same voxels at the same places, the array's axes along other directions."""
+    """Stores the same voxels at the same places with other array axes."""
     change = ornt_transform(io_orientation(affine), axcodes2ornt(codes))
     turned = np.ascontiguousarray(nibabel.orientations.apply_orientation(voxels, change))
     return turned, affine @ inv_ornt_aff(change, voxels.shape)
 
 
 def standing(mask: Array, affine: Affine) -> Array:
-    """A mask with its axes along R, A and S again."""
+    """Brings a mask back to the axes R, A and S."""
     change = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
     turned: Array = nibabel.orientations.apply_orientation(mask, change)
     return turned
@@ -127,7 +127,7 @@ def standing(mask: Array, affine: Affine) -> Array:
 
 @pytest.fixture(scope="module")
 def expected(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Array:
-    """The mask of the patient, R, A, S; it is the organ but for its rim."""
+    """The mask of the patient (R, A, S): the organ without its rim."""
     folder = tmp_path_factory.mktemp("expected")
     mask, *_ = segment(save(folder / "scan.nii", patient(), straight_affine()), folder, model)
     organ = patient() == 300
@@ -153,14 +153,14 @@ def test_nifti(codes: str, oblique: bool, model: Model, expected: Array, tmp_pat
 
 
 def wide() -> tuple[Array, Affine]:
-    """The patient with as much air in the back and the front as sheared planes drift; R, A, S."""
+    """The patient with as much air behind and in front as the sheared planes drift (R, A, S)."""
     affine = straight_affine()
     affine[:3, 3] -= affine[:3, 1] * SHAPE[2]
     return np.pad(patient(), ((0, 0), (SHAPE[2], SHAPE[2] - 1), (0, 0)), constant_values=-1000), affine
 
 
 def sheared() -> tuple[Array, Affine]:
-    """The same on a grid of which each plane lies a voxel further to the front than the one below."""
+    """The wide patient on a grid whose planes each lie a voxel in front of the plane below."""
     voxels, affine = wide()
     planes = [voxels[:, k : k + SHAPE[1] + SHAPE[2], k] for k in range(SHAPE[2])]
     affine[:3, 2] += affine[:3, 1]
@@ -169,7 +169,7 @@ def sheared() -> tuple[Array, Affine]:
 
 @pytest.fixture(scope="module")
 def expected_of_sheared(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Array:
-    """The part of the wide patient's mask that the sheared grid has."""
+    """The part of the wide patient's mask inside the sheared grid."""
     folder = tmp_path_factory.mktemp("expected")
     mask, *_ = segment(save(folder / "scan.nii", *wide()), folder, model)
     return np.stack([mask[:, k : k + SHAPE[1] + SHAPE[2], k] for k in range(SHAPE[2])], axis=2)
@@ -189,7 +189,7 @@ IN_DICOM = [codes for codes in ALL_48 if np.linalg.det(lying(patient(), straight
 
 
 def stack_of(voxels: Array, affine: Affine) -> Stack:
-    """The same as slices; DICOM's world is L, P, S."""
+    """The patient as slices; the world of DICOM is L, P, S."""
     lps = np.diag([-1.0, -1, 1, 1]) @ affine
     spacings = np.linalg.norm(lps[:3, :3], axis=0)
     positions = apply_affine(lps, [(0, 0, k) for k in range(voxels.shape[2])])

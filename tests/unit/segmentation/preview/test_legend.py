@@ -32,7 +32,7 @@ def test_the_largest_label_comes_first() -> None:
     assert first < second < third
 
 
-def test_what_has_no_voxel_has_no_row() -> None:
+def test_labels_without_voxels_have_no_row() -> None:
     picture = legend(label(1, 10), label(2, 0))
     assert rows_of(picture, 0).size
     assert not rows_of(picture, 1).size
@@ -67,7 +67,7 @@ def test_a_name_that_fits_is_whole() -> None:
     assert fitting("left atrial appendage", 200) == "left atrial appendage"
 
 
-def test_volumes_are_rounded_to_what_matters() -> None:
+def test_volumes_are_rounded() -> None:
     assert [volume_text(ml) for ml in (0.0, 0.05, 1.25, 99.96, 12345.6)] == [
         "0 mL", "0.05 mL", "1.2 mL", "100.0 mL", "12346 mL",
     ]  # fmt: skip

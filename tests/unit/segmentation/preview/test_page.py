@@ -1,4 +1,4 @@
-"""Properties of the picture, not its pixels: where things lie, how large they are, what must be in it."""
+"""Properties of the picture rather than its pixels: positions, lengths and contents."""
 
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def panel(picture: Picture, left: int) -> Picture:
 
 
 def centre_of(picture: Picture, place: int) -> tuple[float, float]:
-    """Row and column of the middle of what has a label's full colour."""
+    """Row and column of the middle of the pixels in a label's full colour."""
     rows, columns = np.nonzero((picture == label_colour(place)).all(axis=2))
     assert rows.size
     return float(rows.mean()), float(columns.mean())
@@ -92,7 +92,7 @@ def test_the_same_patient_gives_the_same_picture(
     assert pictured(volume, mask, manifest) == pictured(*phantom, manifest)
 
 
-def test_sides_are_right(phantom: tuple[Volume, Mask], manifest: Manifest) -> None:
+def test_sides_of_the_patient_are_right(phantom: tuple[Volume, Mask], manifest: Manifest) -> None:
     volume, mask = phantom
     mask[mask == 4] = 0
     picture = opened(pictured(volume, mask, manifest))
@@ -108,7 +108,7 @@ def test_sides_are_right(phantom: tuple[Volume, Mask], manifest: Manifest) -> No
     assert column > middle  # the back is on the right
 
 
-def test_lengths_are_true_in_millimetres(manifest: Manifest) -> None:
+def test_lengths_are_to_scale(manifest: Manifest) -> None:
     volume = Volume(np.zeros((60, 50, 12), dtype=np.int16), np.diag([0.5, 0.8, 5.0, 1]))
     mask = np.zeros(volume.shape, dtype=np.uint8)
     mask[10:50, 10:35, 3:7] = 4  # 20 mm in each direction
@@ -127,7 +127,7 @@ def test_oblique_grids_are_shown_along_their_own_axes(
     volume, mask = turned(*phantom, orientation)
     oblique = Volume(volume.voxels, oblique_affine(orientation, volume.spacing_mm))
     straight, tilted = opened(pictured(volume, mask, manifest)), opened(pictured(oblique, mask, manifest))
-    # Positions differ, and stand at the top of each panel.
+    # The positions at the top of each panel differ.
     assert not np.array_equal(
         straight[TOP + PANEL - 60 :, SAGITTAL + PANEL :], tilted[TOP + PANEL - 60 :, SAGITTAL + PANEL :]
     )
@@ -135,7 +135,7 @@ def test_oblique_grids_are_shown_along_their_own_axes(
 
 
 @pytest.mark.parametrize("degrees", [-30, 30])
-def test_a_tilted_stack_is_shown_as_the_patient_lies(manifest: Manifest, degrees: int) -> None:
+def test_a_tilted_stack_is_shown_without_distortion(manifest: Manifest, degrees: int) -> None:
     affine = np.diag([-1.0, -1, 2, 1])
     affine[1, 2] = 2 * np.tan(np.radians(degrees))
     mask = np.zeros((40, 60, 30), dtype=np.uint8)
@@ -191,7 +191,7 @@ def test_planes_strip_and_legend_have_each_labels_colour(phantom: tuple[Volume, 
 
 
 @pytest.mark.parametrize("dtype", ["u1", ">i2", "i4", "f4", "f8", "u8"])
-def test_any_kind_of_intensity_is_shown(manifest: Manifest, dtype: str) -> None:
+def test_every_intensity_dtype_is_shown(manifest: Manifest, dtype: str) -> None:
     mask = np.zeros((20, 20, 20), dtype=np.uint8)
     mask[5:15, 5:15, 5:15] = 2
     voxels = np.arange(8000).reshape(20, 20, 20) % 200
@@ -199,7 +199,7 @@ def test_any_kind_of_intensity_is_shown(manifest: Manifest, dtype: str) -> None:
     assert len(np.unique(picture)) > 100
 
 
-def test_planes_are_taken_and_no_volume_is_copied(manifest: Manifest) -> None:
+def test_drawing_does_not_copy_the_volume(manifest: Manifest) -> None:
     shape = (1200, 1100, 1000)
     volume = Volume(np.zeros(shape, dtype=np.int16, order="F"), np.eye(4))
     mask = np.zeros(shape, dtype=np.uint8, order="F")

@@ -26,13 +26,13 @@ profiles = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(lambda count
 
 
 def seen_volume() -> Volume:
-    """All voxels differ, along the axes of the extractor."""
+    """A volume of distinct voxels, along the axes of the display."""
     affine = np.array([[-0.8, 0, 0, 31], [0, -1.5, 0, -7], [0, 0, -3, 55], [0, 0, 0, 1]])
     return Volume(np.arange(60, dtype=np.int16).reshape(SHAPE), affine)
 
 
 def turned(volume: Volume, orientation: str) -> Volume:
-    """The same volume stored in another axis order and direction, as nibabel turns it."""
+    """The same volume in another axis order and direction, as nibabel reorients it."""
     change = ornt_transform(axcodes2ornt(volume.orientation), axcodes2ornt(orientation))
     order = np.argsort(change[:, 0])
     flips = tuple(slice(None, None, int(change[axis, 1])) for axis in order)
@@ -59,7 +59,7 @@ def test_the_same_patient_gives_the_same_planes(orientation: str) -> None:
         assert extractor.position(view, 1) == PlaneExtractor.of(seen_volume()).position(view, 1)
 
 
-def test_positions_are_those_of_the_world() -> None:
+def test_positions_are_world_coordinates() -> None:
     extractor = PlaneExtractor.of(seen_volume())
     assert [extractor.position(AXIAL, k) for k in (0, 4)] == ["H 55.0 mm", "H 43.0 mm"]
     assert [extractor.position(CORONAL, j) for j in (0, 2)] == ["P 7.0 mm", "P 10.0 mm"]
@@ -79,7 +79,7 @@ def test_sizes_are_millimetres() -> None:
     ]  # fmt: skip
 
 
-def test_a_tilted_stack_leans() -> None:
+def test_planes_of_a_tilted_stack_are_sheared() -> None:
     affine = np.diag([-1.0, -1, 3, 1])
     affine[1, 2] = 3 * np.tan(np.radians(20))  # further to the front with each slice to the head
     extractor = PlaneExtractor.of(Volume(np.zeros((10, 10, 8)), affine))
@@ -89,17 +89,17 @@ def test_a_tilted_stack_leans() -> None:
 
 
 @given(profiles)
-def test_the_middle_plane_shows_something_where_there_is_something(profile: NDArray[np.int64]) -> None:
+def test_the_middle_plane_contains_labelled_voxels(profile: NDArray[np.int64]) -> None:
     assert profile[middle_plane(profile)] >= profile.max() / 2
 
 
-def test_the_middle_of_a_pair_is_in_one_of_it() -> None:
+def test_the_middle_plane_of_two_regions_lies_in_one_of_them() -> None:
     assert middle_plane(np.array([0, 1, 4, 5, 1, 0, 0, 0, 1, 4, 4, 1])) in (3, 9)
     assert middle_plane(np.zeros(9, dtype=np.int64)) == 4
 
 
 @given(profiles, st.integers(1, 10))
-def test_even_planes_rise_within_the_volume_and_as_many_as_there_can_be(profile: NDArray[np.int64], count: int) -> None:
+def test_evenly_spaced_planes_ascend_within_the_volume(profile: NDArray[np.int64], count: int) -> None:
     planes = evenly_spaced_planes(profile, count)
     assert planes == sorted(set(planes))
     assert planes[0] >= 0

@@ -21,7 +21,7 @@ from inference_service.segmentation.preview.rendering import (
 COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], dtype=np.uint8)
 
 
-def test_a_window_runs_from_black_to_white() -> None:
+def test_an_intensity_window_runs_from_black_to_white() -> None:
     grey = SOFT_TISSUE.grey(np.array([[-1000, -160, 40, 240, 3000]], dtype=">i2"))
     assert grey.dtype == np.uint8
     assert grey.tolist() == [[0, 0, 128, 255, 255]]
@@ -40,11 +40,13 @@ def test_a_window_runs_from_black_to_white() -> None:
         ([(500.0, 90), (60.0, 80)], BONE),
     ],
 )
-def test_the_ct_window_is_that_of_most_of_the_tissue(labels: list[tuple[float, int]], window: IntensityWindow) -> None:
+def test_the_ct_intensity_window_is_chosen_by_most_of_the_tissue(
+    labels: list[tuple[float, int]], window: IntensityWindow
+) -> None:
     assert ct_intensity_window(labels) == window
 
 
-def test_percentiles_leave_out_what_surrounds() -> None:
+def test_percentiles_leave_out_the_background() -> None:
     plane = np.zeros((100, 100))
     plane[:10] = np.linspace(100, 300, 1000).reshape(10, 100)
     window = percentile_intensity_window([plane, plane[:5]])
@@ -52,7 +54,7 @@ def test_percentiles_leave_out_what_surrounds() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, -1e9, 1e30])
-def test_a_constant_scan_has_a_window(value: float) -> None:
+def test_a_constant_scan_has_an_intensity_window(value: float) -> None:
     plane = np.full((4, 4), value, dtype=np.float32)
     window = percentile_intensity_window([plane])
     assert window.low < window.high
