@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.imaging.geometry import Shape
+
 Placement = Literal["snap", "even"]
 Blending = Literal["gaussian", "constant"]
-Shape = tuple[int, int, int]
 Corner = tuple[int, ...]
 """Index (i, j, k) of a window's first voxel."""
 

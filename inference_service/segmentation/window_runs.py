@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
-from inference_service.imaging.geometry import Box
+from inference_service.imaging.geometry import Box, Shape
 from inference_service.segmentation.aggregator import BatchLogits
 from inference_service.segmentation.network import Batching
-from inference_service.segmentation.tiling import Corner, Shape, WindowPlan
+from inference_service.segmentation.tiling import Corner, WindowPlan
 
 logger = logging.getLogger(__name__)
 

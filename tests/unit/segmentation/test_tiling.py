@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_service.imaging.geometry import Shape
 from inference_service.segmentation.tiling import (
     Blending,
     Placement,
-    Shape,
     importance_map,
     padding,
     plan_windows,
