@@ -185,7 +185,8 @@ def test_the_configuration_consists_of_settings() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_a_mode_deploys_the_workers_that_it_scales(overlay: Path) -> None:
-    deployments, scaled = of_kind(overlay, "Deployment"), of_kind(overlay, "ScaledObject")
+    deployments = of_kind(overlay, "Deployment")
+    scaled = of_kind(overlay, "ScaledObject")
     roles = {"mixed": {"cpu", "gpu"}}.get(overlay.name, {overlay.name})
     assert set(deployments) == set(scaled) == {f"inference-worker-{role}" for role in roles}
     waited_for = []

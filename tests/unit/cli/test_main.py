@@ -176,7 +176,8 @@ def segmented(scan: Path, tmp_path: Path) -> Segmented:
 def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> None:
     assert segmented.result.exit_code == 0, segmented.result.output
     assert sorted(path.name for path in segmented.target.iterdir()) == ["mask.nii.gz", "preview.png", "report.json"]
-    mask, source = nibabel.load(segmented.target / "mask.nii.gz"), nibabel.load(scan)
+    mask = nibabel.load(segmented.target / "mask.nii.gz")
+    source = nibabel.load(scan)
     assert isinstance(mask, nibabel.Nifti1Image)
     assert isinstance(source, nibabel.Nifti1Image)
     assert mask.shape == SHAPE

@@ -59,7 +59,8 @@ def test_margins_are_in_millimetres_and_clipped_to_the_scan(
 
 @pytest.mark.parametrize("spacing_mm", [4.0, 2.0, 1.0, 0.7])
 def test_body_crop_is_around_the_largest_region_above_the_threshold(spacing_mm: float) -> None:
-    body, table = box([(8, 31), (9, 22), (0, 20)]), box([(5, 36), (26, 28), (0, 20)])
+    body = box([(8, 31), (9, 22), (0, 20)])
+    table = box([(5, 36), (26, 28), (0, 20)])
     voxels = scan((body, 40), (table, 300), outside=-1000)
     kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
     step = max(1, int(4 / spacing_mm))

@@ -98,7 +98,8 @@ def test_device_aggregation_agrees_with_the_hosts(
 
 
 def test_float16_logits_are_aggregated_in_float32(make_manifest: MakeManifest) -> None:
-    half, full = session_of(TensorProto.FLOAT16), session_of()
+    half = session_of(TensorProto.FLOAT16)
+    full = session_of()
     manifest = make_manifest(window=(4, 5, 3), values=LABELS, mirror_axes=(1,))
     there = streamed((9, 6, 8), manifest, DeviceSession(half), Batching(2))
     assert there.dtype == np.float32
@@ -112,7 +113,8 @@ def test_aggregation_moves_to_the_host_where_the_device_runs_out_of_memory(
 ) -> None:
     """Whichever step runs out of memory, the sums so far are kept."""
     left = steps
-    run, empty = Session.run_graph, Session.empty_on_device
+    run = Session.run_graph
+    empty = Session.empty_on_device
 
     def full() -> None:
         nonlocal left
@@ -130,7 +132,8 @@ def test_aggregation_moves_to_the_host_where_the_device_runs_out_of_memory(
             full()
         return empty(self, shape)
 
-    session, manifest = session_of(), make_manifest(window=(4, 3, 3), values=LABELS, overlap=0.25)
+    session = session_of()
+    manifest = make_manifest(window=(4, 3, 3), values=LABELS, overlap=0.25)
     expected = streamed((11, 6, 5), manifest, session)
     monkeypatch.setattr(Session, "run_graph", run_until_full)
     monkeypatch.setattr(Session, "empty_on_device", empty_until_full)

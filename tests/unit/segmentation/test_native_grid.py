@@ -183,7 +183,8 @@ def test_reversed_and_transposed_views_are_written(
 def test_logits_are_interpolated_only_where_the_corners_differ() -> None:
     """The border of two halves lies in the middle of a cell, which contains two of the 10 target columns."""
     logits = np.zeros((2, 3, 4, 4), dtype=np.float32)
-    logits[0, :, :, :2], logits[1, :, :, 2:] = 3, 1
+    logits[0, :, :, :2] = 3
+    logits[1, :, :, 2:] = 1
     decided: list[int] = []
 
     def decide(logits: Floats) -> Labels:
@@ -225,7 +226,10 @@ def test_planes_are_consumed_only_when_needed(depth: int, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [100, 50, 3])
 def test_no_more_than_two_planes_are_held(threads: ThreadPool, rows: int) -> None:
-    labels, height, width, depth = 30, 40, 50, 50
+    labels = 30
+    height = 40
+    width = 50
+    depth = 50
     target = np.zeros((rows, 4, 5), dtype=np.uint8)
 
     def planes() -> Iterator[Floats]:

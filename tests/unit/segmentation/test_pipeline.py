@@ -231,10 +231,8 @@ def test_mask_lies_on_the_scans_grid_bit_for_bit(
     affine = oblique_affine("PLI", spacing_of("PLI"))
     write_scan(tmp_path / "scan.nii.gz", voxels, affine, qform=qform, sform=sform)
     run(tmp_path / "scan.nii.gz", tmp_path, model)
-    scan, mask = (
-        nibabel.Nifti1Image.from_filename(tmp_path / "scan.nii.gz"),
-        nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE),
-    )
+    scan = nibabel.Nifti1Image.from_filename(tmp_path / "scan.nii.gz")
+    mask = nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE)
     for field in GEOMETRY:
         assert mask.header[field].tobytes() == scan.header[field].tobytes(), field
     assert mask.affine.tobytes() == scan.affine.tobytes()
@@ -277,7 +275,8 @@ def test_report_describes_the_run(tmp_path: Path, model: Model, oblique_affine: 
 
 def test_replaced_non_finite_voxels_are_reported(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     voxels = label_scan((7, 4, 5)).astype(np.float32)
-    voxels[1, 2, 3], voxels[4, 3, 2] = np.nan, np.inf
+    voxels[1, 2, 3] = np.nan
+    voxels[4, 3, 2] = np.inf
     write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
     report = run(tmp_path / "scan.nii", tmp_path, model)
     assert report.warnings == ["2 voxels were NaN or infinite; they were set to the lowest finite value"]

@@ -169,7 +169,8 @@ def test_only_whole_components_are_dropped_from_random_masks(seed: int) -> None:
     mask = np.asfortranarray(random.choice([0, 1, 300], (6, 5, 4), p=[0.8, 0.1, 0.1]).astype(np.uint16))
     result = cleaned(mask, largest(300))
     assert np.array_equal(result[mask != 300], mask[mask != 300])
-    kept, rest = result == 300, (mask == 300) & (result == 0)
+    kept = result == 300
+    rest = (mask == 300) & (result == 0)
     for voxel in np.argwhere(kept):
         assert not (rest & (np.abs(np.indices(mask.shape).T - voxel).max(axis=-1).T <= 1)).any()
     assert kept.any() == (mask == 300).any()

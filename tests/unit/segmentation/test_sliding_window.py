@@ -82,7 +82,8 @@ def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> N
     plan = plan_for(image.shape, manifest)
     padded = np.pad(image, plan.pads, constant_values=manifest.padding_value)
     weights = importance_map(manifest.window, manifest.blending).astype(np.float64)
-    logits, total = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
+    logits = np.zeros((3, *padded.shape))
+    total = np.zeros(padded.shape)
     for corner in product(*plan.starts):
         i, j, k = (slice(start, start + size) for start, size in zip(corner, manifest.window, strict=True))
         logits[:, i, j, k] += weights * network.run(padded[np.newaxis, np.newaxis, i, j, k])[0]
@@ -110,7 +111,8 @@ def test_blending_agrees_with_that_of_a_whole_volume(
     manifest = make_manifest(
         window=window, overlap=overlap, placement=placement, blending=blending, values=(0, 1, 2), padding_value=-1.5
     )
-    image, network = noise(shape), PlaceNetwork(window)
+    image = noise(shape)
+    network = PlaceNetwork(window)
     assert np.allclose(streamed(image, network, manifest), dense(image, network, manifest), atol=8 * BLENDING_RTOL)
 
 
@@ -208,9 +210,11 @@ def test_batches_have_one_size_and_give_the_logits_of_single_windows(
 def test_a_network_that_runs_ahead_gives_the_same_logits(make_manifest: MakeManifest, batch: int) -> None:
     """While logits are aggregated, the next run is under way, and no further one."""
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
-    image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
+    image = noise((11, 6, 5))
+    plan = plan_for((11, 6, 5), manifest)
     runs = ceil(plan.count / batch)
-    changed, started = Condition(), 0
+    changed = Condition()
+    started = 0
 
     class Ahead(PlaceNetwork):
         def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -271,7 +275,8 @@ def test_batches_that_do_not_fit_into_memory_are_halved(
             return super().run(windows)
 
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
-    image, plan = noise((11, 6, 5)), plan_for((11, 6, 5), manifest)
+    image = noise((11, 6, 5))
+    plan = plan_for((11, 6, 5), manifest)
     batching = Batching(8, run_ahead=ahead)
     planes = np.stack(list(stream_logits(image, Small((4, 4, 4)), manifest, plan, batching=batching)))
     assert np.array_equal(planes, np.stack(list(stream_logits(image, PlaceNetwork((4, 4, 4)), manifest, plan))))
@@ -345,8 +350,10 @@ def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[
             assert len(each) == 2 ** len(axes)
             return np.asarray(np.mean(list(each.values()), axis=0), dtype=np.float32)
 
-    shape, window = (9, 6, 5), (4, 5, 3)
-    image, network = noise(shape), PlaceNetwork(window)
+    shape = (9, 6, 5)
+    window = (4, 5, 3)
+    image = noise(shape)
+    network = PlaceNetwork(window)
     plain = make_manifest(window=window, values=(0, 1, 2))
     mirrored = make_manifest(window=window, values=(0, 1, 2), mirror_axes=axes)
     plan = plan_for(shape, plain)
@@ -362,7 +369,9 @@ def test_mirrored_windows_are_averaged(make_manifest: MakeManifest, axes: tuple[
 @pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23)])
 def test_threads_do_not_change_the_logits(make_manifest: MakeManifest, shape: Shape) -> None:
     manifest = make_manifest(values=(0, 1, 2))
-    image, network, plan = noise(shape), PlaceNetwork((5, 4, 3)), plan_for(shape, manifest)
+    image = noise(shape)
+    network = PlaceNetwork((5, 4, 3))
+    plan = plan_for(shape, manifest)
     alone = np.stack(list(stream_logits(image, network, manifest, plan)))
     with ThreadPool(3) as threads:
         assert np.array_equal(np.stack(list(stream_logits(image, network, manifest, plan, threads=threads))), alone)
@@ -371,7 +380,8 @@ def test_threads_do_not_change_the_logits(make_manifest: MakeManifest, shape: Sh
 @pytest.mark.parametrize("shape", [(23, 6, 5), (6, 23, 5), (6, 5, 23), (2, 1, 3)])
 def test_sums_are_allocated_by_the_caller_after_the_first_run(make_manifest: MakeManifest, shape: Shape) -> None:
     manifest = make_manifest(window=(5, 4, 3), values=(0, 1, 2))
-    plan, network = plan_for(shape, manifest), ValueNetwork()
+    plan = plan_for(shape, manifest)
+    network = ValueNetwork()
     held: list[tuple[tuple[int, ...], int]] = []
 
     def allocate(extent: tuple[int, ...]) -> NDArray[np.float32]:
@@ -388,7 +398,9 @@ def test_sums_are_allocated_by_the_caller_after_the_first_run(make_manifest: Mak
 def test_memory_does_not_grow_with_the_volume(make_manifest: MakeManifest) -> None:
     shape = (12, 600, 12)
     manifest = make_manifest(window=(12, 12, 12), values=(0, 1))
-    image, network, plan = noise(shape), ConstantNetwork([1.0, 2.0]), plan_for(shape, manifest)
+    image = noise(shape)
+    network = ConstantNetwork([1.0, 2.0])
+    plan = plan_for(shape, manifest)
     tracemalloc.start()
     for _ in stream_logits(image, network, manifest, plan):
         pass

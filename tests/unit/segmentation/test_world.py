@@ -28,7 +28,8 @@ from inference_service.segmentation.resources import StageMonitor
 Array = NDArray[np.int16]
 Affine = NDArray[np.float64]
 
-SPACING_MM, SHAPE = (2.0, 1.5, 3.0), (15, 22, 12)
+SPACING_MM = (2.0, 1.5, 3.0)
+SHAPE = (15, 22, 12)
 WINDOW = (10, 10, 10)
 ORIENTATIONS = ["".join(codes) for codes in product("LR", "PA", "IS")]
 ALL_48 = ["".join(order) for codes in ORIENTATIONS for order in permutations(codes)]

@@ -25,8 +25,11 @@ Mask = NDArray[np.unsignedinteger]
 # Every one of the 48 is tried by the tests of `views`.
 ORIENTATIONS = ("LPS", "RAS", "PIR", "SAL", "ILA", "ASR")
 # The panels' places on the page, by their left edges.
-PANEL, TOP = 384, 16
-AXIAL, CORONAL, SAGITTAL = 16, 412, 808
+PANEL = 384
+TOP = 16
+AXIAL = 16
+CORONAL = 412
+SAGITTAL = 808
 SHAPE = (30, 26, 18)
 # Along the axes of the extractor: to the left, the back and the feet.
 SPACING_MM = (1.0, 1.5, 2.5)
@@ -126,7 +129,8 @@ def test_oblique_grids_are_shown_along_their_own_axes(
 ) -> None:
     volume, mask = turned(*phantom, orientation)
     oblique = Volume(volume.voxels, oblique_affine(orientation, volume.spacing_mm))
-    straight, tilted = opened(pictured(volume, mask, manifest)), opened(pictured(oblique, mask, manifest))
+    straight = opened(pictured(volume, mask, manifest))
+    tilted = opened(pictured(oblique, mask, manifest))
     # The positions at the top of each panel differ.
     assert not np.array_equal(
         straight[TOP + PANEL - 60 :, SAGITTAL + PANEL :], tilted[TOP + PANEL - 60 :, SAGITTAL + PANEL :]
