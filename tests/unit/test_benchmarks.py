@@ -206,13 +206,18 @@ def test_a_worst_case_is_not_taken_from_what_is_left(missing: str) -> None:
 def test_medians_are_taken_over_rounds_field_by_field() -> None:
     found = medians(
         measurement(
-            JOB, "ours-cpu", round_=number, seconds=seconds, network_s=network_s,
-            peak_mb=peak_mb, stages_s={"read": read_s},
+            JOB,
+            "ours-cpu",
+            round_=number,
+            seconds=seconds,
+            network_s=network_s,
+            peak_mb=peak_mb,
+            stages_s={"read": read_s},
         )
         for number, (seconds, network_s, peak_mb, read_s) in enumerate(
             [(10.0, 4.0, 700.0, 0.3), (30.0, 29.0, 500.0, 0.1), (20.0, 15.0, 600.0, 0.2)], start=1
         )
-    )  # fmt: skip
+    )
     (median,) = found
     assert (median.rounds, median.seconds, median.network_s, median.outside_network_s) == (3, 20.0, 15.0, 5.0)
     assert (median.peak_mb, median.stages_s) == (600.0, {"read": 0.2})

@@ -55,8 +55,12 @@ def config(
     files = ["docker-compose.yml", *(f"docker-compose.{part}.yml" for part in mode), *map(str, more)]
     return subprocess.run(
         [*(COMPOSE or []), "--env-file", str(env_file), *(word for file in files for word in ("-f", file)), "config"],
-        cwd=REPOSITORY, env=environment(variables), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment(variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def services(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

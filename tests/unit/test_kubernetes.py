@@ -43,20 +43,26 @@ def list_of(schema: Manifest) -> Manifest:
 
 _REFERENCES = list_of(fields(parameter="string", name="string", key="string"))
 _TRIGGER = fields(
-    type={"enum": ["redis", "postgresql"]}, name="string", authenticationRef=fields(name="string"),
+    type={"enum": ["redis", "postgresql"]},
+    name="string",
+    authenticationRef=fields(name="string"),
     metadata={"type": "object", "additionalProperties": {"type": "string"}},
-)  # fmt: skip
+)
 _ADVANCED = fields(
     scalingModifiers=fields(formula="string", target="string"),
     horizontalPodAutoscalerConfig=fields(behavior="object"),
 )
 KEDA = {
     "ScaledObject": fields(
-        scaleTargetRef=fields(name="string"), minReplicaCount="integer", maxReplicaCount="integer",
-        cooldownPeriod="integer", advanced=_ADVANCED, triggers=list_of(_TRIGGER),
+        scaleTargetRef=fields(name="string"),
+        minReplicaCount="integer",
+        maxReplicaCount="integer",
+        cooldownPeriod="integer",
+        advanced=_ADVANCED,
+        triggers=list_of(_TRIGGER),
     ),
     "TriggerAuthentication": fields(configMapTargetRef=_REFERENCES, secretTargetRef=_REFERENCES),
-}  # fmt: skip
+}
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 

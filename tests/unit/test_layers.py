@@ -106,8 +106,12 @@ def run_without_the_workers_part(code: str, *arguments: str) -> subprocess.Compl
     blocked = f"import sys\nsys.modules.update(dict.fromkeys({WORKERS_PART!r}))\nsys.argv[0] = 'inference-service'\n"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", blocked + code, *arguments],
-        capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        timeout=60,
+    )
 
 
 def test_a_client_needs_the_base_installation_only() -> None:
@@ -125,8 +129,12 @@ def test_segment_says_in_one_sentence_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "scan.nii").touch()
     ended = run_without_the_workers_part(
         "from inference_service.cli.main import main; main()",
-        "segment", str(tmp_path / "scan.nii"), str(tmp_path / "out"), "--model", "ct-tissue",
-    )  # fmt: skip
+        "segment",
+        str(tmp_path / "scan.nii"),
+        str(tmp_path / "out"),
+        "--model",
+        "ct-tissue",
+    )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: ")

@@ -37,9 +37,13 @@ def run(site: Path, folder: Path, *arguments: str | Path) -> str:
     """The output of Python in a folder, with the wheel before the clone on its path."""
     environment = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, env={**environment, "PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

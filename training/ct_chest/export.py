@@ -52,9 +52,15 @@ def export(network: UNet, path: Path) -> Agreement:
     volume = torch.from_numpy(_volumes())
     free = {"volume": {0: "batch"}, "logits": {0: "batch"}}
     torch.onnx.export(
-        network, (volume[:1],), path, dynamo=False, opset_version=OPSET,
-        input_names=["volume"], output_names=["logits"], dynamic_axes=free,
-    )  # fmt: skip
+        network,
+        (volume[:1],),
+        path,
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=["volume"],
+        output_names=["logits"],
+        dynamic_axes=free,
+    )
     onnx.checker.check_model(onnx.load(path), full_check=True)
     with torch.inference_mode():
         expected = network(volume).numpy()

@@ -90,9 +90,22 @@ def commands(group: click.Group, *above: str) -> list[tuple[str, ...]]:
 
 def test_the_commands_are_those_of_the_contract() -> None:
     assert set(main.commands) >= {
-        "demo", "stack", "segment", "submit", "status", "watch", "cancel", "result", "jobs", "models", "providers",
-        "check", "migrate", "worker", "health",
-    }  # fmt: skip
+        "demo",
+        "stack",
+        "segment",
+        "submit",
+        "status",
+        "watch",
+        "cancel",
+        "result",
+        "jobs",
+        "models",
+        "providers",
+        "check",
+        "migrate",
+        "worker",
+        "health",
+    }
 
 
 @pytest.mark.parametrize("command", commands(main), ids=" ".join)
@@ -200,9 +213,13 @@ def test_segment_writes_mask_and_report(segmented: Segmented, scan: Path) -> Non
     ids=["memory", "failed", "another memory"],
 )
 def test_segment_falls_back_to_the_cpu_when_the_gpu_fails(
-    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    failure: ServiceError, exit_code: int,
-) -> None:  # fmt: skip
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: ServiceError,
+    exit_code: int,
+) -> None:
     used = []
 
     def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> Session:
@@ -249,13 +266,19 @@ def test_segment_writes_a_dicom_segmentation_of_a_series_only(tmp_path: Path, sc
     result = run("segment", tmp_path / "in", tmp_path / "out", *command)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "mask.nii.gz", "preview.png", "report.json", "segmentation.dcm",
-    ]  # fmt: skip
+        "mask.nii.gz",
+        "preview.png",
+        "report.json",
+        "segmentation.dcm",
+    ]
     result = run("segment", tmp_path / "in", tmp_path / "named" / "lungs.nii.gz", *command)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "named").iterdir()) == [
-        "lungs.nii.gz", "lungs.preview.png", "lungs.report.json", "lungs.segmentation.dcm",
-    ]  # fmt: skip
+        "lungs.nii.gz",
+        "lungs.preview.png",
+        "lungs.report.json",
+        "lungs.segmentation.dcm",
+    ]
     result = run("segment", scan, tmp_path / "other", *command)
     assert (result.exit_code, "bad_request" in result.stderr) == (3, True), result.output
     assert not (tmp_path / "other").exists()
@@ -436,7 +459,7 @@ def test_a_missing_model_is_an_error(command: str) -> None:
     assert (result.exit_code, result.stderr) == (
         3,
         "error: model_not_found: model 'no-such-model' is not installed; MODELS_PATH holds ct-chest, ct-tissue\n",
-    )  # fmt: skip
+    )
 
 
 def test_providers_are_shown() -> None:
@@ -531,8 +554,12 @@ def test_check_reports_what_is_usable() -> None:
     result = run("check", "--json")
     assert result.exit_code == 4
     assert {item["name"]: item["usable"] for item in json.loads(result.stdout)} == {
-        "redis": False, "postgres": False, "minio": False, "models": True, "providers": True,
-    }  # fmt: skip
+        "redis": False,
+        "postgres": False,
+        "minio": False,
+        "models": True,
+        "providers": True,
+    }
 
 
 @pytest.mark.parametrize(("age_s", "exit_code"), [(0, 0), (3600, 4), (None, 4)])

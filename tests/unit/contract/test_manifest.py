@@ -369,8 +369,11 @@ def from_monai(bundle: dict[str, dict[str, object]], labels: Sequence[dict[str, 
 def test_a_manifest_describes_a_monai_bundle() -> None:
     model = from_monai(MONAI_CT, [{"name": "background", "value": 0}, *LABELS])
     assert model.channels[0].intensity.model_dump() == {
-        "kind": "fixed_range", "input": (-57.0, 164.0), "output": (0.0, 1.0), "clip": True,
-    }  # fmt: skip
+        "kind": "fixed_range",
+        "input": (-57.0, 164.0),
+        "output": (0.0, 1.0),
+        "clip": True,
+    }
     assert (model.orientation, model.spacing_mm, model.interpolation) == ("RAS", (1.5, 1.5, 2.0), "linear")
     assert (model.window, model.overlap, model.placement) == ((96, 96, 64), 0.625, "snap")
     assert (model.blending, model.padding_value, model.activation) == ("gaussian", -1.0, "softmax")
@@ -389,5 +392,8 @@ def test_a_monai_bundle_scales_by_percentiles() -> None:
     bundle = {name: part for name, part in MONAI_CT.items() if name != "ScaleIntensityRanged"}
     model = from_monai({**bundle, "ScaleIntensityRangePercentilesd": scaling}, LABELS)
     assert model.channels[0].intensity.model_dump() == {
-        "kind": "percentiles", "percentiles": (1.0, 99.0), "output": (-1.0, 1.0), "clip": False,
-    }  # fmt: skip
+        "kind": "percentiles",
+        "percentiles": (1.0, 99.0),
+        "output": (-1.0, 1.0),
+        "clip": False,
+    }

@@ -64,11 +64,19 @@ def test_label_without_voxels_has_no_intensity(make_manifest: MakeManifest) -> N
     volume = Volume(np.full((3, 4, 5), 7, dtype=np.int16), np.eye(4))
     full, empty = measured(np.zeros((3, 4, 5), dtype=np.uint16), volume, make_manifest(values=(0, 300)))
     assert full.model_dump(include=FIGURES) == {
-        "value": 0, "voxels": 60, "volume_ml": 0.06, "intensity_mean": 7, "intensity_std": 0,
-    }  # fmt: skip
+        "value": 0,
+        "voxels": 60,
+        "volume_ml": 0.06,
+        "intensity_mean": 7,
+        "intensity_std": 0,
+    }
     assert empty.model_dump(include=FIGURES) == {
-        "value": 300, "voxels": 0, "volume_ml": 0, "intensity_mean": None, "intensity_std": None,
-    }  # fmt: skip
+        "value": 300,
+        "voxels": 0,
+        "volume_ml": 0,
+        "intensity_mean": None,
+        "intensity_std": None,
+    }
 
 
 def test_standard_deviation_of_a_constant_is_not_nan(make_manifest: MakeManifest) -> None:
@@ -139,10 +147,16 @@ def test_a_label_without_voxels_has_no_position(make_manifest: MakeManifest) -> 
 
 def test_report_matches_its_schema(tmp_path: Path) -> None:
     label = LabelReport(
-        value=0, name="leber é", voxels=8, volume_ml=0.008, intensity_mean=None, intensity_std=None,
-        bounding_box=[(0, 2), (1, 3), (0, 2)], centroid_mm=CentroidReport(ras=(1, 2, 3), lps=(-1, -2, 3)),
+        value=0,
+        name="leber é",
+        voxels=8,
+        volume_ml=0.008,
+        intensity_mean=None,
+        intensity_std=None,
+        bounding_box=[(0, 2), (1, 3), (0, 2)],
+        centroid_mm=CentroidReport(ras=(1, 2, 3), lps=(-1, -2, 3)),
         components=None,
-    )  # fmt: skip
+    )
     report = Report(
         service_version="1",
         onnxruntime_version="1.2.3",

@@ -266,8 +266,17 @@ def test_report_describes_the_run(tmp_path: Path, model: Model, oblique_affine: 
     assert [label.intensity_mean for label in report.labels] == [0, 1, 2, 3]
     assert report.labels[1].volume_ml == pytest.approx(report.labels[1].voxels * 0.0036)
     assert set(report.timings_s) == {
-        "read", "model_load", "preprocess", "network", "windows", "map", "postprocess", "report", "preview", "write",
-    }  # fmt: skip
+        "read",
+        "model_load",
+        "preprocess",
+        "network",
+        "windows",
+        "map",
+        "postprocess",
+        "report",
+        "preview",
+        "write",
+    }
     assert report.timings_s == clock.seconds
     assert min(report.timings_s.values()) > 0
     assert report.warnings == []
@@ -334,8 +343,15 @@ def test_progress_reports_every_stage_and_window(tmp_path: Path, model: Model, o
     overall = [overall_progress(stage, share) for stage, share in told]
     assert overall == sorted(overall)
     assert list(dict.fromkeys(stage for stage, _ in told)) == [
-        "read", "model_load", "preprocess", "windows", "postprocess", "report", "preview", "write",
-    ]  # fmt: skip
+        "read",
+        "model_load",
+        "preprocess",
+        "windows",
+        "postprocess",
+        "report",
+        "preview",
+        "write",
+    ]
 
 
 @pytest.mark.parametrize(

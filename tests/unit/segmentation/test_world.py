@@ -76,13 +76,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     (folder / "model.onnx").write_bytes(content)
     manifest = Manifest.model_validate(
         {
-            "name": "asymmetric", "version": "1", "description": "For tests.", "licence": "Apache-2.0",
-            "intended_use": "Tests.", "modality": "CT", "sha256": hashlib.sha256(content).hexdigest(),
-            "channels": [{"name": "CT", "intensity": {"kind": "none"}}], "orientation": "LPS",
-            "spacing_mm": (2.5, 2.5, 2.5), "window": WINDOW, "overlap": 0.5, "activation": "softmax",
+            "name": "asymmetric",
+            "version": "1",
+            "description": "For tests.",
+            "licence": "Apache-2.0",
+            "intended_use": "Tests.",
+            "modality": "CT",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "channels": [{"name": "CT", "intensity": {"kind": "none"}}],
+            "orientation": "LPS",
+            "spacing_mm": (2.5, 2.5, 2.5),
+            "window": WINDOW,
+            "overlap": 0.5,
+            "activation": "softmax",
             "labels": [{"name": "else", "value": 0}, {"name": "organ", "value": 1}],
         }
-    )  # fmt: skip
+    )
     (folder / "manifest.json").write_text(manifest.model_dump_json(exclude_unset=True))
     return read_model(folder)
 

@@ -32,8 +32,11 @@ def kwargs_after(sent: Message) -> dict[str, object]:
 def test_a_valid_message_keeps_its_arguments_and_loses_everything_else() -> None:
     sent = message(
         [[], KWARGS, {"callbacks": [{"task": "celery.chord"}]}],
-        eta="2030-01-02T03:04:05+00:00", timelimit="a", expires="x", kwargsrepr="MUELLER^HANS",
-    )  # fmt: skip
+        eta="2030-01-02T03:04:05+00:00",
+        timelimit="a",
+        expires="x",
+        kwargsrepr="MUELLER^HANS",
+    )
     assert kwargs_after(sent) == KWARGS
     assert sent.headers == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
     assert sent.properties == {}

@@ -35,8 +35,10 @@ def test_the_network_answers_at_three_resolutions() -> None:
     with torch.inference_mode():
         scales = network.scales(torch.zeros(2, 1, 48, 32, 16))
     assert [tuple(logits.shape) for logits in scales] == [
-        (2, len(NAMES), 48, 32, 16), (2, len(NAMES), 24, 16, 8), (2, len(NAMES), 12, 8, 4),
-    ]  # fmt: skip
+        (2, len(NAMES), 48, 32, 16),
+        (2, len(NAMES), 24, 16, 8),
+        (2, len(NAMES), 12, 8, 4),
+    ]
     assert len(scales) == SUPERVISED
 
 

@@ -66,8 +66,10 @@ def test_a_tilted_stack_is_aligned_and_its_mask_restored(tmp_path: Path, read: R
 def test_tilted_and_uneven_slices_are_corrected_together(tmp_path: Path, read: Read) -> None:
     stack = regular_stack(drift_mm=(0, 1.25, 0))
     kept = [0, 1, 2, 4, 5]
-    write_series(tmp_path / "in", Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm,
-                                 stack.positions_mm[kept]))  # fmt: skip
+    write_series(
+        tmp_path / "in",
+        Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]),
+    )
     with pytest.raises(GantryTilt):
         read(tmp_path / "in", tolerate=("uneven_spacing",))
     scan = read(tmp_path / "in", tolerate=("uneven_spacing", "gantry_tilt"))

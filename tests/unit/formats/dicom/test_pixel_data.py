@@ -127,9 +127,15 @@ def test_images_of_pydicom_have_the_values_that_pydicom_decodes(tmp_path: Path, 
 def test_these_images_cover_every_transfer_syntax_of_pydicoms_greyscale_images() -> None:
     syntaxes = {pydicom.dcmread(BY_NAME[name], stop_before_pixels=True).file_meta.TransferSyntaxUID for name in GREY}
     assert syntaxes == {
-        ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
-        JPEGLSLossless, JPEGLSNearLossless, JPEG2000Lossless, JPEG2000,
-    }  # fmt: skip
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        RLELossless,
+        JPEGLSLossless,
+        JPEGLSNearLossless,
+        JPEG2000Lossless,
+        JPEG2000,
+    }
 
 
 def placed(name: str, path: Path) -> Dataset:

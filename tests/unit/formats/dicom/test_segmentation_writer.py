@@ -124,8 +124,10 @@ def assert_frames_lie_on_their_sources(seg: highdicom.seg.Segmentation, paths: S
     assert list(orientation) == pytest.approx(list(first.ImageOrientationPatient), abs=SIXTEEN_CHARACTERS)
     assert shared.PixelMeasuresSequence[0].PixelSpacing == first.PixelSpacing
     assert (seg.FrameOfReferenceUID, seg.Rows, seg.Columns) == (
-        first.FrameOfReferenceUID, first.Rows, first.Columns,
-    )  # fmt: skip
+        first.FrameOfReferenceUID,
+        first.Rows,
+        first.Columns,
+    )
     (series,) = seg.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == first.SeriesInstanceUID
     for references in (series.ReferencedInstanceSequence, seg.SourceImageSequence):
@@ -135,9 +137,13 @@ def assert_frames_lie_on_their_sources(seg: highdicom.seg.Segmentation, paths: S
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
 @pytest.mark.parametrize(("row", "column"), axis_directions())
 def test_a_mask_is_read_back_in_every_orientation(
-    tmp_path: Path, read: Read, make_segmentation: Make, row: NDArray[np.float64], column: NDArray[np.float64],
+    tmp_path: Path,
+    read: Read,
+    make_segmentation: Make,
+    row: NDArray[np.float64],
+    column: NDArray[np.float64],
     oblique: bool,
-) -> None:  # fmt: skip
+) -> None:
     turn = oblique_rotation() if oblique else np.eye(3)
     paths = write_series(tmp_path / "in", regular_stack(row=turn @ row, column=turn @ column))
     scan = read(tmp_path / "in")
@@ -200,7 +206,7 @@ def test_uneven_slices_get_the_labels_of_the_nearest_even_planes(
     paths = write_series(
         tmp_path / "in",
         Stack(stack.voxels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept]),
-    )  # fmt: skip
+    )
     scan = read(tmp_path / "in", tolerate=("uneven_spacing", "gantry_tilt"))
     assert scan.evenly_spaced is not None
     on_slices = scan.evenly_spaced.restore_mask(labels_of(scan.volume.voxels))
@@ -224,8 +230,9 @@ def test_frames_of_a_multi_frame_instance_are_referenced_by_number(
     for frame in frames_of(seg):
         item = source_of(frame)
         assert (item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) == (
-            source.SOPClassUID, source.SOPInstanceUID,
-        )  # fmt: skip
+            source.SOPClassUID,
+            source.SOPInstanceUID,
+        )
         theirs = source.PerFrameFunctionalGroupsSequence[item.ReferencedFrameNumber - 1]
         assert position_of(frame) == position_of(theirs)
     numbers = [slice_.frame.index + 1 for slice_ in scan.slices]
@@ -244,10 +251,12 @@ def test_a_series_of_several_multi_frame_instances_is_referenced(
         write_enhanced(
             tmp_path / "in" / str(number),
             replace(
-                stack, voxels=stack.voxels[:, :, part], positions_mm=stack.positions_mm[part],
+                stack,
+                voxels=stack.voxels[:, :, part],
+                positions_mm=stack.positions_mm[part],
                 changes={"SOPInstanceUID": f"1.2.3.4.{number + 1}"},
             ),
-        )  # fmt: skip
+        )
     scan = read(tmp_path / "in")
     mask = labels_of(scan.volume.voxels)
     seg = make_segmentation(mask, scan)
@@ -444,8 +453,10 @@ def test_segments_have_codes_and_an_algorithm(tmp_path: Path, read: Read, make_s
     seg = make_segmentation(labels_of(scan.volume.voxels), scan, labels=labels, sha256="a" * 64)
     first, second = seg.SegmentSequence
     assert (first.SegmentLabel, first.SegmentAlgorithmType, first.SegmentAlgorithmName) == (
-        "poumon é", "AUTOMATIC", "test",
-    )  # fmt: skip
+        "poumon é",
+        "AUTOMATIC",
+        "test",
+    )
     (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("test", "1")
     assert algorithm.AlgorithmParameters == f"sha256={'a' * 64}"

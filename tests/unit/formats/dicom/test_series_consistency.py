@@ -47,9 +47,10 @@ def test_inconsistent_slices_are_refused(tmp_path: Path, read: Read, name: str, 
 
 def test_slices_of_different_size_are_refused(tmp_path: Path, read: Read) -> None:
     write_series(
-        tmp_path / "in", regular_stack(),
+        tmp_path / "in",
+        regular_stack(),
         change=with_stored_values(np.zeros((7, 8), np.uint16), only=2),
-    )  # fmt: skip
+    )
     with pytest.raises(InconsistentGeometry, match="differ in size: "):
         read(tmp_path / "in")
 

@@ -49,9 +49,18 @@ def test_other_files_are_set_aside_and_counted_by_reason(tmp_path: Path, read: R
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels)
     assert scan.set_aside == {
-        "localizer": 1, "secondary_capture": 3, "no_image": 1, "unreadable": 1, "reformat": 4, "no_position": 1,
-        "projection": 2, "colour": 1, "single_image": 1, "not_dicom": 1, "lookup_table": 2,
-    }  # fmt: skip
+        "localizer": 1,
+        "secondary_capture": 3,
+        "no_image": 1,
+        "unreadable": 1,
+        "reformat": 4,
+        "no_position": 1,
+        "projection": 2,
+        "colour": 1,
+        "single_image": 1,
+        "not_dicom": 1,
+        "lookup_table": 2,
+    }
 
 
 def test_a_reformatted_series_is_read_if_it_is_alone(tmp_path: Path, read: Read) -> None:

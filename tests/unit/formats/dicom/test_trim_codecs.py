@@ -44,8 +44,11 @@ def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trimmed_codecs_decode_what_the_service_reads(trimmed: Path, syntax: str, packed: bytes) -> None:
     done = subprocess.run(
         [sys.executable, "-B", "-c", DECODE, syntax],
-        input=packed, env={"PYTHONPATH": str(trimmed)}, stdout=subprocess.PIPE, check=True,
-    )  # fmt: skip
+        input=packed,
+        env={"PYTHONPATH": str(trimmed)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     assert done.stdout == PIXELS.tobytes()
 
 

@@ -12,9 +12,16 @@ SIZE = (280, 384)
 
 def label(value: int, voxels: int, name: str = "liver") -> LabelReport:
     return LabelReport(
-        value=value, name=name, voxels=voxels, volume_ml=voxels / 100, intensity_mean=None, intensity_std=None,
-        bounding_box=None, centroid_mm=None, components=None,
-    )  # fmt: skip
+        value=value,
+        name=name,
+        voxels=voxels,
+        volume_ml=voxels / 100,
+        intensity_mean=None,
+        intensity_std=None,
+        bounding_box=None,
+        centroid_mm=None,
+        components=None,
+    )
 
 
 def legend(*labels: LabelReport, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
@@ -69,5 +76,9 @@ def test_a_name_that_fits_is_whole() -> None:
 
 def test_volumes_are_rounded() -> None:
     assert [volume_text(ml) for ml in (0.0, 0.05, 1.25, 99.96, 12345.6)] == [
-        "0 mL", "0.05 mL", "1.2 mL", "100.0 mL", "12346 mL",
-    ]  # fmt: skip
+        "0 mL",
+        "0.05 mL",
+        "1.2 mL",
+        "100.0 mL",
+        "12346 mL",
+    ]

@@ -75,8 +75,10 @@ def test_sides_are_radiological() -> None:
 def test_sizes_are_millimetres() -> None:
     extractor = PlaneExtractor.of(turned(seen_volume(), "SAR"))
     assert [extractor.size_mm(view) for view in VIEWS] == [
-        pytest.approx((2.4, 6)), pytest.approx((2.4, 15)), pytest.approx((6, 15)),
-    ]  # fmt: skip
+        pytest.approx((2.4, 6)),
+        pytest.approx((2.4, 15)),
+        pytest.approx((6, 15)),
+    ]
 
 
 def test_planes_of_a_tilted_stack_are_sheared() -> None:
