@@ -2,13 +2,17 @@
 
 import json
 
-from pydantic import Secret, SecretStr
+from pydantic import BaseModel, Secret, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.contract.task_message import TaskMessage
 from inference_service.core.settings import Settings
+
+# Others refer to these definitions, and generate code from them: the schemas keep the names of the first release.
+_PUBLISHED_NAMES = {"CodedConcept": "Code", "RemoveSmallComponents": "RemoveSmall", "RequestOptions": "Options"}
 
 _SETTINGS_HEAD = """# Settings
 
@@ -20,12 +24,17 @@ generated from the code by `inference-service reference docs`.
 """
 
 
+class _PublishedSchema(GenerateJsonSchema):
+    def normalize_name(self, name: str) -> str:
+        return super().normalize_name(_PUBLISHED_NAMES.get(name, name))
+
+
 def reference_pages() -> dict[str, str]:
     """Returns the content of each generated file by file name."""
     return {
-        "task-message.schema.json": _json(TaskMessage.model_json_schema()),
-        "manifest.schema.json": _json(Manifest.model_json_schema()),
-        "report.schema.json": _json(Report.model_json_schema()),
+        "task-message.schema.json": _schema(TaskMessage),
+        "manifest.schema.json": _schema(Manifest),
+        "report.schema.json": _schema(Report),
         "settings.md": settings_page(),
     }
 
@@ -49,5 +58,8 @@ def _default(field: FieldInfo) -> str:
     return f"`{json.dumps(shown if isinstance(shown, bool | int | float | list) else str(shown)).strip(chr(34))}`"
 
 
-def _json(schema: dict[str, object]) -> str:
+def _schema(model: type[BaseModel]) -> str:
+    schema = model.model_json_schema(schema_generator=_PublishedSchema)
+    for definition in schema["$defs"].values():
+        definition["title"] = _PUBLISHED_NAMES.get(definition["title"], definition["title"])
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"

@@ -70,6 +70,13 @@ def test_the_schemas_are_valid_json_schemas(name: str) -> None:
     Draft202012Validator.check_schema(json.loads(PAGES[name]))
 
 
+def test_the_schemas_keep_the_published_names_of_their_definitions() -> None:
+    manifest = json.loads(PAGES["manifest.schema.json"])
+    message = json.loads(PAGES["task-message.schema.json"])
+    assert manifest["$defs"].keys() >= {"Code", "RemoveSmall"}
+    assert message["$defs"]["Options"]["title"] == "Options"
+
+
 def test_the_message_schema_accepts_what_the_service_accepts() -> None:
     message = {
         "job_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
