@@ -9,7 +9,7 @@ Source = Literal["window", "volume", "scan"]
 
 # Rounds less than asked for, of cases whose runs take minutes.
 _ROUNDS_LESS = {"nnunet": 1}
-_LEAST_VOXELS = 8
+_MIN_VOXELS = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Case:
 def _scaled(subject: Subject, scale: float) -> Subject:
     if subject.source == "window" or scale == 1:
         return subject
-    i, j, k = (max(_LEAST_VOXELS, round(size * scale)) for size in subject.shape)
+    i, j, k = (max(_MIN_VOXELS, round(size * scale)) for size in subject.shape)
     return _volume(subject.network, subject.source, (i, j, k))
 
 

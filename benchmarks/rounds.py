@@ -19,7 +19,7 @@ from benchmarks.workspace import Workspace
 
 _REPOSITORY = Path(__file__).parents[1]
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "nnUNet_def_n_proc")
-_LONGEST_RUN_S = 3600
+_MAX_RUN_S = 3600
 
 Tell = Callable[[Measurement | Failure], None]
 
@@ -74,7 +74,7 @@ def _run_side(
             capture_output=True,
             text=True,
             check=False,
-            timeout=_LONGEST_RUN_S,
+            timeout=_MAX_RUN_S,
         )
     results = [line.removeprefix(RESULT_MARK) for line in process.stdout.splitlines() if line.startswith(RESULT_MARK)]
     if process.returncode or not results:

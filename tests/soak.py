@@ -38,7 +38,7 @@ from inference_service.worker.deployment import prepare
 WORKER = {**PERIODS, "MAX_ATTEMPTS": "20", "OUTAGE_PATIENCE_S": "10"}
 ROLES = ("gpu", "cpu")
 # What the service promises of idle servers.
-MOST_OVERHEAD_S, FEWEST_ENQUEUED_PER_S = 0.060, 200
+MAX_OVERHEAD_S, MIN_ENQUEUED_PER_S = 0.060, 200
 # From one fault's end to the next one.
 PAUSE_S = (1.0, 6.0)
 SETTLE_LIMIT_S = 180.0
@@ -213,7 +213,7 @@ def measure_idle(service: Service, count: int) -> bool:
     SCREEN.print(f"one client enqueues {enqueued_per_s:.0f} jobs/s")
     for job_id in waiting:
         service.client.cancel(job_id)
-    return median(total) <= MOST_OVERHEAD_S and enqueued_per_s >= FEWEST_ENQUEUED_PER_S
+    return median(total) <= MAX_OVERHEAD_S and enqueued_per_s >= MIN_ENQUEUED_PER_S
 
 
 def report(service: Service, soak: Soak, seconds: float) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-LONGEST_SENTENCE_WORDS = 40
+MAX_SENTENCE_WORDS = 40
 _PHRASES = (
     (r"\bin order to\b", "write 'to'"),
     (r"\bdue to the fact that\b", "write 'because'"),
@@ -42,8 +42,8 @@ def problems(text: str) -> Iterator[tuple[int, str]]:
             yield _line(prose, match.start()), f"'{' '.join(match[0].split())}': {advice}"
     for start, sentence in _sentences(prose):
         words = len(_WORD.findall(sentence))
-        if words > LONGEST_SENTENCE_WORDS:
-            yield _line(prose, start), f"a sentence of {words} words; at most {LONGEST_SENTENCE_WORDS}"
+        if words > MAX_SENTENCE_WORDS:
+            yield _line(prose, start), f"a sentence of {words} words; at most {MAX_SENTENCE_WORDS}"
 
 
 def _blank(match: re.Match[str]) -> str:

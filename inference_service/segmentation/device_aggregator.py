@@ -20,7 +20,7 @@ from inference_service.segmentation.tiling import Corner
 
 _END = np.iinfo(np.int64).max
 # ONNX Runtime's CUDA kernels index arrays with 32-bit integers.
-_MOST_VALUES = 2**31 - 1
+_MAX_VALUES = 2**31 - 1
 
 # The graphs in the language of onnx.parser, and below the files that it makes of them, so that the package `onnx` is
 # not needed to run them.
@@ -136,7 +136,7 @@ class DeviceAggregator:
     """
 
     def __init__(self, session: Session, shape: Sequence[int], axis: int, weights: NDArray[np.float32]) -> None:
-        if prod(shape) > _MOST_VALUES:
+        if prod(shape) > _MAX_VALUES:
             raise GpuOutOfMemory(f"{prod(shape)} values are more than a GPU's kernels count")
         self._session = session
         self._axis = axis

@@ -12,7 +12,7 @@ from inference_service.imaging.geometry import Affine, Volume
 # Statistics are computed for slabs of voxels, and then merged.
 _VOXELS_PER_SLAB = 2**20
 # Statistics of integers are computed from a histogram of at most this many bins.
-_MOST_BINS = 2**20
+_MAX_BINS = 2**20
 # Other statistics are computed for as many voxels at a time as fit into the cache.
 _VOXELS_AT_A_TIME = 2**15
 # Voxels are spread over several bins of each label: an addition to the bin that was just added to is slow, and
@@ -96,7 +96,7 @@ def _moments(indices: NDArray[np.intp], intensities: NDArray[np.generic], size: 
     if np.issubdtype(intensities.dtype, np.integer) and intensities.dtype.itemsize < indices.dtype.itemsize:
         least = int(intensities.min())
         levels = int(intensities.max()) - least + 1
-        if levels * size <= _MOST_BINS:
+        if levels * size <= _MAX_BINS:
             return _integer_moments(indices, intensities, size, least, levels)
     lanes = np.resize(np.arange(_LANES) * size, _VOXELS_AT_A_TIME)
     parts = []

@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 from inference_service.core.errors import ModalityMismatch
 
 # Fat and air are below 0 HU (water): at least this share of a CT's voxels is.
-_LEAST_SHARE_BELOW_0 = 1e-3
+_MIN_SHARE_BELOW_0 = 1e-3
 # Values below air (-1000 HU) are padding and do not count.
-_LEAST_HU = -1100.0
+_MIN_HU = -1100.0
 # A normalised image has a narrower range; a wider one does not occur.
-_LEAST_RANGE_HU = 50.0
-_MOST_RANGE_HU = 2.0**17
-_MOST_SAMPLES = 2**21
+_MIN_RANGE_HU = 50.0
+_MAX_RANGE_HU = 2.0**17
+_MAX_SAMPLES = 2**21
 _REMEDY = "set options.modality_check to false to segment it all the same"
 
 
@@ -39,9 +39,9 @@ def check_modality(expected: str, stated: str, voxels: NDArray[np.generic]) -> N
 
 
 def _may_be_hu(voxels: NDArray[np.generic]) -> bool:
-    step = max(1, round((voxels.size / _MOST_SAMPLES) ** (1 / 3)))
+    step = max(1, round((voxels.size / _MAX_SAMPLES) ** (1 / 3)))
     values = voxels[(slice(None, None, step),) * voxels.ndim].astype(np.float32)
-    values = values[values >= _LEAST_HU]
-    if not values.size or np.mean(values < 0) < _LEAST_SHARE_BELOW_0:
+    values = values[values >= _MIN_HU]
+    if not values.size or np.mean(values < 0) < _MIN_SHARE_BELOW_0:
         return False
-    return _LEAST_RANGE_HU <= float(voxels.max()) - float(values.min()) <= _MOST_RANGE_HU
+    return _MIN_RANGE_HU <= float(voxels.max()) - float(values.min()) <= _MAX_RANGE_HU

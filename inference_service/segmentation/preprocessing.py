@@ -30,9 +30,9 @@ from inference_service.imaging.resampling import (
 )
 
 # Lower bound of divisors, so that a constant volume is not divided by zero (nnU-Net).
-_LEAST_SPREAD = 1e-8
+_MIN_SPREAD = 1e-8
 # Longer than the axes of any real scan.
-_LONGEST_AXIS = 4096
+_MAX_AXIS_VOXELS = 4096
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ def preprocess(
 
 
 def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:
-    if max(scan) > _LONGEST_AXIS:
-        raise InputTooLarge(f"the scan has an axis of {max(scan)} voxels; this service takes at most {_LONGEST_AXIS}")
+    if max(scan) > _MAX_AXIS_VOXELS:
+        raise InputTooLarge(f"the scan has an axis of {max(scan)} voxels; this service takes at most {_MAX_AXIS_VOXELS}")
     spacing = f"at the model's spacing of {' × '.join(f'{mm:g}' for mm in manifest.spacing_mm)} mm"
     padded = _padded(grid, manifest)
-    if max(padded) > _LONGEST_AXIS:
+    if max(padded) > _MAX_AXIS_VOXELS:
         raise InputTooLarge(
-            f"the scan gets an axis of {max(padded)} voxels {spacing}; this service takes at most {_LONGEST_AXIS}"
+            f"the scan gets an axis of {max(padded)} voxels {spacing}; this service takes at most {_MAX_AXIS_VOXELS}"
         )
     if prod(padded) > max_voxels:
         raise InputTooLarge(
@@ -177,7 +177,7 @@ def _standardise(
     if clip is not None:
         np.clip(image, *clip, out=image)
     np.subtract(image, np.float32(mean), out=image, where=counted)
-    np.divide(image, np.float32(max(spread, _LEAST_SPREAD)), out=image, where=counted)
+    np.divide(image, np.float32(max(spread, _MIN_SPREAD)), out=image, where=counted)
 
 
 def _rescale(
@@ -186,7 +186,7 @@ def _rescale(
     low = float(source[0])
     high = float(source[1])
     image -= low
-    image *= (target[1] - target[0]) / max(high - low, _LEAST_SPREAD)
+    image *= (target[1] - target[0]) / max(high - low, _MIN_SPREAD)
     image += target[0]
     if clip:
         np.clip(image, min(target), max(target), out=image)

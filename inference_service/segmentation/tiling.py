@@ -18,7 +18,7 @@ Corner = tuple[int, ...]
 # Standard deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI).
 _SIGMA_PER_WINDOW = 1 / 8
 # Lower bound of the weights, so that the total weight of a voxel that only a window's corner covers is not 0 (MONAI).
-_LEAST_WEIGHT = 1e-3
+_MIN_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -130,5 +130,5 @@ def importance_map(window: Shape, blending: Blending) -> NDArray[np.float32]:
             offsets = np.arange(size, dtype=np.float32) - (size - 1) / 2
             profile = np.exp(-(offsets**2) / (2 * (size * _SIGMA_PER_WINDOW) ** 2))
             weights *= np.moveaxis(np.broadcast_to(profile.astype(np.float32), (1, 1, size)), 2, axis)
-        np.maximum(weights, _LEAST_WEIGHT, out=weights)
+        np.maximum(weights, _MIN_WEIGHT, out=weights)
     return weights

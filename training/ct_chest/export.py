@@ -23,7 +23,7 @@ from training.ct_chest.weights import BIAS, BONE_LOGIT, parameters_of
 
 # Bound the difference of two float32 implementations: of logits, as a share of the largest; of labels.
 TOLERANCE = 1e-4
-LEAST_SAME_LABELS = 0.9999
+MIN_SAME_LABELS = 0.9999
 # Old enough for ONNX Runtime 1.18 and for the TensorRT and OpenVINO releases of its time.
 OPSET = 17
 
@@ -69,8 +69,8 @@ def export(network: UNet, path: Path) -> Agreement:
         float(np.abs(found - expected).max() / np.abs(expected).max()),
         float(np.mean(found.argmax(1) == expected.argmax(1))),
     )
-    if not (agreement.difference <= TOLERANCE and agreement.same_labels >= LEAST_SAME_LABELS):
-        raise ValueError(f"expected what PyTorch answers, within {TOLERANCE} and {LEAST_SAME_LABELS}, got {agreement}")
+    if not (agreement.difference <= TOLERANCE and agreement.same_labels >= MIN_SAME_LABELS):
+        raise ValueError(f"expected what PyTorch answers, within {TOLERANCE} and {MIN_SAME_LABELS}, got {agreement}")
     return agreement
 
 

@@ -45,7 +45,7 @@ _SAMPLES_PER_PIXEL = 2
 # Upper bound of a scale bar's length as a share of its picture's width.
 _MAX_BAR_SHARE = 0.3
 # Smaller tilts are not mentioned.
-_LEAST_TILT_DEGREES = 5.0
+_MIN_TILT_DEGREES = 5.0
 _DISCLAIMER = "Not for diagnosis"
 
 
@@ -98,7 +98,7 @@ def draw_preview(
         axial = renderer.slice(index, with_bar=column == 0)
         page.paste(axial, (_MARGIN + column * (_SLICE_SIZE + _GAP), _MARGIN + _PANEL_SIZE + _GAP))
     notes = [_DISCLAIMER, str(window)]
-    if extractor.tilt_degrees > _LEAST_TILT_DEGREES:
+    if extractor.tilt_degrees > _MIN_TILT_DEGREES:
         notes.insert(0, f"Scan oblique by {extractor.tilt_degrees:.0f}°: sides are approximate")
     legend = draw_legend(shown, colours, notes, (_LEGEND_WIDTH, _PANEL_SIZE))
     page.paste(legend, (_WIDTH - _MARGIN - _LEGEND_WIDTH, _MARGIN))

@@ -16,9 +16,9 @@ DISPLAY_AXES = "LPI"
 _LETTERS = ("RL", "AP", "HF")
 
 # The plane through the middle contains at least this share of the labelled voxels of the fullest plane.
-_LEAST_SHARE = 0.5
+_MIN_SHARE = 0.5
 # Smaller shears are rounding errors of float32 headers: 0.06°.
-_LEAST_SHEAR = 1e-3
+_MIN_SHEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PlaneExtractor:
         right = self.steps_mm[:, view.right]
         down = self.steps_mm[:, view.down]
         shear = float(right @ down / np.linalg.norm(np.cross(right, down)))
-        return shear if abs(shear) > _LEAST_SHEAR else 0.0
+        return shear if abs(shear) > _MIN_SHEAR else 0.0
 
     def plane(self, array: NDArray[Voxel], view: View, index: int) -> NDArray[Voxel]:
         """Returns a view of one plane of an array on the scan's grid, its rows from top to bottom."""
@@ -126,7 +126,7 @@ def middle_plane(profile: NDArray[np.int64]) -> int:
     if not profile.any():
         return (len(profile) - 1) // 2
     centre = np.average(np.arange(len(profile)), weights=profile)
-    full = np.flatnonzero(profile >= _LEAST_SHARE * profile.max())
+    full = np.flatnonzero(profile >= _MIN_SHARE * profile.max())
     return int(full[np.abs(full - centre).argmin()])
 
 

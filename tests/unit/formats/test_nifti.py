@@ -47,7 +47,7 @@ INF = float("inf")
 # The qform stores a rotation as three single-precision numbers.
 QFORM_TOLERANCE_MM = 1e-4
 # An extension may have 16 MiB; a volume of the size that a forged header states would take more.
-MOST_ALLOCATED_BYTES = 20 * 2**20
+MAX_ALLOCATED_BYTES = 20 * 2**20
 # More than the decompressor reads ahead.
 LONG_TAIL_BYTES = 20 * 2**20
 
@@ -540,7 +540,7 @@ def test_too_many_voxels_are_refused_before_anything_is_allocated(
     try:
         with pytest.raises(InputTooLarge, match=r"takes at most 1000$"):
             read(content)
-        assert tracemalloc.get_traced_memory()[1] < MOST_ALLOCATED_BYTES
+        assert tracemalloc.get_traced_memory()[1] < MAX_ALLOCATED_BYTES
     finally:
         tracemalloc.stop()
 
@@ -573,7 +573,7 @@ def test_a_damaged_header_gives_a_volume_or_a_service_error(
                 volume, _ = read_nifti(path, ReadLimits(MAX_VOXELS))
                 assert volume.voxels.size <= MAX_VOXELS
                 assert np.isfinite(volume.affine).all()
-        assert tracemalloc.get_traced_memory()[1] < MOST_ALLOCATED_BYTES
+        assert tracemalloc.get_traced_memory()[1] < MAX_ALLOCATED_BYTES
     finally:
         tracemalloc.stop()
 

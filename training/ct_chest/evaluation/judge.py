@@ -31,7 +31,7 @@ AIMS = {"lung_left": 0.97, "lung_right": 0.97, "trachea": 0.90, "bone": 0.90, "b
 # Typical spacings of scanners: in the plane, and between slices.
 _SPACINGS: tuple[Spacing, ...] = ((0.9, 0.9, 2.5), (0.8, 0.8, 5.0), (1.0, 1.0, 1.5), (0.7, 0.7, 3.0))
 # Labels with a smaller volume are not scored.
-_LEAST_MM3 = 2000.0
+_MIN_MM3 = 2000.0
 _THREADS = 2
 
 
@@ -78,7 +78,7 @@ def compared(mask: NDArray[np.unsignedinteger], example: Example) -> Figures:
     """Dice of each label, without those of a few voxels at the edge of the scan, which would say nothing."""
     for label, name in enumerate(NAMES):
         truth = example.labels == label
-        if name in AIMS and np.count_nonzero(truth) * np.prod(example.spacing_mm) > _LEAST_MM3:
+        if name in AIMS and np.count_nonzero(truth) * np.prod(example.spacing_mm) > _MIN_MM3:
             yield name, dice(mask == label, truth)
 
 

@@ -16,7 +16,7 @@ LUNG_BELOW_HU = -400
 # Airways that grow larger than this have leaked into the lung.
 _AIRWAYS_ML = 70.0
 _AIRWAYS_HU = range(-800, -1000, -10)
-_LEAST_LUNG_ML = 50.0
+_MIN_LUNG_ML = 50.0
 _CLOSED_MM = 6.0
 
 
@@ -78,7 +78,7 @@ def _large(mask: Mask, voxel_ml: float) -> Mask:
     components, _ = ndimage.label(mask)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    kept: Mask = (sizes * voxel_ml > _LEAST_LUNG_ML)[components]
+    kept: Mask = (sizes * voxel_ml > _MIN_LUNG_ML)[components]
     return kept
 
 
