@@ -95,7 +95,9 @@ def preprocess(
 
 def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:
     if max(scan) > _MAX_AXIS_VOXELS:
-        raise InputTooLarge(f"the scan has an axis of {max(scan)} voxels; this service takes at most {_MAX_AXIS_VOXELS}")
+        raise InputTooLarge(
+            f"the scan has an axis of {max(scan)} voxels; this service takes at most {_MAX_AXIS_VOXELS}"
+        )
     spacing = f"at the model's spacing of {' × '.join(f'{mm:g}' for mm in manifest.spacing_mm)} mm"
     padded = _padded(grid, manifest)
     if max(padded) > _MAX_AXIS_VOXELS:
