@@ -11,10 +11,9 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import DataError
 
-logger = logging.getLogger(__name__)
+from inference_service.worker.message_check import MAX_NESTING, nests_deeper
 
-# Celery's own headers nest five levels. JSON that nests hundreds of levels can be neither written again nor pickled.
-MAX_NESTING = 32
+logger = logging.getLogger(__name__)
 
 _TRANSPORT = f"{__name__}:Transport"
 _KOMBU_ERRORS = kombu_redis.Transport.connection_errors + kombu_redis.Transport.channel_errors
@@ -32,22 +31,8 @@ def install() -> None:
     TRANSPORT_ALIASES.update(redis=_TRANSPORT, rediss=_TRANSPORT)
 
 
-def nests_deeper(value: object, levels: int) -> bool:
-    """Whether a JSON value nests deeper than a number of levels: `[[1]]` nests two levels."""
-    layer = [value]
-    for _ in range(levels):
-        layer = [inner for outer in layer for inner in _children(outer)]
-    return any(isinstance(item, dict | list) for item in layer)
-
-
-def _children(value: object) -> list[object]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
-
-
 class Channel(kombu_redis.Channel):
-    """Drops list items that are not messages. The log line contains nothing of the item."""
+    """Drops list items that are not messages, and logs none of their content."""
 
     def _brpop_read(self, **options: object) -> object:
         try:

@@ -4,8 +4,6 @@ import sys
 
 import pytest
 
-from inference_service.worker.redis_transport import nests_deeper
-
 # The table of schemes is global to a process, so another process changes it.
 RESOLVE = """
 import json, sys
@@ -17,15 +15,6 @@ connection = Connection(sys.argv[1])
 found = connection.get_transport_cls()
 print(json.dumps([found.__module__, found.__name__, bool(connection.ssl)]))
 """
-
-
-@pytest.mark.parametrize(
-    ("value", "levels"),
-    [(5, 0), ("[[", 0), ([], 1), ({"a": 1}, 1), ([[1]], 2), ({"a": [{"b": {}}], "c": 1}, 4)],
-)
-def test_nests_deeper_counts_levels(value: object, levels: int) -> None:
-    assert not nests_deeper(value, levels)
-    assert levels == 0 or nests_deeper(value, levels - 1)
 
 
 @pytest.mark.parametrize(

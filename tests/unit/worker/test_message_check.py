@@ -5,7 +5,7 @@ import pytest
 from kombu import Message
 
 from inference_service.contract.task_message import TASK_NAME
-from inference_service.worker.consumer import MissingJobId, UnknownTask, sanitise
+from inference_service.worker.message_check import MissingJobId, UnknownTask, nests_deeper, sanitise
 
 JSON = "application/json"
 JOB_ID = str(uuid4())
@@ -91,3 +91,12 @@ def test_a_message_without_any_uuid_is_rejected() -> None:
 def test_another_task_is_rejected(task: object) -> None:
     with pytest.raises(UnknownTask):
         sanitise(message([[], KWARGS, {}], task=task))
+
+
+@pytest.mark.parametrize(
+    ("value", "levels"),
+    [(5, 0), ("[[", 0), ([], 1), ({"a": 1}, 1), ([[1]], 2), ({"a": [{"b": {}}], "c": 1}, 4)],
+)
+def test_nests_deeper_counts_levels(value: object, levels: int) -> None:
+    assert not nests_deeper(value, levels)
+    assert levels == 0 or nests_deeper(value, levels - 1)
