@@ -1,7 +1,7 @@
 """The two queues in Redis, and the Celery application that sends to them and consumes them."""
 
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
 from redis.exceptions import AuthenticationError, RedisError
 
-from inference_service.contract.task_message import TASK_NAME, Priority
+from inference_service.contract.task_message import TASK_NAME
 from inference_service.core.errors import QueueUnavailable
 from inference_service.core.settings import Settings
 
@@ -103,25 +103,6 @@ def fetch_redis_state(app: App) -> RedisState:
             pipeline.llen(queue)
         server, *depths = pipeline.execute()
     return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)))
-
-
-def queue_for(
-    priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None, has_cpu_worker: Callable[[], bool]
-) -> str:
-    """Chooses the queue of a job's message.
-
-    Args:
-        priority: The job's priority. Every value but "urgent" counts as routine.
-        depths: Number of messages that wait in each queue.
-        priority_max_depth: From this depth of the priority queue on, an urgent job spills to the overflow queue, if
-            that is shorter. None never spills.
-        has_cpu_worker: Tells whether a CPU worker consumes the overflow queue; called only where it matters.
-    """
-    if priority != Priority.URGENT:
-        return OVERFLOW_QUEUE
-    full = priority_max_depth is not None and depths[PRIORITY_QUEUE] >= priority_max_depth
-    spills = full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] and has_cpu_worker()
-    return OVERFLOW_QUEUE if spills else PRIORITY_QUEUE
 
 
 def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:

@@ -41,14 +41,8 @@ class Database:
             yield connection
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A connection for queries; nothing is committed."""
-        with self.connection() as connection:
-            yield connection
-
-    @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection for several transactions, each of which the caller begins."""
+        """A connection for queries, or for several transactions. Only a transaction that the caller begins commits."""
         with _mapped_errors(), self._engine.connect() as connection:
             yield connection
 

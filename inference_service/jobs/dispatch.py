@@ -1,10 +1,11 @@
-"""Sends the messages of recorded jobs to their queues, and records in the rows that they were sent."""
+"""Chooses the queues of recorded jobs, sends their messages, and records in the rows that they were sent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
+from inference_service.contract.task_message import Priority
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, RedisState, queue_for, send
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, App, RedisState, send
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob, mark_dispatched
 from inference_service.jobs.worker_registry import Role, has_live_worker
@@ -43,3 +44,22 @@ def dispatch(app: App, database: Database, jobs: Sequence[UnsentJob], redis: Red
             depths[queue] += 1
             with connection.begin():
                 mark_dispatched(connection, job, queue=queue, redis_run_id=redis.run_id)
+
+
+def queue_for(
+    priority: object, depths: Mapping[str, int], *, priority_max_depth: int | None, has_cpu_worker: Callable[[], bool]
+) -> str:
+    """Chooses the queue of a job's message.
+
+    Args:
+        priority: The job's priority. Every value but "urgent" counts as routine.
+        depths: Number of messages that wait in each queue.
+        priority_max_depth: From this depth of the priority queue on, an urgent job spills to the overflow queue, if
+            that is shorter. None never spills.
+        has_cpu_worker: Tells whether a CPU worker consumes the overflow queue; called only where it matters.
+    """
+    if priority != Priority.URGENT:
+        return OVERFLOW_QUEUE
+    full = priority_max_depth is not None and depths[PRIORITY_QUEUE] >= priority_max_depth
+    spills = full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] and has_cpu_worker()
+    return OVERFLOW_QUEUE if spills else PRIORITY_QUEUE

@@ -137,7 +137,7 @@ def cancel(database: Database, job_id: UUID) -> Job | None:
 
 def get(database: Database, job_id: UUID) -> Job | None:
     """A job; None where it does not exist."""
-    with database.read() as connection:
+    with database.connection() as connection:
         row = connection.execute(select(*_JOB_COLUMNS).where(JobRow.id == job_id)).one_or_none()
     return _job(row._asdict()) if row else None
 
@@ -147,20 +147,20 @@ def latest(database: Database, *, state: JobState | None = None, limit: int = 50
     statement = select(*_JOB_COLUMNS).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit)
     if state is not None:
         statement = statement.where(JobRow.state == state)
-    with database.read() as connection:
+    with database.connection() as connection:
         return [_job(row._asdict()) for row in connection.execute(statement)]
 
 
 def count(database: Database) -> int:
     """The number of jobs in the table."""
-    with database.read() as connection:
+    with database.connection() as connection:
         return connection.execute(select(func.count()).select_from(JobRow)).scalar_one()
 
 
 def transitions(database: Database, job_id: UUID) -> Sequence[Transition]:
     """All changes of a job's state, oldest first."""
     statement = select(*_TRANSITION_COLUMNS).where(TransitionRow.job_id == job_id).order_by(TransitionRow.id)
-    with database.read() as connection:
+    with database.connection() as connection:
         return [Transition(**row._asdict()) for row in connection.execute(statement)]
 
 
@@ -196,7 +196,7 @@ def find_same_work(
         .order_by(JobRow.finished_at.desc())
         .limit(1)
     )
-    with database.read() as connection:
+    with database.connection() as connection:
         row = connection.execute(statement).one_or_none()
     return _job(row._asdict()) if row else None
 

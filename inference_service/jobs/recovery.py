@@ -98,7 +98,7 @@ def find_unsent(database: Database, redis: RedisState, *, grace_s: float) -> lis
     grace = timedelta(seconds=grace_s)
     long_ago = func.now() - grace
     empty = [queue for queue, depth in redis.depths.items() if depth == 0]
-    with database.read() as connection:
+    with database.connection() as connection:
         overtaken = [
             and_(JobRow.queue == queue, JobRow.dispatched_at < newest - grace)
             for queue in redis.depths

@@ -48,14 +48,14 @@ def reserve_for_clearing(database: Database, job_id: UUID, location: str) -> Non
 def find_uncleared(database: Database) -> list[tuple[UUID, str]]:
     """Failed and cancelled jobs with a reservation, each with the location to clear."""
     statement = select(JobRow.id, JobRow.result_location).where(_WITHOUT_RESULTS, JobRow.result_location.is_not(None))
-    with database.read() as connection:
+    with database.connection() as connection:
         return [(job_id, str(location)) for job_id, location in connection.execute(statement.limit(_CLEARED_AT_ONCE))]
 
 
 def find_holder_without_results(database: Database, location: str) -> UUID | None:
     """The failed or cancelled job that still reserves a location."""
     statement = select(JobRow.id).where(_WITHOUT_RESULTS, JobRow.result_location == location)
-    with database.read() as connection:
+    with database.connection() as connection:
         return connection.execute(statement).scalar_one_or_none()
 
 

@@ -87,7 +87,7 @@ def has_live_worker(database: Database, role: Role, *, within_s: float) -> bool:
     consumes = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
     seen = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
     found = exists().where(WorkerRow.role == role, consumes, seen)
-    with database.read() as connection:
+    with database.connection() as connection:
         return bool(connection.execute(select(found)).scalar_one())
 
 
@@ -97,7 +97,7 @@ def list_workers(database: Database) -> list[Worker]:
     columns = [WorkerRow.name, WorkerRow.role, WorkerRow.concurrency, WorkerRow.providers, WorkerRow.queues]
     workers = select(*columns, WorkerRow.started_at, silent_s).order_by(WorkerRow.role, WorkerRow.name)
     running = select(JobRow.id, JobRow.lease_owner).where(JobRow.state == JobState.RUNNING)
-    with database.read() as connection:
+    with database.connection() as connection:
         jobs = list(connection.execute(running))
         return [
             Worker(

@@ -101,7 +101,7 @@ class Metrics:
         Raises:
             DatabaseUnavailable: Postgres does not answer.
         """
-        with self._database.read() as connection:
+        with self._database.connection() as connection:
             settled = connection.execute(select(func.now() - _SETTLED_AFTER)).scalar_one()
             rows = connection.execute(
                 select(

@@ -50,7 +50,7 @@ def migrate_to(settings: Settings, revision: str, *, down: bool = False) -> None
 
 def test_the_migrations_create_exactly_the_tables_of_the_code(empty_database: Settings) -> None:
     migrate(empty_database)
-    with closing(connect(empty_database)) as database, database.read() as connection:
+    with closing(connect(empty_database)) as database, database.connection() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
 
@@ -217,7 +217,7 @@ def frozen(pid: int) -> Iterator[None]:
 @pytest.mark.usefixtures("short_response_limit")
 def test_a_statement_fails_when_the_server_is_frozen(database: Database) -> None:
     def freeze_and_ask() -> None:
-        with database.read() as connection:
+        with database.connection() as connection:
             pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
             with frozen(pid):
                 connection.execute(text("SELECT 1"))
@@ -238,5 +238,5 @@ def test_a_connection_fails_when_the_server_is_frozen(servers: Servers, settings
 
 @pytest.mark.usefixtures("short_response_limit")
 def test_a_statement_within_the_limit_succeeds(database: Database) -> None:
-    with database.read() as connection:
+    with database.connection() as connection:
         assert connection.execute(text("SELECT 1 FROM pg_sleep(0.2)")).scalar_one() == 1

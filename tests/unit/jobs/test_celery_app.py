@@ -1,10 +1,9 @@
 """The Celery settings that reliability depends on: a change to one of them is a decision."""
 
-import pytest
 from kombu.utils.scheduling import cycle_by_name
 
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app, queue_for
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app
 
 
 def test_the_celery_application_has_the_decided_settings() -> None:
@@ -38,23 +37,3 @@ def test_the_priority_queue_is_drained_first() -> None:
     for _ in range(2):
         assert list(cycle.consume(2)) == [PRIORITY_QUEUE, OVERFLOW_QUEUE]
         cycle.rotate(PRIORITY_QUEUE)
-
-
-@pytest.mark.parametrize(
-    ("priority", "urgent", "routine", "most", "cpu", "queue"),
-    [
-        ("urgent", 0, 0, 3, True, PRIORITY_QUEUE),
-        ("urgent", 2, 0, 3, True, PRIORITY_QUEUE),
-        ("urgent", 3, 0, 3, True, OVERFLOW_QUEUE),
-        ("urgent", 3, 0, 3, False, PRIORITY_QUEUE),
-        ("urgent", 3, 3, 3, True, PRIORITY_QUEUE),
-        ("urgent", 99, 0, None, True, PRIORITY_QUEUE),
-        ("routine", 0, 99, 3, False, OVERFLOW_QUEUE),
-        (None, 0, 0, 3, False, OVERFLOW_QUEUE),
-    ],
-)
-def test_an_urgent_job_spills_to_a_shorter_overflow_queue(
-    priority: str | None, urgent: int, routine: int, most: int | None, cpu: bool, queue: str
-) -> None:
-    depths = {PRIORITY_QUEUE: urgent, OVERFLOW_QUEUE: routine}
-    assert queue_for(priority, depths, priority_max_depth=most, has_cpu_worker=lambda: cpu) == queue
