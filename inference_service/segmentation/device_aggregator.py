@@ -145,8 +145,13 @@ class DeviceAggregator:
         self._other = session.empty_on_device(shape)
 
     def add(self, batch: BatchLogits, number: int, flipped_axes: Sequence[int], corner: Corner) -> None:
-        """See `Aggregator`; the batch comes from the same session."""
-        assert isinstance(batch, DeviceLogits)
+        """See `Aggregator`.
+
+        Raises:
+            TypeError: The logits do not lie on the session's device.
+        """
+        if not isinstance(batch, DeviceLogits):
+            raise TypeError(f"expected DeviceLogits, got {type(batch).__name__}")
         sizes = self._sums.shape()[1:]
         window = self._weights.shape()
         after = [size - start - extent for size, start, extent in zip(sizes, corner, window, strict=True)]

@@ -122,9 +122,9 @@ def _blend(
     windows = chain([first], windows)
     del first
     for done, (corner, following) in enumerate(pairwise([*plan.corners(), shape]), start=1):
-        corner_in_sums = tuple(0 if i == axis else start for i, start in enumerate(corner))
+        i, j, k = (0 if each == axis else start for each, start in enumerate(corner))
         for window in islice(windows, runs_per_window):
-            aggregator.add(*window, corner_in_sums)
+            aggregator.add(*window, (i, j, k))
             del window
         hooks.on_window(done)
         finished = range(corner[axis], following[axis])

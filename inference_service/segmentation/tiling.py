@@ -12,7 +12,7 @@ from inference_service.imaging.geometry import Shape
 
 Placement = Literal["snap", "even"]
 Blending = Literal["gaussian", "constant"]
-Corner = tuple[int, ...]
+Corner = tuple[int, int, int]
 """Index (i, j, k) of a window's first voxel."""
 
 # Standard deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI).
@@ -48,8 +48,8 @@ class WindowPlan:
     def corners(self) -> list[Corner]:
         """Returns the corners of all windows in the padded volume, ordered by their start along `stream_axis`."""
         ordered = product(*(self.starts[axis] for axis in self.axes))
-        positions = [self.axes.index(axis) for axis in range(3)]
-        return [tuple(corner[position] for position in positions) for corner in ordered]
+        i, j, k = (self.axes.index(axis) for axis in range(3))
+        return [(corner[i], corner[j], corner[k]) for corner in ordered]
 
 
 def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placement) -> WindowPlan:
