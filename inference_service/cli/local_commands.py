@@ -16,9 +16,20 @@ from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
 
 
+def _check_target(_context: click.Context, _parameter: click.Parameter, target: Path) -> Path:
+    name = target.name.lower()
+    if name.endswith(".gz") and not name.endswith(".nii.gz"):
+        raise click.BadParameter(
+            f"{target} ends in .gz: a mask's path ends in .nii or .nii.gz, and a folder's does not"
+        )
+    if target.is_file() and not name.endswith((".nii", ".nii.gz")):
+        raise click.BadParameter(f"{target} is a file: expected a folder, or a mask's path ending in .nii or .nii.gz")
+    return target
+
+
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path), callback=_check_target)
 @model_options
 @input_options
 @format_option
@@ -39,8 +50,9 @@ def segment(
     .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
     folders are made, and nothing is overwritten.
     """
-    from inference_service.segmentation.local_run import ResultPaths, segment_locally
+    from inference_service.segmentation.local_run import segment_locally
     from inference_service.segmentation.pipeline import SegmentOptions
+    from inference_service.segmentation.result_paths import ResultPaths
 
     with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
         report = segment_locally(
@@ -114,7 +126,7 @@ def verify(name: str, version: str | None, precision: Precision | None, volume: 
     """
     if (precision is None) != (volume is None):
         raise click.UsageError("--precision and --volume must be given together")
-    from inference_service.segmentation.local_run import compare_precisions, verify_model
+    from inference_service.segmentation.model_checks import compare_precisions, verify_model
 
     settings = get_settings()
     verified = verify_model(settings, name, version)

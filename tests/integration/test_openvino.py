@@ -22,7 +22,7 @@ from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.local_run import compare_precisions
+from inference_service.segmentation.model_checks import compare_precisions
 from inference_service.segmentation.pipeline import ModelRun, segment_file
 from inference_service.segmentation.resources import StageMonitor
 

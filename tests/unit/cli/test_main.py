@@ -321,12 +321,31 @@ def test_segment_overwrites_nothing_beside_a_mask(scan: Path, tmp_path: Path, ta
     assert (tmp_path / "out" / taken).read_text() == "mine"
 
 
-@pytest.mark.parametrize("out", ["file", "file/out", "file/lungs.nii.gz"])
+@pytest.mark.parametrize("out", ["file/out", "file/lungs.nii.gz"])
 def test_segment_refuses_an_out_below_a_file(scan: Path, tmp_path: Path, out: str) -> None:
     (tmp_path / "file").write_text("mine")
     result = run("segment", scan, out, "--model", MODEL)
     assert result.exit_code == 3
-    assert f"error: bad_request: {tmp_path}/file is not a folder" in result.stderr
+    assert result.stderr == (
+        f"error: bad_request: OUT cannot be created: {tmp_path}/file is not a folder that can be written to\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("file", "file is a file: expected a folder, or a mask's path ending in .nii or .nii.gz"),
+        ("lungs.gz", "lungs.gz ends in .gz: a mask's path ends in .nii or .nii.gz, and a folder's does not"),
+    ],
+)
+def test_segment_exits_2_on_an_out_that_is_neither_a_folder_nor_a_mask(
+    scan: Path, tmp_path: Path, out: str, message: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run("segment", scan, out, "--model", MODEL)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("out", ["new/out", "new/sub/lungs.nii"])
@@ -342,7 +361,7 @@ def test_segment_leaves_nothing_where_the_disk_is_full(
         written.append(target.name)
         copy(source, target)
 
-    monkeypatch.setattr("inference_service.segmentation.local_run.shutil.copyfileobj", copy_one)
+    monkeypatch.setattr("inference_service.segmentation.result_paths.shutil.copyfileobj", copy_one)
     result = run("segment", scan, out, "--model", MODEL)
     assert (result.exit_code, len(written)) == (1, 1)
     assert result.stderr.splitlines()[-1].startswith("error: internal_error: ")
