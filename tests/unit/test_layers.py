@@ -67,6 +67,7 @@ WORKERS_PART = (
     "pydicom",
     "highdicom",
     "gdcm",
+    "imagecodecs",
     "onnxruntime",
     "isal",
     "alembic",
