@@ -1,5 +1,6 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 from typing import Literal
@@ -87,6 +88,26 @@ def zoomed(image: Floats, shape: Shape, kinds: Interpolations) -> NDArray[np.flo
     return result
 
 
+@dataclass(frozen=True)
+class Mapping:
+    """Logits, shape (labels, d, h, w), and the grid that they are mapped to."""
+
+    logits: Floats
+    target: Shape
+    kinds: Interpolations
+
+
+@st.composite
+def mappings(draw: st.DrawFn) -> Mapping:
+    shape = draw(SHAPES)
+    target = draw(SHAPES)
+    kinds = draw(st.sampled_from(ALL_KINDS))
+    channels = draw(st.integers(1, 5))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    logits = random.normal(size=(channels, *shape), scale=2).astype(np.float32)
+    return Mapping(logits, target, kinds)
+
+
 @pytest.fixture(params=[2**18, 40, 1], ids=["all at once", "some at a time", "one at a time"])
 def at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -104,23 +125,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[ThreadPool]:
 @pytest.mark.parametrize("decide", [highest, last_above_zero])
 @pytest.mark.parametrize("step", [None, 1, 3])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(SHAPES, SHAPES, st.sampled_from(ALL_KINDS), st.integers(1, 5), st.integers(0, 2**32))
+@given(mappings())
 def test_labels_are_those_of_all_interpolated_logits(
-    threads: ThreadPool,
-    decide: Callable[[Floats], Labels],
-    step: int | None,
-    shape: Shape,
-    target: Shape,
-    kinds: Interpolations,
-    channels: int,
-    seed: int,
+    threads: ThreadPool, decide: Callable[[Floats], Labels], step: int | None, mapping: Mapping
 ) -> None:
-    logits = np.random.default_rng(seed).normal(size=(channels, *shape), scale=2).astype(np.float32)
+    logits = mapping.logits
     if step is not None:
         # Rounded logits have many ties, at the corners and between them.
         logits = (np.round(logits / step) * step).astype(np.float32)
-    expected = decide(interpolated(logits, target, kinds))
-    assert np.array_equal(mapped(logits, target, kinds, decide, threads), expected)
+    expected = decide(interpolated(logits, mapping.target, mapping.kinds))
+    assert np.array_equal(mapped(logits, mapping.target, mapping.kinds, decide, threads), expected)
 
 
 @pytest.mark.parametrize("decide", [highest, last_above_zero])
