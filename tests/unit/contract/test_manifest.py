@@ -4,25 +4,11 @@ import json
 from collections.abc import Callable, Sequence
 
 import pytest
+from manifests import VALID_MANIFEST
 from pydantic import ValidationError
 
 from inference_service.contract.manifest import Manifest
 
-VALID: dict[str, object] = {
-    "name": "ct-lung",
-    "version": "1",
-    "description": "Lungs.",
-    "licence": "Apache-2.0",
-    "intended_use": "Tests.",
-    "modality": "CT",
-    "sha256": "0123456789abcdef" * 4,
-    "channels": [{"name": "CT", "intensity": {"kind": "none"}}],
-    "orientation": "RAS",
-    "spacing_mm": [1.5, 1.0, 2.0],
-    "window": [96, 64, 32],
-    "activation": "softmax",
-    "labels": [{"name": "background", "value": 0}, {"name": "lung", "value": 1}],
-}
 LABELS = [{"name": "lung", "value": 1}, {"name": "heart", "value": 2}]
 
 # nnU-Net 2: the parts of plans.json and dataset.json that concern inference with the 3d_fullres configuration.
@@ -73,7 +59,7 @@ MONAI_MR: dict[str, dict[str, object]] = {
 
 
 def manifest(**changes: object) -> Manifest:
-    return Manifest.model_validate_json(json.dumps({**VALID, **changes}))
+    return Manifest.model_validate_json(json.dumps({**VALID_MANIFEST, **changes}))
 
 
 def intensity(**fields: object) -> list[dict[str, object]]:
@@ -160,9 +146,9 @@ def test_an_invalid_value_is_refused_and_its_field_named(changes: dict[str, obje
     assert ".".join(str(part) for part in caught.value.errors()[0]["loc"]) == field
 
 
-@pytest.mark.parametrize("field", VALID)
+@pytest.mark.parametrize("field", VALID_MANIFEST)
 def test_each_field_without_a_default_is_required(field: str) -> None:
-    without = {name: value for name, value in VALID.items() if name != field}
+    without = {name: value for name, value in VALID_MANIFEST.items() if name != field}
     with pytest.raises(ValidationError, match="Field required"):
         Manifest.model_validate_json(json.dumps(without))
 

@@ -3,27 +3,14 @@ import json
 from pathlib import Path
 
 import pytest
+from manifests import VALID_MANIFEST
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, ModelNotFound
 from inference_service.engine.model_registry import check_signature, find_model, list_models, read_model
 
 NETWORK = b"an ONNX file"
-VALID: dict[str, object] = {
-    "name": "ct-lung",
-    "version": "1",
-    "description": "Lungs.",
-    "licence": "Apache-2.0",
-    "intended_use": "Tests.",
-    "modality": "CT",
-    "sha256": hashlib.sha256(NETWORK).hexdigest(),
-    "channels": [{"name": "CT", "intensity": {"kind": "none"}}],
-    "orientation": "RAS",
-    "spacing_mm": [1.5, 1.0, 2.0],
-    "window": [96, 64, 32],
-    "activation": "softmax",
-    "labels": [{"name": "background", "value": 0}, {"name": "lung", "value": 1}],
-}
+VALID = {**VALID_MANIFEST, "sha256": hashlib.sha256(NETWORK).hexdigest()}
 
 
 def install(models_path: Path, name: str, version: str, **changes: object) -> Path:
