@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 from inference_service.core.execution import CPU
 from inference_service.engine import provider_probe
 from inference_service.engine.providers import RESULT_PREFIX
-from inference_service.engine.runtime_errors import short_message
 
 CUDA = "CUDAExecutionProvider"
 AZURE = "AzureExecutionProvider"
@@ -96,23 +95,6 @@ def test_a_library_that_cannot_be_loaded_is_the_reason(
     provider_probe.main()
     _, cuda = results(capsys.readouterr().out)
     assert "libonnxruntime_providers_cuda.so: file too short" in str(cuda["reason"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "/o/cuda_call.cc:129 std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERR, const char*) "
-            "[with ERR = cudaError; THRW = true] CUDA failure 100: no CUDA-capable device ; GPU=-1 ; hostname=x",
-            "CUDA failure 100: no CUDA-capable device",
-        ),
-        ("/o/state.cc:534 void f(PySessionOptions&, const Options&) Please install it.\n", "Please install it."),
-        ("nothing of that kind", "nothing of that kind"),
-    ],
-    ids=["cuda", "tensorrt", "plain"],
-)
-def test_a_short_message_has_no_source_location(text: str, expected: str) -> None:
-    assert short_message(text) == expected
 
 
 def test_a_provider_that_fails_gives_its_reason(

@@ -1,5 +1,3 @@
-from itertools import combinations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +5,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from inference_service.imaging.palette import label_colour
 from inference_service.segmentation.preview.rendering import (
     BONE,
     LUNG,
@@ -59,15 +56,6 @@ def test_a_constant_scan_has_an_intensity_window(value: float) -> None:
     window = percentile_intensity_window([plane])
     assert window.low < window.high
     assert window.grey(plane).tolist() == [[0] * 4] * 4
-
-
-def test_colours_differ_from_each_other_and_from_grey() -> None:
-    colours = np.array([label_colour(place) for place in range(100)], dtype=np.int64)
-    assert colours.min() >= 0
-    assert colours.max() <= 255
-    assert all(np.abs(one - two).sum() > 10 for one, two in combinations(colours, 2))
-    assert all(np.abs(one - two).max() > 50 for one, two in combinations(colours[:7], 2))
-    assert (np.ptp(colours, axis=1) > 60).all()
 
 
 @given(

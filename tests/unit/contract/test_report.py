@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+
+from inference_service.contract.report import (
+    CentroidReport,
+    InputReport,
+    LabelReport,
+    ModelReport,
+    OptionsReport,
+    Report,
+)
+
+
+def test_a_report_matches_its_schema(tmp_path: Path) -> None:
+    label = LabelReport(
+        value=0,
+        name="leber é",
+        voxels=8,
+        volume_ml=0.008,
+        intensity_mean=None,
+        intensity_std=None,
+        bounding_box=[(0, 2), (1, 3), (0, 2)],
+        centroid_mm=CentroidReport(ras=(1, 2, 3), lps=(-1, -2, 3)),
+        components=None,
+    )
+    report = Report(
+        service_version="1",
+        onnxruntime_version="1.2.3",
+        options=OptionsReport(series=None, tolerate=["gantry_tilt"], modality_check=True),
+        input=InputReport(
+            kind="nifti",
+            sha256="0" * 64,
+            shape=(2, 3, 4),
+            spacing_mm=(1, 2, 3),
+            orientation="LPS",
+            affine=np.eye(4).tolist(),
+            modality=None,
+            slices=None,
+            set_aside={},
+            replaced_voxels=0,
+            cropped_to=None,
+        ),
+        model=ModelReport(name="test", version="1", sha256="0" * 64),
+        providers=["CPUExecutionProvider"],
+        precision="fp32",
+        windows=4,
+        labels=[label],
+        files=["mask.nii.gz"],
+        empty_segments=[],
+        timings_s={"read": 0.5},
+        warnings=[],
+    )
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_bytes())
+    jsonschema.validate(written, Report.model_json_schema())
+    assert written["labels"][0]["intensity_mean"] is None
+    assert Report.model_validate_json((tmp_path / "report.json").read_bytes()) == report

@@ -1,0 +1,16 @@
+from typing import get_args
+
+from inference_service.contract.result_files import MASK_FILE, PREVIEW_FILE, REPORT_FILE, result_files
+from inference_service.contract.task_message import OutputFormat
+
+
+def test_every_format_has_a_file_name_of_its_own() -> None:
+    names = result_files()
+    assert names.keys() == {"mask", "report", "preview", *get_args(OutputFormat)} - {"nifti"}
+    assert len(set(names.values())) == len(names)
+
+
+def test_dicom_files_belong_only_to_the_formats_that_were_requested() -> None:
+    always = {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE}
+    assert result_files(["nifti"]) == always
+    assert result_files(["nifti", "dicom-labelmap"]) == {**always, "dicom-labelmap": "labelmap.dcm"}

@@ -1,0 +1,75 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from inference_service.core import files
+from inference_service.core.errors import InputNotFound, InputTooLarge
+from inference_service.core.files import input_sha256, list_files
+
+
+def write(folder: Path, contents: dict[str, bytes]) -> Path:
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def test_files_of_all_subfolders_are_sorted_by_path(tmp_path: Path) -> None:
+    names = ["z.dcm", "b/2.dcm", "b/10.dcm", "a/c/1.dcm"]
+    folder = write(tmp_path, dict.fromkeys(names, b"x"))
+    assert list_files(folder, max_bytes=100) == sorted(folder / name for name in names)
+
+
+def test_symbolic_links_are_skipped(tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside", {"secret": b"secret"})
+    folder = write(tmp_path / "in", {"1.dcm": b"x"})
+    digest = input_sha256(folder)
+    (folder / "file").symlink_to(outside / "secret")
+    (folder / "folder").symlink_to(outside)
+    assert list_files(folder, max_bytes=100) == [folder / "1.dcm"]
+    assert input_sha256(folder) == digest
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputNotFound):
+        list_files(tmp_path, max_bytes=100)
+
+
+def test_the_limit_on_files_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_FILES", 3)
+    folder = write(tmp_path, {"1": b"", "2": b"", "3": b""})
+    assert len(list_files(folder, max_bytes=100)) == 3
+    write(folder, {"4": b""})
+    with pytest.raises(InputTooLarge, match="holds 4 files; this service takes at most 3"):
+        list_files(folder, max_bytes=100)
+
+
+def test_the_limit_on_bytes_is_exact_and_applies_to_all_files_together(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"1": b"12345", "a/2": b"678"})
+    assert len(list_files(folder, max_bytes=8)) == 2
+    with pytest.raises(InputTooLarge, match="holds 8 bytes; this service takes at most 7"):
+        list_files(folder, max_bytes=7)
+
+
+def test_the_hash_of_a_file_is_the_sha256_of_its_content(tmp_path: Path) -> None:
+    write(tmp_path, {"scan.nii": b"voxels"})
+    assert input_sha256(tmp_path / "scan.nii") == hashlib.sha256(b"voxels").hexdigest()
+
+
+def test_the_hash_of_a_folder_does_not_depend_on_names_and_subfolders(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", {"1.dcm": b"one", "2.dcm": b"two", "3.dcm": b"three"})
+    second = write(tmp_path / "second", {"a/z": b"one", "b": b"three", "c/d/y": b"two"})
+    assert input_sha256(first) == input_sha256(second)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [{"1": b"one"}, {"1": b"one", "2": b"two", "3": b"two"}, {"1": b"one", "2": b"twO"}],
+    ids=["missing file", "repeated file", "changed file"],
+)
+def test_the_hash_of_a_folder_depends_on_the_content_of_every_file(tmp_path: Path, contents: dict[str, bytes]) -> None:
+    folder = write(tmp_path / "scan", {"1": b"one", "2": b"two"})
+    assert input_sha256(write(tmp_path / "other", contents)) != input_sha256(folder)

@@ -1,0 +1,14 @@
+from itertools import combinations
+
+import numpy as np
+
+from inference_service.imaging.palette import label_colour
+
+
+def test_colours_differ_from_each_other_and_from_grey() -> None:
+    colours = np.array([label_colour(index) for index in range(100)], dtype=np.int64)
+    assert colours.min() >= 0
+    assert colours.max() <= 255
+    assert all(np.abs(one - two).sum() > 10 for one, two in combinations(colours, 2))
+    assert all(np.abs(one - two).max() > 50 for one, two in combinations(colours[:7], 2))
+    assert (np.ptp(colours, axis=1) > 60).all()
