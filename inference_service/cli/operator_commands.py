@@ -7,11 +7,10 @@ from typing import NoReturn
 import click
 
 from inference_service.cli.display import console, print_json
+from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import json_option
 from inference_service.core.settings import get_settings
 from inference_service.worker.health import is_fresh
-
-_EXIT_UNAVAILABLE = 4
 
 
 @click.command()
@@ -52,7 +51,7 @@ def check(as_json: bool) -> None:
                 f"{item.name:<10} {'ok' if item.problem is None else 'NOT USABLE'}: {item.problem or item.detail}"
             )
     if any(item.problem for item in checks):
-        raise SystemExit(_EXIT_UNAVAILABLE)
+        raise SystemExit(ExitCode.UNAVAILABLE)
 
 
 @click.command()
@@ -93,7 +92,7 @@ def health(within_s: float, as_json: bool) -> None:
     else:
         click.echo("the worker consumes" if consumes else f"no heartbeat within {within_s:g} s", err=not consumes)
     if not consumes:
-        raise SystemExit(_EXIT_UNAVAILABLE)
+        raise SystemExit(ExitCode.UNAVAILABLE)
 
 
 @click.command()

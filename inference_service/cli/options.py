@@ -103,7 +103,8 @@ input_options = _grouped(
     click.option(
         "--modality-check/--no-modality-check",
         default=True,
-        help="Reject a scan whose modality is not the model's.  [default: modality-check]",
+        show_default=True,
+        help="Reject a scan whose modality is not the model's.",
     ),
 )
 format_option = click.option(
