@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from secrets import token_hex
 from uuid import UUID
 
@@ -27,6 +26,7 @@ from inference_service.jobs.celery_app import QUEUES, App, make_app
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.consumer import SafeConsumer
+from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.redis_transport import install
 from inference_service.worker.scratch_space import ScratchSpace
@@ -39,7 +39,7 @@ _DEFAULT_CONCURRENCY = {Role.GPU: 1, Role.CPU: 2}
 
 
 def run_worker(role: Role, settings: Settings) -> int:
-    """Runs a worker until it is told to stop.
+    """Runs a worker until a signal stops it.
 
     Returns:
         The exit status.
@@ -83,7 +83,12 @@ def _run(role: Role, context: JobContext) -> int:
         messages_taken=_messages_taken,
     )
     register(app, TaskHandler(context), _supervised_request(supervisor))
-    _connect_signals(supervisor, context.settings.health_path, is_consuming=lambda: bool(consumed_queues()))
+    on_heartbeat = heartbeat_receiver(
+        context.settings.health_path,
+        is_consuming=lambda: bool(consumed_queues()),
+        record=supervisor.record_heartbeat,
+    )
+    _connect_signals(supervisor, on_heartbeat)
     celery_worker = _celery_worker(app, role, context)
     try:
         celery_worker.start()
@@ -139,7 +144,7 @@ def _keep_logging(**_: object) -> None:
 
 
 def _messages_taken() -> int | None:
-    """Returns the number of messages that this worker has taken; None while any of them is being handled."""
+    """Returns the number of messages that this worker has taken; None while a message is being handled."""
     return None if state.reserved_requests else sum(state.total_count.values())
 
 
@@ -168,19 +173,7 @@ def _supervised_request(supervisor: Supervisor) -> type[Request]:
     return SupervisedRequest
 
 
-def _connect_signals(supervisor: Supervisor, health_path: Path | None, *, is_consuming: Callable[[], bool]) -> None:
-    """Connects Celery's signals to the supervisor and the health file.
-
-    Celery sends its heartbeat from the event loop while the broker is connected: no heartbeat means a problem.
-    """
-
-    def on_heartbeat(**_: object) -> None:
-        if not is_consuming():
-            return
-        supervisor.record_heartbeat()
-        if health_path is not None:
-            health_path.touch()
-
+def _connect_signals(supervisor: Supervisor, on_heartbeat: Callable[..., None]) -> None:
     signals.worker_ready.connect(lambda **_: supervisor.start(), weak=False)
     signals.worker_ready.connect(on_heartbeat, weak=False)
     signals.heartbeat_sent.connect(on_heartbeat, weak=False)
