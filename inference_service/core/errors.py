@@ -46,7 +46,7 @@ from typing import ClassVar
 class ErrorCode(StrEnum):
     """The error codes of job rows and of the command line; the values are part of the contract.
 
-    `queue_unavailable` and `embedded_server_error` appear on the command line only.
+    The codes of COMMAND_LINE_CODES appear on the command line only.
     """
 
     BAD_REQUEST = "bad_request"
@@ -72,6 +72,10 @@ class ErrorCode(StrEnum):
     QUEUE_UNAVAILABLE = "queue_unavailable"
     EMBEDDED_SERVER_ERROR = "embedded_server_error"
     INTERNAL_ERROR = "internal_error"
+
+
+COMMAND_LINE_CODES = frozenset({ErrorCode.QUEUE_UNAVAILABLE, ErrorCode.EMBEDDED_SERVER_ERROR})
+"""Codes of the command line, which no job row has."""
 
 
 class ServiceError(Exception):

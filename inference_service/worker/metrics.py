@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from sqlalchemy import func, select
 
-from inference_service.core.errors import ErrorCode, error_from_row
+from inference_service.core.errors import COMMAND_LINE_CODES, ErrorCode, error_from_row
 from inference_service.core.progress import STAGES
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
@@ -93,10 +93,10 @@ class Metrics:
                 self._count(final_state(job.error), job.error.code, job.attempts, job.duration_s, {})
 
     def refresh(self, *, lease_s: float) -> None:
-        """Counts the jobs that ended since the last call, and updates the gauges that come from Postgres.
+        """Counts this worker's jobs that ended since the last call, and sets the gauges of jobs from the table of jobs.
 
         Args:
-            lease_s: Length of a lease, from which the time of its last renewal follows.
+            lease_s: Length of a lease. A lease was last renewed this many seconds before it expires.
 
         Raises:
             DatabaseUnavailable: Postgres does not answer.
@@ -151,7 +151,7 @@ class Metrics:
     def _create_series(self) -> None:
         """Creates every counter series at zero: Prometheus sees no increase when a series first appears with 1."""
         self._finished.labels(JobState.SUCCEEDED, "")
-        for code in ErrorCode:
+        for code in sorted(set(ErrorCode) - COMMAND_LINE_CODES):
             self._finished.labels(final_state(error_from_row(code, "")), code)
         for stage in STAGES:
             self._stage_duration.labels(stage)

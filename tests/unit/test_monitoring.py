@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from inference_service.core.errors import ErrorCode
+from inference_service.core.errors import COMMAND_LINE_CODES, ErrorCode
 from inference_service.core.progress import STAGES
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import connect
@@ -80,7 +80,8 @@ def test_every_exposed_metric_is_on_the_dashboard(registry: CollectorRegistry) -
 def test_every_counter_series_starts_at_zero(registry: CollectorRegistry) -> None:
     for code in ErrorCode:
         state = "cancelled" if code == ErrorCode.CANCELLED else "failed"
-        assert registry.get_sample_value("inference_jobs_finished_total", {"state": state, "code": code}) == 0
+        value = registry.get_sample_value("inference_jobs_finished_total", {"state": state, "code": code})
+        assert value == (None if code in COMMAND_LINE_CODES else 0)
     assert registry.get_sample_value("inference_jobs_finished_total", {"state": "succeeded", "code": ""}) == 0
     for stage in STAGES:
         assert registry.get_sample_value("inference_stage_duration_seconds_count", {"stage": stage}) == 0
