@@ -1,4 +1,4 @@
-"""Records how an attempt ends: in the job's row, and by what happens to the objects that it stored."""
+"""Records how an attempt ends in the job's row, and removes the stored objects of an attempt that failed."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ class OutcomeRecorder:
         """Records the job's success; False if the lease is lost."""
         recorded = self._context.retry_database(attempts.succeed, self._context.database, self._claim, success)
         if recorded:
-            logger.info("succeeded on %s: %s", success.providers, self._timings())
+            logger.info("succeeded on %s; seconds per stage: %s", success.providers, self._timings())
         return recorded
 
     def record_failure(self, error: ServiceError) -> None:
@@ -80,7 +80,7 @@ class OutcomeRecorder:
             logger.warning("attempt %d: retry not recorded: another attempt holds the job", self._claim.attempt)
 
     def _end_job(self, error: ServiceError) -> None:
-        logger.warning("%s: %s; %s", error.code, error.message, self._timings())
+        logger.warning("job ended: %s: %s; seconds per stage: %s", error.code, error.message, self._timings())
         logger.debug("cause of the failure", exc_info=error)
         if self._write_failure(error) and self.results is not None:
             try:

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Celery sends a heartbeat every two seconds while the worker is connected and its event loop runs.
 _HEARTBEAT_LIMIT_S = 10.0
-# Short, because forks wait for a sweep, and so for the servers that it asks.
+# Short, because forks wait for a sweep, and a sweep for the servers that it asks.
 _SERVER_TIMEOUT_S = 5.0
-# A worker that still runs so long after its shutdown grace period hangs.
+# A worker that still runs this long after the end of its shutdown grace period hangs.
 _HANG_LIMIT_S = 30.0
 
 
@@ -41,7 +41,7 @@ class Supervisor:
         identity: The worker's name, role, concurrency and providers.
         scratch_space: The worker's temporary files.
         consumed_queues: Returns the queues that the worker consumes now.
-        messages_taken: Returns the number of messages taken so far; None while any of them is being handled.
+        messages_taken: Returns the number of messages taken so far; None while a message is being handled.
         kill: Kills the worker's process.
     """
 
@@ -76,7 +76,7 @@ class Supervisor:
         self._sweeping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self.gave_up = False
-        """Whether the supervisor stopped the worker because it took no messages."""
+        """True once the supervisor has stopped the worker because the worker took no messages."""
 
     def start(self) -> None:
         """Starts the thread. Call it after the children are forked."""
@@ -99,7 +99,7 @@ class Supervisor:
         Args:
             job_id: The job.
             pid: The child's process id.
-            error: The error with which the job ends; None if it may have another attempt.
+            error: The error with which the job ends; None if the job may have another attempt.
         """
         self._lost_children.append((job_id, pid, error))
         self._wake.set()
@@ -162,9 +162,9 @@ class Supervisor:
         except (DatabaseUnavailable, QueueUnavailable) as error:
             if isinstance(error, DatabaseUnavailable):
                 self._sweeper.record_outage()
-            logger.warning("sweep skipped: %s", error)
+            logger.warning("sweep ended early; the next one does the rest: %s", error)
         except Exception:
-            logger.exception("sweep failed")
+            logger.exception("housekeeping sweep failed; the next one tries again")
 
     def _recover_own_jobs(self) -> None:
         """Recovers the jobs of this worker's dead children, and after the grace period all jobs that it holds."""
@@ -196,7 +196,10 @@ class Supervisor:
         )
         if standby == (PRIORITY_QUEUE in self._consumed_queues()):
             return
-        logger.info("standby %s", "starts: no GPU worker is alive" if standby else "ends: a GPU worker is alive")
+        if standby:
+            logger.info("this CPU worker now also takes the priority queue: no GPU worker is alive")
+        else:
+            logger.info("this CPU worker no longer takes the priority queue: a GPU worker is alive")
         set_consuming(self._app, PRIORITY_QUEUE, worker=self._identity.name, consuming=standby)
 
     def _stop_if_stalled(self, redis: RedisState) -> None:
@@ -213,7 +216,7 @@ class Supervisor:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _kill_if_hanging(self) -> None:
-        """Kills a worker that does not stop when told to, for example because its consumer hangs."""
+        """Kills a worker that does not stop, for example because its consumer hangs."""
         if self._stop_at is not None and time.monotonic() > self._stop_at + _HANG_LIMIT_S:
             logger.critical("worker does not stop and is killed; its jobs were returned to their queues")
             self._kill()
