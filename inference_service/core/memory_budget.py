@@ -45,7 +45,7 @@ class MemoryBudget:
         self.warnings: list[str] = []
 
     def require(self, size_bytes: int) -> None:
-        """Checks that so many more bytes fit into memory.
+        """Checks that a number of further bytes fits into memory.
 
         Raises:
             OutOfMemory: They do not fit.
@@ -54,8 +54,8 @@ class MemoryBudget:
         available = self._available(self._concurrency)
         if needed > available:
             raise OutOfMemory(
-                f"the scan and its image on the model's grid need {_size(needed)} more memory, and this worker has "
-                f"{_size(available)} available"
+                f"this step of the job needs {_size(needed)} more memory, and this worker has {_size(available)} "
+                "available"
             )
 
     def allocate(self, shape: tuple[int, ...], *, reserved_bytes: int = 0) -> NDArray[np.float32]:

@@ -51,7 +51,10 @@ def probe_providers() -> tuple[ProbeResult, ...]:
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise ConfigurationError(f"the probe of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s") from None
+        raise ConfigurationError(
+            f"the probe of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s: check that nvidia-smi answers "
+            "and that this machine is not overloaded, then start again"
+        ) from None
     lines = process.stdout.splitlines()
     results = [json.loads(line.removeprefix(RESULT_PREFIX)) for line in lines if line.startswith(RESULT_PREFIX)]
     if not results:

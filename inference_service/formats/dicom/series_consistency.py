@@ -32,7 +32,7 @@ def check_positions(instances: Sequence[Instance]) -> None:
 
 
 def check_identifiers(instances: Sequence[Instance]) -> None:
-    """Refuses a series of several modalities or studies, or with an instance that is there more than once."""
+    """Refuses a series of several modalities or studies, or with two instances of one SOPInstanceUID."""
     modalities = sorted({instance.modality for instance in instances})
     if len(modalities) > 1:
         raise InconsistentGeometry(f"the series' images differ in modality: {', '.join(modalities)}; expected one")
@@ -43,7 +43,7 @@ def check_identifiers(instances: Sequence[Instance]) -> None:
     repeated = len(uids) - len(set(uids))
     if repeated:
         raise InconsistentGeometry(
-            f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one: send each once"
+            f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one; send each once"
         )
 
 
@@ -92,8 +92,8 @@ def check_one_slice_per_position(heights_mm: NDArray[np.float64]) -> None:
             f"{counts[0]} slices; send one volume"
         )
     raise InconsistentGeometry(
-        f"slices are there more than once: {np.count_nonzero(counts > 1)} of {len(counts)} positions have several; "
-        "send each once"
+        f"{np.count_nonzero(counts > 1)} of {len(counts)} slice positions have more than one slice; send each slice "
+        "once"
     )
 
 

@@ -18,7 +18,7 @@ def available(mib: int) -> Callable[[int], int]:
 
 def test_require_raises_out_of_memory_above_the_available_memory() -> None:
     MemoryBudget(available=available(1128)).require(1000 * MIB)
-    with pytest.raises(OutOfMemory, match=r"need 1\.1 GiB more memory, and this worker has 1\.1 GiB available"):
+    with pytest.raises(OutOfMemory, match=r"needs 1\.1 GiB more memory, and this worker has 1\.1 GiB available"):
         MemoryBudget(available=available(1127)).require(1000 * MIB)
 
 

@@ -415,7 +415,7 @@ def test_batch_size_does_not_change_the_mask(
 
 def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_manifest: MakeManifest) -> None:
     network = NearestValueNetwork(0, 1, 2, 3)
-    with pytest.raises(OutOfMemory, match=r"need 128 MiB more memory, and this worker has 128 MiB available"):
+    with pytest.raises(OutOfMemory, match=r"needs 128 MiB more memory, and this worker has 128 MiB available"):
         segment_volume(
             Volume(label_scan((7, 4, 5)), np.eye(4)),
             make_manifest(),

@@ -94,7 +94,7 @@ def test_growing_spacing_is_no_missing_slice(tmp_path: Path, read: Read) -> None
         ((0, 2, 4, 8, 10), MissingSlices, r"1 slice is missing: between slices 3 and 4 of 5 lie 4 mm, elsewhere 2 mm"),
         ((0, 2, 8, 10, 14), MissingSlices, r"3 slices are missing: between slices 2 and 3 of 5 lie 6 mm"),
         ((0, 2, 4.5, 6.5), InconsistentGeometry, r"2 to 2\.5 mm apart: between slices 2 and 3 of 4 lie 2\.5 mm"),
-        ((0, 2, 4, 4, 6), InconsistentGeometry, r"more than once: 1 of 4 positions have several"),
+        ((0, 2, 4, 4, 6), InconsistentGeometry, r"1 of 4 slice positions have more than one slice"),
         ((0, 0, 2, 2, 4, 4), NotAVolume, r"2 volumes.*each of its 3 positions has 2 slices"),
     ],
 )
