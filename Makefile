@@ -1,16 +1,16 @@
-# Set-up goes into .venv; every target makes sure of it first.
-# Which ONNX Runtime: cpu, or openvino in an environment beside it. They exclude one another.
+# Each target first brings the virtual environment .venv up to date.
+# The build of ONNX Runtime: cpu, or openvino in an environment of its own. They exclude one another.
 ENGINE  ?= cpu
 VENV    ?= .venv$(if $(filter-out cpu,$(ENGINE)),-$(ENGINE))
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
 export INPUT
 READY   := $(VENV)/.ready
-# Of its own, for it holds gigabytes of what others run.
+# A separate environment for the peers' packages, which take gigabytes.
 BENCH   := .venv-bench
 TRAIN   := .venv-train
 WORK    ?= training/ct_chest/work
-# Memory is kept for the next step of training, not given back to the system: a step takes a fifth less time.
+# glibc keeps freed memory for the next training step instead of returning it to the system: a step takes a fifth less time.
 KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
@@ -37,7 +37,7 @@ TRAINPYTEST := $(TRAIN)/bin/pytest --numprocesses 2 --dist loadfile --timeout 60
 test: $(READY) ## run the tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
 	$(PYTEST) -m "not slow" $(TESTS)
 
-test-all: test traintest ## run the long tests too: whole demos, long outages, how models are made and how accurate they are
+test-all: test traintest ## run the long tests too: whole demos, long outages, the training code and the accuracy of the models
 	$(PYTEST) -m slow
 	$(TRAINPYTEST) -m slow training
 
@@ -78,7 +78,7 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(COMPILE) --group flower --output-file locks/flower.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --output-file locks/build.txt
 
-soak: $(READY) ## kill parts of the service at random for 15 minutes and count what comes to harm (ARGS="--minutes 2 --jobs 100")
+soak: $(READY) ## kill parts of the service at random for 15 minutes and count the jobs that are lost or have a wrong outcome (ARGS="--minutes 2 --jobs 100")
 	@$(BIN)/python tests/soak.py $(ARGS)
 
 bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtime and nnU-Net (ARGS="--only job")
@@ -90,19 +90,20 @@ $(BENCH)/.ready: pyproject.toml
 	@touch $@
 
 # Measure the result with `python -m training.ct_chest.evaluate --model` before it replaces the model in models/.
-train: $(TRAIN)/.ready ## train ct-chest anew on synthetic CT, into WORK/ct-chest/1 (WORK=folder ARGS="--seed 1" EXPORT="--mean-with old.onnx")
+train: $(TRAIN)/.ready ## retrain ct-chest on synthetic CT, into WORK/ct-chest/1 (WORK=folder ARGS="--seed 1" EXPORT="--mean-with old.onnx")
 	@$(KEEPING) $(TRAIN)/bin/python -m training.ct_chest.train --work $(WORK) $(ARGS)
 	@$(TRAIN)/bin/python -m training.ct_chest.export --weights $(WORK)/weights.pt --folder $(WORK)/ct-chest/1 $(EXPORT)
 
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
 	$(TRAINPYTEST) -m "not slow" $(or $(TESTS),training)
 
-# All but PyTorch as locked, so that the same seed gives the same scans; PyTorch's own wheels differ by machine.
+# All packages except PyTorch have their locked versions, so that the same seed gives the same scans. PyTorch's wheels differ
+# by machine.
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(TRAIN)
 	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(TRAIN)/constraints.txt
 	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train,dev]'
 	@touch $@
 
-clean: ## remove the virtual environment and what runs have left
+clean: ## remove the virtual environments, caches and files left by runs
 	rm -rf .venv .venv-* demo-output site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,8 +14,8 @@ from inference_service.formats.nifti import read_nifti
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
-from training.ct_chest.evaluation.judge import MODEL, Figures, first_seed, synthetic, timed
 from training.ct_chest.evaluation.real import chest_cta, example_ct, example_dicom, padded, partial_scans, robust
+from training.ct_chest.evaluation.scoring import MODEL, Figures, first_seed, synthetic, timed
 
 
 def main() -> None:

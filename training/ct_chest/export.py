@@ -70,7 +70,7 @@ def export(network: UNet, path: Path) -> Agreement:
         float(np.mean(found.argmax(1) == expected.argmax(1))),
     )
     if not (agreement.difference <= TOLERANCE and agreement.same_labels >= MIN_SAME_LABELS):
-        raise ValueError(f"expected what PyTorch answers, within {TOLERANCE} and {MIN_SAME_LABELS}, got {agreement}")
+        raise ValueError(f"expected the logits of PyTorch, within {TOLERANCE} and {MIN_SAME_LABELS}, got {agreement}")
     return agreement
 
 
@@ -83,7 +83,7 @@ def _means(weights: dict[str, torch.Tensor], parameters: dict[str, NDArray[np.fl
     ours = {name: tuple(weights[name].shape) for name in parameters if name in weights}
     if ours != {name: values.shape for name, values in parameters.items()}:
         raise ValueError(
-            "what is to be averaged is of another network: expected parameters of the same names and shapes"
+            "the weights to average are those of another network: expected parameters of the same names and shapes"
         )
     return {name: (weights[name] + torch.from_numpy(values)) / 2 for name, values in parameters.items()}
 

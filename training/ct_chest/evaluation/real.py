@@ -10,8 +10,8 @@ from scipy import ndimage
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.resampling import resize, resized_shape
 from training.ct_chest.evaluation.grids import in_round_view, ras, resampled, shares, turned
-from training.ct_chest.evaluation.judge import MODEL, Figures, dice, segment
 from training.ct_chest.evaluation.reference import reference_lungs
+from training.ct_chest.evaluation.scoring import MODEL, Figures, dice, segment
 from training.ct_chest.feed import KINDS, SPACING_MM, shape_of
 from training.ct_chest.labels import BODY, BONE, LUNG_LEFT, LUNG_RIGHT, NAMES, TRACHEA
 from training.ct_chest.synthetic.canvas import Mask, Spacing

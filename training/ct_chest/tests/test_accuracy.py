@@ -12,8 +12,8 @@ from inference_service.imaging.geometry import Volume
 from training.ct_chest import labels
 from training.ct_chest.evaluate import read_series
 from training.ct_chest.evaluation.grids import resampled, turned
-from training.ct_chest.evaluation.judge import AIMS, compared, dice, segment
 from training.ct_chest.evaluation.real import LUNGS, PARTS, chest_cta, example_ct, example_dicom, padded, partial_scans
+from training.ct_chest.evaluation.scoring import AIMS, compared, dice, segment
 from training.ct_chest.seeds import FIRST_TEST_SEED
 from training.ct_chest.synthetic.canvas import Spacing
 from training.ct_chest.synthetic.generator import make_example

@@ -14,7 +14,7 @@ from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
 from inference_service.imaging.geometry import Volume
 from training.ct_chest import evaluate
-from training.ct_chest.evaluation import judge, real
+from training.ct_chest.evaluation import real, scoring
 from training.ct_chest.labels import NAMES
 from training.ct_chest.seeds import FIRST_HELD_BACK_SEED, FIRST_TEST_SEED
 
@@ -32,15 +32,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     """Collects the folders of the models used; scans are tiny, and the masks a fixed pattern."""
     folders: set[Path] = set()
 
-    def segment(volume: Volume, folder: Path = judge.MODEL) -> NDArray[np.uint8]:
+    def segment(volume: Volume, folder: Path = scoring.MODEL) -> NDArray[np.uint8]:
         folders.add(folder)
         return pattern(volume.voxels.shape, len(NAMES))
 
     tiny = Volume(pattern(SHAPE, 117).astype(np.int16), np.diag([3.0, 3.0, 4.0, 1.0]))
-    for module in (judge, real):
+    for module in (scoring, real):
         monkeypatch.setattr(module, "segment", segment)
-    monkeypatch.setattr(judge, "_SPACINGS", ((9.0, 9.0, 9.0),))
-    monkeypatch.setattr(judge, "chest_phantom", lambda *_: chest_phantom((20, 20, 10), (10.0, 10.0, 15.0)))
+    monkeypatch.setattr(scoring, "_SPACINGS", ((9.0, 9.0, 9.0),))
+    monkeypatch.setattr(scoring, "chest_phantom", lambda *_: chest_phantom((20, 20, 10), (10.0, 10.0, 15.0)))
     monkeypatch.setattr(real, "reference_lungs", lambda voxels, _: pattern(voxels.shape, 3))
     monkeypatch.setattr(evaluate, "_read", lambda _: tiny)
     monkeypatch.setattr(evaluate, "read_series", lambda _: tiny)
@@ -56,16 +56,16 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_every_section_is_of_the_model_that_was_asked_for(
     other: bool, asked: set[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "ct-chest" / "1" if other else judge.MODEL
+    folder = tmp_path / "ct-chest" / "1" if other else scoring.MODEL
     if other:
-        shutil.copytree(judge.MODEL, folder)
-    load = judge._loaded
+        shutil.copytree(scoring.MODEL, folder)
+    load = scoring._loaded
 
     def loaded(which: Path) -> tuple[Model, Session]:
         asked.add(which)
         return load(which)
 
-    monkeypatch.setattr(judge, "_loaded", loaded)
+    monkeypatch.setattr(scoring, "_loaded", loaded)
     run(monkeypatch, "--data", "none", *(["--model", str(folder)] if other else []))
     assert asked == {folder}
     printed = capsys.readouterr().out
@@ -81,11 +81,11 @@ def test_without_real_scans_the_synthetic_ones_are_left(
     asked: set[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch)
-    assert asked == {judge.MODEL}
+    assert asked == {scoring.MODEL}
     assert "axes" not in capsys.readouterr().out
 
 
 def test_the_models_own_folder_is_known_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(judge.MODEL.parents[1])
-    assert judge.first_seed(Path("ct-chest/1")) == judge.first_seed(judge.MODEL) == FIRST_TEST_SEED
-    assert judge.first_seed(tmp_path) >= FIRST_HELD_BACK_SEED
+    monkeypatch.chdir(scoring.MODEL.parents[1])
+    assert scoring.first_seed(Path("ct-chest/1")) == scoring.first_seed(scoring.MODEL) == FIRST_TEST_SEED
+    assert scoring.first_seed(tmp_path) >= FIRST_HELD_BACK_SEED

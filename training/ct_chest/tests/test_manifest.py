@@ -3,7 +3,7 @@
 from inference_service.contract.manifest import CtIntensity
 from inference_service.engine.model_registry import read_model
 from training.ct_chest import labels
-from training.ct_chest.evaluation.judge import MODEL
+from training.ct_chest.evaluation.scoring import MODEL
 from training.ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, STD_HU, WINDOW
 from training.ct_chest.manifest import manifest_text
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="PyTorch is not installed here: make traintest")
 
 from training.ct_chest import export, pool, schedule, train, weights  # noqa: E402
-from training.ct_chest.evaluation.judge import MODEL  # noqa: E402
+from training.ct_chest.evaluation.scoring import MODEL  # noqa: E402
 from training.ct_chest.feed import WINDOW  # noqa: E402
 from training.ct_chest.labels import BONE, NAMES  # noqa: E402
 from training.ct_chest.manifest import manifest_text  # noqa: E402
