@@ -21,8 +21,13 @@ _PHRASES = (
     (r"(?m:^|[.;:] )(?-i:What) [^?.]+[.;]", "begin with a noun, not with a 'what' clause"),
     (r"\b(from|over) runs\b", "write 'run-length encoding'"),
     (r"\b(the )?sums\b", "write 'aggregator', or 'adds up'"),
-    (r"\btold of\b", "write 'receives' or 'is informed'"),
     (r"\b(ours|theirs)\b", "name the owner"),
+    (r"\b(nobody|anybody|somebody)\b", "name the person or the program, or write 'no one'"),
+    (r"\bas people do\b", "state the case"),
+    (r"\bjudge[sd]?\b", "write 'check', 'classify' or 'decide'"),
+    (r"\btold\b", "write 'receives' or 'is informed'"),
+    (r"\bg(ive|ives|iven|ave) back\b", "write 'return' or 'release'"),
+    (r"\b(a|another) look\b", "write 'check', or name the query"),
 )
 _PATTERNS = tuple((re.compile(pattern, re.IGNORECASE), advice) for pattern, advice in _PHRASES)
 _CODE = re.compile(r"^```.*?^```|`[^`\n]*`", flags=re.MULTILINE | re.DOTALL)

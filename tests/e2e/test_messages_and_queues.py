@@ -107,12 +107,12 @@ def test_the_same_work_is_not_done_twice(service: Service) -> None:
     with service.worker():
         first = service.submit()
         service.assert_succeeded(first)
-        again, anew, other = service.submit(reuse=True), service.submit(), service.submit("quick", reuse=True)
-        service.assert_succeeded(again, anew, other)
+        again, repeated, other = service.submit(reuse=True), service.submit(), service.submit("quick", reuse=True)
+        service.assert_succeeded(again, repeated, other)
     assert service.story(again)[-1] == ("succeeded", 1, f"reused {first}")
     assert service.objects(again) == service.objects(first)
     assert service.finished(again).model_sha256 == service.finished(first).model_sha256
-    for job_id, computed in ((first, True), (again, False), (anew, True)):
+    for job_id, computed in ((first, True), (again, False), (repeated, True)):
         assert ("network" in (service.finished(job_id).timings_s or {})) is computed
 
 

@@ -28,6 +28,9 @@ def prose_problems(page: Path, text: str) -> list[str]:
         "What ends a job is its error.",
         "The log says why it failed.",
         "The device sums.",
+        "Nobody holds the job.",
+        "The worker is told to stop.",
+        "A worker gives back its jobs.",
         "one " * 41 + "sentence.",
     ],
 )
