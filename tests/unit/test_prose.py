@@ -24,7 +24,7 @@ def prose_problems(page: Path, text: str) -> list[str]:
     "text",
     [
         "All files but for the last.",
-        "The worker looks after jobs\nthat nobody holds.",
+        "The worker looks after jobs\nwithout a lease.",
         "What ends a job is its error.",
         "The log says why it failed.",
         "The device sums.",

@@ -6,9 +6,11 @@ import shlex
 from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
+from pkgutil import resolve_name
 
 import click
 import pytest
+import yaml
 from dotenv import dotenv_values
 from jsonschema import Draft202012Validator
 
@@ -211,3 +213,32 @@ def test_the_modules_that_the_architecture_names_exist() -> None:
     assert len(modules) > 10
     paths = [REPOSITORY / "inference_service" / name.replace(".", "/") for name in modules]
     assert [str(path) for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
+
+
+def api_objects() -> Iterator[tuple[str, list[str]]]:
+    """Yields the dotted name of each object on the API pages, and the members that its page selects."""
+    for page in sorted((DOCS / "api").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name, options in re.findall(r"^::: (\S+)\n((?: +.*\n)*)", text, flags=re.MULTILINE):
+            yield name, ((yaml.safe_load(options) or {}).get("options") or {}).get("members", [])
+
+
+@pytest.mark.parametrize(("name", "members"), list(api_objects()))
+def test_the_objects_on_the_api_pages_exist(name: str, members: list[str]) -> None:
+    documented = resolve_name(name)
+    assert [member for member in members if not hasattr(documented, member)] == []
+
+
+def test_the_names_in_the_contributor_guides_steps_are_in_the_files_of_the_step() -> None:
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a format")[2]
+    steps = re.findall(r"^\d\. .*\n(?: +.*\n)*", guide, flags=re.MULTILINE)
+    assert len(steps) > 20
+    assert [(step, missing) for step in steps if (missing := missing_names(step))] == []
+
+
+def missing_names(step: str) -> list[str]:
+    """Returns the identifiers of a step that occur in none of the files that the step names, if it names any."""
+    quoted = re.findall(r"`([^`]+)`", step)
+    files = [REPOSITORY / name for name in quoted if (REPOSITORY / name).is_file()]
+    words = {word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+    return [name for name in quoted if files and name.isidentifier() and name not in words]
