@@ -1,4 +1,8 @@
-"""Medical image segmentation as a service. The names below are for upstreams; the worker's code is in the packages."""
+"""Medical image segmentation as a service. The names below are for upstreams; the worker's code is in the packages.
+
+`Client` raises subclasses of `ServiceError`, such as `BadRequest` and `QueueUnavailable`: import them from
+`inference_service.core.errors`.
+"""
 
 import os
 from importlib import import_module

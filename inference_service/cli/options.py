@@ -24,8 +24,8 @@ class ModelOptions:
     """The model to run.
 
     Attributes:
-        model: Its name.
-        model_version: Its version; None takes the highest installed one.
+        model: Name of the model.
+        model_version: Version of the model; None takes the highest installed one.
     """
 
     model: str
@@ -50,9 +50,9 @@ class JobOptions:
     """How a job is enqueued.
 
     Attributes:
-        priority: Its priority.
+        priority: Priority of the job.
         reuse: Whether an earlier result for the same input, model and options is used.
-        job_id: Its id; None makes a new one.
+        job_id: Id of the job; None makes a new one.
     """
 
     priority: str

@@ -85,7 +85,7 @@ def postgres_server(data: Path, *, home: Path, password: str, log_path: Path, du
         home: The folder from `postgres_home`.
         password: Password of the user `inference`, set when the data folder is created.
         log_path: File for the output of initdb and of the server.
-        durable: Whether data must survive a crash of the machine.
+        durable: Whether data survive a crash of the machine; False is faster.
         lock: A file descriptor that the server keeps open.
 
     Returns:

@@ -45,15 +45,15 @@ class Server:
     """A server process that can be stopped, killed and started again on the same port and data.
 
     Attributes:
-        name: Its name in messages.
+        name: Name of the server in messages.
         command: Returns the command line for a port. It must contain no secret: all users can read it.
         answers: Returns whether the server on a port answers and accepts the credentials.
         folder: The working directory.
-        log_path: File to which its output is appended.
-        environment: Its complete environment.
+        log_path: File to which the server's output is appended.
+        environment: The complete environment of the process.
         account: The user that it runs as; None takes the user of this process.
         lock: A file descriptor that the process inherits and keeps open.
-        port: Its port on 127.0.0.1, fixed by the first successful start.
+        port: The server's port on 127.0.0.1, fixed by the first successful start.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Server:
         self.wait_until_ready()
 
     def spawn(self) -> None:
-        """Starts the process without waiting until it answers; see `start`."""
+        """Starts the process without waiting until it answers. The calling thread must live longer than the server."""
         if self.pid is not None:
             raise EmbeddedServerError(f"{self.name} is already running as process {self.pid}")
         if not self._port_fixed:

@@ -74,7 +74,8 @@ def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]
     Args:
         data_path: Folder for data, logs and passwords, created if it is missing. A second start uses the data of the
             first. The folder may be private, even under root, where Postgres runs as another user.
-        durable: Whether data must survive a crash of the machine. False is faster; data survive killed servers only.
+        durable: Whether data survive a crash of the machine. False is faster: data survive when the servers end or are
+            killed, but not when the machine crashes.
 
     Yields:
         The servers, all ready.

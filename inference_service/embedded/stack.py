@@ -33,8 +33,8 @@ class Stack:
     """A running stack.
 
     Attributes:
-        settings: Settings with which a client reaches it.
-        environment: The same as environment variables, including passwords.
+        settings: Settings with which a client reaches the stack.
+        environment: These settings as environment variables, including passwords.
         workers: One worker of each role.
     """
 
@@ -49,7 +49,7 @@ def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
 
     Args:
         data_path: Folder for data, logs and passwords. A second start uses the data of the first.
-        durable: Whether data must survive a crash of the machine.
+        durable: Whether data survive a crash of the machine; False is faster.
 
     Raises:
         EmbeddedServerError: A server or a worker does not start.
@@ -66,7 +66,7 @@ def start_stack(data_path: Path, *, durable: bool = True) -> Iterator[Stack]:
 
 
 def settings_for(environment: Mapping[str, str]) -> Settings:
-    """Returns this process's settings, overridden by environment variables."""
+    """Returns the settings of this process, with the given variables in place of its own."""
     return Settings.model_validate({name.lower(): value for name, value in environment.items()})
 
 
@@ -75,9 +75,9 @@ class WorkerProcess:
     """A worker that runs as a process of its own.
 
     Attributes:
-        role: Its role.
-        environment: Variables that it gets in addition to those of this process.
-        folder: Folder for its log and its health file.
+        role: Role of the worker.
+        environment: Variables of the worker in addition to those of this process.
+        folder: Folder for the worker's log and health file.
     """
 
     role: str
@@ -179,7 +179,7 @@ def start_worker(role: str, environment: Mapping[str, str], *, folder: Path) -> 
 def run_stack(data_path: Path, *, screen: Console) -> None:
     """Runs the stack until Ctrl-C, shows how to reach it, and restarts workers that end.
 
-    The environment variables are written to a file beside the data that only its owner can read.
+    The environment variables are written to a file beside the data; only the file's owner can read it.
     """
     with start_stack(data_path) as stack:
         environment_path = data_path.absolute() / _ENVIRONMENT_FILE

@@ -23,8 +23,8 @@ class Model:
     """An installed model.
 
     Attributes:
-        manifest: The content of its manifest.json.
-        folder: The folder of its files.
+        manifest: The content of the model's manifest.json.
+        folder: The folder of the model's files.
     """
 
     manifest: Manifest
@@ -54,11 +54,11 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
     Args:
         models_path: The folder of all models.
         name: The model's name.
-        version: One of its versions; None: the highest, compared number by number.
+        version: Version of the model; None: the highest, compared number by number.
 
     Raises:
         ModelNotFound: No such model is installed.
-        ModelInvalid: Its manifest is invalid.
+        ModelInvalid: The model's manifest is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name) or (version is not None and not re.fullmatch(VERSION_PATTERN, version)):
         raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))

@@ -26,7 +26,7 @@ _NETWORK = b64decode(
 
 
 def main() -> None:
-    """Probes every provider of the installed ONNX Runtime; the CPU first, because it does not crash."""
+    """Probes every provider of the installed ONNX Runtime; the CPU first, because the CPU's probe does not crash."""
     installed = [name for name in onnxruntime.get_available_providers() if name != _NEVER_USABLE]
     for provider in sorted(installed, key=lambda name: name != CPU):
         result = json.dumps({"provider": provider, "reason": _obstacle(provider)})
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _obstacle(provider: str) -> str | None:
-    """Returns the reason why a provider is not usable; None if it is."""
+    """Returns the reason why a provider is not usable; None if it is usable."""
     try:
         session = Session(_NETWORK, providers=[provider])
         session.run(np.ones((1, 1, 2, 2, 2), dtype=np.float32))
@@ -49,7 +49,7 @@ def _obstacle(provider: str) -> str | None:
 
 def _load_error(provider: str) -> str | None:
     """Returns the dynamic loader's error for a provider's library, such as a missing cuDNN, if any."""
-    # ONNX Runtime writes it to its log only.
+    # ONNX Runtime writes the loader's error to its own log only.
     name = provider.removesuffix("ExecutionProvider").lower()
     library = _LIBRARIES / f"libonnxruntime_providers_{name}.so"
     try:

@@ -26,11 +26,11 @@ _MAX_LOGGED_CHARACTERS = 2000
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Whether one provider is usable.
+    """The result of probing one provider.
 
     Attributes:
         provider: The execution provider.
-        reason: Why it is not usable; None if it is.
+        reason: Why the provider is not usable; None if it is usable.
     """
 
     provider: str
@@ -41,8 +41,8 @@ class ProbeResult:
 def probe_providers() -> tuple[ProbeResult, ...]:
     """Probes every provider of the installed ONNX Runtime, once per process, in a short-lived subprocess.
 
-    A worker's parent process must not initialise CUDA before it forks, hence the subprocess. If a provider crashes it,
-    the results of the providers probed before are kept.
+    A worker's parent process must not initialise CUDA before it forks, hence the subprocess. If a provider crashes
+    the subprocess, the results of the providers probed before are kept.
 
     Raises:
         ConfigurationError: No provider could be probed.

@@ -23,8 +23,8 @@ def memory_or_gpu_error(text: str, *, subject: str, on_gpu: bool) -> OutOfMemory
 
     Args:
         text: The message.
-        subject: What was loaded or run, for the sentence of the error.
-        on_gpu: Whether it ran on a GPU.
+        subject: The subject of the error's sentence, such as "the model".
+        on_gpu: Whether the network ran on a GPU.
 
     Returns:
         The error; None where the message is about neither memory nor a GPU failure.

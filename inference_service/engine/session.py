@@ -49,14 +49,14 @@ class Session:
         gpu: Options for NVIDIA GPUs.
 
     Attributes:
-        precision: As requested. A network with float16 tensors computes in float16 all the same.
+        precision: The requested precision. A network with float16 tensors computes in float16 all the same.
         fallback_reason: ONNX Runtime's message why a part of the network does not run on the first provider; None
             where all of it does.
 
     Raises:
         ModelInvalid: ONNX Runtime cannot load the network.
-        OutOfMemory: There is not enough memory for it.
-        GpuError: The GPU has not enough memory for it, or failed.
+        OutOfMemory: There is not enough memory for the network.
+        GpuError: The GPU has not enough memory for the network, or failed.
     """
 
     def __init__(

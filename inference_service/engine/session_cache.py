@@ -26,7 +26,7 @@ class SessionCache:
         self._load: Callable[[Model, ExecutionOptions], Session] = lru_cache(maxsize=max_sessions)(load_session)
 
     def load(self, model: Model, execution: ExecutionOptions) -> Session:
-        """Returns the loaded network of a model; see `load_session`."""
+        """Returns the loaded network of a model; raises the errors of `load_session`."""
         return self._load(model, execution)
 
 
@@ -34,10 +34,10 @@ def load_session(model: Model, execution: ExecutionOptions) -> Session:
     """Loads the network of a model and checks that it runs as the execution options ask for.
 
     Raises:
-        ModelInvalid: Its sha256, inputs or outputs differ from the manifest.
+        ModelInvalid: The network's sha256, inputs or outputs differ from the manifest.
         ConfigurationError: The options are strict, and the model does not run on all of the providers.
-        OutOfMemory: There is not enough memory for it.
-        GpuError: The GPU has not enough memory for it, or failed.
+        OutOfMemory: There is not enough memory for the network.
+        GpuError: The GPU has not enough memory for the network, or failed.
     """
     session = _open_session(model, execution)
     _check_gpu(session, execution)

@@ -58,7 +58,7 @@ def read_nifti(path: Path, limits: ReadLimits) -> tuple[Volume, NiftiHeader]:
 
     Args:
         path: The file; its name does not matter.
-        limits: How much the file may take.
+        limits: The largest file that is read.
 
     Returns:
         The volume, with values scaled by slope and intercept, and the header, from which `write_mask` takes the grid.
@@ -91,14 +91,14 @@ def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: NiftiHeader)
 
 
 def write_volume(path: Path, volume: Volume) -> None:
-    """Writes a volume as `.nii.gz` with the header of `grid_header`."""
+    """Writes a volume as `.nii.gz`; the header is made from its shape, affine and data type."""
     header = grid_header(volume)
     header.set_data_dtype(volume.voxels.dtype)
     _write(path, volume.voxels, header)
 
 
 def grid_header(volume: Volume) -> NiftiHeader:
-    """A header with a volume's shape, and its affine as the sform and, unless it has shear, as the qform too."""
+    """A header with a volume's shape, and its affine as the sform; the qform is set too unless the affine has shear."""
     header = nibabel.Nifti1Header(endianness="<")
     header.set_data_shape(volume.shape)
     header.set_xyzt_units("mm")

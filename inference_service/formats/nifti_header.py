@@ -171,8 +171,8 @@ def geometry_warnings(header: NiftiHeader, volume: Volume) -> tuple[str, ...]:
     """Warns where qform and sform disagree.
 
     Args:
-        header: As it was read.
-        volume: The volume on the grid that was taken from it.
+        header: The header of the file.
+        volume: The volume on the grid of that header.
     """
     distance_mm = _form_distance_mm(header, volume)
     if distance_mm <= _MAX_FORM_DISTANCE_MM:

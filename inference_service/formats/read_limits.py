@@ -16,7 +16,7 @@ def no_memory_limit(size_bytes: int) -> None:
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """How much one input may take.
+    """The largest input that is read.
 
     Attributes:
         max_voxels: Larger volumes are refused before anything is allocated for their voxels.

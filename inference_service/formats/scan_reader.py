@@ -43,21 +43,21 @@ _MAX_UNALIGNED_SHEAR_DEGREES = 10.0
 
 @dataclass(frozen=True)
 class Scan:
-    """An input as it was read.
+    """A volume that was read from an input, with the data that a mask on its grid needs.
 
     Attributes:
         volume: All values finite.
         grid: NIfTI header from which a mask on the volume's grid takes its geometry.
         replaced_voxels: Voxels that were NaN or infinite, and got the lowest finite value of the volume.
         input_format: The format that it was read from.
-        aligned: The volume that the network is to see instead of `volume`, where the grid is sheared, as by a tilted
-            gantry; None elsewhere.
+        aligned: The volume for the network where the grid is sheared, as by a tilted gantry; None where the network
+            gets `volume`.
         evenly_spaced: Takes a mask on the volume's grid back to the slices of a series with uneven spacing; None
             elsewhere.
         modality: Modality (0008,0060) of a DICOM series, such as CT; empty where the input does not state one.
         slices: Slices of a DICOM series along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the volume, by reason.
-        warnings: What a user of the mask should know.
+        warnings: Sentences for the user of the mask.
     """
 
     volume: Volume
@@ -77,8 +77,8 @@ class ReadOptions:
     """How an input is read.
 
     Attributes:
-        limits: How much it may take.
-        input_options: What the request says about it.
+        limits: The largest input that is read.
+        input_options: The request's options for the input.
         threads: Number of threads that decode a series' frames.
     """
 
@@ -93,7 +93,7 @@ class Reader:
 
     Attributes:
         description: The format, as error messages name it.
-        accepts: Whether the files are of that format, by their first bytes; errors inside them are left to `read`.
+        accepts: Tells from the files' first bytes whether they are of that format; `read` reports any further error.
         read: Returns the scan, or raises the InputError that says why it cannot be used.
     """
 
@@ -115,12 +115,12 @@ def read_scan(
     Args:
         path: A file, a zip of files, or a folder of them.
         work_folder: An existing folder into which a zip is unpacked; its files are left there.
-        limits: How much the input may take.
-        input_options: What the request says about the input.
+        limits: The largest input that is read.
+        input_options: The request's options for the input.
         threads: Number of threads that decode a series' frames.
 
     Raises:
-        InputError: No reader accepts the input, or the one that does refuses it.
+        InputError: No reader accepts the input, or the reader that accepts it finds an error.
     """
     files = _input_files(path, work_folder, limits.max_bytes)
     for reader in READERS:

@@ -58,8 +58,8 @@ def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
 
     Raises:
         InputTooLarge: The archive holds more bytes or files than the limits allow.
-        InputCorrupt: It is damaged.
-        UnsupportedFormat: It is encrypted, or compressed by another method than deflate.
+        InputCorrupt: The zip is damaged.
+        UnsupportedFormat: The zip is encrypted, or compressed by another method than deflate.
     """
     folder.mkdir(mode=0o700)
     remaining_bytes = max_bytes

@@ -110,8 +110,8 @@ def _find_in_slab(
     """Finds the components of a slab and the plane after it; None where there are too many runs.
 
     Args:
-        runs: Of the slab and the plane after it.
-        slab_runs: Number of runs in the slab; the others lie in the plane after it.
+        runs: The runs of the slab and of the plane after the slab.
+        slab_runs: Number of runs in the slab; the others lie in the plane after the slab.
         label_index: Index of each label value; `labels` for values that are ignored.
         labels: Number of labels.
     """

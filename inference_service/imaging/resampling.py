@@ -132,7 +132,7 @@ class _ValueRange:
     """The range of an image's values, collected plane by plane, to which cubic interpolation is clipped.
 
     Args:
-        shape: Of the image, whose planes lie along the first axis.
+        shape: Shape of the image, whose planes lie along the first axis.
         interpolations: Interpolation along each axis. Along an axis that is not cubic, each slice has its own range.
     """
 

@@ -69,8 +69,8 @@ class Success:
         result: Bucket and keys of the stored objects.
         input_sha256: Hash of the volume as it was stored.
         model_name: The model that ran.
-        model_version: Its version.
-        model_sha256: Hash of its network.
+        model_version: Version of the model.
+        model_sha256: Hash of the model's network.
         providers: Execution providers that were used.
         timings_s: Seconds of each stage.
         detail: Detail of the transition.
@@ -179,7 +179,7 @@ def fail(
     Args:
         database: The jobs' database.
         claim: The attempt that failed.
-        error: Its code and message go to the row.
+        error: The error whose code and message go to the row.
         timings_s: Seconds of each stage that the attempt reached.
 
     Returns:

@@ -25,7 +25,7 @@ OVERFLOW_QUEUE = "overflow"
 QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
 """The queues, in the order in which a worker that consumes both drains them."""
 
-# A job stops at its time limit; Celery kills the process so much later, if native code blocks it.
+# A job stops at its time limit; if native code prevents that, Celery kills the process this much later.
 _HARD_LIMIT_MARGIN_S = 60
 _SOCKET_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5

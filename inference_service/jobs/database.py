@@ -1,4 +1,4 @@
-"""The connection to Postgres: its time limits, its errors as the service's own, and the migrations of the schema."""
+"""Connects to Postgres with time limits, maps its errors to the service's own, and migrates the schema."""
 
 import select
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from inference_service.core.errors import DatabaseUnavailable
 from inference_service.core.settings import Settings
 
 _CONNECT_TIMEOUT_S = 5
-# The server ends a transaction that idles for so long, and the kernel a connection whose peer does not acknowledge.
+# After this time, the server ends an idle transaction, and the kernel a connection whose peer does not acknowledge.
 _IDLE_LIMIT_S = 15
 # Longer, as a client that waits for a row lock gets it when the server drops a frozen holder of the lock.
 _RESPONSE_LIMIT_S = _IDLE_LIMIT_S + 5

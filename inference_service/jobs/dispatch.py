@@ -20,7 +20,8 @@ def dispatch(app: App, database: Database, jobs: Sequence[UnsentJob], redis: Red
         jobs: The jobs to send.
         redis: The state of Redis, fetched before. If Redis restarts meanwhile, the rows name a run that is over, and a
             sweep sends the jobs again.
-        settings: Say when an urgent job goes to the overflow queue.
+        settings: Give the depth from which an urgent job goes to the overflow queue, and the time after which a CPU
+            worker without a heartbeat counts as dead.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses. The remaining rows still say that they are to be sent.
@@ -56,7 +57,8 @@ def queue_for(
         depths: Number of messages that wait in each queue.
         priority_max_depth: From this depth of the priority queue on, an urgent job spills to the overflow queue, if
             that is shorter. None never spills.
-        has_cpu_worker: Tells whether a CPU worker consumes the overflow queue; called only where it matters.
+        has_cpu_worker: Returns True if a CPU worker consumes the overflow queue. Called only for an urgent job that
+            would spill.
     """
     if priority != Priority.URGENT:
         return OVERFLOW_QUEUE

@@ -68,9 +68,9 @@ class UnsentJob:
 
     Attributes:
         id: The job.
-        request: The request in its row.
-        attempt: Number of its last attempt; 0 before the first.
-        on_cpu: Whether a GPU failed on it, or had too little memory for it.
+        request: The request in the job's row.
+        attempt: Number of the last attempt; 0 before the first.
+        on_cpu: Whether a GPU failed on the job, or had too little memory for it.
     """
 
     id: UUID
@@ -104,9 +104,9 @@ def mark_dispatched(connection: Connection, job: UnsentJob, *, queue: str, redis
 
     Args:
         connection: A transaction.
-        job: The job as it was before the message was sent.
+        job: The job as read before the message was sent.
         queue: The queue of the message.
-        redis_run_id: The run of Redis that accepted it.
+        redis_run_id: The run of Redis that accepted the message.
     """
     connection.execute(
         update(JobRow)
@@ -172,8 +172,8 @@ def find_same_work(
     Args:
         database: The jobs' database.
         request: The new request.
-        input_sha256: Hash of its input.
-        model: Name, version and sha256 of its model.
+        input_sha256: Hash of the job's input.
+        model: Name, version and sha256 of the model.
 
     Returns:
         None where there is no such job.

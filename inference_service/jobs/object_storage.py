@@ -55,7 +55,7 @@ class Storage:
         )
 
     def ensure_bucket(self, bucket: str) -> None:
-        """Creates a bucket, unless it exists."""
+        """Creates a bucket if it does not exist."""
         with _mapped_errors():
             if not self._minio.bucket_exists(bucket):
                 self._minio.make_bucket(bucket)
@@ -75,7 +75,7 @@ class Storage:
 
         Raises:
             InputNotFound: The object does not exist.
-            InputTooLarge: It has more than `max_bytes`.
+            InputTooLarge: The object has more than `max_bytes`.
             StorageUnavailable: The storage does not answer or refuses.
         """
         self._retrying(self._fetch, bucket, key, target, max_bytes=max_bytes)
@@ -110,7 +110,7 @@ class Storage:
 
         Raises:
             InputNotFound: There is no object, or one of them was removed meanwhile.
-            InputTooLarge: They have more than `max_bytes`, or are more than MAX_FILES.
+            InputTooLarge: The objects have more than `max_bytes` together, or are more than MAX_FILES.
             StorageUnavailable: The storage does not answer or refuses.
         """
         keys = self._retrying(self._list, bucket, prefix, max_bytes=max_bytes)

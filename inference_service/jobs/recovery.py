@@ -34,10 +34,10 @@ class FinishedJob:
 
     Attributes:
         job_id: The job.
-        worker: The last worker that ran it.
-        attempts: How many attempts it had.
-        duration_s: Seconds from its first start to its end; None where it never started.
-        error: The error that it ended with.
+        worker: The last worker that ran the job.
+        attempts: Number of attempts.
+        duration_s: Seconds from the first start of the job to its end; None where it never started.
+        error: The error that the job ended with.
     """
 
     job_id: UUID
@@ -93,7 +93,7 @@ def find_unsent(database: Database, redis: RedisState, *, grace_s: float) -> lis
     Args:
         database: The jobs' database.
         redis: The current state of Redis.
-        grace_s: A job that was created or sent less than so many seconds ago may still be on its way.
+        grace_s: Jobs that were created or sent within this many seconds are left out: their messages may be on the way.
     """
     grace = timedelta(seconds=grace_s)
     long_ago = func.now() - grace

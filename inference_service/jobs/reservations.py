@@ -66,11 +66,11 @@ def clearing(database: Database, job_id: UUID, location: str, *, wait: bool = Fa
     Args:
         database: The jobs' database.
         job_id: The job.
-        location: The location that it may have reserved.
+        location: The location that the job may have reserved.
         wait: Whether to wait where another process is clearing the location.
 
     Yields:
-        A function that tells whether the reservation still stands. Call it before each removal of an object.
+        A function that returns True while the reservation stands. Call it before each removal of an object.
     """
     reserved = select(JobRow.id).where(JobRow.id == job_id, _WITHOUT_RESULTS, JobRow.result_location == location)
     reserved = reserved.with_for_update(skip_locked=not wait)

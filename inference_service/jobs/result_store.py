@@ -89,7 +89,7 @@ class ResultStore:
 
         Args:
             result: Bucket and keys of the other job's results.
-            before_each: As in `store`.
+            before_each: Called before each object is copied; an error that it raises ends the copying.
 
         Raises:
             InputNotFound: At least one of the objects does not exist.

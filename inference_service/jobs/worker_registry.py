@@ -34,7 +34,7 @@ class WorkerIdentity:
     Attributes:
         name: Unique among all workers.
         role: The worker's role.
-        concurrency: Number of jobs that it runs at a time.
+        concurrency: Number of jobs that the worker runs at a time.
         providers: Execution providers in use.
     """
 
@@ -46,13 +46,13 @@ class WorkerIdentity:
 
 @dataclass(frozen=True)
 class Worker(WorkerIdentity):
-    """A worker as its row shows it.
+    """A worker, read from its row.
 
     Attributes:
-        queues: The queues that it consumes, in order.
-        started_at: Time of its start.
-        silent_s: Seconds since its last heartbeat.
-        jobs: The jobs that it runs.
+        queues: The queues that the worker consumes, in order.
+        started_at: Time when the worker started.
+        silent_s: Seconds since the last heartbeat.
+        jobs: The jobs that the worker runs.
     """
 
     queues: list[str]

@@ -32,16 +32,16 @@ class BatchLogits(Protocol):
 
 
 class Aggregator(Protocol):
-    """Weighted sums of logits, of one window's depth."""
+    """Adds up the weighted logits of overlapping windows; holds one window's depth of sums at a time."""
 
     def add(self, batch: BatchLogits, number: int, flipped_axes: Sequence[int], corner: Corner) -> None:
         """Adds the weighted logits of one window.
 
         Args:
-            batch: The logits of its batch.
-            number: Its number in the batch, from 0.
-            flipped_axes: Axes of the window (0, 1, 2) along which it was mirrored; its logits are mirrored back.
-            corner: Its first voxel in the sums.
+            batch: The logits of the window's batch.
+            number: Number of the window in the batch, from 0.
+            flipped_axes: Axes of the window (0, 1, 2) along which the window was mirrored; the logits are flipped back.
+            corner: The window's first voxel in the sums.
 
         Raises:
             OutOfMemory, GpuOutOfMemory: There is no memory to add it; the sums stay as they were.

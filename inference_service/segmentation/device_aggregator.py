@@ -1,7 +1,7 @@
 """Aggregation on the device that the network runs on, by small ONNX graphs that ONNX Runtime runs in sessions there.
 
 Only finished planes are copied to the worker's memory, so each voxel is copied once; the logits of overlapping windows
-would be copied several times. It takes three times the memory of the sums.
+would be copied several times. Aggregation takes three times the memory of the sums on the device.
 """
 
 from base64 import b64decode
@@ -114,7 +114,7 @@ class DeviceLogits:
         return tuple(self.logits.shape())
 
     def to_host(self) -> NDArray[np.float32]:
-        """Returns them in the worker's memory; they are copied by the first call alone."""
+        """Returns the logits in the worker's memory; only the first call copies them."""
         return self._on_host
 
     @cached_property

@@ -12,11 +12,11 @@ def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
 
     Args:
         scan: The scan.
-        sha256: The hash of its file or files, see `input_sha256`.
+        sha256: Hash of the file, or for a folder of its files' hashes.
         crop: The part of the volume that was segmented.
     """
     volume = scan.volume
-    # The crop of an aligned scan is not one along its own axes.
+    # The crop of an aligned scan is a box of the aligned grid, not of the scan's.
     cropped = scan.aligned is None and any(
         side != slice(0, size) for side, size in zip(crop, volume.shape, strict=True)
     )
@@ -36,7 +36,7 @@ def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
 
 
 def options_report(options: InputOptions) -> OptionsReport:
-    """Repeats what the request said about its input."""
+    """Copies the request's options for its input into the report."""
     return OptionsReport(series=options.series, tolerate=list(options.tolerate), modality_check=options.modality_check)
 
 

@@ -1,4 +1,4 @@
-"""A loaded network as the sliding window uses it, and how windows are batched for it."""
+"""The interface between the sliding window and a loaded network, and the batching of windows."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -34,7 +34,7 @@ class DeviceNetwork(Protocol):
         """Returns an empty aggregator on the device.
 
         Args:
-            shape: Shape of its sums, (labels, i, j, k).
+            shape: Shape of the sums, (labels, i, j, k).
             axis: Axis of (i, j, k) along which finished planes leave.
             weights: Importance map of a window, shape (*window).
 

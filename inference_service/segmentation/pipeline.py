@@ -48,11 +48,11 @@ from inference_service.segmentation.volume_segmentation import VolumeSegmentatio
 
 @dataclass(frozen=True)
 class ModelRun:
-    """A model, and how it is run.
+    """A model, and the options with which it runs.
 
     Attributes:
         model: The model.
-        execution: How its network runs.
+        execution: Providers, threads and precision of the network.
         sessions: Keeps its network loaded between jobs.
     """
 
@@ -72,10 +72,10 @@ class ModelRun:
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """What a request asks for beside its input and its model.
+    """The options of a request, beside the input and the model.
 
     Attributes:
-        input_options: What the request says about its input.
+        input_options: Options for reading and checking the input.
         formats: Formats of the mask.
         job_id: The job, from which the UIDs of DICOM objects are derived; None: a new one.
     """
@@ -94,7 +94,7 @@ class _Input:
 
     Attributes:
         scan: The scan.
-        sha256: See `input_sha256`.
+        sha256: Hash of the file, or for a folder of its files' hashes.
     """
 
     scan: Scan
@@ -103,7 +103,7 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Description:
-    """The mask on the scan's own grid, and what describes it.
+    """The mask on the scan's own grid, its labels' figures and its preview.
 
     Attributes:
         mask: Shape (i, j, k), on the grid of `scan.volume`.
@@ -122,9 +122,9 @@ class _Results:
 
     Attributes:
         read: The scan.
-        segmentation: Its segmentation.
+        segmentation: The mask on the grid that the network saw, and figures of the run.
         description: The mask on the scan's own grid.
-        written: The DICOM objects.
+        written: Descriptions of the DICOM objects.
     """
 
     read: _Input
@@ -147,9 +147,9 @@ def segment_file(
     Args:
         source: The scan: a file, a zip or a folder.
         target: An existing folder for the files of `result_files`; a zip is unpacked there, too.
-        model: The model, and how it is run.
+        model: The model, and the options with which it runs.
         limits: Larger inputs are refused, and scans that become larger on the model's grid.
-        options: What the request asks for.
+        options: The options of the request.
         monitor: Follows the stages.
 
     Returns:
@@ -160,7 +160,7 @@ def segment_file(
         BadRequest: A format cannot refer to this scan.
         ModelInvalid: The model cannot be used.
         OutOfMemory: The job does not fit into memory.
-        GpuError: The GPU has not enough memory for it, or failed.
+        GpuError: The GPU has not enough memory for the job, or failed.
     """
     memory = MemoryBudget(target, model.execution.concurrency)
     with monitor.stage("read"):

@@ -1,4 +1,4 @@
-"""The resources of one job, and what its stages report to."""
+"""The resources of one job, and the monitor of its stages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ class StageMonitor:
 
     Attributes:
         clock: Measures the seconds of each stage.
-        progress: Called with the stage and the share of it that is done. An exception that it raises ends the job.
+        progress: Called with the stage and the finished share of the stage. An exception that it raises ends the job.
     """
 
     clock: StageClock = field(default_factory=StageClock)
@@ -25,7 +25,7 @@ class StageMonitor:
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Reports the beginning of a stage, and measures it until the end of the block."""
+        """Reports the beginning of a stage, and measures the stage until the end of the block."""
         self.progress(name, 0.0)
         with self.clock.stage(name):
             yield
@@ -33,12 +33,12 @@ class StageMonitor:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job runs with.
+    """The threads and the memory of one job, and the monitor of its stages.
 
     Attributes:
         threads: Share all work but the network's.
         memory: The memory that the job may take.
-        monitor: Follows its stages.
+        monitor: Follows the job's stages.
     """
 
     threads: ThreadPool = SINGLE_THREAD
@@ -48,6 +48,6 @@ class Resources:
 
 @contextmanager
 def job_threads(count: int) -> Iterator[ThreadPool]:
-    """Starts the threads of one job, and restricts BLAS to one thread, as its own would compete with them."""
+    """Starts the threads of one job, and restricts BLAS to one thread, as further ones would compete with them."""
     with threadpool_limits(1, user_api="blas"), ThreadPool(count) as threads:
         yield threads

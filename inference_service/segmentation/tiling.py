@@ -61,7 +61,7 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
         shape: Voxels of the volume along each axis.
         window: Voxels of a window along each axis; may exceed the volume.
         overlap: Share of a window that its neighbour covers too, in [0, 1).
-        placement: See `window_starts`.
+        placement: "snap" or "even", as `window_starts` describes them.
 
     >>> plan_windows((4, 10, 3), (4, 4, 4), 0.25, "snap")
     WindowPlan(axes=(1, 0, 2), pads=((0, 0), (0, 0), (0, 1)), starts=([0], [0, 3, 6], [0]))

@@ -32,7 +32,7 @@ class VolumeSegmentation:
     Attributes:
         mask: Labels on the volume's own grid, shape (i, j, k), in the smallest unsigned dtype that holds them.
         windows: Number of windows that cover the volume.
-        cropped_to: The part of the volume that was segmented; outside of it the mask is 0.
+        cropped_to: The part of the volume that was segmented; the mask is 0 outside this box.
         warnings: Sentences for the report, on arrays that did not fit into memory.
     """
 
@@ -45,7 +45,9 @@ class VolumeSegmentation:
 def segment_with_session(
     volume: Volume, manifest: Manifest, session: Session, *, batch_size: int, max_voxels: int, resources: Resources
 ) -> VolumeSegmentation:
-    """Segments one volume as a loaded session allows: in its batches, and ahead of or on its GPU.
+    """Segments one volume with a loaded session.
+
+    The batch size follows the session's network. On a GPU, the next batch runs while the last one is aggregated.
 
     Args:
         volume: The scan; its values are finite.
@@ -53,10 +55,12 @@ def segment_with_session(
         session: The loaded model.
         batch_size: Windows in each run, where the model's own batch dimension is free.
         max_voxels: Scans that become larger on the model's grid are refused.
-        resources: What the job runs with.
+        resources: The job's threads, memory budget and monitor.
 
     Raises:
-        InputTooLarge, OutOfMemory, GpuOutOfMemory, ModelInvalid: See `segment_volume`.
+        InputTooLarge: The scan on the model's grid is too large.
+        OutOfMemory, GpuOutOfMemory: The job does not fit into memory.
+        ModelInvalid: The network's logits are not finite, or of another shape than the manifest's.
     """
     fixed = session.fixed_batch_size
     batching = Batching(fixed or batch_size, may_shrink=fixed is None, run_ahead=session.on_gpu)
@@ -81,7 +85,7 @@ def segment_volume(
         network: The loaded network.
         max_voxels: Scans that become larger on the model's grid are refused.
         batching: How windows are batched.
-        resources: What the job runs with; None: the calling thread, and the machine's memory.
+        resources: The job's threads, memory budget and monitor; None: the calling thread and the machine's memory.
 
     Raises:
         InputTooLarge: The scan on the model's grid is too large.

@@ -28,9 +28,9 @@ class WindowLogits(NamedTuple):
     """The logits of one window.
 
     Attributes:
-        batch: The logits of its batch.
-        number: Its number in the batch, from 0.
-        flipped_axes: Axes of the window (0, 1, 2) along which it was mirrored.
+        batch: The logits of the window's batch.
+        number: Number of the window in the batch, from 0.
+        flipped_axes: Axes of the window (0, 1, 2) along which the window was mirrored.
     """
 
     batch: BatchLogits

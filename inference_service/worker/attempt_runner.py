@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Work:
-    """What one attempt works on.
+    """The inputs of one attempt.
 
     Attributes:
         request: The job's request.

@@ -17,7 +17,7 @@ class Check:
     """The result of one check.
 
     Attributes:
-        name: What was checked.
+        name: The checked part, such as a server.
         problem: The problem; None if the part is usable.
         detail: A description of the part.
     """

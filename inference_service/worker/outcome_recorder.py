@@ -34,7 +34,7 @@ class OutcomeRecorder:
         self._claim = claim
         self._clock = clock
         self.results: ResultStore | None = None
-        """The attempt's results, once it may have stored some."""
+        """The results of the attempt; None until it begins to store them."""
 
     def record_success(self, success: attempts.Success) -> bool:
         """Records the job's success; False if the lease is lost."""
@@ -51,7 +51,7 @@ class OutcomeRecorder:
             self._end_job(error)
 
     def record_lost_lease(self) -> None:
-        """Lets a sweep remove what this attempt stored, in case the job has failed or was cancelled meanwhile."""
+        """Lets a sweep remove this attempt's objects, in case the job has failed or was cancelled meanwhile."""
         if self.results is not None:
             self._context.retry_database(self.results.leave_to_sweep, self._context.database, self._claim.job_id)
 

@@ -45,7 +45,7 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """The Redis transport with this channel class."""
+    """Kombu's Redis transport with the channel class above."""
 
     Channel = Channel
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 # JPEG 2000 (ISO/IEC 15444-1, A.4.1 and A.5.1): start of codestream, followed at once by the image and tile size.
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
-# The codestream may be wrapped in a file of boxes, a few of which precede it.
+# The codestream may be wrapped in a file of boxes; a few boxes precede it.
 _MAX_BOX_BYTES = 2**16
 # JPEG (ISO/IEC 10918-1, B.1.1.3) and JPEG-LS (ISO/IEC 14495-1): markers of frame headers, and those without a segment.
 _JPEG_START = b"\xff\xd8"
@@ -12,7 +12,7 @@ _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}
 # EOI of JPEG and JPEG-LS, EOC of JPEG 2000.
 _END = b"\xff\xd9"
-# Zeros may follow it, and a few other bytes.
+# Zeros and a few other bytes may follow the end marker.
 _MAX_TRAILING_BYTES = 64
 
 

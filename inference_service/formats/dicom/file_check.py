@@ -28,11 +28,11 @@ _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 @dataclass(frozen=True)
 class FileSize:
-    """How much a DICOM file takes once it is parsed.
+    """The memory that a DICOM file takes once it is parsed.
 
     Attributes:
-        inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
-        items: Upper bound of the number of its sequence items.
+        inflated_bytes: Size of a deflated file after inflation; 0 for other files.
+        items: Upper bound of the number of sequence items.
     """
 
     inflated_bytes: int
@@ -52,7 +52,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def measure_file(path: Path, max_bytes: int) -> FileSize:
-    """Measures how much a file takes once it is parsed.
+    """Measures the memory that a file takes once it is parsed.
 
     Args:
         path: A file that looks like DICOM.

@@ -1,5 +1,6 @@
-"""Stacks of slices that are not at right angles to their planes, as a tilted CT gantry makes them: found by the slices'
-positions, and refused unless they are tolerated.
+"""Finds a tilted gantry by the slices' positions, and refuses the series unless the request tolerates the tilt.
+
+In a tilted stack, the line through the slices' first pixels is not at right angles to the slices.
 """
 
 from math import atan2, degrees
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import GantryTilt, InconsistentGeometry
 
-# Distance of a slice from the straight line through the first and the last one that is taken for rounding.
+# Distance of a slice from the straight line through the first and the last one: below this, a rounding error.
 _MAX_DEVIATION_MM = 0.1
-# Shift across the whole stack, and tilt, that are taken for rounding.
+# Shift across the whole stack, and tilt: below these, rounding errors.
 _MAX_ROUNDING_SHIFT_MM = 0.1
 _MAX_ROUNDING_TILT_DEGREES = 0.05
 
@@ -55,17 +56,18 @@ def tilt_degrees(offsets_mm: NDArray[np.float64]) -> float:
 
 
 def check_tilt(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> str:
-    """Refuses a tilted stack unless that is tolerated.
+    """Refuses a tilted stack unless the request tolerates a gantry tilt.
 
     Args:
-        offsets_mm: Shape (slices, 3): as for `is_tilted`, which was true.
+        offsets_mm: Shape (slices, 3): offset of each slice from the first, as `is_tilted` takes them. Call this only
+            for a stack that it found tilted.
         tolerated: Whether the request tolerates a gantry tilt.
 
     Returns:
         The warning that the stack is tilted.
 
     Raises:
-        GantryTilt: It is not tolerated.
+        GantryTilt: The request does not tolerate a gantry tilt.
     """
     text = (
         f"the stack of slices is tilted by {tilt_degrees(offsets_mm):.3g}°: across it, they drift by "

@@ -1,4 +1,4 @@
-"""The header of a DICOM instance as values: how its pixels are stored, where its frames lie, why it is left out."""
+"""The values that are read from the header of a DICOM instance: its pixels' format, its frames' positions, its UIDs."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ MAX_AXIS_VOXELS = 2**15 - 1
 
 
 class ExclusionReason(StrEnum):
-    """Why a file is no part of the volume."""
+    """The reason why a file is no part of the volume."""
 
     NOT_DICOM = "not_dicom"
     NO_IMAGE = "no_image"
@@ -32,14 +32,14 @@ class ExclusionReason(StrEnum):
 
 @dataclass(frozen=True)
 class PixelDescription:
-    """How the pixels of an instance are stored (Image Pixel module, PS3.3 C.7.6.3).
+    """The format of an instance's stored pixels (Image Pixel module, PS3.3 C.7.6.3).
 
     Attributes:
         rows: Number of pixels along a column.
         columns: Number of pixels along a row.
         bits_allocated: Bits that each pixel occupies.
-        bits_stored: Bits of these that hold the value.
-        high_bit: Index of the highest of these bits.
+        bits_stored: Bits that hold the value.
+        high_bit: Index of the highest bit of the value.
         signed: Whether values are two's complement integers (PixelRepresentation is 1).
         padding_range: Lowest and highest stored value that mark padding (PS3.3 C.7.5.1.1.2); None where there is none.
     """
@@ -82,20 +82,20 @@ class Instance:
 
     Attributes:
         path: The file.
-        sop_class_uid: Its SOP class, such as CT Image Storage.
-        sop_instance_uid: Identifies it; empty where it states none.
-        series_uid: SeriesInstanceUID; empty where it states none.
-        frame_of_reference_uid: Coordinate system of its positions; empty where it states none.
-        modality: Such as CT; empty where it states none.
-        transfer_syntax_uid: How its pixels are encoded.
-        lossy: Whether its pixels were ever compressed with loss.
+        sop_class_uid: SOPClassUID, such as that of CT Image Storage.
+        sop_instance_uid: SOPInstanceUID, which identifies the instance; empty where it is not stated.
+        series_uid: SeriesInstanceUID; empty where it is not stated.
+        frame_of_reference_uid: Coordinate system of the frames' positions; empty where it is not stated.
+        modality: Modality, such as CT; empty where it is not stated.
+        transfer_syntax_uid: Encoding of the file and of its pixels.
+        lossy: Whether the pixels were ever compressed with loss.
         monochrome1: Whether low values are meant to be displayed bright.
-        exclusion_reason: Why it is left out if the input has anything better; None for a slice.
-        pixels: How its pixels are stored.
-        frames: Its frames; empty where their place in the patient is not stated.
+        exclusion_reason: Why the instance is left out if the input has a better series; None for a slice.
+        pixels: The format of the stored pixels.
+        frames: The frames; empty where the header does not state their place in the patient.
         slice_thickness_mm: SliceThickness, which is not the distance of slices; None where it is not stated.
         inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
-        study_uid: StudyInstanceUID; empty where it states none.
+        study_uid: StudyInstanceUID; empty where it is not stated.
         acquisition_number: None where it is not stated.
     """
 

@@ -50,8 +50,8 @@ class UidSeed:
     """The values that UIDs are derived from, so that a repeated attempt of a job writes the same ones.
 
     Attributes:
-        job_id: For the UIDs of the object and its series.
-        input_sha256: For UIDs that the scan does not state; the same for every job on one scan.
+        job_id: The UIDs of the object and of its series are derived from it.
+        input_sha256: UIDs that the scan does not state are derived from it, the same ones for every job on one scan.
     """
 
     job_id: UUID
@@ -60,11 +60,11 @@ class UidSeed:
 
 @dataclass(frozen=True)
 class WrittenSegmentation:
-    """What the report says about a segmentation.
+    """A written segmentation, as the report describes it.
 
     Attributes:
-        empty_segments: Names of segments that are described and have no voxel.
-        warnings: What a user of the object should know.
+        empty_segments: Names of segments without a voxel.
+        warnings: Sentences for the user of the object.
     """
 
     empty_segments: tuple[str, ...]

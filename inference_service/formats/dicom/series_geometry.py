@@ -47,7 +47,7 @@ class SeriesGeometry:
         spacing_mm: Distance of slices; the usual one if `uneven`.
         tilted: Whether the stack is not at right angles to its planes.
         uneven: Whether slices are unevenly spaced.
-        warnings: What a user of the mask should know.
+        warnings: Sentences for the user of the mask.
     """
 
     slices: tuple[Slice, ...]
@@ -71,7 +71,7 @@ def find_geometry(instances: Sequence[Instance], tolerated: Collection[Tolerance
 
     Args:
         instances: The instances of one series.
-        tolerated: What is not refused.
+        tolerated: Deviations from an even grid at right angles that are not refused.
 
     Raises:
         InconsistentGeometry: Slices differ in size, orientation, pixel spacing or frame of reference, share positions,
@@ -86,7 +86,7 @@ def find_geometry(instances: Sequence[Instance], tolerated: Collection[Tolerance
     check_identifiers(instances)
     normal = plane_axes(slices[0].frame)[:, 2]
     slices.sort(key=lambda slice_: float(np.dot(slice_.frame.position_mm, normal)))
-    # Of the lowest slice, so that the grid does not depend on the order of files: directions differ by rounding.
+    # The lowest slice's axes, so that the grid does not depend on the order of files: directions differ by rounding.
     axes = plane_axes(slices[0].frame)
     positions_mm = np.array([slice_.frame.position_mm for slice_ in slices])
     offsets_mm = (positions_mm - positions_mm[0]) @ axes
@@ -137,8 +137,8 @@ def _find_affine(
     """Index (column, row, slice) to RAS+ mm.
 
     Args:
-        first: The lowest slice's.
-        axes: Its `plane_axes`.
+        first: The frame of the lowest slice.
+        axes: Unit vectors along this frame's rows, along its columns and normal to both, as columns.
         offsets_mm: Shape (slices, 3): offset of each slice from the first one along these axes.
         spacing_mm: Distance of slices, if there is a single one.
         tilted: Whether the stack is not at right angles to its planes.

@@ -31,16 +31,16 @@ from inference_service.imaging.slice_spacing import EvenlySpacedVolume, even_pla
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """A series as it was read.
+    """A volume that was read from a series, with the data that a mask on its grid needs.
 
     Attributes:
-        volume: On the grid that a mask gets.
-        aligned: The volume that the network is to see instead, where that grid is sheared; None elsewhere.
+        volume: The volume on the grid that a mask gets.
+        aligned: The volume for the network where that grid is sheared; None where the network gets `volume`.
         evenly_spaced: Takes a mask back to the slices, where these were unevenly spaced; None elsewhere.
-        modality: As the series states it; empty where it does not.
-        slices: Its slices along the volume's third axis; one a plane unless `evenly_spaced` is set.
-        set_aside: Number of files that are no part of it, by reason.
-        warnings: What a user of the mask should know.
+        modality: Modality of the series, such as CT; empty where the series states none.
+        slices: The series' slices along the volume's third axis; one a plane unless `evenly_spaced` is set.
+        set_aside: Number of files that are no part of the series, by reason.
+        warnings: Sentences for the user of the mask.
     """
 
     volume: Volume
@@ -79,7 +79,7 @@ def read_series(
 
     Args:
         files: In any order and with any names; files that are not DICOM are set aside.
-        limits: How much the input may take.
+        limits: The largest input that is read.
         series_uid: SeriesInstanceUID of the series to read, where there are several.
         tolerated: Deviations from an even grid at right angles that are corrected and not refused.
         threads: Number of threads that decode frames.
@@ -134,7 +134,14 @@ def _read_headers(files: Sequence[Path], limits: ReadLimits) -> _Headers:
 
 
 def _select(headers: _Headers, series_uid: str | None) -> tuple[list[Instance], Counter[ExclusionReason]]:
-    """Selects the series to read, and refuses it if one of its own files is unusable."""
+    """Selects the series to read.
+
+    Returns:
+        The series' instances, and the number of the other files by reason.
+
+    Raises:
+        InputError: There is no such series, or a file of the selected series has an invalid header.
+    """
     unusable = headers.unusable
     try:
         instances, set_aside = select_series(headers.instances, series_uid, headers.excluded)
@@ -188,8 +195,8 @@ def _left_out_warnings(
 
     Args:
         images: All image instances of the input.
-        series: Those of the series that is read.
-        set_aside: Number of files that are no part of it, by reason.
+        series: The image instances of the series that is read.
+        set_aside: Number of files that are no part of the series, by reason.
         files: Number of files in the input.
     """
     warnings = []
@@ -231,7 +238,7 @@ def _regrid(
     """Aligns tilted slices, and interpolates uneven ones.
 
     Returns:
-        The volume on the grid that a mask gets; the aligned volume that the network is to see instead, if any; the
+        The volume on the grid that a mask gets; the aligned volume for the network, if any; the
         evenly spaced volume, which takes a mask back to the slices, if any.
     """
     aligned = None

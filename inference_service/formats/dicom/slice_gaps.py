@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, MissingSlices
 
-# Distance of a slice from its place in an even stack that is taken for rounding, in mm and in spacings.
+# Distance of a slice from its place in an even stack, in mm and in spacings: below these, a rounding error.
 _MAX_DEVIATION_MM = 0.1
 _MAX_DEVIATION = 0.1
 # Slices of two acquisitions are interleaved, and none are missing, where gaps this much wider than the narrowest one
@@ -54,11 +54,11 @@ def usual_spacing_mm(gaps_mm: NDArray[np.float64]) -> float:
 
 
 def check_gaps(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> str:
-    """Refuses uneven spacing unless it is tolerated and can be interpolated.
+    """Refuses uneven spacing unless the request tolerates it and the slices can be interpolated.
 
     Args:
         gaps_mm: Shape (slices - 1,): distance between neighbouring slices.
-        usual_mm: Their `usual_spacing_mm`.
+        usual_mm: The usual one of these distances.
         tolerated: Whether the request tolerates uneven spacing.
 
     Returns:
@@ -66,7 +66,7 @@ def check_gaps(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool
 
     Raises:
         MissingSlices: The gaps are multiples of the usual spacing.
-        InconsistentGeometry: They are not, or slices of two acquisitions are interleaved.
+        InconsistentGeometry: The gaps are no such multiples, or slices of two acquisitions are interleaved.
     """
     _check_not_interleaved(gaps_mm, usual_mm)
     missing = _count_missing(gaps_mm, usual_mm)

@@ -38,8 +38,8 @@ class SourceSeries:
     """The series that an object is made from.
 
     Attributes:
-        slices: Its slices, in the order of the mask's third axis.
-        evenly_spaced: Whether they are evenly spaced.
+        slices: The series' slices, in the order of the mask's third axis.
+        evenly_spaced: Whether the slices are evenly spaced.
     """
 
     slices: Sequence[Slice]
@@ -48,14 +48,14 @@ class SourceSeries:
 
 @dataclass(frozen=True)
 class SourceUids:
-    """The UIDs of the source series; derived ones where it states none.
+    """The UIDs of the source series; derived UIDs where the series states none.
 
     Attributes:
         study: StudyInstanceUID.
         series: SeriesInstanceUID.
         frame_of_reference: FrameOfReferenceUID.
         instances: SOPInstanceUID of each file.
-        derived: Keywords of those that are derived.
+        derived: Keywords of the derived UIDs.
     """
 
     study: str
@@ -95,9 +95,9 @@ def find_source_uids(slices: Sequence[Slice], header: Dataset, input_sha256: str
     """The UIDs of a series.
 
     Args:
-        slices: Its slices.
-        header: The header of its first file.
-        input_sha256: UIDs that it does not state are derived from it.
+        slices: The series' slices.
+        header: The header of the series' first file.
+        input_sha256: UIDs that the series does not state are derived from this hash.
     """
     derived: list[str] = []
 
@@ -167,7 +167,7 @@ def refer_to_source(made: Segmentation, slices: Sequence[Slice], uids: SourceUid
 
 
 def copy_patient_and_study(made: Segmentation, header: Dataset, uids: SourceUids) -> None:
-    """Copies patient, study and what the header says about lossy compression, whatever the scan's own SOP class is."""
+    """Copies the attributes of patient, study and lossy compression; works for every SOP class of the scan."""
     source = Dataset()
     for element in header:
         source.add(element)
