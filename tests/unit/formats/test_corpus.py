@@ -18,7 +18,7 @@ MAX_BYTES = 10**7
 MAX_MEMORY_BYTES = 2 * MAX_BYTES
 
 
-def test_every_file_is_expected() -> None:
+def test_every_file_of_the_corpus_has_an_expected_outcome() -> None:
     assert {path.name for path in CORPUS.iterdir()} == {*EXPECTED, "expected.json"}
 
 

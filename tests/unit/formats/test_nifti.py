@@ -46,9 +46,9 @@ NAN = float("nan")
 INF = float("inf")
 # The qform stores a rotation as three single-precision numbers.
 QFORM_TOLERANCE_MM = 1e-4
-# An extension may have 16 MiB; a volume of the size that a forged header states would take more.
+# An extension may take 16 MiB; a volume of the forged size would take more.
 MAX_ALLOCATED_BYTES = 20 * 2**20
-# More than the decompressor reads ahead.
+# Longer than the part that the decompressor reads ahead.
 LONG_TAIL_BYTES = 20 * 2**20
 
 Affine = NDArray[np.float64]

@@ -70,8 +70,13 @@ def test_folders_and_macos_metadata_are_skipped(unpacked: Callable[..., list[byt
     assert unpacked(zipped({"a/": b"", "a/1": b"x", "__MACOSX/a/._1": b"y"})) == [b"x"]
 
 
-def test_the_limit_on_bytes_is_exact_and_applies_to_all_files_together(unpacked: Callable[..., list[bytes]]) -> None:
+def test_files_that_have_the_limit_together_are_unpacked(unpacked: Callable[..., list[bytes]]) -> None:
     assert len(unpacked(PLAIN, max_bytes=2048)) == 2
+
+
+def test_files_that_exceed_the_limit_together_are_refused(unpacked: Callable[..., list[bytes]]) -> None:
+    with pytest.raises(InputTooLarge, match="more than 2047 bytes"):
+        unpacked(PLAIN, max_bytes=2047)
 
 
 def test_bytes_beyond_the_limit_are_not_written(tmp_path: Path) -> None:
@@ -81,7 +86,7 @@ def test_bytes_beyond_the_limit_are_not_written(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / "to").iterdir()) <= LIMIT
 
 
-def test_a_false_size_is_not_believed(unpacked: Callable[..., list[bytes]]) -> None:
+def test_an_entry_larger_than_its_stated_size_is_refused(unpacked: Callable[..., list[bytes]]) -> None:
     content = bytearray(zipped({"a": bytes(10**6)}))
     entry = content.index(b"PK\1\2")
     content[entry + 24 : entry + 28] = struct.pack("<I", 10)

@@ -1,4 +1,4 @@
-"""Where frames lie, in single-frame and multi-frame instances."""
+"""Positions of frames in single-frame and multi-frame instances."""
 
 from collections.abc import Callable
 from pathlib import Path

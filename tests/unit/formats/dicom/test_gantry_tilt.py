@@ -45,7 +45,7 @@ def test_a_tilted_stack_is_aligned_and_its_mask_restored(tmp_path: Path, read: R
     gram = seen.affine[:3, :3].T @ seen.affine[:3, :3]
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
     assert seen.spacing_mm[2] == pytest.approx(2.5)
-    # What the network sees of a voxel lies where the voxel is, to half a pixel.
+    # Alignment moves a voxel by at most half a pixel in the world.
     here = np.argwhere(scan.volume.voxels == 60)
     there = np.argwhere(seen.voxels == 60)
     assert len(here) == len(there)

@@ -1,4 +1,4 @@
-"""Which files are images, and what is read of them."""
+"""Recognition of images, and the attributes read from them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -476,7 +476,7 @@ def test_segments_have_codes_and_an_algorithm(tmp_path: Path, read: Read, make_s
 
 
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
-def test_a_real_series_comes_back(
+def test_the_mask_of_a_real_series_is_read_back(
     real_scans: Path, tmp_path: Path, make_segmentation: Make, segmentation_type: SegmentationType
 ) -> None:
     """JPEG 2000, no StudyInstanceUID and no SeriesInstanceUID."""

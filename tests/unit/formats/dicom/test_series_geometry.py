@@ -39,7 +39,7 @@ def test_every_orientation_is_read_with_its_values_and_affine(
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels, strict=True)
     np.testing.assert_allclose(scan.volume.affine, affine_of(stack), atol=1e-9)
     assert (scan.input_format, scan.modality, scan.warnings, scan.set_aside) == ("dicom", "CT", (), {})
-    # Slices run along the normal whichever way they were numbered, and are the source's own.
+    # Slices run along the normal, independent of their numbers, and keep the source's values.
     assert [slice_.instance.sop_instance_uid for slice_ in scan.slices] == [f"1.2.3.4.{k + 1}" for k in range(6)]
 
 
@@ -53,7 +53,7 @@ def test_a_mask_gets_the_grid_of_the_series(tmp_path: Path, read: Read) -> None:
 
 
 def test_the_grid_does_not_depend_on_file_names(tmp_path: Path, read: Read) -> None:
-    """Directions that differ by rounding."""
+    """The directions of the files differ by rounding."""
 
     def change(k: int, dataset: Dataset) -> None:
         dataset.ImageOrientationPatient = [1, k * 1e-4, 0, -k * 1e-4, 1, 0]

@@ -1,4 +1,4 @@
-"""From files to a volume: synthetic series, damaged ones, and a real one."""
+"""Reading of synthetic, damaged and real series."""
 
 import zipfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which series is read, and which files are set aside."""
+"""Choice of the series to read, and files that are set aside."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The codecs that container images keep."""
+"""The codecs that remain in container images."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["jpeg", "jpeg-ls", "jpeg-2000", "htj2k"],
 )
-def test_trimmed_codecs_decode_what_the_service_reads(trimmed: Path, syntax: str, packed: bytes) -> None:
+def test_trimmed_codecs_decode_every_supported_syntax(trimmed: Path, syntax: str, packed: bytes) -> None:
     done = subprocess.run(
         [sys.executable, "-B", "-c", DECODE, syntax],
         input=packed,
