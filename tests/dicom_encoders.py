@@ -1,4 +1,4 @@
-"""Compresses DICOM files for tests, where possible by other libraries than those by which the service decodes them."""
+"""Compresses DICOM files for tests, where possible with other libraries than the service decodes them with."""
 
 from collections.abc import Callable
 from pathlib import Path

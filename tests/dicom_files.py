@@ -1,4 +1,4 @@
-"""Writes synthetic DICOM series for tests: one file a slice or one for all, of any orientation, syntax and defect."""
+"""Writes synthetic DICOM series for tests, single-frame or multi-frame, of any orientation, syntax and defect."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,14 +28,14 @@ PATIENT = "Mueller^Hans"
 PATIENT_ID = "PID-4711"
 CT_INTERCEPT = -1024
 NATIVE_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-# Called with the index of a slice and the data set that is about to be written, which it may change.
+# Called with the index of a slice and its data set before it is written; it may change the data set.
 Change = Callable[[int, Dataset], None]
 Vector = Sequence[float] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Where slices lie, in DICOM's LPS+ mm, and what they hold.
+    """Positions of slices, in DICOM's LPS+ mm, and their voxels.
 
     Attributes:
         voxels: Real values (columns, rows, slices), integers.
@@ -138,7 +138,7 @@ def write_series(
     for k, name in enumerate(names):
         dataset = _new_dataset(CTImageStorage, stack, syntax)
         dataset.SOPInstanceUID = f"{stack.series_uid}.{k + 1}"
-        # In reverse order, as some scanners write it: no reader should rely on it.
+        # In reverse order, as some scanners number them; a reader must not rely on it.
         dataset.InstanceNumber = count - k
         dataset.SliceThickness = 7
         dataset.ImagePositionPatient = [*map(float, stack.positions_mm[k])]

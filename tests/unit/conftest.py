@@ -1,4 +1,4 @@
-"""What several unit tests share."""
+"""Fixtures shared by the unit tests."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from scipy.spatial.transform import Rotation
 from inference_service.contract.manifest import Manifest
 from inference_service.engine.model_registry import Model
 
-# The same examples on every machine, and no limit that a slow one could miss.
+# Every machine runs the same examples, without a deadline that a slow one could exceed.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")
 
-# Below 45° in all, so that the nearest orientation is not in doubt.
+# Less than 45° in total, so that the nearest orientation is unambiguous.
 _OBLIQUE_DEGREES = (8, -11, 14)
 MODEL_WINDOW = (5, 4, 3)
 
 
 @pytest.fixture(scope="session")
 def make_manifest() -> Callable[..., Manifest]:
-    """Builds a manifest from the fields that a test cares about; `values` are its labels' values."""
+    """Builds a manifest with some fields replaced; `values` are the values of its labels."""
 
     def make(*, values: Sequence[int] = (0, 1, 2, 3), **fields: object) -> Manifest:
         plain = {

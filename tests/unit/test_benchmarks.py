@@ -1,4 +1,4 @@
-"""The parts of the benchmark that decide, without the peers that it measures: they are not installed here."""
+"""The benchmark's plans, summaries and reports; the measured peers are not installed for these tests."""
 
 import json
 import math
@@ -46,7 +46,7 @@ from benchmarks.tables import case_tables, summary_table
 from benchmarks.watch import DeviceWatch, MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
 
-# The summary's keys are what the project's goals are written in.
+# The project's goals refer to these keys of the summary.
 KEYS = {
     "sw_speedup_vs_monai_torch_openvino",
     "sw_speedup_vs_monai_torch_cpu",
@@ -132,7 +132,7 @@ def test_summary_of_all_cases() -> None:
 
 
 def gpu_sample() -> tuple[list[Measurement], list[Agreement]]:
-    """The same of a GPU."""
+    """A run of all GPU cases, in round numbers."""
     windows = {"monai-torch": 4.0, "monai-torch-amp": 3.0, "ours-tf32": 2.0, "ours-fp16": 2.5}
     measurements = [
         measurement(case, side, seconds=seconds, network_runs=500, device_mb=3000.0)
@@ -172,7 +172,7 @@ def test_summary_of_a_gpu() -> None:
     assert work_out(GPU_SUMMARY, Measured(*sample())) == {}
 
 
-def test_details_say_how_much_of_the_growth_is_scan_and_mask() -> None:
+def test_details_contain_the_growth_due_to_scan_and_mask() -> None:
     details = work_out(DETAILS, Measured(*sample()))
     assert details["growth_scan_and_mask_mb_per_300_slices"] == pytest.approx(512 * 512 * 300 * 3 / 1e6)
     assert "nnunet_label_agreement" not in details
@@ -188,7 +188,7 @@ def test_details_say_how_much_of_the_growth_is_scan_and_mask() -> None:
         ("nnunet", 3),
     ],
 )
-def test_cases_not_run_leave_their_keys_out(case: CaseName, keys: int) -> None:
+def test_the_summary_omits_the_keys_of_cases_not_run(case: CaseName, keys: int) -> None:
     measurements, agreements = sample()
     measured = Measured(
         [each for each in measurements if each.case == case], [each for each in agreements if each.case == case]
@@ -197,7 +197,7 @@ def test_cases_not_run_leave_their_keys_out(case: CaseName, keys: int) -> None:
 
 
 @pytest.mark.parametrize("missing", ["monai-onnxruntime-openvino", "ours-cpu"])
-def test_a_worst_case_is_not_taken_from_what_is_left(missing: str) -> None:
+def test_a_worst_case_is_omitted_when_a_side_is_missing(missing: str) -> None:
     measurements, agreements = sample()
     measured = Measured([each for each in measurements if each.side != missing], agreements)
     assert "sw_speedup_vs_monai_ort" not in work_out(SUMMARY, measured)
@@ -241,7 +241,7 @@ def test_cases_compare_sides_that_they_have(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=list(ALL_CASES))
-def test_scaling_changes_volumes_and_nothing_else(case: Case) -> None:
+def test_scaling_changes_only_the_volumes(case: Case) -> None:
     small = case.scaled(0.25)
     assert small.sides == case.sides
     for before, after in zip(case.subjects, small.subjects, strict=True):
@@ -251,12 +251,12 @@ def test_scaling_changes_volumes_and_nothing_else(case: Case) -> None:
     assert case.scaled(1) == case
 
 
-def test_only_the_longest_case_runs_a_round_less() -> None:
+def test_the_longest_case_runs_one_round_less_than_the_others() -> None:
     assert {case.name: case.rounds(3) for case in CASES.values()} == dict.fromkeys(CASES, 3) | {"nnunet": 2}
     assert NNUNET.rounds(1) == 1
 
 
-def test_windows_of_noise_are_as_large_as_the_network_s() -> None:
+def test_windows_of_noise_have_the_size_of_the_networks_window() -> None:
     for subject in CASES["forward"].subjects:
         assert subject.shape == (NETWORKS[subject.network].window,) * 3
 
@@ -268,7 +268,7 @@ def test_manifests_allow_both_precisions(name: CaseName) -> None:
     assert (manifest.window, len(manifest.labels)) == ((128, 128, 128), 25)
 
 
-def test_nnunet_and_we_are_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nnunet_gets_the_same_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Torch:
         saved: dict[str, object]
 
@@ -306,7 +306,7 @@ def tiny() -> Case:
     return Case("job", "Tiny", subjects, (Side("a", "job_ours", "cpu"), Side("b", "job_ours", "cpu")), (("a", "b"),))
 
 
-def test_sides_take_turns_and_every_other_round_runs_backwards(
+def test_sides_alternate_and_every_other_round_is_reversed(
     tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(
@@ -315,24 +315,24 @@ def test_sides_take_turns_and_every_other_round_runs_backwards(
         return Failure(case.name, subject.name, side.name, number, threads)
 
     monkeypatch.setattr(rounds, "_run_side", run)
-    told: list[Measurement | Failure] = []
-    run_rounds(tiny, Workspace(tmp_path), rounds=3, threads=7, tell=told.append)
-    forth = [("one", "a"), ("one", "b"), ("two", "a"), ("two", "b")]
-    back = [("one", "b"), ("one", "a"), ("two", "b"), ("two", "a")]
-    assert [(each.subject, each.side) for each in told] == [*forth, *back, *forth]
-    assert [each.round for each in told] == [1] * 4 + [2] * 4 + [3] * 4
+    events: list[Measurement | Failure] = []
+    run_rounds(tiny, Workspace(tmp_path), rounds=3, threads=7, tell=events.append)
+    forward = [("one", "a"), ("one", "b"), ("two", "a"), ("two", "b")]
+    backward = [("one", "b"), ("one", "a"), ("two", "b"), ("two", "a")]
+    assert [(each.subject, each.side) for each in events] == [*forward, *backward, *forward]
+    assert [each.round for each in events] == [1] * 4 + [2] * 4 + [3] * 4
 
 
-def test_a_side_that_ends_badly_is_a_failure_with_its_words_on_the_terminal(
+def test_a_side_that_fails_is_recorded_and_its_error_is_printed(
     tiny: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[Measurement | Failure] = []
-    run_rounds(replace(tiny, subjects=tiny.subjects[:1]), Workspace(tmp_path), rounds=1, threads=1, tell=told.append)
-    assert told == [Failure("job", "one", side, 1, 1) for side in ("a", "b")]
+    events: list[Measurement | Failure] = []
+    run_rounds(replace(tiny, subjects=tiny.subjects[:1]), Workspace(tmp_path), rounds=1, threads=1, tell=events.append)
+    assert events == [Failure("job", "one", side, 1, 1) for side in ("a", "b")]
     assert "manifest.json" in capfd.readouterr().err
 
 
-def test_labels_are_compared_where_both_sides_left_some(tiny: Case, tmp_path: Path) -> None:
+def test_labels_are_compared_if_both_sides_wrote_them(tiny: Case, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     one = tiny.subjects[0]
     assert compare_labels(tiny, workspace) == []
@@ -344,7 +344,7 @@ def test_labels_are_compared_where_both_sides_left_some(tiny: Case, tmp_path: Pa
     assert shares == {22 / 24}
 
 
-def test_results_are_written_whole_and_name_neither_machine_nor_folder(tmp_path: Path) -> None:
+def test_results_are_complete_and_contain_neither_host_nor_folder_names(tmp_path: Path) -> None:
     measurements, agreements = sample()
     results = Results(describe_machine(), 1.0, measurements, agreements, [Failure("job", "x", "ours-cpu", 1, 1)])
     path = tmp_path / "results" / "one.json"
@@ -369,7 +369,7 @@ esac
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for NVIDIA's."""
+    """Puts a substitute for NVIDIA's program on the PATH."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text(SMI)
@@ -378,7 +378,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-def test_a_gpus_memory_is_followed() -> None:
+def test_peak_gpu_memory_is_measured() -> None:
     with DeviceWatch() as watch:
         deadline = time.monotonic() + 30
         while not watch.peak_mb and time.monotonic() < deadline:
@@ -386,7 +386,9 @@ def test_a_gpus_memory_is_followed() -> None:
     assert watch.peak_mb == pytest.approx(1000 * 2**20 / 1e6)
 
 
-def test_where_there_is_no_gpu_its_memory_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_its_memory_is_0_and_the_gpu_benchmark_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with DeviceWatch() as watch:
         pass
@@ -397,7 +399,7 @@ def test_where_there_is_no_gpu_its_memory_is_nothing(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-def test_a_gpus_results_name_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_a_gpu_name_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(case: Case, workspace: Workspace, *, rounds: int, threads: int, tell: Callable[..., None]) -> None:
         tell(measurement(case, "ours-tf32", seconds=4.0))
 
@@ -412,7 +414,7 @@ def test_a_gpus_results_name_the_card(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (content["machine"]["gpu_driver_version"], content["summary"]["job_s"]) == ("580.65.06", 4.0)
 
 
-def test_no_earlier_run_of_the_day_is_overwritten(tmp_path: Path) -> None:
+def test_an_earlier_run_of_the_day_is_never_overwritten(tmp_path: Path) -> None:
     names = []
     for _ in range(3):
         path = free_file(tmp_path, date(2026, 3, 9))
@@ -446,7 +448,7 @@ def test_results_are_written_after_every_case(tmp_path: Path, monkeypatch: pytes
     assert "job_outside_network_s" in json.loads(path.read_text())["summary"]
 
 
-def test_noise_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.inputs.save", lambda unet, *, weights, onnx: onnx.write_bytes(b"network"))
     case = replace(SLIDING_WINDOW, subjects=(Subject("tiny", "5.6 M", "volume", (9, 8, 7)),))
     volumes = []
@@ -461,7 +463,7 @@ def test_noise_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(*volumes)
 
 
-def test_memory_is_told_apart() -> None:
+def test_memory_of_the_model_and_of_the_job_are_measured_separately() -> None:
     watch = MemoryWatch()
     with watch.loading():
         model = np.ones(5_000_000)
@@ -474,7 +476,7 @@ def test_memory_is_told_apart() -> None:
     assert watch.peak_mb > (model.nbytes + job.nbytes) / 1e6
 
 
-def test_the_network_s_clock_counts_runs_and_passes_results_on() -> None:
+def test_the_network_clock_returns_the_results_of_the_timed_function() -> None:
     clock = NetworkClock()
     half = clock.timed(lambda value, by=2: value / by)
     assert (half(8), half(9, by=3)) == (4.0, 3.0)

@@ -43,7 +43,7 @@ needs_compose = pytest.mark.skipif(COMPOSE is None, reason="neither docker compo
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Replaces a developer's own .env."""
+    """An environment file that replaces the developer's .env."""
     path = tmp_path_factory.mktemp("compose") / "empty.env"
     path.touch()
     return path
@@ -146,7 +146,7 @@ def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
 
 
 @needs_compose
-def test_the_documented_override_points_to_servers_elsewhere(empty: Path, tmp_path: Path) -> None:
+def test_the_documented_override_connects_to_external_servers(empty: Path, tmp_path: Path) -> None:
     (shown,) = re.findall(
         r"```yaml\n(services:\n.*?)```",
         (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8"),

@@ -1,4 +1,4 @@
-"""The served model `ct-chest`, run by the service's own code; `training/ct_chest/tests` measures its accuracy."""
+"""The served model `ct-chest`, run by the service; `training/ct_chest/tests` measures its accuracy."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ LUNG_RIGHT = 2
 BODY = 5
 
 
-def test_labels_are_those_that_the_card_lists() -> None:
+def test_labels_are_those_in_the_card() -> None:
     names = {label.value: label.name for label in read_model(MODEL).manifest.labels}
     assert names == {0: "background", 1: "lung_left", 2: "lung_right", 3: "trachea", 4: "bone", 5: "body"}
 
@@ -31,7 +31,7 @@ def test_a_lung_keeps_a_part_that_is_not_much_smaller_than_the_other(ml: int, st
     mask[1:6, 1:5, 1:6] = LUNG_LEFT
     part = (slice(8, 10), 1, slice(0, ml // 2))
     for value in (LUNG_LEFT, LUNG_RIGHT):
-        # Alone a part is the largest.
+        # A label with a single component keeps it.
         mask[part] = value
         cleaned = mask.copy(order="F")
         postprocess(cleaned, read_model(MODEL).manifest.postprocessing, voxel_volume_ml=1.0)
@@ -39,12 +39,12 @@ def test_a_lung_keeps_a_part_that_is_not_much_smaller_than_the_other(ml: int, st
         assert set(np.unique(cleaned[part])) == {value if kept else BODY}
 
 
-def test_network_is_small_and_what_the_manifest_says() -> None:
+def test_network_is_small_and_matches_the_hash_in_the_manifest() -> None:
     assert len(read_model(MODEL).read_network()) < LARGEST_NETWORK_BYTES
 
 
 def test_both_lungs_of_a_phantom_are_found() -> None:
-    """Both lungs are found, each on its side and mostly of air; the training has never seen this phantom."""
+    """Each lung is found on its side and is mostly air; the phantom is not part of the training data."""
     phantom = chest_phantom((170, 170, 60), (2.4, 2.4, 5.0))
     model = read_model(MODEL)
     session = load_session(model, ExecutionOptions(("CPUExecutionProvider",), threads=2))
@@ -55,7 +55,7 @@ def test_both_lungs_of_a_phantom_are_found() -> None:
     for label, low_x in ((LUNG_LEFT, False), (LUNG_RIGHT, True)):
         found = mask == label
         assert found.sum() * phantom.voxel_volume_ml > 800
-        # Their vessels and walls are denser.
+        # Vessels and walls of the lungs are denser.
         assert inside[found].mean() > 0.75
         assert inside[ndimage.binary_erosion(found)].mean() > 0.85
         # The first axis runs to the left.

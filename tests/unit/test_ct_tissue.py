@@ -31,7 +31,7 @@ def session(model: Model) -> ort.InferenceSession:
 
 
 def logits_of(session: ort.InferenceSession, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Runs one volume of shape WINDOW; gives (labels, *WINDOW)."""
+    """Runs one volume of shape WINDOW and returns logits of shape (labels, *WINDOW)."""
     logits: NDArray[np.float32] = session.run(None, {"volume": volume[np.newaxis, np.newaxis]})[0][0]
     return logits
 
@@ -71,7 +71,7 @@ def test_smoothing_spreads_a_voxel_binomially(session: ort.InferenceSession) -> 
     assert smoothed.sum() == pytest.approx(640, rel=0.01)
 
 
-def test_smoothing_lets_a_lone_noisy_voxel_through_to_no_label(session: ort.InferenceSession) -> None:
+def test_smoothing_suppresses_a_single_noisy_voxel(session: ort.InferenceSession) -> None:
     volume = np.full(WINDOW, 50.0, np.float32)
     volume[40, 50, 60] = 250.0
     assert (logits_of(session, volume).argmax(axis=0) == 4).all()

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "inference_service"
 NAME = PACKAGE.name
 
-# Third-party libraries, and the modules that know them.
+# Third-party libraries, and the modules that import them.
 HOMES: dict[str, set[str]] = {
     "PIL": {"segmentation.preview.legend", "segmentation.preview.page"},
     "alembic": {"jobs.database"},
@@ -58,7 +58,7 @@ HOMES: dict[str, set[str]] = {
     "tenacity": {"core.retry"},
     "threadpoolctl": {"segmentation.resources"},
 }
-# A client's installation lacks these.
+# The base installation, which a client uses, lacks these.
 WORKERS_PART = (
     "PIL",
     "numpy",
@@ -85,7 +85,7 @@ MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py") if "migrati
 
 @cache
 def imported(module: str) -> set[str]:
-    """Full names of all that a module imports, inside functions too, and perhaps of attributes of it."""
+    """Full names of the modules and attributes that a module imports, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -98,7 +98,7 @@ def imported(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("library", HOMES)
-def test_each_library_stays_at_home(library: str) -> None:
+def test_each_library_is_imported_by_its_home_modules_only(library: str) -> None:
     users = {module for module in MODULES if library in {name.split(".")[0] for name in imported(module)}}
     assert users == HOMES[library]
 
@@ -115,7 +115,7 @@ def run_without_the_workers_part(code: str, *arguments: str) -> subprocess.Compl
     )
 
 
-def test_a_client_needs_the_base_installation_only() -> None:
+def test_a_client_needs_only_the_base_installation() -> None:
     ended = run_without_the_workers_part("from inference_service import Client; Client(); print('made')")
     assert (ended.stderr, ended.stdout) == ("", "made\n")
 
@@ -126,7 +126,7 @@ def test_the_command_line_starts_with_the_base_installation() -> None:
     assert "submit" in ended.stdout
 
 
-def test_segment_says_in_one_sentence_what_is_missing(tmp_path: Path) -> None:
+def test_segment_names_the_missing_installation_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "scan.nii").touch()
     ended = run_without_the_workers_part(
         "from inference_service.cli.main import main; main()",

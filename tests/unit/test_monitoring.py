@@ -23,7 +23,7 @@ MONITORING = REPOSITORY / "docker" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"
 DASHBOARD = MONITORING / "grafana" / "dashboards" / "inference.json"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-# Series that Prometheus itself makes.
+# Series that Prometheus creates.
 BUILT_IN = {"up", "ALERTS"}
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

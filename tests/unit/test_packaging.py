@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it works outside of a clone."""
+"""Contents of the wheel, and its use outside of a clone."""
 
 import os
 import shutil
@@ -48,13 +48,13 @@ def run(site: Path, folder: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_the_models_of_a_clone_are_found_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_models_of_a_clone_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MODELS_PATH")
     monkeypatch.chdir(tmp_path)
     assert bundled_models_path() == Settings().models_path == REPOSITORY / "models"
 
 
-def test_the_wheel_holds_the_package_and_what_is_served_of_the_models(site: Path) -> None:
+def test_the_wheel_contains_the_package_and_the_served_files_of_the_models(site: Path) -> None:
     held = {path.relative_to(site / MODELS) for path in (site / MODELS).rglob("*") if path.is_file()}
     assert {path.name for path in held} == {"README.md", "manifest.json", "model.onnx"}
     assert {path.parts[0] for path in held} == {"ct-chest", "ct-tissue"}
@@ -75,7 +75,7 @@ def test_an_installed_wheel_segments_with_its_own_models(site: Path, tmp_path: P
     assert (tmp_path / "mask.nii.gz").is_file()
 
 
-def test_a_wheel_is_built_where_no_models_are(tmp_path: Path) -> None:
+def test_a_wheel_can_be_built_without_models(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

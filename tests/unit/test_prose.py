@@ -1,4 +1,4 @@
-"""The rules for the prose of the docs can fail: each is shown one page that breaks it and one that does not."""
+"""Every rule for the prose of the docs fails on a page that breaks it, and passes on one that keeps it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The names that an upstream imports from the package: part of the contract."""
+"""The public names of the package, which are part of the contract."""
 
 import subprocess
 import sys

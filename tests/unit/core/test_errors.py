@@ -35,11 +35,11 @@ SHARING: dict[type[ServiceError], type[ServiceError]] = {
     GpuOutOfMemory: OutOfMemory,
     GpuFailed: WorkerLost,
 }
-"""Classes that share the code of another, which a row with that code gives back."""
+"""Classes that share the code of another class; an error rebuilt from a row has the other class."""
 
 
 def drawn_tree() -> dict[str, tuple[str, str]]:
-    """For each class in the module's docstring: its parent and the text beside it."""
+    """The parent and the text of each class in the module's docstring."""
     tree = {}
     ancestors = ["ServiceError"]
     for branch, name, text in re.findall(r"^    ([│ ]*[├└]── )(\w+) *(.*)$", errors.__doc__ or "", flags=re.MULTILINE):

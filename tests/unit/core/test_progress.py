@@ -13,7 +13,7 @@ WITHIN_WINDOWS = ("network", "map")
 
 
 class FakeTime:
-    """A clock that a test moves."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

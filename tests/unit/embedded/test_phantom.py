@@ -29,7 +29,7 @@ def hu(chest: Volume) -> NDArray[np.int16]:
 
 
 def mean_world_mm(mask: NDArray[np.bool_], chest: Volume) -> NDArray[np.float64]:
-    """The middle of a mask, shape (3,): x to the right, y to the front, z to the head."""
+    """The centroid of a mask in RAS+ mm, shape (3,)."""
     middle: NDArray[np.float64] = chest.affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + chest.affine[:3, 3]
     return middle
 
@@ -47,14 +47,14 @@ def box(chest: Volume, across: tuple[float, float], back: tuple[float, float]) -
 
 
 def planes(mask: NDArray[np.bool_], start: float, stop: float) -> NDArray[np.bool_]:
-    """The mask from one share of the height to another, nothing elsewhere."""
+    """The mask between two shares of the height, and False elsewhere."""
     kept = np.zeros_like(mask)
     between = slice(int(start * mask.shape[2]), int(stop * mask.shape[2]))
     kept[:, :, between] = mask[:, :, between]
     return kept
 
 
-def test_geometry_is_a_scanners(chest: Volume) -> None:
+def test_geometry_resembles_a_scanners(chest: Volume) -> None:
     assert chest.shape == SHAPE
     assert chest.spacing_mm == pytest.approx(SPACING_MM)
     assert chest.orientation == "LPS"
@@ -119,19 +119,19 @@ def test_lungs_have_vessels(chest: Volume) -> None:
     assert (lungs > -200).any()
 
 
-def test_noise_is_a_scanners(chest: Volume) -> None:
+def test_noise_resembles_a_scanners(chest: Volume) -> None:
     liver = hu(chest)[38:50, 50:64, 4:10]
     assert liver.mean() == pytest.approx(60, abs=3)
     assert liver.std() == pytest.approx(NOISE_HU, rel=0.1)
 
 
-def test_no_axis_looks_the_same_both_ways(chest: Volume) -> None:
+def test_the_phantom_is_asymmetric_along_every_axis(chest: Volume) -> None:
     dense = hu(chest) > -500
     for axis in range(3):
         assert (dense != np.flip(dense, axis)).mean() > 0.01
 
 
-def test_seed_decides_all() -> None:
+def test_the_phantom_depends_on_its_seed_alone() -> None:
     first, again, other = (chest_phantom((24, 20, 16), SPACING_MM, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first.voxels, again.voxels)
     assert not np.array_equal(first.voxels, other.voxels)

@@ -36,7 +36,7 @@ def test_the_probe_network_is_one_convolution() -> None:
 
 
 class FallingBack(onnxruntime.InferenceSession):  # type: ignore[misc]
-    """ONNX Runtime where CUDA's libraries are missing: it takes the request and runs on the CPU."""
+    """ONNX Runtime without CUDA's libraries: it accepts the request and runs on the CPU."""
 
     def __init__(self, model: bytes, options: object, providers: Sequence[str], enable_fallback: int = 1) -> None:
         if not enable_fallback:

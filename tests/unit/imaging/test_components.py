@@ -1,4 +1,4 @@
-"""Counts against brute force; slabs are small, so that components cross their boundaries."""
+"""Counts compared with brute force, on slabs so small that components cross their boundaries."""
 
 from collections.abc import Iterator, Sequence
 
@@ -47,7 +47,7 @@ def test_counts_agree_with_brute_force(mask: Mask) -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, 0.8, 1.5])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 3), (40, 1, 3), (17, 13, 1), (17, 13, 29), (2, 3, 200)])
-def test_larger_masks(shape: tuple[int, int, int], sigma: float) -> None:
+def test_counts_of_larger_masks_agree_with_brute_force(shape: tuple[int, int, int], sigma: float) -> None:
     noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=shape), sigma)
     mask = np.asfortranarray(np.digitize(noise, np.quantile(noise, (0.4, 0.6, 0.8))).astype(np.uint8))
     values = (0, 1, 3, 2)
@@ -80,7 +80,7 @@ def test_components_of_noise_are_not_counted(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(found.voxels_per_plane[2][0], mask.sum(axis=(0, 1)))
 
 
-def test_labels_of_16_bits() -> None:
+def test_labels_of_16_bits_are_counted() -> None:
     mask = np.array([[[0, 300, 300]], [[65535, 0, 300]]], dtype=np.uint16)
     found = find_components(mask, (300, 65535))
     assert found.counts == [1, 1]

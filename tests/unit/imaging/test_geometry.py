@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from inference_service.imaging.geometry import Volume, orientation, reorientation, spacing_mm, voxel_volume_ml
 
 ORIENTATIONS = ["".join(codes) for axes in permutations(("LR", "PA", "IS")) for codes in product(*axes)]
-# Up to here the nearest world axis of each array axis is nearest by any rule.
+# Below this angle, every rule chooses the same world axis for each array axis.
 CLEAR_DEGREES = 44
 
 
@@ -41,7 +41,7 @@ def test_oblique_grids_are_read_as_nibabel_reads_them(affine: NDArray[np.float64
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_orientation_of_an_oblique_grid(
+def test_an_oblique_grid_has_the_orientation_of_its_nearest_axes(
     codes: str, oblique_affine: Callable[[str, Sequence[float]], NDArray[np.float64]]
 ) -> None:
     assert orientation(oblique_affine(codes, (0.5, 2.0, 3.0))) == codes
@@ -80,7 +80,7 @@ def test_shear_lengthens_the_spacing_but_not_the_volume() -> None:
     assert voxel_volume_ml(affine) == pytest.approx(0.024)
 
 
-def test_volume_knows_its_geometry() -> None:
+def test_a_volume_has_the_geometry_of_its_affine() -> None:
     volume = Volume(np.zeros((2, 3, 5), dtype=np.int16), np.diag([-2.0, 0.5, 3.0, 1.0]))
     assert volume.shape == (2, 3, 5)
     assert volume.spacing_mm == (2.0, 0.5, 3.0)

@@ -1,4 +1,4 @@
-"""The Celery settings that reliability depends on: a change to one of them is a decision."""
+"""The Celery settings that reliability depends on."""
 
 from kombu.utils.scheduling import cycle_by_name
 
@@ -6,10 +6,10 @@ from inference_service.core.settings import Settings
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app
 
 
-def test_the_celery_application_has_the_decided_settings() -> None:
+def test_the_celery_application_has_the_settings_for_reliability() -> None:
     settings = Settings(time_limit_s=100)
     conf = make_app(settings).conf
-    decided = {
+    expected = {
         "task_serializer": "json",
         "accept_content": ["json"],
         "task_ignore_result": True,
@@ -22,7 +22,7 @@ def test_the_celery_application_has_the_decided_settings() -> None:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
     }
-    assert {name: conf[name] for name in decided} == decided
+    assert {name: conf[name] for name in expected} == expected
     assert {queue.name for queue in conf.task_queues} == {"priority", "overflow"}
     assert conf.task_time_limit > settings.time_limit_s
     # Shorter than many jobs, whose messages are then delivered again and dropped.

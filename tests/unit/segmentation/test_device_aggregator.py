@@ -1,4 +1,4 @@
-"""Aggregation on a device. The CPU provider stands in for it, with the same graphs and the same bindings."""
+"""Aggregation on a device, for which the CPU provider stands in, with the same graphs and bindings."""
 
 import gc
 import weakref
@@ -111,7 +111,7 @@ def test_float16_logits_are_aggregated_in_float32(make_manifest: MakeManifest) -
 def test_aggregation_moves_to_the_host_where_the_device_runs_out_of_memory(
     make_manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, steps: int
 ) -> None:
-    """Whichever step runs out of memory, the sums so far are kept."""
+    """The sums so far are kept, regardless of the step that runs out of memory."""
     left = steps
     run = Session.run_graph
     empty = Session.empty_on_device

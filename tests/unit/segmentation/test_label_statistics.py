@@ -16,7 +16,7 @@ from inference_service.segmentation.label_statistics import measure_labels
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[..., Affine]
 
-# Bounds what float64 sums of squares lose of a standard deviation.
+# Bounds the rounding of a standard deviation from float64 sums of squares.
 CLOSE = 1e-9
 
 FIGURES = {"value", "voxels", "volume_ml", "intensity_mean", "intensity_std"}
@@ -77,7 +77,7 @@ def test_standard_deviation_of_a_constant_is_not_nan(make_manifest: MakeManifest
 
 @pytest.mark.parametrize("dtype", ["i2", ">i2", "u2", "i4", "f4", ">f4", "f8"])
 @pytest.mark.parametrize("offset", [0, 10**4, 10**9])
-def test_figures_are_right_for_every_intensity_dtype(make_manifest: MakeManifest, dtype: str, offset: int) -> None:
+def test_figures_are_correct_for_every_intensity_dtype(make_manifest: MakeManifest, dtype: str, offset: int) -> None:
     random = np.random.default_rng(0)
     values = (0, 2, 700)
     mask = np.array(random.choice((*values, 9), (130, 110, 80)), dtype=np.uint16, order="F")

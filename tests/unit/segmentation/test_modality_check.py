@@ -40,7 +40,7 @@ SCAN = np.tile(np.array([-1000, -100, 40, 60, 1200]), 400)
     ],
     ids=["padding alone is below 0", "one voxel is", "one is absurd", "padding alone"],
 )
-def test_a_few_negative_voxels_do_not_pass_for_hu(values: NDArray[np.generic]) -> None:
+def test_a_few_negative_voxels_are_not_accepted_as_hu(values: NDArray[np.generic]) -> None:
     check_modality("CT", "CT", SCAN)
     check_modality("CT", "CT", np.append(SCAN, [-3024, 30000]))
     with pytest.raises(ModalityMismatch, match="in HU"):

@@ -31,7 +31,7 @@ ALL_KINDS: tuple[Interpolations, ...] = (
 )  # fmt: skip
 ORDERS: dict[Interpolation, Order] = {"nearest": 0, "linear": 1}
 
-# Logits nearer to each other than this may swap places in float32.
+# In float32, two logits closer than this may be in either order.
 TIE = 1e-5
 
 

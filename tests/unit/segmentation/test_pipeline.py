@@ -34,7 +34,7 @@ MakeAffine = Callable[[str, Sequence[float]], Affine]
 MakeModel = Callable[..., Model]
 
 ORIENTATIONS = ["".join(codes) for axes in permutations(("LR", "PA", "IS")) for codes in product(*axes)]
-# Spacing along each world axis, and the model's axis order, in which it is (3.0, 1.5, 0.8).
+# Spacing along each world axis; in the model's axis order it is (3.0, 1.5, 0.8).
 WORLD_SPACING_MM = {"L": 0.8, "R": 0.8, "P": 1.5, "A": 1.5, "I": 3.0, "S": 3.0}
 MODEL_ORIENTATION = "SPL"
 WINDOW = (5, 4, 3)
@@ -45,7 +45,7 @@ GEOMETRY = (
     "srow_x", "srow_y", "srow_z", "xyzt_units", "dim",
 )  # fmt: skip
 
-# Logits nearer to each other than this may swap places in float32.
+# In float32, two logits closer than this may be in either order.
 TIE = 1e-4
 
 
@@ -86,7 +86,7 @@ def segment(volume: Volume, manifest: Manifest, *values: float) -> NDArray[np.un
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("shape", [(7, 4, 5), (2, 9, 1)])
-def test_labels_come_back_from_every_orientation(
+def test_labels_are_correct_in_every_orientation(
     make_manifest: MakeManifest, oblique_affine: MakeAffine, orientation: str, shape: tuple[int, int, int]
 ) -> None:
     volume = Volume(label_scan(shape), oblique_affine(orientation, spacing_of(orientation)))
@@ -202,7 +202,7 @@ def model(make_model: MakeModel) -> Model:
 
 
 def write_scan(path: Path, voxels: NDArray[np.generic], affine: Affine, *, qform: int = 1, sform: int = 2) -> None:
-    """Writes a NIfTI file whose header has every field that a mask takes over, and others."""
+    """Writes a NIfTI file whose header has every field that a mask copies, and others."""
     image = nibabel.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm", "sec")
     image.header["descrip"] = b"a patient's name"
@@ -329,20 +329,20 @@ def test_scan_above_the_voxel_limit_is_refused(tmp_path: Path, model: Model) -> 
 
 def test_progress_reports_every_stage_and_window(tmp_path: Path, model: Model, oblique_affine: MakeAffine) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), oblique_affine("LPS", spacing_of("LPS")))
-    told: list[tuple[Stage, float]] = []
+    updates: list[tuple[Stage, float]] = []
     report = segment_file(
         tmp_path / "scan.nii",
         tmp_path,
         model_run(model),
         limits=LIMITS,
-        monitor=StageMonitor(progress=lambda stage, share: told.append((stage, share))),
+        monitor=StageMonitor(progress=lambda stage, share: updates.append((stage, share))),
     )
-    assert [share for stage, share in told if stage == "windows"] == pytest.approx(
+    assert [share for stage, share in updates if stage == "windows"] == pytest.approx(
         [(done + 1) / report.windows for done in range(report.windows)]
     )
-    overall = [overall_progress(stage, share) for stage, share in told]
+    overall = [overall_progress(stage, share) for stage, share in updates]
     assert overall == sorted(overall)
-    assert list(dict.fromkeys(stage for stage, _ in told)) == [
+    assert list(dict.fromkeys(stage for stage, _ in updates)) == [
         "read",
         "model_load",
         "preprocess",
@@ -467,7 +467,7 @@ def test_a_dicom_format_for_a_nifti_input_is_refused_before_the_model_is_loaded(
 
 @pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5]], ids=["even", "uneven"])
 def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeModel, kept: list[int]) -> None:
-    # The model labels each value by the nearest label, so these values are their own labels.
+    # The model labels each value by the nearest label, so each of these values is its label.
     labels = np.select([phantom() == -100, phantom() == 60], [1, 3]).astype(np.int16)
     stack = regular_stack(labels)
     write_series(

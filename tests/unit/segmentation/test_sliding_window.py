@@ -27,7 +27,7 @@ OVERLAPS = st.sampled_from([0.0, 0.25, 0.5, 0.8])
 PLACEMENTS = st.sampled_from(["snap", "even"])
 BLENDINGS = st.sampled_from(["gaussian", "constant"])
 
-# Bounds what float32 rounding does to a weighted mean of logits, relative to the largest.
+# Bounds the float32 rounding of a weighted mean of logits, relative to the largest.
 BLENDING_RTOL = 5e-6
 
 
@@ -208,7 +208,7 @@ def test_batches_have_one_size_and_give_the_logits_of_single_windows(
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_network_that_runs_ahead_gives_the_same_logits(make_manifest: MakeManifest, batch: int) -> None:
-    """While logits are aggregated, the next run is under way, and no further one."""
+    """While the logits of one run are aggregated, exactly one further run has started."""
     manifest = make_manifest(window=(4, 4, 4), values=(0, 1, 2))
     image = noise((11, 6, 5))
     plan = plan_for((11, 6, 5), manifest)
@@ -297,7 +297,7 @@ def test_a_fixed_batch_that_does_not_fit_into_memory_is_out_of_memory(make_manif
 
 
 @pytest.mark.parametrize("wrong", [(1, 2, 5, 4, 3), (3, 2, 5, 4, 3), (2, 1, 5, 4, 3), (2, 2, 5, 4, 4)])
-def test_a_network_that_gives_another_shape_is_an_invalid_model(
+def test_a_network_with_another_output_shape_is_an_invalid_model(
     make_manifest: MakeManifest, wrong: tuple[int, ...]
 ) -> None:
     class Wrong:

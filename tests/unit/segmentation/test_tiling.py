@@ -49,7 +49,9 @@ def nnunet_starts(size: int, window: int, overlap: float) -> list[int]:
         (6, 4, 0.9, [0, 1, 2], [0, 0, 1, 1, 1, 2, 2]),
     ],
 )
-def test_starts(size: int, window: int, overlap: float, snap: list[int], even: list[int]) -> None:
+def test_starts_of_windows_along_an_axis(
+    size: int, window: int, overlap: float, snap: list[int], even: list[int]
+) -> None:
     assert window_starts(size, window, overlap, "snap") == snap
     assert window_starts(size, window, overlap, "even") == even
 
@@ -94,7 +96,7 @@ def test_even_starts_round_as_nnunet_does() -> None:
 @pytest.mark.parametrize(
     ("shape", "axes"), [((40, 20, 10), (0, 1, 2)), ((10, 40, 20), (1, 0, 2)), ((20, 10, 40), (2, 0, 1))]
 )
-def test_planes_leave_along_the_longest_axis(shape: Shape, axes: tuple[int, int, int]) -> None:
+def test_planes_are_finished_along_the_longest_axis(shape: Shape, axes: tuple[int, int, int]) -> None:
     plan = plan_windows(shape, (4, 4, 4), 0.5, "snap")
     assert plan.axes == axes
     assert plan.stream_axis == axes[0]

@@ -1,4 +1,4 @@
-"""One patient gets one mask whatever the grid of the scan: every orientation, oblique, sheared; NIfTI and DICOM."""
+"""A patient's mask does not depend on the grid of the scan: any orientation, oblique, sheared; NIfTI and DICOM."""
 
 import hashlib
 from itertools import permutations, product
@@ -129,7 +129,7 @@ def lying(voxels: Array, affine: Affine, codes: str) -> tuple[Array, Affine]:
 
 
 def standing(mask: Array, affine: Affine) -> Array:
-    """Brings a mask back to the axes R, A and S."""
+    """Reorients a mask to the axes R, A and S."""
     change = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
     turned: Array = nibabel.orientations.apply_orientation(mask, change)
     return turned
@@ -151,7 +151,9 @@ def expected(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Array:
 
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
 @pytest.mark.parametrize("codes", ALL_48)
-def test_nifti(codes: str, oblique: bool, model: Model, expected: Array, tmp_path: Path) -> None:
+def test_nifti_of_every_orientation_gives_the_same_mask(
+    codes: str, oblique: bool, model: Model, expected: Array, tmp_path: Path
+) -> None:
     base = straight_affine()
     voxels, affine = lying(patient(), base, codes)
     if oblique:
@@ -186,7 +188,9 @@ def expected_of_sheared(model: Model, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("codes", ALL_48)
-def test_sheared_nifti(codes: str, model: Model, expected_of_sheared: Array, tmp_path: Path) -> None:
+def test_a_sheared_nifti_gives_the_same_mask(
+    codes: str, model: Model, expected_of_sheared: Array, tmp_path: Path
+) -> None:
     voxels, affine = lying(*sheared(), codes)
     mask, found, report = segment(save(tmp_path / "scan.nii", voxels, affine), tmp_path, model)
     np.testing.assert_array_equal(found, affine.astype(np.float32))
@@ -207,7 +211,9 @@ def stack_of(voxels: Array, affine: Affine) -> Stack:
 
 
 @pytest.mark.parametrize("codes", IN_DICOM)
-def test_dicom(codes: str, model: Model, expected: Array, tmp_path: Path) -> None:
+def test_dicom_of_every_orientation_gives_the_same_mask(
+    codes: str, model: Model, expected: Array, tmp_path: Path
+) -> None:
     assert len(IN_DICOM) == 24
     voxels, affine = lying(patient(), straight_affine(), codes)
     write_series(tmp_path / "series", stack_of(voxels, affine))
@@ -216,7 +222,7 @@ def test_dicom(codes: str, model: Model, expected: Array, tmp_path: Path) -> Non
     np.testing.assert_array_equal(standing(mask, found), expected)
 
 
-def test_oblique_dicom(model: Model, expected: Array, tmp_path: Path) -> None:
+def test_an_oblique_dicom_series_gives_the_same_mask(model: Model, expected: Array, tmp_path: Path) -> None:
     affine = straight_affine()
     affine[:3] = ROTATION @ affine[:3]
     write_series(tmp_path / "series", stack_of(patient(), affine))
@@ -225,7 +231,7 @@ def test_oblique_dicom(model: Model, expected: Array, tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_tilted_dicom(model: Model, expected_of_sheared: Array, tmp_path: Path) -> None:
+def test_a_tilted_dicom_series_gives_the_same_mask(model: Model, expected_of_sheared: Array, tmp_path: Path) -> None:
     voxels, affine = sheared()
     write_series(tmp_path / "series", stack_of(voxels, affine))
     mask, found, _ = segment(tmp_path / "series", tmp_path, model, InputOptions(tolerate=("gantry_tilt",)))

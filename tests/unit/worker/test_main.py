@@ -1,4 +1,4 @@
-"""How the parent process reports the deaths of its children."""
+"""Reports of the parent process on children that died."""
 
 from typing import Any
 from uuid import UUID, uuid4

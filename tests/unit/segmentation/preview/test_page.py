@@ -22,16 +22,16 @@ MakeAffine = Callable[[str, Sequence[float]], Affine]
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.unsignedinteger]
 
-# Every one of the 48 is tried by the tests of `views`.
+# The tests of `planes` cover all 48.
 ORIENTATIONS = ("LPS", "RAS", "PIR", "SAL", "ILA", "ASR")
-# The panels' places on the page, by their left edges.
+# Size and top of the panels, and the left edge of each, in pixels.
 PANEL = 384
 TOP = 16
 AXIAL = 16
 CORONAL = 412
 SAGITTAL = 808
 SHAPE = (30, 26, 18)
-# Along the axes of the extractor: to the left, the back and the feet.
+# Along the axes of the display: left, posterior, inferior.
 SPACING_MM = (1.0, 1.5, 2.5)
 
 
@@ -95,7 +95,7 @@ def test_the_same_patient_gives_the_same_picture(
     assert pictured(volume, mask, manifest) == pictured(*phantom, manifest)
 
 
-def test_sides_of_the_patient_are_right(phantom: tuple[Volume, Mask], manifest: Manifest) -> None:
+def test_sides_of_the_patient_are_correct(phantom: tuple[Volume, Mask], manifest: Manifest) -> None:
     volume, mask = phantom
     mask[mask == 4] = 0
     picture = opened(pictured(volume, mask, manifest))
@@ -154,7 +154,7 @@ def test_a_tilted_stack_is_shown_without_distortion(manifest: Manifest, degrees:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (40, 40, 1), (1, 40, 40), (7, 5, 300), (900, 3, 2)])
 @pytest.mark.parametrize("value", [0, 2])
-def test_small_and_thin_volumes(manifest: Manifest, shape: tuple[int, int, int], value: int) -> None:
+def test_small_and_thin_volumes_are_drawn(manifest: Manifest, shape: tuple[int, int, int], value: int) -> None:
     mask = np.full(shape, value, dtype=np.uint8)
     picture = opened(pictured(Volume(np.zeros(shape, dtype=np.int16), np.diag([1, 1, 5.0, 1])), mask, manifest))
     assert len(np.unique(picture)) > 10
@@ -167,7 +167,7 @@ def test_a_mask_without_any_voxel_shows_the_middle(manifest: Manifest, phantom: 
     assert np.ptp(page[TOP : TOP + PANEL, AXIAL : SAGITTAL + PANEL], axis=2).max() <= 3  # all grey
 
 
-def test_a_hundred_labels_of_16_bits(make_manifest: MakeManifest) -> None:
+def test_a_hundred_labels_of_16_bits_are_drawn(make_manifest: MakeManifest) -> None:
     values = [0, *range(1000, 1100)]
     shape = (60, 50, 40)
     mask = (np.arange(np.prod(shape)) % 101).reshape(shape, order="F").astype(np.uint16)
