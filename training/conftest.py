@@ -1,4 +1,4 @@
-"""Fixtures that the tests of several models share."""
+"""Fixtures shared by the tests of the models."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ REAL_SCANS = Path(__file__).parents[2] / "shared" / "data" / "totalsegmentator"
 
 @pytest.fixture(scope="session")
 def real_scans() -> Path:
-    """The folder of real CTs, which lies outside the repository."""
+    """The folder of real CTs, which are not part of the repository."""
     if not REAL_SCANS.is_dir():
-        pytest.skip(f"the real CTs are not here: {REAL_SCANS}")
+        pytest.skip(f"real CT data not found: {REAL_SCANS}")
     return REAL_SCANS

@@ -56,17 +56,17 @@ def figures_of_synthetic_chests(count: int, *, healthy: bool) -> dict[str, list[
 
 # The first seeds from 100 on whose scans show all labels.
 @pytest.mark.parametrize(("seed", "healthy", "least"), [(101, True, LEAST), (100, False, LEAST_OF_DISEASED)])
-def test_an_unseen_synthetic_chest(seed: int, healthy: bool, least: dict[str, float]) -> None:
+def test_dice_of_an_unseen_synthetic_chest(seed: int, healthy: bool, least: dict[str, float]) -> None:
     figures = figures_of_synthetic_chest(FIRST_TEST_SEED + seed, (2.0, 2.0, 3.0), healthy=healthy)
     assert figures.keys() == least.keys()
     for name, value in figures.items():
         assert value >= least[name], name
 
 
-# Most of the time goes into drawing the scans.
+# Drawing the scans takes most of the time.
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_unseen_synthetic_chests() -> None:
+def test_mean_dice_of_unseen_synthetic_chests() -> None:
     for name, values in figures_of_synthetic_chests(6, healthy=True).items():
         assert len(values) >= 3
         assert np.mean(values) >= AIMS[name], name
@@ -75,22 +75,22 @@ def test_unseen_synthetic_chests() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_unseen_synthetic_chests_with_diseased_bones_and_arteries() -> None:
-    """Disease lowers the Dice of bone most, which does not reach its aim."""
+def test_mean_dice_of_unseen_chests_with_diseased_bones_and_arteries() -> None:
+    """Disease lowers the Dice of bone most, which then misses its target."""
     for name, values in figures_of_synthetic_chests(4, healthy=False).items():
         assert len(values) >= 2
         assert min(values) >= LEAST_OF_DISEASED[name], name
 
 
-def test_lungs_of_a_real_chest(chest: Volume) -> None:
+def test_accuracy_of_the_lungs_of_a_real_chest(chest: Volume) -> None:
     figures = dict(chest_cta(chest))
     assert figures["whole, Dice both lungs"] >= 0.95
     assert figures["whole, on the correct side"] >= 0.99
 
 
-def test_parts_of_a_real_chest(chest: Volume) -> None:
+def test_accuracy_on_parts_of_a_real_chest(chest: Volume) -> None:
     figures = dict(partial_scans(chest))
-    # A half shows one lung and the edge of the other, parts of which get the wrong side, as the card says.
+    # Half a scan shows one lung and the edge of the other; parts of that edge get the wrong side, a documented error.
     sides = dict.fromkeys(PARTS, 0.99) | {"left half": 0.90, "right half": 0.92}
     for part, least in sides.items():
         assert figures[f"{part}, Dice both lungs"] >= 0.95, part
@@ -101,7 +101,7 @@ def test_parts_of_a_real_chest(chest: Volume) -> None:
     ("spacing", "trachea", "bone"),
     [((2.0, 2.0, 2.0), 0.94, 0.90), ((0.8, 0.8, 2.5), 0.94, 0.92), ((3.0, 3.0, 5.0), 0.94, 0.86)],
 )
-def test_a_real_chest_at_another_spacing(
+def test_accuracy_on_a_real_chest_at_another_spacing(
     chest: Volume, chest_mask: NDArray[np.unsignedinteger], spacing: Spacing, trachea: float, bone: float
 ) -> None:
     other_scan, expected = resampled(chest, chest_mask, spacing)
@@ -112,7 +112,7 @@ def test_a_real_chest_at_another_spacing(
         assert dice(other == label, expected == label) >= least.get(label, 0.98), label
 
 
-def test_a_real_chest_in_padding(chest: Volume) -> None:
+def test_accuracy_on_a_padded_real_chest(chest: Volume) -> None:
     figures = dict(padded(chest))
     for name in ("lung_left", "lung_right", "both lungs"):
         values = {figures[f"{hu} HU, Dice {name}"] for hu in PADDINGS_HU}
@@ -139,7 +139,7 @@ def test_no_lung_in_the_air_under_a_blanket(real_scans: Path) -> None:
 
 
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (True, True, False)), ((2, 0, 1), (False, True, True))])
-def test_a_real_chest_turned_around(
+def test_the_orientation_of_a_real_chest_does_not_matter(
     chest: Volume,
     chest_mask: NDArray[np.unsignedinteger],
     axes: tuple[int, int, int],
@@ -152,5 +152,7 @@ def test_a_real_chest_turned_around(
 
 
 @pytest.mark.parametrize("dtype", [">i2", "float64"])
-def test_a_real_chest_of_another_dtype(chest: Volume, chest_mask: NDArray[np.unsignedinteger], dtype: str) -> None:
+def test_the_dtype_of_a_real_chest_does_not_matter(
+    chest: Volume, chest_mask: NDArray[np.unsignedinteger], dtype: str
+) -> None:
     np.testing.assert_array_equal(segment(Volume(chest.voxels.astype(dtype), chest.affine)), chest_mask)

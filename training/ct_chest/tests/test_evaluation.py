@@ -28,7 +28,7 @@ def pattern(shape: tuple[int, ...], values: int) -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+def requested(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     """Collects the folders of the models used; scans are tiny, and the masks a fixed pattern."""
     folders: set[Path] = set()
 
@@ -53,8 +53,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_every_section_is_of_the_model_that_was_asked_for(
-    other: bool, asked: set[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_every_section_evaluates_the_requested_model(
+    other: bool,
+    requested: set[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "ct-chest" / "1" if other else scoring.MODEL
     if other:
@@ -62,12 +66,12 @@ def test_every_section_is_of_the_model_that_was_asked_for(
     load = scoring._loaded
 
     def loaded(which: Path) -> tuple[Model, Session]:
-        asked.add(which)
+        requested.add(which)
         return load(which)
 
     monkeypatch.setattr(scoring, "_loaded", loaded)
     run(monkeypatch, "--data", "none", *(["--model", str(folder)] if other else []))
-    assert asked == {folder}
+    assert requested == {folder}
     printed = capsys.readouterr().out
     seeds = {int(seed) for seed in re.findall(r"seed (\d+) ", printed)}
     first = FIRST_HELD_BACK_SEED + 1000 if other else FIRST_TEST_SEED
@@ -77,15 +81,15 @@ def test_every_section_is_of_the_model_that_was_asked_for(
     assert len(re.findall("axes .* flipped", printed)) == 48
 
 
-def test_without_real_scans_the_synthetic_ones_are_left(
-    asked: set[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_real_scans_only_the_synthetic_ones_are_evaluated(
+    requested: set[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch)
-    assert asked == {scoring.MODEL}
+    assert requested == {scoring.MODEL}
     assert "axes" not in capsys.readouterr().out
 
 
-def test_the_models_own_folder_is_known_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_folder_is_recognised_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(scoring.MODEL.parents[1])
     assert scoring.first_seed(Path("ct-chest/1")) == scoring.first_seed(scoring.MODEL) == FIRST_TEST_SEED
     assert scoring.first_seed(tmp_path) >= FIRST_HELD_BACK_SEED

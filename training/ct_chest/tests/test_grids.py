@@ -26,14 +26,14 @@ def mask() -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, len(NAMES), SHAPE).astype(np.uint8)
 
 
-def test_the_same_spacing_changes_nothing(scan: Volume, mask: NDArray[np.uint8]) -> None:
+def test_resampling_to_the_same_spacing_is_the_identity(scan: Volume, mask: NDArray[np.uint8]) -> None:
     same, labels = resampled(scan, mask, SPACING_MM)
     np.testing.assert_array_equal(same.voxels, scan.voxels)
     np.testing.assert_array_equal(same.affine, scan.affine)
     np.testing.assert_array_equal(labels, mask)
 
 
-def test_coarser_voxels_begin_where_the_finer_ones_do(scan: Volume, mask: NDArray[np.uint8]) -> None:
+def test_coarser_voxels_start_at_the_edge_of_the_finer_ones(scan: Volume, mask: NDArray[np.uint8]) -> None:
     coarse, labels = resampled(scan, mask, (3.0, 2.5, 2.0))
     assert coarse.shape == labels.shape == (6, 4, 9)
     assert coarse.spacing_mm == pytest.approx((3.0, 2.5, 2.0))
@@ -41,7 +41,7 @@ def test_coarser_voxels_begin_where_the_finer_ones_do(scan: Volume, mask: NDArra
         np.testing.assert_allclose((volume.affine @ (-0.5, -0.5, -0.5, 1))[:3], (10.75, -20.5, 29))
 
 
-def test_shares_are_of_the_labels_that_a_coarse_voxel_holds() -> None:
+def test_a_coarse_voxel_has_the_shares_of_the_labels_in_it() -> None:
     mask = np.zeros((8, 4, 4), np.uint8)
     mask[3:] = BODY
     of_labels = shares(mask, (1.0, 1.5, 2.0), (2.0, 1.5, 4.0))
@@ -52,7 +52,7 @@ def test_shares_are_of_the_labels_that_a_coarse_voxel_holds() -> None:
     np.testing.assert_allclose(line, [0, 0.5, 1, 1], atol=0.02)
 
 
-def test_what_is_wide_survives_the_networks_voxels_and_what_is_thin_does_not() -> None:
+def test_wide_labels_survive_the_networks_voxels_and_thin_ones_do_not() -> None:
     mask = np.zeros((40, 40, 40), np.uint8)
     mask[5:35, 5:35, 5:35] = BODY
     mask[10:20, 10:20, 10:20] = TRACHEA
@@ -63,7 +63,7 @@ def test_what_is_wide_survives_the_networks_voxels_and_what_is_thin_does_not() -
     assert np.isnan(figures["(2.0, 2.0, 2.0) mm, bone by exact shares"])
 
 
-def test_all_labels_are_counted_by_their_size() -> None:
+def test_the_dice_of_all_labels_weights_them_by_their_size() -> None:
     first = np.array([0, 1, 1, 2, 5, 5, 0], np.uint8)
     assert real._all_labels(first, first) == 1
     # Three of five and of six voxels are the same.

@@ -1,4 +1,4 @@
-"""The manifest in the repository is the one that the trainer writes, and fits the training."""
+"""The manifest in the repository agrees with the training."""
 
 from inference_service.contract.manifest import CtIntensity
 from inference_service.engine.model_registry import read_model
@@ -8,7 +8,7 @@ from training.ct_chest.feed import CLIP_HU, INTERPOLATION, MEAN_HU, SPACING_MM, 
 from training.ct_chest.manifest import manifest_text
 
 
-def test_manifest_feeds_the_network_as_in_training() -> None:
+def test_the_manifest_preprocesses_as_in_training() -> None:
     manifest = read_model(MODEL).manifest
     assert tuple(label.name for label in manifest.labels) == labels.NAMES
     assert [label.value for label in manifest.labels] == list(range(len(labels.NAMES)))
@@ -20,6 +20,6 @@ def test_manifest_feeds_the_network_as_in_training() -> None:
     assert manifest.padding_value * STD_HU + MEAN_HU == CLIP_HU[0]
 
 
-def test_manifest_is_what_the_trainer_writes() -> None:
+def test_the_manifest_in_the_repository_is_the_one_that_the_trainer_writes() -> None:
     network = (MODEL / "model.onnx").read_bytes()
     assert (MODEL / "manifest.json").read_text(encoding="utf-8") == manifest_text(network)

@@ -54,7 +54,7 @@ def test_ribs_do_not_fold_however_steep_they_are() -> None:
             assert np.diff(height, axis=1).min() > 0
 
 
-def test_half_of_the_diseased_patients_have_ribs_of_another_build() -> None:
+def test_half_of_the_diseased_patients_have_ribs_of_another_shape() -> None:
     x, y, z = np.zeros((3, 2, 2, 2), np.float32)
     plain = 0
     for seed in range(80):
@@ -103,7 +103,7 @@ def with_trunk(patient: Patient, grid: Grid, rng: np.random.Generator) -> Canvas
     return canvas
 
 
-def test_the_skull_is_closed_around_a_brain_and_bears_on_the_spine() -> None:
+def test_the_skull_encloses_a_brain_and_rests_on_the_spine() -> None:
     grid = Grid((56, 62, 76), (4.0, 4.0, 4.0), (0.0, 0.0, 340.0))
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -125,7 +125,7 @@ def test_the_skull_is_closed_around_a_brain_and_bears_on_the_spine() -> None:
         assert head[2] - 72 < canvas.z[spine].max() < head[2] - 45
 
 
-def test_the_pharynx_is_air_below_the_skull_and_no_trachea() -> None:
+def test_the_pharynx_is_air_below_the_skull_and_not_trachea() -> None:
     grid = Grid((40, 50, 60), (4.0, 4.0, 4.0), (0.0, 0.0, 240.0))
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def test_the_pharynx_is_air_below_the_skull_and_no_trachea() -> None:
 
 
 def test_the_neck_ends_within_the_head() -> None:
-    """Above the shoulders nothing is wider than head or neck, so no shelf of fat is left."""
+    """Above the shoulders no tissue is wider than the head, so no shelf of fat remains."""
     grid = Grid((56, 62, 60), (4.0, 4.0, 4.0), (0.0, 0.0, 300.0))
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def test_the_neck_ends_within_the_head() -> None:
         assert np.abs(canvas.x[neck]).max() < 85
 
 
-def test_discs_are_thicker_in_the_loins_than_in_the_chest() -> None:
+def test_lumbar_discs_are_thicker_than_thoracic_ones() -> None:
     line = np.arange(-310, 200, 0.25, dtype=np.float32).reshape(1, 1, -1)
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def test_discs_are_thicker_in_the_loins_than_in_the_chest() -> None:
         assert 16 < apart_mm[-2, 0] < 20
 
 
-def test_the_sacrum_bears_the_lowest_vertebra() -> None:
+def test_the_lowest_vertebra_rests_on_the_sacrum() -> None:
     grid = Grid((30, 40, 40), (4.0, 4.0, 4.0), (0.0, -60.0, -360.0))
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -198,7 +198,7 @@ def test_the_sacrum_bears_the_lowest_vertebra() -> None:
         assert y[lower].mean() < y[top].mean() - 12
 
 
-def test_a_point_beside_the_spine_is_where_its_docstring_says() -> None:
+def test_a_point_beside_the_spine_has_its_documented_position() -> None:
     spine = Spine(bend_mm=0, kyphosis_mm=0, size=1, top=220, sacrum=-350)
     np.testing.assert_allclose(spine.beside(0, 0, 10), (0, -28.5, 0))
     np.testing.assert_allclose(spine.beside(0, np.pi / 2, 10), (27, -52, 0), atol=1e-5)

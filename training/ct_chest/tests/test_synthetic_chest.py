@@ -14,9 +14,9 @@ from training.ct_chest.synthetic.fields import child, smooth_field
 from training.ct_chest.synthetic.generator import Example, make_example
 from training.ct_chest.synthetic.scanner import Grid, _pad, draw_canvas
 
-# Coarse enough that an example takes a fraction of a second.
+# So coarse that an example is drawn in a fraction of a second.
 SPACING_MM = (5.0, 5.0, 6.0)
-# Coarser still, where the voxels themselves are not tested.
+# Coarser still, for tests that do not examine voxels.
 COARSE_MM = (9.0, 9.0, 9.0)
 SEEDS = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 12)
 
@@ -39,13 +39,13 @@ def test_one_seed_gives_one_example() -> None:
     assert first.hu.shape != other.hu.shape or np.any(first.hu != other.hu)
 
 
-def test_labels_are_the_models_and_all_occur(examples: list[Example]) -> None:
+def test_all_labels_of_the_model_occur(examples: list[Example]) -> None:
     found = set(np.unique(np.concatenate([np.unique(example.labels) for example in examples])).tolist())
     assert found == set(range(len(labels.NAMES)))
     assert all(example.hu.dtype == np.int16 and example.labels.shape == example.hu.shape for example in examples)
 
 
-def test_left_is_left(examples: list[Example]) -> None:
+def test_the_left_lung_is_left_of_the_right_one(examples: list[Example]) -> None:
     both = [
         example
         for example in examples
@@ -73,7 +73,7 @@ def test_bowel_gas_is_body_and_not_lung(examples: list[Example]) -> None:
     assert gas > 100
 
 
-def test_padding_is_no_part_of_the_patient(examples: list[Example]) -> None:
+def test_padding_is_not_part_of_the_patient(examples: list[Example]) -> None:
     padded = [example for example in examples if example.hu.min() < -1024]
     assert padded
     for example in padded:
@@ -85,7 +85,7 @@ def test_scans_differ_in_extent(examples: list[Example]) -> None:
     assert min(heights_mm) < 200 < 280 < max(heights_mm)
 
 
-def test_a_ball_is_drawn_where_it_belongs() -> None:
+def test_a_ball_is_drawn_at_its_centre_with_its_radius() -> None:
     lines = [np.arange(-20, 20, 2, dtype=np.float32), np.arange(-30, 30, 2, dtype=np.float32)]
     x, y, z = np.meshgrid(lines[0], lines[1], np.arange(0, 30, 3, dtype=np.float32), indexing="ij")
     canvas = Canvas(x, y, z, (2.0, 2.0, 3.0), edge_mm=1.0)
@@ -102,7 +102,7 @@ def test_smooth_fields_have_unit_spread_and_are_smooth() -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[object]:
-    """Records the calls of a function, which still draws."""
+    """Records the calls of a function without changing its effect."""
     calls: list[object] = []
     draw = getattr(module, name)
 
@@ -148,7 +148,7 @@ def test_a_named_generator_depends_on_seed_and_name_alone() -> None:
         assert not np.any(numbers == other.random(4))
 
 
-def test_blankets_hang_in_the_air_and_leave_the_patient_as_he_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blankets_change_only_the_air_around_the_patient(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = range(12)
     covered = [make_example(seed, COARSE_MM) for seed in seeds]
     monkeypatch.setattr(surroundings, "_blanket", lambda *_: None)

@@ -18,7 +18,7 @@ from training.ct_chest.synthetic.patient import draw_patient
 from training.ct_chest.synthetic.scanner import Grid
 from training.ct_chest.synthetic.vessel import along_spine, draw_abdominal_branches, draw_aorta, draw_vena_cava, widened
 
-# A value that nothing else is drawn with.
+# A value that no other structure has.
 MARK_HU = 2000.0
 
 
@@ -66,7 +66,7 @@ def test_some_aortas_are_widened_and_none_narrowed() -> None:
     assert 30 < np.count_nonzero(ratios.max(axis=1) > 1.05) < 70
     assert ratios.min() == 1
     assert 1.6 < ratios.max() < 1.8
-    # Some in one place, some all along.
+    # Some locally, some along their whole length.
     wide = ratios[ratios.max(axis=1) > 1.05]
     assert np.count_nonzero(wide.min(axis=1) < 1.01) > 5
     assert np.count_nonzero(wide.min(axis=1) > 1.01) > 5
@@ -105,7 +105,7 @@ def test_the_aorta_lies_left_of_the_spine_then_in_front_of_it(healthy: bool, fur
 
 
 @pytest.mark.parametrize("healthy", [True, False])
-def test_nothing_is_drawn_into_the_descending_aorta_and_the_iliac_arteries(
+def test_no_other_structure_is_drawn_into_the_descending_aorta_and_the_iliac_arteries(
     healthy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[Canvas, list[Point], list[float]]] = []

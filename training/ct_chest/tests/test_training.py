@@ -30,7 +30,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_network_answers_at_three_resolutions() -> None:
+def test_the_network_returns_logits_at_three_resolutions() -> None:
     network = UNet(len(NAMES)).eval()
     with torch.inference_mode():
         scales = network.scales(torch.zeros(2, 1, 48, 32, 16))
@@ -42,7 +42,7 @@ def test_the_network_answers_at_three_resolutions() -> None:
     assert len(scales) == SUPERVISED
 
 
-def test_the_loss_is_least_where_each_voxel_has_its_shares() -> None:
+def test_the_loss_is_lowest_for_the_true_shares() -> None:
     rng = np.random.default_rng(0)
     shape = (8, 8, 8)
     first, second = (rng.integers(0, len(NAMES) - 1, shape).astype(np.uint8) for _ in range(2))
@@ -51,7 +51,7 @@ def test_the_loss_is_least_where_each_voxel_has_its_shares() -> None:
     right = (truth + 1e-6).log()
     values = {strength: float(loss([right * strength], truth)) for strength in (0.0, 0.5, 1.0)}
     assert values[1.0] < values[0.5] < values[0.0]
-    # The last label does not occur, and does not count.
+    # The last label does not occur and is not counted.
     assert float(loss([right], truth)) < 0.8
     wrong = right.roll(1, dims=1)
     assert float(loss([wrong], truth)) > values[0.0]
@@ -109,14 +109,14 @@ def onnx_values(path: Path, name: str) -> NDArray[np.float32]:
     return values
 
 
-def test_a_trained_network_answers_better_than_a_new_one(example: Path) -> None:
+def test_a_trained_network_has_a_lower_loss_than_a_new_one(example: Path) -> None:
     trained = train.Training(seed=0)
     trained.start_from(SHIPPED)
     assert trained.step == schedule.LAST_CYCLE_BEGINS
     assert trained.take_step(example) < train.Training(seed=0).take_step(example)
 
 
-def test_all_between_blocks_is_channels_last_and_the_answer_the_same() -> None:
+def test_blocks_compute_channels_last_with_the_same_result() -> None:
     trained = train.Training(seed=0).network
     plain = UNet(len(NAMES))
     plain.load_state_dict(trained.state_dict())
@@ -142,7 +142,7 @@ def test_all_between_blocks_is_channels_last_and_the_answer_the_same() -> None:
         ["--examples", "0", "--abdominal", "0"],
     ],
 )
-def test_scans_that_are_held_back_are_not_trained_on(
+def test_training_on_held_back_scans_is_refused(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["", "--work", str(tmp_path / "work"), *arguments])
@@ -173,11 +173,11 @@ def test_a_change_to_a_module_behind_the_training_starts_it_again() -> None:
     assert modules_behind("train") - {"seeds"} == set(train._TRAINED_BY) | set(pool._DRAWN_BY)
 
 
-def test_another_network_is_not_trained_on(tmp_path: Path) -> None:
+def test_training_from_another_network_is_refused(tmp_path: Path) -> None:
     training = train.Training(seed=0)
     with pytest.raises(ValueError, match="of another network"):
         training.start_from(MODEL.parents[1] / "ct-tissue" / "1" / "model.onnx")
-    # The same number of labels, and other widths.
+    # The same number of labels, but other widths.
     other = onnx.load(SHIPPED)
     stem = next(each for each in other.graph.initializer if each.name.startswith("stem.") and len(each.dims) > 1)
     stem.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stem)[:8], stem.name))
@@ -188,7 +188,7 @@ def test_another_network_is_not_trained_on(tmp_path: Path) -> None:
         export._means(training.network.state_dict(), weights.parameters_of(tmp_path / "other.onnx"))
 
 
-def test_steps_before_the_last_cycle_are_no_training_of_an_exported_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_network_is_trained_in_the_last_cycle_only(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["", "--work", "none", "--steps", str(schedule.LAST_CYCLE_BEGINS), "--start", str(SHIPPED)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
@@ -196,6 +196,6 @@ def test_steps_before_the_last_cycle_are_no_training_of_an_exported_network(monk
     assert not Path("none").exists()
 
 
-def test_windows_can_be_halved_as_often_as_the_network_does() -> None:
+def test_windows_are_divisible_by_the_networks_strides() -> None:
     network = UNet(len(NAMES))
     assert all(size % 2 ** len(network.down) == 0 for size in WINDOW)

@@ -18,16 +18,16 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_spacings_reach_from_fine_planes_to_thick_slices() -> None:
+def test_spacings_range_from_fine_planes_to_thick_slices() -> None:
     drawn = np.array([draw_spacing(np.random.default_rng(seed)) for seed in range(2000)])
     assert drawn[:, 0].min() < 0.65
     assert drawn[:, 2].min() < 0.8
     assert drawn[:, 2].max() > 4.9
-    # No scan of hundreds of millions of voxels.
+    # A scan never has hundreds of millions of voxels.
     assert np.prod(drawn, axis=1).min() > 1
 
 
-def test_windows_are_cut_to_slabs_now_and_then(example: Path) -> None:
+def test_some_windows_are_cut_to_slabs(example: Path) -> None:
     rng = np.random.default_rng(0)
     air = (CLIP_HU[0] - MEAN_HU) / STD_HU
     thinnest = []
@@ -45,7 +45,7 @@ def test_windows_are_cut_to_slabs_now_and_then(example: Path) -> None:
 
 @pytest.mark.parametrize("axis", range(3))
 def test_a_coarser_scan_averages_over_its_voxels(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of 5 mm hold two of the network's planes each; in the plane nothing is lost at 2.5 mm."""
+    """Slices of 5 mm average two planes of the network; pixels of 2.5 mm change no values in the plane."""
     monkeypatch.setattr(windows, "_COARSE_PLANE_MM", (2.5, 2.5))
     monkeypatch.setattr(windows, "_COARSE_SLICES_MM", (5.0, 5.0))
     rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def test_a_coarser_scan_averages_over_its_voxels(axis: int, monkeypatch: pytest.
     np.testing.assert_allclose(windows._coarsened(ramp, rng)[inside], ramp[inside], atol=1e-3)
 
 
-def test_a_window_is_seen_coarser_and_keeps_its_labels(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coarsened_window_keeps_its_labels(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "_CUT", 0.0)
     monkeypatch.setattr(windows, "_vary", lambda hu, _: None)
     sharpness = []
@@ -73,7 +73,7 @@ def test_a_window_is_seen_coarser_and_keeps_its_labels(example: Path, monkeypatc
         np.testing.assert_array_equal(one, other)
 
 
-def test_examples_of_another_generator_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_another_generator_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pool.pool_folder(tmp_path)
     assert folder == pool.pool_folder(tmp_path)
     assert folder.parent == tmp_path

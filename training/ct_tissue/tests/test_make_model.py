@@ -8,7 +8,7 @@ import pytest
 from training.ct_tissue import make_model
 
 
-def test_files_are_what_the_script_makes() -> None:
+def test_the_files_in_the_repository_are_those_of_the_script() -> None:
     network = make_model.network_bytes()
     assert (make_model.FOLDER / "model.onnx").read_bytes() == network
     assert (make_model.FOLDER / "manifest.json").read_text(encoding="utf-8") == make_model.manifest_text(network)
