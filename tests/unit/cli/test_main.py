@@ -311,7 +311,7 @@ def test_segment_writes_a_mask_of_a_given_name(
 
 
 @pytest.mark.parametrize("taken", ["lungs.nii.gz", "lungs.preview.png", "lungs.segmentation.dcm"])
-def test_segment_overwrites_nothing_beside_a_mask(scan: Path, tmp_path: Path, taken: str) -> None:
+def test_segment_never_overwrites_files_beside_a_mask(scan: Path, tmp_path: Path, taken: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / taken).write_text("mine")
     result = run("segment", scan, "out/lungs.nii.gz", "--model", MODEL)
@@ -349,7 +349,7 @@ def test_segment_exits_2_on_an_out_that_is_neither_a_folder_nor_a_mask(
 
 
 @pytest.mark.parametrize("out", ["new/out", "new/sub/lungs.nii"])
-def test_segment_leaves_nothing_where_the_disk_is_full(
+def test_segment_leaves_no_files_if_the_disk_is_full(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     copy = shutil.copyfileobj
@@ -569,7 +569,7 @@ def test_a_stack_on_a_folder_that_cannot_be_made_exits_4(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("no_servers")
-def test_check_reports_what_is_usable() -> None:
+def test_check_reports_the_usable_parts() -> None:
     result = run("check", "--json")
     assert result.exit_code == 4
     assert {item["name"]: item["usable"] for item in json.loads(result.stdout)} == {

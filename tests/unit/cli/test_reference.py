@@ -79,7 +79,7 @@ def test_the_schemas_keep_the_published_names_of_their_definitions() -> None:
     assert message["$defs"]["Options"]["title"] == "Options"
 
 
-def test_the_message_schema_accepts_what_the_service_accepts() -> None:
+def test_the_message_schema_accepts_valid_messages_only() -> None:
     message = {
         "job_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
         "request": {"input": {"key": "ct/1.nii.gz"}, "model": "ct-chest", "priority": "urgent", "model_version": None},
@@ -194,7 +194,7 @@ def test_every_error_code_is_documented() -> None:
     assert set(re.findall(r"^\| `([a-z_]+)` \|", contract, flags=re.MULTILINE)) >= set(ErrorCode)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_have_existing_targets() -> None:
     for page in MARKDOWN:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

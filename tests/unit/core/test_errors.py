@@ -102,7 +102,7 @@ def test_the_class_is_rebuilt_from_a_row(kind: type[ServiceError]) -> None:
     assert type(error_from_row(kind.code, "")) is SHARING.get(kind, kind)
 
 
-def test_a_row_with_an_unknown_code_gives_an_internal_error() -> None:
+def test_an_unknown_code_is_rebuilt_as_an_internal_error() -> None:
     assert type(error_from_row("of_a_later_version", "")) is InternalError
 
 

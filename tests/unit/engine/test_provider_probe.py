@@ -97,7 +97,7 @@ def test_a_library_that_cannot_be_loaded_is_the_reason(
     assert "libonnxruntime_providers_cuda.so: file too short" in str(cuda["reason"])
 
 
-def test_a_provider_that_fails_gives_its_reason(
+def test_the_reason_of_a_provider_that_fails_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_args: object, **_kwargs: object) -> None:

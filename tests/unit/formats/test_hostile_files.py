@@ -195,8 +195,10 @@ def test_impossible_numbers_of_frames_are_refused(tmp_path: Path, frames: bytes)
 
 
 def test_memory_for_items_is_required_before_they_are_parsed(tmp_path: Path) -> None:
-    asked: list[int] = []
+    required: list[int] = []
     read_scan(
-        write_enhanced(tmp_path / "in", regular_stack()), tmp_path, ReadLimits(MAX_VOXELS, require_memory=asked.append)
+        write_enhanced(tmp_path / "in", regular_stack()),
+        tmp_path,
+        ReadLimits(MAX_VOXELS, require_memory=required.append),
     )
-    assert asked[0] > 6 * 2048
+    assert required[0] > 6 * 2048

@@ -589,10 +589,10 @@ def test_memory_is_required_before_it_is_allocated(
         pass
 
     def require(size_bytes: int) -> None:
-        asked.append(size_bytes)
+        required.append(size_bytes)
         raise Enough
 
-    asked: list[int] = []
+    required: list[int] = []
     image = nibabel.Nifti1Image(np.ones((30, 40, 50), dtype=dtype), np.eye(4))
     nibabel.save(image, tmp_path / "scan.nii.gz")
     content = bytearray(gzip.decompress((tmp_path / "scan.nii.gz").read_bytes()))
@@ -600,4 +600,4 @@ def test_memory_is_required_before_it_is_allocated(
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(bytes(content)))
     with pytest.raises(Enough):
         read_nifti(tmp_path / "scan.nii.gz", ReadLimits(10**6, require_memory=require))
-    assert asked == [30 * 40 * 50 * bytes_a_voxel]
+    assert required == [30 * 40 * 50 * bytes_a_voxel]

@@ -24,7 +24,7 @@ def save(path: Path, voxels: NDArray[np.generic]) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_scan_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
+def test_a_scan_is_recognised_by_its_content_under_any_name(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"scan{suffix}", values()).rename(tmp_path / "object.dcm")
     scan = read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(scan.volume.voxels, values(), strict=True)

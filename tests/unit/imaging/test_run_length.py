@@ -25,7 +25,7 @@ def decoded(runs: RunLengthEncoding) -> Mask:
 
 
 @given(masks)
-def test_decoding_gives_the_mask_back(mask: Mask) -> None:
+def test_decoding_restores_the_mask(mask: Mask) -> None:
     runs = encoded(mask)
     assert decoded(runs).dtype == mask.dtype
     np.testing.assert_array_equal(decoded(runs), mask)

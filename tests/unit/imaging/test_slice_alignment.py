@@ -19,7 +19,7 @@ def test_slices_are_shifted_by_whole_pixels_and_a_mask_is_restored() -> None:
     np.testing.assert_array_equal(aligned.restore_mask(aligned.volume.voxels.astype(np.uint16)), voxels)
 
 
-def test_the_first_slice_stays_where_it_is_and_axes_become_perpendicular() -> None:
+def test_the_first_slice_is_not_moved_and_axes_become_perpendicular() -> None:
     affine = np.array([[2.0, 0, 0.3, 5], [0, 3, 0, -7], [0, 0, 4, 9], [0, 0, 0, 1]])
     aligned = align_slices(Volume(np.zeros((4, 5, 3), np.int16), affine), SHIFTS_PX, background=0)
     first_pixel = np.array([*aligned.origins[0], 0, 1])

@@ -179,7 +179,7 @@ def test_a_window_that_does_not_fit_into_the_gpus_memory_is_out_of_memory(
 
 
 @pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
-def test_cuda_aggregates_on_the_device_where_the_settings_ask_for_it(
+def test_cuda_aggregates_on_the_device_if_the_settings_enable_it(
     monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool
 ) -> None:
     for wanted in (False, True):

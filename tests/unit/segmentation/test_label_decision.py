@@ -23,7 +23,7 @@ def test_sigmoid_takes_the_last_channel_above_one_half_or_0() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 255, 256, 257, 300])
 @pytest.mark.parametrize("shape", [(20, 30), (40,), (2, 3, 4), (0,)])
 def test_labels_are_decided_for_any_number_of_channels(channels: int, shape: tuple[int, ...]) -> None:
-    # With few levels there are ties, and the first and last channels win somewhere.
+    # Few levels make ties, and the first and the last channel each win at some voxels.
     logits = np.random.default_rng(0).integers(-2, channels, (channels, *shape)).astype(np.float32)
     before = logits.copy()
     values = np.random.default_rng(1).permutation(2**16)[:channels]

@@ -194,7 +194,7 @@ def test_reversed_and_transposed_views_are_written(
     assert expected.max() == 2
 
 
-def test_logits_are_interpolated_only_where_the_corners_differ() -> None:
+def test_logits_are_interpolated_only_in_cells_whose_corners_differ() -> None:
     """The border of two halves lies in the middle of a cell, which contains two of the 10 target columns."""
     logits = np.zeros((2, 3, 4, 4), dtype=np.float32)
     logits[0, :, :, :2] = 3

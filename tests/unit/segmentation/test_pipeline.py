@@ -431,11 +431,11 @@ def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_ma
         """Available memory that drops to 0 after the first request, as if the network had taken it."""
 
         def __init__(self) -> None:
-            self.asked = 0
+            self.calls = 0
 
         def __call__(self, jobs: int) -> int:
-            self.asked += 1
-            return 2**40 if self.asked == 1 else 0
+            self.calls += 1
+            return 2**40 if self.calls == 1 else 0
 
     voxels = label_scan((17, 4, 5))
     segmented = segment_volume(

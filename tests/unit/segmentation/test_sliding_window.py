@@ -93,7 +93,7 @@ def dense(image: NDArray[np.float32], network: Network, manifest: Manifest) -> N
 
 
 @given(SHAPES, WINDOWS, OVERLAPS, PLACEMENTS, BLENDINGS)
-def test_an_identity_network_gives_the_image_back(
+def test_an_identity_network_returns_the_image(
     make_manifest: MakeManifest, shape: Shape, window: Shape, overlap: float, placement: str, blending: str
 ) -> None:
     manifest = make_manifest(

@@ -32,7 +32,7 @@ def supervisor() -> Recorder:
 
 @pytest.fixture
 def request_of_a_child(supervisor: Any, monkeypatch: pytest.MonkeyPatch) -> Request:
-    """Celery's request for a job in a child, without Celery's own handling."""
+    """Celery's request for a job in a child, without the handlers of Celery."""
     for name in ("on_failure", "on_timeout"):
         monkeypatch.setattr(Request, name, lambda *_: None)
     request_class = _supervised_request(supervisor)

@@ -46,7 +46,7 @@ def test_muscles_lie_beside_spine_and_hips_and_within_the_wall() -> None:
     assert len(set(grown)) > 4
 
 
-def test_ribs_do_not_fold_however_steep_they_are() -> None:
+def test_ribs_do_not_fold_at_any_slope() -> None:
     angle, z = np.meshgrid(np.linspace(0, 2.7, 50), np.linspace(-230, 112, 400), indexing="ij")
     for slope in (24.0, 42.0, 70.0, 92.4):
         for uppermost in (0.25, 0.6, 0.9):

@@ -30,11 +30,11 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
 
 
 def test_deflated_files_share_one_limit_and_require_memory(tmp_path: Path, read: Read) -> None:
-    asked: list[int] = []
+    required: list[int] = []
     size = 2 * 60 * 50
     stack = regular_stack(np.full((60, 50, 6), -1000, np.int16))
     write_series(tmp_path / "in", stack, syntax=DeflatedExplicitVRLittleEndian)
-    assert read(tmp_path / "in", max_bytes=7 * size, require_memory=asked.append).volume.shape == (60, 50, 6)
-    assert sum(2 * size < each < 3 * size for each in asked) == 12
+    assert read(tmp_path / "in", max_bytes=7 * size, require_memory=required.append).volume.shape == (60, 50, 6)
+    assert sum(2 * size < each < 3 * size for each in required) == 12
     with pytest.raises(InputTooLarge, match="inflates to more"):
         read(tmp_path / "in", max_bytes=6 * size)

@@ -185,7 +185,9 @@ def test_noise_does_not_grow_the_file_beyond_its_bound(manifest: Manifest, modal
     assert len(pictured(Volume(voxels, np.eye(4)), mask, manifest, modality)) < 1_500_000
 
 
-def test_planes_strip_and_legend_have_each_labels_colour(phantom: tuple[Volume, Mask], manifest: Manifest) -> None:
+def test_planes_strip_and_legend_show_the_colour_of_each_label(
+    phantom: tuple[Volume, Mask], manifest: Manifest
+) -> None:
     picture = opened(pictured(*phantom, manifest))
     for left in (AXIAL, CORONAL, SAGITTAL):
         centre_of(panel(picture, left), 0)

@@ -62,7 +62,9 @@ def test_a_constant_scan_has_an_intensity_window(value: float) -> None:
     arrays.arrays(np.intp, arrays.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.integers(0, 2)),
     st.integers(0, 255),
 )
-def test_labels_have_full_outlines_light_fills_and_nothing_around(places: NDArray[np.intp], level: int) -> None:
+def test_labels_have_opaque_outlines_and_light_fills_and_other_pixels_are_unchanged(
+    places: NDArray[np.intp], level: int
+) -> None:
     grey = np.full(places.shape, level, dtype=np.uint8)
     painted = overlay(grey, places, COLOURS)
     padded = np.pad(places, 1, mode="edge")
