@@ -90,7 +90,7 @@ class ServiceError(Exception):
 
 
 class PermanentError(ServiceError):
-    """The same job would fail again, so it is not retried."""
+    """The same job would fail again, so the job is not retried."""
 
 
 class TransientError(ServiceError):

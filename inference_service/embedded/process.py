@@ -51,7 +51,7 @@ class Server:
         folder: The working directory.
         log_path: File to which the server's output is appended.
         environment: The complete environment of the process.
-        account: The user that it runs as; None takes the user of this process.
+        account: The user that the server runs as; None takes the user of this process.
         lock: A file descriptor that the process inherits and keeps open.
         port: The server's port on 127.0.0.1, fixed by the first successful start.
     """

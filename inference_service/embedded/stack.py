@@ -88,12 +88,12 @@ class WorkerProcess:
 
     @property
     def log_path(self) -> Path:
-        """Its log file."""
+        """The worker's log file."""
         return self.folder / f"worker-{self.role}.log"
 
     @property
     def health_path(self) -> Path:
-        """The file that it touches while it consumes its queues."""
+        """The file that the worker touches while it consumes its queues."""
         return self.folder / f"worker-{self.role}.health"
 
     @property

@@ -98,7 +98,7 @@ def _blend_planes(
     """Computes planes of the result as weighted sums of planes.
 
     Args:
-        planes: Planes from the first one that the first band needs; each is requested when it is needed.
+        planes: Planes from the first one that the first band needs; each is requested only when a band needs it.
         bands: Adjoining bands of the matrix, with the weights of a few planes of the result each.
         width: Largest number of neighbouring planes that a band needs.
         blended: The result, written from its first plane on.

@@ -59,7 +59,7 @@ def align_sheared(volume: Volume, shear: Shear, *, background: float) -> Aligned
 
     Args:
         volume: The scan.
-        shear: The shear of its grid; `axes` must be set.
+        shear: The shear of the volume's grid; `axes` must be set.
         background: The value of voxels beside the planes.
     """
     axes = shear.axes

@@ -21,7 +21,7 @@ class AlignedVolume:
         volume: With axes at right angles; wider than the scan, with background beside the slices.
         origins: Shape (slices, 2): index (i, j) in `volume` of the first pixel of each slice.
         slice_shape: Size (i, j) of a slice.
-        axes: For each axis of `volume`, the scan's axis that it is; the last one runs across the slices.
+        axes: For each axis of `volume`, the index of the same axis in the scan; the last one runs across the slices.
     """
 
     volume: Volume

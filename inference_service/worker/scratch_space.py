@@ -22,7 +22,7 @@ class ScratchSpace:
     A lock on a file beside the folder shows that it is in use. The worker and its children hold the lock.
 
     Args:
-        parent: Folder to create it in; None takes the system's folder for temporary files.
+        parent: Folder to create the worker's folder in; None takes the system's folder for temporary files.
     """
 
     def __init__(self, parent: Path | None) -> None:
