@@ -37,19 +37,28 @@ LIMIT_S = 90.0
 WINDOW = 32
 # Every wait of the protocol, short: a dead worker's job is found within LEASE_S + SWEEP_PERIOD_S.
 PERIODS = {
-    "LEASE_S": "3", "SWEEP_PERIOD_S": "0.5", "RETRY_DELAY_S": "0.2", "CPU_STANDBY_S": "3", "SHUTDOWN_GRACE_S": "1",
-    "WORKER_CONCURRENCY": "1", "INTRA_OP_THREADS": "1", "ONNX_PROVIDERS": '["CPUExecutionProvider"]',
-}  # fmt: skip
+    "LEASE_S": "3",
+    "SWEEP_PERIOD_S": "0.5",
+    "RETRY_DELAY_S": "0.2",
+    "CPU_STANDBY_S": "3",
+    "SHUTDOWN_GRACE_S": "1",
+    "WORKER_CONCURRENCY": "1",
+    "INTRA_OP_THREADS": "1",
+    "ONNX_PROVIDERS": '["CPUExecutionProvider"]',
+}
 RESULTS = ("mask.nii.gz", "report.json", "preview.png")
 
 
 def install_model(models: Path, name: str, *, layers: int, width: int = 48, **fields: object) -> None:
     """Installs a model that labels voxels above 0; its convolutions, which change nothing, take their time."""
-    nodes, weights = [], [
-        numpy_helper.from_array(np.array([0.0, 1.0], np.float32).reshape(2, 1, 1, 1, 1), "slope"),
-        numpy_helper.from_array(np.array([0.0, 0.37], np.float32), "offset"),
-        numpy_helper.from_array(np.array(1e-30, np.float32), "nearly_nothing"),
-    ]  # fmt: skip
+    nodes, weights = (
+        [],
+        [
+            numpy_helper.from_array(np.array([0.0, 1.0], np.float32).reshape(2, 1, 1, 1, 1), "slope"),
+            numpy_helper.from_array(np.array([0.0, 0.37], np.float32), "offset"),
+            numpy_helper.from_array(np.array(1e-30, np.float32), "nearly_nothing"),
+        ],
+    )
     nodes.append(helper.make_node("Conv", ["volume", "slope", "offset"], ["decided"], kernel_shape=[1, 1, 1]))
     last = "volume"
     for layer in range(layers):
@@ -57,10 +66,8 @@ def install_model(models: Path, name: str, *, layers: int, width: int = 48, **fi
         shape = (outputs, channels, 3, 3, 3)
         weights.append(numpy_helper.from_array(np.full(shape, 1 / (27 * channels), np.float32), f"weights{layer}"))
         nodes.append(
-            helper.make_node(
-                "Conv", [last, f"weights{layer}"], [f"layer{layer}"], kernel_shape=[3, 3, 3], pads=[1] * 6
-            )
-        )  # fmt: skip
+            helper.make_node("Conv", [last, f"weights{layer}"], [f"layer{layer}"], kernel_shape=[3, 3, 3], pads=[1] * 6)
+        )
         last = f"layer{layer}"
     if layers:
         nodes.append(helper.make_node("Mul", [last, "nearly_nothing"], ["little"]))
@@ -79,12 +86,21 @@ def install_model(models: Path, name: str, *, layers: int, width: int = 48, **fi
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(content)
     plain = {
-        "name": name, "version": "1", "description": "For tests.", "licence": "Apache-2.0", "intended_use": "Tests.",
-        "modality": "CT", "sha256": hashlib.sha256(content).hexdigest(), "orientation": "RAS",
-        "channels": [{"name": "CT", "intensity": {"kind": "none"}}], "spacing_mm": (2.0, 2.0, 2.0),
-        "window": (WINDOW, WINDOW, WINDOW), "overlap": 0.25, "activation": "softmax",
+        "name": name,
+        "version": "1",
+        "description": "For tests.",
+        "licence": "Apache-2.0",
+        "intended_use": "Tests.",
+        "modality": "CT",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "orientation": "RAS",
+        "channels": [{"name": "CT", "intensity": {"kind": "none"}}],
+        "spacing_mm": (2.0, 2.0, 2.0),
+        "window": (WINDOW, WINDOW, WINDOW),
+        "overlap": 0.25,
+        "activation": "softmax",
         "labels": [{"name": "below", "value": 0}, {"name": "above", "value": 1}],
-    }  # fmt: skip
+    }
     manifest = Manifest.model_validate(plain | fields)
     (folder / "manifest.json").write_text(manifest.model_dump_json(exclude_unset=True))
 
@@ -123,10 +139,13 @@ class Service:
         """Submits a job of the scan."""
         return self.client.submit(
             SegmentRequest(
-                input=self.scan, model=model, priority=priority,
-                options=RequestOptions(reuse=reuse), output=OutputReference(),
+                input=self.scan,
+                model=model,
+                priority=priority,
+                options=RequestOptions(reuse=reuse),
+                output=OutputReference(),
             )
-        )  # fmt: skip
+        )
 
     def until(self, job_id: UUID, reached: Callable[[Job], bool]) -> Job:
         """Waits until a job's row says so."""
@@ -169,9 +188,12 @@ class Service:
     def objects(self, job_id: UUID) -> dict[str, bytes]:
         """What lies at a job's place, by name."""
         storage = Minio(
-            self.environment["MINIO_ENDPOINT"], self.environment["MINIO_ACCESS_KEY"],
-            self.environment["MINIO_SECRET_KEY"], secure=False, region=self.environment["MINIO_REGION"],
-        )  # fmt: skip
+            self.environment["MINIO_ENDPOINT"],
+            self.environment["MINIO_ACCESS_KEY"],
+            self.environment["MINIO_SECRET_KEY"],
+            secure=False,
+            region=self.environment["MINIO_REGION"],
+        )
         found = {}
         for item in storage.list_objects("masks", f"{job_id}/", recursive=True):
             name = str(item.object_name)

@@ -93,9 +93,17 @@ class Soak:
         """One fault of any kind, after a while."""
         time.sleep(self._random.uniform(*PAUSE_S))
         faults: list[Callable[[], None]] = [
-            self.kill_child, self.kill_worker, self.stop_and_start, self.freeze_worker, self.restart_redis,
-            self.empty_redis, self.restart_postgres, self.restart_storage, self.deliver_twice, self.cancel,
-        ]  # fmt: skip
+            self.kill_child,
+            self.kill_worker,
+            self.stop_and_start,
+            self.freeze_worker,
+            self.restart_redis,
+            self.empty_redis,
+            self.restart_postgres,
+            self.restart_storage,
+            self.deliver_twice,
+            self.cancel,
+        ]
         fault = self._random.choice(faults)
         # A worker may end, or a server be away, just when it is its turn.
         with suppress(psutil.NoSuchProcess, TransientError, ValueError):
@@ -229,8 +237,10 @@ def report(service: Service, soak: Soak, seconds: float) -> None:
         outside.append(outside_s(job, claimed.timestamp(), changes[-1].at.timestamp()))
         waited.append((changes[-1].at - job.created_at).total_seconds())
     SCREEN.print(f"{len(soak.jobs)} jobs in {seconds:.0f} s: {60 * len(soak.jobs) / seconds:.0f} a minute")
-    SCREEN.print(f"outside the stages, of the attempt that succeeded: median {1e3 * median(outside):.0f} ms, "
-          f"p99 {1e3 * quantiles(outside, n=100)[98]:.0f} ms")  # fmt: skip
+    SCREEN.print(
+        f"outside the stages, of the attempt that succeeded: median {1e3 * median(outside):.0f} ms, "
+        f"p99 {1e3 * quantiles(outside, n=100)[98]:.0f} ms"
+    )
     SCREEN.print(f"created to finished: median {median(waited):.1f} s, longest {max(waited):.1f} s")
     SCREEN.print(
         f"attempts: {dict(sorted(attempts.items()))}; cancelled before their end: {len(soak.jobs) - len(outside)}"

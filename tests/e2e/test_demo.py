@@ -55,9 +55,13 @@ def mark(tmp_path: Path) -> Iterator[str]:
 
 def run_demo(mark: str, *arguments: str | Path, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, "demo", *map(str, arguments)], env={**os.environ, "DEMO_MARK": mark},
-        capture_output=True, text=True, timeout=limit_s, check=False,
-    )  # fmt: skip
+        [*COMMAND, "demo", *map(str, arguments)],
+        env={**os.environ, "DEMO_MARK": mark},
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
 
 
 def assert_found_in_their_ranges(folder: Path, *names: str) -> None:
@@ -144,14 +148,18 @@ def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> Non
     with subprocess.Popen(
         [*COMMAND, "stack", "--data", str(tmp_path / "data")],
         env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
         assert process.stdout is not None
         assert any("press Ctrl-C to stop it" in line for line in process.stdout)
         (worker,) = (
-            child for child in psutil.Process(process.pid).children()
+            child
+            for child in psutil.Process(process.pid).children()
             if child.cmdline()[-3:] == ["worker", "--role", "cpu"]
-        )  # fmt: skip
+        )
         worker.kill()
         assert any("the cpu worker ended and is restarted" in line for line in process.stdout)
         health_path = tmp_path / "data" / "worker-cpu.health"
@@ -187,8 +195,11 @@ def test_the_demo_stops_every_process_that_it_started(
     with subprocess.Popen(
         [*COMMAND, "demo", "--output", str(tmp_path / "out")],
         env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
         assert process.stdout is not None
         assert any(moment in line for line in process.stdout)
         time.sleep(0.3)
@@ -201,9 +212,13 @@ def test_the_demo_stops_every_process_that_it_started(
 
 def run_cli(stack: Stack, *arguments: str | Path, code: int = 0) -> str:
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], env={**os.environ, **stack.environment},
-        capture_output=True, text=True, timeout=LIMIT_S, check=False,
-    )  # fmt: skip
+        [*COMMAND, *map(str, arguments)],
+        env={**os.environ, **stack.environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -23,9 +23,12 @@ def test_a_killed_child_costs_an_attempt(service: Service) -> None:
         os.kill(child_of(worker), signal.SIGKILL)
         service.assert_succeeded(job_id)
     assert service.story(job_id) == [
-        ("queued", 0, None), ("running", 1, None), ("queued", 1, "worker_lost"), ("running", 2, None),
+        ("queued", 0, None),
+        ("running", 1, None),
+        ("queued", 1, "worker_lost"),
+        ("running", 2, None),
         ("succeeded", 2, None),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_failed_gpu_costs_an_attempt_and_the_process_that_used_it(service: Service, tmp_path: Path) -> None:
@@ -46,9 +49,12 @@ if Path({str(fails)!r}).exists():
         service.assert_succeeded(job_id)
         assert child_of(worker) != child
     assert service.story(job_id) == [
-        ("queued", 0, None), ("running", 1, None), ("queued", 1, "worker_lost"), ("running", 2, None),
+        ("queued", 0, None),
+        ("running", 1, None),
+        ("queued", 1, "worker_lost"),
+        ("running", 2, None),
         ("succeeded", 2, None),
-    ]  # fmt: skip
+    ]
     log = worker.log_path.read_text()
     assert "process exits and is replaced: the GPU failed on a window of this model" in log
 

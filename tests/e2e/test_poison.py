@@ -34,13 +34,18 @@ def envelope(content: object, headers: object, **changes: object) -> bytes:
     """What kombu puts on the list."""
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
     properties = {
-        "correlation_id": PATIENT, "delivery_tag": str(uuid4()), "body_encoding": "base64",
+        "correlation_id": PATIENT,
+        "delivery_tag": str(uuid4()),
+        "body_encoding": "base64",
         "delivery_info": {"exchange": "", "routing_key": OVERFLOW_QUEUE},
-    }  # fmt: skip
+    }
     whole = {
-        "body": b64encode(raw).decode(), "content-type": "application/json", "content-encoding": "utf-8",
-        "headers": headers, "properties": properties,
-    }  # fmt: skip
+        "body": b64encode(raw).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": headers,
+        "properties": properties,
+    }
     return json.dumps({**whole, **changes}).encode()
 
 

@@ -177,9 +177,13 @@ def test_a_pickled_message_is_never_opened(stack: Stack, client: Client, scan: P
     headers = {"lang": "py", "task": "inference_service.segment", "id": str(uuid4()), "argsrepr": "", "kwargsrepr": ""}
     with Connection(stack.settings.broker_url) as connection, connection.channel() as channel:
         Producer(channel).publish(
-            pickled, exchange=Exchange(""), routing_key=OVERFLOW_QUEUE, headers=headers,
-            content_type="application/x-python-serialize", content_encoding="binary",
-        )  # fmt: skip
+            pickled,
+            exchange=Exchange(""),
+            routing_key=OVERFLOW_QUEUE,
+            headers=headers,
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+        )
     job = finished(client, client.submit(SegmentRequest(input=client.upload(scan), model="ct-tissue")))
     assert job.state is JobState.SUCCEEDED
     assert not trap.exists()
@@ -249,9 +253,10 @@ def test_a_real_series_through_the_whole_service(
 ) -> None:
     """JPEG 2000 without file extensions, with a SliceThickness that is not the spacing and empty UIDs."""
     request = SegmentRequest(
-        input=client.upload(real_scans / "example_ct_dicom"), model="ct-tissue",
+        input=client.upload(real_scans / "example_ct_dicom"),
+        model="ct-tissue",
         output=OutputReference(formats=("nifti", "dicom-seg")),
-    )  # fmt: skip
+    )
     job = client.wait(client.submit(request))
     assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
     mask_path, _, preview_path, seg_path = client.result(job, tmp_path)

@@ -81,6 +81,9 @@ def test_the_error_for_missing_tables_names_the_remedy(empty_database: Settings)
 
 
 # Statements of the version before revision 0004.
+OLD_CREATE = """
+    INSERT INTO jobs (id, state, request) VALUES (:id, 'queued', :request) ON CONFLICT DO NOTHING RETURNING id
+"""
 OLD_INSERT = """
     INSERT INTO jobs (id, state, request, attempt, excused, queue, dispatched_at, dispatched_to)
     VALUES (:id, :state, '{}', 3, 1, 'overflow', now(), 'run A')
@@ -140,6 +143,19 @@ def queued_job(database: Database) -> UUID:
 def is_unsent(database: Database, job_id: UUID, *, run_id: str) -> bool:
     redis = RedisState(run_id, dict.fromkeys(QUEUES, 1))
     return job_id in {job.id for job in recovery.find_unsent(database, redis, grace_s=30)}
+
+
+def test_a_job_created_and_sent_by_the_old_version_is_claimed_by_the_new_one(database: Database) -> None:
+    job_id = uuid4()
+    request = REQUEST.model_dump_json()
+    assert rows(database, OLD_CREATE, id=job_id, request=request) == [(job_id,)]
+    assert rows(database, OLD_CREATE, id=job_id, request=request) == []
+    assert rows(database, NEW_COLUMNS, id=job_id) == [(0, None)]
+    rows(database, OLD_DISPATCH, id=job_id, run="run A", attempt=0)
+    assert rows(database, NEW_COLUMNS, id=job_id) == [(0, "run A")]
+    claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
+    assert claim is not None
+    assert (claim.attempt, claim.request) == (1, REQUEST.model_dump(mode="json"))
 
 
 def test_a_message_sent_by_either_version_is_known_to_the_other(database: Database, queued_job: UUID) -> None:

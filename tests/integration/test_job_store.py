@@ -1,20 +1,20 @@
 """The life of a job, against a real Postgres."""
 
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import create_engine, func, update
+from sqlalchemy import create_engine
 
 from inference_service.contract.task_message import InputReference, Priority, RequestOptions, SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store, reservations
 from inference_service.jobs.database import Database, connect, database_url
-from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.schema import JobState
 
 REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
 SUCCESS = attempts.Success(
@@ -43,12 +43,6 @@ def claimed(database: Database, job_id: UUID) -> attempts.Claim:
     held = claim(database, job_id)
     assert held is not None
     return held
-
-
-def expire(database: Database, job_id: UUID) -> None:
-    with database.begin() as connection:
-        past = func.now() - timedelta(seconds=1)
-        connection.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=past))
 
 
 def get(database: Database, job_id: UUID) -> job_store.Job:
@@ -126,10 +120,10 @@ def test_a_retry_is_another_attempt(database: Database, job_id: UUID) -> None:
 
 
 def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothing(
-    database: Database, job_id: UUID
+    database: Database, job_id: UUID, expire_lease: Callable[[UUID], None]
 ) -> None:
     old = claimed(database, job_id)
-    expire(database, job_id)
+    expire_lease(job_id)
     new = claimed(database, job_id)
     assert new.attempt == 2
     assert not attempts.renew(database, old, lease_s=30, stage="windows", progress=0.5).held
@@ -140,18 +134,22 @@ def test_an_expired_lease_passes_to_another_attempt_and_the_old_one_writes_nothi
     assert attempts.succeed(database, new, SUCCESS)
 
 
-def test_a_worker_lost_on_the_last_attempt_ends_the_job(database: Database, job_id: UUID) -> None:
+def test_a_worker_lost_on_the_last_attempt_ends_the_job(
+    database: Database, job_id: UUID, expire_lease: Callable[[UUID], None]
+) -> None:
     assert claim(database, job_id, max_attempts=1)
-    expire(database, job_id)
+    expire_lease(job_id)
     assert claim(database, job_id, max_attempts=1) is None
     job = get(database, job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "worker_lost")
     assert history(database, job_id)[-1] == ("running", "failed", 1, "worker_lost")
 
 
-def test_a_renewal_writes_progress_and_extends_the_lease(database: Database, job_id: UUID) -> None:
+def test_a_renewal_writes_progress_and_extends_the_lease(
+    database: Database, job_id: UUID, expire_lease: Callable[[UUID], None]
+) -> None:
     held = claimed(database, job_id)
-    expire(database, job_id)
+    expire_lease(job_id)
     renewal = attempts.renew(database, held, lease_s=30, stage="windows", progress=0.25)
     assert renewal == attempts.Renewal(held=True, cancel_requested=False)
     assert claim(database, job_id) is None
@@ -212,10 +210,12 @@ def test_an_attempt_that_is_not_due_is_not_claimed(database: Database, job_id: U
     assert get(database, job_id).state is JobState.QUEUED
 
 
-def test_an_expired_job_with_a_requested_cancellation_is_cancelled(database: Database, job_id: UUID) -> None:
+def test_an_expired_job_with_a_requested_cancellation_is_cancelled(
+    database: Database, job_id: UUID, expire_lease: Callable[[UUID], None]
+) -> None:
     claimed(database, job_id)
     job_store.cancel(database, job_id)
-    expire(database, job_id)
+    expire_lease(job_id)
     assert claim(database, job_id) is None
     assert get(database, job_id).state is JobState.CANCELLED
 

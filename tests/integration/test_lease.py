@@ -4,35 +4,44 @@ import gc
 import time
 import weakref
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import select
 
 from inference_service.core.errors import JobCancelled, ServiceError, TimeLimit
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
 from inference_service.jobs.lease import Lease, LeaseLost
+from inference_service.jobs.schema import JobRow
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
+LEASE_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def frequent_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_service.jobs.lease._RENEWAL_INTERVAL_S", 0.1)
 
 
 @pytest.fixture
 def claim(database: Database) -> attempts.Claim:
     job_id = uuid4()
     job_store.create(database, job_id, None)
-    held = attempts.claim(database, job_id, worker="w", lease_s=0.6, max_attempts=3)
+    held = attempts.claim(database, job_id, worker="w", lease_s=LEASE_S, max_attempts=3)
     assert held is not None
     return held
 
 
 def held(database: Database, claim: attempts.Claim, **changes: Any) -> Lease:
-    """A lease that must not kill its process."""
+    """Returns a lease that must not kill its process."""
 
     def unexpected(*_: object) -> None:
         raise AssertionError("the process must not be killed")
 
-    options: dict[str, Any] = {"lease_s": 0.6, "time_limit_s": 60.0, "before_kill": unexpected, "kill": unexpected}
+    options: dict[str, Any] = {"lease_s": LEASE_S, "time_limit_s": 60.0, "before_kill": unexpected, "kill": unexpected}
     return Lease(database, claim, **options | changes)
 
 
@@ -51,12 +60,22 @@ def raises(kind: type[Exception], lease: Lease) -> bool:
     return False
 
 
-def test_a_kept_lease_outlives_its_length(database: Database, claim: attempts.Claim) -> None:
+def test_a_lease_is_renewed_until_it_is_released(
+    database: Database, claim: attempts.Claim, expire_lease: Callable[[UUID], None]
+) -> None:
+    def expires_at() -> datetime:
+        with database.read() as connection:
+            return connection.execute(select(JobRow.lease_expires_at).where(JobRow.id == claim.job_id)).scalar_one()
+
+    def claim_again() -> attempts.Claim | None:
+        return attempts.claim(database, claim.job_id, worker="other", lease_s=LEASE_S, max_attempts=3)
+
+    first = expires_at()
     with held(database, claim):
-        time.sleep(1.2)
-        assert attempts.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is None
-    time.sleep(0.7)
-    assert attempts.claim(database, claim.job_id, worker="other", lease_s=1, max_attempts=3) is not None
+        wait_for(lambda: expires_at() > first)
+        assert claim_again() is None
+    expire_lease(claim.job_id)
+    assert claim_again() is not None
 
 
 def test_progress_reaches_the_row(database: Database, claim: attempts.Claim) -> None:

@@ -78,15 +78,22 @@ def model(tmp_path: Path, request: pytest.FixtureRequest) -> Model:
     (folder / "model.onnx").write_bytes(content)
     manifest = Manifest.model_validate(
         {
-            "name": "convolutions", "version": "1", "description": "Labels for tests.", "licence": "Apache-2.0",
-            "intended_use": "Tests.", "modality": "CT",
+            "name": "convolutions",
+            "version": "1",
+            "description": "Labels for tests.",
+            "licence": "Apache-2.0",
+            "intended_use": "Tests.",
+            "modality": "CT",
             "sha256": hashlib.sha256(content).hexdigest(),
             "channels": [{"name": "CT", "intensity": {"kind": "z_score"}}],
-            "orientation": "RAS", "spacing_mm": (1.5, 1.5, 1.5), "window": WINDOW, "activation": "softmax",
+            "orientation": "RAS",
+            "spacing_mm": (1.5, 1.5, 1.5),
+            "window": WINDOW,
+            "activation": "softmax",
             "labels": [{"name": f"label {value}", "value": value} for value in range(LABELS)],
             "precisions": ["fp32", "bf16"],
         }
-    )  # fmt: skip
+    )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return Model(manifest, folder)
 

@@ -28,8 +28,11 @@ def test_a_worker_that_does_not_stop_is_killed(
     watching = Supervisor(
         settings.model_copy(update={"shutdown_grace_s": 0.0, "sweep_period_s": 0.1}),
         WorkerIdentity("hanging", Role.CPU, 1, ["CPUExecutionProvider"]),
-        scratch_space, consumed_queues=lambda: ["overflow"], messages_taken=lambda: None, kill=killed.set,
-    )  # fmt: skip
+        scratch_space,
+        consumed_queues=lambda: ["overflow"],
+        messages_taken=lambda: None,
+        kill=killed.set,
+    )
     watching.start()
     assert not killed.wait(1.0)
     watching.begin_shutdown()

@@ -92,17 +92,21 @@ def test_all_three_servers_are_reached(behind_tls: dict[str, object]) -> None:
     assert not Storage(settings).exists("volumes", "no/such")
 
 
-@pytest.mark.parametrize("authority", ["another", "none"])
-def test_an_untrusted_certificate_is_refused(behind_tls: dict[str, object], authority: str, tmp_path: Path) -> None:
-    trustme.CA().cert_pem.write_to_path(tmp_path / "another.pem")
-    trusted = tmp_path / "another.pem" if authority == "another" else None
-    settings = Settings.model_validate({**behind_tls, "tls_ca_path": trusted})
+def assert_all_three_servers_are_refused(settings: Settings) -> None:
     with pytest.raises(QueueUnavailable):
         fetch_redis_state(make_app(settings))
     with pytest.raises(DatabaseUnavailable):
         job_store.get(connect(settings), uuid4())
     with pytest.raises(StorageUnavailable):
         Storage(settings).exists("volumes", "no/such")
+
+
+@pytest.mark.parametrize("authority", ["another", "none"])
+def test_an_untrusted_certificate_is_refused(behind_tls: dict[str, object], authority: str, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "another.pem")
+    trusted = tmp_path / "another.pem" if authority == "another" else None
+    settings = Settings.model_validate({**behind_tls, "tls_ca_path": trusted})
+    assert_all_three_servers_are_refused(settings)
 
 
 def test_a_certificate_for_another_name_is_refused(behind_tls: dict[str, object]) -> None:
@@ -114,9 +118,4 @@ def test_a_certificate_for_another_name_is_refused(behind_tls: dict[str, object]
             "minio_endpoint": str(behind_tls["minio_endpoint"]).replace("127.0.0.1", "localhost"),
         }
     )
-    with pytest.raises(QueueUnavailable):
-        fetch_redis_state(make_app(settings))
-    with pytest.raises(DatabaseUnavailable):
-        job_store.get(connect(settings), uuid4())
-    with pytest.raises(StorageUnavailable):
-        Storage(settings).exists("volumes", "no/such")
+    assert_all_three_servers_are_refused(settings)
