@@ -1,7 +1,8 @@
-"""What the tests by killing things share: a service whose parts can be killed, and a model slow enough to be hit."""
+"""Shared by the fault tests: a service whose parts can be killed, and jobs that can be held in the middle."""
 
 import gzip
 import hashlib
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
 from textwrap import indent
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
 import psutil
@@ -35,7 +36,7 @@ from inference_service.jobs.schema import FINAL_STATES, JobState
 
 LIMIT_S = 90.0
 WINDOW = 32
-# Every wait of the protocol, short: a dead worker's job is found within LEASE_S + SWEEP_PERIOD_S.
+# Short periods, so that a dead worker's job is requeued within LEASE_S + SWEEP_PERIOD_S.
 PERIODS = {
     "LEASE_S": "3",
     "SWEEP_PERIOD_S": "0.5",
@@ -47,22 +48,33 @@ PERIODS = {
     "ONNX_PROVIDERS": '["CPUExecutionProvider"]',
 }
 RESULTS = ("mask.nii.gz", "report.json", "preview.png")
+# A held job stops before this window, so that its progress is above that of its start.
+HELD_WINDOW = 5
+HOLD = """
+job_id = _job_id.get()
+started = time.monotonic()
+windows[job_id] = windows.get(job_id, 0) + 1
+path = Path({folder!r}, job_id)
+while windows[job_id] >= {window} and path.exists():
+    with suppress(FileNotFoundError):
+        if time.monotonic() - started >= float(path.read_text()):
+            break
+    time.sleep(0.02)
+"""
 
 
 def install_model(models: Path, name: str, *, layers: int, width: int = 48, **fields: object) -> None:
-    """Installs a model that labels voxels above 0; its convolutions, which change nothing, take their time."""
-    nodes, weights = (
-        [],
-        [
-            numpy_helper.from_array(np.array([0.0, 1.0], np.float32).reshape(2, 1, 1, 1, 1), "slope"),
-            numpy_helper.from_array(np.array([0.0, 0.37], np.float32), "offset"),
-            numpy_helper.from_array(np.array(1e-30, np.float32), "nearly_nothing"),
-        ],
-    )
-    nodes.append(helper.make_node("Conv", ["volume", "slope", "offset"], ["decided"], kernel_shape=[1, 1, 1]))
+    """Installs a model that labels voxels above 0; convolutions that do not change the result make it slow."""
+    weights = [
+        numpy_helper.from_array(np.array([0.0, 1.0], np.float32).reshape(2, 1, 1, 1, 1), "slope"),
+        numpy_helper.from_array(np.array([0.0, 0.37], np.float32), "offset"),
+        numpy_helper.from_array(np.array(1e-30, np.float32), "nearly_zero"),
+    ]
+    nodes = [helper.make_node("Conv", ["volume", "slope", "offset"], ["decided"], kernel_shape=[1, 1, 1])]
     last = "volume"
     for layer in range(layers):
-        channels, outputs = 1 if layer == 0 else width, 2 if layer == layers - 1 else width
+        channels = 1 if layer == 0 else width
+        outputs = 2 if layer == layers - 1 else width
         shape = (outputs, channels, 3, 3, 3)
         weights.append(numpy_helper.from_array(np.full(shape, 1 / (27 * channels), np.float32), f"weights{layer}"))
         nodes.append(
@@ -70,7 +82,7 @@ def install_model(models: Path, name: str, *, layers: int, width: int = 48, **fi
         )
         last = f"layer{layer}"
     if layers:
-        nodes.append(helper.make_node("Mul", [last, "nearly_nothing"], ["little"]))
+        nodes.append(helper.make_node("Mul", [last, "nearly_zero"], ["little"]))
         nodes.append(helper.make_node("Add", ["decided", "little"], ["logits"]))
     else:
         nodes.append(helper.make_node("Identity", ["decided"], ["logits"]))
@@ -112,10 +124,10 @@ class Service:
     Attributes:
         servers: The servers.
         client: An upstream.
-        environment: What workers get.
-        folder: For logs.
-        scan: Uploaded.
-        mask: Its mask by the slow model, undisturbed and unpacked.
+        environment: Environment of the workers.
+        folder: Folder of the workers' logs and temporary files.
+        scan: An uploaded scan.
+        mask: The unpacked mask that an undisturbed run of the slow model gives for it.
     """
 
     servers: Servers
@@ -128,27 +140,51 @@ class Service:
 
     @contextmanager
     def worker(self, role: str = "cpu", **environment: str) -> Iterator[WorkerProcess]:
-        """A worker that is ready; killed where it does not end by itself."""
+        """Starts a worker, waits until it is ready, and stops it when the block ends."""
         folder = self.folder / f"worker-{next(self._numbers)}"
         folder.mkdir()
         with start_worker(role, {**self.environment, **environment}, folder=folder) as worker:
             worker.wait_until_ready()
             yield worker
 
-    def submit(self, model: str = "slow", *, priority: Priority = Priority.ROUTINE, reuse: bool = False) -> UUID:
-        """Submits a job of the scan."""
-        return self.client.submit(
-            SegmentRequest(
-                input=self.scan,
-                model=model,
-                priority=priority,
-                options=RequestOptions(reuse=reuse),
-                output=OutputReference(),
-            )
+    def submit(
+        self,
+        model: str = "slow",
+        *,
+        priority: Priority = Priority.ROUTINE,
+        reuse: bool = False,
+        window_s: float = 0.0,
+    ) -> UUID:
+        """Submits a job for the scan.
+
+        Args:
+            model: Name of the model.
+            priority: The job's priority.
+            reuse: Whether the result of an earlier job may be reused.
+            window_s: Least time of each window, beginning in the middle of the job. Infinity holds the job there.
+        """
+        job_id = uuid4()
+        if window_s:
+            (self.folder / "holds" / str(job_id)).write_text(str(window_s))
+        request = SegmentRequest(
+            input=self.scan,
+            model=model,
+            priority=priority,
+            options=RequestOptions(reuse=reuse),
+            output=OutputReference(),
         )
+        return self.client.submit(request, job_id=job_id)
+
+    def submit_held(self, *, priority: Priority = Priority.ROUTINE) -> UUID:
+        """Submits a job whose attempts stop in the middle of their windows until it is released."""
+        return self.submit(priority=priority, window_s=math.inf)
+
+    def release(self, job_id: UUID) -> None:
+        """Lets a held job go on."""
+        (self.folder / "holds" / str(job_id)).unlink()
 
     def until(self, job_id: UUID, reached: Callable[[Job], bool]) -> Job:
-        """Waits until a job's row says so."""
+        """Waits until `reached` is true of an unfinished or finished job."""
         deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             job = self.client.status(job_id)
@@ -157,13 +193,11 @@ class Service:
                 return job
             assert not job.finished, f"{job.state} {job.error_code}: {job.error_message}"
             time.sleep(0.05)
-        raise AssertionError(f"job {job_id} never got there: {job}")
+        raise AssertionError(f"the job did not reach the state in time: {job}")
 
     def half_done(self, job_id: UUID, *, attempt: int = 1) -> Job:
-        """Waits until a job is in the middle of its windows."""
-        return self.until(
-            job_id, lambda job: job.attempt == attempt and job.stage in ("windows", "network") and job.progress > 0.15
-        )
+        """Waits until a held or slowed job is in the middle of its windows."""
+        return self.until(job_id, lambda job: job.attempt == attempt and job.stage == "windows" and job.progress > 0.15)
 
     def finished(self, job_id: UUID) -> Job:
         """Waits until a job is finished."""
@@ -171,13 +205,18 @@ class Service:
 
     def until_queues(self, worker: WorkerProcess, queues: list[str]) -> None:
         """Waits until a worker consumes exactly these queues."""
-        deadline = time.monotonic() + LIMIT_S
-        while time.monotonic() < deadline:
-            for known in self.client.workers():
-                if f"-{worker.pid}-" in known.name and known.queues == queues:
-                    return
-            time.sleep(0.1)
-        raise AssertionError(self.client.workers())
+        wait_for(
+            lambda: any(f"-{worker.pid}-" in known.name and known.queues == queues for known in self.client.workers()),
+            self.client.workers,
+        )
+
+    def until_results_written(self, job_id: UUID) -> None:
+        """Waits until a job has written its results to its worker's disk, and stores them next."""
+        wait_for(lambda: any(self.folder.glob(f"inference-service-worker-*/{job_id}-*/**/{RESULTS[0]}")))
+
+    def has_temporary_files(self) -> bool:
+        """Tells whether a worker has a temporary file of a job."""
+        return any(self.folder.glob("inference-service-worker-*/*"))
 
     def cancel_all(self) -> None:
         """Cancels every unfinished job, so that a failed test leaves the next one's workers free."""
@@ -186,7 +225,7 @@ class Service:
                 self.client.cancel(job.id)
 
     def objects(self, job_id: UUID) -> dict[str, bytes]:
-        """What lies at a job's place, by name."""
+        """Returns the objects under a job's prefix, by name."""
         storage = Minio(
             self.environment["MINIO_ENDPOINT"],
             self.environment["MINIO_ACCESS_KEY"],
@@ -202,38 +241,37 @@ class Service:
             response.close()
         return found
 
-    def story(self, job_id: UUID) -> list[tuple[str, int, str | None]]:
-        """State, attempt and detail of each transition, after a look whether they can be true."""
-        told = self.client.transitions(job_id)
-        assert [change.from_state for change in told] == [None, *(change.to_state for change in told[:-1])]
-        assert all(earlier.at <= later.at for earlier, later in pairwise(told))
-        assert [change.to_state for change in told if JobState(change.to_state) in FINAL_STATES] == [told[-1].to_state]
-        attempts = [change.attempt for change in told if change.to_state == JobState.RUNNING]
+    def transitions(self, job_id: UUID) -> list[tuple[str, int, str | None]]:
+        """Returns state, attempt and detail of each transition, after they are checked for consistency."""
+        changes = self.client.transitions(job_id)
+        assert [change.from_state for change in changes] == [None, *(change.to_state for change in changes[:-1])]
+        assert all(earlier.at <= later.at for earlier, later in pairwise(changes))
+        assert [change.to_state for change in changes if JobState(change.to_state) in FINAL_STATES] == [
+            changes[-1].to_state
+        ]
+        attempts = [change.attempt for change in changes if change.to_state == JobState.RUNNING]
         assert attempts == list(range(1, len(attempts) + 1))
-        return [(change.to_state, change.attempt, change.detail) for change in told]
+        return [(change.to_state, change.attempt, change.detail) for change in changes]
 
     def assert_succeeded(self, *job_ids: UUID) -> None:
-        """Each job has one good end, and exactly the objects of an undisturbed run."""
+        """Checks that each job succeeded once, and has exactly the objects of an undisturbed run."""
         for job_id in job_ids:
             job = self.finished(job_id)
             assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
-            assert self.story(job_id)[-1][0] == JobState.SUCCEEDED
+            assert self.transitions(job_id)[-1][0] == JobState.SUCCEEDED
             objects = self.objects(job_id)
             assert sorted(objects) == sorted(RESULTS)
             assert gzip.decompress(objects["mask.nii.gz"]) == self.mask
 
     def assert_ended(self, job_id: UUID, state: JobState, code: str) -> None:
-        """A job has one end, with a code, and no object."""
+        """Checks that a job ended once, with this code, and has no object."""
         job = self.finished(job_id)
         assert (job.state, job.error_code) == (state, code)
-        assert self.story(job_id)[-1][0] == state
-        deadline = time.monotonic() + LIMIT_S
-        while self.objects(job_id) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert self.objects(job_id) == {}
+        assert self.transitions(job_id)[-1][0] == state
+        wait_for(lambda: self.objects(job_id) == {})
 
     def lose_redis_data(self) -> None:
-        """Redis crashes and comes back with nothing."""
+        """Kills Redis and starts it without its data."""
         self.servers.redis.kill()
         for path in self.servers.redis.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -241,24 +279,28 @@ class Service:
 
 
 def before_each_window(folder: Path, code: str) -> dict[str, str]:
-    """What has workers run some code before each window of any network, as environment variables.
+    """Returns environment variables that make workers run code before each window of any network.
 
     Args:
-        folder: For the file that each of a worker's Python processes reads at its start.
+        folder: Folder for the module that each Python process of a worker imports at its start.
         code: Lines of Python.
     """
     (folder / "sitecustomize.py").write_text(
         f"""
 import time
+from contextlib import suppress
 from pathlib import Path
 from inference_service.engine import session
 from inference_service.core.errors import GpuFailed
+from inference_service.core.log_config import _job_id
 
-def run(self, windows):
+windows = {{}}
+
+def run(self, given):
 {indent(code, "    ")}
-    return running(self, windows)
+    return run_network(self, given)
 
-running = session.Session.run
+run_network = session.Session.run
 session.Session.run = run
 """
     )
@@ -266,40 +308,74 @@ session.Session.run = run
 
 
 def child_of(worker: WorkerProcess) -> int:
-    """The process that runs a worker's jobs."""
+    """Returns the id of the process that runs a worker's jobs."""
     (child,) = psutil.Process(worker.pid).children()
     return child.pid
 
 
 def kill(worker: WorkerProcess) -> None:
-    """Kills a worker with all its processes, as a machine's end would."""
+    """Kills all processes of a worker at once, like a power failure."""
     for process in (*psutil.Process(worker.pid).children(recursive=True), psutil.Process(worker.pid)):
         os.kill(process.pid, signal.SIGKILL)
 
 
-def freeze(worker: WorkerProcess, *, thaw: bool = False) -> None:
-    """Stops all of a worker's processes, or lets them go on."""
+def freeze(worker: WorkerProcess) -> None:
+    """Suspends all processes of a worker."""
     for process in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)):
-        process.resume() if thaw else process.suspend()
+        process.suspend()
+
+
+def resume(worker: WorkerProcess) -> None:
+    """Resumes all processes of a frozen worker."""
+    for process in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)):
+        process.resume()
 
 
 def until_log_says(worker: WorkerProcess, *texts: str) -> None:
     """Waits until a worker's log contains one of these texts."""
+    wait_for(lambda: any(text in worker.log_path.read_text() for text in texts), worker.log_path.read_text)
+
+
+def wait_for(condition: Callable[[], bool], describe: Callable[[], object] = lambda: "not reached in time") -> None:
+    """Waits until a condition is true.
+
+    Args:
+        condition: Asked every tenth of a second.
+        describe: Gives the message of the failure.
+    """
     deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        if any(text in worker.log_path.read_text() for text in texts):
-            return
+    while not condition():
+        assert time.monotonic() < deadline, describe()
         time.sleep(0.1)
-    raise AssertionError(worker.log_path.read_text())
+
+
+def has_waiting_request(pid: int, port: int) -> bool:
+    """Tells whether a process has sent a request that the suspended server on a local port has not read."""
+    own_ports = {each.laddr.port for each in psutil.Process(pid).net_connections("tcp4")}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        local_port = int(local.rpartition(":")[2], 16)
+        remote_port = int(remote.rpartition(":")[2], 16)
+        if local_port == port and remote_port in own_ports and int(queues.rpartition(":")[2], 16) > 0:
+            return True
+    return False
 
 
 @contextmanager
-def start_service(servers: Servers, folder: Path, scan: Path, *, slow_layers: int = 6) -> Iterator[Service]:
-    """The service without a worker, on servers of its own, whose parts can be killed."""
+def start_service(servers: Servers, folder: Path, scan: Path) -> Iterator[Service]:
+    """Starts the service without a worker on these servers, which it may kill."""
     models = folder / "models"
-    install_model(models, "slow", layers=slow_layers)
+    install_model(models, "slow", layers=2)
     install_model(models, "quick", layers=0)
-    environment = {**servers.environment, **PERIODS, "MODELS_PATH": str(models), "TMPDIR": str(folder)}
+    holds = folder / "holds"
+    holds.mkdir()
+    environment = {
+        **servers.environment,
+        **PERIODS,
+        **before_each_window(folder, HOLD.format(folder=str(holds), window=HELD_WINDOW)),
+        "MODELS_PATH": str(models),
+        "TMPDIR": str(folder),
+    }
     with ExitStack() as stack:
         client = stack.enter_context(Client(settings_for(servers.environment)))
         service = Service(servers, client, environment, folder, client.upload(scan))

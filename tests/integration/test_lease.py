@@ -65,7 +65,9 @@ def test_a_lease_is_renewed_until_it_is_released(
 ) -> None:
     def expires_at() -> datetime:
         with database.read() as connection:
-            return connection.execute(select(JobRow.lease_expires_at).where(JobRow.id == claim.job_id)).scalar_one()
+            found = connection.execute(select(JobRow.lease_expires_at).where(JobRow.id == claim.job_id)).scalar_one()
+        assert found is not None
+        return found
 
     def claim_again() -> attempts.Claim | None:
         return attempts.claim(database, claim.job_id, worker="other", lease_s=LEASE_S, max_attempts=3)
