@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment and the real servers, started once."""
+"""Shared by all tests: a clean environment, and the real servers, started once."""
 
 import signal
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ REAL_SCANS = REPOSITORY.parent / "shared" / "data" / "totalsegmentator"
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """Nothing of the developer's own configuration reaches the tests."""
-    # A shell that runs them in the background ignores Ctrl-C, and so would all that they start.
+    """Keeps the developer's own configuration from the tests."""
+    # A process that a shell runs in the background ignores SIGINT, and so do its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
@@ -48,5 +48,5 @@ def settings(servers: Servers) -> Settings:
 def real_scans() -> Path:
     """The folder of real CTs, which lies outside the repository."""
     if not REAL_SCANS.is_dir():
-        pytest.skip(f"the real CTs are not here: {REAL_SCANS}")
+        pytest.skip(f"real CT data not found: {REAL_SCANS}")
     return REAL_SCANS

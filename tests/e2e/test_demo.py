@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +14,13 @@ import numpy as np
 import psutil
 import pytest
 from dicom_files import affine_of, regular_stack, write_series
+from faults import wait_for
 
 from inference_service.embedded.stack import Stack
 
 LIMIT_S = 100.0
 COMMAND = [sys.executable, "-m", "inference_service"]
-# The usual ranges of mean HU of what the model's labels are called.
+# Typical ranges of mean HU of the tissue that each label of the model names.
 USUAL_HU = {
     "lung_left": (-940, -600),
     "lung_right": (-940, -600),
@@ -47,10 +47,7 @@ def mark(tmp_path: Path) -> Iterator[str]:
     """Marks the processes of one test, and checks that none is left after it."""
     mark = str(tmp_path)
     yield mark
-    deadline = time.monotonic() + 10
-    while left := started_by(mark):
-        assert time.monotonic() < deadline, f"left running: {[process.cmdline() for process in left]}"
-        time.sleep(0.1)
+    wait_for(lambda: not started_by(mark), lambda: f"still running: {[each.cmdline() for each in started_by(mark)]}")
 
 
 def run_demo(mark: str, *arguments: str | Path, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
@@ -66,9 +63,8 @@ def run_demo(mark: str, *arguments: str | Path, limit_s: float = LIMIT_S) -> sub
 
 def assert_found_in_their_ranges(folder: Path, *names: str) -> None:
     """Checks that each of these labels is present and covers voxels of its typical HU."""
-    mask, image = (
-        np.asarray(nibabel.Nifti1Image.from_filename(folder / name).dataobj) for name in ("mask.nii.gz", "input.nii.gz")
-    )
+    mask = np.asarray(nibabel.Nifti1Image.from_filename(folder / "mask.nii.gz").dataobj)
+    image = np.asarray(nibabel.Nifti1Image.from_filename(folder / "input.nii.gz").dataobj)
     labels = {label["name"]: label for label in json.loads((folder / "report.json").read_bytes())["labels"]}
     for name in names:
         assert labels[name]["volume_ml"] > 10, name
@@ -79,13 +75,13 @@ def assert_found_in_their_ranges(folder: Path, *names: str) -> None:
 
 
 def assert_same_grid(mask_path: Path, scan_path: Path) -> None:
-    mask, scan = nibabel.Nifti1Image.from_filename(mask_path), nibabel.Nifti1Image.from_filename(scan_path)
+    mask = nibabel.Nifti1Image.from_filename(mask_path)
+    scan = nibabel.Nifti1Image.from_filename(scan_path)
     assert mask.shape == scan.shape
     np.testing.assert_array_equal(mask.affine, scan.affine)
     for kind in ("sform", "qform"):
-        (mask_form, mask_code), (form, code) = (
-            getattr(image.header, f"get_{kind}")(coded=True) for image in (mask, scan)
-        )
+        mask_form, mask_code = getattr(mask.header, f"get_{kind}")(coded=True)
+        form, code = getattr(scan.header, f"get_{kind}")(coded=True)
         assert mask_code == code
         np.testing.assert_array_equal(mask_form, form)
 
@@ -144,15 +140,20 @@ def test_a_missing_file_ends_the_demo_before_anything_starts(mark: str, tmp_path
     assert "error: input_not_found:" in done.stderr
 
 
-def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "stack", "--data", str(tmp_path / "data")],
+def start(mark: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Starts a command of the service; its output can be read line by line."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
         env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    ) as process:
+    )
+
+
+def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> None:
+    with start(mark, "stack", "--data", tmp_path / "data") as process:
         assert process.stdout is not None
         assert any("press Ctrl-C to stop it" in line for line in process.stdout)
         (worker,) = (
@@ -163,10 +164,7 @@ def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> Non
         worker.kill()
         assert any("the cpu worker ended and is restarted" in line for line in process.stdout)
         health_path = tmp_path / "data" / "worker-cpu.health"
-        deadline = time.monotonic() + 60
-        while not health_path.exists():
-            assert time.monotonic() < deadline, "no other worker came up"
-            time.sleep(0.1)
+        wait_for(health_path.exists)
         process.terminate()
         assert "Traceback" not in process.stdout.read()
     assert process.returncode == 128 + signal.SIGTERM
@@ -192,17 +190,10 @@ def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> Non
 def test_the_demo_stops_every_process_that_it_started(
     mark: str, tmp_path: Path, moment: str, sent: signal.Signals
 ) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "demo", "--output", str(tmp_path / "out")],
-        env={**os.environ, "DEMO_MARK": mark, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with start(mark, "demo", "--output", tmp_path / "out") as process:
         assert process.stdout is not None
         assert any(moment in line for line in process.stdout)
-        time.sleep(0.3)
+        wait_for(lambda: bool(psutil.Process(process.pid).children()))
         process.send_signal(sent)
         rest = process.stdout.read()
     assert process.returncode != 0
@@ -293,8 +284,7 @@ def test_health_follows_the_workers_heartbeat(stack: Stack, tmp_path: Path) -> N
     with_path = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(health_path)}, [])
     assert "consumes" in run_cli(with_path, "health", "--within", "10")
     before = health_path.stat().st_mtime
-    time.sleep(3)
-    assert health_path.stat().st_mtime > before
+    wait_for(lambda: health_path.stat().st_mtime > before)
     without = Stack(stack.settings, {**stack.environment, "HEALTH_PATH": str(tmp_path / "none")}, [])
     assert "no heartbeat within 30 s" in run_cli(without, "health", code=4)
 

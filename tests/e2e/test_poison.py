@@ -1,4 +1,4 @@
-"""Messages that break the contract, or are none: each fails alone, and no worker notices more than a line of log."""
+"""Malformed messages: each fails alone or is dropped with one line of log, and the workers go on."""
 
 import json
 import time
@@ -31,7 +31,7 @@ Poison = Callable[[str], bytes]
 
 
 def envelope(content: object, headers: object, **changes: object) -> bytes:
-    """What kombu puts on the list."""
+    """Returns a message as kombu stores it in Redis."""
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
     properties = {
         "correlation_id": PATIENT,
@@ -66,7 +66,7 @@ def without(job_id: str, name: str) -> dict[str, object]:
     return {key: value for key, value in headers(job_id).items() if key != name}
 
 
-# What can be told to belong to a job: its row says bad_request.
+# Messages that name their job, which fails as bad_request.
 REFUSED: dict[str, Poison] = {
     "no header id": lambda job_id: envelope(arguments(job_id), without(job_id, "id")),
     "nested 900 deep": lambda job_id: envelope(nested(job_id, 900), headers(job_id)),
@@ -90,7 +90,7 @@ REFUSED: dict[str, Poison] = {
     ),
 }
 
-# What can only be dropped.
+# Messages without a job, which are dropped.
 DROPPED: dict[str, Poison] = {
     "no JSON": lambda job_id: PATIENT.encode(),
     "no text": lambda job_id: b"\xff\xfe" + PATIENT.encode(),
@@ -128,7 +128,7 @@ def queue(stack: Stack) -> Iterator[Redis]:
 
 @pytest.fixture
 def unharmed(stack: Stack, client: Client, scan: Path) -> Iterator[None]:
-    """Afterwards a good job succeeds in the same processes, and nothing of a patient is in the logs."""
+    """Checks after the test that a good job succeeds in the same processes, and that no log names the patient."""
     before = processes()
     assert len(before) >= len(stack.workers)
     yield
@@ -143,10 +143,10 @@ def unharmed(stack: Stack, client: Client, scan: Path) -> Iterator[None]:
 
 
 def processes() -> set[tuple[int, float]]:
-    """The workers and their children, told apart from later ones with the same process id."""
+    """Returns the ids and start times of the workers' processes; a later process may have the same id."""
     workers = set()
     for one in psutil.Process().children(recursive=True):
-        # Processes of the servers come and go meanwhile.
+        # A server's process may end meanwhile.
         with suppress(psutil.Error):
             if {"worker", "--role"} <= set(one.cmdline()):
                 workers.add((one.pid, one.create_time()))
@@ -173,7 +173,7 @@ def test_a_bad_message_of_a_job_fails_that_job(queue: Redis, client: Client, nam
 
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("name", DROPPED)
-def test_what_belongs_to_no_job_is_dropped(queue: Redis, client: Client, stack: Stack, name: str) -> None:
+def test_a_message_without_a_job_is_dropped(queue: Redis, client: Client, stack: Stack, name: str) -> None:
     job_id = uuid4()
     before = dropped(stack)
     queue.lpush(OVERFLOW_QUEUE, *[DROPPED[name](str(job_id)) for _ in range(COPIES)])

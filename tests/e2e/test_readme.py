@@ -1,4 +1,4 @@
-"""What the README shows under "Enqueue a job" is run, word for word."""
+"""Runs the examples of the README's section "Enqueue a job" verbatim."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, scan: Path, stack: Stack) -> Path:
-    """A working directory as the README supposes it: ct.nii.gz there, and volumes/ct/1.nii.gz in the storage."""
+    """A working directory with the files that the README expects; volumes/ct/1.nii.gz is in the storage."""
     shutil.copyfile(scan, tmp_path / "ct.nii.gz")
     reference = InputReference(bucket="volumes", key="ct/1.nii.gz")
     Storage(stack.settings).store("volumes", reference.key, scan, content_type="application/gzip")

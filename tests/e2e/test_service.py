@@ -32,7 +32,8 @@ import json, sys
 from celery import Celery
 
 assert not any(name.startswith("inference_service") for name in sys.modules)
-job_id, request = sys.argv[2], json.loads(sys.argv[3])
+job_id = sys.argv[2]
+request = json.loads(sys.argv[3])
 queue = {"urgent": "priority", "routine": "overflow"}[request["priority"]] if "priority" in request else "overflow"
 Celery(broker=sys.argv[1]).send_task(
     "inference_service.segment", kwargs={"job_id": job_id, "request": request}, task_id=job_id, queue=queue
@@ -74,7 +75,8 @@ def test_a_job_comes_back_as_a_mask_on_the_scans_grid(
     ]
     mask_path, report_path, preview_path = client.result(job, tmp_path)
     assert preview_path.read_bytes().startswith(b"\x89PNG")
-    mask, image = nibabel.Nifti1Image.from_filename(mask_path), nibabel.Nifti1Image.from_filename(scan)
+    mask = nibabel.Nifti1Image.from_filename(mask_path)
+    image = nibabel.Nifti1Image.from_filename(scan)
     assert mask.shape == image.shape
     for field in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "quatern_b", "qoffset_x"):
         np.testing.assert_array_equal(mask.header[field], image.header[field], err_msg=field)
@@ -162,7 +164,7 @@ def test_a_bad_request_fails_with_its_code(
 
 
 def assert_refused(stack: Stack, client: Client, job: Job, code: str) -> None:
-    """The job failed on its first attempt, with a sentence, and left no object."""
+    """Checks that the job failed on its first attempt, with a message, and left no object."""
     assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, code, 1)
     assert job.error_message
     assert job.result is None
@@ -241,7 +243,8 @@ def test_a_real_scan_through_the_whole_service(
     job = client.wait(client.submit(SegmentRequest(input=client.upload(real_scans / name), model="ct-tissue")))
     assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
     mask_path, report_path, _ = client.result(job, tmp_path)
-    mask, image = (nibabel.Nifti1Image.from_filename(path) for path in (mask_path, real_scans / name))
+    mask = nibabel.Nifti1Image.from_filename(mask_path)
+    image = nibabel.Nifti1Image.from_filename(real_scans / name)
     np.testing.assert_array_equal(mask.affine, image.affine)
     assert mask.shape == image.shape
     assert_tissues(np.asarray(mask.dataobj), image.get_fdata())
@@ -277,7 +280,7 @@ def test_a_real_series_through_the_whole_service(
 
 
 def assert_tissues(mask: np.ndarray, values: np.ndarray) -> None:
-    """Lung, fat, soft tissue and bone (2 to 5) have the mean HU of what they are."""
+    """Checks that lung, fat, soft tissue and bone (labels 2 to 5) have typical mean HU."""
     ranges = {2: (-950, -400), 3: (-200, -30), 4: (-20, 120), 5: (180, 900)}
     for label, (low, high) in ranges.items():
         assert low < values[mask == label].mean() < high, label

@@ -200,7 +200,8 @@ def test_s3_supports_the_operations_of_the_object_storage(servers: Servers) -> N
 def test_a_second_start_finds_the_data_and_the_passwords(tmp_path: Path) -> None:
     with start_servers(tmp_path / "data", durable=False) as first:
         write(first, "kept")
-        credentials, running = first.credentials, processes(first)
+        credentials = first.credentials
+        running = processes(first)
     assert_gone(running)
     with start_servers(tmp_path / "data", durable=True) as second:
         assert read(second) == ["kept"] * 3
@@ -211,7 +212,8 @@ def test_each_server_comes_back_on_its_port_after_a_kill(servers: Servers) -> No
     write(servers, "safe")
     for name in NAMES:
         server = getattr(servers, name)
-        port, pid = server.port, server.pid
+        port = server.port
+        pid = server.pid
         server.kill()
         assert server.pid is None
         with pytest.raises(ConnectionRefusedError):
@@ -371,7 +373,8 @@ def test_signals_during_the_exchange_of_handlers_leave_no_handler_behind(
     monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     """The first three calls of `signal.signal` install the delaying handlers, the others restore the old ones."""
-    install, calls = signal.signal, 0
+    install = signal.signal
+    calls = 0
 
     def install_and_meet_a_signal(number: signal.Signals, handler: Any) -> Any:
         nonlocal calls
