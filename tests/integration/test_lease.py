@@ -64,7 +64,7 @@ def test_a_lease_is_renewed_until_it_is_released(
     database: Database, claim: attempts.Claim, expire_lease: Callable[[UUID], None]
 ) -> None:
     def expires_at() -> datetime:
-        with database.read() as connection:
+        with database.connection() as connection:
             found = connection.execute(select(JobRow.lease_expires_at).where(JobRow.id == claim.job_id)).scalar_one()
         assert found is not None
         return found
