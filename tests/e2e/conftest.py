@@ -36,7 +36,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def breakable_service(tmp_path_factory: pytest.TempPathFactory, scan: Path) -> Iterator[Service]:
-    """Servers that tests may kill, without a worker; started once, as each test brings up again what it killed."""
+    """Servers without a worker, started once; a test may kill them and starts them again."""
     folder = tmp_path_factory.mktemp("faults")
     with start_servers(folder / "servers", durable=False) as servers:
         prepare(settings_for(servers.environment))

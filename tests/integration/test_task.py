@@ -543,10 +543,10 @@ def test_a_job_that_fails_on_a_gpu_runs_on_a_cpu(
     handler = make_handler(replace(EXECUTION, providers=("CUDAExecutionProvider", CPU), strict=True))
     job_id = uuid4()
     # The caller must learn that its process can run no further job.
-    told: AbstractContextManager[object] = nullcontext()
+    outcome: AbstractContextManager[object] = nullcontext()
     if isinstance(failure, GpuFailed):
-        told = pytest.raises(GpuFailed)
-    with told:
+        outcome = pytest.raises(GpuFailed)
+    with outcome:
         handler.handle(
             {"job_id": str(job_id), "request": {**request_for_scan, "priority": "urgent"}}, task_id=str(job_id)
         )
