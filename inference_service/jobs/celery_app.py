@@ -91,7 +91,7 @@ class RedisState:
 
 
 def fetch_redis_state(app: App) -> RedisState:
-    """Asks Redis for its run and the depths of the queues.
+    """Asks Redis for its run id, which changes when it restarts, and for the depths of the queues.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.

@@ -157,7 +157,7 @@ def segment_file(
 
     Raises:
         InputError: The scan cannot be used.
-        BadRequest: A format cannot refer to this scan.
+        BadRequest: A requested DICOM format needs a DICOM series and a label other than 0.
         ModelInvalid: The model cannot be used.
         OutOfMemory: The job does not fit into memory.
         GpuError: The GPU has not enough memory for the job, or failed.

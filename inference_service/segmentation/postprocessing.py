@@ -54,7 +54,9 @@ def _postprocess_label(
 def _replace_by_surroundings(
     inside: NDArray[np.unsignedinteger], components: NDArray[np.signedinteger], dropped: NDArray[np.bool_]
 ) -> None:
-    """Gives each dropped component the value that it shares most faces with; of several the smallest, without any 0.
+    """Gives each dropped component the neighbouring value that it shares the most faces with.
+
+    Of values that tie, the smallest is taken. A component without neighbouring values becomes 0.
 
     Args:
         inside: Shape (i, j, k), changed in place.

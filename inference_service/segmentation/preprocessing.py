@@ -122,7 +122,7 @@ def _image_bytes(grid: Shape, manifest: Manifest) -> int:
 
 
 def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:
-    """Applies an image's own `intensity_transform` to it, in place."""
+    """Normalises an image in place, by the `intensity_transform` that its own statistics give."""
     intensity_transform(image, intensity)(image)
 
 

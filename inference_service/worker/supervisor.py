@@ -115,7 +115,7 @@ class Supervisor:
             self._wake.set()
 
     def stop(self) -> None:
-        """Stops the thread and returns the jobs that the worker still holds. Call it when no child is left."""
+        """Stops the thread, and queues the jobs again that the worker still holds. Call it when no child is left."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():

@@ -172,7 +172,7 @@ def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
 
 
 def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
-    """Warnings about values of the series."""
+    """Warnings about the pixel values: lossy compression, padding that was not applied, MONOCHROME1."""
     warnings = []
     lossy = sum(each.lossy or each.transfer_syntax_uid in LOSSY_TRANSFER_SYNTAXES for each in instances)
     if lossy:

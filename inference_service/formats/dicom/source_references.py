@@ -191,7 +191,7 @@ def _stand_in_uid(number: int) -> str:
 
 
 def _slice_extent_mm(slices: Sequence[Slice]) -> float:
-    """Distance of slices; of a single one its thickness, or 1 mm."""
+    """Median distance between slices; for a single slice its thickness, or 1 mm where the header states none."""
     if len(slices) == 1:
         return slices[0].instance.slice_thickness_mm or 1.0
     return float(np.median(np.diff(_heights_mm(slices))))
