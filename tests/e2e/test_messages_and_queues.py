@@ -129,7 +129,7 @@ def test_a_running_and_a_queued_job_are_cancelled(service: Service) -> None:
         service.assert_succeeded(finished)
         service.client.cancel(finished)
         service.assert_succeeded(finished)
-        assert not service.has_temporary_files()
+        wait_for(lambda: not service.has_temporary_files())
     assert [state for state, *_ in service.transitions(queued)] == ["queued", "cancelled"]
     assert "Traceback" not in worker.log_path.read_text()
 
