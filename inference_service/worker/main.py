@@ -153,10 +153,12 @@ def _supervised_request(supervisor: Supervisor) -> type[Request]:
 
     class SupervisedRequest(Request):
         def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-            super().on_failure(exc_info, send_failed_event, return_ok)
             error = getattr(exc_info.exception, "exc", exc_info.exception)
             lost = isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
+            # Celery would log a lost child with a traceback of this process, which says nothing of the child's end.
+            super().on_failure(exc_info, send_failed_event, return_ok or lost)
             if lost and self.worker_pid:
+                logger.warning("process %s, which ran job %s, is gone: %s", self.worker_pid, self.id, error)
                 supervisor.child_lost(UUID(self.id), int(self.worker_pid))
 
         def cancel(self, pool: BasePool, signal: int | None = None, emit_retry: bool = True) -> None:

@@ -54,6 +54,16 @@ def test_a_killed_child_is_reported(request_of_a_child: Request, supervisor: Rec
     assert supervisor.reported == [(JOB_ID, PID, None)]
 
 
+@pytest.mark.parametrize(("error", "quiet"), [(WorkerLostError("signal 9"), True), (ValueError("x"), False)])
+def test_celery_logs_a_traceback_of_a_failed_task_and_none_of_a_lost_child(
+    request_of_a_child: Request, monkeypatch: pytest.MonkeyPatch, error: Exception, quiet: bool
+) -> None:
+    passed: list[bool] = []
+    monkeypatch.setattr(Request, "on_failure", lambda _self, _info, _event, return_ok: passed.append(return_ok))
+    request_of_a_child.on_failure(failure(error))
+    assert passed == [quiet]
+
+
 def test_a_failed_task_is_not_reported(request_of_a_child: Request, supervisor: Recorder) -> None:
     request_of_a_child.on_failure(failure(ValueError("x")))
     assert supervisor.reported == []
