@@ -43,7 +43,7 @@ class Side:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the network runs on an NVIDIA GPU."""
+        """True if the network runs on an NVIDIA GPU."""
         return self.provider == "cuda" or self.device == "cuda"
 
 

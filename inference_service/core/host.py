@@ -52,7 +52,7 @@ def _cgroup_folders(controller: str) -> Iterator[Path]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU has bfloat16 instructions; emulated bfloat16 is slower than float32."""
+    """Returns True if the CPU has bfloat16 instructions; emulated bfloat16 is slower than float32."""
     try:
         flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", _CPUINFO.read_text(), re.MULTILINE)
     except OSError:

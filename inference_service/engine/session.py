@@ -101,12 +101,12 @@ class Session:
 
     @property
     def single_provider(self) -> bool:
-        """Whether the first provider runs the whole network."""
+        """True if the first provider runs the whole network."""
         return self.fallback_reason is None
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the network runs on a GPU, so that the CPU is free meanwhile."""
+        """True if the network runs on a GPU, which leaves the CPU free."""
         return self.providers[0] in GPU_PROVIDERS
 
     @property
@@ -146,7 +146,7 @@ class Session:
 
     @property
     def aggregates_on_device(self) -> bool:
-        """Whether the logits of overlapping windows are added up on the GPU that computes them."""
+        """True if the GPU that computes the logits also adds up those of overlapping windows."""
         # CUDA alone: TensorRT would build an engine for each position of a window.
         (output, *_) = self._session.get_outputs()
         return self._gpu.aggregate_on_device and self.providers[0] == CUDA and output.type in _INPUT_TYPES

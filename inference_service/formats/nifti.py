@@ -44,7 +44,7 @@ _CHUNK_BYTES = 2**20
 
 
 def looks_like_nifti(path: Path) -> bool:
-    """Whether the file's content, gzipped or not, begins as a NIfTI header does.
+    """Returns True if the file, gzipped or not, starts with a NIfTI header.
 
     Raises:
         InputCorrupt: The file is empty, or its first bytes cannot be decompressed.

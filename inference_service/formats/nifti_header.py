@@ -42,7 +42,7 @@ _MAX_FORM_DISTANCE_MM = 0.1
 
 
 def is_nifti(start: bytes) -> bool:
-    """Whether the first four bytes of a file are those of a NIfTI header."""
+    """Returns True if the first four bytes of a file are those of a NIfTI header."""
     return _header_size(start) is not None
 
 

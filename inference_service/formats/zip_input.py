@@ -38,7 +38,7 @@ _ZIP_ERRORS = (
 
 
 def looks_like_zip(path: Path) -> bool:
-    """Whether the file's content begins as a zip does."""
+    """Returns True if the file starts with the signature of a zip."""
     with path.open("rb") as file:
         return file.read(4) in _MAGIC
 

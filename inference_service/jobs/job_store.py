@@ -46,7 +46,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the state is final."""
+        """True if the state is final."""
         return self.state in FINAL_STATES
 
 

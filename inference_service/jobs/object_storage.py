@@ -189,7 +189,7 @@ class Storage:
             self._minio.remove_object(bucket, key)
 
     def exists(self, bucket: str, key: str) -> bool:
-        """Whether an object exists."""
+        """Returns True if the object exists."""
         try:
             self._retrying(self._stat, bucket, key)
         except InputNotFound:
@@ -218,7 +218,7 @@ def _transfer_all(transfer: Callable[[int, Item], None], items: Sequence[Item]) 
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the storage does not answer, so that the same request may soon succeed."""
+    """Returns True if the storage does not answer, so that the same request may soon succeed."""
     return isinstance(error, StorageUnavailable) and not isinstance(error, StorageRefused)
 
 

@@ -83,7 +83,7 @@ def deregister(database: Database, name: str) -> None:
 
 
 def has_live_worker(database: Database, role: Role, *, within_s: float) -> bool:
-    """Whether a worker of a role had a heartbeat lately while it consumed the role's first queue."""
+    """Returns True if a worker of the role had a recent heartbeat while it consumed the role's first queue."""
     consumes = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
     seen = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
     found = exists().where(WorkerRow.role == role, consumes, seen)

@@ -34,7 +34,7 @@ class OutcomeRecorder:
         self._claim = claim
         self._clock = clock
         self.results: ResultStore | None = None
-        """The results of the attempt; None until it begins to store them."""
+        """The stored results of the attempt; None until the model is found and the result's location is known."""
 
     def record_success(self, success: attempts.Success) -> bool:
         """Records the job's success; False if the lease is lost."""

@@ -100,7 +100,7 @@ class TaskHandler:
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:
-    """Parses the request of a message. `consumer` has put the reason under `refused` if the message is invalid."""
+    """Parses the request of a message. `message_check` has put the reason under `refused` if the message is invalid."""
     if "refused" in message:
         raise BadRequest(str(message["refused"]))
     return parse_request(message.get("request"))

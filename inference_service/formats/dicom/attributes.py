@@ -19,7 +19,7 @@ _MAX_VALUE_BYTES = 4096
 
 
 def is_too_long(dataset: Dataset, tag: BaseTag) -> bool:
-    """Whether an attribute is longer than any that is read here; sequences and converted values never are."""
+    """Returns True for an attribute above the length limit that is neither a sequence nor converted by pydicom yet."""
     # pydicom's annotation omits RawDataElement, the class of an element that is not converted yet.
     element: object = dataset.get_item(tag)
     if not isinstance(element, RawDataElement) or element.length <= _MAX_VALUE_BYTES:

@@ -38,7 +38,7 @@ def codestream_size(data: bytes) -> Size | None:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether a codestream has its end marker; decoders make up the rows that are missing from a truncated one.
+    """Returns True if a codestream has its end marker. Decoders invent the missing rows of a truncated codestream.
 
     Entropy-coded data never contain the marker.
 

@@ -40,7 +40,7 @@ class FileSize:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether the file's content begins as DICOM does, with or without a preamble."""
+    """Returns True if the file starts like DICOM, with or without a preamble."""
     with path.open("rb") as file:
         start = file.read(_PREAMBLE_BYTES + len(_PREFIX))
     if start[_PREAMBLE_BYTES:] == _PREFIX:

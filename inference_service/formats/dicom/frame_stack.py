@@ -127,7 +127,7 @@ def _by_instance(slices: Sequence[Slice]) -> Iterable[tuple[Instance, dict[int, 
 
 
 def _keeps_integers(frame: Frame) -> bool:
-    """Whether rescaling turns stored integers into integers."""
+    """Returns True if rescaling turns stored integers into integers."""
     intercept = frame.rescale_intercept
     return frame.rescale_slope == 1 and intercept.is_integer() and abs(intercept) <= _INT16.max
 

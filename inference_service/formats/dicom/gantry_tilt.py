@@ -18,7 +18,7 @@ _MAX_ROUNDING_TILT_DEGREES = 0.05
 
 
 def is_tilted(offsets_mm: NDArray[np.float64], pixel_spacing_mm: float) -> bool:
-    """Whether slices are shifted sideways by more than rounding, or by half a pixel across the stack.
+    """Returns True if slices are shifted sideways by more than rounding, or by half a pixel across the stack.
 
     Args:
         offsets_mm: Shape (slices, 3): offset of each slice from the first one along a row, along a column and along

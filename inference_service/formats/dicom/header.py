@@ -128,7 +128,7 @@ def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | E
 
 
 def _has_no_image(sop_class_uid: str, dataset: Dataset) -> bool:
-    """Whether an instance is no image of a patient: a directory, a derived object, a report, a spectrum."""
+    """Returns True for a directory, a derived object, a report or a spectrum, which are not images of a patient."""
     if sop_class_uid == _MEDIA_DIRECTORY or sop_class_uid in _DERIVED_OBJECTS:
         return True
     always_has_pixels = _IMAGE_STORAGE.fullmatch(sop_class_uid) is not None and sop_class_uid != _MR_SPECTROSCOPY

@@ -28,7 +28,7 @@ _MAX_SPACING_IN_THICKNESSES = 1.9
 
 
 def is_uneven(heights_mm: NDArray[np.float64], spacing_mm: float) -> bool:
-    """Whether slices deviate from even spacing by more than rounding.
+    """Returns True if the spacing of the slices varies by more than rounding.
 
     Args:
         heights_mm: Shape (slices,): distance of each slice from the first one, ascending.

@@ -91,7 +91,7 @@ def overlay(grey: Grey, colour_indices: NDArray[np.intp], colours: NDArray[np.ui
 
 
 def _bordering(colour_indices: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Whether one of the four neighbours has another label; the edge of the picture is no border."""
+    """Marks pixels with a different label in one of the four neighbours; the edge of the picture is not a border."""
     borders = np.zeros(colour_indices.shape, dtype=bool)
     down = colour_indices[1:] != colour_indices[:-1]
     right = colour_indices[:, 1:] != colour_indices[:, :-1]
