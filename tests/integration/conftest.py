@@ -1,17 +1,25 @@
-"""Connections to the real servers."""
+"""Connections to the real servers, and a handler of messages in the test's own process."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+from jobs_in_process import EXECUTION, Request
 from sqlalchemy import func, update
 
+from inference_service.core.execution import ExecutionOptions
 from inference_service.core.settings import Settings
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.formats.nifti import write_volume
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow
+from inference_service.worker.job_context import JobContext
+from inference_service.worker.scratch_space import ScratchSpace
+from inference_service.worker.task import TaskHandler
 
 
 @pytest.fixture
@@ -35,3 +43,35 @@ def expire_lease(database: Database) -> Callable[[UUID], None]:
             connection.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=past))
 
     return expire
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
+    return path
+
+
+@pytest.fixture
+def make_handler(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., TaskHandler]]:
+    """Makes a handler with settings of its own. During an outage, its attempts fail early and are due again at once."""
+    with ExitStack() as stack:
+
+        def make(execution: ExecutionOptions = EXECUTION, **changes: object) -> TaskHandler:
+            scratch_space = ScratchSpace(tmp_path)
+            stack.callback(scratch_space.close)
+            own = settings.model_copy(update={"outage_patience_s": 0.1, "retry_delay_s": 0.0, **changes})
+            return TaskHandler(JobContext(own, execution, scratch_space, worker="w"))
+
+        yield make
+
+
+@pytest.fixture
+def handler(make_handler: Callable[..., TaskHandler]) -> TaskHandler:
+    return make_handler()
+
+
+@pytest.fixture
+def request_for_scan(storage: Storage, scan: Path) -> Request:
+    storage.store("volumes", "scan", scan, content_type="application/gzip")
+    return {"input": {"bucket": "volumes", "key": "scan"}, "model": "ct-tissue"}
