@@ -11,15 +11,15 @@ from inference_service.contract.manifest import Manifest
 from inference_service.engine.session import Session
 from inference_service.imaging.geometry import Box, Volume
 from inference_service.segmentation.crop import crop_box
-from inference_service.segmentation.device_aggregator import DeviceSession
 from inference_service.segmentation.label_decision import decide_labels
 from inference_service.segmentation.native_grid import write_native_labels
-from inference_service.segmentation.network import SINGLE_WINDOWS, Batching, DeviceNetwork, Network
 from inference_service.segmentation.postprocessing import postprocess
 from inference_service.segmentation.preprocessing import preprocess
 from inference_service.segmentation.resources import Resources
-from inference_service.segmentation.sliding_window import StreamHooks, stream_logits
-from inference_service.segmentation.tiling import WindowPlan, plan_windows
+from inference_service.segmentation.windows.device_aggregator import DeviceSession
+from inference_service.segmentation.windows.network import SINGLE_WINDOWS, Batching, DeviceNetwork, Network
+from inference_service.segmentation.windows.sliding_window import StreamHooks, stream_logits
+from inference_service.segmentation.windows.tiling import WindowPlan, plan_windows
 
 # Planes of logits beside the sums: those that are being divided, those that native_grid holds, and those in between.
 _PLANES_UNDER_WAY = 6

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import GpuOutOfMemory
 from inference_service.engine.session import DeviceArray, Session
-from inference_service.segmentation.aggregator import BatchLogits, check_finite
-from inference_service.segmentation.tiling import Corner
+from inference_service.segmentation.windows.aggregator import BatchLogits, check_finite
+from inference_service.segmentation.windows.tiling import Corner
 
 _END = np.iinfo(np.int64).max
 # ONNX Runtime's CUDA kernels index arrays with 32-bit integers.

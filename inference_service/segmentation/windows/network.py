@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.segmentation.aggregator import BatchLogits, TransferableAggregator
+from inference_service.segmentation.windows.aggregator import BatchLogits, TransferableAggregator
 
 
 class Network(Protocol):

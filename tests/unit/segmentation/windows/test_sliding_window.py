@@ -15,9 +15,9 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, OutOfMemory
 from inference_service.core.threads import ThreadPool
 from inference_service.imaging.geometry import Shape
-from inference_service.segmentation.network import Batching, Network
-from inference_service.segmentation.sliding_window import StreamHooks, stream_logits, zeros_in_memory
-from inference_service.segmentation.tiling import WindowPlan, importance_map, plan_windows
+from inference_service.segmentation.windows.network import Batching, Network
+from inference_service.segmentation.windows.sliding_window import StreamHooks, stream_logits, zeros_in_memory
+from inference_service.segmentation.windows.tiling import WindowPlan, importance_map, plan_windows
 
 MakeManifest = Callable[..., Manifest]
 

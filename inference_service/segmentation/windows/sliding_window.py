@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
-from inference_service.segmentation.aggregator import Aggregator, FallbackAggregator, HostAggregator, HostLogits
-from inference_service.segmentation.network import SINGLE_WINDOWS, Batching, DeviceNetwork, Network
-from inference_service.segmentation.tiling import WindowPlan, importance_map
-from inference_service.segmentation.window_runs import NetworkTime, WindowLogits, mirrorings, run_windows
+from inference_service.segmentation.windows.aggregator import Aggregator, FallbackAggregator, HostAggregator, HostLogits
+from inference_service.segmentation.windows.network import SINGLE_WINDOWS, Batching, DeviceNetwork, Network
+from inference_service.segmentation.windows.tiling import WindowPlan, importance_map
+from inference_service.segmentation.windows.window_runs import NetworkTime, WindowLogits, mirrorings, run_windows
 
 # Finished planes that are normalised and made contiguous at a time; fewer where they are larger than `_BAND_BYTES`.
 _PLANES_AT_A_TIME = 8

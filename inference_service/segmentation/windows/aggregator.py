@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.core.threads import ThreadPool
-from inference_service.segmentation.tiling import Corner
+from inference_service.segmentation.windows.tiling import Corner
 
 logger = logging.getLogger(__name__)
 

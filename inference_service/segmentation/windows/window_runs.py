@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.imaging.geometry import Box, Shape
-from inference_service.segmentation.aggregator import BatchLogits
-from inference_service.segmentation.network import Batching
-from inference_service.segmentation.tiling import Corner, WindowPlan
+from inference_service.segmentation.windows.aggregator import BatchLogits
+from inference_service.segmentation.windows.network import Batching
+from inference_service.segmentation.windows.tiling import Corner, WindowPlan
 
 logger = logging.getLogger(__name__)
 

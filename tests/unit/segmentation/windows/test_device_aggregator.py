@@ -25,12 +25,12 @@ from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Shape
-from inference_service.segmentation.device_aggregator import GRAPHS, TEXTS, DeviceAggregator, DeviceSession
-from inference_service.segmentation.network import SINGLE_WINDOWS, Batching, Network
 from inference_service.segmentation.pipeline import ModelRun, segment_file
 from inference_service.segmentation.resources import StageMonitor
-from inference_service.segmentation.sliding_window import stream_logits
-from inference_service.segmentation.tiling import plan_windows
+from inference_service.segmentation.windows.device_aggregator import GRAPHS, TEXTS, DeviceAggregator, DeviceSession
+from inference_service.segmentation.windows.network import SINGLE_WINDOWS, Batching, Network
+from inference_service.segmentation.windows.sliding_window import stream_logits
+from inference_service.segmentation.windows.tiling import plan_windows
 
 MakeManifest = Callable[..., Manifest]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_service.imaging.geometry import Shape
-from inference_service.segmentation.tiling import (
+from inference_service.segmentation.windows.tiling import (
     Blending,
     Placement,
     importance_map,
