@@ -65,7 +65,7 @@ def requeue_lost(database: Database, job_id: UUID, *, worker: str, pid: int, max
 
 
 def return_jobs(database: Database, *, worker: str, max_attempts: int) -> list[FinishedJob]:
-    """Queues all jobs of a worker that stops again; their current attempts do not count."""
+    """Queues again all jobs of a worker that stops; their current attempts do not count."""
     return _requeue(database, _held_by(worker), max_attempts=max_attempts, detail="worker_stopped", returned=True)
 
 
