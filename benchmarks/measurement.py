@@ -122,7 +122,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Failure:
-    """A side that did not finish. The reason is printed alone, as it may contain paths."""
+    """A side that did not finish. The reason is printed and not kept, because it may contain paths."""
 
     case: CaseName
     subject: str

@@ -5,6 +5,7 @@ A link to a file that is no page of the site, such as a source file, becomes pla
 
 import posixpath
 import re
+from functools import cache
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,6 +26,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 _CODE_BLOCK = re.compile(r"(^```.*?^```$)", flags=re.MULTILINE | re.DOTALL)
 
 
+@cache
 def _outside() -> dict[str, str]:
     """Path in the repository to path in the site, for each page outside docs/."""
     found = (path for pattern in _MODEL_PAGES for path in _REPOSITORY.glob(pattern))

@@ -1,6 +1,6 @@
 """Medical image segmentation as a service. The names below are for upstreams; the worker's code is in the packages.
 
-`Client` raises subclasses of `ServiceError`, such as `BadRequest` and `QueueUnavailable`: import them from
+`Client` raises subclasses of `ServiceError`, such as `BadRequest` and `DatabaseUnavailable`: import them from
 `inference_service.core.errors`.
 """
 

@@ -10,13 +10,13 @@ from typing import Self
 from uuid import UUID, uuid4
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
-from inference_service.core.errors import BadRequest, DatabaseUnavailable, InputNotFound, QueueUnavailable
+from inference_service.core.errors import BadRequest, InputNotFound, QueueUnavailable
 from inference_service.core.files import list_files
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings, get_settings
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import App, fetch_redis_state, make_app
-from inference_service.jobs.database import Database, connect
+from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.job_store import Job, Transition, UnsentJob
 from inference_service.jobs.object_storage import Storage
@@ -148,7 +148,7 @@ class Client:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = self._settings.outage_patience_s if deadline is None else max(0.0, deadline - time.monotonic())
-            job = retrying(lambda error: isinstance(error, DatabaseUnavailable), timeout_s=left_s)(self.status, job_id)
+            job = retrying(is_database_outage, timeout_s=left_s)(self.status, job_id)
             if job is None:
                 raise KeyError(job_id)
             progress(job)

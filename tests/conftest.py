@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from inference_service.core.settings import Settings, get_settings
+from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.servers import Servers, start_servers
 from inference_service.embedded.stack import settings_for
+from inference_service.formats.nifti import write_volume
 from inference_service.worker.deployment import prepare
 
 REPOSITORY = Path(__file__).parent.parent
@@ -50,3 +52,11 @@ def real_scans() -> Path:
     if not REAL_SCANS.is_dir():
         pytest.skip(f"real CT data not found: {REAL_SCANS}")
     return REAL_SCANS
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic chest CT."""
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
+    return path

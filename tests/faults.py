@@ -336,14 +336,20 @@ def until_log_says(worker: WorkerProcess, *texts: str) -> None:
     wait_for(lambda: any(text in worker.log_path.read_text() for text in texts), worker.log_path.read_text)
 
 
-def wait_for(condition: Callable[[], bool], describe: Callable[[], object] = lambda: "not reached in time") -> None:
+def wait_for(
+    condition: Callable[[], bool],
+    describe: Callable[[], object] = lambda: "not reached in time",
+    *,
+    limit_s: float = LIMIT_S,
+) -> None:
     """Waits until a condition is true.
 
     Args:
         condition: Asked every tenth of a second.
         describe: Gives the message of the failure.
+        limit_s: The wait fails after this many seconds.
     """
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, describe()
         time.sleep(0.1)

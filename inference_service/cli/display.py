@@ -4,19 +4,17 @@ import json
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from inference_service.contract.report import LabelReport
 from inference_service.core.progress import STAGES
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
-
-if TYPE_CHECKING:  # imported for annotations only
-    from inference_service.contract.report import LabelReport
 
 # A plain line is printed for each new activity and for each further tenth of the work.
 _PLAIN_STEP = 0.1

@@ -269,6 +269,10 @@ class GpuFailed(GpuError):
     code = ErrorCode.WORKER_LOST
 
 
+MEMORY_ERRORS = (OutOfMemory, GpuOutOfMemory)
+"""Too little memory on the CPU or on the GPU: a smaller batch, or the other memory, may do."""
+
+
 def error_from_row(code: str, message: str) -> ServiceError:
     """Rebuilds the error that a failed job's row records; an unknown code gives InternalError.
 

@@ -1,6 +1,7 @@
 """Files on disk: lists a folder within limits, and computes the sha256 that identifies an input."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from inference_service.core.errors import InputNotFound, InputTooLarge
@@ -16,7 +17,7 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
         InputNotFound: There are no files.
         InputTooLarge: There are more files or bytes than allowed.
     """
-    files = sorted(found for found in folder.rglob("*") if found.is_file() and not found.is_symlink())
+    files = sorted(_files(folder))
     if not files:
         raise InputNotFound("the folder holds no file")
     if len(files) > MAX_FILES:
@@ -30,8 +31,11 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
 def input_sha256(source: Path) -> str:
     """Returns the sha256 of a file, or for a folder the sha256 of the sorted sha256 values of its files."""
     if source.is_dir():
-        files = (path for path in source.rglob("*") if path.is_file() and not path.is_symlink())
-        digests = sorted(input_sha256(path) for path in files)
+        digests = sorted(input_sha256(path) for path in _files(source))
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -23,6 +23,13 @@ _OVERHEAD_BYTES = 128 * 2**20
 _GIB = 2**30
 _MIB = 2**20
 
+RequireMemory = Callable[[int], None]
+"""Called with the number of bytes that are about to be allocated; the error it raises ends the reading or writing."""
+
+
+def no_memory_limit(size_bytes: int) -> None:
+    """A `RequireMemory` that allows everything."""
+
 
 class MemoryBudget:
     """The memory of one job.

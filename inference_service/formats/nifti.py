@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InputCorrupt
+from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.nifti_header import (
     NiftiHeader,
     data_type,
@@ -28,7 +29,7 @@ from inference_service.formats.nifti_header import (
     read_start,
     volume_shape,
 )
-from inference_service.formats.read_limits import ReadLimits, RequireMemory
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Shape, Volume
 
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -1,17 +1,11 @@
 """The limits that every reader of inputs keeps to."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 
 DEFAULT_MAX_BYTES = 4 * 2**30
 """Limit on the size of an input where no setting gives one."""
-
-RequireMemory = Callable[[int], None]
-"""Called with the number of bytes that are about to be allocated; the error it raises ends the reading or writing."""
-
-
-def no_memory_limit(size_bytes: int) -> None:
-    """A `RequireMemory` that allows everything."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
     if shear is None:
         return Scan(volume, grid, replaced, warnings=warnings)
     if shear.axes is None:
-        return Scan(volume, grid, replaced, warnings=(*warnings, _check_unaligned(shear)))
+        return Scan(volume, grid, replaced, warnings=(*warnings, _unaligned_warning(shear)))
     warning = (
         f"the grid's axes deviate from right angles by {shear.degrees:.3g}°: for the network its planes were aligned "
         "by shifts of whole voxels, and the mask was shifted back"
@@ -162,7 +162,7 @@ def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
     return Scan(volume, grid, replaced, aligned=aligned, warnings=(*warnings, warning))
 
 
-def _check_unaligned(shear: Shear) -> str:
+def _unaligned_warning(shear: Shear) -> str:
     """Refuses a grid with no two axes at right angles if it is far from them, and returns the warning otherwise."""
     text = f"no two axes of the grid are at right angles; the deviation is up to {shear.degrees:.3g}°"
     if shear.degrees > _MAX_UNALIGNED_SHEAR_DEGREES:

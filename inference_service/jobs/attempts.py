@@ -11,12 +11,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
-from inference_service.jobs.state_machine import StateChange, change_state
+from inference_service.jobs.state_machine import StateChange, change_state, fence
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())
 """The condition of a running job whose lease has expired."""
@@ -146,7 +146,7 @@ def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None
     """Extends a lease, and records the job's stage and progress."""
     statement = (
         update(JobRow)
-        .where(fence(claim))
+        .where(fence(claim.job_id, claim.token))
         .values(lease_expires_at=func.now() + timedelta(seconds=lease_s), stage=stage, progress=progress)
         .returning(JobRow.cancel_requested)
     )
@@ -225,8 +225,3 @@ def final_error(*, cancelled: bool) -> ServiceError:
     if cancelled:
         return JobCancelled("the job was cancelled while it ran")
     return WorkerLost("the worker was lost on every attempt")
-
-
-def fence(claim: Claim) -> ColumnElement[bool]:
-    """The condition of every write of an attempt: it still holds the lease."""
-    return and_(JobRow.id == claim.job_id, JobRow.state == JobState.RUNNING, JobRow.lease_token == claim.token)

@@ -96,6 +96,11 @@ def database_url(settings: Settings) -> URL:
     )
 
 
+def is_database_outage(error: BaseException) -> bool:
+    """Returns True if Postgres does not answer, so that the same call may soon succeed."""
+    return isinstance(error, DatabaseUnavailable)
+
+
 def limit_response_time() -> None:
     """Makes every connection of this process fail when Postgres does not respond in time, even if it is frozen.
 

@@ -11,9 +11,10 @@ from uuid import UUID
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from inference_service.jobs.attempts import Claim, fence
+from inference_service.jobs.attempts import Claim
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.state_machine import fence
 
 _WITHOUT_RESULTS = JobRow.state.in_([JobState.FAILED, JobState.CANCELLED])
 # Removing one object may take as long as the storage's read timeout. Only those who clear this location wait meanwhile.
@@ -27,7 +28,9 @@ def reserve(database: Database, claim: Claim, location: str) -> bool:
     Returns:
         False where another job has reserved it, or the attempt no longer holds its lease.
     """
-    statement = update(JobRow).where(fence(claim)).values(result_location=location).returning(JobRow.id)
+    statement = (
+        update(JobRow).where(fence(claim.job_id, claim.token)).values(result_location=location).returning(JobRow.id)
+    )
     try:
         with database.begin() as connection:
             return connection.execute(statement).first() is not None

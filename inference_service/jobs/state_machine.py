@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.core.errors import ErrorCode, ServiceError
@@ -64,6 +64,11 @@ def final_state(error: ServiceError) -> JobState:
     return JobState.CANCELLED if error.code == ErrorCode.CANCELLED else JobState.FAILED
 
 
+def fence(job_id: UUID, lease_token: UUID) -> ColumnElement[bool]:
+    """The condition of every write of an attempt: the job runs, and the attempt still holds its lease."""
+    return and_(JobRow.id == job_id, JobRow.state == JobState.RUNNING, JobRow.lease_token == lease_token)
+
+
 def create_queued(connection: Connection, job_id: UUID, request: dict[str, Any] | None) -> bool:
     """Inserts a queued job, unless its id exists already.
 
@@ -103,9 +108,8 @@ def change_state(
         columns["finished_at"] = func.now()
     if change.error is not None:
         columns |= {"error_code": change.error.code, "error_message": change.error.message}
-    statement = update(JobRow).where(JobRow.id == change.job_id, JobRow.state == change.from_state)
-    if lease_token is not None:
-        statement = statement.where(JobRow.lease_token == lease_token)
+    unchanged = and_(JobRow.id == change.job_id, JobRow.state == change.from_state)
+    statement = update(JobRow).where(unchanged if lease_token is None else fence(change.job_id, lease_token))
     changed = connection.execute(statement.values(columns).returning(JobRow.id)).first() is not None
     if changed:
         connection.execute(

@@ -53,7 +53,7 @@ def segment_locally(
     sessions = SessionCache()
 
     def segment(execution: ExecutionOptions) -> Report:
-        # Results are moved only when all are written, so that a run that fails leaves none.
+        # Results are copied only when all are written, so that a run that fails leaves none.
         with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
             try:
                 report = segment_file(
@@ -66,9 +66,10 @@ def segment_locally(
                 )
             except MemoryError as error:
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
-            report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
-            report.write(Path(folder, REPORT_FILE))
-            paths.take(Path(folder), options.formats)
+            if paths.mask_name is not None:
+                report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
+                report.write(Path(folder, REPORT_FILE))
+            paths.copy_from(Path(folder), options.formats)
         return report
 
     execution = local_execution(settings)

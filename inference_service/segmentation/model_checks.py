@@ -66,7 +66,7 @@ def compare_precisions(
 
     Returns:
         The share of voxels with equal labels, the Dice coefficient of the two masks for each label that occurs, and the
-        seconds of the network in each precision.
+        seconds spent waiting for the network in each precision.
 
     Raises:
         BadRequest: The other precision is not supported here.
@@ -76,7 +76,7 @@ def compare_precisions(
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
     with TemporaryDirectory(prefix="compare-", dir=settings.usable_work_path) as folder:
-        volume = read_scan(source, Path(folder), ReadLimits(settings.max_voxels)).volume
+        volume = read_scan(source, Path(folder), ReadLimits(settings.max_voxels, settings.max_input_bytes)).volume
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):

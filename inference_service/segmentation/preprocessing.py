@@ -1,6 +1,6 @@
 """Preprocessing: brings a scan to the orientation, spacing and intensities that the network expects."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod, sqrt
@@ -20,6 +20,7 @@ from inference_service.contract.manifest import (
     ZScoreIntensity,
 )
 from inference_service.core.errors import InputTooLarge
+from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Reorientation, Shape, Volume, reorientation
 from inference_service.imaging.interpolation import Interpolations, axis_interpolations
@@ -56,7 +57,7 @@ def preprocess(
     manifest: Manifest,
     *,
     max_voxels: int,
-    require_memory: Callable[[int], None] = lambda size_bytes: None,
+    require_memory: RequireMemory = no_memory_limit,
     threads: ThreadPool = SINGLE_THREAD,
 ) -> PreprocessedImage:
     """Reorients, resamples and normalises a volume.

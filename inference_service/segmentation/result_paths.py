@@ -68,7 +68,7 @@ class ResultPaths:
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
             raise BadRequest(f"OUT cannot be created: {existing} is not a folder that can be written to")
 
-    def take(self, source: Path, formats: Sequence[OutputFormat]) -> None:
+    def copy_from(self, source: Path, formats: Sequence[OutputFormat]) -> None:
         """Copies a result here from a folder that has it under the usual names; all of it or nothing.
 
         Raises:

@@ -1,16 +1,15 @@
-"""Everything that the jobs of one worker share, from the settings to the connections."""
+"""The settings of one worker's jobs, and the connections and sessions of each of its processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
-from inference_service.core.errors import DatabaseUnavailable
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 from inference_service.engine.session_cache import SessionCache
-from inference_service.jobs.database import Database, connect
+from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.object_storage import Storage
 from inference_service.worker.scratch_space import ScratchSpace
 
@@ -60,9 +59,5 @@ class JobContext:
         Raises:
             DatabaseUnavailable: The outage lasts longer than `OUTAGE_PATIENCE_S`.
         """
-        repeat = retrying(_is_outage, timeout_s=self.settings.outage_patience_s)
+        repeat = retrying(is_database_outage, timeout_s=self.settings.outage_patience_s)
         return repeat(call, *args, **kwargs)
-
-
-def _is_outage(error: BaseException) -> bool:
-    return isinstance(error, DatabaseUnavailable)

@@ -155,11 +155,14 @@ def _supervised_request(supervisor: Supervisor) -> type[Request]:
         def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
             error = getattr(exc_info.exception, "exc", exc_info.exception)
             lost = isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt)
-            # Celery would log a lost child with a traceback of this process, which says nothing of the child's end.
-            super().on_failure(exc_info, send_failed_event, return_ok or lost)
-            if lost and self.worker_pid:
-                logger.warning("process %s, which ran job %s, is gone: %s", self.worker_pid, self.id, error)
-                supervisor.child_lost(UUID(self.id), int(self.worker_pid))
+            pid = self.worker_pid
+            if not (lost and pid):
+                super().on_failure(exc_info, send_failed_event, return_ok)
+                return
+            # Otherwise Celery logs a traceback of this process, which says nothing of the child's end.
+            super().on_failure(exc_info, send_failed_event, True)
+            logger.warning("process %s, which ran job %s, is gone: %s", pid, self.id, error)
+            supervisor.child_lost(UUID(self.id), int(pid))
 
         def cancel(self, pool: BasePool, signal: int | None = None, emit_retry: bool = True) -> None:
             # Celery calls this only in a worker that stops at once, and signals its shutdown after the jobs have ended.

@@ -164,7 +164,7 @@ class Supervisor:
                 self._sweeper.record_outage()
             logger.warning("sweep ended early; the next one does the rest: %s", error)
         except Exception:
-            logger.exception("housekeeping sweep failed; the next one tries again")
+            logger.exception("sweep failed; the next one tries again")
 
     def _recover_own_jobs(self) -> None:
         """Recovers the jobs of this worker's dead children, and after the grace period all jobs that it holds."""
@@ -218,5 +218,5 @@ class Supervisor:
     def _kill_if_hanging(self) -> None:
         """Kills a worker that does not stop, for example because its consumer hangs."""
         if self._stop_at is not None and time.monotonic() > self._stop_at + _HANG_LIMIT_S:
-            logger.critical("worker does not stop and is killed; its jobs were returned to their queues")
+            logger.critical("worker does not stop and is killed; a sweep queues its jobs again")
             self._kill()

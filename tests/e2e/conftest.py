@@ -7,10 +7,8 @@ import pytest
 from faults import Service, start_service
 
 from inference_service import Client
-from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import Stack, settings_for, start_stack
-from inference_service.formats.nifti import write_volume
 from inference_service.worker.deployment import prepare
 
 
@@ -24,14 +22,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def client(stack: Stack) -> Iterator[Client]:
     with Client(stack.settings) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small synthetic chest CT."""
-    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
-    write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,11 @@ def mark(tmp_path: Path) -> Iterator[str]:
     """Marks the processes of one test, and checks that none is left after it."""
     mark = str(tmp_path)
     yield mark
-    wait_for(lambda: not started_by(mark), lambda: f"still running: {[each.cmdline() for each in started_by(mark)]}")
+    wait_for(
+        lambda: not started_by(mark),
+        lambda: f"still running: {[each.cmdline() for each in started_by(mark)]}",
+        limit_s=10,
+    )
 
 
 def run_demo(mark: str, *arguments: str | Path, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,6 @@ from sqlalchemy import func, update
 
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.settings import Settings
-from inference_service.embedded.phantom import chest_phantom
-from inference_service.formats.nifti import write_volume
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow
@@ -43,13 +41,6 @@ def expire_lease(database: Database) -> Callable[[UUID], None]:
             connection.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=past))
 
     return expire
-
-
-@pytest.fixture(scope="session")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
-    write_volume(path, chest_phantom((64, 60, 48), (2.0, 2.0, 3.0)))
-    return path
 
 
 @pytest.fixture

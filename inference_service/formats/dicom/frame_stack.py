@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.pixel_data import read_frames
-from inference_service.formats.read_limits import RequireMemory
 
 AIR_HU = -1024
 # A padding range in CT that includes these values would be tissue: the header contradicts its own scan.

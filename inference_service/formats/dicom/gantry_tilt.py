@@ -55,7 +55,7 @@ def tilt_degrees(offsets_mm: NDArray[np.float64]) -> float:
     return degrees(atan2(_shift_mm(offsets_mm), float(offsets_mm[-1, 2])))
 
 
-def check_tilt(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> str:
+def tilt_warning(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> str:
     """Refuses a tilted stack unless the request tolerates a gantry tilt.
 
     Args:

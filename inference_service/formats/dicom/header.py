@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, InputTooLarge
+from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.attributes import check_length, read_text, read_values
 from inference_service.formats.dicom.file_check import measure_file
 from inference_service.formats.dicom.functional_groups import read_frames_geometry, read_slice_thickness_mm
@@ -23,7 +24,6 @@ from inference_service.formats.dicom.instance import (
     UnusableInstance,
 )
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
-from inference_service.formats.read_limits import RequireMemory
 
 # pydicom makes an object of each sequence item. A frame has about thirty items, and each fragment of its codestream is
 # one too. Some instances list their source images, and the coils that received them, which are items within items.

@@ -17,10 +17,10 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
 from inference_service.core.errors import InputCorrupt, UnsupportedTransferSyntax
+from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.codestream import Size, codestream_size, is_complete
 from inference_service.formats.dicom.instance import Instance, PixelDescription
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
-from inference_service.formats.read_limits import RequireMemory
 
 Decode = Callable[[bytes], NDArray[np.integer]]
 

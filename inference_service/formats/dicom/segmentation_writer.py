@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from inference_service.contract.manifest import CodedConcept, Label, Manifest
 from inference_service.contract.result_files import SegmentationType
+from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 from inference_service.formats.dicom.source_references import (
     SourceSeries,
@@ -31,7 +32,6 @@ from inference_service.formats.dicom.source_references import (
     refer_to_source,
     stand_in_images,
 )
-from inference_service.formats.read_limits import RequireMemory, no_memory_limit
 from inference_service.imaging.palette import label_colour
 
 # Its messages quote values that may identify a patient.

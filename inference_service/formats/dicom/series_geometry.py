@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InconsistentGeometry, NotAVolume
-from inference_service.formats.dicom.gantry_tilt import check_tilt, is_tilted
+from inference_service.formats.dicom.gantry_tilt import is_tilted, tilt_warning
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.series_consistency import (
     MIN_SPACING_MM,
@@ -24,7 +24,12 @@ from inference_service.formats.dicom.series_consistency import (
     direction_cosines,
     format_mm,
 )
-from inference_service.formats.dicom.slice_gaps import check_gaps, is_uneven, sparse_slices_warnings, usual_spacing_mm
+from inference_service.formats.dicom.slice_gaps import (
+    is_uneven,
+    sparse_slices_warnings,
+    uneven_spacing_warning,
+    usual_spacing_mm,
+)
 from inference_service.imaging.geometry import Affine, Shape
 
 # DICOM's world is LPS+, ours RAS+.
@@ -98,9 +103,9 @@ def find_geometry(instances: Sequence[Instance], tolerated: Collection[Tolerance
     if uneven:
         gaps_mm = np.diff(heights_mm)
         spacing_mm = usual_spacing_mm(gaps_mm)
-        warnings.append(check_gaps(gaps_mm, spacing_mm, tolerated="uneven_spacing" in tolerated))
+        warnings.append(uneven_spacing_warning(gaps_mm, spacing_mm, tolerated="uneven_spacing" in tolerated))
     if tilted:
-        warnings.append(check_tilt(offsets_mm, tolerated="gantry_tilt" in tolerated))
+        warnings.append(tilt_warning(offsets_mm, tolerated="gantry_tilt" in tolerated))
     shifts_mm = offsets_mm[:, :2] if tilted else np.zeros((len(slices), 2))
     return SeriesGeometry(
         slices=tuple(slices),

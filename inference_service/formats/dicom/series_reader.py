@@ -10,6 +10,7 @@ import numpy as np
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InputTooLarge, NotAVolume
+from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.frame_stack import background_value, padding_range, stack_frames
 from inference_service.formats.dicom.header import read_instance
@@ -23,7 +24,7 @@ from inference_service.formats.dicom.instance import (
 from inference_service.formats.dicom.pixel_data import LOSSY_TRANSFER_SYNTAXES, check_decodable
 from inference_service.formats.dicom.series_geometry import SeriesGeometry, find_geometry
 from inference_service.formats.dicom.series_selection import select_series
-from inference_service.formats.read_limits import ReadLimits, RequireMemory
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.slice_alignment import AlignedVolume, align_slices, aligned_shape
 from inference_service.imaging.slice_spacing import EvenlySpacedVolume, even_plane_count, space_evenly

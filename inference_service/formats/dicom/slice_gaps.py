@@ -53,7 +53,7 @@ def usual_spacing_mm(gaps_mm: NDArray[np.float64]) -> float:
     return float(np.median(gaps_mm[gaps_mm < 1.5 * np.quantile(gaps_mm, 0.1, method="higher")]))
 
 
-def check_gaps(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> str:
+def uneven_spacing_warning(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> str:
     """Refuses uneven spacing unless the request tolerates it and the slices can be interpolated.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
+from inference_service.core.errors import MEMORY_ERRORS, GpuOutOfMemory, ModelInvalid, OutOfMemory
 from inference_service.core.threads import ThreadPool
 from inference_service.segmentation.windows.tiling import Corner
 
@@ -90,7 +90,7 @@ class FallbackAggregator:
         self._device: TransferableAggregator | None = None
         try:
             self._device = on_device()
-        except (OutOfMemory, GpuOutOfMemory) as error:
+        except MEMORY_ERRORS as error:
             self._warn(error)
             self._host = on_host(None)
 
@@ -110,7 +110,7 @@ class FallbackAggregator:
         if self._device is not None:
             try:
                 return step(self._device)
-            except (OutOfMemory, GpuOutOfMemory) as error:
+            except MEMORY_ERRORS as error:
                 self._warn(error)
             self._host = self._on_host(self._device.to_host())
             self._device = None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
-from inference_service.core.errors import GpuOutOfMemory, ModelInvalid, OutOfMemory
+from inference_service.core.errors import MEMORY_ERRORS, ModelInvalid
 from inference_service.imaging.geometry import Box, Shape
 from inference_service.segmentation.windows.aggregator import BatchLogits
 from inference_service.segmentation.windows.network import Batching
@@ -79,7 +79,7 @@ def run_windows(
             try:
                 with network_time():
                     logits = runs.result(done, size)
-            except (OutOfMemory, GpuOutOfMemory):
+            except MEMORY_ERRORS:
                 if size == 1 or not batching.may_shrink:
                     raise
                 size //= 2

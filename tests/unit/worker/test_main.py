@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
 from inference_service.core.errors import ServiceError, TimeLimit
@@ -54,9 +54,18 @@ def test_a_killed_child_is_reported(request_of_a_child: Request, supervisor: Rec
     assert supervisor.reported == [(JOB_ID, PID, None)]
 
 
-@pytest.mark.parametrize(("error", "quiet"), [(WorkerLostError("signal 9"), True), (ValueError("x"), False)])
+@pytest.mark.parametrize(
+    ("error", "quiet"),
+    [
+        (WorkerLostError("signal 9"), True),
+        (Terminated(9), True),
+        (SystemExit(1), True),
+        (KeyboardInterrupt(), True),
+        (ValueError("x"), False),
+    ],
+)
 def test_celery_logs_a_traceback_of_a_failed_task_and_none_of_a_lost_child(
-    request_of_a_child: Request, monkeypatch: pytest.MonkeyPatch, error: Exception, quiet: bool
+    request_of_a_child: Request, monkeypatch: pytest.MonkeyPatch, error: BaseException, quiet: bool
 ) -> None:
     passed: list[bool] = []
     monkeypatch.setattr(Request, "on_failure", lambda _self, _info, _event, return_ok: passed.append(return_ok))

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from inference_service.contract.input_options import InputOptions
-from inference_service.formats.read_limits import ReadLimits, RequireMemory, no_memory_limit
+from inference_service.core.memory_budget import RequireMemory, no_memory_limit
+from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
 MAX_VOXELS = 10**7
