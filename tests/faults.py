@@ -212,11 +212,11 @@ class Service:
 
     def until_results_written(self, job_id: UUID) -> None:
         """Waits until a job has written its results to its worker's disk, and stores them next."""
-        wait_for(lambda: any(self.folder.glob(f"inference-service-worker-*/{job_id}-*/**/{RESULTS[0]}")))
+        wait_for(lambda: any(self.folder.glob(f"inference-service-*/{job_id}-*/**/{RESULTS[0]}")))
 
     def has_temporary_files(self) -> bool:
         """Tells whether a worker has a temporary file of a job."""
-        return any(self.folder.glob("inference-service-worker-*/*"))
+        return any(self.folder.glob("inference-service-*/*"))
 
     def cancel_all(self) -> None:
         """Cancels every unfinished job, so that a failed test leaves the next one's workers free."""

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import UUID
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from inference_service.client import Client
 from inference_service.contract.report import Report
 from inference_service.contract.task_message import Priority, SegmentRequest
 from inference_service.core.errors import InputNotFound, InternalError, TimeLimit, error_from_row
+from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import get_settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.stack import Stack, start_stack
@@ -42,11 +42,11 @@ def run_demo(source: Path | None, output: Path, *, model: str, screen: Console) 
     if source is not None and not source.is_file():
         raise InputNotFound(f"there is no file {source}")
     find_model(get_settings().models_path, model)
-    with TemporaryDirectory(prefix="inference-demo-") as folder:
+    with scratch_folder(None) as folder:
         screen.print("Starting Redis, PostgreSQL, S3 and two workers …")
-        with start_stack(Path(folder), durable=False) as stack:
+        with start_stack(folder, durable=False) as stack:
             _print_providers(stack, screen)
-            scan = Path(folder, _INPUT_FILE)
+            scan = folder / _INPUT_FILE
             if source is None:
                 screen.print("Making a synthetic chest CT …")
                 write_volume(scan, chest_phantom())
@@ -71,8 +71,8 @@ def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Con
         output.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(scan, output / _INPUT_FILE)
         mask_path, report_path, preview_path = client.result(jobs[0], output)
-        with TemporaryDirectory() as folder:
-            if client.result(jobs[1], Path(folder))[0].read_bytes() != mask_path.read_bytes():
+        with scratch_folder(None) as folder:
+            if client.result(jobs[1], folder)[0].read_bytes() != mask_path.read_bytes():
                 raise InternalError("the masks of the two jobs differ")
     report = Report.model_validate_json(report_path.read_bytes())
     for job in jobs:

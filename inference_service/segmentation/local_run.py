@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import REPORT_FILE
@@ -10,6 +9,7 @@ from inference_service.core.errors import GpuError, InputNotFound, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress
+from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import find_model
 from inference_service.engine.session_cache import SessionCache
@@ -54,11 +54,11 @@ def segment_locally(
 
     def segment(execution: ExecutionOptions) -> Report:
         # Results are copied only when all are written, so that a run that fails leaves none.
-        with TemporaryDirectory(prefix="segment-", dir=settings.usable_work_path) as folder:
+        with scratch_folder(settings.usable_work_path) as folder:
             try:
                 report = segment_file(
                     source,
-                    Path(folder),
+                    folder,
                     ModelRun(found, execution, sessions),
                     limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
                     options=options,
@@ -68,8 +68,8 @@ def segment_locally(
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
             if paths.mask_name is not None:
                 report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
-                report.write(Path(folder, REPORT_FILE))
-            paths.copy_from(Path(folder), options.formats)
+                report.write(folder / REPORT_FILE)
+            paths.copy_from(folder, options.formats)
         return report
 
     execution = local_execution(settings)

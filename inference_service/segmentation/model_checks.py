@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import get_args
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.core.execution import Precision
 from inference_service.core.progress import StageClock
+from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import find_model
 from inference_service.engine.session_cache import load_session, session_warnings
@@ -75,8 +75,8 @@ def compare_precisions(
     check_exists(source)
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
-    with TemporaryDirectory(prefix="compare-", dir=settings.usable_work_path) as folder:
-        volume = read_scan(source, Path(folder), ReadLimits(settings.max_voxels, settings.max_input_bytes)).volume
+    with scratch_folder(settings.usable_work_path) as folder:
+        volume = read_scan(source, folder, ReadLimits(settings.max_voxels, settings.max_input_bytes)).volume
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):

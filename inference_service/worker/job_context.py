@@ -7,11 +7,11 @@ from typing import ParamSpec, TypeVar
 
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.retry import retrying
+from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.object_storage import Storage
-from inference_service.worker.scratch_space import ScratchSpace
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

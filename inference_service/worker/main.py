@@ -19,6 +19,7 @@ from inference_service.core.errors import ConfigurationError, TimeLimit
 from inference_service.core.execution import GPU_PROVIDERS, ExecutionOptions
 from inference_service.core.host import usable_cpus
 from inference_service.core.log_config import configure_logging
+from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
@@ -29,7 +30,6 @@ from inference_service.worker.consumer import SafeConsumer
 from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.redis_transport import install
-from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.supervisor import Supervisor
 from inference_service.worker.task import TaskHandler, register
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError
+from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, worker_registry
 from inference_service.jobs.celery_app import PRIORITY_QUEUE, RedisState, fetch_redis_state, make_app, set_consuming
@@ -20,7 +21,6 @@ from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage
 from inference_service.worker.metrics import Metrics
-from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class Supervisor:
     def _remove_abandoned_files(self) -> None:
         removed = self._scratch_space.remove_abandoned()
         if removed:
-            logger.warning("removed the temporary files of %d dead worker(s)", removed)
+            logger.warning("removed the temporary files of %d dead process(es)", removed)
 
     def _update_standby(self) -> None:
         """Makes a CPU worker consume the priority queue while no GPU worker is alive, and only then."""

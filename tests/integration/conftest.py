@@ -11,12 +11,12 @@ from jobs_in_process import EXECUTION, Request
 from sqlalchemy import func, update
 
 from inference_service.core.execution import ExecutionOptions
+from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow
 from inference_service.worker.job_context import JobContext
-from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.task import TaskHandler
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs.worker_registry import Role, WorkerIdentity
 from inference_service.worker import supervisor
-from inference_service.worker.scratch_space import ScratchSpace
 from inference_service.worker.supervisor import Supervisor
 
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +40,19 @@ JOB = str(UUID(int=1))
 SHAPE = (64, 60, 48)
 # One window of the model covers the volume.
 SPACING_MM = (2.9, 3.1, 2.7)
+# A command that is killed once it has written a part of the scan to its temporary folder.
+KILLED_COMMAND = """
+import os, signal, sys
+from inference_service.cli.main import main
+from inference_service.segmentation import model_checks, pipeline
+
+def die(source, folder, *_args, **_kwargs):
+    (folder / "slice.dcm").write_text("of a patient")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+model_checks.read_scan = pipeline.read_scan = die
+main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -416,6 +431,27 @@ def test_a_rejected_segment_leaves_no_files(
     assert result.stderr.splitlines()[-1].startswith(f"error: {code}: ")
     assert result.stdout == ""
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("segment", "scan.nii.gz", "killed", "--model", MODEL),
+        ("models", "verify", MODEL, "--precision", "bf16", "--volume", "scan.nii.gz"),
+    ],
+    ids=["segment", "verify"],
+)
+def test_temporary_files_of_a_killed_command_are_removed_by_the_next_one(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("WORK_PATH", str(tmp_path))
+    (tmp_path / "scan.nii.gz").symlink_to(scan)
+    killed = subprocess.run([sys.executable, "-c", KILLED_COMMAND, *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("slice.dcm"))) == 1
+    result = run("segment", scan, tmp_path / "out", "--model", MODEL)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scan.nii.gz"]
 
 
 def test_models_are_listed() -> None:
