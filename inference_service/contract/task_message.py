@@ -6,7 +6,7 @@
 import json
 import re
 from enum import StrEnum
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -23,7 +23,6 @@ OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap"]
 TASK_NAME = "inference_service.segment"
 # S3 allows 1024 bytes; a prefix is extended by the name of a result.
 _MAX_KEY_BYTES = 900
-_MAX_FIELD_CHARACTERS = 64
 
 
 class Priority(StrEnum):
@@ -47,6 +46,11 @@ def _plain_key(key: str) -> str:
 def _with_nifti(formats: tuple[OutputFormat, ...]) -> tuple[OutputFormat, ...]:
     """Adds nifti, and removes duplicates and order, so that equal requests compare equal."""
     return tuple(form for form in get_args(OutputFormat) if form == "nifti" or form in formats)
+
+
+def _distinct(tolerances: tuple[Tolerance, ...]) -> tuple[Tolerance, ...]:
+    """Removes duplicates and order, so that equal requests compare equal and take the same space."""
+    return tuple(tolerance for tolerance in get_args(Tolerance) if tolerance in tolerances)
 
 
 def _s3_bucket(name: str) -> str:
@@ -106,7 +110,7 @@ class RequestOptions(_Part):
         description="Whether to take the result of an earlier job with the same input, model and options, if there is "
         "one, instead of running the model.",
     )
-    tolerate: tuple[Tolerance, ...] = Field(
+    tolerate: Annotated[tuple[Tolerance, ...], AfterValidator(_distinct)] = Field(
         (),
         description="Defects of a DICOM series' geometry that are corrected, with a warning in the report, instead of "
         "refused: uneven_spacing (also missing slices, up to 10 mm), gantry_tilt.",
@@ -142,16 +146,28 @@ def parse_request(request: object) -> SegmentRequest:
     """Validates a request from the queue.
 
     Raises:
-        BadRequest: It violates the contract; the message names the field but never its value.
+        BadRequest: It violates the contract. The message names fields of the contract, and quotes no text of the
+            sender.
     """
     try:
         text = json.dumps(request)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadRequest("request: expected JSON values, nested as in the contract") from error
+    except (TypeError, ValueError, RecursionError):
+        # Neither this error nor the next one is chained: both quote the sender's text, and causes are logged.
+        raise BadRequest("request: expected JSON values, nested as in the contract") from None
     try:
         return SegmentRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        # The name of an unknown field is the sender's text: it may be long or contain NUL, which Postgres refuses.
-        field = ".".join(["request", *(ascii(part).strip("'")[:_MAX_FIELD_CHARACTERS] for part in first["loc"])])
-        raise BadRequest(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+    raise BadRequest(_reason(first["loc"], first["type"], first["msg"]))
+
+
+def _reason(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    """Describes an error by the names of known fields alone: the name of an unknown one is the sender's text."""
+    if kind != "extra_forbidden":
+        return f"{'.'.join(['request', *map(str, location)])}: {message.removeprefix('Value error, ')}"
+    *parents, _ = location
+    model: type[BaseModel] = SegmentRequest
+    for name in parents:
+        model = cast("type[BaseModel]", model.model_fields[str(name)].annotation)
+    known = ", ".join(model.model_fields)
+    return f"{'.'.join(['request', *map(str, parents)])}: unknown field; expected no others than {known}"

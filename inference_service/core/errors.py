@@ -40,6 +40,7 @@ the operator are in the exception's cause, which is logged.
 """
 
 from enum import StrEnum
+from traceback import extract_tb
 from typing import ClassVar
 
 
@@ -271,6 +272,12 @@ class GpuFailed(GpuError):
 
 MEMORY_ERRORS = (OutOfMemory, GpuOutOfMemory)
 """Too little memory on the CPU or on the GPU: a smaller batch, or the other memory, may do."""
+
+
+def redacted(error: BaseException) -> Exception:
+    """Returns a cause for the log in place of an error whose text may identify a patient: its type and its line."""
+    where = extract_tb(error.__traceback__)[-1]
+    return RuntimeError(f"{type(error).__name__} in {where.name}, line {where.lineno}")
 
 
 def error_from_row(code: str, message: str) -> ServiceError:

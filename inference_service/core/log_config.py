@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,7 +38,13 @@ def logging_job(job_id: UUID) -> Iterator[None]:
 
 
 def configure_logging(level: str, style: Literal["text", "json"]) -> None:
-    """Sends all log records of this process to standard error."""
+    """Sends all log records of this process to standard error.
+
+    Args:
+        level: Lowest level that is logged. Other libraries' lines are logged from INFO on at the lowest: Celery's debug
+            lines, for example, quote messages.
+        style: Whether each line is text or a JSON object.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(JobFilter())
     if style == "json":
@@ -46,6 +53,16 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
     else:
         handler.setFormatter(logging.Formatter(_TEXT))
     logging.captureWarnings(True)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in ("urllib3", "alembic.runtime.plugins"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.formatwarning = _format_warning
+    logging.basicConfig(level=logging.INFO if level == "DEBUG" else level, handlers=[handler], force=True)
+    logging.getLogger("inference_service").setLevel(level)
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    # Its warnings quote URLs, and so the keys of objects.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+def _format_warning(
+    _message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None
+) -> str:
+    """Formats a warning without its text, which may quote a value of a scan."""
+    return f"{filename}:{lineno}: {category.__name__}"

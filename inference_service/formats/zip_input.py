@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedFormat
+from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedFormat, redacted
 from inference_service.core.files import MAX_FILES
 
 # Signatures of a local file header and, in an empty archive, of the end of the central directory.
@@ -107,14 +107,17 @@ class _BoundedFile(FileIO):
 
 @contextmanager
 def _map_zip_errors() -> Iterator[None]:
+    """Maps the errors of zipfile, which quote the names of the archive's files."""
     try:
         yield
     except NotImplementedError as error:
-        raise UnsupportedFormat("the zip uses a feature that is not supported: send a plain deflated zip") from error
+        raise UnsupportedFormat(
+            "the zip uses a feature that is not supported: send a plain deflated zip"
+        ) from redacted(error)
     except OSError as error:
         # EINVAL comes from a seek to an impossible offset in the archive; other errors are the file system's.
         if error.errno != errno.EINVAL:
             raise
-        raise InputCorrupt("the zip is truncated or damaged") from error
+        raise InputCorrupt("the zip is truncated or damaged") from redacted(error)
     except _ZIP_ERRORS as error:
-        raise InputCorrupt("the zip is truncated or damaged") from error
+        raise InputCorrupt("the zip is truncated or damaged") from redacted(error)

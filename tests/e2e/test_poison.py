@@ -79,6 +79,9 @@ REFUSED: dict[str, Poison] = {
     "eta unreadable": lambda job_id: envelope(arguments(job_id), headers(job_id, eta=PATIENT)),
     "argument self": lambda job_id: envelope(arguments(job_id, self=PATIENT), headers(job_id)),
     "argument refused": lambda job_id: envelope(arguments(job_id, refused=PATIENT), headers(job_id)),
+    "a field named after a patient": lambda job_id: envelope(
+        arguments(job_id, request={**REQUEST, PATIENT: 1}), headers(job_id)
+    ),
     "positional argument": lambda job_id: envelope(arguments(job_id, PATIENT), headers(job_id)),
     "kwargs a list": lambda job_id: envelope([[], [PATIENT], {}], headers(job_id)),
     "too large": lambda job_id: envelope(arguments(job_id, large="x" * 300_000), headers(job_id)),

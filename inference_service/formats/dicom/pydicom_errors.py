@@ -5,11 +5,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from traceback import extract_tb
 
 import pydicom
 
-from inference_service.core.errors import InputCorrupt, ServiceError
+from inference_service.core.errors import InputCorrupt, ServiceError, redacted
 
 # Its messages quote the values that they are about, which may identify a patient.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -25,7 +24,7 @@ def map_pydicom_errors() -> Iterator[None]:
     """Maps the errors that pydicom and its decoders raise.
 
     A damaged file leads them into any exception, from AttributeError to ZeroDivisionError: this is the one place that
-    catches them all. Their messages quote values, so that only the type and the line are kept.
+    catches them all. Their messages quote values, so they are redacted.
 
     Raises:
         InputCorrupt: For every exception but our own errors, lack of memory and faults of the file system.
@@ -37,9 +36,7 @@ def map_pydicom_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in _ERRNOS_OF_CONTENT:
             raise
-        where = extract_tb(error.__traceback__)[-1]
-        cause = ValueError(f"{type(error).__name__} in {where.name}, line {where.lineno}")
-        raise InputCorrupt("a DICOM file is truncated or damaged") from cause
+        raise InputCorrupt("a DICOM file is truncated or damaged") from redacted(error)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import json
+import traceback
 from contextlib import suppress
 from uuid import UUID
 
@@ -76,10 +77,11 @@ def test_a_message_has_a_job_id_and_a_request() -> None:
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        ({**VALID, "modle": "secret"}, "request.modle"),
-        ({**VALID, "input": {"key": "a", "secret": "secret"}}, "request.input.secret"),
-        ({**VALID, "output": {"folder": "secret"}}, "request.output.folder"),
-        ({**VALID, "options": {"threshold": "secret"}}, "request.options.threshold"),
+        ({**VALID, "secret": 1}, "request"),
+        ({**VALID, "input": {"key": "a", "secret": "secret"}}, "request.input"),
+        ({**VALID, "output": {"secret^name 1961": "secret"}}, "request.output"),
+        ({**VALID, "options": {"secret\0": "secret"}}, "request.options"),
+        ({**VALID, "options": {"tolerate": ["gantry_tilt", "secret"]}}, "request.options.tolerate.1"),
         ({"model": "secret"}, "request.input"),
         ({"input": {"key": "secret"}}, "request.model"),
         ({**VALID, "input": {}}, "request.input.key"),
@@ -104,9 +106,20 @@ def test_a_message_has_a_job_id_and_a_request() -> None:
     ],
 )
 def test_an_error_names_the_field_but_not_its_value(request_: object, field: str) -> None:
-    message = error_message(request_)
-    assert message.startswith((f"{field}: ", f"{field}."))
-    assert "secret" not in message.removeprefix(field)
+    with pytest.raises(BadRequest) as caught:
+        parse_request(request_)
+    assert caught.value.message.startswith((f"{field}: ", f"{field}."))
+    # The log has the cause too.
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_error_for_an_unknown_field_lists_the_known_ones() -> None:
+    assert error_message({**VALID, "modle": "ct-lung"}) == (
+        "request: unknown field; expected no others than input, model, model_version, priority, output, options"
+    )
+    assert error_message({**VALID, "input": {"key": "a", "name": "MUELLER^HANS"}}) == (
+        "request.input: unknown field; expected no others than bucket, key, series"
+    )
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
@@ -183,3 +196,11 @@ def test_arbitrary_json_is_parsed_or_refused(request: object) -> None:
 )
 def test_formats_are_sorted_and_contain_nifti(formats: list[str], expected: tuple[str, ...]) -> None:
     assert parse_request({**VALID, "output": {"formats": formats}}).output.formats == expected
+
+
+def test_tolerances_are_distinct_and_sorted() -> None:
+    tolerate = ["gantry_tilt", "uneven_spacing"] * 10_000
+    assert parse_request({**VALID, "options": {"tolerate": tolerate}}).options.tolerate == (
+        "uneven_spacing",
+        "gantry_tilt",
+    )

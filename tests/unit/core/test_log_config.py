@@ -1,7 +1,9 @@
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -10,7 +12,7 @@ from inference_service.core.log_config import configure_logging, logging_job
 
 OUTER = UUID(int=1)
 INNER = UUID(int=2)
-CHATTY = ("urllib3", "alembic.runtime.plugins")
+LOGGERS = ("urllib3", "alembic.runtime.plugins", "inference_service", None)
 logger = logging.getLogger("tests.logs")
 
 
@@ -18,9 +20,11 @@ logger = logging.getLogger("tests.logs")
 def other_handlers_set_aside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keeps pytest's handlers open, and restores all levels."""
     root = logging.getLogger()
-    levels = {name: logging.getLogger(name).level for name in (*CHATTY, None)}
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
     monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     yield
+    logging.captureWarnings(False)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
 
@@ -94,12 +98,29 @@ def test_lines_of_libraries_contain_the_job_id(capsys: pytest.CaptureFixture[str
     assert f"[job {OUTER}] celery.worker: theirs" in line
 
 
-@pytest.mark.parametrize("name", CHATTY)
-def test_chatty_libraries_log_warnings_only(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_libraries_log_nothing_that_quotes_messages_or_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    """Celery quotes arguments in debug lines, and urllib3 URLs in warnings."""
     configure_logging("DEBUG", "text")
-    logging.getLogger(name).info("connection pool")
-    logging.getLogger(name).warning("trouble")
-    assert [line.rsplit(" ", 1)[-1] for line in lines(capsys)] == ["trouble"]
+    logging.getLogger("inference_service.worker.task").debug("kept")
+    logging.getLogger("celery.concurrency").debug("TaskPool: Apply (kwargs:'MUELLER^HANS')")
+    logging.getLogger("celery.concurrency").info("kept")
+    logging.getLogger("urllib3.connectionpool").warning("Failed to parse headers (url=/volumes/MUELLER^HANS)")
+    logging.getLogger("urllib3.connectionpool").error("kept")
+    logging.getLogger("alembic.runtime.plugins").info("setup plugin")
+    assert [line.rsplit(" ", 1)[-1] for line in lines(capsys)] == ["kept"] * 3
+
+
+def test_a_warning_is_logged_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        # As captureWarnings leaves it; pytest records warnings instead.
+        warnings.showwarning = logging._showwarning  # type: ignore[attr-defined]
+        warnings.warn("The value of PatientName, MUELLER^HANS, is invalid", UserWarning, stacklevel=1)
+    (line,) = lines(capsys)
+    assert "py.warnings" in line
+    assert line.endswith(": UserWarning")
+    assert Path(__file__).name in line
 
 
 def test_a_second_configuration_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 import io
 import stat
 import struct
+import traceback
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_names_of_the_archive_are_not_used(tmp_path: Path, name: str) -> None:
     assert [path.name for path in paths] == ["000000", "000001"]
     everything = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert everything == {"inside", "inside/input", "inside/to", "inside/to/000000", "inside/to/000001"}
+
+
+def test_errors_quote_no_name_of_the_archive(unpacked: Callable[..., list[bytes]]) -> None:
+    renamed = zipped({"MUELLER.dcm": CONTENT}).replace(b"MUELLER", b"MAYER__", 1)
+    with pytest.raises(InputCorrupt) as caught:
+        unpacked(renamed)
+    text = "".join(traceback.format_exception(caught.value))
+    assert "BadZipFile" in text
+    assert "MUELLER" not in text
 
 
 def test_a_link_becomes_a_file(tmp_path: Path) -> None:
