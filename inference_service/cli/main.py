@@ -3,6 +3,7 @@
 Commands that need the worker's packages import them when they run, because a client's installation lacks them.
 """
 
+import re
 import signal
 import sys
 from types import FrameType
@@ -13,7 +14,7 @@ from pydantic_settings import SettingsError
 
 from inference_service.cli import job_commands, local_commands, operator_commands
 from inference_service.cli.exit_codes import ExitCode, exit_code
-from inference_service.core.errors import ServiceError
+from inference_service.core.errors import MixedSeries, ServiceError
 
 
 class _Group(click.Group):
@@ -24,6 +25,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ServiceError as error:
             click.echo(f"error: {error.code}: {error.message}", err=True)
+            if isinstance(error, MixedSeries):
+                for uid, count in error.slices.items():
+                    # An invalid UID may be any text, and could control the terminal.
+                    click.echo(f"  {re.sub(r'[^0-9.]', '?', uid) or '(without a UID)'}: {count} slices", err=True)
             ctx.exit(exit_code(error))
         except SettingsError as error:
             click.echo(f"error: {error}: expected JSON", err=True)

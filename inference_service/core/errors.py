@@ -39,6 +39,7 @@ data. Only an EmbeddedServerError, which appears on the operator's terminal alon
 the operator are in the exception's cause, which is logged.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from traceback import extract_tb
 from typing import ClassVar
@@ -148,6 +149,17 @@ class MixedSeries(InputError):
     """The input has several series, and the request does not select one."""
 
     code = ErrorCode.MIXED_SERIES
+
+    def __init__(self, message: str, slices: Mapping[str, int] | None = None) -> None:
+        """Makes the error.
+
+        Args:
+            message: The public sentence.
+            slices: Number of slices of each series by its SeriesInstanceUID. A UID may identify a patient: it is for
+                the terminal of the person who holds the input, and for no row and no log.
+        """
+        super().__init__(message)
+        self.slices = slices or {}
 
 
 class MissingSlices(InputError):

@@ -62,7 +62,7 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
 
 
 def _format_warning(
-    _message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Formats a warning without its text, which may quote a value of a scan."""
     return f"{filename}:{lineno}: {category.__name__}"

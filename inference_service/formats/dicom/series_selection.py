@@ -1,6 +1,5 @@
 """Chooses the series that an input is meant to hold; the other images are left out, and counted by reason."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +7,6 @@ from inference_service.core.errors import MixedSeries, NotAVolume
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
 
 _MAX_LISTED_SERIES = 5
-_MAX_UID_CHARACTERS = 64
 # Reformatted images are read where the input has no others.
 _LAST_RESORT = {ExclusionReason.REFORMAT}
 
@@ -47,8 +45,12 @@ def select_series(
     if not candidates:
         raise NotAVolume(f"the input has no series of slices: it holds {_list_counts(excluded)}")
     if len(candidates) > 1:
+        slices = {uid: _count_slices(series) for uid, series in candidates.items()}
+        listed = [*map(str, slices.values())][:_MAX_LISTED_SERIES] + ["…"] * (len(slices) > _MAX_LISTED_SERIES)
         raise MixedSeries(
-            f"the input has {len(candidates)} series; name one of them in input.series: {_list_series(candidates)}"
+            f"the input has {len(slices)} series, of {', '.join(listed)} slices: name one of them by its "
+            "SeriesInstanceUID in input.series",
+            slices,
         )
     (series,) = candidates.values()
     return series, excluded
@@ -59,8 +61,7 @@ def _select_named(
 ) -> tuple[list[Instance], Counter[ExclusionReason]]:
     if series_uid not in candidates:
         raise NotAVolume(
-            "the series that the request names in input.series is not in the input; it has "
-            f"{_list_series(candidates) or 'no series'}"
+            f"the series that the request names in input.series is not among the {len(candidates)} series of the input"
         )
     excluded[ExclusionReason.OTHER_SERIES] += sum(
         len(series) for uid, series in candidates.items() if uid != series_uid
@@ -87,7 +88,7 @@ def _has_no_position(series: Sequence[Instance]) -> bool:
 
 
 def _is_single_image(series: Sequence[Instance]) -> bool:
-    return sum(len(instance.frames) for instance in series) == 1
+    return _count_slices(series) == 1
 
 
 def _is_last_resort(series: Sequence[Instance]) -> bool:
@@ -101,12 +102,8 @@ _PREFERENCES = (
 )
 
 
-def _list_series(candidates: Mapping[str, Sequence[Instance]]) -> str:
-    slice_counts = {uid: sum(len(instance.frames) for instance in series) for uid, series in candidates.items()}
-    # An invalid UID may be any text, and is not quoted.
-    shown = {uid: re.sub(r"[^0-9.]", "?", uid)[:_MAX_UID_CHARACTERS] or "(without a UID)" for uid in slice_counts}
-    listed = [f"{shown[uid]} of {count} slices" for uid, count in slice_counts.items()]
-    return ", ".join([*listed[:_MAX_LISTED_SERIES], *(["…"] if len(listed) > _MAX_LISTED_SERIES else [])])
+def _count_slices(series: Sequence[Instance]) -> int:
+    return sum(len(instance.frames) for instance in series)
 
 
 def _list_counts(excluded: Mapping[ExclusionReason, int]) -> str:

@@ -265,6 +265,8 @@ def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
     ):
         result = run(*arguments)
         assert (result.exit_code, code in result.stderr) == (3, True), result.output
+        listed = [line for line in result.stderr.splitlines() if line.startswith("  ")]
+        assert listed == (["  1.2.3.4: 12 slices", "  1.2.9: 12 slices"] if code == "mixed_series" else [])
     result = run(*command, "--series", "1.2.9", "--no-modality-check")
     assert result.exit_code == 0, result.output
     assert "tilted by 11.3°" in " ".join(result.stdout.split())

@@ -1,5 +1,6 @@
 """Choice of the series to read, and files that are set aside."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,12 +76,13 @@ def test_one_of_several_series_must_be_named(tmp_path: Path, read: Read) -> None
     write_series(
         tmp_path / "in" / "b", Stack(second.voxels, first.row, first.column, (1, 1), first.positions_mm, "1.2.3.5")
     )
-    with pytest.raises(MixedSeries, match=r"has 2 series.*1\.2\.3\.4 of 6 slices, 1\.2\.3\.5 of 6 slices"):
+    with pytest.raises(MixedSeries, match=r"^the input has 2 series, of 6, 6 slices: name one of them ") as caught:
         read(tmp_path / "in")
+    assert caught.value.slices == {"1.2.3.4": 6, "1.2.3.5": 6}
     scan = read(tmp_path / "in", series="1.2.3.5")
     np.testing.assert_array_equal(scan.volume.voxels, second.voxels)
     assert scan.set_aside == {"other_series": 6}
-    with pytest.raises(NotAVolume, match=r"names in input\.series is not in the input"):
+    with pytest.raises(NotAVolume, match=r"input\.series is not among the 2 series of the input$"):
         read(tmp_path / "in", series="1.2.3.6")
 
 
@@ -103,7 +105,8 @@ def test_a_series_of_projections_is_read_if_it_is_named(tmp_path: Path, read: Re
     assert read(tmp_path / "in", series="1.2.3.4").volume.shape == (9, 7, 6)
 
 
-def test_invalid_uids_are_not_quoted(tmp_path: Path, read: Read) -> None:
+def test_no_uid_is_quoted(tmp_path: Path, read: Read) -> None:
+    """Rows and logs hold the message, and a UID may identify a patient."""
     for name in ("a", "b"):
         write_series(
             tmp_path / "in" / name,
@@ -112,6 +115,6 @@ def test_invalid_uids_are_not_quoted(tmp_path: Path, read: Read) -> None:
         )
     with pytest.raises(MixedSeries) as caught:
         read(tmp_path / "in")
-    assert not set("DOEInjected\n") & set(caught.value.message.split("input.series: ")[1].replace("slices", ""))
+    assert not re.search(r"SENT|DOE|Injected|1\.2", caught.value.message)
     write_series(tmp_path / "one", regular_stack(), change=with_attribute("Modality", "SENT^DOE"))
     assert read(tmp_path / "one").modality == "?"
