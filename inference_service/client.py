@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _TRANSFER_RETRY_S = 5.0
 _POLL_S = 0.5
 _CONTENT_TYPE = "application/octet-stream"
-# Names in a row's result, in the order of the returned files. Jobs of older versions have no preview.
+# Names in a row's result, in the order of the returned files. Jobs of older versions have no preview or no checksums.
 _RESULTS = ("mask", "report", "preview")
 
 
@@ -163,7 +163,7 @@ class Client:
         return job_store.cancel(self._database, job_id)
 
     def result(self, job: Job, folder: Path) -> Sequence[Path]:
-        """Downloads the results of a succeeded job.
+        """Downloads the results of a succeeded job, and verifies them by the checksums in the job's row.
 
         Args:
             job: The job, from `status` or `wait`.
@@ -175,14 +175,20 @@ class Client:
         Raises:
             BadRequest: The job has no result.
             InputNotFound: An object of the result no longer exists.
+            ResultDamaged: An object is not the one that the job has stored.
             StorageUnavailable: The object storage does not answer or refuses.
         """
         if job.result is None:
             raise BadRequest(f"job {job.id} has no result: it is {job.state}")
         folder.mkdir(parents=True, exist_ok=True)
+        bucket = job.result["bucket"]
         files = []
         others = sorted(job.result.keys() - {"bucket", *_RESULTS})
-        for key in (job.result[name] for name in (*_RESULTS, *others) if name in job.result):
+        for name in (name for name in (*_RESULTS, *others) if name in job.result):
+            key = job.result[name]
             files.append(folder / key.rsplit("/", 1)[-1])
-            self._storage.fetch(job.result["bucket"], key, files[-1], max_bytes=self._settings.max_input_bytes)
+            if job.checksums is None:
+                self._storage.fetch(bucket, key, files[-1], max_bytes=self._settings.max_input_bytes)
+            else:
+                self._storage.fetch_verified(bucket, key, files[-1], job.checksums[name])
         return files

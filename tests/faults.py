@@ -8,10 +8,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import indent
 from uuid import UUID, uuid4
 
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 from minio import Minio
 from onnx import TensorProto, helper, numpy_helper
+from sqlalchemy import func, update
 
 from inference_service import Client
 from inference_service.contract.manifest import Manifest
@@ -31,8 +33,9 @@ from inference_service.contract.task_message import (
 )
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import WorkerProcess, settings_for, start_worker
+from inference_service.jobs.database import connect
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.schema import FINAL_STATES, JobState
+from inference_service.jobs.schema import FINAL_STATES, JobState, StoredAttemptRow
 
 LIMIT_S = 90.0
 WINDOW = 32
@@ -225,7 +228,7 @@ class Service:
                 self.client.cancel(job.id)
 
     def objects(self, job_id: UUID) -> dict[str, bytes]:
-        """Returns the objects under a job's prefix, by name."""
+        """Returns the objects of all attempts of a job, by key."""
         storage = Minio(
             self.environment["MINIO_ENDPOINT"],
             self.environment["MINIO_ACCESS_KEY"],
@@ -237,9 +240,20 @@ class Service:
         for item in storage.list_objects("masks", f"{job_id}/", recursive=True):
             name = str(item.object_name)
             response = storage.get_object("masks", name)
-            found[name.removeprefix(f"{job_id}/")] = response.read()
+            found[name] = response.read()
             response.close()
         return found
+
+    def results(self, job_id: UUID) -> dict[str, bytes]:
+        """Returns the files of a job's result, by name; the client verifies them."""
+        with TemporaryDirectory(dir=self.folder) as folder:
+            return {path.name: path.read_bytes() for path in self.client.result(self.finished(job_id), Path(folder))}
+
+    def hasten_removal(self) -> None:
+        """Lets the next sweep remove the objects of lost attempts."""
+        settings = settings_for(self.servers.environment)
+        with closing(connect(settings)) as database, database.begin() as connection:
+            connection.execute(update(StoredAttemptRow).values(remove_after=func.now()))
 
     def transitions(self, job_id: UUID) -> list[tuple[str, int, str | None]]:
         """Returns state, attempt and detail of each transition, after they are checked for consistency."""
@@ -254,20 +268,21 @@ class Service:
         return [(change.to_state, change.attempt, change.detail) for change in changes]
 
     def assert_succeeded(self, *job_ids: UUID) -> None:
-        """Checks that each job succeeded once, and has exactly the objects of an undisturbed run."""
+        """Checks that each job succeeded once, and has exactly the result of an undisturbed run."""
         for job_id in job_ids:
             job = self.finished(job_id)
             assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
             assert self.transitions(job_id)[-1][0] == JobState.SUCCEEDED
-            objects = self.objects(job_id)
-            assert sorted(objects) == sorted(RESULTS)
-            assert gzip.decompress(objects["mask.nii.gz"]) == self.mask
+            results = self.results(job_id)
+            assert sorted(results) == sorted(RESULTS)
+            assert gzip.decompress(results["mask.nii.gz"]) == self.mask
 
     def assert_ended(self, job_id: UUID, state: JobState, code: str) -> None:
-        """Checks that a job ended once, with this code, and has no object."""
+        """Checks that a job ended once, with this code, and that a sweep removes its objects."""
         job = self.finished(job_id)
         assert (job.state, job.error_code) == (state, code)
         assert self.transitions(job_id)[-1][0] == state
+        self.hasten_removal()
         wait_for(lambda: self.objects(job_id) == {})
 
     def lose_redis_data(self) -> None:
@@ -388,5 +403,5 @@ def start_service(servers: Servers, folder: Path, scan: Path) -> Iterator[Servic
         with service.worker():
             job_id = service.submit()
             assert service.finished(job_id).error_message is None
-            service.mask = gzip.decompress(service.objects(job_id)["mask.nii.gz"])
+            service.mask = gzip.decompress(service.results(job_id)["mask.nii.gz"])
         yield service

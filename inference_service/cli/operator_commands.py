@@ -1,5 +1,7 @@
 """Commands for operators: prepare and check a deployment, run a worker, inspect providers."""
 
+import dataclasses
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -10,6 +12,8 @@ from inference_service.cli.display import console, print_json
 from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import json_option
 from inference_service.core.settings import get_settings
+from inference_service.jobs.database import connect
+from inference_service.jobs.object_storage import Storage
 from inference_service.worker.health import is_fresh
 
 
@@ -52,6 +56,33 @@ def check(as_json: bool) -> None:
             )
     if any(item.problem for item in checks):
         raise SystemExit(ExitCode.UNAVAILABLE)
+
+
+@click.command()
+@click.option("--sizes-only", is_flag=True, help="Compare sizes instead of reading every object.")
+@json_option
+def audit(sizes_only: bool, as_json: bool) -> None:
+    """Compare the results of all jobs with the stored objects.
+
+    Reports objects that are missing or are not the ones that their job has stored, and objects of lost attempts that no
+    job names and no sweep removes. Exits with 1 if there are any.
+    """
+    from inference_service.jobs.audit import audit as compare
+
+    settings = get_settings()
+    with closing(connect(settings)) as database:
+        outcome = compare(database, Storage(settings), bucket=settings.minio_output_bucket, sizes_only=sizes_only)
+    if as_json:
+        print_json(dataclasses.asdict(outcome))
+    else:
+        for finding in outcome.findings:
+            click.echo(f"{finding.problem:<10} {finding.bucket}/{finding.key} of job {finding.job_id}")
+        click.echo(
+            f"{len(outcome.findings)} finding(s); {outcome.jobs} succeeded job(s) with {outcome.objects} object(s), "
+            f"{outcome.without_checksum} of them without a checksum"
+        )
+    if outcome.findings:
+        raise SystemExit(ExitCode.FAILED)
 
 
 @click.command()
@@ -135,4 +166,4 @@ def reference(folder: Path) -> None:
         click.echo(folder / name)
 
 
-COMMANDS = (migrate, check, worker, health, providers, reference)
+COMMANDS = (migrate, check, audit, worker, health, providers, reference)

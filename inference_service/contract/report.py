@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.execution import Precision
+from inference_service.core.files import Checksum
 
 Point = tuple[float, float, float]
 
@@ -45,7 +46,8 @@ class ModelReport(_Part):
 
     name: str
     version: str
-    sha256: str
+    sha256: str = Field(description="SHA-256 of model.onnx.")
+    manifest_sha256: str = Field(description="SHA-256 of manifest.json.")
 
 
 class OptionsReport(_Part):
@@ -98,6 +100,9 @@ class Report(_Part):
     )
     labels: list[LabelReport]
     files: list[str] = Field(description="Names of the other files of the result.")
+    checksums: dict[str, Checksum] = Field(
+        description="SHA-256 and size in bytes of each of these files. The job's row has those of the report, too."
+    )
     empty_segments: list[str] = Field(
         description="Labels that are described as segments in a DICOM segmentation but have no voxel in it."
     )

@@ -18,6 +18,7 @@
     │   ├── ModelError
     │   │   ├── ModelNotFound       model_not_found
     │   │   └── ModelInvalid        model_invalid
+    │   ├── ResultDamaged           result_damaged
     │   ├── OutOfMemory             out_of_memory
     │   ├── TimeLimit               time_limit
     │   ├── JobCancelled            cancelled
@@ -73,11 +74,12 @@ class ErrorCode(StrEnum):
     DATABASE_UNAVAILABLE = "database_unavailable"
     QUEUE_UNAVAILABLE = "queue_unavailable"
     EMBEDDED_SERVER_ERROR = "embedded_server_error"
+    RESULT_DAMAGED = "result_damaged"
     INTERNAL_ERROR = "internal_error"
 
 
-COMMAND_LINE_CODES = frozenset({ErrorCode.QUEUE_UNAVAILABLE, ErrorCode.EMBEDDED_SERVER_ERROR})
-"""Codes of the command line, which no job row has."""
+COMMAND_LINE_CODES = frozenset({ErrorCode.QUEUE_UNAVAILABLE, ErrorCode.EMBEDDED_SERVER_ERROR, ErrorCode.RESULT_DAMAGED})
+"""Codes of the client and the command line, which no job row has."""
 
 
 class ServiceError(Exception):
@@ -200,6 +202,12 @@ class ModelInvalid(ModelError):
     """The model's manifest is invalid or does not match its network."""
 
     code = ErrorCode.MODEL_INVALID
+
+
+class ResultDamaged(PermanentError):
+    """A stored object is not the one that the job's row describes."""
+
+    code = ErrorCode.RESULT_DAMAGED
 
 
 class OutOfMemory(PermanentError):

@@ -1,13 +1,50 @@
-"""Files on disk: lists a folder within limits, and computes the sha256 that identifies an input."""
+"""Files on disk: lists a folder within limits, and computes checksums of files and of inputs."""
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from inference_service.core.errors import InputNotFound, InputTooLarge
 
 MAX_FILES = 20_000
 """Upper limit of the files of one input; no study has as many slices."""
+_CHUNK_BYTES = 2**20
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes:
+        """Returns the next bytes, at most `size`; none at the end."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Identifies the content of a file.
+
+    Attributes:
+        sha256: Its SHA-256, in hexadecimal digits.
+        size_bytes: Its size.
+    """
+
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, stream: _Readable) -> "Checksum":
+        """Reads a stream to its end."""
+        digest = hashlib.sha256()
+        size_bytes = 0
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+        return cls(digest.hexdigest(), size_bytes)
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Checksum":
+        """Reads a file."""
+        with path.open("rb") as file:
+            return cls.of(file)
 
 
 def list_files(folder: Path, *, max_bytes: int) -> list[Path]:

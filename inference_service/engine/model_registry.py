@@ -24,10 +24,12 @@ class Model:
 
     Attributes:
         manifest: The content of the model's manifest.json.
+        manifest_sha256: SHA-256 of manifest.json.
         folder: The folder of the model's files.
     """
 
     manifest: Manifest
+    manifest_sha256: str
     folder: Path
 
     def read_network(self) -> bytes:
@@ -101,7 +103,8 @@ def read_model(folder: Path) -> Model:
     """
     title = f"{folder.parent.name} {folder.name}"
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        content = (folder / MANIFEST_FILE).read_bytes()
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise ModelInvalid(f"model {title} has no readable {MANIFEST_FILE}") from error
     except ValidationError as error:
@@ -110,7 +113,7 @@ def read_model(folder: Path) -> Model:
         raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is invalid at {field}: {first['msg']}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is for {_title(manifest)}")
-    return Model(manifest, folder)
+    return Model(manifest, hashlib.sha256(content).hexdigest(), folder)
 
 
 def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs: list[list[int | None]]) -> None:

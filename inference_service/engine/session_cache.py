@@ -50,6 +50,11 @@ def load_session(model: Model, execution: ExecutionOptions) -> Session:
     return session
 
 
+def expected_precision(model: Model, execution: ExecutionOptions) -> Precision:
+    """The precision of a model's network, known before it is loaded; fp32 if a part runs on another provider."""
+    return "fp32" if _precision_obstacle(execution, model.manifest) else execution.precision
+
+
 def session_warnings(model: Model, execution: ExecutionOptions, session: Session) -> list[str]:
     """Describes where a session differs from the execution options of its worker."""
     unused = _unused_providers(execution, session)
@@ -72,7 +77,7 @@ def _open_session(model: Model, execution: ExecutionOptions) -> Session:
         spin=execution.concurrency == 1,
         gpu=execution.gpu,
     )
-    precision: Precision = "fp32" if _precision_obstacle(execution, model.manifest) else execution.precision
+    precision = expected_precision(model, execution)
     session = open_session(precision=precision)
     if precision != "fp32" and not session.single_provider:
         # The other providers compute in fp32, and a network in two precisions has not been verified.

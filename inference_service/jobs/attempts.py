@@ -6,7 +6,7 @@ end a job.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,6 +14,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import and_, func, or_, select, update
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
+from inference_service.core.files import Checksum
+from inference_service.jobs import stored_attempts
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.state_machine import StateChange, change_state, fence
@@ -34,7 +36,6 @@ class Claim:
         token: The lease token.
         worker: Name of the worker.
         request: The request in the row; None where the message broke the contract.
-        result_location: Bucket and prefix that an earlier attempt reserved for the results.
         on_cpu: Whether a GPU failed on an earlier attempt, or had too little memory for it.
     """
 
@@ -44,7 +45,6 @@ class Claim:
     token: UUID
     worker: str
     request: dict[str, Any] | None
-    result_location: str | None
     on_cpu: bool
 
 
@@ -67,20 +67,26 @@ class Success:
 
     Attributes:
         result: Bucket and keys of the stored objects.
+        checksums: SHA-256 and size of each of these objects.
         input_sha256: Hash of the volume as it was stored.
         model_name: The model that ran.
         model_version: Version of the model.
         model_sha256: Hash of the model's network.
+        manifest_sha256: Hash of the model's manifest.
+        precision: Precision that the network ran in.
         providers: Execution providers that were used.
         timings_s: Seconds of each stage.
         detail: Detail of the transition.
     """
 
     result: dict[str, str]
+    checksums: dict[str, Checksum]
     input_sha256: str
     model_name: str
     model_version: str
     model_sha256: str
+    manifest_sha256: str
+    precision: str
     providers: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
     detail: str | None = None
@@ -101,7 +107,6 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 JobRow.attempt,
                 JobRow.returned_attempts,
                 JobRow.request,
-                JobRow.result_location.label("result_location"),
                 JobRow.on_cpu,
                 JobRow.cancel_requested,
             )
@@ -137,9 +142,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 "started_at": started_at,
             },
         )
-    return Claim(
-        job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.result_location, row.on_cpu
-    )
+    return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.on_cpu)
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:
@@ -156,19 +159,22 @@ def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None
 
 
 def succeed(database: Database, claim: Claim, success: Success) -> bool:
-    """Ends a job as succeeded. It is the last write of an attempt.
+    """Ends a job as succeeded, so that its row names the attempt's objects. It is the last write of an attempt.
 
     Returns:
         Whether the attempt still held its lease; nothing is written otherwise.
     """
     values = {column.name: getattr(success, column.name) for column in fields(Success) if column.name != "detail"}
+    values["checksums"] = {name: asdict(checksum) for name, checksum in success.checksums.items()}
     change = StateChange(
         claim.job_id, JobState.RUNNING, JobState.SUCCEEDED, claim.attempt, claim.worker, detail=success.detail
     )
+    values |= {"progress": 1.0, "stage": None}
     with database.begin() as connection:
-        return change_state(
-            connection, change, values={**values, "progress": 1.0, "stage": None}, lease_token=claim.token
-        )
+        succeeded = change_state(connection, change, values=values, lease_token=claim.token)
+        if succeeded:
+            stored_attempts.forget(connection, claim.token)
+        return succeeded
 
 
 def fail(

@@ -4,8 +4,8 @@ An attempt's writes are in `attempts`, the recovery of orphaned jobs is in `reco
 that the clocks of the machines do not matter.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, select, update
 
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import JobCancelled
+from inference_service.core.files import Checksum
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
@@ -38,9 +39,12 @@ class Job:
     model_name: str | None
     model_version: str | None
     model_sha256: str | None
+    manifest_sha256: str | None
+    precision: str | None
     providers: list[str] | None
     timings_s: dict[str, float] | None
     result: dict[str, str] | None
+    checksums: dict[str, Checksum] | None
     error_code: str | None
     error_message: str | None
 
@@ -151,6 +155,24 @@ def latest(database: Database, *, state: JobState | None = None, limit: int = 50
         return [_job(row._asdict()) for row in connection.execute(statement)]
 
 
+def succeeded_jobs(database: Database, *, at_once: int) -> Iterator[list[Job]]:
+    """All succeeded jobs, in batches ordered by id."""
+    last = UUID(int=0)
+    while True:
+        statement = (
+            select(*_JOB_COLUMNS)
+            .where(JobRow.state == JobState.SUCCEEDED, JobRow.id > last)
+            .order_by(JobRow.id)
+            .limit(at_once)
+        )
+        with database.connection() as connection:
+            jobs = [_job(row._asdict()) for row in connection.execute(statement)]
+        if not jobs:
+            return
+        yield jobs
+        last = jobs[-1].id
+
+
 def count(database: Database) -> int:
     """The number of jobs in the table."""
     with database.connection() as connection:
@@ -164,31 +186,40 @@ def transitions(database: Database, job_id: UUID) -> Sequence[Transition]:
         return [Transition(**row._asdict()) for row in connection.execute(statement)]
 
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The columns of a job's row that say which model ran, and in which precision."""
+
+    model_name: str
+    model_version: str
+    model_sha256: str
+    manifest_sha256: str
+    precision: str
+
+
 def find_same_work(
-    database: Database, request: SegmentRequest, *, input_sha256: str, model: tuple[str, str, str]
+    database: Database, request: SegmentRequest, *, input_sha256: str, model: ModelIdentity
 ) -> Job | None:
-    """The last succeeded job with the same input, model, formats and options (`reuse` aside).
+    """The last succeeded job with the same input, model, formats and options (`reuse` aside), and with checksums.
 
     Args:
         database: The jobs' database.
         request: The new request.
         input_sha256: Hash of the job's input.
-        model: Name, version and sha256 of the model.
+        model: The model that the new job would run.
 
     Returns:
         None where there is no such job.
     """
     requested = request.model_dump(mode="json")
     requested["options"].pop("reuse")
-    name, version, sha256 = model
     statement = (
         select(*_JOB_COLUMNS)
         .where(
             JobRow.state == JobState.SUCCEEDED,
             JobRow.input_sha256 == input_sha256,
-            JobRow.model_name == name,
-            JobRow.model_version == version,
-            JobRow.model_sha256 == sha256,
+            *(getattr(JobRow, column) == value for column, value in asdict(model).items()),
+            JobRow.checksums.is_not(None),
             JobRow.request["options"].op("-")("reuse") == requested["options"],
             JobRow.request["input"]["series"].astext.is_not_distinct_from(request.input.series),
             JobRow.request["output"]["formats"] == requested["output"]["formats"],
@@ -202,4 +233,7 @@ def find_same_work(
 
 
 def _job(values: dict[str, Any]) -> Job:
-    return Job(**{**values, "state": JobState(values["state"])})
+    checksums = values["checksums"]
+    if checksums is not None:
+        checksums = {name: Checksum(**checksum) for name, checksum in checksums.items()}
+    return Job(**{**values, "state": JobState(values["state"]), "checksums": checksums})

@@ -9,12 +9,17 @@ from typing import TypeVar
 
 import urllib3
 from minio import Minio
-from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
-from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
-from inference_service.core.files import MAX_FILES
+from inference_service.core.errors import (
+    InputNotFound,
+    InputTooLarge,
+    ResultDamaged,
+    StorageRefused,
+    StorageUnavailable,
+)
+from inference_service.core.files import MAX_FILES, Checksum
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 
@@ -99,6 +104,30 @@ class Storage:
                 response.close()
                 response.release_conn()
 
+    def fetch_verified(self, bucket: str, key: str, target: Path, expected: Checksum) -> None:
+        """Downloads an object into a file, which appears only if its content is the expected one.
+
+        Raises:
+            InputNotFound: The object does not exist.
+            ResultDamaged: Its size or SHA-256 is another one.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        unverified = target.with_name(f".{target.name}.unverified")
+        try:
+            try:
+                self.fetch(bucket, key, unverified, max_bytes=expected.size_bytes)
+            except InputTooLarge as error:
+                raise ResultDamaged(f"{key} has more than the expected {expected.size_bytes} bytes") from error
+            found = Checksum.of_file(unverified)
+            if found != expected:
+                raise ResultDamaged(
+                    f"{key}: expected {expected.size_bytes} bytes with sha256 {expected.sha256}, "
+                    f"got {found.size_bytes} with {found.sha256}"
+                )
+            unverified.rename(target)
+        finally:
+            unverified.unlink(missing_ok=True)
+
     def fetch_folder(self, bucket: str, prefix: str, target: Path, *, max_bytes: int) -> None:
         """Downloads all objects under a prefix into numbered files, so that no key becomes a path.
 
@@ -166,19 +195,6 @@ class Storage:
         except InputNotFound as error:
             raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`") from error
 
-    def copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
-        """Copies an object within the storage.
-
-        Raises:
-            InputNotFound: The object does not exist.
-            StorageUnavailable: The storage does not answer or refuses.
-        """
-        self._retrying(self._copy, source_bucket, source_key, bucket, key)
-
-    def _copy(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
-        with _mapped_errors():
-            self._minio.copy_object(bucket, key, CopySource(source_bucket, source_key))
-
     def remove(self, bucket: str, key: str) -> None:
         """Removes an object, if it exists.
 
@@ -191,14 +207,53 @@ class Storage:
     def exists(self, bucket: str, key: str) -> bool:
         """Returns True if the object exists."""
         try:
-            self._retrying(self._stat, bucket, key)
+            self.size(bucket, key)
         except InputNotFound:
             return False
         return True
 
-    def _stat(self, bucket: str, key: str) -> None:
+    def size(self, bucket: str, key: str) -> int:
+        """Returns the size of an object in bytes.
+
+        Raises:
+            InputNotFound: The object does not exist.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        return self._retrying(self._size, bucket, key)
+
+    def _size(self, bucket: str, key: str) -> int:
         with _mapped_errors():
+            return self._minio.stat_object(bucket, key).size or 0
+
+    def checksum(self, bucket: str, key: str) -> Checksum:
+        """Reads an object and returns the checksum of its content.
+
+        Raises:
+            InputNotFound: The object does not exist.
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        return self._retrying(self._checksum, bucket, key)
+
+    def _checksum(self, bucket: str, key: str) -> Checksum:
+        with _mapped_errors():
+            # The client does not understand how rclone's server answers a GET of a missing object.
             self._minio.stat_object(bucket, key)
+            response = self._minio.get_object(bucket, key)
+            try:
+                return Checksum.of(response)
+            finally:
+                response.close()
+                response.release_conn()
+
+    def list_keys(self, bucket: str) -> Iterator[str]:
+        """The keys of all objects of a bucket.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        with _mapped_errors():
+            for found in self._minio.list_objects(bucket, recursive=True):
+                yield str(found.object_name)
 
 
 def _name(number: int) -> str:

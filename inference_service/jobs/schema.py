@@ -55,7 +55,7 @@ class JobRow(Base):
         CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
         Index(None, "state", "created_at"),
         Index("ix_jobs_input_sha256", "input_sha256", "model_sha256", postgresql_where=text("state = 'succeeded'")),
-        # No two jobs write to the same location.
+        # The next two are for workers of the version before migration 0005.
         Index("uq_jobs_output_place", "output_place", unique=True),
         Index(
             "ix_jobs_uncleared",
@@ -79,10 +79,6 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-
-    result_location: Mapped[str | None] = mapped_column(
-        "output_place", comment="bucket and prefix reserved for the results"
-    )
 
     queue: Mapped[str | None] = mapped_column(comment="queue of the last message")
     dispatched_at: Mapped[datetime | None] = mapped_column(
@@ -110,16 +106,36 @@ class JobRow(Base):
     model_name: Mapped[str | None]
     model_version: Mapped[str | None]
     model_sha256: Mapped[str | None]
+    manifest_sha256: Mapped[str | None]
+    precision: Mapped[str | None] = mapped_column(comment="precision that the network ran in")
     providers: Mapped[list[str] | None] = mapped_column(comment="execution providers that were used")
     timings_s: Mapped[dict[str, Any] | None] = mapped_column(comment="seconds of each stage")
     result: Mapped[dict[str, Any] | None] = mapped_column(comment="bucket and keys of the stored objects")
+    checksums: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="sha256 and size_bytes of each object of the result, by the names of the result"
+    )
     input_sha256: Mapped[str | None] = mapped_column(comment="sha256 of the volume as it was stored")
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
 
+    # For workers of the version before migration 0005.
+    output_place: Mapped[str | None] = mapped_column(comment="bucket and prefix reserved for the results")
     # For workers of the version before migration 0004: a trigger keeps them equal to the columns that replaced them.
     excused: Mapped[int] = mapped_column(server_default="0", comment="old name of returned_attempts")
     dispatched_to: Mapped[str | None] = mapped_column(comment="old name of redis_run_id")
+
+
+class StoredAttemptRow(Base):
+    """One attempt that may have stored objects and whose job does not name them as its result."""
+
+    __tablename__ = "stored_attempts"
+
+    lease_token: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID]
+    location: Mapped[str] = mapped_column(comment="bucket and folder of the attempt's objects")
+    remove_after: Mapped[datetime] = mapped_column(
+        index=True, comment="when the objects are removed, unless the attempt still runs"
+    )
 
 
 class TransitionRow(Base):

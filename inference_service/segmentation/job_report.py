@@ -1,8 +1,8 @@
 """The parts of `report.json` that describe a job's input, options and model."""
 
 from inference_service.contract.input_options import InputOptions
-from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import InputReport, ModelReport, OptionsReport
+from inference_service.engine.model_registry import Model
 from inference_service.formats.scan_reader import Scan
 from inference_service.imaging.geometry import Box
 
@@ -40,9 +40,15 @@ def options_report(options: InputOptions) -> OptionsReport:
     return OptionsReport(series=options.series, tolerate=list(options.tolerate), modality_check=options.modality_check)
 
 
-def model_report(manifest: Manifest) -> ModelReport:
+def model_report(model: Model) -> ModelReport:
     """Identifies the model that ran."""
-    return ModelReport(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
+    manifest = model.manifest
+    return ModelReport(
+        name=manifest.name,
+        version=manifest.version,
+        sha256=manifest.sha256,
+        manifest_sha256=model.manifest_sha256,
+    )
 
 
 def scan_warnings(scan: Scan) -> list[str]:

@@ -1,12 +1,14 @@
 """Segments a file on this machine, without any server."""
 
+import gzip
 import logging
 from pathlib import Path
 
 from inference_service.contract.report import Report
-from inference_service.contract.result_files import REPORT_FILE
+from inference_service.contract.result_files import MASK_FILE, REPORT_FILE
 from inference_service.core.errors import GpuError, InputNotFound, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
+from inference_service.core.files import Checksum
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress
 from inference_service.core.scratch_space import scratch_folder
@@ -67,7 +69,7 @@ def segment_locally(
             except MemoryError as error:
                 raise OutOfMemory("the scan needs more memory than this machine has") from error
             if paths.mask_name is not None:
-                report = report.model_copy(update={"files": [paths.path(file).name for file in report.files]})
+                report = _with_names(report, paths, folder)
                 report.write(folder / REPORT_FILE)
             paths.copy_from(folder, options.formats)
         return report
@@ -78,6 +80,15 @@ def segment_locally(
     except GpuError as error:
         logger.warning("%s: the model runs on the CPU instead", error)
     return segment(execution.on_cpu())
+
+
+def _with_names(report: Report, paths: ResultPaths, folder: Path) -> Report:
+    """The report of files that get other names, and of the mask if it is decompressed."""
+    checksums = {paths.path(file).name: checksum for file, checksum in report.checksums.items()}
+    if paths.plain_mask:
+        with gzip.open(folder / MASK_FILE) as mask:
+            checksums[paths.path(MASK_FILE).name] = Checksum.of(mask)
+    return report.model_copy(update={"files": list(checksums), "checksums": checksums})
 
 
 def check_exists(source: Path) -> None:

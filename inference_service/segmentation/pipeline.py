@@ -22,7 +22,7 @@ from inference_service.contract.result_files import (
 from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest
 from inference_service.core.execution import ExecutionOptions
-from inference_service.core.files import input_sha256
+from inference_service.core.files import Checksum, input_sha256
 from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
@@ -125,12 +125,14 @@ class _Results:
         segmentation: The mask on the grid that the network saw, and figures of the run.
         description: The mask on the scan's own grid.
         written: Descriptions of the DICOM objects.
+        checksums: Of each written file, by name.
     """
 
     read: _Input
     segmentation: VolumeSegmentation
     description: _Description
     written: list[WrittenSegmentation]
+    checksums: dict[str, Checksum]
 
 
 def segment_file(
@@ -180,7 +182,8 @@ def segment_file(
         description = _describe(read.scan, segmentation.mask, model.manifest, resources)
         with monitor.stage("write"):
             written = _write(target, read, description, model.manifest, options, memory)
-    results = _Results(read, segmentation, description, written)
+            checksums = {name: Checksum.of_file(target / name) for name in _other_files(options.formats)}
+    results = _Results(read, segmentation, description, written, checksums)
     report = _report(model, session, options, results, monitor.clock)
     report.write(target / REPORT_FILE)
     return report
@@ -256,19 +259,25 @@ def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manife
         )
 
 
+def _other_files(formats: Sequence[OutputFormat]) -> list[str]:
+    """The names of the files that a report describes: all files of a result but the report itself."""
+    return [name for name in result_files(formats).values() if name != REPORT_FILE]
+
+
 def _report(model: ModelRun, session: Session, options: SegmentOptions, results: _Results, clock: StageClock) -> Report:
     return Report(
         service_version=version("inference-service"),
         onnxruntime_version=RUNTIME_VERSION,
         input=input_report(results.read.scan, results.read.sha256, results.segmentation.cropped_to),
         options=options_report(options.input_options),
-        model=model_report(model.manifest),
+        model=model_report(model.model),
         providers=session.providers,
         precision=session.precision,
         windows=results.segmentation.windows,
         labels=results.description.labels,
         timings_s=dict(clock.seconds),
-        files=[name for name in result_files(options.formats).values() if name != REPORT_FILE],
+        files=_other_files(options.formats),
+        checksums=results.checksums,
         empty_segments=sorted({name for written in results.written for name in written.empty_segments}),
         warnings=[
             *(f"the model: {warning}" for warning in session_warnings(model.model, model.execution, session)),

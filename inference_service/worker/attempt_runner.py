@@ -4,7 +4,7 @@
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +16,19 @@ from inference_service.core.errors import (
     InputNotFound,
     InternalError,
     OutOfMemory,
+    ResultDamaged,
     ServiceError,
     StorageUnavailable,
 )
-from inference_service.core.files import input_sha256
+from inference_service.core.files import Checksum, input_sha256
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model, find_model
+from inference_service.engine.session_cache import expected_precision
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.jobs import attempts, job_store
+from inference_service.jobs import attempts, job_store, stored_attempts
 from inference_service.jobs.lease import Lease, LeaseLost
 from inference_service.jobs.object_storage import DISK_FULL
-from inference_service.jobs.result_store import ResultStore
+from inference_service.jobs.result_store import ResultStore, attempt_location
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
@@ -52,6 +54,11 @@ class _Work:
     source: Path
     results: ResultStore
     lease: Lease
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        return self.source.parent
 
 
 class AttemptRunner:
@@ -87,7 +94,6 @@ class AttemptRunner:
             return
         except LeaseLost as error:
             logger.warning("attempt %d stops: %s", self._claim.attempt, error)
-            self._outcome.record_lost_lease()
             return
         except Exception as error:
             failure = self._service_error(error)
@@ -115,9 +121,8 @@ class AttemptRunner:
         context = self._context
         settings = context.settings
         model = find_model(settings.models_path, request.model, request.model_version)
-        prefix = (request.output.prefix or str(self._claim.job_id)).removesuffix("/")
-        results = ResultStore(context.storage, f"{settings.minio_output_bucket}/{prefix}", request.output.formats)
-        self._outcome.results = results
+        location = attempt_location(self._claim, settings.minio_output_bucket, request.output.prefix)
+        results = ResultStore(context.storage, location, request.output.formats)
         with (
             Lease(
                 context.database,
@@ -141,39 +146,45 @@ class AttemptRunner:
         settings = self._context.settings
         scan = work.request.input
         with self._clock.stage("fetch"):
-            self._context.retry_database(work.results.reserve, self._context.database, self._claim)
             fetch = storage.fetch_folder if scan.key.endswith("/") else storage.fetch
             bucket = scan.bucket or settings.minio_input_bucket
             fetch(bucket, scan.key, work.source, max_bytes=settings.max_input_bytes)
 
     def _reuse_result(self, work: _Work) -> attempts.Success | None:
-        """Copies the result of an earlier job with the same input, if the request allows it and there is one."""
+        """Takes over the result of an earlier job with the same input, if the request allows it and there is one."""
         if not work.request.options.reuse:
             return None
         sha256 = input_sha256(work.source)
         manifest = work.model.manifest
+        identity = job_store.ModelIdentity(
+            model_name=manifest.name,
+            model_version=manifest.version,
+            model_sha256=manifest.sha256,
+            manifest_sha256=work.model.manifest_sha256,
+            precision=expected_precision(work.model, self._execution),
+        )
         earlier = self._context.retry_database(
             job_store.find_same_work,
             self._context.database,
             work.request,
             input_sha256=sha256,
-            model=(manifest.name, manifest.version, manifest.sha256),
+            model=identity,
         )
-        if earlier is None or earlier.result is None:
+        if earlier is None or earlier.result is None or earlier.checksums is None:
             return None
         try:
             with self._clock.stage("store"):
-                work.results.copy(earlier.result, before_each=partial(self._context.retry_database, work.lease.renew))
-        except InputNotFound:
-            logger.info("the result of job %s no longer exists and is not reused", earlier.id)
+                work.results.fetch_earlier(earlier.result, earlier.checksums, work.folder)
+        except (InputNotFound, ResultDamaged) as error:
+            logger.warning("the result of job %s is not reused: %s", earlier.id, error)
             return None
+        checksums = self._store(work)
         logger.info("reused the result of job %s", earlier.id)
         return attempts.Success(
             result=work.results.result,
+            checksums=checksums,
             input_sha256=sha256,
-            model_name=manifest.name,
-            model_version=manifest.version,
-            model_sha256=manifest.sha256,
+            **asdict(identity),
             providers=earlier.providers or [],
             timings_s=self._clock.seconds,
             detail=f"reused {earlier.id}",
@@ -184,7 +195,7 @@ class AttemptRunner:
         options = work.request.options
         report = segment_file(
             work.source,
-            work.source.parent,
+            work.folder,
             ModelRun(work.model, self._execution, self._context.sessions),
             limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
             options=SegmentOptions(
@@ -194,15 +205,26 @@ class AttemptRunner:
             ),
             monitor=StageMonitor(self._clock, work.lease.progress),
         )
-        work.lease.progress("store", 0.0)
-        with self._clock.stage("store"):
-            work.results.store(work.source.parent, before_each=partial(self._context.retry_database, work.lease.renew))
+        checksums = self._store(work)
         return attempts.Success(
             result=work.results.result,
+            checksums=checksums,
             input_sha256=report.input.sha256,
             model_name=report.model.name,
             model_version=report.model.version,
             model_sha256=report.model.sha256,
+            manifest_sha256=report.model.manifest_sha256,
+            precision=report.precision,
             providers=report.providers,
             timings_s=self._clock.seconds,
         )
+
+    def _store(self, work: _Work) -> dict[str, Checksum]:
+        """Stores the results, after it is recorded that this attempt may have stored objects."""
+        context = self._context
+        work.lease.progress("store", 0.0)
+        attempt = stored_attempts.StoredAttempt(self._claim.token, self._claim.job_id, work.results.location)
+        with self._clock.stage("store"):
+            if not context.retry_database(stored_attempts.record, context.database, attempt):
+                raise LeaseLost("another attempt holds the lease")
+            return work.results.store(work.folder, before_each=partial(work.lease.progress, "store", 0.0))

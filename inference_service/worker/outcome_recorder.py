@@ -1,18 +1,11 @@
-"""Records how an attempt ends in the job's row, and removes the stored objects of an attempt that failed."""
+"""Records in the job's row how an attempt ends."""
 
 import json
 import logging
 
-from inference_service.core.errors import (
-    DatabaseUnavailable,
-    GpuError,
-    ServiceError,
-    StorageUnavailable,
-    TransientError,
-)
+from inference_service.core.errors import GpuError, ServiceError, TransientError
 from inference_service.core.progress import StageClock
 from inference_service.jobs import attempts
-from inference_service.jobs.result_store import ResultStore
 from inference_service.worker.job_context import JobContext
 
 logger = logging.getLogger(__name__)
@@ -33,8 +26,6 @@ class OutcomeRecorder:
         self._context = context
         self._claim = claim
         self._clock = clock
-        self.results: ResultStore | None = None
-        """The stored results of the attempt; None until the model is found and the result's location is known."""
 
     def record_success(self, success: attempts.Success) -> bool:
         """Records the job's success; False if the lease is lost."""
@@ -50,17 +41,10 @@ class OutcomeRecorder:
         else:
             self._end_job(error)
 
-    def record_lost_lease(self) -> None:
-        """Lets a sweep remove this attempt's objects, in case the job has failed or was cancelled meanwhile."""
-        if self.results is not None:
-            self._context.retry_database(self.results.leave_to_sweep, self._context.database, self._claim.job_id)
-
     def record_forced_end(self, reason: Exception) -> None:
         """Records why the lease's thread is about to kill this process."""
         if isinstance(reason, ServiceError):
             self._write_failure(reason)
-        else:
-            self.record_lost_lease()
 
     def _schedule_retry(self, error: TransientError) -> None:
         settings = self._context.settings
@@ -82,20 +66,14 @@ class OutcomeRecorder:
     def _end_job(self, error: ServiceError) -> None:
         logger.warning("job ended: %s: %s; seconds per stage: %s", error.code, error.message, self._timings())
         logger.debug("cause of the failure", exc_info=error)
-        if self._write_failure(error) and self.results is not None:
-            try:
-                self.results.discard(self._context.database, self._claim.job_id)
-            except (StorageUnavailable, DatabaseUnavailable) as problem:
-                logger.warning("stored objects not removed, a sweep will remove them: %s", problem)
+        self._write_failure(error)
 
-    def _write_failure(self, error: ServiceError) -> bool:
-        """Writes the failure to the job's row; False if the lease is lost."""
+    def _write_failure(self, error: ServiceError) -> None:
         held = self._context.retry_database(
             attempts.fail, self._context.database, self._claim, error, timings_s=dict(self._clock.seconds)
         )
         if not held:
             logger.warning("attempt %d: failure not recorded: another attempt holds the job", self._claim.attempt)
-        return held
 
     def _timings(self) -> str:
         return json.dumps({stage: round(seconds, 3) for stage, seconds in self._clock.seconds.items()})

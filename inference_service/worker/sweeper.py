@@ -6,7 +6,7 @@ import time
 
 from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs import recovery, reservations
+from inference_service.jobs import recovery, stored_attempts
 from inference_service.jobs.celery_app import App, RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sweeper:
-    """Recovers orphaned jobs, resends missing messages and removes objects that failed jobs have left.
+    """Recovers orphaned jobs, resends missing messages and removes objects that lost attempts have left.
 
     Args:
         settings: The worker's settings.
@@ -65,12 +65,17 @@ class Sweeper:
         if unsent:
             logger.info("sent %d job(s) that had no message", len(unsent))
 
-    def remove_objects(self) -> None:
-        """Removes objects that jobs without a result may have stored."""
-        for job_id, location in reservations.find_uncleared(self._database):
+    def remove_abandoned_objects(self) -> None:
+        """Removes objects of attempts that ended without a result, or whose worker was lost."""
+        for attempt in stored_attempts.find_abandoned(self._database):
             try:
-                ResultStore(self._storage, location).discard(self._database, job_id)
+                ResultStore(self._storage, attempt.location).remove()
             except StorageUnavailable as error:
-                logger.warning("objects of job %s not removed: %s", job_id, error)
+                logger.warning("objects of an attempt of job %s not removed: %s", attempt.job_id, error)
                 if is_outage(error):
                     break
+                with self._database.begin() as connection:
+                    stored_attempts.postpone(connection, attempt.lease_token)
+            else:
+                with self._database.begin() as connection:
+                    stored_attempts.forget(connection, attempt.lease_token)

@@ -152,11 +152,11 @@ def test_a_resumed_worker_writes_nothing(service: Service) -> None:
         service.release(job_id)
         with service.worker() as other:
             service.assert_succeeded(job_id)
-            before = service.objects(job_id)
+            before = service.results(job_id)
             written = service.finished(job_id)
             resume(frozen)
             until_log_says(frozen, "another attempt holds the lease", "another attempt holds the job")
-            assert service.objects(job_id) == before
+            assert service.results(job_id) == before
             assert service.finished(job_id) == written
             assert str(other.pid) in str(written.lease_owner)
             # The resumed worker runs further jobs.

@@ -107,7 +107,7 @@ def test_an_earlier_result_is_reused_where_the_request_allows_it(service: Servic
         service.assert_succeeded(reused, recomputed, other_model)
     assert service.transitions(reused)[-1] == ("succeeded", 1, f"reused {first}")
     assert service.transitions(other_model)[-1][2] != f"reused {first}"
-    assert service.objects(reused) == service.objects(first)
+    assert service.results(reused) == service.results(first)
     assert service.finished(reused).model_sha256 == service.finished(first).model_sha256
     for job_id, computed in ((first, True), (reused, False), (recomputed, True)):
         assert ("network" in (service.finished(job_id).timings_s or {})) is computed

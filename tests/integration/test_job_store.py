@@ -11,18 +11,22 @@ from sqlalchemy import create_engine
 
 from inference_service.contract.task_message import InputReference, Priority, RequestOptions, SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
+from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
-from inference_service.jobs import attempts, job_store, reservations
+from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database, connect, database_url
 from inference_service.jobs.schema import JobState
 
 REQUEST = SegmentRequest(input=InputReference(bucket="volumes", key="ct/1.nii.gz"), model="ct-tissue")
 SUCCESS = attempts.Success(
     result={"bucket": "masks", "mask": "a/mask.nii.gz", "report": "a/report.json", "preview": "a/preview.png"},
+    checksums={name: Checksum(number * 64, 7) for name, number in (("mask", "a"), ("report", "b"), ("preview", "c"))},
     input_sha256="1" * 64,
     model_name="ct-tissue",
     model_version="1",
     model_sha256="0" * 64,
+    manifest_sha256="9" * 64,
+    precision="fp32",
     providers=["CPUExecutionProvider"],
     timings_s={"fetch": 0.5},
 )
@@ -220,30 +224,6 @@ def test_an_expired_job_with_a_requested_cancellation_is_cancelled(
     assert get(database, job_id).state is JobState.CANCELLED
 
 
-def test_a_location_stays_reserved_until_it_is_cleared(database: Database, job_id: UUID) -> None:
-    location = f"masks/{job_id}"
-
-    def another_gets_it() -> bool:
-        other = uuid4()
-        job_store.create(database, other, REQUEST)
-        return reservations.reserve(database, claimed(database, other), location)
-
-    held = claimed(database, job_id)
-    assert reservations.reserve(database, held, location)
-    with reservations.clearing(database, job_id, location) as is_reserved:
-        assert not is_reserved()
-    attempts.fail(database, held, InputCorrupt("x"))
-    assert not another_gets_it()
-    with reservations.clearing(database, job_id, location) as is_reserved:
-        assert is_reserved()
-        # Only one process clears a location at a time.
-        with reservations.clearing(database, job_id, location) as also_reserved:
-            assert not also_reserved()
-    assert another_gets_it()
-    with reservations.clearing(database, job_id, location) as is_reserved:
-        assert not is_reserved()
-
-
 def test_a_job_with_a_requested_cancellation_is_not_retried(database: Database, job_id: UUID) -> None:
     held = claimed(database, job_id)
     job_store.cancel(database, job_id)
@@ -261,9 +241,11 @@ def test_a_read_only_server_is_an_outage(settings: Settings) -> None:
 def test_the_same_work_is_found_by_input_model_and_options(database: Database, job_id: UUID) -> None:
     network = uuid4().hex * 2
     success = dataclasses.replace(SUCCESS, model_sha256=network)
-    model = ("ct-tissue", "1", network)
+    model = job_store.ModelIdentity("ct-tissue", "1", network, "9" * 64, "fp32")
 
-    def found(request: SegmentRequest = REQUEST, *, sha256: str = "1" * 64, by: tuple[str, str, str] = model) -> bool:
+    def found(
+        request: SegmentRequest = REQUEST, *, sha256: str = "1" * 64, by: job_store.ModelIdentity = model
+    ) -> bool:
         return job_store.find_same_work(database, request, input_sha256=sha256, model=by) == get(database, job_id)
 
     assert not found()
@@ -271,5 +253,5 @@ def test_the_same_work_is_found_by_input_model_and_options(database: Database, j
     assert found()
     assert found(REQUEST.model_copy(update={"options": RequestOptions(reuse=True), "priority": Priority.URGENT}))
     assert not found(sha256="2" * 64)
-    assert not found(by=("ct-tissue", "2", network))
-    assert not found(by=("ct-tissue", "1", "2" * 64))
+    for column in dataclasses.asdict(model):
+        assert not found(by=dataclasses.replace(model, **{column: "2"}))

@@ -95,7 +95,7 @@ def model(tmp_path: Path, request: pytest.FixtureRequest) -> Model:
         }
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
-    return Model(manifest, folder)
+    return Model(manifest, "0" * 64, folder)
 
 
 def relative_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

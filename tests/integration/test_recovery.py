@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, update
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import TimeLimit
-from inference_service.jobs import attempts, job_store, recovery, reservations
+from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
@@ -174,10 +174,3 @@ def test_one_sweep_runs_at_a_time(database: Database) -> None:
         assert (first, second) == (True, False)
     with recovery.sweep_lock(database) as third:
         assert third
-
-
-def test_locations_of_failed_jobs_are_found(database: Database) -> None:
-    failed = create(database, state=JobState.FAILED, result_location="masks/a")
-    create(database, state=JobState.SUCCEEDED, result_location="masks/b")
-    create(database, state=JobState.CANCELLED)
-    assert reservations.find_uncleared(database) == [(failed, "masks/a")]

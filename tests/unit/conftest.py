@@ -94,6 +94,6 @@ def make_model(
         folder = tmp_path_factory.mktemp("model")
         (folder / "model.onnx").write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        return Model(make_manifest(**{"sha256": sha256, "window": MODEL_WINDOW, **fields}), folder)
+        return Model(make_manifest(**{"sha256": sha256, "window": MODEL_WINDOW, **fields}), "0" * 64, folder)
 
     return make

@@ -27,6 +27,7 @@ from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory, ServiceError
 from inference_service.core.execution import CPU, CUDA, ExecutionOptions
+from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model
@@ -324,6 +325,7 @@ def test_segment_writes_a_mask_of_a_given_name(
     np.testing.assert_array_equal(mask.affine, expected.affine)
     report = Report.model_validate_json((path.parent / beside[1]).read_bytes())
     assert report.files == [path.name, beside[0]]
+    assert report.checksums == {name: Checksum.of_file(path.parent / name) for name in report.files}
     assert all(name in result.stdout for name in [*report.files, beside[1]])
 
 

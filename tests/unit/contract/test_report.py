@@ -12,6 +12,7 @@ from inference_service.contract.report import (
     OptionsReport,
     Report,
 )
+from inference_service.core.files import Checksum
 
 
 def test_a_report_matches_its_schema(tmp_path: Path) -> None:
@@ -43,12 +44,13 @@ def test_a_report_matches_its_schema(tmp_path: Path) -> None:
             replaced_voxels=0,
             cropped_to=None,
         ),
-        model=ModelReport(name="test", version="1", sha256="0" * 64),
+        model=ModelReport(name="test", version="1", sha256="0" * 64, manifest_sha256="1" * 64),
         providers=["CPUExecutionProvider"],
         precision="fp32",
         windows=4,
         labels=[label],
         files=["mask.nii.gz"],
+        checksums={"mask.nii.gz": Checksum("0" * 64, 7)},
         empty_segments=[],
         timings_s={"read": 0.5},
         warnings=[],

@@ -58,7 +58,7 @@ def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_session_stays_loaded(make_model: MakeModel) -> None:
     model = make_model()
     sessions = SessionCache()
-    assert sessions.load(model, CPU) is sessions.load(Model(model.manifest, model.folder), CPU)
+    assert sessions.load(model, CPU) is sessions.load(Model(model.manifest, model.manifest_sha256, model.folder), CPU)
     assert sessions.load(model, CPU) is not sessions.load(model, replace(CPU, threads=2))
     assert sessions.load(model, CPU) is not SessionCache().load(model, CPU)
 

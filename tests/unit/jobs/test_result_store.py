@@ -1,34 +1,33 @@
 from typing import cast
+from uuid import uuid4
 
 import pytest
 
 from inference_service.contract.result_files import result_files
-from inference_service.core.errors import InputNotFound
+from inference_service.jobs.attempts import Claim
 from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.result_store import ResultStore
+from inference_service.jobs.result_store import ResultStore, attempt_location
+
+STORAGE = cast("Storage", None)
 
 
-class Copies:
-    def __init__(self) -> None:
-        self.made: list[tuple[str, str, str, str]] = []
-
-    def copy(self, *objects: str) -> None:
-        source_bucket, source, bucket, key = objects
-        self.made.append((source_bucket, source, bucket, key))
+def a_claim(attempt: int = 1) -> Claim:
+    return Claim(uuid4(), attempt, 0, uuid4(), "w", None, on_cpu=False)
 
 
 def test_every_file_has_a_key_in_the_row() -> None:
-    result = ResultStore(cast("Storage", Copies()), "masks/a/b").result
+    result = ResultStore(STORAGE, "masks/a/b", ()).result
     assert result.pop("bucket") == "masks"
     assert sorted(result.values()) == sorted(f"a/b/{name}" for name in result_files(()).values())
 
 
-def test_an_earlier_result_is_copied_whole_or_not_at_all() -> None:
-    copies = Copies()
-    output, earlier = (ResultStore(cast("Storage", copies), f"masks/{prefix}") for prefix in ("now", "earlier"))
-    result = {name: key for name, key in earlier.result.items() if name != "preview"}
-    with pytest.raises(InputNotFound):
-        output.copy(result, before_each=lambda: None)
-    assert copies.made == []
-    output.copy(earlier.result, before_each=lambda: None)
-    assert copies.made == [("masks", f"earlier/{name}", "masks", f"now/{name}") for name in result_files(()).values()]
+@pytest.mark.parametrize(("prefix", "start"), [(None, "masks/"), ("study-1", "masks/study-1/"), ("a/b/", "masks/a/b/")])
+def test_the_folder_of_an_attempt_is_below_the_prefix(prefix: str | None, start: str) -> None:
+    claim = a_claim(attempt=2)
+    assert attempt_location(claim, "masks", prefix) == f"{start}{claim.job_id}/2-{claim.token.hex}"
+
+
+def test_a_key_stays_within_the_limit_of_s3() -> None:
+    location = attempt_location(a_claim(attempt=10**6), "b", "p" * 900)
+    keys = [key for name, key in ResultStore(STORAGE, location).result.items() if name != "bucket"]
+    assert max(len(key) for key in keys) <= 1024

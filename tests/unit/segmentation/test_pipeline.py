@@ -19,6 +19,7 @@ from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, resu
 from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
+from inference_service.core.files import Checksum
 from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import Stage, StageClock, overall_progress
 from inference_service.engine.model_registry import Model
@@ -257,7 +258,14 @@ def test_report_describes_the_run(tmp_path: Path, model: Model, oblique_affine: 
     assert report.input.spacing_mm == pytest.approx((1.5, 0.8, 3.0), rel=1e-6)
     assert report.input.orientation == "PLI"
     assert np.array(report.input.affine) == pytest.approx(affine, rel=1e-6)
-    assert report.model.model_dump() == {"name": "test", "version": "1", "sha256": model.manifest.sha256}
+    assert report.model.model_dump() == {
+        "name": "test",
+        "version": "1",
+        "sha256": model.manifest.sha256,
+        "manifest_sha256": model.manifest_sha256,
+    }
+    names = ("mask.nii.gz", "preview.png")
+    assert report.checksums == {name: Checksum.of_file(tmp_path / name) for name in names}
     assert report.providers == ["CPUExecutionProvider"]
     assert report.precision == "fp32"
     assert report.input.cropped_to is None
