@@ -241,7 +241,7 @@ class ConfigurationError(PermanentError):
 
 
 class StorageUnavailable(TransientError):
-    """The object storage does not answer, or answers with a server error."""
+    """The object storage does not answer or answers with a server error, or the worker's own disk fails."""
 
     code = ErrorCode.STORAGE_UNAVAILABLE
 

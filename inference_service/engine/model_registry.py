@@ -4,18 +4,28 @@
 """
 
 import hashlib
+import logging
+import os
 import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
-from inference_service.core.errors import ModelInvalid, ModelNotFound
+from inference_service.core.errors import ModelInvalid, ModelNotFound, StorageUnavailable
+from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, check_self_contained, is_truncated
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 NETWORK_FILE = "model.onnx"
+_MAX_MANIFEST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,20 +43,20 @@ class Model:
     folder: Path
 
     def read_network(self) -> bytes:
-        """Reads the ONNX file and verifies its sha256. The caller loads these bytes, not the file, which may change.
+        """Reads the ONNX file and verifies it. The caller loads these bytes, not the file, which may change.
 
         Raises:
-            ModelInvalid: The file is missing, or its sha256 differs from the manifest.
+            ModelNotFound: There is none.
+            ModelInvalid: Its sha256 differs from the manifest, or a part of the network lies in another file.
+            StorageUnavailable: The file cannot be read.
         """
-        try:
-            network = (self.folder / NETWORK_FILE).read_bytes()
-        except OSError as error:
-            raise ModelInvalid(f"model {_title(self.manifest)} has no readable {NETWORK_FILE}") from error
+        network = _read(self.folder, NETWORK_FILE, max_bytes=MAX_NETWORK_BYTES)
         digest = hashlib.sha256(network).hexdigest()
         if digest != self.manifest.sha256:
             raise ModelInvalid(
                 f"model {_title(self.manifest)}: expected sha256 {self.manifest.sha256} of {NETWORK_FILE}, got {digest}"
             )
+        check_self_contained(network)
         return network
 
 
@@ -56,11 +66,12 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
     Args:
         models_path: The folder of all models.
         name: The model's name.
-        version: Version of the model; None: the highest, compared number by number.
+        version: Version of the model; None: the highest, compared number by number, that is wholly installed.
 
     Raises:
         ModelNotFound: No such model is installed.
         ModelInvalid: The model's manifest is invalid.
+        StorageUnavailable: The models cannot be read.
     """
     if not re.fullmatch(NAME_PATTERN, name) or (version is not None and not re.fullmatch(VERSION_PATTERN, version)):
         raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))
@@ -69,18 +80,20 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
         names = dict.fromkeys(folder.parent.name for folder in list_models(models_path))
         raise ModelNotFound(f"model {name!r} is not installed; MODELS_PATH holds {', '.join(names) or 'no model'}")
     if version is None:
-        version = versions[-1]
+        version = (_complete(versions) or list(versions))[-1]
     elif version not in versions:
         raise ModelNotFound(f"model {name!r} has no version {version}; installed: {', '.join(versions)}")
     return read_model(models_path / name / version)
 
 
 def list_models(models_path: Path) -> list[Path]:
-    """Lists the folder of each version of each installed model, sorted by name and version."""
-    if not models_path.is_dir():
-        return []
-    names = sorted(folder for folder in models_path.iterdir() if re.fullmatch(NAME_PATTERN, folder.name))
-    return [name / version for name in names for version in _versions(name)]
+    """Lists the folder of each complete version of each model, sorted by name and version.
+
+    Raises:
+        StorageUnavailable: The models cannot be read.
+    """
+    folders = _subfolders(models_path, NAME_PATTERN)
+    return [folder / version for folder in sorted(folders) for version in _complete(_versions(folder))]
 
 
 def require_models(models_path: Path) -> list[Path]:
@@ -88,6 +101,7 @@ def require_models(models_path: Path) -> list[Path]:
 
     Raises:
         ModelNotFound: No model is installed.
+        StorageUnavailable: The models cannot be read.
     """
     folders = list_models(models_path)
     if not folders:
@@ -99,14 +113,14 @@ def read_model(folder: Path) -> Model:
     """Reads the manifest in a model's folder.
 
     Raises:
-        ModelInvalid: The manifest is unreadable, violates the schema or contradicts the folder's name.
+        ModelNotFound: There is none.
+        ModelInvalid: The manifest violates the schema or contradicts the folder's name.
+        StorageUnavailable: The manifest cannot be read.
     """
     title = f"{folder.parent.name} {folder.name}"
+    content = _read(folder, MANIFEST_FILE, max_bytes=_MAX_MANIFEST_BYTES)
     try:
-        content = (folder / MANIFEST_FILE).read_bytes()
         manifest = Manifest.model_validate_json(content)
-    except OSError as error:
-        raise ModelInvalid(f"model {title} has no readable {MANIFEST_FILE}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the top level"
@@ -140,13 +154,94 @@ def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs:
         raise ModelInvalid(f"model {_title(manifest)} expects {len(manifest.channels)} channels; a job has one volume")
 
 
-def _versions(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    versions = [
-        child.name for child in folder.iterdir() if child.is_dir() and re.fullmatch(VERSION_PATTERN, child.name)
-    ]
-    return sorted(versions, key=lambda version: [int(part) for part in version.split(".")])
+def _versions(folder: Path) -> dict[str, str | None]:
+    """Lists the versions of a model in ascending order, each with what it lacks; None where it is complete.
+
+    A version lacks something while it is copied. That is logged, because it is skipped where another one will do.
+    """
+    numbers = (child.name for child in _subfolders(folder, VERSION_PATTERN))
+    versions: dict[str, str | None] = {}
+    for version in sorted(numbers, key=lambda version: [int(part) for part in version.split(".")]):
+        with _mapped_errors():
+            versions[version] = _missing_part(folder / version)
+        if versions[version] is not None:
+            logger.warning("model %s: version %s is skipped: it lacks %s", folder.name, version, versions[version])
+    return versions
+
+
+def _complete(versions: Mapping[str, str | None]) -> list[str]:
+    return [version for version, missing_part in versions.items() if missing_part is None]
+
+
+def _missing_part(folder: Path) -> str | None:
+    """Names the file of a version that is missing or truncated; None where both are whole."""
+    for name in (MANIFEST_FILE, NETWORK_FILE):
+        if not _is_file(folder / name):
+            return name
+    if _is_partial_json(_read(folder, MANIFEST_FILE, max_bytes=_MAX_MANIFEST_BYTES)):
+        return f"a part of {MANIFEST_FILE}"
+    with (folder / NETWORK_FILE).open("rb") as network:
+        if is_truncated(network, os.fstat(network.fileno()).st_size):
+            return f"a part of {NETWORK_FILE}"
+    return None
+
+
+def _is_partial_json(content: bytes) -> bool:
+    """Returns True if JSON ends before its last bracket; False for whole JSON, and for text that never was JSON."""
+    try:
+        from_json(content)
+    except ValueError:
+        try:
+            from_json(content, allow_partial=True)
+        except ValueError:
+            return not content
+        return True
+    return False
+
+
+def _subfolders(folder: Path, pattern: str) -> list[Path]:
+    """Lists the folders in a folder whose names match a pattern; none where the folder does not exist."""
+    with _mapped_errors():
+        if not _is_folder(folder):
+            return []
+        return [child for child in folder.iterdir() if re.fullmatch(pattern, child.name) and _is_folder(child)]
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(_mode(path))
+
+
+def _is_file(path: Path) -> bool:
+    """Returns True for a regular file: a FIFO or a device could be read without end."""
+    return stat.S_ISREG(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """Returns the type of a file; 0 where there is none. `Path.is_file` would take an I/O error for that too."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _read(folder: Path, name: str, *, max_bytes: int) -> bytes:
+    title = f"{folder.parent.name} {folder.name}"
+    with _mapped_errors():
+        if not _is_file(folder / name):
+            raise ModelNotFound(f"model {title} has no {name}")
+        size = (folder / name).stat().st_size
+        if size > max_bytes:
+            raise ModelInvalid(f"model {title}: {name} has {size} bytes; at most {max_bytes} are read")
+        return (folder / name).read_bytes()
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Maps errors of the disk or share with the models. They are the machine's, so another attempt may succeed."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(f"this worker cannot read its models: {error.strerror}") from error
 
 
 def _title(manifest: Manifest) -> str:

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -13,28 +13,41 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError
 from inference_service.core.execution import CPU, CUDA, DEFAULT_GPU_OPTIONS, GPU_PROVIDERS, GpuOptions, Precision
+from inference_service.engine.onnx_file import check_self_contained
 from inference_service.engine.provider_options import provider_options
 from inference_service.engine.runtime_errors import memory_or_gpu_error
 
 DeviceArray: TypeAlias = onnxruntime.OrtValue
 """An array in the memory of the device that the network runs on."""
 
+# Loading or running a network may also raise plain RuntimeErrors, and ValueErrors for texts that are not Unicode.
 _ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
+    RuntimeError,
+    ValueError,
     *(
         kind
         for kind in vars(onnxruntime_pybind11_state).values()
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-# A run with I/O binding raises plain RuntimeErrors.
-_RUN_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError)
-# Creating a provider may also raise these.
-_LOAD_ERRORS: tuple[type[Exception], ...] = (*_ERRORS, RuntimeError, ValueError)
 _LOG_FATAL_ONLY = 4
 _INPUT_TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 RUNTIME_VERSION: str = onnxruntime.__version__
+
+
+class _Argument(NamedTuple):
+    """An input or output of a network; None in its shape is a free dimension."""
+
+    name: str
+    type: str
+    shape: list[int | None]
+
+    @classmethod
+    def of(cls, argument: onnxruntime.NodeArg) -> Self:
+        """Copies ONNX Runtime's description."""
+        return cls(argument.name, argument.type, [size if isinstance(size, int) else None for size in argument.shape])
 
 
 class Session:
@@ -54,7 +67,7 @@ class Session:
             where all of it does.
 
     Raises:
-        ModelInvalid: ONNX Runtime cannot load the network.
+        ModelInvalid: A part of the network lies in another file, or ONNX Runtime cannot load it.
         OutOfMemory: There is not enough memory for the network.
         GpuError: The GPU has not enough memory for the network, or failed.
     """
@@ -75,8 +88,11 @@ class Session:
         if any(provider in GPU_PROVIDERS for provider in providers):
             _load_cuda()
         self._open = partial(_open, providers=list(providers), threads=threads, precision=precision, spin=spin, gpu=gpu)
+        check_self_contained(network)
         try:
             self._session, self.fallback_reason = self._open(network)
+            self._inputs = [_Argument.of(argument) for argument in self._session.get_inputs()]
+            self._outputs = [_Argument.of(argument) for argument in self._session.get_outputs()]
         except _ERRORS as error:
             default_message = "ONNX Runtime cannot load the model's network"
             on_gpu = providers[0] in GPU_PROVIDERS
@@ -84,15 +100,14 @@ class Session:
         # Otherwise ONNX Runtime moves the session to the CPU when a run fails, with a line on stderr only.
         self._session.disable_fallback()
         _release_free_memory()
-        inputs = self._session.get_inputs()
-        if not inputs:
+        if not self._inputs:
             raise ModelInvalid("the model's network has no input")
-        self._input_name: str = inputs[0].name
-        if inputs[0].type not in _INPUT_TYPES:
+        if self._inputs[0].type not in _INPUT_TYPES:
             raise ModelInvalid(
-                f"the model's network expects input of {inputs[0].type}; supported: {' or '.join(_INPUT_TYPES)}"
+                f"the model's network expects input of {self._inputs[0].type}; supported: {' or '.join(_INPUT_TYPES)}"
             )
-        self._input_type = _INPUT_TYPES[inputs[0].type]
+        self._input_name = self._inputs[0].name
+        self._input_type = _INPUT_TYPES[self._inputs[0].type]
 
     @property
     def providers(self) -> list[str]:
@@ -112,12 +127,12 @@ class Session:
     @property
     def input_shapes(self) -> list[list[int | None]]:
         """Shape of each input; None for a free dimension."""
-        return [_shape(argument.shape) for argument in self._session.get_inputs()]
+        return [argument.shape for argument in self._inputs]
 
     @property
     def output_shapes(self) -> list[list[int | None]]:
         """Shape of each output; None for a free dimension."""
-        return [_shape(argument.shape) for argument in self._session.get_outputs()]
+        return [argument.shape for argument in self._outputs]
 
     @property
     def fixed_batch_size(self) -> int | None:
@@ -148,8 +163,7 @@ class Session:
     def aggregates_on_device(self) -> bool:
         """True if the GPU that computes the logits also adds up those of overlapping windows."""
         # CUDA alone: TensorRT would build an engine for each position of a window.
-        (output, *_) = self._session.get_outputs()
-        return self._gpu.aggregate_on_device and self.providers[0] == CUDA and output.type in _INPUT_TYPES
+        return self._gpu.aggregate_on_device and self.providers[0] == CUDA and self._outputs[0].type in _INPUT_TYPES
 
     def run_on_device(self, windows: NDArray[np.float32]) -> DeviceArray:
         """Runs the network like `run`; the logits stay on the device, in the precision of the network."""
@@ -202,7 +216,7 @@ class Session:
     def _mapping_errors(self) -> Iterator[None]:
         try:
             yield
-        except _RUN_ERRORS as error:
+        except _ERRORS as error:
             default_message = "the model's network fails on a window of its declared shape"
             raise _mapped(
                 error, subject="a window of this model", default_message=default_message, on_gpu=self.on_gpu
@@ -246,7 +260,7 @@ def _open(
         try:
             session = onnxruntime.InferenceSession(network, options, providers=chosen[:1], enable_fallback=0)
             return session, None
-        except _LOAD_ERRORS as error:
+        except _ERRORS as error:
             fallback_reason = str(error)
     session = onnxruntime.InferenceSession(network, _session_options(threads, spin), providers=chosen)
     return session, fallback_reason
@@ -264,6 +278,8 @@ def _session_options(threads: int | None, spin: bool) -> onnxruntime.SessionOpti
     # Memory patterns take a quarter more memory and make no network faster on a CPU.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    # Not ONNX Runtime's own format, whose structure is not checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
 
 
@@ -271,7 +287,3 @@ def _mapped(error: Exception, *, subject: str, default_message: str, on_gpu: boo
     if isinstance(error, MemoryError):
         return OutOfMemory(f"{subject} does not fit into this worker's memory")
     return memory_or_gpu_error(str(error), subject=subject, on_gpu=on_gpu) or ModelInvalid(default_message)
-
-
-def _shape(dimensions: Sequence[int | str | None]) -> list[int | None]:
-    return [dimension if isinstance(dimension, int) else None for dimension in dimensions]

@@ -69,10 +69,16 @@ def oblique_affine() -> Callable[[str, Sequence[float]], NDArray[np.float64]]:
 def make_model(
     tmp_path_factory: pytest.TempPathFactory, make_manifest: Callable[..., Manifest]
 ) -> Callable[..., Model]:
-    """Installs a model whose network is a convolution of one voxel; its label is the nearest of 0…3."""
+    """Installs a model with a given network, or a convolution of one voxel; its label is the nearest of 0…3."""
 
     def make(
-        *, channels: int = 1, labels: int = 4, outputs: int = 1, batch: int | str = "batch", **fields: object
+        *,
+        channels: int = 1,
+        labels: int = 4,
+        outputs: int = 1,
+        batch: int | str = "batch",
+        network: bytes | None = None,
+        **fields: object,
     ) -> Model:
         values = np.arange(labels, dtype=np.float32)
         weights = np.zeros((labels, channels, 1, 1, 1), dtype=np.float32)
@@ -89,8 +95,8 @@ def make_model(
             ],
             [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(-(values**2) / 2, "biases")],
         )
-        network = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
-        content: bytes = network.SerializeToString()
+        made = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+        content = bytes(made.SerializeToString()) if network is None else network
         folder = tmp_path_factory.mktemp("model")
         (folder / "model.onnx").write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()

@@ -71,6 +71,22 @@ def test_a_float16_network_takes_and_returns_float32() -> None:
     logits += 1
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        DOUBLE[:-10],
+        DOUBLE.replace(b"Add", b"Odd"),
+        DOUBLE.replace(b"Add", b"\xff\xff\xff"),
+        DOUBLE.replace(b"\x01x", b"\x01\xff"),
+        DOUBLE.replace(b"\x01y", b"\x01x"),
+    ],
+    ids=["truncated", "unknown operator", "operator not Unicode", "input not Unicode", "output is the input"],
+)
+def test_a_damaged_network_is_refused(network: bytes) -> None:
+    with pytest.raises(ModelInvalid):
+        Session(network, providers=[CPU])
+
+
 def test_a_network_of_another_type_is_refused() -> None:
     doubles = network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.DOUBLE)
     with pytest.raises(
