@@ -2,7 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +12,7 @@ from typing import Self
 from uuid import UUID, uuid4
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
-from inference_service.core.errors import BadRequest, InputNotFound, QueueUnavailable
+from inference_service.core.errors import BadRequest, ErrorCode, InputNotFound, QueueUnavailable
 from inference_service.core.files import list_files
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings, get_settings
@@ -20,6 +22,7 @@ from inference_service.jobs.database import Database, connect, is_database_outag
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.job_store import Job, Transition, UnsentJob
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.resubmission import failed_jobs, queue_again
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.worker_registry import Worker, list_workers
 
@@ -106,13 +109,15 @@ class Client:
         """
         job_id = job_id or uuid4()
         if job_store.create(self._database, job_id, request):
-            job = UnsentJob(job_id, request.model_dump(mode="json"), attempt=0)
-            try:
-                dispatch(self._app, self._database, [job], fetch_redis_state(self._app), settings=self._settings)
-            except QueueUnavailable as error:
-                # The recorded job is safe: a worker sends its message when Redis answers again.
-                logger.warning("job %s waits in Postgres: %s", job_id, error)
+            self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0))
         return job_id
+
+    def _send(self, job: UnsentJob) -> None:
+        try:
+            dispatch(self._app, self._database, [job], fetch_redis_state(self._app), settings=self._settings)
+        except QueueUnavailable as error:
+            # The recorded job is safe: a worker sends its message when Redis answers again.
+            logger.warning("job %s waits in Postgres: %s", job.id, error)
 
     def status(self, job_id: UUID) -> Job | None:
         """The current state of a job; None where it does not exist."""
@@ -161,6 +166,37 @@ class Client:
     def cancel(self, job_id: UUID) -> Job | None:
         """Cancels a queued job, or asks the worker of a running one to stop; None where the job does not exist."""
         return job_store.cancel(self._database, job_id)
+
+    def retry(self, job_id: UUID) -> Job | None:
+        """Queues a failed or cancelled job again, under the same id and with all its attempts.
+
+        Returns:
+            The job afterwards; None where it does not exist.
+
+        Raises:
+            BadRequest: The job has neither failed nor was it cancelled, or its message broke the contract.
+        """
+        job = queue_again(self._database, job_id)
+        if job is None:
+            return None
+        self._send(job)
+        return self.status(job_id)
+
+    def retry_failed(self, *, since: timedelta, code: ErrorCode | None = None) -> Iterator[UUID]:
+        """Queues failed jobs again, one at each step of the iteration.
+
+        Args:
+            since: Only jobs that failed within this period.
+            code: Only jobs that failed with this code; None: any code.
+
+        Yields:
+            The id of each job that is queued again.
+        """
+        for job_id in failed_jobs(self._database, since=since, code=code):
+            # Someone else may have retried it meanwhile.
+            with suppress(BadRequest):
+                if self.retry(job_id) is not None:
+                    yield job_id
 
     def result(self, job: Job, folder: Path) -> Sequence[Path]:
         """Downloads the results of a succeeded job, and verifies them by the checksums in the job's row.

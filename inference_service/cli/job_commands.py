@@ -1,6 +1,7 @@
 """Commands for upstreams: submit a job, follow it, download its result. They need only the base installation."""
 
 import dataclasses
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -9,10 +10,12 @@ import click
 from rich.table import Column, Table
 
 from inference_service.cli.display import ProgressDisplay, console, job_table, print_json, show_job
+from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import (
     JobOptions,
     ModelOptions,
     OutputOptions,
+    duration,
     input_options,
     job_argument,
     job_options,
@@ -23,11 +26,19 @@ from inference_service.cli.options import (
 from inference_service.client import Client
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.task_message import parse_request
-from inference_service.core.errors import InputNotFound, error_from_row
+from inference_service.core.errors import (
+    COMMAND_LINE_CODES,
+    BadRequest,
+    ErrorCode,
+    InputNotFound,
+    ServiceError,
+    error_from_row,
+)
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
 _S3 = "s3://"
+_ROW_CODES = sorted(code.value for code in set(ErrorCode) - COMMAND_LINE_CODES - {ErrorCode.CANCELLED})
 
 
 @click.command()
@@ -129,6 +140,54 @@ def cancel(job_id: UUID, as_json: bool) -> None:
         print_json(_as_dict(job))
     else:
         click.echo(f"{job.state}, stop requested" if job.state is JobState.RUNNING else job.state)
+
+
+@click.command()
+@click.argument("job_ids", metavar="[JOB]...", type=click.UUID, nargs=-1)
+@click.option(
+    "--failed-since",
+    metavar="PERIOD",
+    callback=duration,
+    help="All jobs that failed within this period, such as 1h or 2d.",
+)
+@click.option(
+    "--code", metavar="CODE", type=click.Choice(_ROW_CODES), help="With --failed-since, only jobs with this error code."
+)
+@json_option
+def retry(job_ids: tuple[UUID, ...], failed_since: timedelta | None, code: str | None, as_json: bool) -> None:
+    """Queue failed or cancelled jobs again.
+
+    They keep their ids and get all their attempts again. Exits with 3 if one of the named jobs has neither failed nor
+    was it cancelled.
+    """
+    if bool(job_ids) == bool(failed_since):
+        raise click.UsageError("name the jobs, or give --failed-since")
+    if code and not failed_since:
+        raise click.UsageError("--code needs --failed-since")
+    refused: dict[UUID, ServiceError] = {}
+    with Client() as client:
+        if failed_since:
+            queued = list(client.retry_failed(since=failed_since, code=ErrorCode(code) if code else None))
+        else:
+            queued = [job_id for job_id in job_ids if _retried(client, job_id, refused)]
+    if as_json:
+        print_json({"queued": queued, "refused": {str(job_id): error.message for job_id, error in refused.items()}})
+    else:
+        for job_id in queued:
+            click.echo(job_id)
+        for error in refused.values():
+            click.echo(f"error: {error.code}: {error.message}", err=True)
+    if refused:
+        raise SystemExit(ExitCode.REJECTED)
+
+
+def _retried(client: Client, job_id: UUID, refused: dict[UUID, ServiceError]) -> bool:
+    try:
+        _found(client.retry(job_id), job_id)
+    except BadRequest as error:
+        refused[job_id] = error
+        return False
+    return True
 
 
 @click.command()
@@ -236,4 +295,4 @@ def _as_dict(job: Job) -> dict[str, object]:
     return dataclasses.asdict(job)
 
 
-COMMANDS = (submit, status, watch, cancel, result, list_jobs, list_workers)
+COMMANDS = (submit, status, watch, cancel, retry, result, list_jobs, list_workers)

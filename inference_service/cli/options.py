@@ -1,8 +1,10 @@
 """Options that several commands share. Options that belong together reach a command as one value."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeAlias, get_args
 from uuid import UUID
@@ -14,6 +16,19 @@ from inference_service.contract.task_message import OutputFormat, Priority, Tole
 
 Command: TypeAlias = Callable[..., None]
 Decorator: TypeAlias = Callable[[Command], Command]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) -> timedelta | None:
+    """Reads an option that is a whole number with a unit, such as 90d; a callback of the option."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a whole number with the unit s, m, h or d, such as 1h")
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)

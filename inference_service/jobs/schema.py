@@ -20,9 +20,9 @@ class JobState(StrEnum):
     SUCCEEDED = "succeeded"
     """Its results are stored."""
     FAILED = "failed"
-    """Ended with an error; the row has its code."""
+    """Ended with an error; the row has its code. It may be queued again on request."""
     CANCELLED = "cancelled"
-    """Cancelled by its owner."""
+    """Cancelled by its owner. It may be queued again on request."""
 
 
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})

@@ -50,6 +50,7 @@ HOMES: dict[str, set[str]] = {
         "jobs.job_store",
         "jobs.attempts",
         "jobs.recovery",
+        "jobs.resubmission",
         "jobs.audit",
         "jobs.state_machine",
         "jobs.stored_attempts",

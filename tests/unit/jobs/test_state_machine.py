@@ -13,9 +13,10 @@ PACKAGE = Path(inference_service.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.name not in ("state_machine.py", "schema.py")]
 
 
-def test_a_finished_job_never_changes() -> None:
+def test_a_finished_job_is_at_most_queued_again_and_a_succeeded_one_never_changes() -> None:
     assert NEXT_STATES.keys() == set(JobState)
-    assert {state for state, following in NEXT_STATES.items() if not following} == FINAL_STATES
+    assert {state for state in FINAL_STATES if NEXT_STATES[state]} == {JobState.FAILED, JobState.CANCELLED}
+    assert all(NEXT_STATES[state] <= {JobState.QUEUED} for state in FINAL_STATES)
 
 
 @pytest.mark.parametrize(
