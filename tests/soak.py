@@ -1,5 +1,8 @@
 """A soak test for `make soak`: submits small jobs continuously while parts of the service are killed at random.
 
+Every job has a scan of its own, and workers of the version before the newest migration run beside workers of this one.
+At the end every object is compared with the row that names it, and every mask with the scan of its job.
+
 Before that it measures the overhead of a job on an idle service. The exit status is 0 if the overhead is within its
 limit, and if no job was lost, stuck or had a wrong outcome.
 """
@@ -8,29 +11,38 @@ import argparse
 import os
 import random
 import signal
+import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 from uuid import UUID, uuid4
 
+import numpy as np
 import psutil
 from faults import PERIODS, Service, child_of, freeze, kill, resume, start_service
+from numpy.typing import NDArray
 
 from inference_service.cli.display import console
-from inference_service.contract.task_message import Priority, SegmentRequest
-from inference_service.core.errors import TransientError
+from inference_service.contract.task_message import InputReference, Priority, RequestOptions, SegmentRequest
+from inference_service.core.errors import ServiceError, TransientError
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import WorkerProcess, settings_for
 from inference_service.formats.nifti import write_volume
+from inference_service.imaging.geometry import Volume
+from inference_service.jobs.audit import Problem, audit
 from inference_service.jobs.celery_app import make_app, send
+from inference_service.jobs.database import connect
 from inference_service.jobs.job_store import Job
+from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
 from inference_service.worker.deployment import prepare
 
@@ -45,13 +57,50 @@ PAUSE_S = (1.0, 6.0)
 SETTLE_LIMIT_S = 180.0
 SCREEN = console()
 SLOW_SHARE = 0.3
+# Of the jobs whose scan an earlier job had: the result may be reused.
+REPEATED_SHARE = 0.1
+REPOSITORY = Path(__file__).parent.parent
+MIGRATIONS = "inference_service/jobs/migrations/versions"
+SHAPE = (40, 36, 28)
+
+
+def scan_of(seed: int) -> Volume:
+    """A scan of random values; the models label those that are not negative."""
+    voxels = np.random.default_rng(seed).integers(-1000, 1000, SHAPE).astype(np.int16)
+    return Volume(np.asfortranarray(voxels), np.diag([2.0, 2.0, 2.0, 1.0]))
+
+
+def mask_of(seed: int) -> NDArray[np.bool_]:
+    """The expected mask of that scan."""
+    labels: NDArray[np.bool_] = np.greater_equal(scan_of(seed).voxels, 0)
+    return labels
+
+
+def extract_earlier_version(folder: Path) -> Path:
+    """Extracts the source code before the newest migration into a new folder, and returns the folder."""
+    newest = ["git", "log", "-1", "--diff-filter=A", "--format=%H^", "--", MIGRATIONS]
+    revision = subprocess.run(newest, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
+    archive = folder / "earlier.tar"
+    subprocess.run(["git", "archive", "--output", archive, revision], cwd=REPOSITORY, check=True)
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder / "earlier", filter="data")
+    return folder / "earlier"
 
 
 class Soak:
-    """Keeps two workers running, submits random jobs and injects faults."""
+    """Keeps two workers running, submits random jobs and injects faults.
 
-    def __init__(self, service: Service, seed: int) -> None:
+    Args:
+        service: The service without workers.
+        seed: The same seed gives the same jobs and faults.
+        earlier: The source code of an earlier version, which each second worker runs; None: all run this one.
+    """
+
+    def __init__(self, service: Service, seed: int, earlier: Path | None) -> None:
         self._service = service
+        self._seed = seed
+        # The package in PYTHONPATH comes before the installed one.
+        self._versions = cycle([{}, {"PYTHONPATH": str(earlier)}] if earlier else [{}])
         self._random = random.Random(seed)
         # The thread that submits has its own generator, so that a seed gives the same jobs and faults.
         self._submit_random = random.Random(seed + 1)
@@ -59,6 +108,8 @@ class Soak:
         self._app = make_app(settings_for(service.servers.environment))
         self.injected: Counter[str] = Counter()
         self.jobs: list[UUID] = []
+        self._scans: list[tuple[int, InputReference]] = []
+        self._seeds: dict[UUID, int] = {}
         self.cancelled: set[UUID] = set()
 
     def keep_workers(self) -> None:
@@ -70,7 +121,8 @@ class Soak:
                         continue
             self.stop_worker(role)
             stack = ExitStack()
-            self._workers[role] = (stack.enter_context(self._service.worker(role, **WORKER)), stack)
+            environment = {**WORKER, **next(self._versions)}
+            self._workers[role] = (stack.enter_context(self._service.worker(role, **environment)), stack)
 
     def stop_worker(self, role: str) -> None:
         """Stops a worker if it was started."""
@@ -78,19 +130,34 @@ class Soak:
             self._workers.pop(role)[1].close()
 
     def submit(self) -> None:
-        """Submits one job, and tries again while the database is down."""
-        request = SegmentRequest(
-            input=self._service.scan,
-            model="slow" if self._submit_random.random() < SLOW_SHARE else "quick",
-            priority=self._submit_random.choice(list(Priority)),
-        )
+        """Submits one job, and tries again while a server is down."""
+        generator = self._submit_random
+        repeated = bool(self._scans) and generator.random() < REPEATED_SHARE
+        model = "slow" if generator.random() < SLOW_SHARE else "quick"
+        priority = generator.choice(list(Priority))
         job_id = uuid4()
         while True:
             with suppress(TransientError):
+                seed, scan = generator.choice(self._scans) if repeated else self._upload()
+                request = SegmentRequest(
+                    input=scan,
+                    model=model,
+                    priority=priority,
+                    options=RequestOptions(reuse=repeated, modality_check=False),
+                )
                 self._service.client.submit(request, job_id=job_id)
                 self.jobs.append(job_id)
+                self._seeds[job_id] = seed
                 return
             time.sleep(0.5)
+
+    def _upload(self) -> tuple[int, InputReference]:
+        """Uploads a scan that no job had before."""
+        seed = 1000 * self._seed + len(self._scans)
+        path = self._service.folder / "upload.nii.gz"
+        write_volume(path, scan_of(seed))
+        self._scans.append((seed, self._service.client.upload(path)))
+        return self._scans[-1]
 
     def inject(self) -> None:
         """Injects one random fault after a random pause."""
@@ -186,10 +253,25 @@ class Soak:
                 if job_id in self.cancelled and job.state is JobState.CANCELLED:
                     self._service.assert_ended(job_id, JobState.CANCELLED, "cancelled")
                 else:
-                    self._service.assert_succeeded(job_id)
-            except AssertionError as error:
+                    self._service.assert_succeeded(job_id, labels=mask_of(self._seeds[job_id]))
+            except (AssertionError, ServiceError) as error:
                 found.append(f"{job_id}: {job.state} {job.error_code}: {str(error).splitlines()[:1]}")
-        return found
+        return [*found, *self._differences()]
+
+    def _differences(self) -> list[str]:
+        """Compares every object with the row that names it, and counts the objects that no row names."""
+        settings = settings_for(self._service.servers.environment)
+        with closing(connect(settings)) as database:
+            outcome = audit(database, Storage(settings), bucket=settings.minio_output_bucket)
+        SCREEN.print(
+            f"audit: {outcome.objects} objects of {outcome.jobs} jobs, {outcome.without_checksum} without a checksum: "
+            f"{dict(Counter(str(finding.problem) for finding in outcome.findings))}"
+        )
+        return [
+            f"{finding.job_id}: {finding.problem}: {finding.key}"
+            for finding in outcome.findings
+            if finding.problem is not Problem.UNCLAIMED
+        ]
 
 
 def outside_s(job: Job, claimed_at: float, finished_at: float) -> float:
@@ -254,9 +336,8 @@ def report(service: Service, soak: Soak, seconds: float) -> None:
     SCREEN.print(f"faults: {sum(soak.injected.values())}: {dict(soak.injected.most_common())}")
 
 
-def run(service: Service, *, jobs: int, minutes: float, seed: int) -> int:
+def run(service: Service, soak: Soak, *, jobs: int, minutes: float) -> int:
     """Submits the jobs evenly over the time and injects faults; returns how many are lost or have a wrong outcome."""
-    soak = Soak(service, seed)
     soak.keep_workers()
     started = time.monotonic()
 
@@ -287,6 +368,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--idle", type=int, default=100, help="jobs of the measurement on an idle service")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--one-version", action="store_true", help="run no worker of an earlier version")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -298,7 +380,10 @@ def main() -> None:
         fast = measure_idle(service, options.idle)
         if not fast:
             SCREEN.print("the idle service is slower than its limits")
-        problems = run(service, jobs=options.jobs, minutes=options.minutes, seed=options.seed)
+        # Otherwise the package in the working directory would come before that in PYTHONPATH.
+        os.chdir(folder)
+        soak = Soak(service, options.seed, None if options.one_version else extract_earlier_version(folder))
+        problems = run(service, soak, jobs=options.jobs, minutes=options.minutes)
         sys.exit(problems > 0 or not fast)
 
 
