@@ -213,8 +213,8 @@ def test_the_error_says_why_postgres_cannot_be_used(
 
 
 @pytest.fixture
-def short_response_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(database_module, "_RESPONSE_LIMIT_S", 0.5)
+def limited_responses() -> Iterator[None]:
+    """Limits the response time of this process's connections, as in a worker."""
     limit_response_time()
     yield
     psycopg2.extensions.set_wait_callback(None)
@@ -222,14 +222,17 @@ def short_response_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
+    """Freezes a process of Postgres for the block, in which nobody waits long for it."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(database_module, "_RESPONSE_LIMIT_S", 0.5)
+            yield
     finally:
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.usefixtures("short_response_limit")
+@pytest.mark.usefixtures("limited_responses")
 def test_a_statement_fails_when_the_server_is_frozen(database: Database) -> None:
     def freeze_and_ask() -> None:
         with database.connection() as connection:
@@ -242,7 +245,7 @@ def test_a_statement_fails_when_the_server_is_frozen(database: Database) -> None
     assert job_store.get(database, uuid4()) is None
 
 
-@pytest.mark.usefixtures("short_response_limit")
+@pytest.mark.usefixtures("limited_responses")
 def test_a_connection_fails_when_the_server_is_frozen(servers: Servers, settings: Settings) -> None:
     with closing(connect(settings)) as database:
         assert servers.postgres.pid is not None
@@ -251,7 +254,7 @@ def test_a_connection_fails_when_the_server_is_frozen(servers: Servers, settings
         assert job_store.get(database, uuid4()) is None
 
 
-@pytest.mark.usefixtures("short_response_limit")
+@pytest.mark.usefixtures("limited_responses")
 def test_a_statement_within_the_limit_succeeds(database: Database) -> None:
     with database.connection() as connection:
         assert connection.execute(text("SELECT 1 FROM pg_sleep(0.2)")).scalar_one() == 1
