@@ -1,26 +1,34 @@
 """Connects to Postgres with time limits, maps its errors to the service's own, and migrates the schema."""
 
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.errors import UndefinedTable
+from psycopg2.errors import DeadlockDetected, LockNotAvailable, QueryCanceled, UndefinedTable
 from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from inference_service.core.errors import DatabaseUnavailable
+from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _CONNECT_TIMEOUT_S = 5
 # After this time, the server ends an idle transaction, and the kernel a connection whose peer does not acknowledge.
 _IDLE_LIMIT_S = 15
 # Longer, as a client that waits for a row lock gets it when the server drops a frozen holder of the lock.
 _RESPONSE_LIMIT_S = _IDLE_LIMIT_S + 5
+# A migration that waits for a lock blocks all who ask for one after it, so it waits briefly, and tries again later.
+_MIGRATION_LOCK_LIMIT_S = 0.3
+# Longer than an autovacuum of a large table, which holds a lock and yields only to those who wait for a second.
+_MIGRATION_PATIENCE_S = 300.0
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 
@@ -54,16 +62,22 @@ class Database:
 def connect(settings: Settings, *, pooled: bool = True) -> Database:
     """Prepares access to the jobs' database; a connection is opened on first use.
 
+    A statement fails if it runs for 20 s, for example because another session has locked a table; without a pool, 15 s.
+
     Args:
         settings: Address, credentials and TLS.
         pooled: Whether connections are kept between uses. A forked child must not inherit a pool, so a pool is made
-            in the process that uses it. Without a pool the server also limits how long a statement runs.
+            in the process that uses it.
     """
+    limit_s = _RESPONSE_LIMIT_S if pooled else _IDLE_LIMIT_S
+    return _connect(settings, {"statement_timeout": limit_s}, pooled=pooled)
+
+
+def _connect(settings: Settings, limits_s: Mapping[str, float], *, pooled: bool) -> Database:
+    # A process that is frozen in a transaction does not keep its row locks.
+    limits_s = {"idle_in_transaction_session_timeout": _IDLE_LIMIT_S, **limits_s}
     pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
     verified = settings.postgres_sslmode == "verify-full"
-    limits = ["idle_in_transaction_session_timeout"]
-    if not pooled:
-        limits.append("statement_timeout")
     engine = create_engine(
         database_url(settings),
         # Errors are logged, and a statement's parameters contain requests.
@@ -77,8 +91,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
             "tcp_user_timeout": _IDLE_LIMIT_S * 1000,
             "keepalives_idle": _IDLE_LIMIT_S,
             "application_name": "inference-service",
-            # A process that is frozen in a transaction does not keep its row locks.
-            "options": " ".join(f"-c {limit}={_IDLE_LIMIT_S * 1000}" for limit in limits),
+            "options": " ".join(f"-c {name}={round(limit_s * 1000)}" for name, limit_s in limits_s.items()),
         },
     )
     return Database(engine)
@@ -127,6 +140,8 @@ def _mapped_errors() -> Iterator[None]:
             raise DatabaseUnavailable("the tables are missing: run `inference-service migrate`") from error
         raise
     except OperationalError as error:
+        if isinstance(error.orig, QueryCanceled | LockNotAvailable):
+            raise DatabaseUnavailable("Postgres did not answer in time: another session may hold a lock") from error
         # libpq's text starts with the address, and the server's with a severity; neither belongs in a public message.
         reason = str(error.orig).partition("\n")[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
         raise DatabaseUnavailable(f"Postgres cannot be used: {reason}") from error
@@ -140,16 +155,36 @@ def _mapped_errors() -> Iterator[None]:
 
 
 def migrate(settings: Settings) -> None:
-    """Brings the schema up to date. Concurrent calls wait for one another.
+    """Brings the schema up to date. Jobs may run meanwhile, and concurrent calls wait for one another.
 
     Raises:
-        DatabaseUnavailable: Postgres does not answer or refuses.
+        DatabaseUnavailable: Postgres does not answer or refuses, or other sessions lock the tables for 5 minutes.
     """
     from alembic import command  # part of a worker's installation only
+
+    run_alembic(settings, lambda config: command.upgrade(config, "head"))
+
+
+def run_alembic(settings: Settings, command: "Callable[[Config], None]") -> None:
+    """Runs a command of Alembic, again where it had to wait for locks. Each migration is a transaction of its own.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer or refuses, or other sessions lock the tables for 5 minutes.
+    """
+    retrying(_is_lock_conflict, timeout_s=_MIGRATION_PATIENCE_S)(_run_alembic, settings, command)
+
+
+def _run_alembic(settings: Settings, command: "Callable[[Config], None]") -> None:
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    with closing(connect(settings)) as database, database.begin() as connection:
+    limits_s = {"lock_timeout": _MIGRATION_LOCK_LIMIT_S}
+    with closing(_connect(settings, limits_s, pooled=False)) as database, database.connection() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command(config)
+
+
+def _is_lock_conflict(error: BaseException) -> bool:
+    cause = getattr(error.__cause__, "orig", None)
+    return isinstance(error, DatabaseUnavailable) and isinstance(cause, LockNotAvailable | DeadlockDetected)

@@ -4,14 +4,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg2.extensions
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
@@ -22,7 +20,7 @@ from inference_service.embedded.servers import Servers
 from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs import database as database_module
 from inference_service.jobs.celery_app import QUEUES, RedisState
-from inference_service.jobs.database import Database, connect, limit_response_time, migrate
+from inference_service.jobs.database import Database, connect, limit_response_time, migrate, run_alembic
 from inference_service.jobs.schema import Base, JobState
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
@@ -41,11 +39,7 @@ def empty_database(settings: Settings, database: Database) -> Iterator[Settings]
 
 def migrate_to(settings: Settings, revision: str, *, down: bool = False) -> None:
     """Migrates to one revision, as `migrate` does to the newest one."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(database_module.__file__).with_name("migrations")))
-    with closing(connect(settings)) as database, database.begin() as connection:
-        config.attributes["connection"] = connection
-        (command.downgrade if down else command.upgrade)(config, revision)
+    run_alembic(settings, lambda config: (command.downgrade if down else command.upgrade)(config, revision))
 
 
 def test_the_migrations_create_exactly_the_tables_of_the_code(empty_database: Settings) -> None:

@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from inference_service.jobs.migrations import online
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -12,14 +14,10 @@ depends_on = None
 
 def upgrade() -> None:
     """Adds the columns, their indexes and the table."""
-    op.add_column("jobs", sa.Column("queue", sa.Text(), comment="where its message went last"))
-    op.add_column(
-        "jobs",
+    for column in (
+        sa.Column("queue", sa.Text(), comment="where its message went last"),
         sa.Column("dispatched_at", sa.DateTime(timezone=True), comment="when; null while it has yet to be sent"),
-    )
-    op.add_column("jobs", sa.Column("dispatched_to", sa.Text(), comment="the run of Redis that took it"))
-    op.add_column(
-        "jobs",
+        sa.Column("dispatched_to", sa.Text(), comment="the run of Redis that took it"),
         sa.Column(
             "excused",
             sa.Integer(),
@@ -27,37 +25,23 @@ def upgrade() -> None:
             nullable=False,
             comment="attempts given back by workers that were told to stop",
         ),
-    )
-    op.add_column("jobs", sa.Column("lease_pid", sa.Integer(), comment="the process of that worker which does"))
-    op.add_column("jobs", sa.Column("input_sha256", sa.Text(), comment="of the volume as it was stored"))
-    op.create_index(
-        "ix_jobs_input_sha256",
-        "jobs",
-        ["input_sha256", "model_sha256"],
-        postgresql_where=sa.text("state = 'succeeded'"),
-    )
-    # From this version on, a failed or cancelled job reserves a location only until it is cleared.
-    op.execute("UPDATE jobs SET output_place = NULL WHERE state IN ('failed', 'cancelled')")
-    op.drop_index("uq_jobs_output_place", table_name="jobs")
-    op.create_index("uq_jobs_output_place", "jobs", ["output_place"], unique=True)
-    op.create_index(
-        "ix_jobs_uncleared",
-        "jobs",
-        ["id"],
-        postgresql_where=sa.text("state IN ('failed', 'cancelled') AND output_place IS NOT NULL"),
-    )
-    op.create_index(op.f("ix_jobs_created_at"), "jobs", ["created_at"])
-    op.create_index(op.f("ix_jobs_finished_at"), "jobs", ["finished_at"])
-    op.create_index(
-        "ix_jobs_unreadable", "jobs", ["id"], postgresql_where=sa.text("state = 'queued' AND request IS NULL")
-    )
-    op.create_index(
-        "ix_jobs_started",
-        "jobs",
-        ["queue", "dispatched_at"],
-        postgresql_where=sa.text("state <> 'queued' AND started_at IS NOT NULL"),
-    )
+        sa.Column("lease_pid", sa.Integer(), comment="the process of that worker which does"),
+        sa.Column("input_sha256", sa.Text(), comment="of the volume as it was stored"),
+    ):
+        op.add_column("jobs", column, if_not_exists=True)
     _create_workers()
+    # From this version on, a failed or cancelled job reserves a location only until it is cleared.
+    ended = "state IN ('failed', 'cancelled')"
+    online.update_jobs("output_place = NULL", where=f"{ended} AND output_place IS NOT NULL")
+    online.create_index("uq_jobs_output_place", "jobs", ["output_place"], unique=True)
+    online.create_index("ix_jobs_uncleared", "jobs", ["id"], where=f"{ended} AND output_place IS NOT NULL")
+    online.create_index("ix_jobs_input_sha256", "jobs", ["input_sha256", "model_sha256"], where="state = 'succeeded'")
+    online.create_index("ix_jobs_created_at", "jobs", ["created_at"])
+    online.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])
+    online.create_index("ix_jobs_unreadable", "jobs", ["id"], where="state = 'queued' AND request IS NULL")
+    online.create_index(
+        "ix_jobs_started", "jobs", ["queue", "dispatched_at"], where="state <> 'queued' AND started_at IS NOT NULL"
+    )
 
 
 def _create_workers() -> None:
@@ -77,6 +61,7 @@ def _create_workers() -> None:
             comment="when it last consumed",
         ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
+        if_not_exists=True,
     )
 
 

@@ -8,6 +8,8 @@ trigger. `output_place` keeps its name: its reservation is to be replaced, and t
 import sqlalchemy as sa
 from alembic import op
 
+from inference_service.jobs.migrations import online
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -76,8 +78,7 @@ COMMENTS = {
 
 def upgrade() -> None:
     """Adds the new columns, and the trigger that keeps them equal to the old ones."""
-    op.add_column(
-        "jobs",
+    for column in (
         sa.Column(
             "returned_attempts",
             sa.Integer(),
@@ -85,15 +86,12 @@ def upgrade() -> None:
             nullable=False,
             comment="attempts that workers returned because they stopped; they do not count",
         ),
-    )
-    op.add_column("jobs", sa.Column("redis_run_id", sa.Text(), comment="run of Redis that accepted the last message"))
-    # Nothing reads these columns of a finished job. To rewrite all rows would block the renewal of leases for too long.
-    op.execute(
-        "UPDATE jobs SET returned_attempts = excused, redis_run_id = dispatched_to WHERE state IN ('queued', 'running')"
-    )
+        sa.Column("redis_run_id", sa.Text(), comment="run of Redis that accepted the last message"),
+    ):
+        op.add_column("jobs", column, if_not_exists=True)
     op.execute(
         """
-        CREATE FUNCTION copy_renamed_columns() RETURNS trigger LANGUAGE plpgsql AS $$
+        CREATE OR REPLACE FUNCTION copy_renamed_columns() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF NEW.returned_attempts IS DISTINCT FROM OLD.returned_attempts THEN
                 NEW.excused = NEW.returned_attempts;
@@ -110,6 +108,7 @@ def upgrade() -> None:
         $$
         """
     )
+    op.execute("DROP TRIGGER IF EXISTS copy_renamed_columns ON jobs")
     op.execute(
         """
         CREATE TRIGGER copy_renamed_columns
@@ -117,8 +116,10 @@ def upgrade() -> None:
         FOR EACH ROW EXECUTE FUNCTION copy_renamed_columns()
         """
     )
-    for (table, column), (before, after) in COMMENTS.items():
-        op.alter_column(table, column, existing_comment=before, comment=after)
+    for (table, column_name), (before, after) in COMMENTS.items():
+        op.alter_column(table, column_name, existing_comment=before, comment=after)
+    # Nothing reads these columns of a finished job. The trigger copies the values.
+    online.update_jobs("excused = excused", where="state IN ('queued', 'running')")
 
 
 def downgrade() -> None:
