@@ -77,7 +77,8 @@ class InputReference(_Part):
     """The location of the input."""
 
     bucket: BucketName | None = Field(
-        None, description="Bucket of the input. Default: the service's MINIO_INPUT_BUCKET."
+        None,
+        description="Bucket of the input: MINIO_INPUT_BUCKET, which is the default, or one of INPUT_BUCKETS.",
     )
     key: ObjectKey = Field(
         description="Key of a NIfTI file, a DICOM file or a zip of a DICOM series; or a prefix, ending in /, of such "
@@ -93,7 +94,11 @@ class InputReference(_Part):
 class OutputReference(_Part):
     """The location and the formats of the results, in the service's MINIO_OUTPUT_BUCKET."""
 
-    prefix: ObjectKey | None = Field(None, description="Prefix of the results. Default: the job's id.")
+    prefix: ObjectKey | None = Field(
+        None,
+        description="Folder of the results. Default: OUTPUT_PREFIX_ROOT, below which every prefix must lie, or the top "
+        "of the bucket.",
+    )
     formats: Annotated[tuple[OutputFormat, ...], AfterValidator(_with_nifti)] = Field(
         ("nifti",),
         min_length=1,

@@ -18,6 +18,8 @@ from inference_service.core.execution import CPU, CUDA, GpuOptions, Precision
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Prefix = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]+(/[^/\\\x00-\x1f\x7f]+)*/?$")]
+"""A prefix of object keys that ends at a slash, which may be left out."""
 
 _SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
 _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
@@ -71,6 +73,21 @@ class Settings(BaseSettings):
     minio_region: str = Field("us-east-1", description="S3 region. MinIO's own default is us-east-1.")
     minio_input_bucket: str = Field("volumes", description="Bucket of the input, unless the request names another one.")
     minio_output_bucket: str = Field("masks", description="Bucket of the results.")
+    input_buckets: list[str] = Field(
+        [],
+        description="Further buckets that a request may name for its input, as a JSON array. Every other bucket but "
+        "MINIO_INPUT_BUCKET is refused, whatever the credentials allow.",
+    )
+    input_prefixes: list[Prefix] = Field(
+        [],
+        description="Prefixes below which the key of every input must lie, as a JSON array. If empty, any key is "
+        "allowed. The Python client uploads below `uploads/`.",
+    )
+    output_prefix_root: Prefix | None = Field(
+        None,
+        description="Prefix below which all results are stored: a request's output prefix must begin with it, and it "
+        "is the default. If unset, any output prefix is allowed.",
+    )
 
     tls_ca_path: Path | None = Field(
         None,

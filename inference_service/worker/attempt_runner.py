@@ -33,6 +33,7 @@ from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, se
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.outcome_recorder import OutcomeRecorder
+from inference_service.worker.request_scope import confine
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class AttemptRunner:
         try:
             if self._claim.request is None:
                 raise refusal or BadRequest("the job's row has no request")
-            self._segment(parse_request(self._claim.request))
+            self._segment(confine(parse_request(self._claim.request), self._context.settings))
             return
         except LeaseLost as error:
             logger.warning("attempt %d stops: %s", self._claim.attempt, error)

@@ -72,7 +72,7 @@ def _check_postgres(settings: Settings) -> str:
 
 def _check_storage(settings: Settings) -> str:
     storage = Storage(settings)
-    buckets = (settings.minio_input_bucket, settings.minio_output_bucket)
+    buckets = dict.fromkeys((settings.minio_input_bucket, *settings.input_buckets, settings.minio_output_bucket))
     for bucket in buckets:
         storage.require_bucket(bucket)
     return f"reachable; buckets {' and '.join(buckets)} exist"

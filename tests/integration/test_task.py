@@ -217,3 +217,41 @@ def test_a_nul_character_is_a_bad_request(
     handler: TaskHandler, database: Database, request_for_scan: Request, change: Request
 ) -> None:
     assert run(handler, database, {**request_for_scan, **change}).error_code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        ({"input": {"bucket": "masks", "key": "in/scan"}}, "request.input.bucket"),
+        ({"input": {"key": "out/scan"}}, "request.input.key"),
+        ({"output": {"prefix": "elsewhere"}}, "request.output.prefix"),
+    ],
+)
+def test_a_place_that_the_settings_do_not_allow_is_refused_before_an_object_is_touched(
+    make_handler: Callable[..., TaskHandler],
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Request,
+    field: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("an object was touched")
+
+    for name in ("fetch", "fetch_folder", "store", "exists", "remove"):
+        monkeypatch.setattr(Storage, name, fail)
+    handler = make_handler(input_prefixes=["in"], output_prefix_root="results")
+    job = run(handler, database, {"input": {"key": "in/scan"}, "model": "ct-tissue", **place})
+    assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "bad_request", 1)
+    assert str(job.error_message).startswith(f"{field}: expected ")
+
+
+def test_a_scan_of_a_listed_bucket_is_segmented_below_the_root(
+    make_handler: Callable[..., TaskHandler], database: Database, storage: Storage, scan: Path
+) -> None:
+    storage.ensure_bucket("research")
+    storage.store("research", "in/scan", scan, content_type="application/gzip")
+    handler = make_handler(input_buckets=["research"], input_prefixes=["in"], output_prefix_root="results")
+    job = run(handler, database, {"input": {"bucket": "research", "key": "in/scan"}, "model": "ct-tissue"})
+    assert job.state is JobState.SUCCEEDED, job.error_message
+    assert job.result is not None
+    assert job.result["mask"].startswith(f"results/{job.id}/1-")

@@ -1,0 +1,41 @@
+"""Keeps a request within the buckets and prefixes that this deployment allows, before any object is touched."""
+
+from inference_service.contract.task_message import SegmentRequest
+from inference_service.core.errors import BadRequest
+from inference_service.core.settings import Settings
+
+
+def confine(request: SegmentRequest, settings: Settings) -> SegmentRequest:
+    """Checks the places that a request names, which the worker's credentials alone may not restrict.
+
+    Args:
+        request: The job's request.
+        settings: Allow buckets and prefixes.
+
+    Returns:
+        The request with its output prefix: OUTPUT_PREFIX_ROOT where it names none.
+
+    Raises:
+        BadRequest: It names a place outside of those that the settings allow.
+    """
+    buckets = {settings.minio_input_bucket, *settings.input_buckets}
+    if request.input.bucket is not None and request.input.bucket not in buckets:
+        raise BadRequest(f"request.input.bucket: expected {' or '.join(sorted(buckets))}")
+    prefixes = settings.input_prefixes
+    if prefixes and not any(_is_below(request.input.key, prefix) for prefix in prefixes):
+        raise BadRequest(f"request.input.key: expected a key below {' or '.join(map(_folder, prefixes))}")
+    root = settings.output_prefix_root
+    if root is None:
+        return request
+    prefix = request.output.prefix or root
+    if _folder(prefix) != _folder(root) and not _is_below(prefix, root):
+        raise BadRequest(f"request.output.prefix: expected {_folder(root)} or a prefix below it")
+    return request.model_copy(update={"output": request.output.model_copy(update={"prefix": prefix})})
+
+
+def _is_below(key: str, prefix: str) -> bool:
+    return key.startswith(_folder(prefix)) and key != _folder(prefix)
+
+
+def _folder(prefix: str) -> str:
+    return prefix.removesuffix("/") + "/"
