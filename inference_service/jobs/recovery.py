@@ -5,7 +5,7 @@ need no lock.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # The key of the advisory lock, "sweep" in ASCII; nothing else in the database uses it.
 _LOCK_KEY = 0x7377656570
 _JOBS_AT_ONCE = 1000
+_MAX_SUSPECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,18 @@ def fail_unreadable(database: Database, *, older_than_s: float) -> list[Finished
         return [_end(connection, row, error) for row in _locked(connection, unreadable)]
 
 
-def find_unsent(database: Database, redis: RedisState, *, grace_s: float) -> list[UnsentJob]:
-    """Queued jobs that are due and have no message in Redis, oldest first.
+def find_suspects(database: Database, redis: RedisState, *, grace_s: float) -> list[UUID]:
+    """Queued jobs whose messages may be lost, oldest first: their queue is empty, or a later job of it has started.
 
-    A message was never sent, or went to an earlier run of Redis, or got lost: its queue is empty, or a job that was
-    sent to the same queue later has already started.
+    Most are not: a message that went back to its queue is overtaken, too. So look whether Redis has the message before
+    you send it again.
 
     Args:
         database: The jobs' database.
         redis: The current state of Redis.
-        grace_s: Jobs that were created or sent within this many seconds are left out: their messages may be on the way.
+        grace_s: Jobs that were sent within this many seconds are left out: their messages may be on the way.
     """
     grace = timedelta(seconds=grace_s)
-    long_ago = func.now() - grace
     empty = [queue for queue, depth in redis.depths.items() if depth == 0]
     with database.connection() as connection:
         overtaken = [
@@ -104,20 +104,38 @@ def find_unsent(database: Database, redis: RedisState, *, grace_s: float) -> lis
             for queue in redis.depths
             if (newest := _newest_started(connection, queue)) is not None
         ]
-        new = and_(JobRow.not_before.is_(None), JobRow.created_at > long_ago)
-        due = and_(or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()), not_(new))
-        missing = and_(JobRow.dispatched_at < long_ago, or_(JobRow.queue.in_(empty), *overtaken))
-        lost = and_(JobRow.dispatched_at.is_not(None), or_(JobRow.redis_run_id != redis.run_id, missing))
+        missing = and_(JobRow.dispatched_at < func.now() - grace, or_(JobRow.queue.in_(empty), *overtaken))
         statement = (
-            select(JobRow.id, JobRow.request, JobRow.attempt, JobRow.on_cpu)
-            .where(
-                JobRow.state == JobState.QUEUED,
-                JobRow.request.is_not(None),
-                or_(and_(JobRow.dispatched_at.is_(None), due), lost),
-            )
+            select(JobRow.id)
+            .where(JobRow.state == JobState.QUEUED, JobRow.request.is_not(None), missing)
             .order_by(JobRow.created_at)
-            .limit(_JOBS_AT_ONCE)
+            .limit(_MAX_SUSPECTS)
         )
+        return list(connection.execute(statement).scalars())
+
+
+def find_unsent(database: Database, *, grace_s: float, lost: Sequence[UUID] = ()) -> list[UnsentJob]:
+    """Queued jobs that are due and have no message in Redis, oldest first, a bounded number at a time.
+
+    Args:
+        database: The jobs' database.
+        grace_s: Jobs that were created within this many seconds are left out: their messages may be on the way.
+        lost: Jobs whose messages are lost.
+    """
+    new = and_(JobRow.not_before.is_(None), JobRow.created_at > func.now() - timedelta(seconds=grace_s))
+    due = and_(or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()), not_(new))
+    never_sent = and_(JobRow.dispatched_at.is_(None), due)
+    statement = (
+        select(JobRow.id, JobRow.request, JobRow.attempt, JobRow.on_cpu)
+        .where(
+            JobRow.state == JobState.QUEUED,
+            JobRow.request.is_not(None),
+            or_(never_sent, JobRow.id.in_(lost[:_JOBS_AT_ONCE])),
+        )
+        .order_by(JobRow.created_at)
+        .limit(_JOBS_AT_ONCE)
+    )
+    with database.connection() as connection:
         return [UnsentJob(*row) for row in connection.execute(statement)]
 
 

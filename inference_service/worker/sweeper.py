@@ -3,11 +3,13 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
+from uuid import UUID
 
 from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, stored_attempts
-from inference_service.jobs.celery_app import App, RedisState
+from inference_service.jobs.celery_app import App, RedisState, find_waiting_jobs
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.object_storage import Storage, is_outage
@@ -59,11 +61,20 @@ class Sweeper:
 
     def send_missing_messages(self, redis: RedisState) -> None:
         """Sends queued jobs whose message was never sent or got lost, or whose retry is due."""
+        grace_s = self._settings.lease_s
         with recovery.sweep_lock(self._database) as locked:
-            unsent = recovery.find_unsent(self._database, redis, grace_s=self._settings.lease_s) if locked else []
+            if not locked:
+                return
+            suspects = recovery.find_suspects(self._database, redis, grace_s=grace_s)
+            lost = [] if not suspects else self._without_message(suspects)
+            unsent = recovery.find_unsent(self._database, grace_s=grace_s, lost=lost)
             dispatch(self._app, self._database, unsent, redis, settings=self._settings)
         if unsent:
             logger.info("sent %d job(s) that had no message", len(unsent))
+
+    def _without_message(self, suspects: Sequence[UUID]) -> list[UUID]:
+        waiting = find_waiting_jobs(self._app)
+        return [] if waiting is None else [job_id for job_id in suspects if job_id not in waiting]
 
     def remove_abandoned_objects(self) -> None:
         """Removes objects of attempts that ended without a result, or whose worker was lost."""

@@ -24,7 +24,6 @@ from inference_service.embedded.servers import Servers
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.jobs import job_store, recovery
-from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
@@ -147,7 +146,7 @@ def test_a_job_that_fails_on_a_gpu_runs_on_a_cpu(
     job = get(database, job_id)
     assert (job.state, job.attempt) == (JobState.QUEUED, 1)
     assert job_store.transitions(database, job.id)[-1].detail == failure.code
-    (unsent,) = [each for each in recovery.find_unsent(database, RedisState("r", {}), grace_s=0) if each.id == job.id]
+    (unsent,) = [each for each in recovery.find_unsent(database, grace_s=0) if each.id == job.id]
     assert unsent.on_cpu
     message = {"job_id": str(job.id), "request": unsent.request}
     handler.handle(message, task_id=str(job.id))

@@ -1,0 +1,136 @@
+"""Messages that a sweep sends, and those that it finds in Redis and does not send again."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from redis import Redis
+from sqlalchemy import delete, func, update
+
+from inference_service.contract.task_message import InputReference, SegmentRequest
+from inference_service.core.settings import Settings
+from inference_service.jobs import celery_app, job_store
+from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, find_waiting_jobs, make_app, send
+from inference_service.jobs.database import Database
+from inference_service.jobs.job_store import UnsentJob
+from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.schema import JobRow, JobState
+from inference_service.worker.sweeper import Sweeper
+
+REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
+JSON = REQUEST.model_dump(mode="json")
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[App]:
+    with closing(make_app(settings)) as app:
+        yield app
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    """Redis without messages."""
+    with Redis.from_url(settings.broker_url) as redis:
+        redis.flushdb()
+        yield redis
+        redis.flushdb()
+
+
+@pytest.fixture
+def sweeper(settings: Settings, app: App, database: Database, storage: Storage) -> Sweeper:
+    with database.begin() as connection:
+        connection.execute(delete(JobRow))
+    return Sweeper(settings, app, database, storage)
+
+
+def sent_long_ago(app: App, database: Database) -> UUID:
+    """A job whose message was sent an hour ago by an earlier run of Redis."""
+    job_id = uuid4()
+    job_store.create(database, job_id, REQUEST)
+    send(app, job_id, JSON, queue="overflow")
+    with database.begin() as connection:
+        job_store.mark_dispatched(connection, UnsentJob(job_id, JSON, 0), queue="overflow", redis_run_id="before")
+    write(database, job_id, dispatched_at=func.now() - timedelta(hours=1), created_at=func.now() - timedelta(hours=1))
+    return job_id
+
+
+def write(database: Database, job_id: UUID, **values: object) -> None:
+    with database.begin() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(values))
+
+
+def overtake(app: App, database: Database) -> None:
+    """Starts and ends a job that was sent to the same queue just now."""
+    write(
+        database,
+        sent_long_ago(app, database),
+        dispatched_at=func.now(),
+        state=JobState.SUCCEEDED,
+        started_at=func.now(),
+    )
+
+
+def test_the_jobs_of_all_messages_are_found(app: App, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery_app, "_PAGE_SIZE", 2)
+    jobs = [uuid4() for _ in range(7)]
+    for number, job_id in enumerate(jobs):
+        send(app, job_id, JSON, queue=("overflow", "priority")[number % 2])
+    taken = redis.rpop("overflow")
+    assert isinstance(taken, bytes)
+    redis.hset("unacked", "tag", b"[" + taken + b', "", "overflow"]')
+    redis.lpush("overflow", b"not a message")
+    assert find_waiting_jobs(app) == set(jobs)
+    monkeypatch.setattr(celery_app, "_MAX_MESSAGES_READ", 7)
+    assert find_waiting_jobs(app) is None
+
+
+def test_messages_that_redis_has_are_not_sent_again(
+    app: App, redis: Redis, database: Database, sweeper: Sweeper
+) -> None:
+    jobs = [sent_long_ago(app, database) for _ in range(5)]
+    overtake(app, database)
+    held = redis.rpop("overflow")
+    assert isinstance(held, bytes)
+    redis.hset("unacked", "tag", b"[" + held + b', "", "overflow"]')
+    before = redis.llen("overflow")
+    for _ in range(2):
+        sweeper.send_missing_messages(fetch_redis_state(app))
+    assert redis.llen("overflow") == before
+    assert set(jobs) <= (find_waiting_jobs(app) or set())
+
+
+def test_only_the_messages_that_redis_has_lost_are_sent_again(
+    app: App, redis: Redis, database: Database, sweeper: Sweeper
+) -> None:
+    lost = sent_long_ago(app, database)
+    redis.rpop("overflow")
+    for _ in range(3):
+        sent_long_ago(app, database)
+    overtake(app, database)
+    before = redis.llen("overflow")
+    for _ in range(2):
+        sweeper.send_missing_messages(fetch_redis_state(app))
+    assert redis.llen("overflow") == before + 1
+    assert lost in (find_waiting_jobs(app) or set())
+
+
+def test_an_emptied_redis_gets_all_messages_again(app: App, redis: Redis, database: Database, sweeper: Sweeper) -> None:
+    jobs = {sent_long_ago(app, database) for _ in range(3)}
+    redis.flushdb()
+    for _ in range(2):
+        sweeper.send_missing_messages(fetch_redis_state(app))
+    assert (redis.llen("overflow"), find_waiting_jobs(app)) == (3, jobs)
+
+
+def test_nothing_is_sent_again_while_too_many_messages_wait(
+    app: App, redis: Redis, database: Database, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery_app, "_MAX_MESSAGES_READ", 1)
+    sent_long_ago(app, database)
+    redis.rpop("overflow")
+    sent_long_ago(app, database)
+    overtake(app, database)
+    sweeper.send_missing_messages(RedisState("run", {"priority": 0, "overflow": 2}))
+    assert redis.llen("overflow") == 2
