@@ -18,6 +18,7 @@ from inference_service.core.errors import (
     ResultDamaged,
     StorageRefused,
     StorageUnavailable,
+    redacted,
 )
 from inference_service.core.files import MAX_FILES, Checksum
 from inference_service.core.retry import retrying
@@ -282,14 +283,16 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except S3Error as error:
+        # The error's own text quotes the key, which may identify a patient.
+        cause = RuntimeError(f"{error.code} in answer to request {error.request_id}")
         if error.code in _NOT_FOUND:
-            raise InputNotFound("there is no object at the bucket and key of the request") from error
+            raise InputNotFound("there is no object at the bucket and key of the request") from cause
         refused = error.response.status < _SERVER_ERROR
         kind = StorageRefused if refused else StorageUnavailable
-        raise kind(f"the object storage refuses: {error.code}") from error
+        raise kind(f"the object storage refuses: {error.code}") from cause
     except (MinioException, HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # the local disk is full, not the storage
-        raise StorageUnavailable(
-            "the object storage does not answer as S3 does: check endpoint and credentials"
-        ) from error
+        raise StorageUnavailable("the object storage does not answer as S3 does: check endpoint and credentials") from (
+            redacted(error) if isinstance(error, MinioException) else error
+        )
