@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, select, update
+from sqlalchemy import Connection, and_, delete, exists, func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState, StoredAttemptRow
@@ -36,7 +37,7 @@ class StoredAttempt:
 
 
 def record(database: Database, attempt: StoredAttempt) -> bool:
-    """Records that an attempt is about to store objects.
+    """Records that an attempt is about to store objects. It may be called again if the answer of Postgres was lost.
 
     Returns:
         False if the attempt no longer holds its lease; it must store nothing then.
@@ -48,7 +49,11 @@ def record(database: Database, attempt: StoredAttempt) -> bool:
         func.now() + _REMOVAL_DELAY,
     ).where(fence(attempt.job_id, attempt.lease_token))
     columns = ["lease_token", "job_id", "location", "remove_after"]
-    statement = insert(StoredAttemptRow).from_select(columns, held).returning(StoredAttemptRow.lease_token)
+    recorded = upsert(StoredAttemptRow).from_select(columns, held)
+    again = recorded.on_conflict_do_update(
+        index_elements=[StoredAttemptRow.lease_token], set_={"remove_after": recorded.excluded.remove_after}
+    )
+    statement = again.returning(StoredAttemptRow.lease_token)
     with database.begin() as connection:
         return connection.execute(statement).first() is not None
 

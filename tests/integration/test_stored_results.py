@@ -216,6 +216,16 @@ def test_objects_of_a_running_attempt_are_not_removed(
     assert attempt in stored_attempts.find_abandoned(database)
 
 
+def test_an_attempt_is_recorded_once_more_if_the_answer_of_postgres_was_lost(database: Database) -> None:
+    job_id = uuid4()
+    job_store.create(database, job_id, None)
+    claim = attempts.claim(database, job_id, worker="w", lease_s=60, max_attempts=3)
+    assert claim is not None
+    attempt = stored_attempts.StoredAttempt(claim.token, job_id, f"masks/{job_id}")
+    assert stored_attempts.record(database, attempt)
+    assert stored_attempts.record(database, attempt)
+
+
 def test_objects_that_cannot_be_removed_do_not_keep_others_from_being_removed(
     database: Database,
     storage: Storage,
