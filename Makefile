@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint prose docs format lock soak bench train traintest clean
+.PHONY: help demo test test-all check lint prose docs format lock soak model bench train traintest clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -82,6 +82,9 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 
 soak: $(READY) ## kill parts of the service at random for 15 minutes and count the jobs that are lost or have a wrong outcome (ARGS="--minutes 2 --jobs 100")
 	@$(BIN)/python tests/soak.py $(ARGS)
+
+model: $(READY) ## explore every state of the model of the job protocol, and show that each broken rule is found (ARGS="--only prefix --ways")
+	@PYTHONPATH=tests $(BIN)/python -m protocol_model $(ARGS)
 
 bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtime and nnU-Net (ARGS="--only job")
 	@$(BENCH)/bin/python -m benchmarks $(ARGS)
