@@ -10,11 +10,14 @@ import click
 
 from inference_service.cli.display import console, print_json
 from inference_service.cli.exit_codes import ExitCode
-from inference_service.cli.options import json_option
+from inference_service.cli.options import duration, json_option
+from inference_service.core.errors import StorageRefused
 from inference_service.core.settings import get_settings
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.worker.health import is_fresh
+
+_PRUNED_AT_ONCE = 1000
 
 
 @click.command()
@@ -79,10 +82,46 @@ def audit(sizes_only: bool, as_json: bool) -> None:
             click.echo(f"{finding.problem:<10} {finding.bucket}/{finding.key} of job {finding.job_id}")
         click.echo(
             f"{len(outcome.findings)} finding(s); {outcome.jobs} succeeded job(s) with {outcome.objects} object(s), "
-            f"{outcome.without_checksum} of them without a checksum"
+            f"{outcome.without_checksum} of them without a checksum; "
+            f"{outcome.without_row} object(s) of jobs that have no row"
         )
     if outcome.findings:
         raise SystemExit(ExitCode.FAILED)
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    metavar="PERIOD",
+    callback=duration,
+    required=True,
+    help="Time since the end of the jobs, such as 90d or 12h.",
+)
+@click.option("--results", is_flag=True, help="Delete the results of these jobs, too.")
+@json_option
+def prune(older_than: timedelta, results: bool, as_json: bool) -> None:
+    """Delete the rows of jobs that finished long ago.
+
+    Their transitions go with them, and with --results their stored objects. A job that is not finished stays. Exits
+    with 4 if the object storage does not delete some of the objects; workers try again.
+    """
+    from inference_service.jobs import retention
+
+    settings = get_settings()
+    storage = Storage(settings)
+    jobs = removed = refused = 0
+    with closing(connect(settings)) as database:
+        while deleted := retention.prune(database, older_than=older_than, results=results, limit=_PRUNED_AT_ONCE):
+            jobs += deleted
+        while results and (removal := retention.remove_objects(database, storage)).tried:
+            removed += removal.removed
+            refused += removal.refused
+    if as_json:
+        print_json({"jobs": jobs, "results": removed, "refused": refused})
+    else:
+        click.echo(f"deleted {jobs} job(s)" + (f" and the objects of {removed} attempt(s)" if results else ""))
+    if refused:
+        raise StorageRefused(f"the object storage does not delete the objects of {refused} attempt(s)")
 
 
 @click.command()
@@ -166,4 +205,4 @@ def reference(folder: Path) -> None:
         click.echo(folder / name)
 
 
-COMMANDS = (migrate, check, audit, worker, health, providers, reference)
+COMMANDS = (migrate, check, audit, prune, worker, health, providers, reference)

@@ -191,6 +191,15 @@ class Settings(BaseSettings):
         "writes the job's row.",
     )
 
+    retention_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Days after which workers delete the rows of finished jobs and their transitions, as `prune` does. "
+        "If unset, they are kept.",
+    )
+    retention_results: bool = Field(
+        False, description="Whether the results of these jobs are deleted, too. Otherwise they stay in the bucket."
+    )
+
     priority_max_depth: PositiveInt | None = Field(
         20,
         description="An urgent job is sent to the overflow queue if at least this many jobs wait in the priority "

@@ -36,7 +36,7 @@ class Problem(StrEnum):
     CHANGED = "changed"
     """The object is not the one that the row describes."""
     UNCLAIMED = "unclaimed"
-    """No row names the object, and no sweep will remove it."""
+    """The row of the object's job does not name it, and no sweep will remove it."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ class Audit:
         jobs: Number of succeeded jobs.
         objects: Number of objects that their rows name.
         without_checksum: Number of these whose rows are of a version that recorded no checksums.
+        without_row: Number of objects of jobs that have no row: they were pruned without their results, or the row
+            was lost.
         findings: The objects that do not fit.
     """
 
     jobs: int = 0
     objects: int = 0
     without_checksum: int = 0
+    without_row: int = 0
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -110,7 +113,11 @@ def audit(database: Database, storage: Storage, *, bucket: str, sizes_only: bool
             outcome.findings += _still_named(database, found)
     keys = storage.list_keys(bucket)
     while batch := list(islice(keys, _KEYS_AT_ONCE)):
-        outcome.findings += _unclaimed(database, storage, bucket, batch)
+        for key, job_id, has_row in _unnamed(database, storage, bucket, batch):
+            if has_row:
+                outcome.findings.append(Finding(Problem.UNCLAIMED, job_id, bucket, key))
+            else:
+                outcome.without_row += 1
     return outcome
 
 
@@ -143,8 +150,14 @@ def _still_named(database: Database, findings: Sequence[Finding]) -> list[Findin
     return [finding for finding in findings if finding.job_id in present]
 
 
-def _unclaimed(database: Database, storage: Storage, bucket: str, keys: Sequence[str]) -> Iterator[Finding]:
-    """Finds the keys of attempts that neither a row nor the table of stored attempts has."""
+def _unnamed(
+    database: Database, storage: Storage, bucket: str, keys: Sequence[str]
+) -> Iterator[tuple[str, UUID, bool]]:
+    """Finds the keys of attempts that neither a row nor the table of stored attempts has.
+
+    Yields:
+        The key, its job, and whether that job has a row.
+    """
     of_attempts = {key: match for key in keys if (match := _ATTEMPT_KEY.fullmatch(key))}
     job_ids = {UUID(match["job_id"]) for match in of_attempts.values()}
     tokens = {UUID(match["token"]) for match in of_attempts.values()}
@@ -155,10 +168,10 @@ def _unclaimed(database: Database, storage: Storage, bucket: str, keys: Sequence
                 select(StoredAttemptRow.lease_token).where(StoredAttemptRow.lease_token.in_(tokens))
             ).scalars()
         )
-        results = connection.execute(
-            select(JobRow.result).where(JobRow.id.in_(job_ids), JobRow.result.is_not(None))
-        ).scalars()
-        named = set(chain.from_iterable(result.values() for result in results if result))
+        rows = connection.execute(select(JobRow.id, JobRow.result).where(JobRow.id.in_(job_ids))).all()
+    with_row = {row.id for row in rows}
+    named = set(chain.from_iterable(row.result.values() for row in rows if row.result))
     for key, match in of_attempts.items():
         if key not in named and UUID(match["token"]) not in recorded and storage.exists(bucket, key):
-            yield Finding(Problem.UNCLAIMED, UUID(match["job_id"]), bucket, key)
+            job_id = UUID(match["job_id"])
+            yield key, job_id, job_id in with_row

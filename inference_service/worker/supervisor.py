@@ -156,6 +156,7 @@ class Supervisor:
             if not last and self._stop_at is None:
                 self._update_standby()
                 self._stop_if_stalled(redis)
+            self._sweeper.prune()
             self._sweeper.remove_abandoned_objects()
             self._remove_abandoned_files()
             self._metrics.mark_sweep()

@@ -4,18 +4,20 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs import recovery, stored_attempts
+from inference_service.jobs import recovery, retention
 from inference_service.jobs.celery_app import App, RedisState, find_waiting_jobs
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
-from inference_service.jobs.object_storage import Storage, is_outage
-from inference_service.jobs.result_store import ResultStore
+from inference_service.jobs.object_storage import Storage
 
 logger = logging.getLogger(__name__)
+
+_PRUNED_AT_ONCE = 100
 
 
 class Sweeper:
@@ -77,16 +79,22 @@ class Sweeper:
         return [] if waiting is None else [job_id for job_id in suspects if job_id not in waiting]
 
     def remove_abandoned_objects(self) -> None:
-        """Removes objects of attempts that ended without a result, or whose worker was lost."""
-        for attempt in stored_attempts.find_abandoned(self._database):
-            try:
-                ResultStore(self._storage, attempt.location).remove()
-            except StorageUnavailable as error:
-                logger.warning("objects of an attempt of job %s not removed: %s", attempt.job_id, error)
-                if is_outage(error):
-                    break
-                with self._database.begin() as connection:
-                    stored_attempts.postpone(connection, attempt.lease_token)
-            else:
-                with self._database.begin() as connection:
-                    stored_attempts.forget(connection, attempt.lease_token)
+        """Removes objects of attempts that ended without a result, or whose worker was lost, and of pruned jobs."""
+        try:
+            retention.remove_objects(self._database, self._storage)
+        except StorageUnavailable as error:
+            logger.warning("objects that no row names are not removed: %s", error)
+
+    def prune(self) -> None:
+        """Deletes the rows of jobs that finished long ago, if the settings say so."""
+        days = self._settings.retention_days
+        if days is None:
+            return
+        pruned = retention.prune(
+            self._database,
+            older_than=timedelta(days=days),
+            results=self._settings.retention_results,
+            limit=_PRUNED_AT_ONCE,
+        )
+        if pruned:
+            logger.info("pruned %d job(s) that finished more than %g days ago", pruned, days)

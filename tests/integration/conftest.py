@@ -7,16 +7,21 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from click.testing import CliRunner, Result
 from jobs_in_process import EXECUTION, Request
 from sqlalchemy import func, update
 
+from inference_service.cli.main import main
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.scratch_space import ScratchSpace
-from inference_service.core.settings import Settings
+from inference_service.core.settings import Settings, get_settings
+from inference_service.embedded.servers import Servers
+from inference_service.jobs.celery_app import make_app
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow
 from inference_service.worker.job_context import JobContext
+from inference_service.worker.sweeper import Sweeper
 from inference_service.worker.task import TaskHandler
 
 
@@ -66,3 +71,19 @@ def handler(make_handler: Callable[..., TaskHandler]) -> TaskHandler:
 def request_for_scan(storage: Storage, scan: Path) -> Request:
     storage.store("volumes", "scan", scan, content_type="application/gzip")
     return {"input": {"bucket": "volumes", "key": "scan"}, "model": "ct-tissue"}
+
+
+@pytest.fixture
+def command(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Runs a command of `inference-service` in this process, against the servers."""
+    with monkeypatch.context() as patch:
+        for name, value in servers.environment.items():
+            patch.setenv(name, value)
+        get_settings.cache_clear()
+        yield lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def sweeper(settings: Settings, database: Database, storage: Storage) -> Sweeper:
+    return Sweeper(settings, make_app(settings), database, storage)

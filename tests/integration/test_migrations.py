@@ -8,14 +8,12 @@ from contextlib import closing, contextmanager
 from uuid import UUID, uuid4
 
 import pytest
-from alembic import command
-from click.testing import CliRunner
+from alembic import command as alembic_command
+from click.testing import Result
 from sqlalchemy import Connection, Engine, event, text
 
-from inference_service.cli.main import main
 from inference_service.core.errors import DatabaseUnavailable
-from inference_service.core.settings import Settings, get_settings
-from inference_service.embedded.servers import Servers
+from inference_service.core.settings import Settings
 from inference_service.jobs import database as database_module
 from inference_service.jobs.database import Database, connect, migrate, run_alembic
 from inference_service.jobs.migrations import online
@@ -52,7 +50,7 @@ def empty(settings: Settings, database: Database) -> Iterator[Settings]:
 
 
 def upgrade_to(settings: Settings, revision: str) -> None:
-    run_alembic(settings, lambda config: command.upgrade(config, revision))
+    run_alembic(settings, lambda config: alembic_command.upgrade(config, revision))
 
 
 def execute(settings: Settings, statement: str, **parameters: object) -> None:
@@ -204,18 +202,11 @@ def failing_at(failing: str) -> Callable[..., None]:
 
 
 def test_the_command_line_gives_up_on_a_locked_table(
-    servers: Servers, database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "_RESPONSE_LIMIT_S", 0.5)
-    for name, value in servers.environment.items():
-        monkeypatch.setenv(name, value)
-    get_settings.cache_clear()
-    try:
-        with database.begin() as connection:
-            connection.execute(text("LOCK TABLE jobs"))
-            done = CliRunner().invoke(main, ["jobs"])
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
+    with database.begin() as connection:
+        connection.execute(text("LOCK TABLE jobs"))
+        done = command("jobs")
     assert done.exit_code == 4
     assert "another session may hold a lock" in done.stderr

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,18 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from jobs_in_process import Request, get, run
 from sqlalchemy import delete, func, insert, select, update
 
-from inference_service.cli.main import main
 from inference_service.client import Client
 from inference_service.core.errors import InternalError, ResultDamaged, StorageRefused
 from inference_service.core.files import Checksum
-from inference_service.core.settings import Settings, get_settings
-from inference_service.embedded.servers import Servers
+from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store, stored_attempts
 from inference_service.jobs.audit import Problem, audit
-from inference_service.jobs.celery_app import make_app
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, JobState, StoredAttemptRow
@@ -61,22 +58,6 @@ def keys_of(storage: Storage, job_id: UUID) -> list[str]:
 def detail(database: Database, job: job_store.Job) -> str | None:
     assert job.state is JobState.SUCCEEDED, job.error_message
     return job_store.transitions(database, job.id)[-1].detail
-
-
-@pytest.fixture
-def command(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """Runs a command of `inference-service` in this process, against the servers."""
-    with monkeypatch.context() as patch:
-        for name, value in servers.environment.items():
-            patch.setenv(name, value)
-        get_settings.cache_clear()
-        yield lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
-    get_settings.cache_clear()
-
-
-@pytest.fixture
-def sweeper(settings: Settings, database: Database, storage: Storage) -> Sweeper:
-    return Sweeper(settings, make_app(settings), database, storage)
 
 
 @pytest.fixture

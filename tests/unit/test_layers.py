@@ -51,6 +51,7 @@ HOMES: dict[str, set[str]] = {
         "jobs.attempts",
         "jobs.recovery",
         "jobs.resubmission",
+        "jobs.retention",
         "jobs.audit",
         "jobs.state_machine",
         "jobs.stored_attempts",

@@ -152,6 +152,8 @@ def test_the_version_is_shown() -> None:
         ("status", "not-a-uuid"),
         ("watch",),
         ("retry",),
+        ("prune",),
+        ("prune", "--older-than", "90"),
         ("retry", JOB, "--failed-since", "1h"),
         ("retry", JOB, "--code", "internal_error"),
         ("retry", "--failed-since", "1"),

@@ -48,6 +48,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "OUTAGE_PATIENCE_S": ("9", 9.0),
     "SWEEP_PERIOD_S": ("2.5", 2.5),
     "VISIBILITY_TIMEOUT_S": ("90", 90),
+    "RETENTION_DAYS": ("90.5", 90.5),
+    "RETENTION_RESULTS": ("true", True),
     "PRIORITY_MAX_DEPTH": ("3", 3),
     "CPU_STANDBY_S": ("15", 15.0),
     "LEASE_S": ("12.5", 12.5),
