@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-# JPEG 2000 (ISO/IEC 15444-1, A.4.1 and A.5.1): start of codestream, followed at once by the image and tile size.
-_JPEG_2000_START = b"\xff\x4f\xff\x51"
-# The codestream may be wrapped in a file of boxes; a few boxes precede it.
-_MAX_BOX_BYTES = 2**16
+from inference_service.formats.dicom import jpeg_2000
+
 # JPEG (ISO/IEC 10918-1, B.1.1.3) and JPEG-LS (ISO/IEC 14495-1): markers of frame headers, and those without a segment.
 _JPEG_START = b"\xff\xd8"
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -28,13 +26,14 @@ class Size:
 def codestream_size(data: bytes) -> Size | None:
     """Image size of a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None where it has no valid header of these.
 
+    A file of boxes around a JPEG 2000 codestream is removed before, see `jpeg_2000.unwrap`.
+
     >>> codestream_size(bytes.fromhex("ffd8 ffc3 000b 0c 0200 0100 01 000000"))
     Size(rows=512, columns=256, components=1)
     """
     if data.startswith(_JPEG_START):
         return _jpeg_size(data)
-    start = data.find(_JPEG_2000_START, 0, _MAX_BOX_BYTES)
-    return None if start < 0 else _jpeg_2000_size(data[start + len(_JPEG_2000_START) :])
+    return _jpeg_2000_size(data[len(jpeg_2000.START) :]) if data.startswith(jpeg_2000.START) else None
 
 
 def is_complete(data: bytes) -> bool:

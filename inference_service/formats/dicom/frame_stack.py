@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
-from inference_service.formats.dicom.pixel_data import read_frames
+from inference_service.formats.dicom.pixel_data import decoder_bytes, read_frames
 
 AIR_HU = -1024
 # A padding range in CT that includes these values would be tissue: the header contradicts its own scan.
@@ -67,7 +67,8 @@ def stack_frames(slices: Sequence[Slice], *, require_memory: RequireMemory, thre
     pixels = slices[0].instance.pixels
     shape = (pixels.columns, pixels.rows, len(slices))
     exact = all(_keeps_integers(slice_.frame) for slice_ in slices)
-    require_memory(prod(shape) * (2 if exact else 4))
+    decoding_bytes = max(decoder_bytes(slice_.instance) for slice_ in slices) * min(threads, len(slices))
+    require_memory(prod(shape) * (2 if exact else 4) + decoding_bytes)
     voxels: NDArray[np.generic] = np.empty(shape, dtype=np.int16 if exact else np.float32, order="F")
     padding_voxels = 0
     with ThreadPoolExecutor(threads, "decode") as pool:

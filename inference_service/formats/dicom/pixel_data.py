@@ -16,8 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
-from inference_service.core.errors import InputCorrupt, UnsupportedTransferSyntax
+from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedTransferSyntax
 from inference_service.core.memory_budget import RequireMemory
+from inference_service.formats.dicom import jpeg_2000
 from inference_service.formats.dicom.codestream import Size, codestream_size, is_complete
 from inference_service.formats.dicom.instance import Instance, PixelDescription
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
@@ -32,6 +33,11 @@ _READ_BY_PYDICOM = {*_NATIVE, uid.RLELossless}
 _JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
 # OpenJPEG's arithmetic is exact up to this depth.
 _MAX_BITS_JPEG_2000 = 24
+# OpenJPEG takes ten kilobytes for each tile, and up to one for each packet. Most images have one tile and few packets.
+_MAX_TILES = 2**10
+_MAX_PACKETS = 2**18
+# Measured: OpenJPEG's coefficients and code-blocks of an image, in bytes for each pixel.
+_JPEG_2000_PIXEL_BYTES = 32
 # Decoders of libjpeg-turbo, CharLS and OpenJPEG.
 _DECODERS: Mapping[str, Decode] = {
     **dict.fromkeys(
@@ -71,6 +77,12 @@ def check_decodable(instance: Instance) -> None:
             f"{uid.UID(syntax).name} is decoded up to {_MAX_BITS_JPEG_2000} bits, and the series has {bits_stored}: "
             "send it in another transfer syntax"
         )
+
+
+def decoder_bytes(instance: Instance) -> int:
+    """Memory that a decoder takes for one frame beside the decoded pixels; 0 where it is little."""
+    pixels = instance.pixels.rows * instance.pixels.columns
+    return pixels * _JPEG_2000_PIXEL_BYTES if instance.transfer_syntax_uid in _JPEG_2000 else 0
 
 
 def read_frames(instance: Instance, *, require_memory: RequireMemory) -> Iterator[Callable[[], NDArray[np.integer]]]:
@@ -130,16 +142,35 @@ def _read_encoded(instance: Instance) -> Iterator[bytes | NDArray[np.integer]]:
         yield from (pixels for pixels, _ in frames)
         return
     expected = Size(description.rows, description.columns, 1)
-    for data in generate_frames(dataset.PixelData, number_of_frames=len(instance.frames)):
+    for encoded in generate_frames(dataset.PixelData, number_of_frames=len(instance.frames)):
+        # The decoder gets the very bytes that are checked here, without any boxes around them.
+        data = jpeg_2000.unwrap(encoded) if syntax in _JPEG_2000 else encoded
         # A decoder allocates the size that the codestream states, so that it must be the header's.
         if codestream_size(data) != expected:
             raise InputCorrupt(
                 f"a DICOM file's header states {expected.rows} × {expected.columns} pixels of one component, but its "
                 "codestream states another size, or none"
             )
+        if syntax in _JPEG_2000:
+            _check_parts(data)
         if not is_complete(data):
             raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
         yield data
+
+
+def _check_parts(codestream: bytes) -> None:
+    """Refuses a JPEG 2000 codestream with more tiles or packets than a decoder has memory for."""
+    for count, limit, parts in (
+        (jpeg_2000.count_tiles, _MAX_TILES, "tiles"),
+        (jpeg_2000.count_packets, _MAX_PACKETS, "packets"),
+    ):
+        found = count(codestream)
+        if not found:
+            raise InputCorrupt("a DICOM file's JPEG 2000 codestream has an invalid header")
+        if found > limit:
+            raise InputTooLarge(
+                f"a DICOM file's codestream states {found} {parts}; this service decodes at most {limit}"
+            )
 
 
 def _check_length(dataset: Dataset, instance: Instance) -> None:
