@@ -70,6 +70,12 @@ BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
 
 class _Part(BaseModel):
+    """A part of a request.
+
+    A worker refuses fields that it does not know. A field that a later version adds is therefore left out at its
+    default, by `exclude_if`, so that workers of earlier versions accept every request that does not use it.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
