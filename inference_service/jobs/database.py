@@ -138,7 +138,9 @@ def _mapped_errors() -> Iterator[None]:
     except ProgrammingError as error:
         if isinstance(error.orig, UndefinedTable):
             raise DatabaseUnavailable("the tables are missing: run `inference-service migrate`") from error
-        raise
+        # For example a column that a migration has yet to add, or a privilege that the role lacks.
+        reason = str(error.orig).partition("\n")[0]
+        raise DatabaseUnavailable(f"Postgres refuses: {reason}") from error
     except OperationalError as error:
         if isinstance(error.orig, QueryCanceled | LockNotAvailable):
             raise DatabaseUnavailable("Postgres did not answer in time: another session may hold a lock") from error

@@ -33,24 +33,32 @@ def register(app: App, handler: "TaskHandler", request_class: type[Request]) -> 
         request_class: Celery's representation of a task in the parent process.
     """
 
-    @app.task(name=TASK_NAME, bind=True, Request=request_class)
+    @app.task(name=TASK_NAME, bind=True, shared=False, Request=request_class)
     def segment(task: "Task[..., None]", /, **message: object) -> None:
         try:
             handler.handle(message, task_id=str(task.request.id))
         except DatabaseUnavailable as error:
             logger.warning("message returned to its queue: %s", error)
-            time.sleep(_REQUEUE_PAUSE_S)
-            raise Reject(error.code, requeue=True) from error
+            raise _returned(error.code) from error
         except MemoryError as error:
             # A MemoryError would make Celery's parent process exit. If the job was claimed, its lease expires.
             logger.warning("message returned to its queue: out of memory")
-            time.sleep(_REQUEUE_PAUSE_S)
-            raise Reject("out_of_memory", requeue=True) from error
+            raise _returned("out_of_memory") from error
         except GpuFailed as error:
             # The job is already queued again. Further jobs on the GPU would fail in this process too.
             reason = short_message(str(error.__cause__))
             logger.warning("process exits and is replaced: %s: %s", error, reason)
             raise SystemExit(1) from error
+        except Exception as error:
+            # Celery would acknowledge the message, although its job may have no row yet.
+            logger.exception("message returned to its queue: unexpected error")
+            raise _returned("internal_error") from error
+
+
+def _returned(reason: str) -> Reject:
+    """Returns, after a pause, the error by which Celery gives the message back to its queue."""
+    time.sleep(_REQUEUE_PAUSE_S)
+    return Reject(reason, requeue=True)
 
 
 class TaskHandler:

@@ -11,6 +11,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
@@ -124,6 +125,36 @@ def test_renamed_columns_have_the_values_of_unfinished_jobs(empty_database: Sett
         migrate_to(empty_database, "0003", down=True)
         for job_id in job_ids.values():
             assert rows(database, OLD_COLUMNS, id=job_id) == [(1, "run A")]
+
+
+@pytest.mark.parametrize(
+    ("statements", "reason"),
+    [
+        (["ALTER TABLE jobs DROP COLUMN request"], 'column "request" of relation "jobs" does not exist'),
+        (["CREATE ROLE lowly LOGIN PASSWORD 'lowly'", "GRANT SELECT ON jobs TO lowly"], "permission denied"),
+    ],
+    ids=["missing column", "missing privilege"],
+)
+def test_a_database_that_refuses_a_statement_is_unavailable(
+    empty_database: Settings, statements: list[str], reason: str
+) -> None:
+    migrate(empty_database)
+    role = {"postgres_user": "lowly", "postgres_password": SecretStr("lowly")} if len(statements) > 1 else {}
+    with closing(connect(empty_database)) as owner:
+        with owner.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+        with (
+            closing(connect(empty_database.model_copy(update=role))) as database,
+            pytest.raises(DatabaseUnavailable) as refused,
+        ):
+            job_store.create(database, uuid4(), REQUEST)
+        assert reason in refused.value.message
+        assert "\n" not in refused.value.message
+        if role:
+            with owner.begin() as connection:
+                connection.execute(text("DROP OWNED BY lowly"))
+                connection.execute(text("DROP ROLE lowly"))
 
 
 @pytest.fixture
