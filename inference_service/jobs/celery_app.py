@@ -27,6 +27,12 @@ OVERFLOW_QUEUE = "overflow"
 QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
 """The queues, in the order in which a worker that consumes both drains them."""
 
+# A Celery client may give a message a priority. Kombu puts it on a list of its own, with one of these suffixes: its
+# default separator or the one of Celery's manual, and the priority. The service has no such priorities.
+_PRIORITY_SUFFIXES = tuple(f"{separator}{priority}" for separator in ("\x06\x16", ":") for priority in range(1, 10))
+LISTS_PER_QUEUE = 1 + len(_PRIORITY_SUFFIXES)
+"""Number of lists in Redis that hold messages for one queue."""
+
 # A job stops at its time limit; if native code prevents that, Celery kills the process this much later.
 _HARD_LIMIT_MARGIN_S = 60
 _SOCKET_TIMEOUT_S = 30.0
@@ -52,13 +58,16 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        task_queues=[Queue(PRIORITY_QUEUE), Queue(OVERFLOW_QUEUE)],
+        # Undeclared: messages go to a queue by its name, so nothing depends on kombu's tables of routes in Redis.
+        task_queues=[Queue(name, no_declare=True) for name in QUEUES],
         task_default_queue=OVERFLOW_QUEUE,
         task_create_missing_queues=False,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_time_limit=hard_limit_s,
         worker_prefetch_multiplier=1,
+        # Everyone who may publish to Redis could stop workers and read their settings.
+        worker_enable_remote_control=False,
         worker_redirect_stdouts=False,
         # The lease makes a redelivery harmless, so a short outage of Redis does not end running jobs.
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -70,6 +79,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
             # Check for unacknowledged messages to restore every 10 s instead of every 100 s.
             "unacked_restore_throttle": 1,
             "queue_order_strategy": f"{__name__}:UrgentFirst",
+            "priority_steps": [0],
             "socket_timeout": socket_timeout_s,
             "socket_keepalive": True,
         },
@@ -97,6 +107,11 @@ class RedisState:
     depths: Mapping[str, int]
 
 
+def lists_of(queue: str) -> tuple[str, ...]:
+    """Returns the lists in Redis that hold messages for a queue: its own, and those of Celery's message priorities."""
+    return (queue, *(f"{queue}{suffix}" for suffix in _PRIORITY_SUFFIXES))
+
+
 def fetch_redis_state(app: App) -> RedisState:
     """Asks Redis for its run id, which changes when it restarts, and for the depths of the queues.
 
@@ -105,10 +120,15 @@ def fetch_redis_state(app: App) -> RedisState:
     """
     with _mapped_errors(), app.connection_or_acquire() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
-        pipeline = connection.default_channel.client.pipeline(transaction=False).info("server")
+        client = connection.default_channel.client
+        pipeline = client.pipeline(transaction=False).info("server")
         for queue in QUEUES:
             pipeline.llen(queue)
-        server, *depths = pipeline.execute()
+        server, *depths, prioritised = pipeline.exists(
+            *(key for queue in QUEUES for key in lists_of(queue)[1:])
+        ).execute()
+        if prioritised:
+            depths = [sum(client.llen(key) for key in lists_of(queue)) for queue in QUEUES]
     return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)))
 
 
@@ -171,19 +191,6 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
             task_id=str(job_id),
             queue=queue,
         )
-
-
-def set_consuming(app: App, queue: str, *, worker: str, consuming: bool) -> None:
-    """Makes a worker start or stop consuming a queue.
-
-    The command goes through Redis to the worker's event loop, as its consumer is not thread-safe.
-
-    Raises:
-        QueueUnavailable: Redis does not answer or refuses.
-    """
-    change = app.control.add_consumer if consuming else app.control.cancel_consumer
-    with _mapped_errors():
-        change(queue, destination=[worker])
 
 
 class UrgentFirst(priority_cycle):  # type: ignore[type-arg]  # generic in the stubs only

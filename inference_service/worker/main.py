@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from secrets import token_hex
+from typing import Any
 from uuid import UUID
 
 from billiard.einfo import ExceptionInfo
@@ -23,10 +24,9 @@ from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.jobs.celery_app import QUEUES, App, make_app
+from inference_service.jobs.celery_app import PRIORITY_QUEUE, QUEUES, App, make_app
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
-from inference_service.worker.consumer import SafeConsumer
 from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.redis_transport import install
@@ -71,9 +71,12 @@ def run_worker(role: Role, settings: Settings) -> int:
 def _run(role: Role, context: JobContext) -> int:
     app = make_app(context.settings)
 
+    def consumer() -> Any:
+        return getattr(celery_worker, "consumer", None)
+
     def consumed_queues() -> list[str]:
-        consumer = getattr(getattr(celery_worker, "consumer", None), "task_consumer", None)
-        return [queue for queue in QUEUES if consumer is not None and consumer.consuming_from(queue)]
+        tasks = getattr(consumer(), "task_consumer", None)
+        return [queue for queue in QUEUES if tasks is not None and tasks.consuming_from(queue)]
 
     supervisor = Supervisor(
         context.settings,
@@ -88,7 +91,17 @@ def _run(role: Role, context: JobContext) -> int:
         is_consuming=lambda: bool(consumed_queues()),
         record=supervisor.record_heartbeat,
     )
+
+    def stand_by(**_: object) -> None:
+        """Adds or removes the priority queue, in the event loop, because Celery's consumer is not thread-safe."""
+        queues = consumed_queues()
+        if queues and supervisor.standby != (PRIORITY_QUEUE in queues):
+            change = consumer().add_task_queue if supervisor.standby else consumer().cancel_task_queue
+            change(PRIORITY_QUEUE)
+
     _connect_signals(supervisor, on_heartbeat)
+    if role is Role.CPU:
+        signals.heartbeat_sent.connect(stand_by, weak=False)
     celery_worker = _celery_worker(app, role, context)
     try:
         celery_worker.start()
@@ -118,7 +131,6 @@ def _execution_options(role: Role, settings: Settings, providers: list[str]) -> 
 def _celery_worker(app: App, role: Role, context: JobContext) -> CeleryWorker:
     return app.Worker(
         hostname=context.worker,
-        consumer_cls=SafeConsumer,
         pool="prefork",
         concurrency=context.execution.concurrency,
         queues=list(ROLE_QUEUES[role]),

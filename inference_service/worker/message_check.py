@@ -1,61 +1,73 @@
-"""Checks each message before Celery sees it, so that only known fields reach Celery and the child processes.
+"""Turns an item of a queue into the message that Celery sees, before anything else parses the item.
 
-A message that breaks the contract goes to a child too, with the reason: the child writes the job's row.
+Celery and the child processes see known fields only. A message that breaks the contract but names its job goes to a
+child too, with the reason: the child writes the job's row.
 """
 
 import json
+import re
+from base64 import b64decode
+from dataclasses import dataclass
 from uuid import UUID
-
-from kombu import Message
 
 from inference_service.contract.task_message import TASK_NAME
 
-# Celery's own headers nest five levels. JSON that nests hundreds of levels can be neither written again nor pickled.
-MAX_NESTING = 32
+MAX_ITEM_BYTES = 256 * 1024
+"""The script that takes a longer item returns `{"oversized": bytes, "end": its last 4096 bytes}` in its place."""
 
-_MAX_BODY_BYTES = 256 * 1024
+# JSON that nests hundreds of levels can be neither written again nor pickled.
+_MAX_NESTING = 32
 _MAX_ID_CHARACTERS = 64
 _JSON = "application/json"
+_FORM = "the message's body is not JSON of the form [args, kwargs, embed]"
+# In the end of an oversized item: kombu writes the headers after the body.
+_ID_HEADER = re.compile(r'"id"\s*:\s*"([0-9a-fA-F-]{36})"')
 
 
-class UnknownTask(Exception):
-    """The message names another task, or none."""
+class NoJob(Exception):
+    """The item names no job of this service, so its failure cannot be recorded."""
 
 
-class MissingJobId(Exception):
-    """The message has no UUID under which its failure could be recorded."""
+class _Unreadable(Exception):
+    """The message's body cannot be read."""
 
 
-def sanitise(message: Message) -> None:
-    """Reduces a message to the fields of the contract.
+@dataclass(frozen=True)
+class _Call:
+    """The call of a task.
 
-    All other headers of Celery go: an eta, for example, would keep the message in memory.
+    Attributes:
+        task: Name of the task.
+        task_id: Id of the Celery task.
+        arguments: The keyword arguments that the child process gets.
+    """
+
+    task: object
+    task_id: object
+    arguments: dict[str, object]
+
+
+def task_message(item: bytes) -> dict[str, object]:
+    """Reduces an item to the fields of the contract, as a message of Celery's protocol 2 without properties.
+
+    Everything else goes: an eta, for example, would keep the message in memory.
 
     Raises:
-        UnknownTask: The message is for another task.
-        MissingJobId: Neither its header `id` nor its job_id is a UUID.
+        NoJob: The item is not a message, is for another task, or contains no UUID of a job.
     """
-    if message.headers.get("task") != TASK_NAME:
-        raise UnknownTask
-    kwargs = _arguments(message)
+    call = _call(_envelope(item))
+    if call.task != TASK_NAME:
+        raise NoJob("it is for another task")
     # The job's id comes first, so that events of the Celery task refer to that job.
-    task_id = _uuid(kwargs.get("job_id")) or _uuid(message.headers.get("id"))
+    task_id = _uuid(call.arguments.get("job_id")) or _uuid(call.task_id)
     if task_id is None:
-        raise MissingJobId
-    message.headers = {"lang": "py", "task": TASK_NAME, "id": task_id}
-    message.properties = {}
-    message.body = json.dumps([[], kwargs, {}])
-    message.content_type = _JSON
-    message.content_encoding = "utf-8"
-
-
-def body_bytes(message: Message) -> bytes:
-    """Returns a message's body; empty if it is neither bytes nor a string."""
-    # Kombu stores whatever the queue item contained; its annotation promises more.
-    body: object = message.body
-    if isinstance(body, str):
-        return body.encode(errors="replace")
-    return body if isinstance(body, bytes) else b""
+        raise NoJob("it contains no UUID of a job")
+    return {
+        "body": json.dumps([[], call.arguments, {}]),
+        "content-type": _JSON,
+        "content-encoding": "utf-8",
+        "headers": {"lang": "py", "task": TASK_NAME, "id": task_id},
+    }
 
 
 def nests_deeper(value: object, levels: int) -> bool:
@@ -66,23 +78,62 @@ def nests_deeper(value: object, levels: int) -> bool:
     return any(isinstance(item, dict | list) for item in layer)
 
 
-def _arguments(message: Message) -> dict[str, object]:
-    body = body_bytes(message)
-    if message.content_type != _JSON:
-        return _refused(f"the message's content type is not {_JSON}")
-    if len(body) > _MAX_BODY_BYTES:
-        return _refused(f"the message's body has more than {_MAX_BODY_BYTES} bytes")
+def _envelope(item: bytes) -> dict[str, object]:
     try:
-        args, kwargs, _ = json.loads(body, object_hook=_plain_object)
-    except (ValueError, TypeError, RecursionError):
-        return _refused("the message's body is not JSON of the form [args, kwargs, embed]")
+        envelope = json.loads(item.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        envelope = None
+    if not isinstance(envelope, dict):
+        raise NoJob("it is not a JSON object")
+    return envelope
+
+
+def _call(envelope: dict[str, object]) -> _Call:
+    """Finds task, id and arguments, which protocol 2 of Celery has in the headers and protocol 1 in the body."""
+    if "oversized" in envelope:
+        header = _ID_HEADER.search(str(envelope.get("end")))
+        return _Call(TASK_NAME, header and header[1], _refused(f"the message has more than {MAX_ITEM_BYTES} bytes"))
+    headers = _object(envelope.get("headers"))
+    properties = _object(envelope.get("properties"))
+    task = headers.get("task")
+    task_id = headers.get("id")
+    try:
+        body = _body(envelope, headers, properties)
+    except _Unreadable as error:
+        if task is None:
+            # Protocol 1, whose senders repeat the id in this property.
+            return _Call(TASK_NAME, properties.get("correlation_id"), _refused(str(error)))
+        return _Call(task, task_id, _refused(str(error)))
+    if isinstance(body, dict) and "task" in body:
+        return _Call(body["task"], body.get("id"), _arguments(body.get("args"), body.get("kwargs")))
+    if isinstance(body, list) and len(body) == 3:
+        return _Call(task, task_id, _arguments(body[0], body[1]))
+    return _Call(task, task_id, _refused(_FORM))
+
+
+def _body(envelope: dict[str, object], headers: dict[str, object], properties: dict[str, object]) -> object:
+    if headers.get("compression"):
+        raise _Unreadable("the message's body is compressed")
+    if envelope.get("content-type") != _JSON:
+        raise _Unreadable(f"the message's content type is not {_JSON}")
+    body = envelope.get("body")
+    if not isinstance(body, str):
+        raise _Unreadable(_FORM)
+    try:
+        content = b64decode(body) if properties.get("body_encoding") == "base64" else body
+        return json.loads(content, object_hook=_plain_object)
+    except (ValueError, RecursionError) as error:
+        raise _Unreadable(_FORM) from error
+
+
+def _arguments(args: object, kwargs: object) -> dict[str, object]:
     if not isinstance(kwargs, dict):
         return _refused("the task's keyword arguments are not a JSON object")
     job_id = kwargs.get("job_id")
     if args or set(kwargs) - {"job_id", "request"}:
         return _refused("the task takes the keyword arguments job_id and request only", job_id)
-    if nests_deeper(kwargs, MAX_NESTING):
-        return _refused(f"the task's arguments nest deeper than {MAX_NESTING} levels", job_id)
+    if nests_deeper(kwargs, _MAX_NESTING):
+        return _refused(f"the task's arguments nest deeper than {_MAX_NESTING} levels", job_id)
     return kwargs
 
 
@@ -95,6 +146,10 @@ def _plain_object(value: dict[str, object]) -> dict[str, object]:
     if "__type__" in value:
         raise ValueError("kombu would turn this object into a type that JSON does not have")
     return value
+
+
+def _object(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def _uuid(value: object) -> str | None:

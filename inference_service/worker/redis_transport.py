@@ -1,25 +1,34 @@
-"""Kombu's Redis transport, made robust against list items that are not messages.
+"""Kombu's Redis transport, with a script that takes each message in place of BRPOP.
 
-Kombu mistakes an error caused by a broken item for a connection error: the worker ends, or reconnects for ever.
+The script takes a message and records it as unacknowledged in one step, so that a worker that dies holds no message
+that Redis does not know of. It returns no item above a size, and the worker parses no item before `message_check`.
+A script cannot wait. If the queues are empty, Redis announces their next change (CLIENT TRACKING), and the worker asks
+again. It also asks every second.
 """
 
 import logging
+import time
+from collections.abc import Callable
 from queue import Empty
 from typing import Any
+from uuid import uuid4
 
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import DataError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
-from inference_service.worker.message_check import MAX_NESTING, nests_deeper
+from inference_service.jobs.celery_app import LISTS_PER_QUEUE, QUEUES, lists_of
+from inference_service.worker.message_check import MAX_ITEM_BYTES, NoJob, task_message
+from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 
 logger = logging.getLogger(__name__)
 
 _TRANSPORT = f"{__name__}:Transport"
-_KOMBU_ERRORS = kombu_redis.Transport.connection_errors + kombu_redis.Transport.channel_errors
-# Kombu counts KeyError and DataError among the errors of Redis, but broken messages raise them.
-CONNECTION_ERRORS = tuple(error for error in _KOMBU_ERRORS if error not in (KeyError, DataError))
-_RAISED_ON: tuple[type[Exception], ...] = (Empty, *CONNECTION_ERRORS)
+# Longest wait for an announcement, as some servers and proxies make none.
+_LONGEST_WAIT_S = 1.0
+# Pause before the worker connects again to a Redis that refuses the script, for example because it is a replica now.
+_REFUSAL_PAUSE_S = 1.0
 
 
 def install() -> None:
@@ -31,17 +40,168 @@ def install() -> None:
     TRANSPORT_ALIASES.update(redis=_TRANSPORT, rediss=_TRANSPORT)
 
 
-class Channel(kombu_redis.Channel):
-    """Drops list items that are not messages, and logs none of their content."""
+class QoS(kombu_redis.QoS):
+    """Counts this worker's unacknowledged messages; the scripts record them in Redis."""
 
-    def _brpop_read(self, **options: object) -> object:
+    # Missing in kombu's stubs, like the attributes below.
+    channel: Any
+    _remove_from_indices: Callable[[str], Any]
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Counts a message that the script has recorded already."""
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def restore_by_tag(self, tag: str, client: object = None, leftmost: bool = False) -> None:
+        """Gives a message back to its queue, behind all others if `leftmost`."""
+        self._run(GIVE_BACK, tag, "LPUSH" if leftmost else "RPUSH")
+
+    def restore_visible(self, *_: object, **__: object) -> None:
+        """Gives back the messages of all workers that were taken before the visibility timeout."""
+        removed = self._run(TIDY, self.visibility_timeout, self.channel.sep)
+        if removed:
+            logger.error("removed %d entries from kombu's keys in Redis that were no messages", removed)
+
+    def forget(self, tag: str) -> None:
+        """Removes the record of a message that was never counted."""
+        self._remove_from_indices(tag).execute()
+
+    def _run(self, script: str, *arguments: object) -> Any:
+        keys = (self.unacked_key, self.unacked_index_key, *QUEUES)
+        with self.channel.conn_or_acquire() as client:
+            return client.eval(script, len(keys), *keys, *arguments)
+
+
+class Channel(kombu_redis.Channel):
+    """Asks Redis for messages by the script, one question at a time.
+
+    `_in_poll` is kombu's: the connection while an answer or an announcement is pending, and None otherwise.
+    """
+
+    QoS = QoS
+    qos: Any
+    connection_errors: tuple[type[Exception], ...]
+    _brpop_sent_at: float
+    _closing: bool
+    _queue_cycle: Any
+
+    _tag = ""
+    _announce = False
+    _waiting = False
+    _announcements_refused = False
+
+    def stop_waiting(self, *, after_s: float = 0.0) -> None:
+        """Lets the channel ask again, if it has waited for an announcement this long."""
+        if self._waiting and time.monotonic() >= self._brpop_sent_at + after_s:
+            self._waiting = False
+            self._in_poll = None
+
+    def close(self) -> None:
+        """Closes the channel, without waiting for an announcement."""
+        self.stop_waiting()
+        super().close()
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        # Announcements need version 3 of the protocol.
+        return parameters | ({"protocol": 3} if asynchronous else {})
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        self._ask(announce=False)
+
+    def _ask(self, *, announce: bool) -> None:
+        """Sends the script.
+
+        Args:
+            announce: Whether Redis announces the next change of the queues if they are empty. Otherwise it sends
+                nothing but the answer, as a worker that has no free slot does not read.
+        """
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        self._tag = str(uuid4())
+        keys = [self.unacked_key, self.unacked_index_key, *(key for queue in queues for key in lists_of(queue))]
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = time.monotonic()
+        self._announce = announce
+        self._waiting = False
+        connection.send_packed_command(
+            connection.pack_commands(
+                [
+                    ("CLIENT", "TRACKING", *(("ON", "NOLOOP") if announce else ("OFF",))),
+                    ("EVAL", TAKE, len(keys), *keys, self._tag, MAX_ITEM_BYTES, LISTS_PER_QUEUE),
+                ]
+            )
+        )
+
+    def _brpop_read(self, **options: object) -> bool:
+        connection = self.client.connection
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]  # missing in the stubs
-        except _RAISED_ON:
+            answer = self._read(connection)
+        except self.connection_errors:
+            connection.disconnect()
             raise
-        except Exception as error:
-            logger.error("dropped a queue item that is not a message (%s)", type(error).__name__)
-            return True
+        if answer is None:
+            raise Empty
+        self._in_poll = None
+        queue, item = answer[0].decode(), answer[1]
+        self._queue_cycle.rotate(queue)
+        self._deliver(queue, item)
+        return True
+
+    def _read(self, connection: Any) -> list[bytes] | None:
+        """Reads an answer or an announcement; returns queue and item if the answer contains one."""
+        if self._waiting:
+            connection.read_response(push_request=True)
+            self.stop_waiting()
+            return None
+        self._read_tracking(connection)
+        try:
+            answer: list[bytes] | None = connection.read_response()
+        except ResponseError as error:
+            time.sleep(_REFUSAL_PAUSE_S)
+            raise RedisConnectionError(f"Redis gives no messages: {error}") from error
+        if answer is not None:
+            if self._announce:
+                connection.send_command("CLIENT", "TRACKING", "OFF")
+                self._read_tracking(connection)
+        elif self._announce:
+            self._waiting = True
+            if connection.can_read(0):
+                return self._read(connection)
+        elif not self._closing:
+            self._ask(announce=True)
+        return answer
+
+    def _read_tracking(self, connection: Any) -> None:
+        try:
+            connection.read_response()
+        except ResponseError as error:
+            if not self._announcements_refused:
+                logger.warning("Redis does not announce messages, so this worker asks every second: %s", error)
+            self._announcements_refused = True
+
+    def _deliver(self, queue: str, item: bytes) -> None:
+        try:
+            message = task_message(item)
+        except NoJob as error:
+            logger.error("dropped a queue item of %d bytes: %s", len(item), error)
+            self.qos.forget(self._tag)
+            return
+        message["properties"] = {
+            "delivery_tag": self._tag,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+        }
+        self.connection._deliver(message, queue)
+
+
+class _Poller(kombu_redis.MultiChannelPoller):
+    _channels: set[Channel]
+
+    def on_poll_start(self) -> None:
+        for channel in self._channels:
+            channel.stop_waiting(after_s=_LONGEST_WAIT_S)
+        super().on_poll_start()
 
 
 class Transport(kombu_redis.Transport):
@@ -49,9 +209,6 @@ class Transport(kombu_redis.Transport):
 
     Channel = Channel
 
-    def _deliver(self, message: Any, queue: str | None) -> None:
-        if nests_deeper(message, MAX_NESTING):
-            raise ValueError(f"a message's envelope nests at most {MAX_NESTING} levels")
-        # If the sender named an exchange that does not exist, a message put back would be lost.
-        message["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
-        super()._deliver(message, queue)
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.cycle = _Poller()

@@ -16,7 +16,7 @@ from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable,
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, worker_registry
-from inference_service.jobs.celery_app import PRIORITY_QUEUE, RedisState, fetch_redis_state, make_app, set_consuming
+from inference_service.jobs.celery_app import RedisState, fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage
@@ -77,6 +77,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self.gave_up = False
         """True once the supervisor has stopped the worker because the worker took no messages."""
+        self.standby = False
+        """True while this CPU worker is to consume the priority queue too."""
 
     def start(self) -> None:
         """Starts the thread. Call it after the children are forked."""
@@ -189,19 +191,17 @@ class Supervisor:
             logger.warning("removed the temporary files of %d dead process(es)", removed)
 
     def _update_standby(self) -> None:
-        """Makes a CPU worker consume the priority queue while no GPU worker is alive, and only then."""
+        """Lets a CPU worker consume the priority queue while no GPU worker is alive, and only then."""
         if self._identity.role is not worker_registry.Role.CPU:
             return
         standby = not worker_registry.has_live_worker(
             self._database, worker_registry.Role.GPU, within_s=self._settings.cpu_standby_s
         )
-        if standby == (PRIORITY_QUEUE in self._consumed_queues()):
-            return
-        if standby:
+        if standby and not self.standby:
             logger.info("this CPU worker now also takes the priority queue: no GPU worker is alive")
-        else:
+        elif self.standby and not standby:
             logger.info("this CPU worker no longer takes the priority queue: a GPU worker is alive")
-        set_consuming(self._app, PRIORITY_QUEUE, worker=self._identity.name, consuming=standby)
+        self.standby = standby
 
     def _stop_if_stalled(self, redis: RedisState) -> None:
         """Stops a worker that takes no message while some wait, which can happen after a lost connection."""

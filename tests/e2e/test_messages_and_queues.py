@@ -2,11 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from celery import Celery
 from faults import Service, child_of, freeze, install_model, kill, resume, until_log_says, wait_for
+from redis import Redis
 
-from inference_service.contract.task_message import Priority
+from inference_service.contract.task_message import TASK_NAME, Priority, SegmentRequest
 from inference_service.embedded.stack import settings_for
 from inference_service.jobs.celery_app import PRIORITY_QUEUE, make_app, send
 from inference_service.jobs.schema import JobState
@@ -44,6 +47,30 @@ def test_a_message_that_comes_to_two_workers_at_once_is_one_job(service: Service
         for worker in (first, second):
             until_log_says(worker, "nothing to do", "succeeded on")
     assert [state for state, *_ in service.transitions(job_id)] == ["queued", "running", "succeeded"]
+
+
+def test_whoever_publishes_to_redis_does_not_control_the_workers(service: Service) -> None:
+    settings = settings_for(service.servers.environment)
+    revoked = uuid4()
+    with service.worker() as worker, Celery(broker=settings.broker_url) as upstream:
+        running = service.submit_held()
+        service.half_done(running)
+        child = child_of(worker)
+        control = upstream.control
+        control.revoke([str(revoked), str(running)], terminate=True, signal="SIGKILL")
+        control.rate_limit(TASK_NAME, "1/h")
+        control.pool_grow(n=20)
+        control.add_consumer("elsewhere")
+        control.shutdown()
+        with Redis.from_url(settings.broker_url) as redis:
+            for garbage in (b"5", b"\xff", b'{"properties":' + b"[" * 900 + b"]" * 900 + b"}"):
+                redis.publish("/0.celery.pidbox", garbage)
+        service.client.submit(SegmentRequest(input=service.scan, model="slow"), job_id=revoked)
+        service.release(running)
+        service.assert_succeeded(running, revoked)
+        assert child_of(worker) == child
+        assert [state for state, *_ in service.transitions(running)] == ["queued", "running", "succeeded"]
+    assert "Traceback" not in worker.log_path.read_text()
 
 
 @pytest.mark.slow

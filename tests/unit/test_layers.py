@@ -14,10 +14,10 @@ NAME = PACKAGE.name
 HOMES: dict[str, set[str]] = {
     "PIL": {"segmentation.preview.legend", "segmentation.preview.page"},
     "alembic": {"jobs.database"},
-    "celery": {"worker.consumer", "jobs.celery_app", "worker.task", "worker.main"},
+    "celery": {"jobs.celery_app", "worker.task", "worker.main"},
     "highdicom": {"formats.dicom.segmentation_writer", "formats.dicom.source_references"},
     "isal": {"formats.nifti"},
-    "kombu": {"worker.consumer", "worker.message_check", "jobs.celery_app", "worker.redis_transport"},
+    "kombu": {"jobs.celery_app", "worker.redis_transport"},
     "minio": {"jobs.object_storage", "embedded.servers"},
     "nibabel": {"formats.nifti", "formats.nifti_header"},
     "onnxruntime": {"engine.session", "engine.provider_probe"},

@@ -21,6 +21,7 @@ def test_the_celery_application_has_the_settings_for_reliability() -> None:
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "worker_enable_remote_control": False,
     }
     assert {name: conf[name] for name in expected} == expected
     assert {queue.name for queue in conf.task_queues} == {"priority", "overflow"}

@@ -1,96 +1,147 @@
+"""Items of a queue become clean messages or are dropped."""
+
 import json
+import zlib
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
-from kombu import Message
+from queue_items import CLIENTS, protocol_1_item, python_headers, python_item
 
 from inference_service.contract.task_message import TASK_NAME
-from inference_service.worker.message_check import MissingJobId, UnknownTask, nests_deeper, sanitise
+from inference_service.worker.message_check import MAX_ITEM_BYTES, NoJob, nests_deeper, task_message
 
-JSON = "application/json"
+PATIENT = "MUELLER^HANS"
 JOB_ID = str(uuid4())
 REQUEST = {"input": {"key": "scan.nii.gz"}, "model": "ct-tissue"}
 KWARGS = {"job_id": JOB_ID, "request": REQUEST}
 
 
-def message(body: object, *, content_type: str = JSON, **headers: object) -> Message:
-    text = body if isinstance(body, str) else json.dumps(body)
-    sent = Message(text, content_type=content_type, content_encoding="utf-8", postencode="utf-8", accept={JSON})
-    sent.headers.update({"task": TASK_NAME, "id": JOB_ID}, **headers)
-    sent.properties["reply_to"] = "MUELLER^HANS"
-    return sent
-
-
-def kwargs_after(sent: Message) -> dict[str, object]:
-    sanitise(sent)
-    args, kwargs, embed = sent.decode()
+def kwargs_of(message: dict[str, object]) -> dict[str, object]:
+    args, kwargs, embed = json.loads(str(message["body"]))
     assert (args, embed) == ([], {})
     assert isinstance(kwargs, dict)
     return kwargs
 
 
+def with_body(content: object, **changes: object) -> bytes:
+    return python_item(JOB_ID, content, **changes)
+
+
 def test_a_valid_message_keeps_its_arguments_and_loses_everything_else() -> None:
-    sent = message(
-        [[], KWARGS, {"callbacks": [{"task": "celery.chord"}]}],
-        eta="2030-01-02T03:04:05+00:00",
-        timelimit="a",
-        expires="x",
-        kwargsrepr="MUELLER^HANS",
-    )
-    assert kwargs_after(sent) == KWARGS
-    assert sent.headers == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
-    assert sent.properties == {}
+    headers = python_headers(JOB_ID, eta="2030-01-02T03:04:05+00:00", timelimit="a", expires="x", kwargsrepr=PATIENT)
+    message = task_message(with_body([[], KWARGS, {"callbacks": [{"task": "celery.chord"}]}], headers=headers))
+    assert message.keys() == {"body", "content-type", "content-encoding", "headers"}
+    assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
+    assert kwargs_of(message) == KWARGS
 
 
-@pytest.mark.parametrize(
-    ("body", "keeps_id", "reason"),
-    [
-        ([[1], KWARGS, {}], True, "job_id and request only"),
-        ([[], {**KWARGS, "self": 1}, {}], True, "job_id and request only"),
-        ([[], {"job_id": JOB_ID, "refused": "MUELLER^HANS"}, {}], True, "job_id and request only"),
-        ([[], [JOB_ID], {}], False, "not a JSON object"),
-        ([[], {"job_id": "x" * 65, "colour": 1}, {}], False, "job_id and request only"),
-        ([[], {"job_id": [JOB_ID], "colour": 1}, {}], False, "job_id and request only"),
-        (f'[[], {{"job_id": "{JOB_ID}", "request": {"[" * 40}{"]" * 40}}}, {{}}]', True, "deeper than 32 levels"),
-        ([[], {**KWARGS, "request": "x" * 300_000}, {}], False, "262144 bytes"),
-        ([[], {**KWARGS, "request": {"__type__": "decimal", "__value__": "x"}}, {}], False, "not JSON of the form"),
-        ("[" * 100_000, False, "not JSON of the form"),
-        (5, False, "not JSON of the form"),
-        ({"a": 1}, False, "not JSON of the form"),
-        ("MUELLER^HANS", False, "not JSON of the form"),
-    ],
-)
-def test_arguments_that_break_the_contract_are_replaced_by_the_reason(
-    body: object, keeps_id: bool, reason: str
-) -> None:
-    kwargs = kwargs_after(message(body))
+@pytest.mark.parametrize("client", CLIENTS)
+def test_messages_of_other_languages_are_taken(client: str) -> None:
+    message = task_message(json.dumps(CLIENTS[client](JOB_ID, REQUEST)).encode())
+    assert kwargs_of(message) == KWARGS
+    assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
+
+
+def test_a_message_of_protocol_1_is_taken() -> None:
+    assert kwargs_of(task_message(protocol_1_item(JOB_ID, REQUEST))) == KWARGS
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "positional arguments": (lambda: with_body([[PATIENT], KWARGS, {}]), "job_id and request only"),
+    "argument self": (lambda: with_body([[], {**KWARGS, "self": PATIENT}, {}]), "job_id and request only"),
+    "argument refused": (
+        lambda: with_body([[], {"job_id": JOB_ID, "refused": PATIENT}, {}]),
+        "job_id and request only",
+    ),
+    "long job_id": (lambda: with_body([[], {"job_id": PATIENT * 9, "colour": 1}, {}]), "job_id and request only"),
+    "job_id a list": (lambda: with_body([[], {"job_id": [JOB_ID], "colour": 1}, {}]), "job_id and request only"),
+    "kwargs a list": (lambda: with_body([[], [PATIENT], {}]), "not a JSON object"),
+    "nested arguments": (
+        lambda: with_body(f'[[], {{"job_id": "{JOB_ID}", "request": {"[" * 40}{"]" * 40}}}, {{}}]'.encode()),
+        "deeper than 32 levels",
+    ),
+    "kombu's typed value": (
+        lambda: with_body([[], {**KWARGS, "request": {"__type__": "decimal", "__value__": "x"}}, {}]),
+        "not JSON of the form",
+    ),
+    "deeply nested body": (lambda: with_body(b"[" * 100_000), "not JSON of the form"),
+    "body a number": (lambda: with_body(5), "not JSON of the form"),
+    "body an object": (lambda: with_body({PATIENT: 1}), "not JSON of the form"),
+    "body a string of three": (lambda: with_body("abc"), "not JSON of the form"),
+    "body no JSON": (lambda: with_body(PATIENT.encode()), "not JSON of the form"),
+    "body no base64": (lambda: with_body(5, body=PATIENT), "not JSON of the form"),
+    "body null": (lambda: with_body(5, body=None), "not JSON of the form"),
+    "properties empty": (lambda: with_body([[], KWARGS, {}], properties={}), "not JSON of the form"),
+    "pickle": (lambda: with_body(b"cposix\n", **{"content-type": "application/x-python-serialize"}), "content type"),
+    "protocol 1 with positional arguments": (
+        lambda: with_body({"task": TASK_NAME, "id": JOB_ID, "args": [PATIENT], "kwargs": {}}, headers={}),
+        "job_id and request only",
+    ),
+    "compressed": (
+        lambda: with_body(zlib.compress(b"\0" * 10**6), headers=python_headers(JOB_ID, compression="application/gzip")),
+        "compressed",
+    ),
+    "unknown compression": (
+        lambda: with_body([[], KWARGS, {}], headers=python_headers(JOB_ID, compression=PATIENT)),
+        "compressed",
+    ),
+    "protocol 1, compressed": (
+        lambda: protocol_1_item(JOB_ID, REQUEST, headers={"compression": "application/x-bz2"}),
+        "compressed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_message_that_breaks_the_contract_gets_the_reason_for_arguments(name: str) -> None:
+    make, reason = REFUSED[name]
+    message = task_message(make())
+    kwargs = kwargs_of(message)
     assert kwargs.keys() == {"job_id", "refused"}
-    assert kwargs["job_id"] == (JOB_ID if keeps_id else None)
+    assert kwargs["job_id"] in (None, JOB_ID)
     assert reason in str(kwargs["refused"])
-    assert "MUELLER" not in str(kwargs)
+    assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
+    assert PATIENT not in str(message)
 
 
-def test_a_body_of_another_content_type_is_not_parsed() -> None:
-    kwargs = kwargs_after(message("cposix\nsystem\n", content_type="application/x-python-serialize"))
-    assert "content type" in str(kwargs["refused"])
+def test_an_oversized_item_is_known_by_its_end() -> None:
+    end = python_item(JOB_ID, [[], KWARGS, {}])[-4096:].decode()
+    message = task_message(json.dumps({"oversized": MAX_ITEM_BYTES + 1, "end": end}).encode())
+    assert str(MAX_ITEM_BYTES) in str(kwargs_of(message)["refused"])
+    assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
 
 
-@pytest.mark.parametrize("task_id", [None, 5, "MUELLER^HANS"])
+@pytest.mark.parametrize("task_id", [None, 5, PATIENT])
 def test_the_job_id_replaces_an_unusable_task_id(task_id: object) -> None:
-    sent = message([[], KWARGS, {}], id=task_id)
-    assert kwargs_after(sent) == KWARGS
-    assert sent.headers["id"] == JOB_ID
+    message = task_message(with_body([[], KWARGS, {}], headers=python_headers(JOB_ID, id=task_id)))
+    assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
 
 
-def test_a_message_without_any_uuid_is_rejected() -> None:
-    with pytest.raises(MissingJobId):
-        sanitise(message([[], {"job_id": "MUELLER^HANS"}, {}], id="7"))
+DROPPED = {
+    "no JSON": PATIENT.encode(),
+    "no text": b"\xff\xfe" + PATIENT.encode(),
+    "a number": b"5",
+    "deeply nested": b"[" * 100_000,
+    "another object": json.dumps({PATIENT: 1}).encode(),
+    "nested headers": b'{"headers": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "oversized without an id": json.dumps({"oversized": 5, "end": PATIENT}).encode(),
+    "headers a list": python_item(JOB_ID, [[], KWARGS, {}], headers=[PATIENT]),
+    "headers null": python_item(JOB_ID, [[], KWARGS, {}]).replace(b'"headers": {', b'"headers": null, "others": {'),
+    "another task": python_item(JOB_ID, [[], KWARGS, {}], headers=python_headers(JOB_ID, task="some.other")),
+    "a task of Celery": python_item(JOB_ID, [[], KWARGS, {}], headers=python_headers(JOB_ID, task="celery.map")),
+    "task's name a patient": python_item(JOB_ID, [[], KWARGS, {}], headers=python_headers(JOB_ID, task=PATIENT)),
+    "task's name a list": python_item(JOB_ID, [[], KWARGS, {}], headers=python_headers(JOB_ID, task=[PATIENT])),
+    "protocol 1, another task": python_item(JOB_ID, {"task": "some.other", "id": JOB_ID}, headers={}),
+    "no UUID": python_item(PATIENT, [[], {"job_id": PATIENT, "request": REQUEST}, {}]),
+}
 
 
-@pytest.mark.parametrize("task", [None, "celery.map", 5, [TASK_NAME]])
-def test_another_task_is_rejected(task: object) -> None:
-    with pytest.raises(UnknownTask):
-        sanitise(message([[], KWARGS, {}], task=task))
+@pytest.mark.parametrize("name", DROPPED)
+def test_an_item_without_a_job_is_dropped(name: str) -> None:
+    with pytest.raises(NoJob) as raised:
+        task_message(DROPPED[name])
+    assert PATIENT not in str(raised.value)
 
 
 @pytest.mark.parametrize(
