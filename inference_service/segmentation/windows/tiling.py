@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Shape
 
 Placement = Literal["snap", "even"]
@@ -15,6 +16,8 @@ Blending = Literal["gaussian", "constant"]
 Corner = tuple[int, int, int]
 """Index (i, j, k) of a window's first voxel."""
 
+MAX_WINDOWS = 2**18
+"""Upper limit of the windows of one scan: 512 million voxels in windows of 32³ that overlap by half have fewer."""
 # Standard deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI).
 _SIGMA_PER_WINDOW = 1 / 8
 # Lower bound of the weights, so that the total weight of a voxel that only a window's corner covers is not 0 (MONAI).
@@ -63,9 +66,19 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
         overlap: Share of a window that its neighbour covers too, in [0, 1).
         placement: "snap" or "even", as `window_starts` describes them.
 
+    Raises:
+        InputTooLarge: There are more than MAX_WINDOWS.
+
     >>> plan_windows((4, 10, 3), (4, 4, 4), 0.25, "snap")
     WindowPlan(axes=(1, 0, 2), pads=((0, 0), (0, 0), (0, 1)), starts=([0], [0, 3, 6], [0]))
     """
+    count = prod(
+        count_windows(max(size, extent), extent, overlap, placement) for size, extent in zip(shape, window, strict=True)
+    )
+    if count > MAX_WINDOWS:
+        raise InputTooLarge(
+            f"{count} windows cover the scan on the model's grid; this service runs at most {MAX_WINDOWS}"
+        )
     longest = max(range(3), key=lambda axis: shape[axis] / window[axis])
     second, third = (axis for axis in range(3) if axis != longest)
     pads = tuple(padding(size, extent) for size, extent in zip(shape, window, strict=True))
@@ -73,6 +86,11 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
         window_starts(max(size, extent), extent, overlap, placement) for size, extent in zip(shape, window, strict=True)
     )
     return WindowPlan((longest, second, third), pads, starts)
+
+
+def count_windows(size: int, window: int, overlap: float, placement: Placement) -> int:
+    """Returns the number of windows along one axis without listing them; see `window_starts`."""
+    return ceil((size - window) / _step(window, overlap, placement)) + 1
 
 
 def window_starts(size: int, window: int, overlap: float, placement: Placement) -> list[int]:
@@ -96,11 +114,16 @@ def window_starts(size: int, window: int, overlap: float, placement: Placement) 
     """
     if size < window:
         raise ValueError(f"expected an axis of at least one window ({window} voxels), got {size}")
+    count = count_windows(size, window, overlap, placement)
     if placement == "snap":
-        step = max(1, int(window * (1 - overlap)))
-        return [min(index * step, size - window) for index in range(ceil((size - window) / step) + 1)]
-    steps = ceil((size - window) / (window * (1 - overlap)))
-    return [round((size - window) / steps * index) if steps else 0 for index in range(steps + 1)]
+        step = _step(window, overlap, placement)
+        return [min(int(index * step), size - window) for index in range(count)]
+    return [round((size - window) / (count - 1) * index) if count > 1 else 0 for index in range(count)]
+
+
+def _step(window: int, overlap: float, placement: Placement) -> float:
+    """Voxels between two windows; for "even" the upper limit of it."""
+    return max(1, int(window * (1 - overlap))) if placement == "snap" else window * (1 - overlap)
 
 
 def padding(size: int, window: int) -> tuple[int, int]:

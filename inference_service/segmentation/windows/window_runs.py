@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from itertools import combinations, product
+from itertools import combinations
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -63,10 +63,16 @@ def run_windows(
         OutOfMemory, GpuOutOfMemory: The smallest batch does not fit into memory.
         ModelInvalid: The logits have another shape than the manifest's.
     """
-    inputs = list(product(plan.corners(), mirrorings(manifest.mirror_axes)))
+    corners = plan.corners()
+    flips = mirrorings(manifest.mirror_axes)
+    count = len(corners) * len(flips)
+
+    def batch_members(first: int, size: int) -> list[tuple[Corner, tuple[int, ...]]]:
+        numbers = range(first, min(first + size, count))
+        return [(corners[number // len(flips)], flips[number % len(flips)]) for number in numbers]
 
     def run_batch(first: int, size: int) -> BatchLogits:
-        members = inputs[first : first + size]
+        members = batch_members(first, size)
         windows = np.empty((size, 1, *manifest.window), dtype=np.float32)
         for window, (corner, flip) in zip(windows, members + members[-1:] * (size - len(members)), strict=True):
             window[0] = np.flip(image[_box(corner, manifest.window)], flip)
@@ -75,7 +81,7 @@ def run_windows(
     size = batching.size
     done = 0
     with _NetworkRuns(run_batch, run_ahead=batching.run_ahead) as runs:
-        while done < len(inputs):
+        while done < count:
             try:
                 with network_time():
                     logits = runs.result(done, size)
@@ -86,9 +92,9 @@ def run_windows(
                 logger.warning("a batch of %d windows does not fit into memory: %d from now on", size * 2, size)
                 continue
             _check_shape(logits.shape, (size, len(manifest.labels), *manifest.window))
-            members = inputs[done : done + size]
+            members = batch_members(done, size)
             done += len(members)
-            if done < len(inputs):
+            if done < count:
                 runs.start(done, size)
             for number, (_, flip) in enumerate(members):
                 yield WindowLogits(logits, number, flip)

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Shape
 from inference_service.segmentation.windows.tiling import (
+    MAX_WINDOWS,
     Blending,
     Placement,
     importance_map,
@@ -75,6 +77,29 @@ def test_every_voxel_has_a_weight(
         covered += weights
     assert total.min() >= weights.min() > 0
     assert plan.count == len(list(product(*plan.starts)))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("shape", "window", "overlap", "placement"),
+    [
+        # One more than the limit of 2^18, and far more than can be listed.
+        ((2**18 + 1, 1, 1), (1, 1, 1), 0.0, "snap"),
+        ((2**29, 1, 1), (1, 1, 1), 0.5, "snap"),
+        ((800, 800, 800), (2, 2, 2), 0.9, "snap"),
+        ((97, 97, 97), (96, 96, 96), 1 - 2**-53, "even"),
+        ((2**29, 1, 1), (1, 1, 1), 1 - 2**-53, "even"),
+    ],
+)
+def test_too_many_windows_are_refused_before_they_are_listed(
+    shape: Shape, window: Shape, overlap: float, placement: Placement
+) -> None:
+    with pytest.raises(InputTooLarge, match=r"^\d+ windows cover the scan .* at most 262144$"):
+        plan_windows(shape, window, overlap, placement)
+
+
+def test_as_many_windows_as_the_limit_are_planned() -> None:
+    assert plan_windows((64, 64, 64), (1, 1, 1), 0.0, "snap").count == MAX_WINDOWS
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6])
