@@ -8,17 +8,20 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from inference_service.core.errors import InputTooLarge
 from inference_service.formats.dicom.attributes import read_text
+from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 
 # PS3.10 7.1: a preamble, the prefix DICM, and the file meta information, whose first element takes 12 bytes.
 _PREAMBLE_BYTES = 128
 _PREFIX = b"DICM"
 _GROUP_LENGTH_ELEMENT_BYTES = 12
+_META_GROUP = 0x0002
 # A file without a preamble begins with an element of group 0002 or 0008, in either byte order.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _CHUNK_BYTES = 2**20
@@ -84,12 +87,17 @@ def measure_file(path: Path, max_bytes: int) -> FileSize:
         return FileSize(max_bytes - remaining if start else 0, items)
 
 
+def _follows_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    """Returns True if an element is the first one after the file meta information."""
+    return tag.group != _META_GROUP
+
+
 def _deflated_start(path: Path) -> int:
     """Offset of the deflated part of a file (PS3.5 A.5); 0 for a file that is not deflated."""
-    with path.open("rb") as file:
+    with BoundedFile(path) as file:
         if file.read(_PREAMBLE_BYTES + len(_PREFIX))[_PREAMBLE_BYTES:] != _PREFIX:
             return 0
-    meta = pydicom.filereader.read_file_meta_info(path)
+        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_follows_meta)
     if read_text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return 0
     group_length = int(meta.FileMetaInformationGroupLength)

@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, InputTooLarge
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.attributes import check_length, read_text, read_values
+from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.file_check import measure_file
 from inference_service.formats.dicom.functional_groups import read_frames_geometry, read_slice_thickness_mm
 from inference_service.formats.dicom.instance import (
@@ -83,8 +84,8 @@ def read_instance(
             # pydicom holds the inflated file twice for a moment.
             require_memory(2 * size.inflated_bytes)
         require_memory(size.items * _BYTES_PER_ITEM)
-        with suppress_warnings(), map_pydicom_errors():
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
+        with suppress_warnings(), map_pydicom_errors(), BoundedFile(path) as file:
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
             series_uid = read_text(dataset, "SeriesInstanceUID")
             for tag in list(dataset.keys()):
                 check_length(dataset, tag)

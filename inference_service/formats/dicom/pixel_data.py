@@ -19,6 +19,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedTransferSyntax
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom import jpeg_2000
+from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.codestream import Size, codestream_size, is_complete
 from inference_service.formats.dicom.instance import Instance, PixelDescription
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
@@ -128,7 +129,8 @@ def _decode(frame: bytes | NDArray[np.integer], instance: Instance) -> NDArray[n
 
 def _read_encoded(instance: Instance) -> Iterator[bytes | NDArray[np.integer]]:
     """Codestreams of the frames, or their pixels where these are not compressed image by image."""
-    dataset = pydicom.dcmread(instance.path, force=True, specific_tags=list(_KEYWORDS))
+    with BoundedFile(instance.path) as file:
+        dataset = pydicom.dcmread(file, force=True, specific_tags=list(_KEYWORDS))
     if "PixelData" not in dataset:
         raise InputCorrupt("a DICOM file has no pixel data: the file is truncated")
     description = instance.pixels

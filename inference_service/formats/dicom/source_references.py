@@ -22,6 +22,7 @@ from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat
 
 from inference_service.formats.dicom.attributes import is_too_long
+from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.instance import Instance, Slice
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 from inference_service.formats.dicom.series_geometry import plane_axes
@@ -82,8 +83,8 @@ def read_source_header(path: Path) -> Dataset:
     Raises:
         InputCorrupt: The header is damaged.
     """
-    with suppress_warnings(), map_pydicom_errors():
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    with suppress_warnings(), map_pydicom_errors(), BoundedFile(path) as file:
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
         for tag in list(header.keys()):
             if tag.is_private or is_too_long(header, tag):
                 del header[tag]

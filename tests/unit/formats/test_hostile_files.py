@@ -6,7 +6,7 @@ import struct
 import tracemalloc
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +152,19 @@ def test_endlessly_nested_sequences_are_refused(tmp_path: Path, originals: list[
 
 
 @contextmanager
-def little_memory(content: bytes) -> Iterator[None]:
-    """Checks that memory stays within twenty times the size of a file."""
+def bounded_memory(size_bytes: int) -> Iterator[None]:
+    """Checks that the block allocates no more than this at a time."""
     tracemalloc.start()
     try:
         yield
-        assert tracemalloc.get_traced_memory()[1] < 20 * len(content)
+        assert tracemalloc.get_traced_memory()[1] < size_bytes
     finally:
         tracemalloc.stop()
+
+
+def little_memory(content: bytes) -> AbstractContextManager[None]:
+    """Checks that memory stays within twenty times the size of a file."""
+    return bounded_memory(20 * len(content))
 
 
 @pytest.mark.parametrize("name", ["ImageType", "ImagePositionPatient", "SeriesInstanceUID", "NumberOfFrames"])
@@ -177,6 +182,17 @@ def test_endless_values_are_refused(tmp_path: Path, name: str) -> None:
             other.unlink()
     with little_memory(path.read_bytes()), pytest.raises(InputError, match="longer than 4096 bytes"):
         read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
+
+
+@pytest.mark.parametrize("syntax", NATIVE[:2])
+def test_no_more_is_allocated_than_a_file_holds(tmp_path: Path, syntax: str) -> None:
+    """Each element in turn states a length of 4 GB."""
+    path = write_series(tmp_path / "in", regular_stack(phantom((5, 6, 1))), syntax=syntax)[0]
+    content = path.read_bytes()
+    for start in range(132, len(content) - 4, 2):
+        path.write_bytes(content[:start] + b"\xf0\xff\xff\xff" + content[start + 4 :])
+        with bounded_memory(2**22), suppress(InputError):
+            read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
 @pytest.mark.parametrize("frames", [b"3 ", b"99999 "])
