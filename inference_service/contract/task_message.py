@@ -21,6 +21,9 @@ Tolerance = Literal["uneven_spacing", "gantry_tilt"]
 OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap"]
 
 TASK_NAME = "inference_service.segment"
+MAX_MESSAGE_BYTES = 256 * 1024
+"""Most bytes of a message in its queue, with everything that a Celery client adds to the arguments."""
+
 # S3 allows 1024 bytes; a prefix is extended by the name of a result.
 _MAX_KEY_BYTES = 900
 

@@ -1,11 +1,9 @@
 """The two queues in Redis, and the Celery application that sends to them and consumes them."""
 
-import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -37,11 +35,6 @@ LISTS_PER_QUEUE = 1 + len(_PRIORITY_SUFFIXES)
 _HARD_LIMIT_MARGIN_S = 60
 _SOCKET_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5
-# About 120 MB in all, a page at a time.
-_MAX_MESSAGES_READ = 100_000
-_PAGE_SIZE = 500
-# The header of a message that the service has sent. Of others, nothing is known before they are taken.
-_JOB_ID = re.compile(rb'"id": *"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"')
 
 
 def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S) -> App:
@@ -118,7 +111,7 @@ def fetch_redis_state(app: App) -> RedisState:
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
     """
-    with _mapped_errors(), app.connection_or_acquire() as connection:
+    with mapped_errors(), app.connection_or_acquire() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
         client = connection.default_channel.client
         pipeline = client.pipeline(transaction=False).info("server")
@@ -130,46 +123,6 @@ def fetch_redis_state(app: App) -> RedisState:
         if prioritised:
             depths = [sum(client.llen(key) for key in lists_of(queue)) for queue in QUEUES]
     return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)))
-
-
-def find_waiting_jobs(app: App) -> set[UUID] | None:
-    """Reads the ids of the jobs whose messages Redis has, in a queue or taken and not acknowledged.
-
-    Returns:
-        None if there are too many messages to read.
-
-    Raises:
-        QueueUnavailable: Redis does not answer or refuses.
-    """
-    job_ids: set[UUID] = set()
-    messages = 0
-    with _mapped_errors(), app.connection_or_acquire() as connection:
-        channel = connection.default_channel
-        # A message that is taken meanwhile is found after its queue, among those that are not acknowledged.
-        for page in chain(_pages_of_queues(channel.client), _pages_of_unacknowledged(channel)):
-            messages += len(page)
-            if messages > _MAX_MESSAGES_READ:
-                return None
-            job_ids.update(UUID(match[1].decode()) for message in page for match in _JOB_ID.finditer(message))
-    return job_ids
-
-
-def _pages_of_queues(client: Any) -> Iterator[list[bytes]]:
-    for queue in QUEUES:
-        start = 0
-        # From the newest message to the oldest, which is taken first: new ones shift the others towards the end.
-        while page := client.lrange(queue, start, start + _PAGE_SIZE - 1):
-            yield page
-            start += len(page)
-
-
-def _pages_of_unacknowledged(channel: Any) -> Iterator[list[bytes]]:
-    cursor = 0
-    while True:
-        cursor, page = channel.client.hscan(channel.unacked_key, cursor, count=_PAGE_SIZE)
-        yield list(page.values())
-        if cursor == 0:
-            return
 
 
 def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:
@@ -184,7 +137,7 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
     """
-    with _mapped_errors():
+    with mapped_errors():
         app.send_task(
             TASK_NAME,
             kwargs={"job_id": str(job_id), "request": request},
@@ -202,7 +155,8 @@ class UrgentFirst(priority_cycle):  # type: ignore[type-arg]  # generic in the s
 
 
 @contextmanager
-def _mapped_errors() -> Iterator[None]:
+def mapped_errors() -> Iterator[None]:
+    """Maps errors of Redis in the block to QueueUnavailable."""
     try:
         yield
     except (OperationalError, RedisError) as error:

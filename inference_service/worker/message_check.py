@@ -10,17 +10,14 @@ from base64 import b64decode
 from dataclasses import dataclass
 from uuid import UUID
 
-from inference_service.contract.task_message import TASK_NAME
-
-MAX_ITEM_BYTES = 256 * 1024
-"""The script that takes a longer item returns `{"oversized": bytes, "end": its last 4096 bytes}` in its place."""
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
 
 # JSON that nests hundreds of levels can be neither written again nor pickled.
 _MAX_NESTING = 32
 _MAX_ID_CHARACTERS = 64
 _JSON = "application/json"
 _FORM = "the message's body is not JSON of the form [args, kwargs, embed]"
-# In the end of an oversized item: kombu writes the headers after the body.
+# In the end of an oversized item, which the script returns in its place: kombu writes the headers after the body.
 _ID_HEADER = re.compile(r'"id"\s*:\s*"([0-9a-fA-F-]{36})"')
 
 
@@ -92,7 +89,7 @@ def _call(envelope: dict[str, object]) -> _Call:
     """Finds task, id and arguments, which protocol 2 of Celery has in the headers and protocol 1 in the body."""
     if "oversized" in envelope:
         header = _ID_HEADER.search(str(envelope.get("end")))
-        return _Call(TASK_NAME, header and header[1], _refused(f"the message has more than {MAX_ITEM_BYTES} bytes"))
+        return _Call(TASK_NAME, header and header[1], _refused(f"the message has more than {MAX_MESSAGE_BYTES} bytes"))
     headers = _object(envelope.get("headers"))
     properties = _object(envelope.get("properties"))
     task = headers.get("task")

@@ -7,6 +7,7 @@ In a full Redis a script may write once it has removed something, so each remove
 
 # KEYS: unacked, unacked_index, then for each queue its list and the lists of Celery's message priorities.
 # ARGV: delivery tag, most bytes of an item, number of lists of each queue.
+# A longer item is replaced by `{"oversized": its bytes, "end": the last 4096 of them}`.
 # Returns queue and item; nil if the queues are empty. As EXISTS reads their lists, Redis announces their next change.
 TAKE = """
 local unacked, index, tag, lists = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[3])

@@ -18,8 +18,9 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES
 from inference_service.jobs.celery_app import LISTS_PER_QUEUE, QUEUES, lists_of
-from inference_service.worker.message_check import MAX_ITEM_BYTES, NoJob, task_message
+from inference_service.worker.message_check import NoJob, task_message
 from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class Channel(kombu_redis.Channel):
             connection.pack_commands(
                 [
                     ("CLIENT", "TRACKING", *(("ON", "NOLOOP") if announce else ("OFF",))),
-                    ("EVAL", TAKE, len(keys), *keys, self._tag, MAX_ITEM_BYTES, LISTS_PER_QUEUE),
+                    ("EVAL", TAKE, len(keys), *keys, self._tag, MAX_MESSAGE_BYTES, LISTS_PER_QUEUE),
                 ]
             )
         )

@@ -10,10 +10,11 @@ from uuid import UUID
 from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, retention
-from inference_service.jobs.celery_app import App, RedisState, find_waiting_jobs
+from inference_service.jobs.celery_app import App, RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.waiting_jobs import find_waiting_jobs
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from kombu import Connection, Consumer, Message
 from queue_items import CLIENTS, python_item
 from redis import Redis
 
-from inference_service.contract.task_message import TASK_NAME
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
 from inference_service.core.settings import Settings
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, fetch_redis_state, make_app
-from inference_service.worker.message_check import MAX_ITEM_BYTES
 from inference_service.worker.redis_transport import Channel
 
 LIMIT_S = 30.0
@@ -183,7 +182,7 @@ def test_an_oversized_item_stays_in_redis_and_fails_its_job(redis: Redis, make_t
         assert taker.take() == job_id
         assert redis.info("stats")["total_net_output_bytes"] - sent_before < 50_000
         _, arguments, _ = json.loads(taker.taken[0].body)
-        assert arguments == {"job_id": None, "refused": f"the message has more than {MAX_ITEM_BYTES} bytes"}
+        assert arguments == {"job_id": None, "refused": f"the message has more than {MAX_MESSAGE_BYTES} bytes"}
         assert redis.hstrlen("unacked", taker.taken[0].delivery_tag) < 10_000
 
 

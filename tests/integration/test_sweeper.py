@@ -11,12 +11,13 @@ from sqlalchemy import delete, func, update
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.settings import Settings
-from inference_service.jobs import celery_app, job_store
-from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, find_waiting_jobs, make_app, send
+from inference_service.jobs import job_store, waiting_jobs
+from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, make_app, send
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.waiting_jobs import find_waiting_jobs
 from inference_service.worker.sweeper import Sweeper
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
@@ -73,7 +74,7 @@ def overtake(app: App, database: Database) -> None:
 
 
 def test_the_jobs_of_all_messages_are_found(app: App, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celery_app, "_PAGE_SIZE", 2)
+    monkeypatch.setattr(waiting_jobs, "_PAGE_SIZE", 2)
     jobs = [uuid4() for _ in range(7)]
     for number, job_id in enumerate(jobs):
         send(app, job_id, JSON, queue=("overflow", "priority")[number % 2])
@@ -82,8 +83,19 @@ def test_the_jobs_of_all_messages_are_found(app: App, redis: Redis, monkeypatch:
     redis.hset("unacked", "tag", b"[" + taken + b', "", "overflow"]')
     redis.lpush("overflow", b"not a message")
     assert find_waiting_jobs(app) == set(jobs)
-    monkeypatch.setattr(celery_app, "_MAX_MESSAGES_READ", 7)
+    monkeypatch.setattr(waiting_jobs, "_MAX_MESSAGES_READ", 7)
     assert find_waiting_jobs(app) is None
+
+
+def test_large_items_stay_in_redis(app: App, redis: Redis) -> None:
+    job_id = uuid4()
+    send(app, job_id, JSON, queue="overflow")
+    for key in ("overflow", "priority"):
+        redis.lpush(key, b'{"id": "' + str(uuid4()).encode() + b'"}' + b"x" * 10**6)
+    redis.hset("unacked", "tag", b"x" * 10**6)
+    before = redis.info("stats")["total_net_output_bytes"]
+    assert find_waiting_jobs(app) == {job_id}
+    assert redis.info("stats")["total_net_output_bytes"] - before < 50_000
 
 
 def test_messages_that_redis_has_are_not_sent_again(
@@ -127,7 +139,7 @@ def test_an_emptied_redis_gets_all_messages_again(app: App, redis: Redis, databa
 def test_nothing_is_sent_again_while_too_many_messages_wait(
     app: App, redis: Redis, database: Database, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(celery_app, "_MAX_MESSAGES_READ", 1)
+    monkeypatch.setattr(waiting_jobs, "_MAX_MESSAGES_READ", 1)
     sent_long_ago(app, database)
     redis.rpop("overflow")
     sent_long_ago(app, database)

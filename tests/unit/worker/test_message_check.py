@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 from queue_items import CLIENTS, protocol_1_item, python_headers, python_item
 
-from inference_service.contract.task_message import TASK_NAME
-from inference_service.worker.message_check import MAX_ITEM_BYTES, NoJob, nests_deeper, task_message
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
+from inference_service.worker.message_check import NoJob, nests_deeper, task_message
 
 PATIENT = "MUELLER^HANS"
 JOB_ID = str(uuid4())
@@ -107,8 +107,8 @@ def test_a_message_that_breaks_the_contract_gets_the_reason_for_arguments(name: 
 
 def test_an_oversized_item_is_known_by_its_end() -> None:
     end = python_item(JOB_ID, [[], KWARGS, {}])[-4096:].decode()
-    message = task_message(json.dumps({"oversized": MAX_ITEM_BYTES + 1, "end": end}).encode())
-    assert str(MAX_ITEM_BYTES) in str(kwargs_of(message)["refused"])
+    message = task_message(json.dumps({"oversized": MAX_MESSAGE_BYTES + 1, "end": end}).encode())
+    assert str(MAX_MESSAGE_BYTES) in str(kwargs_of(message)["refused"])
     assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
 
 
