@@ -153,6 +153,10 @@ def _mapped_errors() -> Iterator[None]:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseUnavailable("the connection to Postgres was lost") from error
+        # The detail quotes the values of a row, which are those of a request, and errors are logged.
+        for each in (error, error.orig):
+            if each is not None:
+                each.args = (str(each.args[0]).partition("\nDETAIL:")[0], *each.args[1:])
         raise
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable
@@ -277,6 +279,17 @@ def test_a_connection_fails_when_the_server_is_frozen(servers: Servers, settings
 
 
 @pytest.mark.usefixtures("limited_responses")
+def test_an_error_quotes_no_value_of_a_row(database: Database) -> None:
+    """Unexpected errors are logged, and the row of a job has its request."""
+    insert = text("INSERT INTO jobs (id, state, request) VALUES (:id, 'lost', CAST(:request AS jsonb))")
+    values = {"id": uuid4(), "request": '{"input": {"key": "MUELLER"}}'}
+    with pytest.raises(IntegrityError) as caught, database.begin() as connection:
+        connection.execute(insert, values)
+    logged = "".join(traceback.format_exception(caught.value))
+    assert 'violates check constraint "ck_jobs_state"' in logged
+    assert "MUELLER" not in logged
+
+
 def test_a_statement_within_the_limit_succeeds(database: Database) -> None:
     with database.connection() as connection:
         assert connection.execute(text("SELECT 1 FROM pg_sleep(0.2)")).scalar_one() == 1
