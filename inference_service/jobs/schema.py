@@ -64,6 +64,14 @@ class JobRow(Base):
         ),
         Index(None, "created_at"),
         Index(None, "finished_at"),
+        # For the search of queued jobs without a message; both are as small as the queues.
+        Index("ix_jobs_unsent", "created_at", postgresql_where=text("state = 'queued' AND dispatched_at IS NULL")),
+        Index(
+            "ix_jobs_sent",
+            "queue",
+            "dispatched_at",
+            postgresql_where=text("state = 'queued' AND dispatched_at IS NOT NULL"),
+        ),
         Index("ix_jobs_unreadable", "id", postgresql_where=text("state = 'queued' AND request IS NULL")),
         Index(
             "ix_jobs_started",

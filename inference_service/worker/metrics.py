@@ -117,27 +117,25 @@ class Metrics:
                     JobRow.finished_at <= settled,
                 )
             ).all()
-            unfinished = connection.execute(
-                select(
-                    JobRow.state,
-                    func.count(),
-                    func.extract("epoch", func.now() - func.min(JobRow.created_at)),
-                    func.extract("epoch", func.now() - func.min(JobRow.lease_expires_at)),
+            # Two queries, so that the one of the many jobs reads nothing but an index.
+            queued, waiting_s = connection.execute(
+                select(func.count(), func.extract("epoch", func.now() - func.min(JobRow.created_at))).where(
+                    JobRow.state == JobState.QUEUED
                 )
-                .where(JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]))
-                .group_by(JobRow.state)
-            ).all()
+            ).one()
+            running, expired_s = connection.execute(
+                select(func.count(), func.extract("epoch", func.now() - func.min(JobRow.lease_expires_at))).where(
+                    JobRow.state == JobState.RUNNING
+                )
+            ).one()
         self._counted_to = settled
         for row in rows:
             seconds = (row.finished_at - row.started_at).total_seconds()
             self._count(row.state, row.error_code, row.attempt, seconds, row.timings_s or {})
-        by_state = {state: measured for state, *measured in unfinished}
-        queued, waiting_s, _ = by_state.get(JobState.QUEUED, (0, 0, 0))
-        running, _, expired_s = by_state.get(JobState.RUNNING, (0, 0, -lease_s))
         self._jobs.labels("queued").set(queued)
         self._jobs.labels("running").set(running)
-        self._oldest_queued_age.set(waiting_s)
-        self._lease_age.set(float(expired_s) + lease_s)
+        self._oldest_queued_age.set(0 if waiting_s is None else waiting_s)
+        self._lease_age.set(0 if expired_s is None else float(expired_s) + lease_s)
 
     def set_queue_depths(self, redis: RedisState) -> None:
         """Sets the number of waiting messages of each queue."""
