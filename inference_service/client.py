@@ -85,7 +85,6 @@ class Client:
         key = f"uploads/{uuid4()}"
         if not volume.exists():
             raise InputNotFound("there is no file or folder to upload")
-        self._storage.ensure_bucket(bucket)
         if volume.is_dir():
             key += "/"
             files = list_files(volume, max_bytes=self._settings.max_input_bytes)

@@ -1,6 +1,7 @@
 """Prepares a deployment for its first job, and checks that everything it needs is usable."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from inference_service.core.errors import ServiceError
@@ -9,6 +10,7 @@ from inference_service.engine.model_registry import read_model, require_models
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect, migrate
+from inference_service.jobs.grants import grant_rights
 from inference_service.jobs.object_storage import Storage
 
 
@@ -28,13 +30,15 @@ class Check:
 
 
 def prepare(settings: Settings) -> None:
-    """Applies the database migrations and creates the buckets.
+    """Applies the database migrations, grants the roles their rights, and creates the buckets.
 
     Raises:
         DatabaseUnavailable: Postgres does not answer or refuses.
         StorageUnavailable: The object storage does not answer or refuses.
     """
     migrate(settings)
+    with closing(connect(settings)) as database:
+        grant_rights(database)
     storage = Storage(settings)
     for bucket in (settings.minio_input_bucket, settings.minio_output_bucket):
         storage.ensure_bucket(bucket)

@@ -47,6 +47,7 @@ HOMES: dict[str, set[str]] = {
     "sqlalchemy": {
         "jobs.schema",
         "jobs.database",
+        "jobs.grants",
         "jobs.job_store",
         "jobs.attempts",
         "jobs.recovery",

@@ -1,0 +1,43 @@
+#!/bin/sh
+# The users of Redis, one for each identity that has a password in /run/secrets.
+#   redis-users.sh         prints an aclfile, with the administrator as the user `default`
+#   redis-users.sh apply   creates the users on the server REDIS_ADDRESS, as the administrator
+# Passwords are passed on as sha256. Redis 7 or newer, or Valkey.
+set -eu
+secrets=${SECRETS_PATH:-/run/secrets}
+
+user() { # NAME IDENTITY RULES
+  file=$secrets/redis_$2_password
+  [ -f "$file" ] || return 0
+  password=$(cat "$file")
+  [ -n "$password" ] || { echo "$file is empty" >&2; exit 1; }
+  printf 'user %s reset on #%s %s\n' "$1" "$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)" "$3"
+}
+
+identities() {
+  # Consumes both queues, acknowledges messages, reports its heartbeat. No command that administers Redis or lists keys.
+  user worker worker '~priority* ~overflow* ~unacked* ~_kombu.binding* &/*.celeryev* -@all +@list +@hash +@set +@sortedset +@string +@transaction +del +exists +expire +pexpire +type +eval +evalsha +script|load +publish +client|tracking +ping +info +time'
+  # Puts messages on both queues and reads how many wait. It cannot read a message.
+  user upstream upstream '~priority* ~overflow* ~_kombu.binding*.priority ~_kombu.binding*.overflow -@all +lpush +llen +exists +sadd +smembers +multi +exec +ping +info'
+  # Reads how many messages wait: KEDA does so by a script that calls TYPE and LLEN.
+  user keda keda '~priority ~overflow -@all +llen +type +eval +ping'
+  # Flower: reads the workers' heartbeats and how many messages wait, and asks workers, which do not answer. It writes keys
+  # of its own alone.
+  user monitoring monitoring '%R~priority* %R~overflow* ~flower.* ~celeryev.* ~*.reply.celery.pidbox* ~_kombu.binding*celeryev ~_kombu.binding*pidbox ~_kombu.binding_deadlines &/0.celeryev/* &/0.celery.pidbox -@all +llen +exists +ping +info +publish +psubscribe +punsubscribe +brpop +del +sadd +srem +smembers +zrem +zadd +zscore +zrange +zrangebyscore +hget +set +get +multi +exec +watch +unwatch +eval +evalsha +script|load +script|exists +time'
+}
+
+if [ "${1:-}" != apply ]; then
+  user default admin '~* &* +@all' | grep . || { echo "$secrets/redis_admin_password is missing" >&2; exit 1; }
+  identities
+  exit
+fi
+REDISCLI_AUTH=$(cat "$secrets/redis_admin_password")
+export REDISCLI_AUTH
+admin() { # runs a command on the server; REDIS_CLI_OPTIONS may hold --tls and the like
+  redis-cli -e -h "${REDIS_ADDRESS%:*}" -p "${REDIS_ADDRESS##*:}" ${REDIS_CLI_OPTIONS:-} "$@"
+}
+identities | while read -r _ name rules; do
+  set -f
+  admin ACL SETUSER "$name" $rules
+done
+admin ACL SAVE || echo "the users are lost when Redis restarts: it has no aclfile" >&2

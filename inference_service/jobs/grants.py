@@ -1,0 +1,61 @@
+"""The rights of the service's Postgres roles; `deploy/identities` creates the roles.
+
+The owner of the tables, which runs `migrate`, grants the rights. A database with one user for everything has no such
+role, and nothing is granted.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import text
+
+from inference_service.jobs.database import Database
+from inference_service.jobs.schema import Base, JobRow, TransitionRow, WorkerRow
+
+_JOBS = JobRow.__tablename__
+_TRANSITIONS = TransitionRow.__tablename__
+_TABLES = [table.name for table in Base.metadata.sorted_tables]
+_TRANSITION_IDS = f"USAGE ON SEQUENCE {_TRANSITIONS}_id_seq"
+# The columns that an upstream writes: it cannot write a result, nor what a result is found by.
+_CREATED = "id, state, request"
+_DISPATCHED = "queue, dispatched_at, redis_run_id"
+_CANCELLED = "cancel_requested, state, finished_at, error_code, error_message, lease_token, lease_expires_at"
+_CHANGE = "job_id, from_state, to_state, attempt, worker, detail"
+
+RIGHTS: Mapping[str, Sequence[str]] = {
+    "inference_worker": (
+        *(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in _TABLES),
+        _TRANSITION_IDS,
+    ),
+    "inference_upstream": (
+        f"SELECT, INSERT ({_CREATED}), UPDATE ({_DISPATCHED}, {_CANCELLED}) ON {_JOBS}",
+        f"SELECT, INSERT ({_CHANGE}) ON {_TRANSITIONS}",
+        _TRANSITION_IDS,
+        f"SELECT ON {WorkerRow.__tablename__}",
+    ),
+    "inference_monitoring": tuple(f"SELECT ON {table}" for table in _TABLES),
+    "inference_keda": (f"SELECT (state, lease_owner) ON {_JOBS}",),
+}
+"""What each role may do, as in GRANT."""
+
+# One run at a time: Postgres refuses two that change the rights of a table together. The key is "grant" in ASCII.
+_LOCK_KEY = 0x6772616E74
+
+
+def grant_rights(database: Database) -> None:
+    """Gives each role that exists exactly its rights on the service's tables.
+
+    Args:
+        database: A connection as the owner of the tables.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer or refuses.
+    """
+    with database.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        found = connection.execute(
+            text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:names)"), {"names": [*RIGHTS]}
+        )
+        for role in found.scalars():
+            connection.execute(text(f"REVOKE ALL ON {', '.join(_TABLES)} FROM {role}"))
+            for right in RIGHTS[role]:
+                connection.execute(text(f"GRANT {right} TO {role}"))
