@@ -49,7 +49,7 @@ lint: $(READY) ## check format, style, import layers and types
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-PROSE   := README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md $(wildcard .github/*.md .github/*/*.yml) \
+PROSE   := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md benchmarks/README.md $(wildcard .github/*.md .github/*/*.yml) \
            $(wildcard docs/*.md docs/*/*.md models/*/*/README.md training/*/README.md)
 CODE    := .ci inference_service tests benchmarks models training deploy docker Makefile pyproject.toml mkdocs.yml \
            $(wildcard docker-compose*.yml)
@@ -78,7 +78,7 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --output-file locks/gpu-cuda13.txt
 	$(COMPILE) pyproject.toml --extra openvino --output-file locks/openvino.txt
 	$(COMPILE) --group flower --output-file locks/flower.txt
-	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --output-file locks/build.txt
+	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --group inventory --output-file locks/build.txt
 
 soak: $(READY) ## kill parts of the service at random for 15 minutes and count the jobs that are lost or have a wrong outcome (ARGS="--minutes 2 --jobs 100")
 	@$(BIN)/python tests/soak.py $(ARGS)

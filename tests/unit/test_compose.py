@@ -1,25 +1,27 @@
 """The compose files render in every mode, their variables are documented, and the Dockerfiles pass hadolint."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from inference_service.core.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]
-SECRETS = dict.fromkeys(("REDIS_PASSWORD", "POSTGRES_PASSWORD", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"), "secret1")
-MONITORING_SECRETS = {"GRAFANA_PASSWORD": "secret1", "FLOWER_BASIC_AUTH": "operator:secret1"}
 WORKERS = (("cpu",), ("gpu",), ("gpu", "cpu"))
 MODES = (*WORKERS, *((*mode, "monitoring") for mode in WORKERS))
 SERVERS = {"redis", "postgres", "minio"}
+ONCE = {"postgres-roles", "minio-users", "migrate"}
 MONITORS = {"prometheus", "grafana", "flower"}
 
 
@@ -49,9 +51,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(
-    env_file: Path, mode: tuple[str, ...], variables: dict[str, str], *more: Path
-) -> subprocess.CompletedProcess[str]:
+def config(env_file: Path, mode: tuple[str, ...], *more: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     files = ["docker-compose.yml", *(f"docker-compose.{part}.yml" for part in mode), *map(str, more)]
     return subprocess.run(
         [*(COMPOSE or []), "--env-file", str(env_file), *(word for file in files for word in ("-f", file)), "config"],
@@ -82,37 +82,72 @@ def test_every_file_fits_the_compose_specification(file: Path, tmp_path: Path) -
 @needs_compose
 @pytest.mark.parametrize("mode", MODES, ids="+".join)
 def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
-    rendered = services(config(empty, mode, SECRETS | (MONITORING_SECRETS if "monitoring" in mode else {})))
+    rendered = services(config(empty, mode))
     monitors = MONITORS if "monitoring" in mode else set()
     workers = {f"inference-worker-{part}" for part in mode if part != "monitoring"}
-    assert set(rendered) == {*SERVERS, *monitors, *workers, "migrate"}
+    assert set(rendered) == {*SERVERS, *monitors, *workers, *ONCE}
     for name, service in rendered.items():
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["logging"]["options"]["max-size"] == "10m"
         assert all("127.0.0.1" in str(port) for port in service.get("ports", []))
-        assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+        assert service["restart"] == ("no" if name in ONCE else "unless-stopped")
         assert service["cap_drop"] == ["ALL"]
-        if name not in SERVERS:
-            assert (service["read_only"], "cap_add" in service) == (True, False)
+        assert (service["read_only"], service["init"]) == (True, True)
+        assert service["ulimits"] == {"core": 0}
+        assert "cap_add" not in service or name in SERVERS
     for worker in workers:
         assert "ports" not in rendered[worker]
+        assert str(rendered[worker]["mem_limit"]) in {"16g", str(16 * 2**30)}
+        assert rendered[worker]["pids_limit"] == 2048
+
+
+@needs_compose
+def test_only_published_services_leave_the_inner_network(empty: Path) -> None:
+    done = config(empty, ("gpu", "cpu", "monitoring"))
+    for service in services(done).values():
+        assert bool(set(service["networks"]) - {"back"}) == bool(service.get("ports"))
+    networks = yaml.safe_load(done.stdout)["networks"]
+    assert {name for name, network in networks.items() if (network or {}).get("internal")} == {"back"}
+    # A fault of Grafana, which people log in to, must not reach the servers.
+    assert set(services(done)["grafana"]["networks"]) == {"monitoring"}
+
+
+@needs_compose
+def test_each_service_reads_the_secrets_of_its_own_identity(empty: Path) -> None:
+    done = config(empty, ("gpu", "cpu", "monitoring"))
+    assert not re.findall(r"(?:PASSWORD|SECRET_KEY|ACCESS_KEY|BASIC_AUTH): ", done.stdout)
+    owners = {
+        "migrate": "migrate",
+        "flower": "monitoring",
+        "inference-worker-cpu": "worker",
+        "inference-worker-gpu": "worker",
+    }
+    for name, owner in owners.items():
+        sources = {secret["source"] for secret in services(done)[name]["secrets"]}
+        assert {source.split("_")[1] for source in sources - {"flower_basic_auth"}} == {owner}
+        environment = services(done)[name]["environment"]
+        files = {Path(value).name for variable, value in environment.items() if variable.endswith("_FILE")}
+        assert files <= {
+            secret.get("target", secret["source"]).rpartition("/")[2] for secret in services(done)[name]["secrets"]
+        }
+
+
+@needs_compose
+def test_make_secrets_creates_every_secret(empty: Path, tmp_path: Path) -> None:
+    done = config(empty, ("gpu", "cpu", "monitoring"), SECRETS_PATH=str(tmp_path / "secrets"))
+    named = {Path(secret["file"]).name for secret in yaml.safe_load(done.stdout)["secrets"].values()}
+    script = REPOSITORY / "docker" / "make-secrets.sh"
+    subprocess.run([script], env=environment({"SECRETS_PATH": str(tmp_path / "secrets")}), check=True)
+    assert named < {path.name for path in (tmp_path / "secrets").iterdir()}
 
 
 @needs_compose
 @pytest.mark.parametrize("engine", ["cpu", "openvino"])
 def test_services_that_share_an_image_build_it_the_same_way(empty: Path, engine: str) -> None:
-    rendered = services(config(empty, ("gpu", "cpu"), {**SECRETS, "CPU_ENGINE": engine}))
+    rendered = services(config(empty, ("gpu", "cpu"), CPU_ENGINE=engine))
     assert rendered["migrate"]["image"] == rendered["inference-worker-cpu"]["image"]
     assert rendered["migrate"]["build"] == rendered["inference-worker-cpu"]["build"]
     assert rendered["migrate"]["build"]["args"] == {"ENGINE": engine}
-
-
-@needs_compose
-@pytest.mark.parametrize("name", [*SECRETS, *MONITORING_SECRETS])
-def test_an_unset_password_is_named(empty: Path, name: str) -> None:
-    done = config(empty, ("cpu", "monitoring"), {**SECRETS, **MONITORING_SECRETS, name: ""})
-    assert done.returncode != 0
-    assert f"set {name}" in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("docker/Dockerfile.*")), ids=lambda path: path.name)
@@ -123,8 +158,42 @@ def test_dockerfiles_pass_hadolint(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("docker/Dockerfile.*")), ids=lambda path: path.name)
+def test_images_have_an_init_an_inventory_and_a_user(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    last = text.rpartition("\nFROM ")[2]
+    assert re.search(r'^ENTRYPOINT \["tini", "-s", "--", ', last, flags=re.MULTILINE)
+    assert "COPY --from=build /opt/inventory /usr/share/doc/inference-service" in last
+    assert "docker/inventory.sh /opt/build/bin /opt/venv/bin/python /opt/inventory" in text
+    assert "\nUSER 10001:10001\n" in last
+
+
+def inventory(folder: Path, *packages: str) -> subprocess.CompletedProcess[str]:
+    tools = Path(sys.executable).parent
+    command: list[str | Path] = [REPOSITORY / "docker" / "inventory.sh", tools, sys.executable, folder, *packages]
+    return subprocess.run(command, env=environment({}), capture_output=True, text=True, check=False)
+
+
+def test_the_inventory_has_every_package_of_the_image(tmp_path: Path) -> None:
+    lock = (REPOSITORY / "locks" / "cpu.txt").read_text(encoding="utf-8")
+    packages = [canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)]
+    installed = {canonicalize_name(found.name) for found in distributions()}
+    done = inventory(tmp_path, *(name for name in packages if name in installed))
+    assert done.returncode == 0, done.stderr
+    bill = json.loads((tmp_path / "sbom.cdx.json").read_text(encoding="utf-8"))
+    assert set(packages) & installed <= {canonicalize_name(component["name"]) for component in bill["components"]}
+    notices = (tmp_path / "third-party-notices.txt").read_text(encoding="utf-8")
+    assert "Permission is hereby granted, free of charge" in notices
+
+
+def test_a_licence_that_is_not_permissive_fails_the_build(tmp_path: Path) -> None:
+    done = inventory(tmp_path, "pydantic", "codespell")
+    assert done.returncode != 0
+    assert "codespell" in done.stderr
+
+
 def test_every_variable_is_documented() -> None:
-    used = {name for file in FILES for name in re.findall(r"\$\{([A-Z0-9_]+)", file.read_text(encoding="utf-8"))}
+    used = {name for file in FILES for name in re.findall(r"(?<!\$)\$\{([A-Z0-9_]+)", file.read_text(encoding="utf-8"))}
     example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
     assert {name for name in used if not re.search(rf"^(# )?{name}=", example, flags=re.MULTILINE)} == set()
     pages = "".join(
@@ -141,32 +210,52 @@ def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
     fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
     # This role does not use these.
     fixed |= {"REQUIRE_GPU"} if role == "cpu" else {"ONNX_PRECISION"}
+    # Secrets are files.
+    passed = {name.removesuffix("_FILE") for name in passed}
     settings = {name.upper() for name in Settings.model_fields if not name.endswith("_file")}
     assert settings - passed == fixed
 
 
-@needs_compose
-def test_the_documented_override_connects_to_external_servers(empty: Path, tmp_path: Path) -> None:
-    (shown,) = re.findall(
-        r"```yaml\n(services:\n.*?)```",
+def documented_override(folder: Path, number: int) -> Path:
+    """An override file that docs/deployment.md shows."""
+    shown = re.findall(
+        r"```yaml\n((?:x-clients:|services:\n).*?)```",
         (REPOSITORY / "docs/deployment.md").read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
-    override = tmp_path / "override.yml"
-    override.write_text(shown, encoding="utf-8")
-    rendered = services(config(empty, ("cpu",), SECRETS, override))
+    assert len(shown) == 2
+    path = folder / "override.yml"
+    path.write_text(shown[number], encoding="utf-8")
+    return path
+
+
+@needs_compose
+def test_the_documented_override_connects_to_external_servers(empty: Path, tmp_path: Path) -> None:
+    rendered = services(config(empty, ("cpu",), documented_override(tmp_path, 0)))
     given = {"POSTGRES_SERVER": "db.hospital.example", "POSTGRES_SSLMODE": "verify-full"}
     for name in ("migrate", "inference-worker-cpu"):
         assert given.items() <= rendered[name]["environment"].items()
         assert "MINIO_ENDPOINT" in rendered[name]["environment"]
         assert "/ca.pem" in str(rendered[name]["volumes"])
+        assert set(rendered[name]["networks"]) == {"back", "outside"}
+
+
+@needs_compose
+def test_the_documented_override_encrypts_all_connections(empty: Path, tmp_path: Path) -> None:
+    rendered = services(config(empty, ("cpu",), documented_override(tmp_path, 1)))
+    given = {"MINIO_SECURE": "true", "POSTGRES_SSLMODE": "verify-full", "TLS_CA_PATH": "/tls/ca.pem"}
+    for name in ("migrate", "inference-worker-cpu"):
+        assert given.items() <= rendered[name]["environment"].items()
+        assert "/tls/ca.pem" in str(rendered[name]["volumes"])
+    assert rendered["inference-worker-cpu"]["environment"]["REDIS_URL"].startswith("rediss://worker@")
+    assert "--port 0 --tls-port 6379" in rendered["redis"]["environment"]["REDIS_OPTIONS"]
+    assert "ssl=on" in str(rendered["postgres"]["command"])
+    assert "/identities" in str(rendered["postgres-roles"]["volumes"])
 
 
 @needs_compose
 def test_the_gpu_worker_starts_on_a_machine_without_a_gpu(empty: Path) -> None:
-    with_gpu, without = (
-        config(empty, ("gpu",), {**SECRETS, "GPU_DEVICES": kind}).stdout for kind in ("nvidia", "none")
-    )
+    with_gpu, without = (config(empty, ("gpu",), GPU_DEVICES=kind).stdout for kind in ("nvidia", "none"))
     assert "driver: nvidia" in with_gpu
     assert "inference-worker-gpu" in without
     assert "nvidia" not in without
@@ -177,7 +266,7 @@ def test_the_example_without_its_comment_signs_renders_the_same(empty: Path, tmp
     filled = tmp_path / "filled.env"
     example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
     filled.write_text(re.sub(r"^# ([A-Z_]+=.)", r"\1", example, flags=re.MULTILINE), encoding="utf-8")
-    rendered, plain = (services(config(path, ("gpu", "cpu"), SECRETS)) for path in (filled, empty))
+    rendered, plain = (services(config(path, ("gpu", "cpu"))) for path in (filled, empty))
     for name, service in plain.items():
         assert rendered[name].get("volumes") == service.get("volumes")
         assert rendered[name].get("image") == service.get("image")
@@ -196,4 +285,4 @@ def test_the_example_shows_the_defaults_of_compose() -> None:
 
 def test_no_build_context_contains_secrets_or_scans() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split()
-    assert {"*.env", ".git", "stack-data", "demo-output", "jobs.dump", "objects"} <= set(ignored)
+    assert {"*.env", "secrets", "deploy", ".git", "stack-data", "demo-output", "jobs.dump", "objects"} <= set(ignored)
