@@ -4,6 +4,7 @@ The schemas are Kubernetes' own. No suitable wheel contains KEDA's, so its resou
 fields of the definitions of KEDA 2.16 that the manifests use.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -22,11 +23,14 @@ from inference_service.jobs.schema import JobRow
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "deploy" / "kubernetes"
+IDENTITIES = REPOSITORY / "deploy" / "identities"
 OVERLAYS = sorted(path.parent for path in MANIFESTS.glob("overlays/*/kustomization.yaml"))
 # The oldest and the newest version that is in use.
 VERSIONS = ("1.29", "1.37")
-# Not settings: REDIS_URL is built from them.
-REDIS = {"REDIS_ADDRESS", "REDIS_PASSWORD"}
+# Not a setting: REDIS_URL is built from it.
+REDIS = {"REDIS_ADDRESS"}
+SECRETS = Path("secrets/kustomization.yaml")
+TLS = Path("components/tls/kustomization.yaml")
 
 Manifest = dict[str, Any]
 
@@ -96,7 +100,7 @@ def of_kind(folder: Path, kind: str) -> dict[str, Manifest]:
 def pods() -> dict[str, Manifest]:
     """Returns the specification of every pod by its file."""
     found = {}
-    for path in MANIFESTS.rglob("*.yaml"):
+    for path in (*MANIFESTS.rglob("*.yaml"), IDENTITIES / "job.yaml"):
         for manifest in read(path):
             if manifest["kind"] == "Pod":
                 found[path.name] = manifest["spec"]
@@ -178,12 +182,109 @@ def test_pods_are_restricted(name: str, pod: Manifest) -> None:
 def test_no_secret_is_in_the_repository() -> None:
     assert "Secret" not in {manifest["kind"] for path in MANIFESTS.rglob("*.yaml") for manifest in read(path)}
     assert [name for name in config() if re.search("PASSWORD|SECRET|ACCESS", name)] == []
+    for pod in pods().values():
+        names = {variable["name"] for box in pod["containers"] for variable in box.get("env", [])}
+        assert [
+            name for name in names if re.search("PASSWORD|SECRET|ACCESS", name) and not name.endswith("_FILE")
+        ] == []
+        assert "secretRef" not in str(pod)
+
+
+def secrets() -> dict[str, set[str]]:
+    """Returns the keys of each Secret."""
+    (kustomization,) = read(MANIFESTS / SECRETS)
+    return {
+        secret["name"]: {entry.partition("=")[0] for entry in (*secret["files"], *secret.get("literals", ()))}
+        for secret in kustomization["secretGenerator"]
+    }
+
+
+def test_make_secrets_creates_the_files_of_the_secrets(tmp_path: Path) -> None:
+    script = REPOSITORY / "docker" / "make-secrets.sh"
+    subprocess.run([script], env={"PATH": os.environ["PATH"], "SECRETS_PATH": str(tmp_path)}, check=True)
+    (kustomization,) = read(MANIFESTS / SECRETS)
+    files = {entry.rpartition("=")[2] for secret in kustomization["secretGenerator"] for entry in secret["files"]}
+    assert files <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(("name", "pod"), pods().items(), ids=pods())
+def test_a_pod_reads_the_secret_of_its_own_identity(name: str, pod: Manifest) -> None:
+    identity = {"models-shell.yaml": None, "base/migrate.yaml": "migrate", "identities/job.yaml": "identities"}
+    expected = identity.get(name, "worker")
+    mounted = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+    assert mounted == ([f"inference-{expected}"] if expected else [])
+    for box in pod["containers"]:
+        given = {variable["name"]: variable["value"] for variable in box.get("env", [])}
+        files = {Path(value) for variable, value in given.items() if variable.endswith("_FILE")}
+        assert {path.parent for path in files} <= {Path("/run/secrets")}
+        assert {path.name for path in files} <= (secrets()[mounted[0]] if mounted else set())
+        if expected in {"worker", "migrate"}:
+            assert given["POSTGRES_USER"] == f"inference_{expected}"
+
+
+@needs_kubectl
+def test_the_job_of_the_identities_renders(tmp_path: Path) -> None:
+    done = subprocess.run(["kubectl", "kustomize", IDENTITIES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rendered = list(yaml.safe_load_all(done.stdout))
+    for manifest in rendered:
+        check(manifest)
+    (scripts,) = (manifest["data"] for manifest in rendered if manifest["kind"] == "ConfigMap")
+    assert set(scripts) == {path.name for path in IDENTITIES.iterdir() if path.suffix != ".yaml"}
+    (job,) = (manifest for manifest in rendered if manifest["kind"] == "Job")
+    for box in job["spec"]["template"]["spec"]["containers"]:
+        (script,) = (word for word in box["command"] if word.startswith("/identities/"))
+        assert Path(script).name in scripts
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_the_tls_component_connects_everything_with_tls(overlay: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kubernetes"
+    shutil.copytree(MANIFESTS, copy)
+    kustomization = copy / "overlays" / overlay.name / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text() + "components: [../../components/tls]\n")
+    done = subprocess.run(["kubectl", "kustomize", kustomization.parent], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for manifest in yaml.safe_load_all(done.stdout):
+        check(manifest)
+        if manifest["kind"] in {"Deployment", "Job"}:
+            pod = manifest["spec"]["template"]["spec"]
+            (box,) = pod["containers"]
+            urls = [variable["value"] for variable in box["env"] if variable["name"] == "REDIS_URL"]
+            assert all(url.startswith("rediss://worker@") for url in urls)
+            assert "/run/ca" in {mount["mountPath"] for mount in box["volumeMounts"]}
+        if manifest["kind"] == "ConfigMap":
+            assert (manifest["data"]["POSTGRES_SSLMODE"], manifest["data"]["MINIO_SECURE"]) == ("verify-full", "true")
+
+
+def test_nothing_leaves_a_pod_but_to_named_servers() -> None:
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in read(MANIFESTS / "base/network-policy.yaml")}
+    assert policies.pop("inference-nothing-else") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for policy in policies.values():
+        for rule in policy.get("egress", []):
+            for peer in rule["to"]:
+                assert peer["namespaceSelector"]["matchLabels"]
+                assert peer["podSelector"]["matchLabels"]
+        for rule in policy.get("ingress", []):
+            assert all(peer["namespaceSelector"]["matchLabels"] for peer in rule["from"])
+    components = {
+        label
+        for policy in policies.values()
+        for expression in policy["podSelector"].get("matchExpressions", [])
+        for label in expression["values"]
+    }
+    assert components == {"worker-cpu", "worker-gpu", "identities"}
 
 
 def test_the_configuration_consists_of_settings() -> None:
     settings = {name.upper() for name in Settings.model_fields}
     given = set(config()) | {
-        variable["name"] for pod in pods().values() for box in pod["containers"] for variable in box.get("env", [])
+        variable["name"]
+        for name, pod in pods().items()
+        for box in pod["containers"]
+        for variable in box.get("env", [])
+        if name != "identities/job.yaml"
     }
     assert given - REDIS <= settings
     Settings(**{name.lower(): value for name, value in config().items() if name not in REDIS})  # type: ignore[arg-type]
@@ -223,8 +324,7 @@ def test_a_worker_fits_its_role(role: str) -> None:
     labels = deployment["spec"]["template"]["metadata"]
     assert labels["annotations"]["prometheus.io/port"] == config()["METRICS_PORT"]
     (budget,) = of_kind(MANIFESTS / "workers" / role, "PodDisruptionBudget").values()
-    (policy,) = read(MANIFESTS / "base" / "network-policy.yaml")
-    for selector in (deployment["spec"]["selector"], budget["spec"]["selector"], policy["spec"]["podSelector"]):
+    for selector in (deployment["spec"]["selector"], budget["spec"]["selector"]):
         assert selector["matchLabels"].items() <= labels["labels"].items()
 
 
@@ -241,6 +341,8 @@ def test_keda_connects_to_the_configured_servers() -> None:
     assert {trigger["authenticationRef"]["name"] for trigger in triggers} == set(authentications)
     for entry in authentications.values():
         assert {source["key"] for source in entry["spec"]["configMapTargetRef"]} <= set(config())
+        assert {source["name"] for source in entry["spec"]["secretTargetRef"]} == {"inference-keda"}
+        assert {source["key"] for source in entry["spec"]["secretTargetRef"]} <= secrets()["inference-keda"]
     queries = {trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "postgresql"}
     columns = JobRow.__table__.columns
     assert {query.replace("cpu", "gpu") for query in queries} == {
