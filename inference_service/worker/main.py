@@ -111,7 +111,7 @@ def _run(role: Role, context: JobContext) -> int:
 
 
 def _worker_name(role: Role) -> str:
-    """Returns a unique name: in containers the process id is always 1, and containers may share a host name."""
+    """Returns a unique name: in containers the process ids are alike, and containers may share a host name."""
     return f"{role}-{os.getpid()}-{token_hex(3)}@{socket.gethostname()}"
 
 

@@ -3,6 +3,9 @@
 Redis and Postgres enforce their own rights here. The S3 policies are enforced by a proxy, `s3_policies`.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -179,6 +182,25 @@ def test_an_installation_with_one_user_is_taken_over(identities: Identities) -> 
         administrator.model_copy(update=old), "SELECT tableowner FROM pg_tables WHERE schemaname = 'public'"
     )
     assert set(owners) == {("inference_migrate",)}
+
+
+COMMANDS_OF_OPERATORS = (["audit"], ["retry", "--failed-since", "1h"], ["prune", "--older-than", "0d", "--results"])
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_OF_OPERATORS, ids=" ".join)
+def test_operators_run_their_commands_as_a_worker(
+    identities: Identities, upstream: Client, arguments: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "inference_service", *arguments],
+        env={**os.environ, **identities.environment("worker")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if arguments[0] == "prune":
+        assert not any(job.finished for job in upstream.list())
 
 
 def test_keda_reads_queue_lengths_and_running_jobs(identities: Identities) -> None:
