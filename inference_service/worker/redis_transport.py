@@ -52,6 +52,20 @@ class QoS(kombu_redis.QoS):
         """Counts a message that the script has recorded already."""
         virtual.QoS.append(self, message, delivery_tag)
 
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledges a message. The slot is free again even if Redis cannot be told, and gives the message again."""
+        try:
+            super().ack(delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Gives a message back or drops it, and frees its slot in any case."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
     def restore_by_tag(self, tag: str, client: object = None, leftmost: bool = False) -> None:
         """Gives a message back to its queue, behind all others if `leftmost`."""
         self._run(GIVE_BACK, tag, "LPUSH" if leftmost else "RPUSH")

@@ -14,6 +14,7 @@ from faults import wait_for
 from kombu import Connection, Consumer, Message
 from queue_items import CLIENTS, python_item
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
 from inference_service.core.settings import Settings
@@ -31,6 +32,20 @@ def redis(settings: Settings) -> Iterator[Redis]:
         connection.flushdb()
         yield connection
         connection.flushdb()
+
+
+@pytest.fixture
+def restricted_url(redis: Redis, settings: Settings) -> Iterator[Callable[[str], str]]:
+    """Makes a user of Redis whose rights end with this rule, and returns the address with that user."""
+
+    def make(rule: str) -> str:
+        redis.acl_setuser(
+            "limited", enabled=True, passwords=["+p"], keys=["*"], channels=["*"], commands=["+@all", rule]
+        )
+        return f"redis://limited:p@{settings.broker_url.rpartition('@')[2]}"
+
+    yield make
+    redis.acl_deluser("limited")
 
 
 @dataclass
@@ -132,6 +147,19 @@ def test_a_worker_takes_no_more_messages_than_it_has_slots(redis: Redis, make_ta
     assert redis.llen(OVERFLOW_QUEUE) == 10 - 3
 
 
+@pytest.mark.parametrize("end", [Message.ack, Message.requeue])
+def test_a_message_that_cannot_be_acknowledged_holds_no_slot(
+    redis: Redis, make_taker: Callable[..., Any], restricted_url: Callable[[str], str], end: Callable[[Message], None]
+) -> None:
+    first, second = push(redis), push(redis)
+    with make_taker(slots=1, url=restricted_url("-hdel")) as taker:
+        assert taker.take() == first
+        with pytest.raises(ResponseError):
+            end(taker.taken[0])
+        assert taker.take() == second
+        restricted_url("+hdel")
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_messages_of_other_languages_are_taken(redis: Redis, make_taker: Callable[..., Any], client: str) -> None:
     job_id = str(uuid4())
@@ -158,19 +186,15 @@ def test_a_waiting_worker_gets_the_next_message_at_once(redis: Redis, make_taker
 
 
 def test_a_redis_that_announces_nothing_is_asked_again(
-    redis: Redis, make_taker: Callable[..., Any], settings: Settings, caplog: pytest.LogCaptureFixture
+    redis: Redis,
+    make_taker: Callable[..., Any],
+    restricted_url: Callable[[str], str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    redis.acl_setuser(
-        "mute", enabled=True, passwords=["+p"], keys=["*"], channels=["*"], commands=["+@all", "-client|tracking"]
-    )
-    try:
-        url = settings.broker_url.replace("redis://:", "redis://").split("@")[1]
-        with make_taker(url=f"redis://mute:p@{url}") as taker:
-            assert taker.take_all() == []
-            job_id = push(redis)
-            wait_for(lambda: taker.take_all() == [job_id])
-    finally:
-        redis.acl_deluser("mute")
+    with make_taker(url=restricted_url("-client|tracking")) as taker:
+        assert taker.take_all() == []
+        job_id = push(redis)
+        wait_for(lambda: taker.take_all() == [job_id])
     assert caplog.text.count("Redis does not announce messages") == 1
 
 
