@@ -256,7 +256,7 @@ def list_workers(as_json: bool) -> None:
             worker.name,
             worker.role,
             f"{worker.silent_s:.0f}",
-            ", ".join(worker.queues),
+            f"paused: {worker.paused}" if worker.paused else ", ".join(worker.queues),
             ", ".join(worker.providers),
             "\n".join(str(job_id) for job_id in worker.jobs),
         )

@@ -15,7 +15,7 @@ from inference_service.core.errors import StorageRefused
 from inference_service.core.settings import get_settings
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
-from inference_service.worker.health import is_fresh
+from inference_service.worker.health import is_fresh, pause_reason
 
 _PRUNED_AT_ONCE = 1000
 
@@ -150,18 +150,21 @@ def worker(role: str) -> NoReturn:
 def health(within_s: float, as_json: bool) -> None:
     """Check whether the worker is consuming.
 
-    A worker touches the file HEALTH_PATH while it consumes its queues. This command checks the file's age and asks no
-    server.
+    A worker touches the file HEALTH_PATH while it consumes its queues or is paused, and writes there why it is paused.
+    This command reads the file and asks no server.
     """
     path = get_settings().health_path
     if path is None:
         raise click.UsageError("HEALTH_PATH is not set, so the worker touches no health file")
-    consumes = is_fresh(path, within=timedelta(seconds=within_s))
+    problem = f"no heartbeat within {within_s:g} s"
+    if is_fresh(path, within=timedelta(seconds=within_s)):
+        reason = pause_reason(path)
+        problem = f"the worker is paused: {reason}" if reason else ""
     if as_json:
-        print_json({"consumes": consumes})
+        print_json({"consumes": not problem, "problem": problem or None})
     else:
-        click.echo("the worker consumes" if consumes else f"no heartbeat within {within_s:g} s", err=not consumes)
-    if not consumes:
+        click.echo(problem or "the worker consumes", err=bool(problem))
+    if problem:
         raise SystemExit(ExitCode.UNAVAILABLE)
 
 

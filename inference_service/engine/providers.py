@@ -37,9 +37,8 @@ class ProbeResult:
     reason: str | None
 
 
-@cache
-def probe_providers() -> tuple[ProbeResult, ...]:
-    """Probes every provider of the installed ONNX Runtime, once per process, in a short-lived subprocess.
+def run_probe() -> tuple[ProbeResult, ...]:
+    """Probes every provider of the installed ONNX Runtime in a short-lived subprocess.
 
     A worker's parent process must not initialise CUDA before it forks, hence the subprocess. If a provider crashes
     the subprocess, the results of the providers probed before are kept.
@@ -63,6 +62,12 @@ def probe_providers() -> tuple[ProbeResult, ...]:
         logger.warning("the probe of the ONNX providers ended with status %d", process.returncode)
         logger.debug("end of the probe's output: %s", process.stderr[-_MAX_LOGGED_CHARACTERS:])
     return tuple(ProbeResult(**result) for result in results)
+
+
+@cache
+def probe_providers() -> tuple[ProbeResult, ...]:
+    """Returns the results of `run_probe`, which runs once per process."""
+    return run_probe()
 
 
 def usable_providers() -> list[str]:

@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, cast, func, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.core.files import Checksum
@@ -19,10 +20,18 @@ from inference_service.jobs import stored_attempts
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.state_machine import StateChange, change_state, fence
+from inference_service.jobs.worker_registry import has_consumer
+
+# Workers that a job avoids at most: further ones replace them.
+_MAX_AVOIDED = 50
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())
 """The condition of a running job whose lease has expired."""
 _DUE = and_(JobRow.state == JobState.QUEUED, or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()))
+
+
+class LeftToAnother(Exception):
+    """This worker failed on the job before, and a worker that has not is alive: the message goes back to its queue."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Claim:
         worker: Name of the worker.
         request: The request in the row; None where the message broke the contract.
         on_cpu: Whether a GPU failed on an earlier attempt, or had too little memory for it.
+        avoided_workers: Workers that failed on the job by a fault that may be their own.
     """
 
     job_id: UUID
@@ -46,6 +56,7 @@ class Claim:
     worker: str
     request: dict[str, Any] | None
     on_cpu: bool
+    avoided_workers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,26 @@ class Success:
     detail: str | None = None
 
 
-def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_attempts: int) -> Claim | None:
+def claim(
+    database: Database, job_id: UUID, *, worker: str, lease_s: float, max_attempts: int, alive_s: float = 30.0
+) -> Claim | None:
     """Takes a job: a queued one that is due, or a running one whose lease has expired.
 
     A job without an attempt left ends as worker_lost, and one with a requested cancellation as cancelled.
 
+    Args:
+        database: The jobs' database.
+        job_id: The job.
+        worker: Name of this worker.
+        lease_s: Seconds that the lease is valid.
+        max_attempts: The limit of attempts that count.
+        alive_s: Seconds without a heartbeat after which a worker counts as dead.
+
     Returns:
         None where there is nothing to do: the job is finished, not due, or runs elsewhere.
+
+    Raises:
+        LeftToAnother: The job avoids this worker.
     """
     with database.begin() as connection:
         row = connection.execute(
@@ -109,12 +133,17 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 JobRow.request,
                 JobRow.on_cpu,
                 JobRow.cancel_requested,
+                JobRow.queue,
+                JobRow.avoided_workers,
             )
             .where(JobRow.id == job_id, or_(_DUE, EXPIRED))
             .with_for_update()
         ).one_or_none()
         if row is None:
             return None
+        avoided = frozenset(row.avoided_workers or ())
+        if worker in avoided and has_consumer(connection, row.queue or "", besides=avoided, within_s=alive_s):
+            raise LeftToAnother
         attempts_left = max_attempts - (row.attempt - row.returned_attempts)
         started_at = func.coalesce(JobRow.started_at, func.now())
         if row.cancel_requested or attempts_left <= 0:
@@ -142,7 +171,7 @@ def claim(database: Database, job_id: UUID, *, worker: str, lease_s: float, max_
                 "started_at": started_at,
             },
         )
-    return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.on_cpu)
+    return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.on_cpu, avoided)
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:
@@ -196,7 +225,16 @@ def fail(
         return change_state(connection, change, values={"timings_s": timings_s}, lease_token=claim.token)
 
 
-def schedule_retry(database: Database, claim: Claim, *, delay_s: float, detail: str, on_cpu: bool = False) -> bool:
+def schedule_retry(
+    database: Database,
+    claim: Claim,
+    *,
+    delay_s: float,
+    detail: str,
+    on_cpu: bool = False,
+    counts: bool = True,
+    elsewhere: bool = False,
+) -> bool:
     """Queues a job for another attempt, which a sweep sends when it is due.
 
     If a cancellation was requested, the job ends as cancelled instead.
@@ -207,15 +245,21 @@ def schedule_retry(database: Database, claim: Claim, *, delay_s: float, detail: 
         delay_s: Seconds until the next attempt is due.
         detail: The reason, for the transition.
         on_cpu: Whether further attempts must not use a GPU.
+        counts: Whether the failed attempt counts.
+        elsewhere: Whether the job avoids this worker from now on, as far as there are others.
 
     Returns:
         Whether the attempt still held its lease; nothing is written otherwise.
     """
-    values = {
+    values: dict[str, object] = {
         "not_before": func.now() + timedelta(seconds=delay_s),
         "dispatched_at": None,
         "on_cpu": claim.on_cpu or on_cpu,
     }
+    if not counts:
+        values["returned_attempts"] = JobRow.returned_attempts + 1
+    if elsewhere:
+        values["avoided_workers"] = _avoiding(claim.worker)
     change = StateChange(claim.job_id, JobState.RUNNING, JobState.QUEUED, claim.attempt, claim.worker, detail=detail)
     with database.begin() as connection:
         queued = change_state(connection, change, values=values, lease_token=claim.token)
@@ -224,6 +268,13 @@ def schedule_retry(database: Database, claim: Claim, *, delay_s: float, detail: 
             error = final_error(cancelled=True)
             change_state(connection, StateChange.ended_by(error, claim.job_id, JobState.QUEUED, attempt=claim.attempt))
         return queued
+
+
+def _avoiding(worker: str) -> ColumnElement[Any]:
+    """The workers that a job avoids, with one more."""
+    this_one = cast([worker], JSONB)
+    avoided = func.coalesce(JobRow.avoided_workers, cast([], JSONB)).op("-")(worker)
+    return case((func.jsonb_array_length(avoided) >= _MAX_AVOIDED, this_one), else_=avoided.op("||")(this_one))
 
 
 def final_error(*, cancelled: bool) -> ServiceError:

@@ -19,6 +19,7 @@ _TRANSITION_IDS = f"USAGE ON SEQUENCE {_TRANSITIONS}_id_seq"
 _CREATED = "id, state, request"
 _DISPATCHED = "queue, dispatched_at, redis_run_id"
 _CANCELLED = "cancel_requested, state, finished_at, error_code, error_message, lease_token, lease_expires_at"
+_RETRIED = "returned_attempts, avoided_workers, not_before, on_cpu, started_at, stage, progress, timings_s"
 _CHANGE = "job_id, from_state, to_state, attempt, worker, detail"
 
 RIGHTS: Mapping[str, Sequence[str]] = {
@@ -27,7 +28,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
         _TRANSITION_IDS,
     ),
     "inference_upstream": (
-        f"SELECT, INSERT ({_CREATED}), UPDATE ({_DISPATCHED}, {_CANCELLED}) ON {_JOBS}",
+        f"SELECT, INSERT ({_CREATED}), UPDATE ({_DISPATCHED}, {_CANCELLED}, {_RETRIED}) ON {_JOBS}",
         f"SELECT, INSERT ({_CHANGE}) ON {_TRANSITIONS}",
         _TRANSITION_IDS,
         f"SELECT ON {WorkerRow.__tablename__}",

@@ -4,12 +4,16 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from io import BytesIO
 from pathlib import Path
+from secrets import token_bytes
 from typing import TypeVar
 
 import urllib3
 from minio import Minio
-from minio.error import MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError
 
 from inference_service.core.errors import (
@@ -23,6 +27,7 @@ from inference_service.core.errors import (
 from inference_service.core.files import MAX_FILES, Checksum
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
+from inference_service.jobs.storage_refusals import refusal
 
 Item = TypeVar("Item")
 
@@ -31,6 +36,10 @@ _CONNECT_TIMEOUT_S = 5.0
 _CONCURRENT_TRANSFERS = 8
 _CHUNK_BYTES = 2**20
 _SERVER_ERROR = 500
+# Request timeout, too many requests.
+_PASSING = {408, 429}
+# Other answers of a proxy may come from its start or from an outage behind it.
+_REFUSED_BY_A_PROXY = {401, 403, 413}
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
 
@@ -46,18 +55,19 @@ class Storage:
 
     def __init__(self, settings: Settings, *, retry_for_s: float = 0.0, read_timeout_s: float = 60.0) -> None:
         self._retrying = retrying(is_outage, timeout_s=retry_for_s)
+        self._pool = urllib3.PoolManager(
+            maxsize=_CONCURRENT_TRANSFERS,
+            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=read_timeout_s),
+            retries=False,
+            ca_certs=str(settings.tls_ca_path) if settings.tls_ca_path else None,
+        )
         self._minio = Minio(
             settings.minio_endpoint,
             access_key=settings.minio_access_key.get_secret_value(),
             secret_key=settings.minio_secret_key.get_secret_value(),
             secure=settings.minio_secure,
             region=settings.minio_region,
-            http_client=urllib3.PoolManager(
-                maxsize=_CONCURRENT_TRANSFERS,
-                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=read_timeout_s),
-                retries=False,
-                ca_certs=str(settings.tls_ca_path) if settings.tls_ca_path else None,
-            ),
+            http_client=self._pool,
         )
 
     def ensure_bucket(self, bucket: str) -> None:
@@ -74,7 +84,7 @@ class Storage:
         """
         with _mapped_errors():
             if not self._minio.bucket_exists(bucket):
-                raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
+                raise _no_bucket(bucket)
 
     def fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
         """Downloads an object into a file.
@@ -194,7 +204,7 @@ class Storage:
             with _mapped_errors():
                 self._minio.fput_object(bucket, key, str(source), content_type=content_type)
         except InputNotFound as error:
-            raise StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`") from error
+            raise _no_bucket(bucket) from error
 
     def remove(self, bucket: str, key: str) -> None:
         """Removes an object, if it exists.
@@ -204,6 +214,36 @@ class Storage:
         """
         with suppress(InputNotFound), _mapped_errors():
             self._minio.remove_object(bucket, key)
+
+    def try_out(self, bucket: str, key: str) -> datetime | None:
+        """Writes a small object and reads it back.
+
+        Returns:
+            The time of the storage's clock; None where it does not tell.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses, or returns another content.
+        """
+        content = token_bytes(64)
+        try:
+            with _mapped_errors():
+                self._minio.put_object(bucket, key, BytesIO(content), len(content))
+                response = self._minio.get_object(bucket, key)
+                try:
+                    read = response.read()
+                finally:
+                    response.close()
+                    response.release_conn()
+        except InputNotFound as error:
+            raise _no_bucket(bucket) from error
+        if read != content:
+            raise StorageUnavailable("the object storage returns another content than was stored")
+        date = response.headers.get("Date")
+        return None if date is None else parsedate_to_datetime(date)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pool.clear()
 
     def exists(self, bucket: str, key: str) -> bool:
         """Returns True if the object exists."""
@@ -257,6 +297,10 @@ class Storage:
                 yield str(found.object_name)
 
 
+def _no_bucket(bucket: str) -> StorageUnavailable:
+    return StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
+
+
 def _name(number: int) -> str:
     return f"{number:06}"
 
@@ -287,12 +331,21 @@ def _mapped_errors() -> Iterator[None]:
         cause = RuntimeError(f"{error.code} in answer to request {error.request_id}")
         if error.code in _NOT_FOUND:
             raise InputNotFound("there is no object at the bucket and key of the request") from cause
-        refused = error.response.status < _SERVER_ERROR
-        kind = StorageRefused if refused else StorageUnavailable
-        raise kind(f"the object storage refuses: {error.code}") from cause
+        raise _refusal(error.code, error.response.status) from cause
+    except ServerError as error:
+        raise _refusal(None, error.status_code) from redacted(error)
+    except InvalidResponseError as error:
+        # It has no public attribute for the status.
+        raise _refusal(None, error._code) from redacted(error)
     except (MinioException, HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # the local disk is full, not the storage
-        raise StorageUnavailable("the object storage does not answer as S3 does: check endpoint and credentials") from (
-            redacted(error) if isinstance(error, MinioException) else error
-        )
+        raise StorageUnavailable(
+            "the object storage does not answer: check MINIO_ENDPOINT, MINIO_SECURE and the network"
+        ) from (redacted(error) if isinstance(error, MinioException) else error)
+
+
+def _refusal(code: str | None, status: int) -> StorageUnavailable:
+    """Returns the error for an answer that is not success; `code` is None if the answer is not S3's."""
+    refused = status in _REFUSED_BY_A_PROXY if code is None else status < _SERVER_ERROR and status not in _PASSING
+    return (StorageRefused if refused else StorageUnavailable)(refusal(code, status))

@@ -39,6 +39,7 @@ def queue_again(database: Database, job_id: UUID) -> UnsentJob | None:
             "dispatched_at": None,
             "cancel_requested": False,
             "on_cpu": False,
+            "avoided_workers": None,
             "started_at": None,
             "finished_at": None,
             "stage": None,

@@ -44,6 +44,7 @@ class Base(DeclarativeBase):
         str: Text(),
         dict[str, Any]: JSONB(none_as_null=True),
         list[str]: JSONB(none_as_null=True),
+        list[dict[str, str]]: JSONB(none_as_null=True),
     }
 
 
@@ -96,7 +97,12 @@ class JobRow(Base):
 
     attempt: Mapped[int] = mapped_column(server_default="0")
     returned_attempts: Mapped[int] = mapped_column(
-        server_default="0", comment="attempts that workers returned because they stopped; they do not count"
+        server_default="0",
+        comment="attempts that do not count: returned by workers that stopped or were at fault, or before a retry on "
+        "request",
+    )
+    avoided_workers: Mapped[list[str] | None] = mapped_column(
+        comment="workers that failed on the job by a fault that may be their own"
     )
     on_cpu: Mapped[bool] = mapped_column(
         server_default="false", comment="whether a GPU failed on the job or had too little memory for it"
@@ -171,5 +177,9 @@ class WorkerRow(Base):
     concurrency: Mapped[int]
     providers: Mapped[list[str]] = mapped_column(comment="execution providers in use")
     queues: Mapped[list[str]] = mapped_column(comment="queues that the worker consumes, in order")
+    models: Mapped[list[dict[str, str]] | None] = mapped_column(
+        comment="name, version and manifest_sha256 of each installed model"
+    )
+    paused: Mapped[str | None] = mapped_column(comment="why the worker takes no jobs; null while it does")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="time of the last heartbeat")

@@ -1,12 +1,12 @@
 """The workers that are alive, as they report themselves in Postgres."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE
@@ -25,6 +25,15 @@ class Role(StrEnum):
 
 ROLE_QUEUES = {Role.GPU: (PRIORITY_QUEUE, OVERFLOW_QUEUE), Role.CPU: (OVERFLOW_QUEUE,)}
 """The queues that a worker of each role always consumes, in order."""
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model that a worker has."""
+
+    name: str
+    version: str
+    manifest_sha256: str
 
 
 @dataclass(frozen=True)
@@ -53,21 +62,42 @@ class Worker(WorkerIdentity):
         started_at: Time when the worker started.
         silent_s: Seconds since the last heartbeat.
         jobs: The jobs that the worker runs.
+        models: The models that the worker has.
+        paused: Why the worker takes no jobs; None while it does.
     """
 
     queues: list[str]
+    models: list[InstalledModel]
+    paused: str | None
     started_at: datetime
     silent_s: float
     jobs: list[UUID]
 
 
-def record_heartbeat(database: Database, identity: WorkerIdentity, *, queues: Sequence[str]) -> None:
-    """Records that a worker consumes its queues, and deletes workers without a heartbeat for a day."""
+def record_heartbeat(
+    database: Database,
+    identity: WorkerIdentity,
+    *,
+    queues: Sequence[str],
+    models: Sequence[InstalledModel] = (),
+    paused: str | None = None,
+) -> None:
+    """Records that a worker is alive, and deletes workers without a heartbeat for a day.
+
+    Args:
+        database: The jobs' database.
+        identity: The worker.
+        queues: The queues that it consumes.
+        models: The models that it has.
+        paused: Why it takes no jobs; None while it does.
+    """
     values = {
         "role": identity.role,
         "concurrency": identity.concurrency,
         "providers": identity.providers,
         "queues": list(queues),
+        "models": [asdict(model) for model in models],
+        "paused": paused,
     }
     statement = upsert(WorkerRow).values(name=identity.name, **values)
     statement = statement.on_conflict_do_update(index_elements=[WorkerRow.name], set_={**values, "seen_at": func.now()})
@@ -84,24 +114,55 @@ def deregister(database: Database, name: str) -> None:
 
 def has_live_worker(database: Database, role: Role, *, within_s: float) -> bool:
     """Returns True if a worker of the role had a recent heartbeat while it consumed the role's first queue."""
-    consumes = WorkerRow.queues.contains([ROLE_QUEUES[role][0]])
-    seen = WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
-    found = exists().where(WorkerRow.role == role, consumes, seen)
+    found = exists().where(WorkerRow.role == role, WorkerRow.queues.contains([ROLE_QUEUES[role][0]]), _seen(within_s))
     with database.connection() as connection:
         return bool(connection.execute(select(found)).scalar_one())
+
+
+def has_consumer(connection: Connection, queue: str, *, besides: Collection[str], within_s: float) -> bool:
+    """Returns True if a worker other than some had a recent heartbeat while it consumed a queue."""
+    others = WorkerRow.name.not_in(besides)
+    found = exists().where(WorkerRow.queues.contains([queue]), others, _seen(within_s))
+    return bool(connection.execute(select(found)).scalar_one())
+
+
+def has_model(database: Database, name: str, version: str | None, *, besides: Collection[str], within_s: float) -> bool:
+    """Returns True if a worker other than some, paused or not, had a recent heartbeat and has a model.
+
+    Args:
+        database: The jobs' database.
+        name: The model.
+        version: Its version; None: any.
+        besides: Names of the workers that do not count.
+        within_s: Age of a recent heartbeat.
+    """
+    wanted = {"name": name} if version is None else {"name": name, "version": version}
+    found = exists().where(WorkerRow.models.contains([wanted]), WorkerRow.name.not_in(besides), _seen(within_s))
+    with database.connection() as connection:
+        return bool(connection.execute(select(found)).scalar_one())
+
+
+def _seen(within_s: float) -> ColumnElement[bool]:
+    return WorkerRow.seen_at > func.now() - timedelta(seconds=within_s)
 
 
 def list_workers(database: Database) -> list[Worker]:
     """All workers with a heartbeat within a day, and the jobs that they run."""
     silent_s = func.extract("epoch", func.now() - WorkerRow.seen_at).label("silent_s")
-    columns = [WorkerRow.name, WorkerRow.role, WorkerRow.concurrency, WorkerRow.providers, WorkerRow.queues]
-    workers = select(*columns, WorkerRow.started_at, silent_s).order_by(WorkerRow.role, WorkerRow.name)
+    columns = [getattr(WorkerRow, each.name) for each in fields(Worker) if each.name not in ("silent_s", "jobs")]
+    workers = select(*columns, silent_s).order_by(WorkerRow.role, WorkerRow.name)
     running = select(JobRow.id, JobRow.lease_owner).where(JobRow.state == JobState.RUNNING)
     with database.connection() as connection:
         jobs = list(connection.execute(running))
         return [
             Worker(
-                **{**row, "role": Role(row["role"]), "silent_s": float(row["silent_s"])},
+                **{
+                    **row,
+                    "role": Role(row["role"]),
+                    "silent_s": float(row["silent_s"]),
+                    # A worker of the version before migration 0007 records none.
+                    "models": [InstalledModel(**model) for model in row["models"] or []],
+                },
                 jobs=[job.id for job in jobs if job.lease_owner == row["name"]],
             )
             for row in connection.execute(workers).mappings()

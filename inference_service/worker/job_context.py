@@ -1,5 +1,6 @@
 """The settings of one worker's jobs, and the connections and sessions of each of its processes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from inference_service.core.settings import Settings
 from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.object_storage import Storage
+from inference_service.worker.self_test import SelfTest
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -29,12 +31,16 @@ class JobContext:
         execution: How models run in this worker.
         scratch_space: For temporary files.
         worker: The worker's name in rows and logs.
+        self_test: Tests the worker's machine.
+        started_at: When the worker started, by the monotonic clock. A new worker does not know the others yet.
     """
 
     settings: Settings
     execution: ExecutionOptions
     scratch_space: ScratchSpace
     worker: str
+    self_test: SelfTest
+    started_at: float = -math.inf
 
     @cached_property
     def database(self) -> Database:

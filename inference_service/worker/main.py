@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from secrets import token_hex
 from typing import Any
@@ -24,12 +25,13 @@ from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.jobs.celery_app import PRIORITY_QUEUE, QUEUES, App, make_app
+from inference_service.jobs.celery_app import QUEUES, App, make_app
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.redis_transport import install
+from inference_service.worker.self_test import SelfTest
 from inference_service.worker.supervisor import Supervisor
 from inference_service.worker.task import TaskHandler, register
 
@@ -63,7 +65,13 @@ def run_worker(role: Role, settings: Settings) -> int:
     limit_response_time()
     scratch_space = ScratchSpace(settings.usable_work_path)
     try:
-        return _run(role, JobContext(settings, execution, scratch_space, worker=_worker_name(role)))
+        worker = _worker_name(role)
+        self_test = SelfTest(settings, scratch_space.path, worker=worker)
+        problem = self_test.problem(with_engine=False)
+        if problem is not None:
+            logger.error("this worker takes no jobs yet: %s", problem)
+            self_test.paused = True
+        return _run(role, JobContext(settings, execution, scratch_space, worker, self_test, time.monotonic()))
     finally:
         scratch_space.close()
 
@@ -72,36 +80,42 @@ def _run(role: Role, context: JobContext) -> int:
     app = make_app(context.settings)
 
     def consumer() -> Any:
-        return getattr(celery_worker, "consumer", None)
+        """Celery's consumer; None until it is connected for the first time."""
+        found = getattr(celery_worker, "consumer", None)
+        return found if getattr(found, "task_consumer", None) is not None else None
 
     def consumed_queues() -> list[str]:
-        tasks = getattr(consumer(), "task_consumer", None)
-        return [queue for queue in QUEUES if tasks is not None and tasks.consuming_from(queue)]
+        return [queue for queue in QUEUES if consumer() is not None and consumer().task_consumer.consuming_from(queue)]
+
+    def consume_wanted_queues(**_: object) -> None:
+        """Adds and removes queues, in the event loop, because Celery's consumer is not thread-safe."""
+        if consumer() is None or supervisor.stopping:
+            return
+        consumed = consumed_queues()
+        wanted = supervisor.wanted_queues
+        for queue in wanted:
+            if queue not in consumed:
+                consumer().add_task_queue(queue)
+        for queue in consumed:
+            if queue not in wanted:
+                consumer().cancel_task_queue(queue)
 
     supervisor = Supervisor(
         context.settings,
         WorkerIdentity(context.worker, role, context.execution.concurrency, list(context.execution.providers)),
         context.scratch_space,
+        context.self_test,
         consumed_queues=consumed_queues,
         messages_taken=_messages_taken,
     )
     register(app, TaskHandler(context), _supervised_request(supervisor))
     on_heartbeat = heartbeat_receiver(
         context.settings.health_path,
-        is_consuming=lambda: bool(consumed_queues()),
+        is_working=lambda: bool(consumed_queues()) or (context.self_test.paused and consumer() is not None),
+        find_problem=lambda: supervisor.problem,
         record=supervisor.record_heartbeat,
     )
-
-    def stand_by(**_: object) -> None:
-        """Adds or removes the priority queue, in the event loop, because Celery's consumer is not thread-safe."""
-        queues = consumed_queues()
-        if queues and supervisor.standby != (PRIORITY_QUEUE in queues):
-            change = consumer().add_task_queue if supervisor.standby else consumer().cancel_task_queue
-            change(PRIORITY_QUEUE)
-
-    _connect_signals(supervisor, on_heartbeat)
-    if role is Role.CPU:
-        signals.heartbeat_sent.connect(stand_by, weak=False)
+    _connect_signals(supervisor, consume_wanted_queues, on_heartbeat)
     celery_worker = _celery_worker(app, role, context)
     try:
         celery_worker.start()
@@ -190,8 +204,10 @@ def _supervised_request(supervisor: Supervisor) -> type[Request]:
     return SupervisedRequest
 
 
-def _connect_signals(supervisor: Supervisor, on_heartbeat: Callable[..., None]) -> None:
+def _connect_signals(supervisor: Supervisor, *receivers: Callable[..., None]) -> None:
+    """Connects the supervisor, and receivers that the event loop calls at its start and then every two seconds."""
     signals.worker_ready.connect(lambda **_: supervisor.start(), weak=False)
-    signals.worker_ready.connect(on_heartbeat, weak=False)
-    signals.heartbeat_sent.connect(on_heartbeat, weak=False)
+    for receiver in receivers:
+        signals.worker_ready.connect(receiver, weak=False)
+        signals.heartbeat_sent.connect(receiver, weak=False)
     signals.worker_shutting_down.connect(lambda **_: supervisor.begin_shutdown(), weak=False)

@@ -23,8 +23,8 @@ _SETTLED_AFTER = timedelta(seconds=2)
 class Metrics:
     """The metrics of one worker, in a registry of their own.
 
-    Counters and histograms cover the jobs that this worker ended. Gauges describe the whole service, so that every
-    worker reports the same values.
+    Counters and histograms cover the jobs that this worker ended. Gauges of jobs and queues describe the whole service,
+    so that every worker reports the same values.
 
     Args:
         worker: The worker's name.
@@ -72,6 +72,11 @@ class Metrics:
         self._lease_age = Gauge(
             "inference_lease_age_seconds",
             "Seconds since the stalest running lease was renewed.",
+            registry=self.registry,
+        )
+        self._paused = Gauge(
+            "inference_worker_paused",
+            "1 while this worker takes no jobs because its self-test fails, else 0.",
             registry=self.registry,
         )
         self._create_series()
@@ -141,6 +146,10 @@ class Metrics:
         """Sets the number of waiting messages of each queue."""
         for queue, depth in redis.depths.items():
             self._queue_depth.labels(queue).set(depth)
+
+    def set_paused(self, paused: bool) -> None:
+        """Sets whether the worker is paused."""
+        self._paused.set(paused)
 
     def mark_sweep(self) -> None:
         """Records that a sweep is complete."""

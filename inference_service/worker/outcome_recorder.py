@@ -2,15 +2,18 @@
 
 import json
 import logging
+import time
 
-from inference_service.core.errors import GpuError, ServiceError, TransientError
+from inference_service.core.errors import GpuError, ModelError, ServiceError, StorageUnavailable, TransientError
 from inference_service.core.progress import StageClock
 from inference_service.jobs import attempts
+from inference_service.jobs.worker_registry import has_model
 from inference_service.worker.job_context import JobContext
 
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_DELAY_S = 300.0
+_MAX_DOUBLINGS = 30
 
 
 class OutcomeRecorder:
@@ -35,9 +38,19 @@ class OutcomeRecorder:
         return recorded
 
     def record_failure(self, error: ServiceError) -> None:
-        """Queues the job for another attempt if the error is transient and one is left, and ends the job otherwise."""
-        if isinstance(error, TransientError) and self._claim.attempts_left > 0:
-            self._schedule_retry(error)
+        """Queues the job for another attempt, or ends it.
+
+        It gets another attempt if the error is transient and one is left. An attempt does not count if this machine is
+        at fault, or if another worker has the model that this one lacks or cannot use.
+        """
+        problem = self._context.self_test.problem_behind(error)
+        if problem is not None:
+            logger.error("attempt %d does not count: this worker is at fault: %s", self._claim.attempt, problem)
+            self._schedule_retry(error, counts=False)
+        elif isinstance(error, ModelError) and self._model_may_be_elsewhere():
+            self._schedule_retry(error, counts=False, elsewhere=True)
+        elif isinstance(error, TransientError) and self._claim.attempts_left > 0:
+            self._schedule_retry(error, elsewhere=isinstance(error, StorageUnavailable))
         else:
             self._end_job(error)
 
@@ -46,10 +59,28 @@ class OutcomeRecorder:
         if isinstance(reason, ServiceError):
             self._write_failure(reason)
 
-    def _schedule_retry(self, error: TransientError) -> None:
+    def _model_may_be_elsewhere(self) -> bool:
+        """Whether another worker that has not tried yet has the job's model, or may have it."""
+        context = self._context
+        alive_s = context.settings.cpu_standby_s
+        if time.monotonic() < context.started_at + alive_s:
+            # The others may be starting, too.
+            return True
+        request = self._claim.request or {}
+        return context.retry_database(
+            has_model,
+            context.database,
+            str(request.get("model")),
+            request.get("model_version"),
+            besides=self._claim.avoided_workers | {self._claim.worker},
+            within_s=alive_s,
+        )
+
+    def _schedule_retry(self, error: ServiceError, *, counts: bool = True, elsewhere: bool = False) -> None:
         settings = self._context.settings
-        counted = settings.max_attempts - self._claim.attempts_left
-        delay_s = min(settings.retry_delay_s * 2 ** (counted - 1), _MAX_RETRY_DELAY_S)
+        # Attempts that do not count have no limit, so all of them lengthen the delay.
+        earlier = settings.max_attempts - self._claim.attempts_left if counts else self._claim.attempt
+        delay_s = min(settings.retry_delay_s * 2 ** min(earlier - 1, _MAX_DOUBLINGS), _MAX_RETRY_DELAY_S)
         logger.warning("attempt %d failed, next attempt in %.0f s: %s", self._claim.attempt, delay_s, error)
         logger.debug("cause of the failure", exc_info=error)
         held = self._context.retry_database(
@@ -59,6 +90,8 @@ class OutcomeRecorder:
             delay_s=delay_s,
             detail=error.code,
             on_cpu=isinstance(error, GpuError),
+            counts=counts,
+            elsewhere=elsewhere,
         )
         if not held:
             logger.warning("attempt %d: retry not recorded: another attempt holds the job", self._claim.attempt)

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError
+from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, worker_registry
-from inference_service.jobs.celery_app import RedisState, fetch_redis_state, make_app
+from inference_service.jobs.celery_app import QUEUES, RedisState, fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage
 from inference_service.worker.metrics import Metrics
+from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ _HEARTBEAT_LIMIT_S = 10.0
 _SERVER_TIMEOUT_S = 5.0
 # A worker that still runs this long after the end of its shutdown grace period hangs.
 _HANG_LIMIT_S = 30.0
+_MODELS_PERIOD_S = 60.0
+_MAX_TEST_DELAY_S = 60.0
 
 
 class Supervisor:
@@ -40,6 +43,7 @@ class Supervisor:
         settings: The worker's settings.
         identity: The worker's name, role, concurrency and providers.
         scratch_space: The worker's temporary files.
+        self_test: Tests the worker's machine.
         consumed_queues: Returns the queues that the worker consumes now.
         messages_taken: Returns the number of messages taken so far; None while a message is being handled.
         kill: Kills the worker's process.
@@ -50,6 +54,7 @@ class Supervisor:
         settings: Settings,
         identity: worker_registry.WorkerIdentity,
         scratch_space: ScratchSpace,
+        self_test: SelfTest,
         *,
         consumed_queues: Callable[[], Sequence[str]],
         messages_taken: Callable[[], int | None],
@@ -58,6 +63,7 @@ class Supervisor:
         self._settings = settings
         self._identity = identity
         self._scratch_space = scratch_space
+        self._self_test = self_test
         self._consumed_queues = consumed_queues
         self._messages_taken = messages_taken
         self._kill = kill
@@ -77,8 +83,25 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self.gave_up = False
         """True once the supervisor has stopped the worker because the worker took no messages."""
-        self.standby = False
-        """True while this CPU worker is to consume the priority queue too."""
+        self.problem: str | None = None
+        """Why the worker is paused; None if it is not, or if that is not known yet."""
+        self._standby = False
+        self._test_at = 0.0
+        self._test_delay_s = settings.sweep_period_s
+        self._models: list[worker_registry.InstalledModel] = []
+        self._models_at = 0.0
+
+    @property
+    def wanted_queues(self) -> Sequence[str]:
+        """The queues that the worker is to consume now."""
+        if self._self_test.paused:
+            return ()
+        return QUEUES if self._standby else worker_registry.ROLE_QUEUES[self._identity.role]
+
+    @property
+    def stopping(self) -> bool:
+        """True once the worker was asked to stop."""
+        return self._stop_at is not None
 
     def start(self) -> None:
         """Starts the thread. Call it after the children are forked."""
@@ -148,8 +171,10 @@ class Supervisor:
             self._recover_own_jobs()
             if last:
                 worker_registry.deregister(self._database, self._identity.name)
-            elif time.monotonic() - self._heartbeat_at < _HEARTBEAT_LIMIT_S:
-                worker_registry.record_heartbeat(self._database, self._identity, queues=self._consumed_queues())
+            else:
+                self._refresh_models()
+                self._repeat_test()
+                self._report_alive()
             self._metrics.count_ended(self._sweeper.recover_jobs())
             self._metrics.refresh(lease_s=self._settings.lease_s)
             redis = fetch_redis_state(self._app)
@@ -168,6 +193,43 @@ class Supervisor:
             logger.warning("sweep ended early; the next one does the rest: %s", error)
         except Exception:
             logger.exception("sweep failed; the next one tries again")
+
+    def _refresh_models(self) -> None:
+        """Reads the list of models now and then. Without any model the worker is paused."""
+        if time.monotonic() < self._models_at:
+            return
+        self._models_at = time.monotonic() + _MODELS_PERIOD_S
+        try:
+            self._models = self._self_test.installed_models()
+        except StorageUnavailable:
+            self._models = []
+        if not self._models:
+            self._self_test.paused = True
+
+    def _repeat_test(self) -> None:
+        """Tests the machine again while the worker is paused, at growing intervals, until the test passes."""
+        if not self._self_test.paused or time.monotonic() < self._test_at:
+            return
+        self.problem = self._self_test.problem(with_engine=True)
+        if self.problem is None:
+            self._self_test.paused = False
+            self._test_delay_s = self._settings.sweep_period_s
+            logger.warning("this worker takes jobs again: its self-test passes")
+        else:
+            logger.error("this worker takes no jobs, next test in %.0f s: %s", self._test_delay_s, self.problem)
+            self._test_at = time.monotonic() + self._test_delay_s
+            self._test_delay_s = min(2 * self._test_delay_s, _MAX_TEST_DELAY_S)
+        self._metrics.set_paused(self._self_test.paused)
+
+    def _report_alive(self) -> None:
+        if time.monotonic() - self._heartbeat_at < _HEARTBEAT_LIMIT_S:
+            worker_registry.record_heartbeat(
+                self._database,
+                self._identity,
+                queues=self._consumed_queues(),
+                models=self._models,
+                paused=self.problem,
+            )
 
     def _recover_own_jobs(self) -> None:
         """Recovers the jobs of this worker's dead children, and after the grace period all jobs that it holds."""
@@ -197,18 +259,18 @@ class Supervisor:
         standby = not worker_registry.has_live_worker(
             self._database, worker_registry.Role.GPU, within_s=self._settings.cpu_standby_s
         )
-        if standby and not self.standby:
+        if standby and not self._standby:
             logger.info("this CPU worker now also takes the priority queue: no GPU worker is alive")
-        elif self.standby and not standby:
+        elif self._standby and not standby:
             logger.info("this CPU worker no longer takes the priority queue: a GPU worker is alive")
-        self.standby = standby
+        self._standby = standby
 
     def _stop_if_stalled(self, redis: RedisState) -> None:
         """Stops a worker that takes no message while some wait, which can happen after a lost connection."""
         now = time.monotonic()
         taken = self._messages_taken()
         waiting = any(redis.depths[queue] for queue in worker_registry.ROLE_QUEUES[self._identity.role])
-        if taken is None or not waiting or taken != self._idle_messages:
+        if self._self_test.paused or taken is None or not waiting or taken != self._idle_messages:
             self._idle_messages = taken
             self._idle_since = now
         elif now - self._idle_since > 2 * self._settings.lease_s:

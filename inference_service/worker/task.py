@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 # Pause before a message that cannot be handled now goes back to its queue.
 _REQUEUE_PAUSE_S = 5.0
+# Pause before a message that is for other workers goes back to its queue.
+_OTHERS_PAUSE_S = 1.0
+
+
+class WorkerPaused(Exception):
+    """This worker takes no jobs now: the message goes back to its queue."""
 
 
 def register(app: App, handler: "TaskHandler", request_class: type[Request]) -> None:
@@ -44,6 +50,9 @@ def register(app: App, handler: "TaskHandler", request_class: type[Request]) -> 
             # A MemoryError would make Celery's parent process exit. If the job was claimed, its lease expires.
             logger.warning("message returned to its queue: out of memory")
             raise _returned("out_of_memory") from error
+        except (WorkerPaused, attempts.LeftToAnother) as error:
+            # Not for long: other workers may be there for the message, or not.
+            raise _returned("left to other workers", pause_s=_OTHERS_PAUSE_S) from error
         except GpuFailed as error:
             # The job is already queued again. Further jobs on the GPU would fail in this process too.
             reason = short_message(str(error.__cause__))
@@ -55,9 +64,9 @@ def register(app: App, handler: "TaskHandler", request_class: type[Request]) -> 
             raise _returned("internal_error") from error
 
 
-def _returned(reason: str) -> Reject:
+def _returned(reason: str, *, pause_s: float = _REQUEUE_PAUSE_S) -> Reject:
     """Returns, after a pause, the error by which Celery gives the message back to its queue."""
-    time.sleep(_REQUEUE_PAUSE_S)
+    time.sleep(pause_s)
     return Reject(reason, requeue=True)
 
 
@@ -76,8 +85,12 @@ class TaskHandler:
 
         Raises:
             DatabaseUnavailable: Nothing could be recorded; the message must stay in the queue.
+            WorkerPaused: This worker takes no jobs now; the message must stay in the queue.
+            LeftToAnother: The job avoids this worker; the message must stay in the queue.
             GpuFailed: The failure is recorded, and this process must exit.
         """
+        if self._context.self_test.paused:
+            raise WorkerPaused
         job_id = _uuid(message.get("job_id")) or _uuid(task_id)
         if job_id is None:
             logger.error("dropped a message whose job_id is not a UUID")
@@ -100,6 +113,7 @@ class TaskHandler:
             worker=context.worker,
             lease_s=context.settings.lease_s,
             max_attempts=context.settings.max_attempts,
+            alive_s=context.settings.cpu_standby_s,
         )
         if claim is None:
             logger.info("nothing to do: the job is finished, not due yet, or runs on another worker")

@@ -150,11 +150,15 @@ def test_a_raw_message_runs(identities: Identities, upstream: Client, reference:
 
 
 @pytest.mark.usefixtures("nothing_refused")
-def test_an_upstream_cancels_a_queued_job(upstream: Client, reference: InputReference) -> None:
+def test_an_upstream_cancels_a_queued_job_and_retries_it(upstream: Client, reference: InputReference) -> None:
     # No worker has the model, so that the job may be cancelled before or after it is claimed, but never succeeds.
     job_id = upstream.submit(SegmentRequest(input=reference, model="none"))
+    for _ in range(2):
+        upstream.cancel(job_id)
+        assert upstream.wait(job_id, timeout_s=LIMIT_S).state in {JobState.CANCELLED, JobState.FAILED}
+        upstream.retry(job_id)
+    assert "retried" in {change.detail for change in upstream.transitions(job_id)}
     upstream.cancel(job_id)
-    assert upstream.wait(job_id, timeout_s=LIMIT_S).state in {JobState.CANCELLED, JobState.FAILED}
 
 
 @pytest.mark.usefixtures("nothing_refused")

@@ -97,11 +97,14 @@ def test_the_storage_is_away_for_a_while(service: Service, when: str, away_s: fl
     assert [state for state, *_ in service.transitions(job_id)] == ["queued", "running", "succeeded"]
 
 
-def test_a_longer_outage_costs_attempts(service: Service) -> None:
-    with service.worker(OUTAGE_PATIENCE_S="1", MAX_ATTEMPTS="10"):
+def test_a_longer_outage_pauses_the_worker_and_costs_no_attempt(service: Service) -> None:
+    with service.worker(OUTAGE_PATIENCE_S="0.5", MAX_ATTEMPTS="1") as worker:
         service.servers.s3.kill()
-        job_id = service.submit()
-        service.until(job_id, lambda job: job.attempt == 3)
+        jobs = [service.submit("quick") for _ in range(3)]
+        until_log_says(worker, "this worker takes no jobs, next test in")
+        service.until_queues(worker, [])
         service.servers.s3.start()
-        service.assert_succeeded(job_id)
-    assert ("queued", 1, "storage_unavailable") in service.transitions(job_id)
+        service.assert_succeeded(*jobs)
+        until_log_says(worker, "this worker takes jobs again")
+    (paused,) = [job_id for job_id in jobs if len(service.transitions(job_id)) > 3]
+    assert ("queued", 1, "storage_unavailable") in service.transitions(paused)

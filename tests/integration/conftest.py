@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +21,7 @@ from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow
 from inference_service.worker.job_context import JobContext
+from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
 from inference_service.worker.task import TaskHandler
 
@@ -57,7 +58,9 @@ def make_handler(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., T
             scratch_space = ScratchSpace(tmp_path)
             stack.callback(scratch_space.close)
             own = settings.model_copy(update={"outage_patience_s": 0.1, "retry_delay_s": 0.0, **changes})
-            return TaskHandler(JobContext(own, execution, scratch_space, worker="w"))
+            worker = f"w-{uuid4()}"
+            self_test = SelfTest(own, scratch_space.path, worker=worker)
+            return TaskHandler(JobContext(own, execution, scratch_space, worker, self_test))
 
         yield make
 

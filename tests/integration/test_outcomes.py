@@ -1,12 +1,9 @@
 """The outcome of an attempt that fails: retried, ended, or left in the queue."""
 
-import errno
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -20,39 +17,12 @@ from inference_service.core.errors import (
     ServiceError,
 )
 from inference_service.core.execution import CPU, ExecutionOptions
-from inference_service.embedded.servers import Servers
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.jobs import job_store, recovery
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
 from inference_service.worker.task import TaskHandler
-
-
-def test_an_outage_of_the_storage_queues_the_job_for_another_attempt(
-    handler: TaskHandler, database: Database, servers: Servers, request_for_scan: Request
-) -> None:
-    servers.s3.stop()
-    try:
-        job = run(handler, database, request_for_scan)
-    finally:
-        servers.s3.start()
-    assert (job.state, job.attempt, job.error_code) == (JobState.QUEUED, 1, None)
-    assert job_store.transitions(database, job.id)[-1].detail == "storage_unavailable"
-    handler.handle({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
-    assert get(database, job.id).state is JobState.SUCCEEDED
-
-
-def test_the_last_attempt_records_the_error_of_a_lasting_outage(
-    make_handler: Callable[..., TaskHandler], database: Database, servers: Servers, request_for_scan: Request
-) -> None:
-    servers.s3.stop()
-    try:
-        job = run(make_handler(max_attempts=1), database, request_for_scan)
-    finally:
-        servers.s3.start()
-    assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
 
 
 def test_an_outage_of_the_database_leaves_the_message_in_the_queue(make_handler: Callable[..., TaskHandler]) -> None:
@@ -169,15 +139,3 @@ def test_a_process_whose_gpu_failed_exits_even_if_the_failure_cannot_be_recorded
     job_id = str(uuid4())
     with pytest.raises(GpuFailed):
         handler.handle({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
-
-
-def test_a_full_disk_fails_the_attempt(
-    handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Storage, "fetch", full)
-    job = run(handler, database, request_for_scan)
-    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
-    assert job_store.transitions(database, job.id)[-1].detail == "storage_unavailable"

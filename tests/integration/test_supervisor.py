@@ -1,6 +1,7 @@
 """The supervisor of a worker, against the real servers."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
-from inference_service.jobs.worker_registry import Role, WorkerIdentity
+from inference_service.jobs.database import Database
+from inference_service.jobs.worker_registry import Role, Worker, WorkerIdentity, list_workers
+from inference_service.worker import self_test as self_test_module
 from inference_service.worker import supervisor
+from inference_service.worker.self_test import SelfTest
 from inference_service.worker.supervisor import Supervisor
 
 
@@ -29,6 +33,7 @@ def test_a_worker_that_does_not_stop_is_killed(
         settings.model_copy(update={"shutdown_grace_s": 0.0, "sweep_period_s": 0.1}),
         WorkerIdentity("hanging", Role.CPU, 1, ["CPUExecutionProvider"]),
         scratch_space,
+        SelfTest(settings, scratch_space.path, worker="hanging"),
         consumed_queues=lambda: ["overflow"],
         messages_taken=lambda: None,
         kill=killed.set,
@@ -37,4 +42,46 @@ def test_a_worker_that_does_not_stop_is_killed(
     assert not killed.wait(1.0)
     watching.begin_shutdown()
     assert killed.wait(30)
+    watching.stop()
+
+
+def test_a_paused_worker_says_why_and_takes_jobs_again_once_its_self_test_passes(
+    settings: Settings,
+    scratch_space: ScratchSpace,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    self_test = SelfTest(settings, scratch_space.path, worker="sick")
+    self_test.paused = True
+    watching = Supervisor(
+        settings.model_copy(update={"sweep_period_s": 0.1}),
+        WorkerIdentity("sick", Role.CPU, 1, ["CPUExecutionProvider"]),
+        scratch_space,
+        self_test,
+        consumed_queues=lambda: watching.wanted_queues,
+        messages_taken=lambda: None,
+    )
+
+    def row(*, paused: bool) -> Worker:
+        """Waits until the worker's row says that it is paused, or not."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for worker in list_workers(database):
+                if worker.name == "sick" and (worker.paused is not None) == paused:
+                    return worker
+            time.sleep(0.05)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_test_module, "_MIN_FREE_DISK_BYTES", 2**63)
+        watching.start()
+        paused = row(paused=True)
+        assert "is full" in str(paused.paused)
+        assert paused.queues == []
+        assert "ct-tissue" in {model.name for model in paused.models}
+        assert "this worker takes no jobs, next test in" in caplog.text
+    well = row(paused=False)
+    assert well.queues[-1:] == ["overflow"]
+    assert "this worker takes jobs again" in caplog.text
     watching.stop()

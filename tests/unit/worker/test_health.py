@@ -1,28 +1,51 @@
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from inference_service.worker.health import heartbeat_receiver, is_fresh
+from inference_service.worker.health import heartbeat_receiver, is_fresh, pause_reason
 
 MINUTE = timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("consuming", [False, True])
-def test_a_worker_has_a_heartbeat_only_while_it_consumes(tmp_path: Path, consuming: bool) -> None:
+def receiver(
+    path: Path | None, recorded: list[bool], *, working: bool = True, problem: list[str]
+) -> Callable[..., None]:
+    return heartbeat_receiver(
+        path,
+        is_working=lambda: working,
+        find_problem=lambda: problem[-1] if problem else None,
+        record=lambda: recorded.append(True),
+    )
+
+
+@pytest.mark.parametrize("working", [False, True])
+def test_a_worker_has_a_heartbeat_only_while_it_works(tmp_path: Path, working: bool) -> None:
     path = tmp_path / "worker.health"
     recorded: list[bool] = []
-    heartbeat_receiver(path, is_consuming=lambda: consuming, record=lambda: recorded.append(True))(sender=None)
-    assert is_fresh(path, within=MINUTE) == consuming
-    assert recorded == [True] * consuming
+    receiver(path, recorded, working=working, problem=[])(sender=None)
+    assert is_fresh(path, within=MINUTE) == working
+    assert recorded == [True] * working
 
 
 def test_a_heartbeat_without_a_health_file_is_recorded() -> None:
     recorded: list[bool] = []
-    heartbeat_receiver(None, is_consuming=lambda: True, record=lambda: recorded.append(True))()
+    receiver(None, recorded, problem=[])()
     assert recorded == [True]
+
+
+def test_the_file_says_why_a_worker_is_paused(tmp_path: Path) -> None:
+    path = tmp_path / "worker.health"
+    problem = ["the disk is full"]
+    beat = receiver(path, [], problem=problem)
+    beat()
+    assert pause_reason(path) == "the disk is full"
+    problem.append("")
+    beat()
+    assert pause_reason(path) is None
 
 
 @pytest.mark.parametrize(("age_s", "fresh"), [(0, True), (50, True), (70, False), (10**6, False)])

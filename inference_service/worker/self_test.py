@@ -1,0 +1,137 @@
+"""Tests whether this worker's machine can run jobs, and keeps the worker from jobs while it cannot.
+
+A machine that cannot would be the fastest to take the jobs of all others, and to fail them. It is tested before the
+worker takes its first job, and after each failure that may be its fault. The supervisor repeats a failed test.
+"""
+
+import mmap
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from inference_service.core.errors import (
+    ConfigurationError,
+    InternalError,
+    ModelInvalid,
+    ServiceError,
+    StorageRefused,
+    StorageUnavailable,
+)
+from inference_service.core.execution import CPU
+from inference_service.core.settings import Settings
+from inference_service.engine.model_registry import list_models, read_model
+from inference_service.engine.providers import run_probe
+from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.worker_registry import InstalledModel
+
+# Short, because the lease of the attempt that failed is not renewed during its worker's test.
+_STORAGE_TIMEOUT_S = 5.0
+# No scan fits into less. Jobs whose files are larger than the free space fail, and go to other workers.
+_MIN_FREE_DISK_BYTES = 64 * 2**20
+_WRITTEN_BYTES = 4096
+
+
+class SelfTest:
+    """The tests of one worker's machine, and whether the worker is paused. Its child processes share the latter.
+
+    Args:
+        settings: The worker's settings.
+        scratch_path: Folder of the worker's temporary files.
+        worker: Name of the worker.
+    """
+
+    def __init__(self, settings: Settings, scratch_path: Path, *, worker: str) -> None:
+        self._settings = settings
+        self._scratch_path = scratch_path
+        root = (settings.output_prefix_root or "").removesuffix("/")
+        self._key = "/".join(filter(None, (root, "self-tests", worker)))
+        # Shared with children that are forked later.
+        self._paused = mmap.mmap(-1, 1)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the worker takes no jobs because a test has failed."""
+        return self._paused[0] != 0
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused[0] = int(paused)
+
+    def problem(self, *, with_engine: bool) -> str | None:
+        """Tests the machine.
+
+        Args:
+            with_engine: Whether to test ONNX Runtime too, which takes a second or more.
+
+        Returns:
+            The first problem; None if there is none.
+        """
+        tests: list[Callable[[], object]] = [self._test_disk, self._test_models, self._test_storage]
+        if with_engine:
+            tests.append(self._test_engine)
+        for test in tests:
+            try:
+                test()
+            except ServiceError as error:
+                return error.message
+        return None
+
+    def problem_behind(self, error: ServiceError) -> str | None:
+        """Tests the machine if it may be the reason for a job's error, and pauses the worker if it is.
+
+        Returns:
+            The problem of the machine; None if the error is the job's own.
+        """
+        if not isinstance(error, StorageUnavailable | InternalError):
+            return None
+        problem = self.problem(with_engine=isinstance(error, InternalError))
+        if problem is not None:
+            self.paused = True
+        return problem
+
+    def installed_models(self) -> list[InstalledModel]:
+        """Lists the models of this machine.
+
+        Raises:
+            StorageUnavailable: The models cannot be read.
+        """
+        found = []
+        for folder in list_models(self._settings.models_path):
+            # Its author's fault, not the machine's.
+            with suppress(ModelInvalid):
+                model = read_model(folder)
+                found.append(InstalledModel(model.manifest.name, model.manifest.version, model.manifest_sha256))
+        return found
+
+    def _test_disk(self) -> None:
+        try:
+            with tempfile.TemporaryFile(dir=self._scratch_path) as file:
+                file.write(bytes(_WRITTEN_BYTES))
+            free_bytes = shutil.disk_usage(self._scratch_path).free
+        except OSError as error:
+            raise ConfigurationError(f"no temporary file can be written to WORK_PATH: {error.strerror}") from error
+        if free_bytes < _MIN_FREE_DISK_BYTES:
+            raise ConfigurationError(
+                f"the disk with the temporary files (WORK_PATH) is full: {free_bytes} bytes are free, "
+                f"and at least {_MIN_FREE_DISK_BYTES} are needed"
+            )
+
+    def _test_models(self) -> None:
+        if not self.installed_models():
+            raise ConfigurationError("no model is installed under MODELS_PATH")
+
+    def _test_storage(self) -> None:
+        bucket = self._settings.minio_output_bucket
+        with closing(Storage(self._settings, read_timeout_s=_STORAGE_TIMEOUT_S)) as storage:
+            storage.try_out(bucket, self._key)
+            # Jobs succeed without the right to remove.
+            with suppress(StorageRefused):
+                storage.remove(bucket, self._key)
+
+    def _test_engine(self) -> None:
+        # Without its GPU a worker goes on: the jobs run on a CPU.
+        if any(result.provider == CPU and result.reason is None for result in run_probe()):
+            return
+        raise ConfigurationError("ONNX Runtime does not work any more; `inference-service providers` tells more")

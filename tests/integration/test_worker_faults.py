@@ -1,0 +1,273 @@
+"""Faults of a worker's machine: they end no job, and pause the worker until its machine is in order."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from jobs_in_process import Request, get, run
+from pydantic import SecretStr
+from sqlalchemy import delete
+
+from inference_service.core.errors import ModelInvalid, StorageRefused
+from inference_service.core.settings import Settings
+from inference_service.embedded.servers import Servers
+from inference_service.engine.providers import ProbeResult
+from inference_service.jobs import attempts, job_store, worker_registry
+from inference_service.jobs.database import Database
+from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.schema import JobState, WorkerRow
+from inference_service.jobs.worker_registry import InstalledModel, Role, WorkerIdentity
+from inference_service.worker import self_test
+from inference_service.worker.task import TaskHandler, WorkerPaused
+
+MODEL = InstalledModel("ct-tissue", "1", "0" * 64)
+MakeHandler = Callable[..., TaskHandler]
+
+
+@pytest.fixture(autouse=True)
+def no_other_workers(database: Database) -> None:
+    with database.begin() as connection:
+        connection.execute(delete(WorkerRow))
+
+
+@contextmanager
+def other_worker(
+    database: Database, *, queues: list[str] | None = None, models: list[InstalledModel]
+) -> Iterator[None]:
+    """A live worker, which by default consumes the overflow queue."""
+    identity = WorkerIdentity(f"other-{uuid4()}", Role.CPU, 1, [])
+    worker_registry.record_heartbeat(
+        database, identity, queues=["overflow"] if queues is None else queues, models=models
+    )
+    yield
+    worker_registry.deregister(database, identity.name)
+
+
+def mark_sent(database: Database, job_id: UUID) -> None:
+    with database.begin() as connection:
+        job = job_store.UnsentJob(job_id, {}, get(database, job_id).attempt)
+        job_store.mark_dispatched(connection, job, queue="overflow", redis_run_id="x")
+
+
+def deliver(handler: TaskHandler, database: Database, job: job_store.Job) -> job_store.Job:
+    """Delivers a job's message to a worker."""
+    handler.handle({"job_id": str(job.id), "request": job.request}, task_id=str(job.id))
+    return get(database, job.id)
+
+
+def claim(database: Database, job: job_store.Job) -> attempts.Claim:
+    found = attempts.claim(database, job.id, worker="x", lease_s=30, max_attempts=3)
+    assert found is not None
+    return found
+
+
+def assert_does_not_count(handler: TaskHandler, database: Database, job: job_store.Job, detail: str) -> None:
+    """The job waits for an attempt as if there had been none, and the worker takes no further one."""
+    assert (job.state, job.attempt, job.error_code) == (JobState.QUEUED, 1, None)
+    assert job_store.transitions(database, job.id)[-1].detail == detail
+    with pytest.raises(WorkerPaused):
+        deliver(handler, database, job)
+    assert (get(database, job.id).state, get(database, job.id).attempt) == (JobState.QUEUED, 1)
+    assert claim(database, job).attempts_left == 2
+
+
+def test_a_stale_key_is_no_fault_of_the_job(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request
+) -> None:
+    handler = make_handler(minio_secret_key=SecretStr("0" * 40), max_attempts=1)
+    assert_does_not_count(handler, database, run(handler, database, request_for_scan), "storage_unavailable")
+
+
+def test_an_outage_of_the_storage_is_no_fault_of_the_job(
+    make_handler: MakeHandler, database: Database, servers: Servers, request_for_scan: Request
+) -> None:
+    handler = make_handler(max_attempts=1)
+    servers.s3.stop()
+    try:
+        job = run(handler, database, request_for_scan)
+    finally:
+        servers.s3.start()
+    assert_does_not_count(handler, database, job, "storage_unavailable")
+
+
+def test_a_full_disk_is_no_fault_of_the_job(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Storage, "fetch", full)
+    monkeypatch.setattr(self_test, "_MIN_FREE_DISK_BYTES", 2**63)
+    handler = make_handler(max_attempts=1)
+    assert_does_not_count(handler, database, run(handler, database, request_for_scan), "storage_unavailable")
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_broken_engine_is_no_fault_of_the_job(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("libonnxruntime.so: cannot open shared object file")
+
+    monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", broken)
+    monkeypatch.setattr(self_test, "run_probe", lambda: (ProbeResult("CPUExecutionProvider", "it is gone"),))
+    handler = make_handler(max_attempts=1)
+    assert_does_not_count(handler, database, run(handler, database, request_for_scan), "internal_error")
+
+
+def test_unreadable_models_are_no_fault_of_the_job(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    handler = make_handler(max_attempts=1)
+    assert_does_not_count(handler, database, run(handler, database, request_for_scan), "storage_unavailable")
+
+
+def test_a_refused_object_is_the_jobs_fault_and_is_tried_elsewhere_first(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise StorageRefused("the object storage denies access (AccessDenied)")
+
+    monkeypatch.setattr(Storage, "fetch", refused)
+    handler = make_handler(max_attempts=2)
+    job = run(handler, database, request_for_scan)
+    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+    mark_sent(database, job.id)
+    with other_worker(database, models=[]), pytest.raises(attempts.LeftToAnother):
+        deliver(handler, database, job)
+    with other_worker(database, queues=["priority"], models=[]):
+        job = deliver(handler, database, job)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "storage_unavailable")
+
+
+def test_a_job_that_no_disk_can_hold_fails(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Storage, "fetch", full)
+    job = run(make_handler(max_attempts=1), database, request_for_scan)
+    assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
+
+
+@pytest.mark.parametrize("version", [None, "1"])
+def test_a_model_that_another_worker_has_is_left_to_it(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, tmp_path: Path, version: str | None
+) -> None:
+    lacking = make_handler(models_path=install(tmp_path, "another"))
+    request = {**request_for_scan, "model_version": version}
+    with other_worker(database, models=[MODEL]):
+        job = run(lacking, database, request)
+        assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+        mark_sent(database, job.id)
+        with pytest.raises(attempts.LeftToAnother):
+            deliver(lacking, database, job)
+    assert deliver(make_handler(), database, job).state is JobState.SUCCEEDED
+
+
+def install(tmp_path: Path, name: str) -> Path:
+    """A folder of models that has a copy of one under another name, whose manifest is of the original."""
+    models = tmp_path / "models"
+    shutil.copytree(Path(os.environ["MODELS_PATH"]) / "ct-tissue", models / "ct-tissue")
+    manifest = models / "ct-tissue" / "1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"ct-tissue"', f'"{name}"'))
+    (models / "ct-tissue").rename(models / name)
+    return models
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [([], {}), ([MODEL], {"model_version": "2"}), ([InstalledModel("ct-chest", "1", "0" * 64)], {})],
+    ids=["no-model", "another-version", "another-model"],
+)
+def test_a_model_that_no_live_worker_has_is_not_found(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    tmp_path: Path,
+    held: list[InstalledModel],
+    asked: Request,
+) -> None:
+    lacking = make_handler(models_path=install(tmp_path, "another"))
+    with other_worker(database, models=held):
+        job = run(lacking, database, {**request_for_scan, **asked})
+    assert (job.state, job.error_code) == (JobState.FAILED, "model_not_found")
+
+
+def test_a_model_that_a_paused_worker_has_is_waited_for(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, tmp_path: Path
+) -> None:
+    lacking = make_handler(models_path=install(tmp_path, "another"))
+    with other_worker(database, queues=[], models=[MODEL]):
+        job = run(lacking, database, request_for_scan)
+        assert deliver(lacking, database, job).state is JobState.QUEUED
+    assert deliver(lacking, database, job).error_code == "model_not_found"
+
+
+def test_an_invalid_model_is_tried_once_on_each_worker_that_has_it(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def invalid(*_: Any) -> None:
+        raise ModelInvalid("the network does not fit")
+
+    monkeypatch.setattr("inference_service.worker.attempt_runner.find_model", invalid)
+    handlers = [make_handler(max_attempts=1), make_handler(max_attempts=1)]
+    for handler in handlers:
+        identity = WorkerIdentity(handler._context.worker, Role.CPU, 1, [])
+        worker_registry.record_heartbeat(database, identity, queues=["overflow"], models=[MODEL])
+    job = run(handlers[0], database, request_for_scan)
+    assert job.state is JobState.QUEUED
+    job = deliver(handlers[1], database, job)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "model_invalid")
+
+
+def test_a_new_worker_does_not_judge_that_no_other_has_the_model(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request
+) -> None:
+    handler = make_handler()
+    object.__setattr__(handler._context, "started_at", float("inf"))
+    assert run(handler, database, {**request_for_scan, "model": "none"}).state is JobState.QUEUED
+
+
+def test_the_self_test_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
+    own = settings.model_copy(update={"output_prefix_root": "of/a/tenant"})
+    assert self_test.SelfTest(own, tmp_path, worker="cpu-1@host").problem(with_engine=False) is None
+    with closing(Storage(settings)) as storage:
+        assert not [key for key in storage.list_keys("masks") if "self-tests" in key]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"minio_secret_key": SecretStr("0" * 40)}, "the object storage"),
+        ({"minio_endpoint": "127.0.0.1:1"}, "the object storage does not answer"),
+        ({"models_path": Path("/nowhere")}, "no model is installed under MODELS_PATH"),
+    ],
+    ids=["stale-key", "no-route", "no-model"],
+)
+def test_the_self_test_names_the_problem(
+    settings: Settings, tmp_path: Path, changes: dict[str, object], problem: str
+) -> None:
+    tested = self_test.SelfTest(settings.model_copy(update=changes), tmp_path, worker="w")
+    assert problem in (tested.problem(with_engine=False) or "")
+
+
+def test_the_self_test_finds_a_disk_that_takes_no_file(settings: Settings, tmp_path: Path) -> None:
+    tested = self_test.SelfTest(settings, tmp_path / "gone", worker="w")
+    assert "no temporary file can be written to WORK_PATH" in (tested.problem(with_engine=False) or "")
+
+
+def test_the_self_test_runs_onnx_runtime(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested = self_test.SelfTest(settings, tmp_path, worker="w")
+    assert tested.problem(with_engine=True) is None
+    monkeypatch.setattr(self_test, "run_probe", lambda: (ProbeResult("CPUExecutionProvider", "it is gone"),))
+    assert "ONNX Runtime does not work any more" in (tested.problem(with_engine=True) or "")
