@@ -143,7 +143,7 @@ def test_a_bad_file_fails_with_its_code_and_harms_nothing(
     ("change", "code"),
     [
         ({"input": {"bucket": "volumes", "key": "no/such/key"}}, "input_not_found"),
-        ({"input": {"bucket": "no-such-bucket", "key": "x"}}, "input_not_found"),
+        ({"input": {"bucket": "no-such-bucket", "key": "x"}}, "bad_request"),
         ({"model": "no-such-model"}, "model_not_found"),
         ({"model_version": "99"}, "model_not_found"),
         ({"model": "../../etc"}, "bad_request"),
