@@ -11,11 +11,12 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import RedisError
 
 from inference_service.contract.task_message import TASK_NAME
 from inference_service.core.errors import QueueUnavailable
 from inference_service.core.settings import Settings
+from inference_service.jobs.queue_refusals import refusal
 
 App = Celery
 """The type of the Celery application, for modules that do not import Celery."""
@@ -160,6 +161,4 @@ def mapped_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, RedisError) as error:
-        if isinstance(error.__cause__ or error, AuthenticationError):
-            raise QueueUnavailable("Redis refuses the password, or asks for one") from error
-        raise QueueUnavailable("Redis does not answer") from error
+        raise QueueUnavailable(refusal(error)) from error

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from psycopg2.errors import DeadlockDetected, LockNotAvailable, QueryCanceled, UndefinedTable
+from psycopg2.errors import (
+    DeadlockDetected,
+    InsufficientPrivilege,
+    LockNotAvailable,
+    QueryCanceled,
+    UndefinedColumn,
+    UndefinedTable,
+)
 from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
@@ -136,11 +143,7 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except ProgrammingError as error:
-        if isinstance(error.orig, UndefinedTable):
-            raise DatabaseUnavailable("the tables are missing: run `inference-service migrate`") from error
-        # For example a column that a migration has yet to add, or a privilege that the role lacks.
-        reason = str(error.orig).partition("\n")[0]
-        raise DatabaseUnavailable(f"Postgres refuses: {reason}") from error
+        raise DatabaseUnavailable(_refusal(error.orig)) from error
     except OperationalError as error:
         if isinstance(error.orig, QueryCanceled | LockNotAvailable):
             raise DatabaseUnavailable("Postgres did not answer in time: another session may hold a lock") from error
@@ -158,6 +161,18 @@ def _mapped_errors() -> Iterator[None]:
             if each is not None:
                 each.args = (str(each.args[0]).partition("\nDETAIL:")[0], *each.args[1:])
         raise
+
+
+def _refusal(cause: BaseException | None) -> str:
+    """Returns the public sentence for a statement that Postgres refuses."""
+    reason = str(cause).partition("\n")[0]
+    if isinstance(cause, UndefinedTable):
+        return "the tables are missing: run `inference-service migrate`"
+    if isinstance(cause, UndefinedColumn):
+        return f"the tables are of an earlier version ({reason}): run `inference-service migrate`"
+    if isinstance(cause, InsufficientPrivilege):
+        return f"the role lacks a right ({reason}): run `inference-service migrate`, which grants it"
+    return f"Postgres refuses: {reason}"
 
 
 def migrate(settings: Settings) -> None:

@@ -60,3 +60,22 @@ def grant_rights(database: Database) -> None:
             connection.execute(text(f"REVOKE ALL ON {', '.join(_TABLES)} FROM {role}"))
             for right in RIGHTS[role]:
                 connection.execute(text(f"GRANT {right} TO {role}"))
+
+
+def missing_rights(database: Database) -> list[str]:
+    """Lists the rights of a worker that the role of this connection lacks, such as "INSERT on jobs".
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer, or the tables do not exist.
+    """
+    tables = text(
+        "SELECT privilege || ' on ' || name FROM unnest(CAST(:tables AS text[])) AS name, "
+        "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege "
+        "WHERE NOT has_table_privilege(name, privilege)"
+    )
+    sequence = text(
+        f"SELECT 'USAGE on {_TRANSITIONS}_id_seq' WHERE NOT has_sequence_privilege('{_TRANSITIONS}_id_seq', 'USAGE')"
+    )
+    with database.connection() as connection:
+        missing = list(connection.execute(tables, {"tables": _TABLES}).scalars())
+        return missing + list(connection.execute(sequence).scalars())

@@ -3,15 +3,22 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
 
-from inference_service.core.errors import ServiceError
+from inference_service.core.errors import DatabaseUnavailable, ServiceError, StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, require_models
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect, migrate
-from inference_service.jobs.grants import grant_rights
+from inference_service.jobs.grants import grant_rights, missing_rights
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queue_check import find_memory
+from inference_service.worker.self_test import key_for_test
+
+# S3 refuses a request whose time differs by more.
+_MAX_SKEW_S = 900
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,10 @@ def prepare(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> list[Check]:
-    """Checks whether Redis, Postgres, the object storage, the models and the providers are usable."""
+    """Checks whether a worker with these settings can use Redis, Postgres, the object storage, models and providers.
+
+    It writes what a worker writes, and leaves nothing behind.
+    """
     checks_by_name: dict[str, Callable[[Settings], str]] = {
         "redis": _check_redis,
         "postgres": _check_postgres,
@@ -63,23 +73,42 @@ def check(settings: Settings) -> list[Check]:
 
 
 def _check_redis(settings: Settings) -> str:
-    depths = fetch_redis_state(make_app(settings)).depths
-    return "reachable; " + ", ".join(f"{depth} message(s) waiting in {queue}" for queue, depth in depths.items())
+    app = make_app(settings)
+    depths = fetch_redis_state(app).depths
+    waiting = ", ".join(f"{depth} message(s) waiting in {queue}" for queue, depth in depths.items())
+    return f"takes messages, {find_memory(app)}; {waiting}"
 
 
 def _check_postgres(settings: Settings) -> str:
-    database = connect(settings)
-    found = job_store.count(database)
-    database.close()
-    return f"reachable; {found} job(s)"
+    with closing(connect(settings)) as database:
+        found = job_store.count(database)
+        missing = missing_rights(database)
+    if missing:
+        raise DatabaseUnavailable(
+            f"the role {settings.postgres_user} lacks rights of a worker: {', '.join(missing)}. "
+            "Run `inference-service migrate`, which grants them to the roles of deploy/identities"
+        )
+    return f"readable and writable; {found} job(s)"
 
 
 def _check_storage(settings: Settings) -> str:
-    storage = Storage(settings)
     buckets = dict.fromkeys((settings.minio_input_bucket, *settings.input_buckets, settings.minio_output_bucket))
-    for bucket in buckets:
-        storage.require_bucket(bucket)
-    return f"reachable; buckets {' and '.join(buckets)} exist"
+    key = key_for_test(settings, f"check-{uuid4()}")
+    with closing(Storage(settings)) as storage:
+        for bucket in buckets:
+            storage.require_bucket(bucket)
+        their_time = storage.try_out(settings.minio_output_bucket, key)
+        storage.remove(settings.minio_output_bucket, key)
+    ahead_s = 0.0 if their_time is None else (their_time - datetime.now(UTC)).total_seconds()
+    if abs(ahead_s) > _MAX_SKEW_S:
+        raise StorageUnavailable(
+            f"the clock of the object storage is {ahead_s:+.0f} s from this machine's, and S3 refuses requests from "
+            f"{_MAX_SKEW_S} s on: synchronise the clocks"
+        )
+    return (
+        f"buckets {' and '.join(buckets)} exist; an object was written, read and removed; "
+        f"clock {ahead_s:+.0f} s from this machine's"
+    )
 
 
 def _check_models(settings: Settings) -> str:

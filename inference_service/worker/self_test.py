@@ -33,6 +33,12 @@ _MIN_FREE_DISK_BYTES = 64 * 2**20
 _WRITTEN_BYTES = 4096
 
 
+def key_for_test(settings: Settings, name: str) -> str:
+    """Returns the key of the object with which the object storage is tested, in the bucket of the results."""
+    root = (settings.output_prefix_root or "").removesuffix("/")
+    return "/".join(filter(None, (root, "self-tests", name)))
+
+
 class SelfTest:
     """The tests of one worker's machine, and whether the worker is paused. Its child processes share the latter.
 
@@ -45,8 +51,7 @@ class SelfTest:
     def __init__(self, settings: Settings, scratch_path: Path, *, worker: str) -> None:
         self._settings = settings
         self._scratch_path = scratch_path
-        root = (settings.output_prefix_root or "").removesuffix("/")
-        self._key = "/".join(filter(None, (root, "self-tests", worker)))
+        self._key = key_for_test(settings, worker)
         # Shared with children that are forked later.
         self._paused = mmap.mmap(-1, 1)
 

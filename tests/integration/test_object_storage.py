@@ -7,7 +7,7 @@ from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
-from minio.error import S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
 from inference_service.core.settings import Settings
@@ -111,21 +111,27 @@ def test_wrong_credentials_and_a_dead_server_are_storage_unavailable(
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind"), [(403, "AccessDenied", StorageRefused), (503, "SlowDown", StorageUnavailable)]
+    ("answer", "kind", "sentence"),
+    [
+        (S3Error(Mock(status=403), "AccessDenied", *[None] * 4), StorageRefused, "AccessDenied"),
+        (S3Error(Mock(status=503), "SlowDown", *[None] * 4), StorageUnavailable, "overloaded"),
+        (InvalidResponseError(413, "text/html", "<html>"), StorageRefused, "raise its limit"),
+        (InvalidResponseError(404, "text/html", "<html>"), StorageUnavailable, "HTTP 404"),
+        (ServerError("x", 502), StorageUnavailable, "HTTP 502"),
+        (ServerError("x", 429), StorageUnavailable, "overloaded"),
+    ],
+    ids=["denied", "slow-down", "too-large", "no-backend", "bad-gateway", "too-many"],
 )
 def test_a_refusal_is_told_from_an_outage(
     storage: Storage,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    status: int,
-    code: str,
+    answer: MinioException,
     kind: type[StorageUnavailable],
+    sentence: str,
 ) -> None:
-    def answer(*_: object, **__: object) -> None:
-        raise S3Error(Mock(status=status), code, None, None, None, None)
-
-    monkeypatch.setattr(storage._minio, "stat_object", answer)
-    with pytest.raises(StorageUnavailable, match=code) as caught:
+    monkeypatch.setattr(storage._minio, "stat_object", Mock(side_effect=answer))
+    with pytest.raises(StorageUnavailable, match=sentence) as caught:
         storage.fetch(BUCKET, "any", tmp_path / "target", max_bytes=LIMIT)
     assert type(caught.value) is kind
     assert is_outage(caught.value) == (kind is StorageUnavailable)

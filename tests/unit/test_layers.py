@@ -34,7 +34,7 @@ HOMES: dict[str, set[str]] = {
         "formats.dicom.source_references",
     },
     "prometheus_client": {"worker.metrics"},
-    "redis": {"embedded.servers", "jobs.celery_app", "worker.redis_transport"},
+    "redis": {"embedded.servers", "jobs.celery_app", "jobs.queue_refusals", "worker.redis_transport"},
     "scipy": {
         "segmentation.crop",
         "segmentation.native_grid",
