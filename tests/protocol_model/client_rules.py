@@ -6,14 +6,14 @@ from protocol_model.protocol import (
     Steps,
     changes,
     messages,
-    removed_keys,
     title,
     with_history,
     with_row,
     with_state,
+    with_stored_attempts,
     with_waiting,
 )
-from protocol_model.state import FINAL, Request, World
+from protocol_model.state import FINAL, World
 
 
 def client_submits(setting: Setting, world: World) -> Steps:
@@ -67,13 +67,12 @@ def owner_retries(setting: Setting, world: World) -> Steps:
 
 
 def operator_prunes(setting: Setting, world: World) -> Steps:
-    """A job is pruned long after its end: its row goes, and the objects of its result are removed."""
+    """A job is pruned long after its end: its row goes, and its objects are left to the sweep that removes them."""
     protocol = setting.protocol
     for job, row in enumerate(world.database.rows):
         ended = row.state in FINAL or (row.state == "running" and not protocol.prune_keeps_unfinished)
         if ended and not (messages(world, job) and protocol.prune_outlasts_messages):
             pruned = with_state(world, job, "pruned", result=0)
             if row.result:
-                removal = Request(job, removed_keys(setting, job, row.result), None)
-                pruned = pruned._replace(requests=world.requests | {removal})
+                pruned = with_stored_attempts(pruned, world.database.stored_attempts | {(job, row.result)})
             yield Step(f"{title(job)} is pruned", pruned)

@@ -87,7 +87,7 @@ class Scenario:
         events: Names of the rules of clients, operators and faults that happen.
         max_attempts: The limit of attempts that count.
         max_messages: Bound of the messages of one job in Redis and in workers' hands.
-        max_returns: Bound of the attempts that stopping workers return.
+        max_returns: Bound of the attempts that do not count, because a worker stopped or its machine was at fault.
         is_large: Whether the exploration takes more than a few seconds.
         not_promised: Properties that do not hold here, and that the documentation does not promise.
     """

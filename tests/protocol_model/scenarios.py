@@ -40,6 +40,8 @@ _EVENT_RULES = (
     client_rules.owner_retries,
     client_rules.operator_prunes,
     worker_rules.attempt_is_retried,
+    worker_rules.machine_fails,
+    worker_rules.worker_puts_message_back,
     worker_rules.worker_stops,
     fault_rules.worker_dies,
     fault_rules.attempt_freezes,
@@ -67,7 +69,15 @@ SCENARIOS = (
     Scenario(
         "one job, and all that happens without a failover",
         (_A,),
-        _FAULTS_OF_WORKERS | {"message_is_sent_twice", "owner_cancels", "worker_stops", "operator_prunes"},
+        _FAULTS_OF_WORKERS
+        | {
+            "message_is_sent_twice",
+            "worker_puts_message_back",
+            "owner_cancels",
+            "worker_stops",
+            "machine_fails",
+            "operator_prunes",
+        },
         max_returns=1,
         is_large=True,
     ),
@@ -85,7 +95,8 @@ SCENARIOS = (
     Scenario(
         "a message that breaks the contract",
         (replace(_A, by_client=False, readable=False),),
-        _FAULTS_OF_WORKERS | {"message_is_sent_twice", "owner_cancels", "worker_stops"},
+        _FAULTS_OF_WORKERS
+        | {"message_is_sent_twice", "worker_puts_message_back", "owner_cancels", "worker_stops", "machine_fails"},
         max_returns=1,
     ),
     Scenario(

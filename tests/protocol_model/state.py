@@ -15,7 +15,7 @@ class Row(NamedTuple):
     Attributes:
         state: The job's state; absent and pruned are no rows.
         attempt: Number of the last attempt.
-        returned: Number of attempts that workers have returned because they stopped.
+        returned: Number of attempts that do not count.
         holder: The attempt that holds the lease, by its place among all claims of the job; 0 where there is none.
         expired: Whether the lease has expired.
         cancel_requested: Whether the owner asked to cancel the running job.

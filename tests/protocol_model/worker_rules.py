@@ -29,6 +29,15 @@ def worker_takes_message(setting: Setting, world: World) -> Steps:
             yield Step(f"a worker takes a message of {title(job)}", with_taken(with_waiting(world, job, -1), job, 1))
 
 
+def worker_puts_message_back(setting: Setting, world: World) -> Steps:
+    """A message goes back to its queue: Postgres does not answer, or the job is left to another worker."""
+    for job, taken in enumerate(world.taken):
+        if taken:
+            yield Step(
+                f"a worker puts a message of {title(job)} back", with_waiting(with_taken(world, job, -1), job, 1)
+            )
+
+
 def worker_records_job(setting: Setting, world: World) -> Steps:
     """The row of a message that came without one is created."""
     for job, taken in enumerate(world.taken):
@@ -166,17 +175,29 @@ def attempt_is_retried(setting: Setting, world: World) -> Steps:
     for job, number, attempt in each_attempt(world):
         row = world.database.rows[job]
         left = row.attempt - row.returned < setting.scenario.max_attempts
-        if attempt.step not in ("claimed", "sent") or not holds(row, number) or not left:
-            continue
-        ended = with_attempt(world, job, number, step="ended", work=None)
-        if row.cancel_requested and setting.protocol.requeue_heeds_cancellation:
-            cancelled = with_state(ended, job, "cancelled")
-            made = changes("attempts.schedule_retry", "running", "queued", "cancelled")
-            yield Step(f"{title(job, number)} meets an outage; the job is cancelled", cancelled, made)
-        else:
-            queued = with_state(ended, job, "queued", due=False)
-            made = changes("attempts.schedule_retry", "running", "queued")
-            yield Step(f"{title(job, number)} meets an outage; a retry is scheduled", queued, made)
+        if attempt.step in ("claimed", "sent") and holds(row, number) and left:
+            yield from _schedule_retry(setting, world, job, number, returned=row.returned)
+
+
+def machine_fails(setting: Setting, world: World) -> Steps:
+    """The machine of an attempt is at fault, for example its disk. The attempt does not count."""
+    for job, number, attempt in each_attempt(world):
+        row = world.database.rows[job]
+        if attempt.step == "claimed" and holds(row, number) and row.returned < setting.scenario.max_returns:
+            yield from _schedule_retry(setting, world, job, number, returned=row.returned + 1)
+
+
+def _schedule_retry(setting: Setting, world: World, job: int, number: int, *, returned: int) -> Steps:
+    counted = "the attempt counts" if returned == world.database.rows[job].returned else "the attempt does not count"
+    label = f"{title(job, number)} meets an outage; {counted}"
+    ended = with_attempt(world, job, number, step="ended", work=None)
+    if world.database.rows[job].cancel_requested and setting.protocol.requeue_heeds_cancellation:
+        cancelled = with_state(ended, job, "cancelled", returned=returned)
+        made = changes("attempts.schedule_retry", "running", "queued", "cancelled")
+        yield Step(f"{label}; the job is cancelled", cancelled, made)
+    else:
+        queued = with_state(ended, job, "queued", returned=returned, due=False)
+        yield Step(f"{label}; a retry is scheduled", queued, changes("attempts.schedule_retry", "running", "queued"))
 
 
 def worker_acknowledges(setting: Setting, world: World) -> Steps:
