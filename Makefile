@@ -9,6 +9,7 @@ READY   := $(VENV)/.ready
 # A separate environment for the peers' packages, which take gigabytes.
 BENCH   := .venv-bench
 TRAIN   := .venv-train
+FUZZ    := .venv-fuzz
 WORK    ?= training/ct_chest/work
 # glibc keeps freed memory for the next training step instead of returning it to the system: a step takes a fifth less time.
 KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -16,7 +17,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint prose docs format lock soak model bench train traintest clean
+.PHONY: help demo test test-all check lint prose docs format lock soak model fuzz bench train traintest clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -86,6 +87,9 @@ soak: $(READY) ## kill parts of the service at random for 15 minutes and count t
 model: $(READY) ## explore every state of the model of the job protocol, and show that each broken rule is found (ARGS="--only prefix --ways")
 	@PYTHONPATH=tests $(BIN)/python -m protocol_model $(ARGS)
 
+fuzz: $(FUZZ)/.ready ## fuzz everything that strangers send, two minutes a target (ARGS="--seconds 60 --only nifti")
+	@PYTHONPATH=tests $(FUZZ)/bin/python -m fuzz $(ARGS)
+
 bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtime and nnU-Net (ARGS="--only job")
 	@$(BENCH)/bin/python -m benchmarks $(ARGS)
 
@@ -102,6 +106,13 @@ train: $(TRAIN)/.ready ## retrain ct-chest on synthetic CT, into WORK/ct-chest/1
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
 	$(TRAINPYTEST) -m "not slow" $(or $(TESTS),training)
 
+# With the locked versions of all packages that the tests have too.
+$(FUZZ)/.ready: locks/dev-cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(FUZZ)
+	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(FUZZ)/constraints.txt
+	$(FUZZ)/bin/pip install --quiet --disable-pip-version-check --constraint $(FUZZ)/constraints.txt --editable '.[fuzz]'
+	@touch $@
+
 # All packages except PyTorch have their locked versions, so that the same seed gives the same scans. PyTorch's wheels differ
 # by machine.
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
@@ -111,4 +122,4 @@ $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
 	@touch $@
 
 clean: ## remove the virtual environments, caches and files left by runs
-	rm -rf .venv .venv-* demo-output site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* demo-output site .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

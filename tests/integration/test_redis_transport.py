@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 from celery import Celery
 from faults import wait_for
+from fuzz import redis_keys
 from kombu import Connection, Consumer, Message
 from queue_items import CLIENTS, python_item
 from redis import Redis
@@ -335,3 +336,8 @@ def test_a_message_that_a_worker_of_an_earlier_version_took_goes_back(
     with make_taker() as taker:
         taker.channel.qos.restore_visible()
         assert UUID(taker.take()) == UUID(job_id)
+
+
+@pytest.mark.parametrize("seed", redis_keys.seeds())
+def test_the_scripts_survive_the_seeds_of_the_fuzzer(redis: Redis, seed: bytes) -> None:
+    redis_keys.run(redis, seed)

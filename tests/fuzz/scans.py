@@ -1,0 +1,200 @@
+"""Targets that read scans: NIfTI files, DICOM files, DICOM series in a folder, zips."""
+
+import gzip
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from dicom_encoders import encode
+from dicom_files import phantom, regular_stack, write_enhanced, write_series
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from fuzz.target import MAX_SCAN_BYTES, MAX_SCAN_VOXELS, Pieces, Target, scratch_folder
+from inference_service.contract.input_options import InputOptions
+from inference_service.embedded.phantom import chest_phantom
+from inference_service.formats.nifti import write_volume
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.formats.scan_reader import read_scan
+
+_CORPUS = Path(__file__).parents[1] / "corpus"
+_LIMITS = ReadLimits(MAX_SCAN_VOXELS, MAX_SCAN_BYTES)
+# Defects are corrected, not refused, so that the code that corrects them is reached.
+_OPTIONS = InputOptions(tolerate=("uneven_spacing", "gantry_tilt"))
+# VRs with a length of four bytes in explicit transfer syntaxes (PS3.5 7.1.2).
+_LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UC", b"UR", b"UT", b"SV", b"UV"}
+_META_BYTES = 132
+
+Element = tuple[bytes, bytes]
+
+
+def _read(files: Sequence[bytes]) -> None:
+    """Reads files as one input, and checks the volume and that nothing else was written."""
+    folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
+    try:
+        source = folder / "in"
+        (folder / "work").mkdir()
+        if len(files) == 1:
+            source.write_bytes(files[0])
+        else:
+            source.mkdir()
+            for number, content in enumerate(files):
+                (source / str(number)).write_bytes(content)
+        scan = read_scan(source, folder / "work", _LIMITS, input_options=_OPTIONS)
+        assert scan.volume.voxels.size <= MAX_SCAN_VOXELS
+        assert np.isfinite(scan.volume.affine).all()
+        assert np.isfinite(scan.volume.voxels).all()
+        assert {path.name for path in folder.iterdir()} == {"in", "work"}
+    finally:
+        shutil.rmtree(folder)
+
+
+def _read_nifti(data: bytes) -> None:
+    pieces = Pieces(data)
+    gzipped = pieces.byte() & 1
+    content = pieces.rest()
+    _read([gzip.compress(content, compresslevel=1, mtime=0) if gzipped else content])
+
+
+def _nifti_seeds() -> list[bytes]:
+    path = scratch_folder() / "seed.nii.gz"
+    write_volume(path, chest_phantom((5, 4, 3), (60.0, 60.0, 60.0)))
+    plain = gzip.decompress(path.read_bytes())
+    hostile = [path.read_bytes() for path in sorted(_CORPUS.glob("*.nii*")) if path.stat().st_size < 4000]
+    return [b"\0" + plain, b"\1" + plain, *(b"\0" + content for content in hostile)]
+
+
+def _written(write: Callable[[Path], object]) -> list[bytes]:
+    """The contents of the files that a function writes into a folder, by name."""
+    folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
+    write(folder / "seed")
+    return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _series_in(syntax: str, folder: Path) -> None:
+    write_series(folder, regular_stack(phantom((5, 6, 3))), syntax=syntax)
+
+
+def _encoded(syntax: str, folder: Path) -> None:
+    for path in write_series(folder, regular_stack(phantom((5, 6, 3)))):
+        encode(path, syntax)
+
+
+def _enhanced(folder: Path) -> None:
+    write_enhanced(folder, regular_stack(phantom((5, 6, 3))))
+
+
+def _dicom_seeds() -> list[bytes]:
+    native = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+    seeds = [_written(partial(_series_in, syntax))[0] for syntax in native]
+    seeds += [_written(partial(_encoded, syntax))[0] for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless)]
+    return [*_written(_enhanced), *seeds]
+
+
+@cache
+def _elements() -> list[list[Element]]:
+    """The elements of each file of a series: header and value. The first one is all before the data set."""
+    return [_split(content) for content in _written(partial(_series_in, ExplicitVRLittleEndian))]
+
+
+def _split(content: bytes) -> list[Element]:
+    group_length = int.from_bytes(content[_META_BYTES + 8 : _META_BYTES + 12], "little")
+    at = _META_BYTES + 12 + group_length
+    elements = [(b"", content[:at])]
+    while at < len(content):
+        long = content[at + 4 : at + 6] in _LONG_VRS
+        value = at + (12 if long else 8)
+        end = value + int.from_bytes(content[at + (8 if long else 6) : value], "little")
+        elements.append((content[at:value], content[value:end]))
+        at = end
+    return elements
+
+
+def _joined(elements: Sequence[Element]) -> bytes:
+    return b"".join(_with_length(header, len(value)) + value for header, value in elements)
+
+
+def _with_length(header: bytes, length: int) -> bytes:
+    if not header:
+        return b""
+    long = header[4:6] in _LONG_VRS
+    return header[:8] + length.to_bytes(4, "little") if long else header[:6] + length.to_bytes(2, "little")
+
+
+def _read_series(data: bytes) -> None:
+    """Reads a series in which single elements were replaced, removed or doubled."""
+    files = [list(elements) for elements in _elements()]
+    pieces = Pieces(data)
+    while pieces:
+        kind = pieces.byte()
+        chosen = files if kind & 4 else [files[kind % len(files)]]
+        index = pieces.byte()
+        value = pieces.piece()
+        for elements in chosen:
+            at = index % len(elements)
+            header, old = elements[at]
+            # Bits 4 and 5: replace the value, replace its start, remove the element, double it with another value.
+            changed = {
+                0: [(header, value)],
+                1: [(header, value + old[len(value) :])],
+                2: [],
+                3: [(header, old), (header, value)],
+            }[kind >> 4 & 3]
+            elements[at : at + 1] = changed or [(b"", b"")]
+    _read([_joined(elements) for elements in files])
+
+
+def _series_seeds() -> list[bytes]:
+    """No change, and each element of all files with a text of two numbers."""
+    changes = [bytes([4, index, 4]) + b"2\\3 " for index in range(1, len(_elements()[0]))]
+    return [b"", *changes]
+
+
+def _read_zip(data: bytes) -> None:
+    """Reads a zip: the input itself, or its pieces packed into a valid one."""
+    pieces = Pieces(data)
+    kind = pieces.byte()
+    if not kind & 1:
+        _read([pieces.rest()])
+        return
+    buffer = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if kind & 2 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for number in count():
+            if not pieces:
+                break
+            name = f"{number}{pieces.piece().decode('latin-1')}"
+            archive.writestr(zipfile.ZipInfo(name), pieces.take(int.from_bytes(pieces.take(2))))
+    _read([buffer.getvalue()])
+
+
+def _zip_seeds() -> list[bytes]:
+    buffer = io.BytesIO()
+    series = _written(partial(_series_in, ExplicitVRLittleEndian))
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, content in enumerate(series):
+            archive.writestr(f"../{number}", content)
+    packed = b"".join(b"\1" + b"abc"[n : n + 1] + len(each).to_bytes(2) + each for n, each in enumerate(series))
+    hostile = [path.read_bytes() for path in sorted(_CORPUS.glob("*.zip")) if path.stat().st_size < 4000]
+    return [b"\0" + buffer.getvalue(), b"\3" + packed, *(b"\0" + content for content in hostile)]
+
+
+TARGETS = (
+    Target("nifti", _read_nifti, _nifti_seeds),
+    Target("dicom", lambda data: _read([data]), _dicom_seeds),
+    Target("series", _read_series, _series_seeds, max_input_bytes=1024),
+    Target("zip", _read_zip, _zip_seeds),
+)
