@@ -165,7 +165,9 @@ def test_a_bad_request_fails_with_its_code(
 
 def assert_refused(stack: Stack, client: Client, job: Job, code: str) -> None:
     """Checks that the job failed on its first attempt, with a message, and left no object."""
-    assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, code, 1)
+    assert (job.state, job.error_code) == (JobState.FAILED, code)
+    # A worker that has just started waits for others that may have the model.
+    assert job.attempt == 1 or code == "model_not_found"
     assert job.error_message
     assert job.result is None
     storage = Storage(stack.settings)
