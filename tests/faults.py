@@ -171,14 +171,17 @@ class Service:
         job_id = uuid4()
         if window_s:
             (self.folder / "holds" / str(job_id)).write_text(str(window_s))
-        request = SegmentRequest(
+        return self.client.submit(self.request(model, priority=priority, reuse=reuse), job_id=job_id)
+
+    def request(self, model: str, *, priority: Priority = Priority.ROUTINE, reuse: bool = False) -> SegmentRequest:
+        """Returns a request for the scan."""
+        return SegmentRequest(
             input=self.scan,
             model=model,
             priority=priority,
             options=RequestOptions(reuse=reuse),
             output=OutputReference(),
         )
-        return self.client.submit(request, job_id=job_id)
 
     def submit_held(self, *, priority: Priority = Priority.ROUTINE) -> UUID:
         """Submits a job whose attempts stop in the middle of their windows until it is released."""

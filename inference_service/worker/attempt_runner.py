@@ -140,7 +140,7 @@ class AttemptRunner:
             recorded = self._outcome.record_success(success)
             lease.release()
         if not recorded:
-            raise LeaseLost("another attempt holds the job")
+            raise LeaseLost("another attempt holds the job, or the job has ended")
 
     def _fetch(self, work: _Work) -> None:
         storage = self._context.storage
