@@ -57,6 +57,7 @@ from inference_service.jobs.retention import prune
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow
 from inference_service.jobs.state_machine import NEXT_STATES
 from inference_service.worker.job_context import JobContext
+from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
 from inference_service.worker.task import TaskHandler
 
@@ -561,7 +562,8 @@ def world(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         redis = stack.enter_context(Redis.from_url(own.broker_url))
         app = make_app(own)
         stack.callback(app.close)
-        context = JobContext(own, EXECUTION, scratch_space, worker="w")
+        self_test = SelfTest(own, tmp_path, worker="w")
+        context = JobContext(own, EXECUTION, scratch_space, "w", self_test)
         stack.callback(context.database.close)
         database = connect(own)
         stack.callback(database.close)
