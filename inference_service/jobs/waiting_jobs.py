@@ -29,21 +29,30 @@ for _, message in ipairs(messages) do add_job_id(ids, message) end
 return {#messages, ids}
 """
 )
-# KEYS: the hash of unacknowledged messages. ARGV: cursor, size of the page, most bytes of a message.
-# Returns the next cursor, the number of messages, ids of jobs.
+# KEYS: the hash of unacknowledged messages, and their times. ARGV: cursor, size of the page, most bytes of a message,
+# longest time since a message was taken. Returns the next cursor, the number of messages, ids of jobs.
 _READ_UNACKNOWLEDGED = (
     _JOB_ID
     + """
 local cursor, page = unpack(redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2]))
+local since = redis.call('TIME')[1] - ARGV[4]
 local ids = {}
-for i = 2, #page, 2 do add_job_id(ids, page[i]) end
+for i = 1, #page, 2 do
+  local taken = redis.call('ZSCORE', KEYS[2], page[i])
+  if not taken or tonumber(taken) >= since then add_job_id(ids, page[i + 1]) end
+end
 return {cursor, #page / 2, ids}
 """
 )
 
 
-def find_waiting_jobs(app: App) -> set[UUID] | None:
-    """Reads the ids of the jobs whose messages Redis has, in a queue or taken and not acknowledged.
+def find_waiting_jobs(app: App, *, taken_within_s: int) -> set[UUID] | None:
+    """Reads the ids of the jobs whose messages Redis has, in a queue or taken recently and not acknowledged.
+
+    Args:
+        app: The Celery application.
+        taken_within_s: Messages that were taken earlier are left out. A worker claims a job soon after it has taken its
+            message; if it has not, it was lost on the way to the worker or with it.
 
     Returns:
         None if there are too many messages to read.
@@ -56,7 +65,7 @@ def find_waiting_jobs(app: App) -> set[UUID] | None:
     with mapped_errors(), app.connection_or_acquire() as connection:
         channel = connection.default_channel
         # A message that is taken meanwhile is found after its queue, among those that are not acknowledged.
-        for count, ids in chain(_pages_of_queues(channel.client), _pages_of_unacknowledged(channel)):
+        for count, ids in chain(_pages_of_queues(channel.client), _pages_of_unacknowledged(channel, taken_within_s)):
             messages += count
             if messages > _MAX_MESSAGES_READ:
                 return None
@@ -76,11 +85,18 @@ def _pages_of_queues(client: Any) -> Iterator[tuple[int, list[bytes]]]:
             start += count
 
 
-def _pages_of_unacknowledged(channel: Any) -> Iterator[tuple[int, list[bytes]]]:
+def _pages_of_unacknowledged(channel: Any, taken_within_s: int) -> Iterator[tuple[int, list[bytes]]]:
     cursor = b"0"
     while True:
         cursor, count, ids = channel.client.eval(
-            _READ_UNACKNOWLEDGED, 1, channel.unacked_key, cursor, _PAGE_SIZE, MAX_MESSAGE_BYTES
+            _READ_UNACKNOWLEDGED,
+            2,
+            channel.unacked_key,
+            channel.unacked_index_key,
+            cursor,
+            _PAGE_SIZE,
+            MAX_MESSAGE_BYTES,
+            taken_within_s,
         )
         yield count, ids
         if cursor == b"0":

@@ -76,7 +76,7 @@ class Sweeper:
             logger.info("sent %d job(s) that had no message", len(unsent))
 
     def _without_message(self, suspects: Sequence[UUID]) -> list[UUID]:
-        waiting = find_waiting_jobs(self._app)
+        waiting = find_waiting_jobs(self._app, taken_within_s=math.ceil(self._settings.lease_s))
         return [] if waiting is None else [job_id for job_id in suspects if job_id not in waiting]
 
     def remove_abandoned_objects(self) -> None:

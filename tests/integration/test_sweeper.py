@@ -1,5 +1,6 @@
 """Messages that a sweep sends, and those that it finds in Redis and does not send again."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -82,9 +83,9 @@ def test_the_jobs_of_all_messages_are_found(app: App, redis: Redis, monkeypatch:
     assert isinstance(taken, bytes)
     redis.hset("unacked", "tag", b"[" + taken + b', "", "overflow"]')
     redis.lpush("overflow", b"not a message")
-    assert find_waiting_jobs(app) == set(jobs)
+    assert find_waiting_jobs(app, taken_within_s=60) == set(jobs)
     monkeypatch.setattr(waiting_jobs, "_MAX_MESSAGES_READ", 7)
-    assert find_waiting_jobs(app) is None
+    assert find_waiting_jobs(app, taken_within_s=60) is None
 
 
 def test_large_items_stay_in_redis(app: App, redis: Redis) -> None:
@@ -94,7 +95,7 @@ def test_large_items_stay_in_redis(app: App, redis: Redis) -> None:
         redis.lpush(key, b'{"id": "' + str(uuid4()).encode() + b'"}' + b"x" * 10**6)
     redis.hset("unacked", "tag", b"x" * 10**6)
     before = redis.info("stats")["total_net_output_bytes"]
-    assert find_waiting_jobs(app) == {job_id}
+    assert find_waiting_jobs(app, taken_within_s=60) == {job_id}
     assert redis.info("stats")["total_net_output_bytes"] - before < 50_000
 
 
@@ -110,7 +111,24 @@ def test_messages_that_redis_has_are_not_sent_again(
     for _ in range(2):
         sweeper.send_missing_messages(fetch_redis_state(app))
     assert redis.llen("overflow") == before
-    assert set(jobs) <= (find_waiting_jobs(app) or set())
+    assert set(jobs) <= (find_waiting_jobs(app, taken_within_s=60) or set())
+
+
+def test_a_message_that_was_taken_long_ago_is_sent_again_once(
+    app: App, redis: Redis, database: Database, sweeper: Sweeper
+) -> None:
+    """As if the answer with the message was lost on its way to a worker."""
+    job_id = sent_long_ago(app, database)
+    overtake(app, database)
+    held = redis.rpop("overflow")
+    assert isinstance(held, bytes)
+    redis.hset("unacked", "tag", b"[" + held + b', "", "overflow"]')
+    redis.zadd("unacked_index", {"tag": time.time() - 3600})
+    before = redis.llen("overflow")
+    for _ in range(2):
+        sweeper.send_missing_messages(fetch_redis_state(app))
+    assert redis.llen("overflow") == before + 1
+    assert job_id in (find_waiting_jobs(app, taken_within_s=60) or set())
 
 
 def test_only_the_messages_that_redis_has_lost_are_sent_again(
@@ -125,7 +143,7 @@ def test_only_the_messages_that_redis_has_lost_are_sent_again(
     for _ in range(2):
         sweeper.send_missing_messages(fetch_redis_state(app))
     assert redis.llen("overflow") == before + 1
-    assert lost in (find_waiting_jobs(app) or set())
+    assert lost in (find_waiting_jobs(app, taken_within_s=60) or set())
 
 
 def test_an_emptied_redis_gets_all_messages_again(app: App, redis: Redis, database: Database, sweeper: Sweeper) -> None:
@@ -133,7 +151,7 @@ def test_an_emptied_redis_gets_all_messages_again(app: App, redis: Redis, databa
     redis.flushdb()
     for _ in range(2):
         sweeper.send_missing_messages(fetch_redis_state(app))
-    assert (redis.llen("overflow"), find_waiting_jobs(app)) == (3, jobs)
+    assert (redis.llen("overflow"), find_waiting_jobs(app, taken_within_s=60)) == (3, jobs)
 
 
 def test_nothing_is_sent_again_while_too_many_messages_wait(
