@@ -47,8 +47,8 @@ class OutcomeRecorder:
         if problem is not None:
             logger.error("attempt %d does not count: this worker is at fault: %s", self._claim.attempt, problem)
             self._schedule_retry(error, counts=False)
-        elif isinstance(error, ModelError) and self._model_may_be_elsewhere():
-            self._schedule_retry(error, counts=False, elsewhere=True)
+        elif isinstance(error, ModelError) and (delay_s := self._wait_for_model_s()) is not None:
+            self._schedule_retry(error, counts=False, elsewhere=True, delay_s=delay_s)
         elif isinstance(error, TransientError) and self._claim.attempts_left > 0:
             self._schedule_retry(error, elsewhere=isinstance(error, StorageUnavailable))
         else:
@@ -59,28 +59,37 @@ class OutcomeRecorder:
         if isinstance(reason, ServiceError):
             self._write_failure(reason)
 
-    def _model_may_be_elsewhere(self) -> bool:
-        """Whether another worker that has not tried yet has the job's model, or may have it."""
+    def _wait_for_model_s(self) -> float | None:
+        """Returns the delay after which another worker that has the job's model may take it; None if there is none."""
         context = self._context
         alive_s = context.settings.cpu_standby_s
-        if time.monotonic() < context.started_at + alive_s:
-            # The others may be starting, too.
-            return True
         request = self._claim.request or {}
-        return context.retry_database(
+        if context.retry_database(
             has_model,
             context.database,
             str(request.get("model")),
             request.get("model_version"),
             besides=self._claim.avoided_workers | {self._claim.worker},
             within_s=alive_s,
-        )
+        ):
+            return self._delay_s(counts=False)
+        # The others may be starting, too, and have not reported their models yet.
+        left_s = context.started_at + alive_s - time.monotonic()
+        return left_s if left_s > 0 else None
 
-    def _schedule_retry(self, error: ServiceError, *, counts: bool = True, elsewhere: bool = False) -> None:
+    def _delay_s(self, *, counts: bool) -> float:
+        """Returns the delay of the next attempt."""
         settings = self._context.settings
         # Attempts that do not count have no limit, so all of them lengthen the delay.
         earlier = settings.max_attempts - self._claim.attempts_left if counts else self._claim.attempt
-        delay_s = min(settings.retry_delay_s * 2 ** min(earlier - 1, _MAX_DOUBLINGS), _MAX_RETRY_DELAY_S)
+        doublings = min(earlier - 1, _MAX_DOUBLINGS)
+        return min(settings.retry_delay_s * 2.0**doublings, _MAX_RETRY_DELAY_S)
+
+    def _schedule_retry(
+        self, error: ServiceError, *, counts: bool = True, elsewhere: bool = False, delay_s: float | None = None
+    ) -> None:
+        if delay_s is None:
+            delay_s = self._delay_s(counts=counts)
         logger.warning("attempt %d failed, next attempt in %.0f s: %s", self._claim.attempt, delay_s, error)
         logger.debug("cause of the failure", exc_info=error)
         held = self._context.retry_database(

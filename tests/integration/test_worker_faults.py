@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from jobs_in_process import Request, get, run
 from pydantic import SecretStr
-from sqlalchemy import delete
+from sqlalchemy import delete, func, select, update
 
 from inference_service.core.errors import ModelInvalid, StorageRefused
 from inference_service.core.settings import Settings
@@ -21,7 +22,7 @@ from inference_service.engine.providers import ProbeResult
 from inference_service.jobs import attempts, job_store, worker_registry
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.schema import JobState, WorkerRow
+from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 from inference_service.jobs.worker_registry import InstalledModel, Role, WorkerIdentity
 from inference_service.worker import self_test
 from inference_service.worker.task import TaskHandler, WorkerPaused
@@ -229,12 +230,21 @@ def test_an_invalid_model_is_tried_once_on_each_worker_that_has_it(
     assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "model_invalid")
 
 
-def test_a_new_worker_does_not_judge_that_no_other_has_the_model(
+def test_a_new_worker_waits_until_it_knows_the_others(
     make_handler: MakeHandler, database: Database, request_for_scan: Request
 ) -> None:
-    handler = make_handler()
-    object.__setattr__(handler._context, "started_at", float("inf"))
-    assert run(handler, database, {**request_for_scan, "model": "none"}).state is JobState.QUEUED
+    handler = make_handler(cpu_standby_s=30.0)
+    object.__setattr__(handler._context, "started_at", time.monotonic() - 20)
+    job = run(handler, database, {**request_for_scan, "model": "none"})
+    assert job.state is JobState.QUEUED
+    with database.connection() as connection:
+        wait_s = select(func.extract("epoch", JobRow.not_before - func.now())).where(JobRow.id == job.id)
+        assert 0 < connection.execute(wait_s).scalar_one() <= 10
+    with database.begin() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == job.id).values(not_before=func.now()))
+    object.__setattr__(handler._context, "started_at", time.monotonic() - 31)
+    job = deliver(handler, database, job)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "model_not_found")
 
 
 def test_the_self_test_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
