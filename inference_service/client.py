@@ -1,6 +1,7 @@
 """The upstream's side: submit jobs, follow them, download their results. Needs the base installation only."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from inference_service.contract.task_message import InputReference, SegmentReque
 from inference_service.core.errors import BadRequest, ErrorCode, InputNotFound, QueueUnavailable
 from inference_service.core.files import list_files
 from inference_service.core.retry import retrying
-from inference_service.core.settings import Settings, get_settings
+from inference_service.core.settings import SUBMITTER_PATTERN, Settings, get_settings
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import App, fetch_redis_state, make_app
 from inference_service.jobs.database import Database, connect, is_database_outage
@@ -93,21 +94,27 @@ class Client:
             self._storage.store(bucket, key, volume, content_type=_CONTENT_TYPE)
         return InputReference(bucket=bucket, key=key)
 
-    def submit(self, request: SegmentRequest, *, job_id: UUID | None = None) -> UUID:
+    def submit(self, request: SegmentRequest, *, job_id: UUID | None = None, submitted_by: str | None = None) -> UUID:
         """Records a job and sends its message to a queue.
 
         Args:
             request: The job's input, model and options.
             job_id: None makes a new one. An id that is submitted twice is one job.
+            submitted_by: Name that the job's row has for the submitter; None: the setting SUBMITTED_BY. It is not for
+                patient data.
 
         Returns:
             The job's id.
 
         Raises:
+            BadRequest: The name of the submitter has other characters than letters, digits and `._@:/-`, or over 100.
             DatabaseUnavailable: It is unknown whether the job was recorded. Submit it again with the same id.
         """
         job_id = job_id or uuid4()
-        if job_store.create(self._database, job_id, request):
+        name = submitted_by or self._settings.submitted_by
+        if name is not None and not re.fullmatch(SUBMITTER_PATTERN, name):
+            raise BadRequest("the name of the submitter may have at most 100 letters, digits and ._@:/-")
+        if job_store.create(self._database, job_id, request, submitted_by=name):
             self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0))
         return job_id
 

@@ -226,7 +226,9 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
     if as_json:
         print_json([_as_dict(job) for job in found])
         return
-    table = Table(Column("job", no_wrap=True), "state", "priority", "model", "created", "progress", "error")
+    table = Table(
+        Column("job", no_wrap=True), "state", "priority", "model", "submitted by", "created", "progress", "error"
+    )
     for job in found:
         request = job.request or {}
         table.add_row(
@@ -234,6 +236,7 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
             job.state,
             request.get("priority", ""),
             request.get("model", ""),
+            job.submitted_by or "",
             f"{job.created_at:%Y-%m-%d %H:%M:%S}",
             f"{job.progress:.0%}",
             job.error_code or "",

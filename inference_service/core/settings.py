@@ -21,6 +21,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Prefix = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]+(/[^/\\\x00-\x1f\x7f]+)*/?$")]
 """A prefix of object keys that ends at a slash, which may be left out."""
 
+SUBMITTER_PATTERN = r"^[A-Za-z0-9._@:/-]{1,100}$"
+"""Names of upstreams in rows."""
+
 _SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
 _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
 
@@ -156,6 +159,13 @@ class Settings(BaseSettings):
         None, description="Port on which a worker serves Prometheus metrics. If unset, no metrics are served."
     )
     metrics_host: str = Field("127.0.0.1", description="Address that METRICS_PORT is bound to.")
+
+    submitted_by: str | None = Field(
+        None,
+        pattern=SUBMITTER_PATTERN,
+        description="Name of this upstream, such as `pacs-gateway`: the Python client records it in the jobs that it "
+        "submits. Letters, digits and `._@:/-`, at most 100; no patient data. If unset, no name is recorded.",
+    )
 
     max_attempts: PositiveInt = Field(
         3, description="Number of attempts that a job gets if the error is transient, such as an outage."

@@ -27,6 +27,7 @@ class Job:
     id: UUID
     state: JobState
     request: dict[str, Any] | None
+    submitted_by: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -87,20 +88,23 @@ _JOB_COLUMNS = [getattr(JobRow, column.name) for column in fields(Job)]
 _TRANSITION_COLUMNS = [getattr(TransitionRow, column.name) for column in fields(Transition)]
 
 
-def create(database: Database, job_id: UUID, request: SegmentRequest | None) -> bool:
+def create(
+    database: Database, job_id: UUID, request: SegmentRequest | None, *, submitted_by: str | None = None
+) -> bool:
     """Records a queued job, unless its id exists already.
 
     Args:
         database: The jobs' database.
         job_id: Chosen by the upstream.
         request: None where the message broke the contract: the job's failure still needs a row.
+        submitted_by: Name of the upstream.
 
     Returns:
         Whether the row is new.
     """
     recorded = None if request is None else request.model_dump(mode="json")
     with database.begin() as connection:
-        return create_queued(connection, job_id, recorded)
+        return create_queued(connection, job_id, recorded, submitted_by=submitted_by)
 
 
 def mark_dispatched(connection: Connection, job: UnsentJob, *, queue: str, redis_run_id: str) -> None:

@@ -85,6 +85,7 @@ class JobRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     state: Mapped[str]
     request: Mapped[dict[str, Any] | None] = mapped_column(comment="null where the message broke the contract")
+    submitted_by: Mapped[str | None] = mapped_column(comment="name that the upstream gave itself")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -70,13 +70,15 @@ def fence(job_id: UUID, lease_token: UUID) -> ColumnElement[bool]:
     return and_(JobRow.id == job_id, JobRow.state == JobState.RUNNING, JobRow.lease_token == lease_token)
 
 
-def create_queued(connection: Connection, job_id: UUID, request: dict[str, Any] | None) -> bool:
+def create_queued(
+    connection: Connection, job_id: UUID, request: dict[str, Any] | None, *, submitted_by: str | None
+) -> bool:
     """Inserts a queued job, unless its id exists already.
 
     Returns:
         Whether the row is new.
     """
-    values = {"id": job_id, "state": JobState.QUEUED, "request": request}
+    values = {"id": job_id, "state": JobState.QUEUED, "request": request, "submitted_by": submitted_by}
     statement = upsert(JobRow).values(values).on_conflict_do_nothing().returning(JobRow.id)
     created = connection.execute(statement).first() is not None
     if created:

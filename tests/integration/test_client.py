@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import ValidationError
 from redis import Redis
 
 from inference_service import Client, InputReference, JobState, Priority, SegmentRequest
@@ -59,6 +60,28 @@ def test_the_error_says_why_redis_cannot_be_used(settings: Settings, changed: di
     with pytest.raises(QueueUnavailable) as caught:
         fetch_redis_state(make_app(Settings.model_validate({**settings.model_dump(), **changed})))
     assert caught.value.message == reason
+
+
+def test_a_job_records_who_submitted_it(client: Client, settings: Settings) -> None:
+    named = Client(settings.model_copy(update={"submitted_by": "pacs-gateway"}))
+    names = []
+    for job_id in (
+        client.submit(REQUEST),
+        named.submit(REQUEST),
+        named.submit(REQUEST, submitted_by="research/portal@2"),
+    ):
+        job = client.status(job_id)
+        assert job is not None
+        names.append(job.submitted_by)
+    assert names == [None, "pacs-gateway", "research/portal@2"]
+
+
+@pytest.mark.parametrize("name", ["Doe^Jane", "x" * 101, "a b", "line\n", "é"])
+def test_the_name_of_a_submitter_is_bounded(client: Client, name: str) -> None:
+    with pytest.raises(BadRequest, match="at most 100"):
+        client.submit(REQUEST, submitted_by=name)
+    with pytest.raises(ValidationError):
+        Settings(submitted_by=name)
 
 
 def test_submitting_the_same_job_twice_gives_one_job(client: Client) -> None:
