@@ -181,8 +181,9 @@ def test_a_waiting_worker_gets_the_next_message_at_once(redis: Redis, make_taker
 
             sender = threading.Thread(target=send)
             sender.start()
-            assert [taker.take()] == sent
+            taken = taker.take()
             sender.join()
+            assert [taken] == sent
             taker.taken[-1].ack()
 
 
