@@ -18,11 +18,12 @@ from inference_service.core.files import list_files
 from inference_service.core.retry import retrying
 from inference_service.core.settings import SUBMITTER_PATTERN, Settings, get_settings
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import App, fetch_redis_state, make_app
+from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, make_app
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.job_store import Job, Transition, UnsentJob
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.resubmission import failed_jobs, queue_again
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.worker_registry import Worker, list_workers
@@ -45,6 +46,7 @@ class Client:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or get_settings()
+        self._common_place: str | None = None
 
     @cached_property
     def _app(self) -> App:
@@ -53,6 +55,10 @@ class Client:
     @cached_property
     def _database(self) -> Database:
         return connect(self._settings)
+
+    @cached_property
+    def _ownership(self) -> RedisOwnership:
+        return RedisOwnership(self._app, self._database, live_within_s=self._settings.cpu_standby_s)
 
     @cached_property
     def _storage(self) -> Storage:
@@ -108,19 +114,40 @@ class Client:
 
         Raises:
             BadRequest: The name of the submitter has other characters than letters, digits and `._@:/-`, or over 100.
+            ConfigurationError: Redis belongs to another deployment.
             DatabaseUnavailable: It is unknown whether the job was recorded. Submit it again with the same id.
         """
         job_id = job_id or uuid4()
         name = submitted_by or self._settings.submitted_by
         if name is not None and not re.fullmatch(SUBMITTER_PATTERN, name):
             raise BadRequest("the name of the submitter may have at most 100 letters, digits and ._@:/-")
+        redis = self._own_redis()
         if job_store.create(self._database, job_id, request, submitted_by=name):
-            self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0))
+            self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0), redis)
         return job_id
 
-    def _send(self, job: UnsentJob) -> None:
+    def _own_redis(self) -> RedisState | QueueUnavailable:
+        """The state of Redis, or the reason why this client cannot send messages now.
+
+        Raises:
+            ConfigurationError: Redis belongs to another deployment.
+            DatabaseUnavailable: Postgres does not answer.
+        """
         try:
-            dispatch(self._app, self._database, [job], fetch_redis_state(self._app), settings=self._settings)
+            redis = fetch_redis_state(self._app)
+            self._ownership.verify(redis)
+            if redis.place != self._common_place:
+                self._ownership.require_common(redis)
+                self._common_place = redis.place
+        except QueueUnavailable as error:
+            return error
+        return redis
+
+    def _send(self, job: UnsentJob, redis: RedisState | QueueUnavailable) -> None:
+        try:
+            if isinstance(redis, QueueUnavailable):
+                raise redis
+            dispatch(self._app, self._database, [job], redis, settings=self._settings)
         except QueueUnavailable as error:
             # The recorded job is safe: a worker sends its message when Redis answers again.
             logger.warning("job %s waits in Postgres: %s", job.id, error)
@@ -182,10 +209,11 @@ class Client:
         Raises:
             BadRequest: The job has neither failed nor was it cancelled, or its message broke the contract.
         """
+        redis = self._own_redis()
         job = queue_again(self._database, job_id)
         if job is None:
             return None
-        self._send(job)
+        self._send(job, redis)
         return self.status(job_id)
 
     def retry_failed(self, *, since: timedelta, code: ErrorCode | None = None) -> Iterator[UUID]:

@@ -2,8 +2,9 @@
 # The users of Redis, one for each identity that has a password in /run/secrets.
 #   redis-users.sh         prints an aclfile, with the administrator as the user `default`
 #   redis-users.sh apply   creates the users on the server REDIS_ADDRESS, as the administrator
-# Passwords are passed on as sha256. Redis 7 or newer, or Valkey.
+# REDIS_PREFIX is the setting of that name. Passwords are passed on as sha256. Redis 7 or newer, or Valkey.
 set -eu
+p=${REDIS_PREFIX:-}
 secrets=${SECRETS_PATH:-/run/secrets}
 
 user() { # NAME IDENTITY RULES
@@ -16,14 +17,14 @@ user() { # NAME IDENTITY RULES
 
 identities() {
   # Consumes both queues, acknowledges messages, reports its heartbeat. No command that administers Redis or lists keys.
-  user worker worker '~priority* ~overflow* ~unacked* ~_kombu.binding* &/*.celeryev* -@all +@list +@hash +@set +@sortedset +@string +@transaction +del +exists +expire +pexpire +type +eval +evalsha +script|load +publish +client|tracking +ping +info +time'
+  user worker worker "~${p}priority* ~${p}overflow* ~${p}unacked* ~${p}inference_service.deployment ~_kombu.binding* &/*.${p}celeryev* -@all +@list +@hash +@set +@sortedset +@string +@transaction +del +exists +expire +pexpire +type +eval +evalsha +script|load +publish +client|tracking +ping +info +time"
   # Puts messages on both queues and reads how many wait. It cannot read a message.
-  user upstream upstream '~priority* ~overflow* ~_kombu.binding*.priority ~_kombu.binding*.overflow -@all +lpush +llen +exists +sadd +smembers +multi +exec +ping +info'
+  user upstream upstream "~${p}priority* ~${p}overflow* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority ~_kombu.binding*.${p}overflow -@all +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
   # Reads how many messages wait: KEDA does so by a script that calls TYPE and LLEN.
-  user keda keda '~priority ~overflow -@all +llen +type +eval +ping'
+  user keda keda "~${p}priority ~${p}overflow -@all +llen +type +eval +ping"
   # Flower: reads the workers' heartbeats and how many messages wait, and asks workers, which do not answer. It writes keys
   # of its own alone.
-  user monitoring monitoring '%R~priority* %R~overflow* ~flower.* ~celeryev.* ~*.reply.celery.pidbox* ~_kombu.binding*celeryev ~_kombu.binding*pidbox ~_kombu.binding_deadlines &/0.celeryev/* &/0.celery.pidbox -@all +llen +exists +ping +info +publish +psubscribe +punsubscribe +brpop +del +sadd +srem +smembers +zrem +zadd +zscore +zrange +zrangebyscore +hget +set +get +multi +exec +watch +unwatch +eval +evalsha +script|load +script|exists +time'
+  user monitoring monitoring "%R~${p}priority* %R~${p}overflow* %R~${p}inference_service.deployment ~flower.* ~celeryev.* ~*.reply.celery.pidbox* ~_kombu.binding*celeryev ~_kombu.binding*pidbox ~_kombu.binding_deadlines &/0.${p}celeryev/* &/0.${p}celery.pidbox -@all +llen +exists +ping +info +publish +psubscribe +punsubscribe +brpop +del +sadd +srem +smembers +zrem +zadd +zscore +zrange +zrangebyscore +hget +set +get +multi +exec +watch +unwatch +eval +evalsha +script|load +script|exists +time"
 }
 
 if [ "${1:-}" != apply ]; then

@@ -19,3 +19,5 @@ app = Celery(broker=f"redis://monitoring:{quote(secret('REDIS_PASSWORD_FILE'), s
 app.conf.broker_transport_options = {
     name: f"flower.{name}" for name in ("unacked_key", "unacked_index_key", "unacked_mutex_key")
 }
+# The channel of the workers' events.
+app.conf.broker_transport_options["fanout_prefix"] = f"/{{db}}.{os.environ.get('REDIS_PREFIX', '')}"

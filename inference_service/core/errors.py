@@ -29,6 +29,7 @@
         │   └── StorageRefused      storage_unavailable
         ├── DatabaseUnavailable     database_unavailable
         ├── QueueUnavailable        queue_unavailable
+        │   └── OtherRedisInUse     queue_unavailable
         ├── EmbeddedServerError     embedded_server_error
         ├── WorkerLost              worker_lost
         └── GpuError                retried on a CPU
@@ -260,6 +261,10 @@ class QueueUnavailable(TransientError):
     """Redis does not answer or refuses the connection."""
 
     code = ErrorCode.QUEUE_UNAVAILABLE
+
+
+class OtherRedisInUse(QueueUnavailable):
+    """Live workers of this deployment use another Redis."""
 
 
 class EmbeddedServerError(TransientError):

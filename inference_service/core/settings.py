@@ -51,6 +51,13 @@ class Settings(BaseSettings):
     )
     redis_password_file: Path | None = Field(None, description=_SECRET_FILE.format(name="REDIS_PASSWORD"))
 
+    redis_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.:-]{0,64}$",
+        description="Start of all names of keys in Redis, such as `radiology:`. Deployments that share a database of "
+        "Redis need different ones.",
+    )
+
     postgres_server: str = Field("127.0.0.1", description="Postgres host.")
     postgres_port: Port = Field(5432, description="Postgres port.")
     postgres_user: str = Field("inference", description="Postgres user.")

@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from inference_service.contract.task_message import TASK_NAME
 from inference_service.core.errors import QueueUnavailable
@@ -25,12 +25,15 @@ PRIORITY_QUEUE = "priority"
 OVERFLOW_QUEUE = "overflow"
 QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
 """The queues, in the order in which a worker that consumes both drains them."""
+_UNACKED_KEYS = ("unacked_key", "unacked_index_key", "unacked_mutex_key")
 
 # A Celery client may give a message a priority. Kombu puts it on a list of its own, with one of these suffixes: its
 # default separator or the one of Celery's manual, and the priority. The service has no such priorities.
 _PRIORITY_SUFFIXES = tuple(f"{separator}{priority}" for separator in ("\x06\x16", ":") for priority in range(1, 10))
 LISTS_PER_QUEUE = 1 + len(_PRIORITY_SUFFIXES)
 """Number of lists in Redis that hold messages for one queue."""
+
+_OWNER_KEY = "inference_service.deployment"
 
 # A job stops at its time limit; if native code prevents that, Celery kills the process this much later.
 _HARD_LIMIT_MARGIN_S = 60
@@ -46,6 +49,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
         socket_timeout_s: How long to wait for an answer of Redis.
     """
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
+    prefix = settings.redis_prefix
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
         broker_use_ssl=_tls(settings),
@@ -53,8 +57,8 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
         accept_content=["json"],
         task_ignore_result=True,
         # Undeclared: messages go to a queue by its name, so nothing depends on kombu's tables of routes in Redis.
-        task_queues=[Queue(name, no_declare=True) for name in QUEUES],
-        task_default_queue=OVERFLOW_QUEUE,
+        task_queues=[Queue(prefix + name, no_declare=True) for name in QUEUES],
+        task_default_queue=prefix + OVERFLOW_QUEUE,
         task_create_missing_queues=False,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
@@ -76,6 +80,10 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
             "priority_steps": [0],
             "socket_timeout": socket_timeout_s,
             "socket_keepalive": True,
+            # Kombu's own prefix leaves out the keys of scripts and of some commands.
+            "key_prefix": prefix,
+            **{name: prefix + name.removesuffix("_key") for name in _UNACKED_KEYS},
+            "fanout_prefix": f"/{{db}}.{prefix}",
         },
     )
     return app
@@ -95,19 +103,34 @@ class RedisState:
     Attributes:
         run_id: Identifies the run of the server. It changes at a restart, which may lose messages.
         depths: Number of messages that wait in each queue.
+        place: The run, the number of the database and the prefix of the keys: where the queues are.
+        owner: The id of the deployment that the queues belong to; None if no worker has claimed them yet, or if this
+            user of Redis may not know.
     """
 
     run_id: str
     depths: Mapping[str, int]
+    place: str = ""
+    owner: str | None = None
 
 
-def lists_of(queue: str) -> tuple[str, ...]:
+def queue_key(app: App, queue: str) -> str:
+    """Returns the key in Redis, and name for Celery, of a queue."""
+    return f"{app.conf.broker_transport_options['key_prefix']}{queue}"
+
+
+def owner_key(app: App) -> str:
+    """Returns the key in Redis that holds the id of the deployment to which the queues belong."""
+    return queue_key(app, _OWNER_KEY)
+
+
+def lists_of(key: str) -> tuple[str, ...]:
     """Returns the lists in Redis that hold messages for a queue: its own, and those of Celery's message priorities."""
-    return (queue, *(f"{queue}{suffix}" for suffix in _PRIORITY_SUFFIXES))
+    return (key, *(f"{key}{suffix}" for suffix in _PRIORITY_SUFFIXES))
 
 
 def fetch_redis_state(app: App) -> RedisState:
-    """Asks Redis for its run id, which changes when it restarts, and for the depths of the queues.
+    """Asks Redis for its run id, which changes when it restarts, for the depths of the queues and for their owner.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
@@ -116,14 +139,40 @@ def fetch_redis_state(app: App) -> RedisState:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
         client = connection.default_channel.client
         pipeline = client.pipeline(transaction=False).info("server")
-        for queue in QUEUES:
-            pipeline.llen(queue)
-        server, *depths, prioritised = pipeline.exists(
-            *(key for queue in QUEUES for key in lists_of(queue)[1:])
-        ).execute()
+        keys = [queue_key(app, queue) for queue in QUEUES]
+        for key in keys:
+            pipeline.llen(key)
+        pipeline.exists(*(name for key in keys for name in lists_of(key)[1:]))
+        owner, server, *depths, prioritised = _answers(pipeline.get(owner_key(app)))
         if prioritised:
-            depths = [sum(client.llen(key) for key in lists_of(queue)) for queue in QUEUES]
-    return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)))
+            depths = [sum(client.llen(name) for name in lists_of(key)) for key in keys]
+        number = client.connection_pool.connection_kwargs.get("db", 0)
+    place = f"run {server['run_id']}, database {number}, prefix {queue_key(app, '')!r}"
+    return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)), place, owner)
+
+
+def _answers(pipeline: Any) -> list[Any]:
+    """Runs a pipeline and returns its last answer first; None in place of that one if the user may not read it."""
+    *answers, last = pipeline.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    if isinstance(last, NoPermissionError):
+        last = None
+    elif isinstance(last, Exception):
+        raise last
+    return [last.decode(errors="replace") if isinstance(last, bytes) else last, *answers]
+
+
+def claim_queues(app: App, deployment_id: UUID) -> None:
+    """Makes a deployment the owner of the queues, unless they have one.
+
+    Raises:
+        QueueUnavailable: Redis does not answer or refuses.
+    """
+    with mapped_errors(), app.connection_or_acquire() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
+        connection.default_channel.client.set(owner_key(app), str(deployment_id), nx=True)
 
 
 def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:
@@ -143,7 +192,7 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
             TASK_NAME,
             kwargs={"job_id": str(job_id), "request": request},
             task_id=str(job_id),
-            queue=queue,
+            queue=queue_key(app, queue),
         )
 
 
@@ -152,7 +201,7 @@ class UrgentFirst(priority_cycle):  # type: ignore[type-arg]  # generic in the s
 
     def update(self, it: Iterable[str]) -> None:
         """Sorts the queues that the worker consumes."""
-        super().update(sorted(it, key=QUEUES.index))
+        super().update(sorted(it, key=lambda key: not key.endswith(PRIORITY_QUEUE)))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import text
 
 from inference_service.jobs.database import Database
-from inference_service.jobs.schema import Base, JobRow, TransitionRow, WorkerRow
+from inference_service.jobs.schema import Base, DeploymentRow, JobRow, TransitionRow, WorkerRow
 
 _JOBS = JobRow.__tablename__
 _TRANSITIONS = TransitionRow.__tablename__
@@ -32,6 +32,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
         f"SELECT, INSERT ({_CHANGE}) ON {_TRANSITIONS}",
         _TRANSITION_IDS,
         f"SELECT ON {WorkerRow.__tablename__}",
+        f"SELECT ON {DeploymentRow.__tablename__}",
     ),
     "inference_monitoring": tuple(f"SELECT ON {table}" for table in _TABLES),
     "inference_keda": (f"SELECT (state, lease_owner) ON {_JOBS}",),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from inference_service.core.errors import QueueUnavailable
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, mapped_errors
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, mapped_errors, queue_key
 from inference_service.jobs.queue_refusals import CLUSTER
 
 _MIN_FREE_SHARE = 0.05
@@ -20,7 +20,7 @@ def find_memory(app: App) -> str:
         info = client.info()
         if info.get("cluster_enabled"):
             raise QueueUnavailable(CLUSTER)
-        _try_write(client)
+        _try_write(client, queue_key(app, OVERFLOW_QUEUE))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     # The other policies evict keys with an expiry alone, and the queues have none.
     if policy.startswith("allkeys"):
@@ -34,7 +34,7 @@ def find_memory(app: App) -> str:
     return f"with {free} bytes of memory free"
 
 
-def _try_write(client: Any) -> None:
+def _try_write(client: Any, queue: str) -> None:
     """Sends the command that puts a message on a queue, in a transaction that is never executed.
 
     Redis refuses it at once where it would refuse the message: for lack of rights or memory, or as a replica. So the
@@ -42,5 +42,5 @@ def _try_write(client: Any) -> None:
     """
     with client.client() as single:
         single.execute_command("MULTI")
-        single.execute_command("LPUSH", OVERFLOW_QUEUE, "")
+        single.execute_command("LPUSH", queue, "")
         single.connection.disconnect()

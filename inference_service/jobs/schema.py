@@ -168,6 +168,15 @@ class TransitionRow(Base):
     detail: Mapped[str | None]
 
 
+class DeploymentRow(Base):
+    """The deployment whose jobs the database has; the only row."""
+
+    __tablename__ = "deployment"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    redis: Mapped[str | None] = mapped_column(comment="run, database and key prefix of the Redis that its workers use")
+
+
 class WorkerRow(Base):
     """One worker that was alive within the last day."""
 
@@ -182,5 +191,6 @@ class WorkerRow(Base):
         comment="name, version and manifest_sha256 of each installed model"
     )
     paused: Mapped[str | None] = mapped_column(comment="why the worker takes no jobs; null while it does")
+    redis: Mapped[str | None] = mapped_column(comment="run, database and key prefix of the Redis that it uses")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="time of the last heartbeat")

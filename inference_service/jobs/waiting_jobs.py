@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import QUEUES, App, mapped_errors
+from inference_service.jobs.celery_app import QUEUES, App, mapped_errors, queue_key
 
 _MAX_MESSAGES_READ = 100_000
 _PAGE_SIZE = 200
@@ -65,7 +65,8 @@ def find_waiting_jobs(app: App, *, taken_within_s: int) -> set[UUID] | None:
     with mapped_errors(), app.connection_or_acquire() as connection:
         channel = connection.default_channel
         # A message that is taken meanwhile is found after its queue, among those that are not acknowledged.
-        for count, ids in chain(_pages_of_queues(channel.client), _pages_of_unacknowledged(channel, taken_within_s)):
+        queues = _pages_of_queues(app, channel.client)
+        for count, ids in chain(queues, _pages_of_unacknowledged(channel, taken_within_s)):
             messages += count
             if messages > _MAX_MESSAGES_READ:
                 return None
@@ -73,14 +74,14 @@ def find_waiting_jobs(app: App, *, taken_within_s: int) -> set[UUID] | None:
     return job_ids
 
 
-def _pages_of_queues(client: Any) -> Iterator[tuple[int, list[bytes]]]:
+def _pages_of_queues(app: App, client: Any) -> Iterator[tuple[int, list[bytes]]]:
     for queue in QUEUES:
         start = 0
         count = _PAGE_SIZE
         # From the newest message to the oldest, which is taken first: new ones shift the others towards the end.
         while count:
             last = start + _PAGE_SIZE - 1
-            count, ids = client.eval(_READ_QUEUE, 1, queue, start, last, MAX_MESSAGE_BYTES)
+            count, ids = client.eval(_READ_QUEUE, 1, queue_key(app, queue), start, last, MAX_MESSAGE_BYTES)
             yield count, ids
             start += count
 

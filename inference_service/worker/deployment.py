@@ -1,12 +1,20 @@
 """Prepares a deployment for its first job, and checks that everything it needs is usable."""
 
+import logging
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from inference_service.core.errors import DatabaseUnavailable, ServiceError, StorageUnavailable
+from inference_service.core.errors import (
+    DatabaseUnavailable,
+    OtherRedisInUse,
+    QueueUnavailable,
+    ServiceError,
+    StorageUnavailable,
+)
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, require_models
 from inference_service.jobs import job_store
@@ -15,10 +23,14 @@ from inference_service.jobs.database import connect, migrate
 from inference_service.jobs.grants import grant_rights, missing_rights
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queue_check import find_memory
+from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.worker.self_test import key_for_test
+
+logger = logging.getLogger(__name__)
 
 # S3 refuses a request whose time differs by more.
 _MAX_SKEW_S = 900
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,33 @@ def prepare(settings: Settings) -> None:
         storage.ensure_bucket(bucket)
 
 
+def take_redis(settings: Settings) -> None:
+    """Waits until Redis and Postgres answer, and makes this deployment the owner of its Redis.
+
+    Raises:
+        ConfigurationError: Redis belongs to another deployment.
+        OtherRedisInUse: The deployment's live workers use another Redis, and go on doing so.
+    """
+    # The others need a sweep to notice that Redis was restarted or replaced, and dead ones count as alive for a while.
+    deadline = time.monotonic() + 2 * settings.cpu_standby_s
+    reported: str | None = None
+    with closing(make_app(settings)) as app, closing(connect(settings, pooled=False)) as database:
+        ownership = RedisOwnership(app, database, live_within_s=settings.cpu_standby_s)
+        while True:
+            try:
+                redis = fetch_redis_state(app)
+                ownership.claim(redis)
+                ownership.require_common(redis)
+                return
+            except (DatabaseUnavailable, QueueUnavailable) as error:
+                if isinstance(error, OtherRedisInUse) and time.monotonic() > deadline:
+                    raise
+                if error.message != reported:
+                    reported = error.message
+                    logger.warning("this worker waits: %s", error)
+            time.sleep(_POLL_S)
+
+
 def check(settings: Settings) -> list[Check]:
     """Checks whether a worker with these settings can use Redis, Postgres, the object storage, models and providers.
 
@@ -73,10 +112,16 @@ def check(settings: Settings) -> list[Check]:
 
 
 def _check_redis(settings: Settings) -> str:
-    app = make_app(settings)
-    depths = fetch_redis_state(app).depths
-    waiting = ", ".join(f"{depth} message(s) waiting in {queue}" for queue, depth in depths.items())
-    return f"takes messages, {find_memory(app)}; {waiting}"
+    with closing(make_app(settings)) as app, closing(connect(settings)) as database:
+        redis = fetch_redis_state(app)
+        # Without Postgres, which has a check of its own, the owner is unknown.
+        with suppress(DatabaseUnavailable):
+            ownership = RedisOwnership(app, database, live_within_s=settings.cpu_standby_s)
+            ownership.verify(redis)
+            ownership.require_common(redis)
+        memory = find_memory(app)
+    waiting = ", ".join(f"{depth} message(s) waiting in {queue}" for queue, depth in redis.depths.items())
+    return f"takes messages, {memory}; {waiting}"
 
 
 def _check_postgres(settings: Settings) -> str:

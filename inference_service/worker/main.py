@@ -25,9 +25,10 @@ from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.jobs.celery_app import QUEUES, App, make_app
+from inference_service.jobs.celery_app import QUEUES, App, make_app, queue_key
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
+from inference_service.worker.deployment import take_redis
 from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.redis_transport import install
@@ -47,8 +48,10 @@ def run_worker(role: Role, settings: Settings) -> int:
         The exit status.
 
     Raises:
-        ConfigurationError: ONNX Runtime does not work, or REQUIRE_GPU is set and no requested GPU is usable.
+        ConfigurationError: ONNX Runtime does not work, or REQUIRE_GPU is set and no requested GPU is usable, or Redis
+            belongs to another deployment.
         ModelNotFound: No model is installed.
+        OtherRedisInUse: The deployment's live workers use another Redis.
     """
     configure_logging(settings.log_level, settings.log_format)
     signals.setup_logging.connect(_keep_logging)
@@ -63,6 +66,7 @@ def run_worker(role: Role, settings: Settings) -> int:
     )
     install()
     limit_response_time()
+    take_redis(settings)
     scratch_space = ScratchSpace(settings.usable_work_path)
     try:
         worker = _worker_name(role)
@@ -85,7 +89,8 @@ def _run(role: Role, context: JobContext) -> int:
         return found if getattr(found, "task_consumer", None) is not None else None
 
     def consumed_queues() -> list[str]:
-        return [queue for queue in QUEUES if consumer() is not None and consumer().task_consumer.consuming_from(queue)]
+        tasks = getattr(consumer(), "task_consumer", None)
+        return [queue for queue in QUEUES if tasks is not None and tasks.consuming_from(queue_key(app, queue))]
 
     def consume_wanted_queues(**_: object) -> None:
         """Adds and removes queues, in the event loop, because Celery's consumer is not thread-safe."""
@@ -95,10 +100,10 @@ def _run(role: Role, context: JobContext) -> int:
         wanted = supervisor.wanted_queues
         for queue in wanted:
             if queue not in consumed:
-                consumer().add_task_queue(queue)
+                consumer().add_task_queue(queue_key(app, queue))
         for queue in consumed:
             if queue not in wanted:
-                consumer().cancel_task_queue(queue)
+                consumer().cancel_task_queue(queue_key(app, queue))
 
     supervisor = Supervisor(
         context.settings,
@@ -147,7 +152,7 @@ def _celery_worker(app: App, role: Role, context: JobContext) -> CeleryWorker:
         hostname=context.worker,
         pool="prefork",
         concurrency=context.execution.concurrency,
-        queues=list(ROLE_QUEUES[role]),
+        queues=[queue_key(app, queue) for queue in ROLE_QUEUES[role]],
         quiet=True,
         without_gossip=True,
         without_mingle=True,

@@ -81,7 +81,8 @@ class QoS(kombu_redis.QoS):
         self._remove_from_indices(tag).execute()
 
     def _run(self, script: str, *arguments: object) -> Any:
-        keys = (self.unacked_key, self.unacked_index_key, *QUEUES)
+        prefix = self.channel.connection.client.transport_options["key_prefix"]
+        keys = (self.unacked_key, self.unacked_index_key, *(prefix + queue for queue in QUEUES))
         with self.channel.conn_or_acquire() as client:
             return client.eval(script, len(keys), *keys, *arguments)
 

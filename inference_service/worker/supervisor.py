@@ -12,7 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, ServiceError, StorageUnavailable
+from inference_service.core.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    QueueUnavailable,
+    ServiceError,
+    StorageUnavailable,
+)
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, worker_registry
@@ -20,6 +26,7 @@ from inference_service.jobs.celery_app import QUEUES, RedisState, fetch_redis_st
 from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.worker.metrics import Metrics
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
@@ -71,6 +78,9 @@ class Supervisor:
         self._database = connect(settings, pooled=False)
         storage = Storage(settings, read_timeout_s=_SERVER_TIMEOUT_S)
         self._sweeper = Sweeper(settings, self._app, self._database, storage)
+        self._ownership = RedisOwnership(
+            self._app, self._database, live_within_s=settings.cpu_standby_s, worker=identity.name
+        )
         self._metrics = Metrics(identity.name, self._database)
         self._heartbeat_at = time.monotonic()
         self._lost_children: list[tuple[UUID, int, ServiceError | None]] = []
@@ -82,7 +92,7 @@ class Supervisor:
         self._sweeping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self.gave_up = False
-        """True once the supervisor has stopped the worker because the worker took no messages."""
+        """True once the supervisor has stopped the worker."""
         self.problem: str | None = None
         """Why the worker is paused; None if it is not, or if that is not known yet."""
         self._standby = False
@@ -179,6 +189,8 @@ class Supervisor:
             self._metrics.refresh(lease_s=self._settings.lease_s)
             redis = fetch_redis_state(self._app)
             self._metrics.set_queue_depths(redis)
+            self._ownership.claim(redis)
+            self._ownership.adopt(redis)
             self._sweeper.send_missing_messages(redis)
             if not last and self._stop_at is None:
                 self._update_standby()
@@ -187,6 +199,10 @@ class Supervisor:
             self._sweeper.remove_abandoned_objects()
             self._remove_abandoned_files()
             self._metrics.mark_sweep()
+        except ConfigurationError as error:
+            logger.critical("this worker stops: %s", error)
+            if not last:
+                self._give_up()
         except (DatabaseUnavailable, QueueUnavailable) as error:
             if isinstance(error, DatabaseUnavailable):
                 self._sweeper.record_outage()
@@ -275,8 +291,12 @@ class Supervisor:
             self._idle_since = now
         elif now - self._idle_since > 2 * self._settings.lease_s:
             logger.critical("worker stalled: messages are waiting, but it takes none; it stops to be restarted")
-            self.gave_up = True
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Stops the worker, which ends with status 1."""
+        self.gave_up = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _kill_if_hanging(self) -> None:
         """Kills a worker that does not stop, for example because its consumer hangs."""

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from click.testing import CliRunner, Result
 from jobs_in_process import EXECUTION, Request
-from sqlalchemy import func, update
+from sqlalchemy import func, text, update
 
 from inference_service.cli.main import main
 from inference_service.core.execution import ExecutionOptions
@@ -30,6 +30,17 @@ from inference_service.worker.task import TaskHandler
 def database(settings: Settings) -> Iterator[Database]:
     with closing(connect(settings)) as opened:
         yield opened
+
+
+@pytest.fixture
+def empty_database(settings: Settings, database: Database) -> Iterator[Settings]:
+    """Settings of a database without tables."""
+    name = f"empty_{uuid4().hex}"
+    with database.connection() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield settings.model_copy(update={"postgres_db": name})
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

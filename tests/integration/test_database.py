@@ -28,17 +28,6 @@ from inference_service.jobs.schema import Base, JobState
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 
 
-@pytest.fixture
-def empty_database(settings: Settings, database: Database) -> Iterator[Settings]:
-    """Settings of a database without tables."""
-    name = f"empty_{uuid4().hex}"
-    with database.connection() as connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield settings.model_copy(update={"postgres_db": name})
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
 def migrate_to(settings: Settings, revision: str, *, down: bool = False) -> None:
     """Migrates to one revision, as `migrate` does to the newest one."""
     run_alembic(settings, lambda config: (command.downgrade if down else command.upgrade)(config, revision))

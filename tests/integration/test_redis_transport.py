@@ -86,8 +86,8 @@ class Taker:
 @pytest.fixture
 def make_taker(settings: Settings) -> Callable[..., Any]:
     @contextmanager
-    def make(*, slots: int = 0, url: str = settings.broker_url, **options: object) -> Iterator[Taker]:
-        app = make_app(settings)
+    def make(*, slots: int = 0, url: str = settings.broker_url, prefix: str = "", **options: object) -> Iterator[Taker]:
+        app = make_app(settings.model_copy(update={"redis_prefix": prefix}))
         with Connection(
             url,
             transport="inference_service.worker.redis_transport:Transport",
@@ -316,6 +316,18 @@ def test_an_unacknowledged_message_goes_back_to_its_queue(
         assert (redis.llen(OVERFLOW_QUEUE), redis.hlen("unacked")) == expected
     assert (redis.llen(OVERFLOW_QUEUE), redis.hlen("unacked")) == (1, 0)
     assert redis.lrange(OVERFLOW_QUEUE, 0, -1) == [item]
+
+
+def test_all_keys_of_a_deployment_start_with_its_prefix(redis: Redis, make_taker: Callable[..., Any]) -> None:
+    push(redis)
+    routine, urgent = (push(redis, f"ward:{queue}") for queue in (OVERFLOW_QUEUE, PRIORITY_QUEUE))
+    with make_taker(prefix="ward:") as taker:
+        assert taker.take_all() == [urgent, routine]
+        assert (redis.hlen("ward:unacked"), redis.zcard("ward:unacked_index")) == (2, 2)
+        taker.taken[0].ack()
+        taker.taken[1].requeue()
+        assert redis.llen(f"ward:{OVERFLOW_QUEUE}") == 1
+        assert set(redis.keys("*")) == {b"overflow", b"ward:overflow"}
 
 
 def test_a_rejected_message_goes_behind_the_others(redis: Redis, make_taker: Callable[..., Any]) -> None:

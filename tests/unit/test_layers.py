@@ -51,6 +51,7 @@ HOMES: dict[str, set[str]] = {
         "jobs.job_store",
         "jobs.attempts",
         "jobs.recovery",
+        "jobs.redis_ownership",
         "jobs.resubmission",
         "jobs.retention",
         "jobs.audit",

@@ -12,8 +12,10 @@ from inference_service.core.errors import (
     InputError,
     InternalError,
     ModelError,
+    OtherRedisInUse,
     OutOfMemory,
     PermanentError,
+    QueueUnavailable,
     ServiceError,
     StorageRefused,
     StorageUnavailable,
@@ -32,6 +34,7 @@ CONCRETE = [kind for kind in KINDS if hasattr(kind, "code")]
 SHARING: dict[type[ServiceError], type[ServiceError]] = {
     ConfigurationError: InternalError,
     StorageRefused: StorageUnavailable,
+    OtherRedisInUse: QueueUnavailable,
     GpuOutOfMemory: OutOfMemory,
     GpuFailed: WorkerLost,
 }

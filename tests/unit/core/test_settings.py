@@ -17,6 +17,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "POSTGRES_PORT": ("5433", 5433),
     "POSTGRES_USER": ("segmenter", "segmenter"),
     "POSTGRES_PASSWORD": ("postgres-secret", SecretStr("postgres-secret")),
+    "REDIS_PREFIX": ("radiology:", "radiology:"),
     "POSTGRES_DB": ("segmentation", "segmentation"),
     "MINIO_ENDPOINT": ("s3.example:443", "s3.example:443"),
     "MINIO_ACCESS_KEY": ("access-secret", SecretStr("access-secret")),
