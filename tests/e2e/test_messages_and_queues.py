@@ -86,15 +86,15 @@ def test_a_job_that_outlasts_the_visibility_timeout_runs_once(service: Service) 
 
 
 def test_a_cpu_worker_stands_in_for_the_gpu_worker(service: Service) -> None:
-    with service.worker("cpu") as cpu:
-        with service.worker("gpu") as gpu:
-            service.until_queues(cpu, ["overflow"])
-            service.assert_succeeded(service.submit("quick", priority=Priority.URGENT))
-            running = service.submit_held(priority=Priority.URGENT)
-            urgent = service.submit("quick", priority=Priority.URGENT)
-            assert "gpu-" in str(service.half_done(running).lease_owner)
-            kill(gpu)
-            service.release(running)
+    # The GPU worker comes first, as the CPU worker would stand in for one that takes long to start.
+    with service.worker("gpu") as gpu, service.worker("cpu") as cpu:
+        service.until_queues(cpu, ["overflow"])
+        service.assert_succeeded(service.submit("quick", priority=Priority.URGENT))
+        running = service.submit_held(priority=Priority.URGENT)
+        urgent = service.submit("quick", priority=Priority.URGENT)
+        assert "gpu-" in str(service.half_done(running).lease_owner)
+        kill(gpu)
+        service.release(running)
         service.assert_succeeded(running, urgent)
         for job_id in (running, urgent):
             assert "cpu-" in str(service.finished(job_id).lease_owner), service.client.transitions(job_id)
@@ -108,7 +108,7 @@ def test_a_cpu_worker_stands_in_for_the_gpu_worker(service: Service) -> None:
 
 def test_urgent_jobs_spill_where_the_gpus_queue_is_deep(service: Service) -> None:
     service.lose_redis_data()
-    with service.worker("cpu") as worker, service.worker("gpu") as gpu:
+    with service.worker("gpu") as gpu, service.worker("cpu") as worker:
         service.until_queues(worker, ["overflow"])
         for each in (worker, gpu):
             freeze(each)
