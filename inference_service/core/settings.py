@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         description="Name of this upstream, such as `pacs-gateway`: the Python client records it in the jobs that it "
         "submits. Letters, digits and `._@:/-`, at most 100; no patient data. If unset, no name is recorded.",
     )
+    completion_events: bool = Field(
+        False,
+        description="Whether workers add an event to the Redis stream `completions` when a job ends, for upstreams "
+        "that do not reach Postgres. The stream keeps the last 10,000.",
+    )
 
     max_attempts: PositiveInt = Field(
         3, description="Number of attempts that a job gets if the error is transient, such as an outage."

@@ -114,14 +114,14 @@ class RedisState:
     owner: str | None = None
 
 
-def queue_key(app: App, queue: str) -> str:
-    """Returns the key in Redis, and name for Celery, of a queue."""
-    return f"{app.conf.broker_transport_options['key_prefix']}{queue}"
+def redis_key(app: App, name: str) -> str:
+    """Returns the key in Redis, with the deployment's prefix; for a queue it is also the name for Celery."""
+    return f"{app.conf.broker_transport_options['key_prefix']}{name}"
 
 
 def owner_key(app: App) -> str:
     """Returns the key in Redis that holds the id of the deployment to which the queues belong."""
-    return queue_key(app, _OWNER_KEY)
+    return redis_key(app, _OWNER_KEY)
 
 
 def lists_of(key: str) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def fetch_redis_state(app: App) -> RedisState:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
         client = connection.default_channel.client
         pipeline = client.pipeline(transaction=False).info("server")
-        keys = [queue_key(app, queue) for queue in QUEUES]
+        keys = [redis_key(app, queue) for queue in QUEUES]
         for key in keys:
             pipeline.llen(key)
         pipeline.exists(*(name for key in keys for name in lists_of(key)[1:]))
@@ -147,7 +147,7 @@ def fetch_redis_state(app: App) -> RedisState:
         if prioritised:
             depths = [sum(client.llen(name) for name in lists_of(key)) for key in keys]
         number = client.connection_pool.connection_kwargs.get("db", 0)
-    place = f"run {server['run_id']}, database {number}, prefix {queue_key(app, '')!r}"
+    place = f"run {server['run_id']}, database {number}, prefix {redis_key(app, '')!r}"
     return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)), place, owner)
 
 
@@ -192,7 +192,7 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
             TASK_NAME,
             kwargs={"job_id": str(job_id), "request": request},
             task_id=str(job_id),
-            queue=queue_key(app, queue),
+            queue=redis_key(app, queue),
         )
 
 

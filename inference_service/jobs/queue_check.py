@@ -3,7 +3,7 @@
 from typing import Any
 
 from inference_service.core.errors import QueueUnavailable
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, mapped_errors, queue_key
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, mapped_errors, redis_key
 from inference_service.jobs.queue_refusals import CLUSTER
 
 _MIN_FREE_SHARE = 0.05
@@ -20,7 +20,7 @@ def find_memory(app: App) -> str:
         info = client.info()
         if info.get("cluster_enabled"):
             raise QueueUnavailable(CLUSTER)
-        _try_write(client, queue_key(app, OVERFLOW_QUEUE))
+        _try_write(client, redis_key(app, OVERFLOW_QUEUE))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     # The other policies evict keys with an expiry alone, and the queues have none.
     if policy.startswith("allkeys"):

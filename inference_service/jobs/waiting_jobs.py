@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import QUEUES, App, mapped_errors, queue_key
+from inference_service.jobs.celery_app import QUEUES, App, mapped_errors, redis_key
 
 _MAX_MESSAGES_READ = 100_000
 _PAGE_SIZE = 200
@@ -81,7 +81,7 @@ def _pages_of_queues(app: App, client: Any) -> Iterator[tuple[int, list[bytes]]]
         # From the newest message to the oldest, which is taken first: new ones shift the others towards the end.
         while count:
             last = start + _PAGE_SIZE - 1
-            count, ids = client.eval(_READ_QUEUE, 1, queue_key(app, queue), start, last, MAX_MESSAGE_BYTES)
+            count, ids = client.eval(_READ_QUEUE, 1, redis_key(app, queue), start, last, MAX_MESSAGE_BYTES)
             yield count, ids
             start += count
 

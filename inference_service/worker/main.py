@@ -25,7 +25,7 @@ from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.jobs.celery_app import QUEUES, App, make_app, queue_key
+from inference_service.jobs.celery_app import QUEUES, App, make_app, redis_key
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.deployment import take_redis
@@ -90,7 +90,7 @@ def _run(role: Role, context: JobContext) -> int:
 
     def consumed_queues() -> list[str]:
         tasks = getattr(consumer(), "task_consumer", None)
-        return [queue for queue in QUEUES if tasks is not None and tasks.consuming_from(queue_key(app, queue))]
+        return [queue for queue in QUEUES if tasks is not None and tasks.consuming_from(redis_key(app, queue))]
 
     def consume_wanted_queues(**_: object) -> None:
         """Adds and removes queues, in the event loop, because Celery's consumer is not thread-safe."""
@@ -100,10 +100,10 @@ def _run(role: Role, context: JobContext) -> int:
         wanted = supervisor.wanted_queues
         for queue in wanted:
             if queue not in consumed:
-                consumer().add_task_queue(queue_key(app, queue))
+                consumer().add_task_queue(redis_key(app, queue))
         for queue in consumed:
             if queue not in wanted:
-                consumer().cancel_task_queue(queue_key(app, queue))
+                consumer().cancel_task_queue(redis_key(app, queue))
 
     supervisor = Supervisor(
         context.settings,
@@ -152,7 +152,7 @@ def _celery_worker(app: App, role: Role, context: JobContext) -> CeleryWorker:
         hostname=context.worker,
         pool="prefork",
         concurrency=context.execution.concurrency,
-        queues=[queue_key(app, queue) for queue in ROLE_QUEUES[role]],
+        queues=[redis_key(app, queue) for queue in ROLE_QUEUES[role]],
         quiet=True,
         without_gossip=True,
         without_mingle=True,

@@ -192,6 +192,7 @@ class Supervisor:
             self._ownership.claim(redis)
             self._ownership.adopt(redis)
             self._sweeper.send_missing_messages(redis)
+            self._sweeper.publish_completions()
             if not last and self._stop_at is None:
                 self._update_standby()
                 self._stop_if_stalled(redis)

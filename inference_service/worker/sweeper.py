@@ -11,6 +11,7 @@ from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, retention
 from inference_service.jobs.celery_app import App, RedisState
+from inference_service.jobs.completion_events import publish_completions
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.object_storage import Storage
@@ -85,6 +86,14 @@ class Sweeper:
             retention.remove_objects(self._database, self._storage)
         except StorageUnavailable as error:
             logger.warning("objects that no row names are not removed: %s", error)
+
+    def publish_completions(self) -> None:
+        """Adds the events of jobs that have ended to the stream, if the settings say so."""
+        if not self._settings.completion_events:
+            return
+        with recovery.sweep_lock(self._database) as locked:
+            if locked:
+                publish_completions(self._app, self._database)
 
     def prune(self) -> None:
         """Deletes the rows of jobs that finished long ago, if the settings say so."""

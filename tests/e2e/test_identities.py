@@ -235,6 +235,7 @@ COMMANDS: dict[str, Callable[["Redis"], object]] = {
     "remove everything": lambda connection: connection.flushall(),
     "list keys": lambda connection: connection.keys(),
     "read unacknowledged messages": lambda connection: connection.hgetall("unacked"),
+    "write events": lambda connection: connection.xadd("completions", {"job_id": "x"}),
     "write another key": lambda connection: connection.lpush("other", "x"),
     "publish commands to workers": lambda connection: connection.publish("/0.celery.pidbox", "x"),
     "read the configuration": lambda connection: connection.config_get("*"),
@@ -242,7 +243,7 @@ COMMANDS: dict[str, Callable[["Redis"], object]] = {
     "watch other clients": lambda connection: connection.client_list(),
     "stop the server": lambda connection: connection.shutdown(nosave=True),
 }
-OF_WORKERS = {"read messages", "take messages", "remove a queue", "read unacknowledged messages"}
+OF_WORKERS = {"write events", "read messages", "take messages", "remove a queue", "read unacknowledged messages"}
 # Flower publishes commands, and workers take none.
 REFUSED = [
     case for case in refusals(COMMANDS, of_workers=OF_WORKERS) if case != ("monitoring", "publish commands to workers")

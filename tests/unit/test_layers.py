@@ -50,6 +50,7 @@ HOMES: dict[str, set[str]] = {
         "jobs.grants",
         "jobs.job_store",
         "jobs.attempts",
+        "jobs.completion_events",
         "jobs.recovery",
         "jobs.redis_ownership",
         "jobs.resubmission",
