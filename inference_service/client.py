@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
@@ -17,6 +17,7 @@ from inference_service.core.errors import BadRequest, ErrorCode, InputNotFound, 
 from inference_service.core.files import list_files
 from inference_service.core.retry import retrying
 from inference_service.core.settings import SUBMITTER_PATTERN, Settings, get_settings
+from inference_service.core.tracing import TraceContext, current_context
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, make_app
 from inference_service.jobs.database import Database, connect, is_database_outage
@@ -100,7 +101,14 @@ class Client:
             self._storage.store(bucket, key, volume, content_type=_CONTENT_TYPE)
         return InputReference(bucket=bucket, key=key)
 
-    def submit(self, request: SegmentRequest, *, job_id: UUID | None = None, submitted_by: str | None = None) -> UUID:
+    def submit(
+        self,
+        request: SegmentRequest,
+        *,
+        job_id: UUID | None = None,
+        submitted_by: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> UUID:
         """Records a job and sends its message to a queue.
 
         Args:
@@ -108,6 +116,8 @@ class Client:
             job_id: None makes a new one. An id that is submitted twice is one job.
             submitted_by: Name that the job's row has for the submitter; None: the setting SUBMITTED_BY. It is not for
                 patient data.
+            trace_headers: The headers `traceparent` and `tracestate` of the W3C trace context; malformed ones are
+                ignored. None: the current span of OpenTelemetry, if that is installed.
 
         Returns:
             The job's id.
@@ -121,8 +131,9 @@ class Client:
         name = submitted_by or self._settings.submitted_by
         if name is not None and not re.fullmatch(SUBMITTER_PATTERN, name):
             raise BadRequest("the name of the submitter may have at most 100 letters, digits and ._@:/-")
+        trace = current_context() if trace_headers is None else TraceContext.from_headers(trace_headers)
         redis = self._own_redis()
-        if job_store.create(self._database, job_id, request, submitted_by=name):
+        if job_store.create(self._database, job_id, request, submitted_by=name, trace=trace):
             self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0), redis)
         return job_id
 

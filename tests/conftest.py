@@ -1,5 +1,6 @@
 """Shared by all tests: a clean environment, and the real servers, started once."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ def clean_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
+        for name in list(os.environ):
+            if name.startswith("OTEL_"):
+                patch.delenv(name)
         patch.setitem(Settings.model_config, "env_file", None)
         patch.setenv("MODELS_PATH", str(MODELS))
         get_settings.cache_clear()

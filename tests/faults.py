@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -159,6 +159,7 @@ class Service:
         priority: Priority = Priority.ROUTINE,
         reuse: bool = False,
         window_s: float = 0.0,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> UUID:
         """Submits a job for the scan.
 
@@ -167,11 +168,13 @@ class Service:
             priority: The job's priority.
             reuse: Whether the result of an earlier job may be reused.
             window_s: Least time of each window, beginning in the middle of the job. Infinity holds the job there.
+            trace_headers: The job's trace context.
         """
         job_id = uuid4()
         if window_s:
             (self.folder / "holds" / str(job_id)).write_text(str(window_s))
-        return self.client.submit(self.request(model, priority=priority, reuse=reuse), job_id=job_id)
+        request = self.request(model, priority=priority, reuse=reuse)
+        return self.client.submit(request, job_id=job_id, trace_headers=trace_headers)
 
     def request(self, model: str, *, priority: Priority = Priority.ROUTINE, reuse: bool = False) -> SegmentRequest:
         """Returns a request for the scan."""

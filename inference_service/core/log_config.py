@@ -1,4 +1,7 @@
-"""Logging: text for people or JSON for machines, with the id of the job in each line."""
+"""Logging: text for people or JSON for machines, with the id of the job in each line.
+
+JSON has the id of the job's trace, too.
+"""
 
 import logging
 import sys
@@ -11,30 +14,34 @@ from uuid import UUID
 
 from pythonjsonlogger.json import JsonFormatter
 
-_NO_JOB = "-"
-_job_id: ContextVar[str] = ContextVar("job_id", default=_NO_JOB)
+_NONE = "-"
+_job_id: ContextVar[str] = ContextVar("job_id", default=_NONE)
+_trace_id: ContextVar[str] = ContextVar("trace_id", default=_NONE)
 
 _TEXT = "%(asctime)s %(levelname)s [%(processName)s] [job %(job_id)s] %(name)s: %(message)s"
-_JSON = "%(asctime)s %(levelname)s %(processName)s %(job_id)s %(name)s %(message)s"
+_JSON = "%(asctime)s %(levelname)s %(processName)s %(job_id)s %(trace_id)s %(name)s %(message)s"
 
 
 class JobFilter(logging.Filter):
-    """Adds the id of the current job to every record."""
+    """Adds the ids of the current job and its trace to every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Adds `job_id`; no record is dropped."""
+        """Adds `job_id` and `trace_id`; no record is dropped."""
         record.job_id = _job_id.get()
+        record.trace_id = _trace_id.get()
         return True
 
 
 @contextmanager
-def logging_job(job_id: UUID) -> Iterator[None]:
-    """Adds a job's id to the lines that are logged inside the block."""
-    token = _job_id.set(str(job_id))
+def logging_job(job_id: UUID, trace_id: str | None = None) -> Iterator[None]:
+    """Adds the ids of a job and, if it has one, its trace to the lines that are logged inside the block."""
+    job = _job_id.set(str(job_id))
+    trace = _trace_id.set(trace_id or _NONE)
     try:
         yield
     finally:
-        _job_id.reset(token)
+        _trace_id.reset(trace)
+        _job_id.reset(job)
 
 
 def configure_logging(level: str, style: Literal["text", "json"]) -> None:
@@ -59,6 +66,8 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
     # Its warnings quote URLs, and so the keys of objects.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    # Its warnings quote the tracestate of a message.
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
 
 
 def _format_warning(

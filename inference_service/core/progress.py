@@ -37,6 +37,8 @@ class StageClock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.periods: dict[str, tuple[int, int | None]] = {}
+        """When each stage first began and last ended, in nanoseconds since the epoch; None while it runs."""
         self._running: list[Stage] = []
         self._since = 0.0
 
@@ -45,11 +47,14 @@ class StageClock:
         """Adds the time of the block to a stage."""
         self._charge()
         self._running.append(name)
+        began_ns = self.periods[name][0] if name in self.periods else time.time_ns()
+        self.periods[name] = (began_ns, None)
         try:
             yield
         finally:
             self._charge()
             self._running.pop()
+            self.periods[name] = (began_ns, time.time_ns())
 
     def timed(self, name: Stage, items: Iterable[Item]) -> Iterator[Item]:
         """Yields the items of an iterator and adds the time that it takes to produce them to a stage."""

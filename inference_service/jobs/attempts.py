@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.core.files import Checksum
+from inference_service.core.tracing import TraceContext
 from inference_service.jobs import stored_attempts
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
@@ -47,6 +48,7 @@ class Claim:
         request: The request in the row; None where the message broke the contract.
         on_cpu: Whether a GPU failed on an earlier attempt, or had too little memory for it.
         avoided_workers: Workers that failed on the job by a fault that may be their own.
+        trace: The trace context in which the job was submitted.
     """
 
     job_id: UUID
@@ -57,6 +59,12 @@ class Claim:
     request: dict[str, Any] | None
     on_cpu: bool
     avoided_workers: frozenset[str] = frozenset()
+    trace: TraceContext | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The job's trace."""
+        return None if self.trace is None else self.trace.trace_id
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,8 @@ def claim(
                 JobRow.cancel_requested,
                 JobRow.queue,
                 JobRow.avoided_workers,
+                JobRow.traceparent,
+                JobRow.tracestate,
             )
             .where(JobRow.id == job_id, or_(_DUE, EXPIRED))
             .with_for_update()
@@ -171,7 +181,8 @@ def claim(
                 "started_at": started_at,
             },
         )
-    return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.on_cpu, avoided)
+    trace = TraceContext.from_headers(row._asdict())
+    return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.on_cpu, avoided, trace)
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:

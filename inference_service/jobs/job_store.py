@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select, update
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import JobCancelled
 from inference_service.core.files import Checksum
+from inference_service.core.tracing import TraceContext
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
@@ -28,6 +29,7 @@ class Job:
     state: JobState
     request: dict[str, Any] | None
     submitted_by: str | None
+    traceparent: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -89,7 +91,12 @@ _TRANSITION_COLUMNS = [getattr(TransitionRow, column.name) for column in fields(
 
 
 def create(
-    database: Database, job_id: UUID, request: SegmentRequest | None, *, submitted_by: str | None = None
+    database: Database,
+    job_id: UUID,
+    request: SegmentRequest | None,
+    *,
+    submitted_by: str | None = None,
+    trace: TraceContext | None = None,
 ) -> bool:
     """Records a queued job, unless its id exists already.
 
@@ -98,13 +105,14 @@ def create(
         job_id: Chosen by the upstream.
         request: None where the message broke the contract: the job's failure still needs a row.
         submitted_by: Name of the upstream.
+        trace: The trace context in which the job was submitted.
 
     Returns:
         Whether the row is new.
     """
     recorded = None if request is None else request.model_dump(mode="json")
     with database.begin() as connection:
-        return create_queued(connection, job_id, recorded, submitted_by=submitted_by)
+        return create_queued(connection, job_id, recorded, submitted_by=submitted_by, trace=trace)
 
 
 def mark_dispatched(connection: Connection, job: UnsentJob, *, queue: str, redis_run_id: str) -> None:

@@ -117,7 +117,7 @@ class Lease:
 
     def _keep_renewing(self) -> None:
         interval_s = min(_RENEWAL_INTERVAL_S, self._lease_s / 3)
-        with logging_job(self._claim.job_id):
+        with logging_job(self._claim.job_id, self._claim.trace_id):
             while not self._released.wait(min(interval_s, max(0.0, self._deadline - time.monotonic()))):
                 try:
                     self._renew()

@@ -86,6 +86,8 @@ class JobRow(Base):
     state: Mapped[str]
     request: Mapped[dict[str, Any] | None] = mapped_column(comment="null where the message broke the contract")
     submitted_by: Mapped[str | None] = mapped_column(comment="name that the upstream gave itself")
+    traceparent: Mapped[str | None] = mapped_column(comment="W3C trace context in which the job was submitted")
+    tracestate: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

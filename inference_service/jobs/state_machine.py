@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, insert, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.core.errors import ErrorCode, ServiceError
+from inference_service.core.tracing import TraceContext
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 
 NEXT_STATES: Mapping[JobState, frozenset[JobState]] = {
@@ -71,7 +72,12 @@ def fence(job_id: UUID, lease_token: UUID) -> ColumnElement[bool]:
 
 
 def create_queued(
-    connection: Connection, job_id: UUID, request: dict[str, Any] | None, *, submitted_by: str | None
+    connection: Connection,
+    job_id: UUID,
+    request: dict[str, Any] | None,
+    *,
+    submitted_by: str | None = None,
+    trace: TraceContext | None = None,
 ) -> bool:
     """Inserts a queued job, unless its id exists already.
 
@@ -79,6 +85,8 @@ def create_queued(
         Whether the row is new.
     """
     values = {"id": job_id, "state": JobState.QUEUED, "request": request, "submitted_by": submitted_by}
+    if trace is not None:
+        values |= trace.headers
     statement = upsert(JobRow).values(values).on_conflict_do_nothing().returning(JobRow.id)
     created = connection.execute(statement).first() is not None
     if created:

@@ -76,6 +76,7 @@ class AttemptRunner:
         self._execution = context.execution.on_cpu() if claim.on_cpu else context.execution
         self._clock = StageClock()
         self._outcome = OutcomeRecorder(context, claim, self._clock)
+        self._span = context.tracing.start_attempt(claim.job_id, claim.attempt, claim.trace)
 
     def run(self, refusal: BadRequest | None) -> None:
         """Runs the attempt and records its outcome.
@@ -86,7 +87,14 @@ class AttemptRunner:
         Raises:
             GpuFailed: The job is queued again, and this process must exit.
         """
-        logger.info("attempt %d starts", self._claim.attempt)
+        trace_id = self._claim.trace_id
+        logger.info("attempt %d starts%s", self._claim.attempt, f" in trace {trace_id}" if trace_id else "")
+        try:
+            self._run(refusal)
+        finally:
+            self._span.end(self._clock)
+
+    def _run(self, refusal: BadRequest | None) -> None:
         failure: ServiceError
         try:
             if self._claim.request is None:
@@ -95,9 +103,11 @@ class AttemptRunner:
             return
         except LeaseLost as error:
             logger.warning("attempt %d stops: %s", self._claim.attempt, error)
+            self._span.fail("lease_lost")
             return
         except Exception as error:
             failure = self._service_error(error)
+        self._span.fail(failure.code)
         # The foreign traceback, and the arrays it kept alive, are released here.
         try:
             self._outcome.record_failure(failure)
@@ -118,6 +128,15 @@ class AttemptRunner:
         logger.exception("attempt %d: unexpected error", self._claim.attempt)
         return InternalError("an unexpected error occurred; the worker's log has the details")
 
+    def _end_by_force(self, reason: Exception) -> None:
+        """Records why the lease's thread is about to kill this process."""
+        self._span.fail(reason.code if isinstance(reason, ServiceError) else "lease_lost")
+        self._span.end(self._clock)
+        try:
+            self._outcome.record_forced_end(reason)
+        finally:
+            self._context.tracing.close()
+
     def _segment(self, request: SegmentRequest) -> None:
         context = self._context
         settings = context.settings
@@ -130,7 +149,7 @@ class AttemptRunner:
                 self._claim,
                 lease_s=settings.lease_s,
                 time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
-                before_kill=self._outcome.record_forced_end,
+                before_kill=self._end_by_force,
             ) as lease,
             context.scratch_space.folder(self._claim.job_id) as folder,
         ):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
@@ -10,6 +10,7 @@ from inference_service.core.execution import ExecutionOptions
 from inference_service.core.retry import retrying
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
+from inference_service.core.tracing import Tracing
 from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.object_storage import Storage
@@ -33,6 +34,7 @@ class JobContext:
         worker: The worker's name in rows and logs.
         self_test: Tests the worker's machine.
         started_at: When the worker started, by the monotonic clock. A new worker does not know the others yet.
+        tracing: Makes the spans of attempts.
     """
 
     settings: Settings
@@ -41,6 +43,7 @@ class JobContext:
     worker: str
     self_test: SelfTest
     started_at: float = -math.inf
+    tracing: Tracing = field(default_factory=Tracing)
 
     @cached_property
     def database(self) -> Database:

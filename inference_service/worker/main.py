@@ -23,6 +23,7 @@ from inference_service.core.host import usable_cpus
 from inference_service.core.log_config import configure_logging
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
+from inference_service.core.tracing import Tracing
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
 from inference_service.jobs.celery_app import QUEUES, App, make_app, redis_key
@@ -75,7 +76,10 @@ def run_worker(role: Role, settings: Settings) -> int:
         if problem is not None:
             logger.error("this worker takes no jobs yet: %s", problem)
             self_test.paused = True
-        return _run(role, JobContext(settings, execution, scratch_space, worker, self_test, time.monotonic()))
+        tracing = Tracing(worker)
+        # In the child processes, which make the spans.
+        signals.worker_process_shutdown.connect(lambda **_: tracing.close(), weak=False)
+        return _run(role, JobContext(settings, execution, scratch_space, worker, self_test, time.monotonic(), tracing))
     finally:
         scratch_space.close()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
+from inference_service.core.tracing import TraceContext
 
 # JSON that nests hundreds of levels can be neither written again nor pickled.
 _MAX_NESTING = 32
@@ -47,20 +48,22 @@ class _Call:
 def task_message(item: bytes) -> dict[str, object]:
     """Reduces an item to the fields of the contract, as a message of Celery's protocol 2 without properties.
 
-    Everything else goes: an eta, for example, would keep the message in memory.
+    Its trace context becomes two further arguments. All else goes: an eta, for example, would keep it in memory.
 
     Raises:
         NoJob: The item is not a message, is for another task, or contains no UUID of a job.
     """
-    call = _call(_envelope(item))
+    envelope = _envelope(item)
+    call = _call(envelope)
     if call.task != TASK_NAME:
         raise NoJob("it is for another task")
     # The job's id comes first, so that events of the Celery task refer to that job.
     task_id = _uuid(call.arguments.get("job_id")) or _uuid(call.task_id)
     if task_id is None:
         raise NoJob("it contains no UUID of a job")
+    trace = TraceContext.from_headers(_object(envelope.get("headers")))
     return {
-        "body": json.dumps([[], call.arguments, {}]),
+        "body": json.dumps([[], call.arguments | (trace.headers if trace else {}), {}]),
         "content-type": _JSON,
         "content-encoding": "utf-8",
         "headers": {"lang": "py", "task": TASK_NAME, "id": task_id},

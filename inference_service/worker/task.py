@@ -12,6 +12,7 @@ from celery.worker.request import Request
 from inference_service.contract.task_message import TASK_NAME, SegmentRequest, parse_request
 from inference_service.core.errors import BadRequest, DatabaseUnavailable, GpuFailed
 from inference_service.core.log_config import logging_job
+from inference_service.core.tracing import TraceContext
 from inference_service.engine.runtime_errors import short_message
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.celery_app import App
@@ -106,7 +107,8 @@ class TaskHandler:
             request = _request(message)
         except BadRequest as error:
             refusal = error
-        job_store.create(context.database, job_id, request)
+        trace = TraceContext.from_headers(message)
+        job_store.create(context.database, job_id, request, trace=trace)
         claim = attempts.claim(
             context.database,
             job_id,
@@ -118,7 +120,8 @@ class TaskHandler:
         if claim is None:
             logger.info("nothing to do: the job is finished, not due yet, or runs on another worker")
             return
-        AttemptRunner(context, claim).run(refusal)
+        with logging_job(job_id, claim.trace_id):
+            AttemptRunner(context, claim).run(refusal)
 
 
 def _request(message: Mapping[str, object]) -> SegmentRequest:

@@ -35,6 +35,7 @@ from inference_service.jobs.schema import JobState
 from inference_service.worker.deployment import check, prepare
 
 MODEL = "ct-tissue"
+TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "vendor=a"}
 # Of KEDA's Redis scaler.
 LENGTH_BY_TYPE = """
 local command = {list = 'llen', none = 'llen'}
@@ -121,7 +122,8 @@ def execute(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
 def test_a_job_runs_from_upload_to_result(
     upstream: Client, reference: InputReference, priority: Priority, tmp_path: Path
 ) -> None:
-    job = succeeded(upstream, upstream.submit(SegmentRequest(input=reference, model=MODEL, priority=priority)))
+    request = SegmentRequest(input=reference, model=MODEL, priority=priority)
+    job = succeeded(upstream, upstream.submit(request, submitted_by="gateway", trace_headers=TRACE))
     assert {path.name for path in upstream.result(job, tmp_path)} == {"mask.nii.gz", "report.json", "preview.png"}
     assert [change.to_state for change in upstream.transitions(job.id)] == ["queued", "running", "succeeded"]
     assert len(upstream.workers()) == 1

@@ -1,12 +1,17 @@
 """Messages that come twice, jobs that end early, and which worker takes which queue."""
 
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from celery import Celery
 from faults import Service, child_of, freeze, install_model, kill, resume, until_log_says, wait_for
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from redis import Redis
 
 from inference_service.contract.task_message import TASK_NAME, Priority, SegmentRequest
@@ -178,3 +183,59 @@ def test_a_job_ends_at_its_models_time_limit(service: Service, tmp_path: Path) -
         job_id = service.submit("limited", window_s=0.3)
         service.assert_ended(job_id, JobState.FAILED, "time_limit")
         service.assert_succeeded(service.submit("quick"))
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[Span]]]:
+    """The address of a collector of OpenTelemetry, and the spans that it has got."""
+    spans: list[Span] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            for resource in ExportTraceServiceRequest.FromString(content).resource_spans:
+                for scope in resource.scope_spans:
+                    spans.extend(scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keeps the output of the tests clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", spans
+        server.shutdown()
+        thread.join()
+
+
+def test_spans_of_finished_and_killed_attempts_reach_a_collector(
+    service: Service, collector: tuple[str, list[Span]]
+) -> None:
+    endpoint, spans = collector
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    context = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    # Only the end of a process exports.
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    with service.worker(**environment) as worker:
+        killed = service.submit("quick", window_s=60, trace_headers=context)
+        service.until(killed, lambda job: job.stage == "windows")
+        service.client.cancel(killed)
+        service.assert_ended(killed, JobState.CANCELLED, "cancelled")
+        wait_for(lambda: any(span.name == "attempt" for span in spans))
+        finished = service.submit("quick", trace_headers=context)
+        service.assert_succeeded(finished)
+        assert f"attempt 1 starts in trace {trace_id}" in worker.log_path.read_text()
+    attempts = {
+        attribute.value.string_value: span
+        for span in spans
+        for attribute in span.attributes
+        if attribute.key == "inference.job_id"
+    }
+    assert set(attempts) == {str(killed), str(finished)}
+    assert all(span.trace_id.hex() == trace_id for span in spans)
+    stages = {span.name for span in spans if span.parent_span_id == attempts[str(killed)].span_id}
+    assert {"fetch", "windows"} <= stages
+    assert "store" not in stages
+    assert "store" in {span.name for span in spans if span.parent_span_id == attempts[str(finished)].span_id}

@@ -20,6 +20,7 @@ HOMES: dict[str, set[str]] = {
     "kombu": {"jobs.celery_app", "worker.redis_transport"},
     "minio": {"jobs.object_storage", "embedded.servers"},
     "nibabel": {"formats.nifti", "formats.nifti_header"},
+    "opentelemetry": {"core.tracing"},
     "onnxruntime": {"engine.session", "engine.provider_probe"},
     "psycopg2": {"jobs.database", "embedded.postgres"},
     "imagecodecs": {"formats.dicom.pixel_data"},
@@ -79,6 +80,7 @@ WORKERS_PART = (
     "alembic",
     "threadpoolctl",
     "prometheus_client",
+    "opentelemetry",
 )
 
 

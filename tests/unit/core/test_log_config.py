@@ -12,7 +12,7 @@ from inference_service.core.log_config import configure_logging, logging_job
 
 OUTER = UUID(int=1)
 INNER = UUID(int=2)
-LOGGERS = ("urllib3", "alembic.runtime.plugins", "inference_service", None)
+LOGGERS = ("urllib3", "opentelemetry.trace", "alembic.runtime.plugins", "inference_service", None)
 logger = logging.getLogger("tests.logs")
 
 
@@ -68,6 +68,17 @@ def test_json_lines_contain_the_job_id(capsys: pytest.CaptureFixture[str]) -> No
         assert datetime.strptime(record["time"], "%Y-%m-%d %H:%M:%S,%f").year >= 2024
 
 
+def test_json_lines_contain_the_trace_id(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json")
+    with logging_job(OUTER, "4bf92f3577b34da6a3ce929d0e0e4736"):
+        logger.info("traced")
+        with logging_job(INNER):
+            logger.info("not traced")
+    logger.info("after")
+    found = [json.loads(line)["trace_id"] for line in lines(capsys)]
+    assert found == ["4bf92f3577b34da6a3ce929d0e0e4736", "-", "-"]
+
+
 def test_the_job_id_is_removed_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO", "json")
     with pytest.raises(KeyError), logging_job(OUTER):
@@ -107,6 +118,7 @@ def test_libraries_log_nothing_that_quotes_messages_or_keys(capsys: pytest.Captu
     logging.getLogger("urllib3.connectionpool").warning("Failed to parse headers (url=/volumes/MUELLER^HANS)")
     logging.getLogger("urllib3.connectionpool").error("kept")
     logging.getLogger("alembic.runtime.plugins").info("setup plugin")
+    logging.getLogger("opentelemetry.trace.span").warning("Member doesn't match MUELLER^HANS")
     assert [line.rsplit(" ", 1)[-1] for line in lines(capsys)] == ["kept"] * 3
 
 

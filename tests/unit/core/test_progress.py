@@ -74,6 +74,17 @@ def test_a_stage_that_raises_is_counted(fake_time: FakeTime) -> None:
     assert clock.seconds == {"map": 1, "windows": 2}
 
 
+def test_a_stage_has_one_period_from_its_first_begin_to_its_last_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = iter(range(100))
+    monkeypatch.setattr(time, "time_ns", lambda: next(now_ns))
+    clock = StageClock()
+    with clock.stage("windows"):
+        for _ in range(2):
+            with clock.stage("network"):
+                assert clock.periods == {"windows": (0, None), "network": (1, None)}
+    assert clock.periods == {"windows": (0, 4), "network": (1, 3)}
+
+
 def test_timed_counts_the_time_of_the_iterator(fake_time: FakeTime) -> None:
     clock = StageClock()
 

@@ -36,6 +36,28 @@ def test_a_valid_message_keeps_its_arguments_and_loses_everything_else() -> None
     assert kwargs_of(message) == KWARGS
 
 
+TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "vendor=a"}
+
+
+def test_the_trace_context_in_the_headers_is_kept() -> None:
+    headers = python_headers(JOB_ID, **TRACE, baggage=PATIENT)
+    message = task_message(with_body([[], KWARGS, {}], headers=headers))
+    assert message["headers"] == {"lang": "py", "task": TASK_NAME, "id": JOB_ID}
+    assert kwargs_of(message) == KWARGS | TRACE
+    assert kwargs_of(task_message(protocol_1_item(JOB_ID, REQUEST, headers=TRACE))) == KWARGS | TRACE
+    refused = task_message(with_body(b"no JSON", headers=headers))
+    assert kwargs_of(refused).keys() == {"job_id", "refused", *TRACE}
+
+
+@pytest.mark.parametrize("parent", [PATIENT, 5, None, {}, "0" * 55, TRACE["traceparent"] + "\n"])
+def test_a_malformed_trace_context_is_no_error(parent: object) -> None:
+    headers = python_headers(JOB_ID, traceparent=parent, tracestate="vendor=a")
+    assert kwargs_of(task_message(with_body([[], KWARGS, {}], headers=headers))) == KWARGS
+    oversized = python_headers(JOB_ID, traceparent=TRACE["traceparent"], tracestate="x" * 513)
+    kept = kwargs_of(task_message(with_body([[], KWARGS, {}], headers=oversized)))
+    assert kept == KWARGS | {"traceparent": TRACE["traceparent"]}
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_messages_of_other_languages_are_taken(client: str) -> None:
     message = task_message(json.dumps(CLIENTS[client](JOB_ID, REQUEST)).encode())
@@ -54,6 +76,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_body([[], {"job_id": JOB_ID, "refused": PATIENT}, {}]),
         "job_id and request only",
     ),
+    "argument traceparent": (lambda: with_body([[], {**KWARGS, **TRACE}, {}]), "job_id and request only"),
     "long job_id": (lambda: with_body([[], {"job_id": PATIENT * 9, "colour": 1}, {}]), "job_id and request only"),
     "job_id a list": (lambda: with_body([[], {"job_id": [JOB_ID], "colour": 1}, {}]), "job_id and request only"),
     "kwargs a list": (lambda: with_body([[], [PATIENT], {}]), "not a JSON object"),
