@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         description="TLS mode of the Postgres connection, as in libpq. Only `verify-full` protects against an attacker "
         "on the network.",
     )
+    postgres_pooler: bool = Field(
+        False,
+        description="Whether POSTGRES_SERVER is a connection pooler such as PgBouncer, which passes no time limits on: "
+        "each transaction then sets its own. Not for `migrate`, which connects to Postgres itself.",
+    )
 
     minio_endpoint: str = Field(
         "127.0.0.1:9000",

@@ -16,11 +16,11 @@ from psycopg2.errors import (
     UndefinedTable,
 )
 from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
-from inference_service.core.errors import DatabaseUnavailable
+from inference_service.core.errors import ConfigurationError, DatabaseUnavailable
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 
@@ -37,6 +37,7 @@ _MIGRATION_LOCK_LIMIT_S = 0.3
 # Longer than an autovacuum of a large table, which holds a lock and yields only to those who wait for a second.
 _MIGRATION_PATIENCE_S = 300.0
 _MIGRATIONS = Path(__file__).with_name("migrations")
+_USE_POOLER = "POSTGRES_SERVER is a connection pooler, such as PgBouncer: set POSTGRES_POOLER=true"
 
 
 class Database:
@@ -85,6 +86,7 @@ def _connect(settings: Settings, limits_s: Mapping[str, float], *, pooled: bool)
     limits_s = {"idle_in_transaction_session_timeout": _IDLE_LIMIT_S, **limits_s}
     pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
     verified = settings.postgres_sslmode == "verify-full"
+    options = " ".join(f"-c {name}={round(limit_s * 1000)}" for name, limit_s in limits_s.items())
     engine = create_engine(
         database_url(settings),
         # Errors are logged, and a statement's parameters contain requests.
@@ -98,10 +100,18 @@ def _connect(settings: Settings, limits_s: Mapping[str, float], *, pooled: bool)
             "tcp_user_timeout": _IDLE_LIMIT_S * 1000,
             "keepalives_idle": _IDLE_LIMIT_S,
             "application_name": "inference-service",
-            "options": " ".join(f"-c {name}={round(limit_s * 1000)}" for name, limit_s in limits_s.items()),
+            **({} if settings.postgres_pooler else {"options": options}),
         },
     )
+    if settings.postgres_pooler:
+        _limit_transactions(engine, limits_s)
     return Database(engine)
+
+
+def _limit_transactions(engine: Engine, limits_s: Mapping[str, float]) -> None:
+    """Makes each transaction set the limits: a pooler may give every transaction another connection of its own."""
+    statement = "; ".join(f"SET LOCAL {name} = {round(limit_s * 1000)}" for name, limit_s in limits_s.items())
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(statement))
 
 
 def database_url(settings: Settings) -> URL:
@@ -114,6 +124,18 @@ def database_url(settings: Settings) -> URL:
         port=settings.postgres_port,
         database=settings.postgres_db,
     )
+
+
+def require_limits(database: Database) -> None:
+    """Checks that the limits of `connect` reach Postgres.
+
+    Raises:
+        DatabaseUnavailable: They do not, or Postgres does not answer.
+    """
+    with database.connection() as connection:
+        limit = connection.execute(text("SELECT current_setting('statement_timeout')")).scalar_one()
+    if limit == "0":
+        raise DatabaseUnavailable(f"the time limits of statements do not reach Postgres. {_USE_POOLER}")
 
 
 def is_database_outage(error: BaseException) -> bool:
@@ -149,6 +171,8 @@ def _mapped_errors() -> Iterator[None]:
             raise DatabaseUnavailable("Postgres did not answer in time: another session may hold a lock") from error
         # libpq's text starts with the address, and the server's with a severity; neither belongs in a public message.
         reason = str(error.orig).partition("\n")[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
+        if reason.startswith("unsupported startup parameter"):
+            raise DatabaseUnavailable(_USE_POOLER) from error
         raise DatabaseUnavailable(f"Postgres cannot be used: {reason}") from error
     except InternalError as error:
         # For example a server that became read-only, as it was demoted in a failover.
@@ -179,9 +203,17 @@ def migrate(settings: Settings) -> None:
     """Brings the schema up to date. Jobs may run meanwhile, and concurrent calls wait for one another.
 
     Raises:
+        ConfigurationError: Postgres is behind a connection pooler.
         DatabaseUnavailable: Postgres does not answer or refuses, or other sessions lock the tables for 5 minutes.
     """
     from alembic import command  # part of a worker's installation only
+
+    if settings.postgres_pooler:
+        # They need a session: a lock and a time limit that outlive transactions.
+        raise ConfigurationError(
+            "migrations do not work through a connection pooler: run them with POSTGRES_SERVER and POSTGRES_PORT of "
+            "Postgres itself, and POSTGRES_POOLER=false"
+        )
 
     run_alembic(settings, lambda config: command.upgrade(config, "head"))
 

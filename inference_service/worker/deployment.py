@@ -19,7 +19,7 @@ from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, require_models
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import fetch_redis_state, make_app
-from inference_service.jobs.database import connect, migrate
+from inference_service.jobs.database import connect, migrate, require_limits
 from inference_service.jobs.grants import grant_rights, missing_rights
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queue_check import find_memory
@@ -128,6 +128,7 @@ def _check_postgres(settings: Settings) -> str:
     with closing(connect(settings)) as database:
         found = job_store.count(database)
         missing = missing_rights(database)
+        require_limits(database)
     if missing:
         raise DatabaseUnavailable(
             f"the role {settings.postgres_user} lacks rights of a worker: {', '.join(missing)}. "

@@ -18,6 +18,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "POSTGRES_USER": ("segmenter", "segmenter"),
     "POSTGRES_PASSWORD": ("postgres-secret", SecretStr("postgres-secret")),
     "REDIS_PREFIX": ("radiology:", "radiology:"),
+    "POSTGRES_POOLER": ("true", True),
     "POSTGRES_DB": ("segmentation", "segmentation"),
     "MINIO_ENDPOINT": ("s3.example:443", "s3.example:443"),
     "MINIO_ACCESS_KEY": ("access-secret", SecretStr("access-secret")),

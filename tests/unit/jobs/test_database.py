@@ -1,7 +1,8 @@
 import pytest
 
+from inference_service.core.errors import ConfigurationError
 from inference_service.core.settings import Settings
-from inference_service.jobs.database import database_url
+from inference_service.jobs.database import database_url, migrate
 
 
 @pytest.mark.parametrize("odd", ["p@ss:/w%rd", "a b+c", "ä€#?&=", "plain", ""])
@@ -17,3 +18,8 @@ def test_database_url_takes_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("POSTGRES_SERVER", "::1")
     url = database_url(Settings())
     assert (url.host, url.port) == ("::1", 5432)
+
+
+def test_migrations_refuse_a_connection_pooler() -> None:
+    with pytest.raises(ConfigurationError, match="POSTGRES_POOLER=false"):
+        migrate(Settings.model_validate({"postgres_pooler": True}))
