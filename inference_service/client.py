@@ -218,7 +218,7 @@ class Client:
             The job afterwards; None where it does not exist.
 
         Raises:
-            BadRequest: The job has neither failed nor was it cancelled, or its message broke the contract.
+            BadRequest: The job has neither failed nor was it cancelled, or its row has no request.
         """
         redis = self._own_redis()
         job = queue_again(self._database, job_id)

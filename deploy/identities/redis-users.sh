@@ -16,10 +16,12 @@ user() { # NAME IDENTITY RULES
 }
 
 identities() {
-  # Consumes both queues, acknowledges messages, reports its heartbeat. No command that administers Redis or lists keys.
-  user worker worker "~${p}priority* ~${p}overflow* ~${p}unacked* ~${p}inference_service.deployment ~${p}completions ~_kombu.binding* &/*.${p}celeryev* -@all +xadd +xrevrange +@list +@hash +@set +@sortedset +@string +@transaction +del +exists +expire +pexpire +type +eval +evalsha +script|load +publish +client|tracking +ping +info +time"
-  # Puts messages on both queues, reads how many wait, and reads events. It cannot read a message.
-  user upstream upstream "~${p}priority* ~${p}overflow* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority ~_kombu.binding*.${p}overflow %R~${p}completions -@all +xread +xrange +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
+  # Consumes both queues, acknowledges messages, reads cancellations, reports its heartbeat. No command that administers
+  # Redis or lists keys.
+  user worker worker "~${p}priority* ~${p}overflow* ~${p}cancellations* ~${p}unacked* ~${p}inference_service.deployment ~${p}completions ~_kombu.binding* &/*.${p}celeryev* -@all +xadd +xrevrange +@list +@hash +@set +@sortedset +@string +@transaction +del +exists +expire +pexpire +type +eval +evalsha +script|load +publish +client|tracking +ping +info +time"
+  # Puts messages on both queues and the list of cancellations, reads how many wait, and reads events. It cannot read a
+  # message.
+  user upstream upstream "~${p}priority* ~${p}overflow* ~${p}cancellations* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority ~_kombu.binding*.${p}overflow ~_kombu.binding*.${p}cancellations %R~${p}completions -@all +xread +xrange +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
   # Reads how many messages wait: KEDA does so by a script that calls TYPE and LLEN.
   user keda keda "~${p}priority ~${p}overflow -@all +llen +type +eval +ping"
   # Flower: reads the workers' heartbeats and how many messages wait, and asks workers, which do not answer. It writes keys

@@ -21,6 +21,8 @@ Tolerance = Literal["uneven_spacing", "gantry_tilt"]
 OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap"]
 
 TASK_NAME = "inference_service.segment"
+CANCEL_TASK_NAME = "inference_service.cancel"
+"""The task of a message that cancels a job. Its keyword argument is the `job_id`."""
 MAX_MESSAGE_BYTES = 256 * 1024
 """Most bytes of a message in its queue, with everything that a Celery client adds to the arguments."""
 

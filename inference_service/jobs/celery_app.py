@@ -1,4 +1,4 @@
-"""The two queues in Redis, and the Celery application that sends to them and consumes them."""
+"""The queues in Redis, and the Celery application that sends to them and consumes them."""
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +25,8 @@ PRIORITY_QUEUE = "priority"
 OVERFLOW_QUEUE = "overflow"
 QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
 """The queues, in the order in which a worker that consumes both drains them."""
+CANCELLATIONS = "cancellations"
+"""The list of the messages that cancel jobs. Nothing consumes it: sweeps read it."""
 _UNACKED_KEYS = ("unacked_key", "unacked_index_key", "unacked_mutex_key")
 
 # A Celery client may give a message a priority. Kombu puts it on a list of its own, with one of these suffixes: its

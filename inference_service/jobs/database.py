@@ -224,7 +224,7 @@ def run_alembic(settings: Settings, command: "Callable[[Config], None]") -> None
     Raises:
         DatabaseUnavailable: Postgres does not answer or refuses, or other sessions lock the tables for 5 minutes.
     """
-    retrying(_is_lock_conflict, timeout_s=_MIGRATION_PATIENCE_S)(_run_alembic, settings, command)
+    retrying(is_lock_conflict, timeout_s=_MIGRATION_PATIENCE_S)(_run_alembic, settings, command)
 
 
 def _run_alembic(settings: Settings, command: "Callable[[Config], None]") -> None:
@@ -238,6 +238,7 @@ def _run_alembic(settings: Settings, command: "Callable[[Config], None]") -> Non
         command(config)
 
 
-def _is_lock_conflict(error: BaseException) -> bool:
+def is_lock_conflict(error: BaseException) -> bool:
+    """Returns True if other sessions have locked what a statement needs."""
     cause = getattr(error.__cause__, "orig", None)
     return isinstance(error, DatabaseUnavailable) and isinstance(cause, LockNotAvailable | DeadlockDetected)

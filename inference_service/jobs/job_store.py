@@ -10,15 +10,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select, text, update
 
 from inference_service.contract.task_message import SegmentRequest
-from inference_service.core.errors import JobCancelled
+from inference_service.core.errors import DatabaseUnavailable, JobCancelled
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
-from inference_service.jobs.database import Database
+from inference_service.jobs.database import Database, is_lock_conflict
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
+
+# Wait of a sweep for one row.
+_LOCK_LIMIT_MS = 100
 
 
 @dataclass(frozen=True)
@@ -138,17 +141,41 @@ def cancel(database: Database, job_id: UUID) -> Job | None:
         The job afterwards; None where it does not exist.
     """
     with database.begin() as connection:
-        row = connection.execute(
-            select(JobRow.state, JobRow.attempt)
-            .where(JobRow.id == job_id, JobRow.state.not_in(FINAL_STATES))
-            .with_for_update()
-        ).one_or_none()
-        if row is not None and row.state == JobState.QUEUED:
-            error = JobCancelled("the job was cancelled before it started")
-            change_state(connection, StateChange.ended_by(error, job_id, JobState.QUEUED, attempt=row.attempt))
-        elif row is not None:
-            connection.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
+        _cancel(connection, job_id)
     return get(database, job_id)
+
+
+def cancel_by_message(database: Database, job_id: UUID) -> bool:
+    """Cancels a job whose own message may still wait in Redis.
+
+    A job without a row gets one that is cancelled already, so that its message has no effect when it comes.
+
+    Returns:
+        False if another session has locked the row, so that nothing is written.
+    """
+    try:
+        with database.begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_LIMIT_MS}"))
+            create_queued(connection, job_id, None)
+            _cancel(connection, job_id)
+    except DatabaseUnavailable as error:
+        if is_lock_conflict(error):
+            return False
+        raise
+    return True
+
+
+def _cancel(connection: Connection, job_id: UUID) -> None:
+    row = connection.execute(
+        select(JobRow.state, JobRow.attempt)
+        .where(JobRow.id == job_id, JobRow.state.not_in(FINAL_STATES))
+        .with_for_update()
+    ).one_or_none()
+    if row is not None and row.state == JobState.QUEUED:
+        error = JobCancelled("the job was cancelled before it started")
+        change_state(connection, StateChange.ended_by(error, job_id, JobState.QUEUED, attempt=row.attempt))
+    elif row is not None:
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
 
 
 def get(database: Database, job_id: UUID) -> Job | None:

@@ -22,7 +22,7 @@ def queue_again(database: Database, job_id: UUID) -> UnsentJob | None:
         The job, whose message is to be sent; None where there is no such job.
 
     Raises:
-        BadRequest: The job has neither failed nor was it cancelled, or its message broke the contract.
+        BadRequest: The job has neither failed nor was it cancelled, or its row has no request.
     """
     with database.begin() as connection:
         columns = (JobRow.state, JobRow.attempt, JobRow.request)
@@ -32,7 +32,10 @@ def queue_again(database: Database, job_id: UUID) -> UnsentJob | None:
         if row.state not in (JobState.FAILED, JobState.CANCELLED):
             raise BadRequest(f"job {job_id} is {row.state}: only failed and cancelled jobs can be retried")
         if row.request is None:
-            raise BadRequest(f"job {job_id} has no request, because its message broke the contract: submit a new job")
+            raise BadRequest(
+                f"job {job_id} has no request, because its message broke the contract or came after its cancellation: "
+                "submit a new job"
+            )
         values = {
             "returned_attempts": row.attempt,
             "not_before": func.now(),

@@ -84,7 +84,9 @@ class JobRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     state: Mapped[str]
-    request: Mapped[dict[str, Any] | None] = mapped_column(comment="null where the message broke the contract")
+    request: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="null where the message broke the contract or came after the cancellation"
+    )
     submitted_by: Mapped[str | None] = mapped_column(comment="name that the upstream gave itself")
     traceparent: Mapped[str | None] = mapped_column(comment="W3C trace context in which the job was submitted")
     tracestate: Mapped[str | None]

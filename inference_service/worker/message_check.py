@@ -10,7 +10,7 @@ from base64 import b64decode
 from dataclasses import dataclass
 from uuid import UUID
 
-from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
+from inference_service.contract.task_message import CANCEL_TASK_NAME, MAX_MESSAGE_BYTES, TASK_NAME
 from inference_service.core.tracing import TraceContext
 
 # JSON that nests hundreds of levels can be neither written again nor pickled.
@@ -54,7 +54,7 @@ def task_message(item: bytes) -> dict[str, object]:
         NoJob: The item is not a message, is for another task, or contains no UUID of a job.
     """
     envelope = _envelope(item)
-    call = _call(envelope)
+    call = _call(envelope, ("job_id", "request"))
     if call.task != TASK_NAME:
         raise NoJob("it is for another task")
     # The job's id comes first, so that events of the Celery task refer to that job.
@@ -68,6 +68,23 @@ def task_message(item: bytes) -> dict[str, object]:
         "content-encoding": "utf-8",
         "headers": {"lang": "py", "task": TASK_NAME, "id": task_id},
     }
+
+
+def cancelled_job(item: bytes) -> UUID:
+    """Reads the id of the job that a message cancels.
+
+    Raises:
+        NoJob: The item is not a message, is for another task, or its arguments are not the id of a job alone.
+    """
+    call = _call(_envelope(item), ("job_id",))
+    if call.task != CANCEL_TASK_NAME:
+        raise NoJob("it is for another task")
+    if "refused" in call.arguments:
+        raise NoJob(str(call.arguments["refused"]))
+    job_id = _uuid(call.arguments.get("job_id"))
+    if job_id is None:
+        raise NoJob("it contains no UUID of a job")
+    return UUID(job_id)
 
 
 def nests_deeper(value: object, levels: int) -> bool:
@@ -88,8 +105,13 @@ def _envelope(item: bytes) -> dict[str, object]:
     return envelope
 
 
-def _call(envelope: dict[str, object]) -> _Call:
-    """Finds task, id and arguments, which protocol 2 of Celery has in the headers and protocol 1 in the body."""
+def _call(envelope: dict[str, object], names: tuple[str, ...]) -> _Call:
+    """Finds task, id and arguments, which protocol 2 of Celery has in the headers and protocol 1 in the body.
+
+    Args:
+        envelope: The item.
+        names: The keyword arguments that the task takes.
+    """
     if "oversized" in envelope:
         header = _ID_HEADER.search(str(envelope.get("end")))
         return _Call(TASK_NAME, header and header[1], _refused(f"the message has more than {MAX_MESSAGE_BYTES} bytes"))
@@ -105,9 +127,9 @@ def _call(envelope: dict[str, object]) -> _Call:
             return _Call(TASK_NAME, properties.get("correlation_id"), _refused(str(error)))
         return _Call(task, task_id, _refused(str(error)))
     if isinstance(body, dict) and "task" in body:
-        return _Call(body["task"], body.get("id"), _arguments(body.get("args"), body.get("kwargs")))
+        return _Call(body["task"], body.get("id"), _arguments(body.get("args"), body.get("kwargs"), names))
     if isinstance(body, list) and len(body) == 3:
-        return _Call(task, task_id, _arguments(body[0], body[1]))
+        return _Call(task, task_id, _arguments(body[0], body[1], names))
     return _Call(task, task_id, _refused(_FORM))
 
 
@@ -126,12 +148,12 @@ def _body(envelope: dict[str, object], headers: dict[str, object], properties: d
         raise _Unreadable(_FORM) from error
 
 
-def _arguments(args: object, kwargs: object) -> dict[str, object]:
+def _arguments(args: object, kwargs: object, names: tuple[str, ...]) -> dict[str, object]:
     if not isinstance(kwargs, dict):
         return _refused("the task's keyword arguments are not a JSON object")
     job_id = kwargs.get("job_id")
-    if args or set(kwargs) - {"job_id", "request"}:
-        return _refused("the task takes the keyword arguments job_id and request only", job_id)
+    if args or set(kwargs) - set(names):
+        return _refused(f"the task takes the keyword arguments {' and '.join(names)} only", job_id)
     if nests_deeper(kwargs, _MAX_NESTING):
         return _refused(f"the task's arguments nest deeper than {_MAX_NESTING} levels", job_id)
     return kwargs

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import LISTS_PER_QUEUE, QUEUES, lists_of
+from inference_service.jobs.celery_app import CANCELLATIONS, LISTS_PER_QUEUE, QUEUES, lists_of
 from inference_service.worker.message_check import NoJob, task_message
 from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 
@@ -82,7 +82,7 @@ class QoS(kombu_redis.QoS):
 
     def _run(self, script: str, *arguments: object) -> Any:
         prefix = self.channel.connection.client.transport_options["key_prefix"]
-        keys = (self.unacked_key, self.unacked_index_key, *(prefix + queue for queue in QUEUES))
+        keys = (self.unacked_key, self.unacked_index_key, *(prefix + queue for queue in (*QUEUES, CANCELLATIONS)))
         with self.channel.conn_or_acquire() as client:
             return client.eval(script, len(keys), *keys, *arguments)
 

@@ -190,6 +190,7 @@ class Supervisor:
             redis = fetch_redis_state(self._app)
             self._metrics.set_queue_depths(redis)
             self._ownership.claim(redis)
+            self._sweeper.cancel_by_messages()
             self._ownership.adopt(redis)
             self._sweeper.send_missing_messages(redis)
             self._sweeper.publish_completions()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from inference_service.core.errors import StorageUnavailable
+from inference_service.core.errors import QueueUnavailable, StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, retention
 from inference_service.jobs.celery_app import App, RedisState
@@ -16,6 +16,7 @@ from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.waiting_jobs import find_waiting_jobs
+from inference_service.worker.cancellations import cancel_by_messages
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,17 @@ class Sweeper:
     def _without_message(self, suspects: Sequence[UUID]) -> list[UUID]:
         waiting = find_waiting_jobs(self._app, taken_within_s=math.ceil(self._settings.lease_s))
         return [] if waiting is None else [job_id for job_id in suspects if job_id not in waiting]
+
+    def cancel_by_messages(self) -> None:
+        """Cancels the jobs whose cancellations wait in Redis."""
+        with recovery.sweep_lock(self._database) as locked:
+            if not locked:
+                return
+            try:
+                cancel_by_messages(self._app, self._database)
+            except QueueUnavailable as error:
+                # The user of Redis may have the rights of an earlier version; the rest of the sweep needs no more.
+                logger.warning("messages that cancel jobs are not read: %s", error)
 
     def remove_abandoned_objects(self) -> None:
         """Removes objects of attempts that ended without a result, or whose worker was lost, and of pruned jobs."""

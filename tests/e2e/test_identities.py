@@ -151,6 +151,15 @@ def test_a_raw_message_runs(identities: Identities, upstream: Client, reference:
     succeeded(upstream, job_id)
 
 
+@pytest.mark.usefixtures("worker", "nothing_refused")
+def test_a_raw_message_cancels(identities: Identities, upstream: Client) -> None:
+    job_id = uuid4()
+    with Celery(broker=identities.settings("upstream").broker_url, set_as_current=False) as app:
+        app.send_task("inference_service.cancel", kwargs={"job_id": str(job_id)}, queue="cancellations")
+    wait_for(lambda: upstream.status(job_id) is not None)
+    assert upstream.wait(job_id, timeout_s=LIMIT_S).state == JobState.CANCELLED
+
+
 @pytest.mark.usefixtures("nothing_refused")
 def test_an_upstream_cancels_a_queued_job_and_retries_it(upstream: Client, reference: InputReference) -> None:
     # No worker has the model, so that the job may be cancelled before or after it is claimed, but never succeeds.

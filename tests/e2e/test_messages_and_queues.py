@@ -14,9 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from redis import Redis
 
-from inference_service.contract.task_message import TASK_NAME, Priority, SegmentRequest
+from inference_service.contract.task_message import CANCEL_TASK_NAME, TASK_NAME, Priority, SegmentRequest
 from inference_service.embedded.stack import settings_for
-from inference_service.jobs.celery_app import PRIORITY_QUEUE, make_app, send
+from inference_service.jobs.celery_app import CANCELLATIONS, OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app, send
 from inference_service.jobs.schema import JobState
 
 pytestmark = pytest.mark.timeout(300)
@@ -160,6 +160,26 @@ def test_a_running_and_a_queued_job_are_cancelled(service: Service) -> None:
         wait_for(lambda: not service.has_temporary_files())
     assert [state for state, *_ in service.transitions(queued)] == ["queued", "cancelled"]
     assert "Traceback" not in worker.log_path.read_text()
+
+
+def test_a_message_cancels_jobs_while_the_worker_is_busy(service: Service) -> None:
+    broker = settings_for(service.servers.environment).broker_url
+    with service.worker() as worker, Celery(broker=broker, set_as_current=False) as app:
+        running = service.submit_held()
+        service.half_done(running)
+        queued = service.submit("quick")
+        unknown = uuid4()
+        for job_id in (unknown, queued, running):
+            app.send_task(CANCEL_TASK_NAME, kwargs={"job_id": str(job_id)}, queue=CANCELLATIONS)
+        for job_id in (queued, running):
+            service.assert_ended(job_id, JobState.CANCELLED, "cancelled")
+        # Its own message comes too late.
+        request = service.request("quick").model_dump(mode="json")
+        app.send_task(TASK_NAME, kwargs={"job_id": str(unknown), "request": request}, queue=OVERFLOW_QUEUE)
+        service.assert_succeeded(service.submit("quick"))
+        service.assert_ended(unknown, JobState.CANCELLED, "cancelled")
+    assert service.transitions(unknown) == [("queued", 0, None), ("cancelled", 0, "cancelled")]
+    assert f"job {running}: cancellation requested by a message" in worker.log_path.read_text()
 
 
 def test_work_that_does_not_stop_is_killed(service: Service) -> None:

@@ -5,8 +5,8 @@ from base64 import b64encode
 from uuid import UUID
 
 from fuzz.target import Target
-from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME, parse_request
-from inference_service.worker.message_check import NoJob, task_message
+from inference_service.contract.task_message import CANCEL_TASK_NAME, MAX_MESSAGE_BYTES, TASK_NAME, parse_request
+from inference_service.worker.message_check import NoJob, cancelled_job, task_message
 
 _JOB_ID = "7d444840-9dc0-11d1-b245-5ffdce74fad2"
 _REQUEST = {
@@ -18,6 +18,7 @@ _REQUEST = {
     "options": {"reuse": True, "tolerate": ["gantry_tilt"], "modality_check": False},
 }
 _KWARGS = {"job_id": _JOB_ID, "request": _REQUEST}
+_TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 _HEADERS = {"lang": "py", "task": TASK_NAME, "id": _JOB_ID, "compression": None}
 
 
@@ -31,9 +32,13 @@ def _read_item(data: bytes) -> None:
     UUID(headers["id"])
     args, kwargs, embedded = json.loads(str(message["body"]))
     assert (args, embedded) == ([], {})
-    assert kwargs.keys() <= {"job_id", "request", "refused"}
+    assert kwargs.keys() <= {"job_id", "request", "refused", "traceparent", "tracestate"}
     # Escapes can make a character of three bytes six characters long.
     assert len(str(message["body"])) <= 2 * MAX_MESSAGE_BYTES
+
+
+def _read_cancellation(data: bytes) -> None:
+    assert isinstance(cancelled_job(data), UUID)
 
 
 def _item(body: object, headers: object, **properties: object) -> bytes:
@@ -54,9 +59,20 @@ def _item_seeds() -> list[bytes]:
     return [
         item_of_protocol_2(),
         _item([[], _KWARGS, {}], _HEADERS),
+        _item([[], _KWARGS, {}], {**_HEADERS, "traceparent": _TRACEPARENT, "tracestate": "vendor=a"}),
         _item([[], _KWARGS, {}], {**_HEADERS, "compression": "application/x-gzip"}),
         _item(first_protocol, {}),
         json.dumps({"oversized": 10**6, "end": f'"headers": {{"id": "{_JOB_ID}"}}'}).encode(),
+    ]
+
+
+def _cancellation_seeds() -> list[bytes]:
+    kwargs = {"job_id": _JOB_ID}
+    headers = {**_HEADERS, "task": CANCEL_TASK_NAME}
+    return [
+        _item([[], kwargs, {}], headers, body_encoding="base64"),
+        _item([[], _KWARGS, {}], headers),
+        _item({"task": CANCEL_TASK_NAME, "id": _JOB_ID, "args": [], "kwargs": kwargs}, {}),
     ]
 
 
@@ -70,5 +86,6 @@ def _read_request(data: bytes) -> None:
 
 TARGETS = (
     Target("item", _read_item, _item_seeds, refusals=(NoJob,)),
+    Target("cancellation", _read_cancellation, _cancellation_seeds, refusals=(NoJob,)),
     Target("request", _read_request, lambda: [json.dumps(_REQUEST).encode()]),
 )

@@ -144,13 +144,13 @@ def test_a_migration_that_waits_for_a_lock_lets_others_pass(
 ) -> None:
     upgrade_to(empty_database, RELEASED)
     tries = threading.Event()
-    is_lock_conflict = database_module._is_lock_conflict
+    is_lock_conflict = database_module.is_lock_conflict
 
     def recorded(error: BaseException) -> bool:
         tries.set()
         return is_lock_conflict(error)
 
-    monkeypatch.setattr(database_module, "_is_lock_conflict", recorded)
+    monkeypatch.setattr(database_module, "is_lock_conflict", recorded)
     migration = threading.Thread(target=migrate, args=(empty_database,))
     with renewing(empty_database) as waits:
         with read_lock(empty_database):

@@ -280,6 +280,9 @@ class RealJob:
     def _owner_cancels(self, before: World, after: World) -> None:
         job_store.cancel(self._database, self._id)
 
+    def _sweep_cancels(self, before: World, after: World) -> None:
+        assert job_store.cancel_by_message(self._database, self._id)
+
     def _machine_fails(self, before: World, after: World) -> None:
         claim = self._moved(before, after)
         assert attempts.schedule_retry(self._database, claim, delay_s=LEASE_S, detail="x", counts=False, elsewhere=True)

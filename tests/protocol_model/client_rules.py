@@ -7,6 +7,7 @@ from protocol_model.protocol import (
     changes,
     messages,
     title,
+    with_cancellation,
     with_history,
     with_row,
     with_state,
@@ -19,7 +20,7 @@ from protocol_model.state import FINAL, World
 def client_submits(setting: Setting, world: World) -> Steps:
     """The Python client writes the row, then sends the message; it may end in between, or Redis may be down."""
     for job, kind in enumerate(setting.scenario.jobs):
-        if kind.by_client and not world.history[job].submitted:
+        if kind.by_client and not world.history[job].submitted and world.database.rows[job].state == "absent":
             created = with_history(with_state(world, job, "queued"), job, submitted=True)
             made = changes("job_store.create", "absent", "queued")
             yield Step(f"the client records {title(job)}, but sends no message", created, made)
@@ -50,6 +51,14 @@ def owner_cancels(setting: Setting, world: World) -> Steps:
             yield Step(f"{title(job)} is cancelled", cancelled, changes("job_store.cancel", "queued", "cancelled"))
         elif row.state == "running" and not row.cancel_requested:
             yield Step(f"the cancellation of {title(job)} is requested", with_row(world, job, cancel_requested=True))
+
+
+def upstream_cancels(setting: Setting, world: World) -> Steps:
+    """An upstream sends a message that cancels a job, perhaps before the job's own message has made a row."""
+    for job, history in enumerate(world.history):
+        if not history.cancellation_sent:
+            sent = with_history(with_cancellation(world, job, True), job, cancellation_sent=True)
+            yield Step(f"an upstream sends the cancellation of {title(job)}", sent)
 
 
 def owner_retries(setting: Setting, world: World) -> Steps:

@@ -9,6 +9,7 @@ from protocol_model.protocol import (
     messages,
     title,
     with_attempt,
+    with_cancellation,
     with_history,
     with_row,
     with_taken,
@@ -60,6 +61,14 @@ def redis_fails_over(setting: Setting, world: World) -> Steps:
         if waiting:
             lost = _without_message(with_waiting(world, job, -waiting), job)
             yield Step(f"Redis fails over, and loses the messages of {title(job)}", lost)
+
+
+def cancellation_is_lost(setting: Setting, world: World) -> Steps:
+    """Redis restarts or fails over, and loses a message that cancels a job."""
+    for job, waits in enumerate(world.cancellations):
+        if waits:
+            lost = with_cancellation(world, job, False)
+            yield Step(f"Redis fails over, and loses the cancellation of {title(job)}", lost)
 
 
 def acknowledged_message_returns(setting: Setting, world: World) -> Steps:

@@ -80,13 +80,13 @@ INVARIANTS: Mapping[str, Callable[[Setting, World], bool]] = {
 
 
 def is_settled(setting: Setting, world: World) -> bool:
-    """The goal: each job that was accepted has ended, and no objects of lost attempts wait for their removal.
+    """The goal: each job that was accepted has ended, and neither cancellations nor objects of lost attempts wait.
 
     A job without a row was never accepted, or it is lost: Redis lost its message before a worker had recorded it, or
     Postgres lost its row.
     """
     ended = all(map(_has_ended, world.database.rows, world.history))
-    return ended and not world.database.stored_attempts
+    return ended and not any(world.cancellations) and not world.database.stored_attempts
 
 
 def _has_ended(row: Row, history: History) -> bool:

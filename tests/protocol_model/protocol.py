@@ -35,6 +35,8 @@ class Protocol:
         reuse_compares_work: Only a result of the same scan, model, manifest and options is reused.
         reuse_verifies: A reused result must have the checksums in the earlier job's row.
         retry_spares_successes: A succeeded job is not queued again on request.
+        cancellation_makes_a_row: A message that cancels a job without a row makes one that is cancelled.
+        row_comes_before_removal: Such a message is removed only after the job's row is written.
         prune_keeps_unfinished: Only finished jobs are pruned.
         prune_outlasts_messages: A job is pruned only after its messages are over.
     """
@@ -56,6 +58,8 @@ class Protocol:
     reuse_compares_work: bool = True
     reuse_verifies: bool = True
     retry_spares_successes: bool = True
+    cancellation_makes_a_row: bool = True
+    row_comes_before_removal: bool = True
     prune_keeps_unfinished: bool = True
     prune_outlasts_messages: bool = True
 
@@ -171,6 +175,11 @@ def with_waiting(world: World, job: int, more: int) -> World:
 def with_taken(world: World, job: int, more: int) -> World:
     """The world with more, or fewer, messages of a job that a worker has taken."""
     return world._replace(taken=replaced(world.taken, job, world.taken[job] + more))
+
+
+def with_cancellation(world: World, job: int, waits: bool) -> World:
+    """The world with or without a message in Redis that cancels a job."""
+    return world._replace(cancellations=replaced(world.cancellations, job, waits))
 
 
 def with_stored_attempts(world: World, stored_attempts: frozenset[tuple[int, int]]) -> World:

@@ -27,6 +27,7 @@ _PROTOCOL_RULES = (
     sweep_rules.parent_recovers,
     sweep_rules.sweep_fails_unreadable,
     sweep_rules.sweep_sends,
+    sweep_rules.sweep_cancels,
     sweep_rules.retry_becomes_due,
     sweep_rules.sweep_removes_objects,
     sweep_rules.sweep_forgets_attempt,
@@ -37,6 +38,7 @@ _PROTOCOL_RULES = (
 _EVENT_RULES = (
     client_rules.message_is_sent_twice,
     client_rules.owner_cancels,
+    client_rules.upstream_cancels,
     client_rules.owner_retries,
     client_rules.operator_prunes,
     worker_rules.attempt_is_retried,
@@ -46,6 +48,7 @@ _EVENT_RULES = (
     fault_rules.worker_dies,
     fault_rules.attempt_freezes,
     fault_rules.redis_fails_over,
+    fault_rules.cancellation_is_lost,
     fault_rules.acknowledged_message_returns,
     fault_rules.message_vanishes,
     fault_rules.object_is_damaged,
@@ -91,6 +94,13 @@ SCENARIOS = (
         "a job of an upstream without the Python client",
         (replace(_A, by_client=False),),
         _FAULTS_OF_WORKERS | {"message_is_sent_twice", "redis_fails_over", "message_vanishes", "owner_cancels"},
+    ),
+    Scenario(
+        "a job that a message cancels, perhaps before it has a row",
+        (replace(_A, by_client=False),),
+        frozenset(
+            {"upstream_cancels", "cancellation_is_lost", "message_is_sent_twice", "worker_dies", "attempt_freezes"}
+        ),
     ),
     Scenario(
         "a message that breaks the contract",
@@ -148,6 +158,7 @@ def make_model(scenario: Scenario, protocol: Protocol) -> Model[World]:
         database if scenario.has_replica else None,
         (0,) * jobs,
         (0,) * jobs,
+        (False,) * jobs,
         ((),) * jobs,
         frozenset(),
         frozenset(),
@@ -250,6 +261,18 @@ VARIANTS = (
     ),
     Variant("a result of another scan is reused", Protocol(reuse_compares_work=False), "reuse is asked", _OWN),
     Variant("a damaged result is reused", Protocol(reuse_verifies=False), "reuse of", _OWN),
+    Variant(
+        "a message that cancels a job without a row is dropped",
+        Protocol(cancellation_makes_a_row=False),
+        "a job that a message",
+        "a cancelled job starts no attempt",
+    ),
+    Variant(
+        "a message that cancels a job is removed before the row is written",
+        Protocol(row_comes_before_removal=False),
+        "a job that a message",
+        "a cancelled job starts no attempt",
+    ),
     Variant(
         "a running job is pruned",
         Protocol(prune_keeps_unfinished=False),

@@ -85,6 +85,8 @@ class History(NamedTuple):
         outcomes: Number of outcomes that were recorded, at most 2; a retry on request takes one back.
         retried: Whether its owner has asked to queue it again after its end.
         lost: Whether its message was lost before any worker had recorded the job.
+        cancellation_sent: Whether an upstream has sent a message that cancels it.
+        cancelled: Whether a sweep has removed that message, which takes effect from then on.
         started_after_cancel: Whether an attempt was claimed after a cancellation was requested.
         removed_by_another: Whether an object of it was removed on behalf of another job.
     """
@@ -93,6 +95,8 @@ class History(NamedTuple):
     outcomes: int = 0
     retried: bool = False
     lost: bool = False
+    cancellation_sent: bool = False
+    cancelled: bool = False
     started_after_cancel: bool = False
     removed_by_another: bool = False
 
@@ -105,6 +109,7 @@ class World(NamedTuple):
         replica: The standby of Postgres that would take over; None where there is none.
         waiting: For each job, the number of its messages that wait in Redis.
         taken: For each job, the number of its messages that a worker has taken and not handled yet.
+        cancellations: For each job, whether a message that cancels it waits in Redis.
         attempts: For each job, the process of each claim, the first claim first.
         objects: The object storage.
         requests: All requests that were sent to it.
@@ -115,6 +120,7 @@ class World(NamedTuple):
     replica: Database | None
     waiting: tuple[int, ...]
     taken: tuple[int, ...]
+    cancellations: tuple[bool, ...]
     attempts: tuple[tuple[Attempt, ...], ...]
     objects: frozenset[tuple[Key, Content]]
     requests: frozenset[Request]

@@ -2,6 +2,7 @@
 
 from protocol_model.explorer import Step
 from protocol_model.protocol import (
+    Change,
     Setting,
     Steps,
     changes,
@@ -9,6 +10,8 @@ from protocol_model.protocol import (
     messages,
     removed_keys,
     title,
+    with_cancellation,
+    with_history,
     with_row,
     with_state,
     with_stored_attempts,
@@ -77,6 +80,34 @@ def sweep_sends(setting: Setting, world: World) -> Steps:
             yield Step(f"a sweep sends the message of {title(job)}", with_row(sent, job, sent=True))
             if not world.database.rows[job].sent:
                 yield Step(f"a sweep sends the message of {title(job)}, and dies before it notes so", sent)
+
+
+def sweep_cancels(setting: Setting, world: World) -> Steps:
+    """A sweep cancels a job by a message, then removes the message. It may die in between."""
+    for job, waits in enumerate(world.cancellations):
+        if not waits:
+            continue
+        row = world.database.rows[job]
+        cancelled = world
+        made: tuple[Change, ...] = ()
+        if row.state in ("absent", "pruned") and setting.protocol.cancellation_makes_a_row:
+            cancelled = with_state(world, job, "cancelled")
+            made = changes("job_store.cancel_by_message", "absent", "queued", "cancelled")
+        elif row.state == "queued":
+            cancelled = with_state(world, job, "cancelled")
+            made = changes("job_store.cancel_by_message", "queued", "cancelled")
+        elif row.state == "running":
+            cancelled = with_row(world, job, cancel_requested=True)
+        label = f"a sweep reads the cancellation of {title(job)}"
+        yield Step(f"{label}, and removes it", _without_cancellation(cancelled, job), made)
+        if setting.protocol.row_comes_before_removal:
+            yield Step(f"{label}, and dies before it removes it", cancelled, made)
+        else:
+            yield Step(f"{label}, removes it, and dies before it writes the row", _without_cancellation(world, job))
+
+
+def _without_cancellation(world: World, job: int) -> World:
+    return with_history(with_cancellation(world, job, False), job, cancelled=True)
 
 
 def retry_becomes_due(setting: Setting, world: World) -> Steps:

@@ -71,7 +71,7 @@ def worker_claims(setting: Setting, world: World) -> Steps:
             claimed = with_state(handled, job, "running", attempt=row.attempt + 1, holder=number)
             started = (*world.attempts[job], Attempt())
             claimed = claimed._replace(attempts=(*world.attempts[:job], started, *world.attempts[job + 1 :]))
-            if row.cancel_requested:
+            if row.cancel_requested or world.history[job].cancelled:
                 claimed = with_history(claimed, job, started_after_cancel=True)
             way = ("running", "queued", "running") if orphaned else ("queued", "running")
             yield Step(f"{title(job, number)} is claimed", claimed, changes("attempts.claim", *way))

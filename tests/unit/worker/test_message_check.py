@@ -3,13 +3,13 @@
 import json
 import zlib
 from collections.abc import Callable
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from queue_items import CLIENTS, protocol_1_item, python_headers, python_item
 
-from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
-from inference_service.worker.message_check import NoJob, nests_deeper, task_message
+from inference_service.contract.task_message import CANCEL_TASK_NAME, MAX_MESSAGE_BYTES, TASK_NAME
+from inference_service.worker.message_check import NoJob, cancelled_job, nests_deeper, task_message
 
 PATIENT = "MUELLER^HANS"
 JOB_ID = str(uuid4())
@@ -165,6 +165,54 @@ def test_an_item_without_a_job_is_dropped(name: str) -> None:
     with pytest.raises(NoJob) as raised:
         task_message(DROPPED[name])
     assert PATIENT not in str(raised.value)
+
+
+CANCEL_HEADERS = python_headers(str(uuid4()), task=CANCEL_TASK_NAME)
+CANCELLATIONS = {
+    "protocol 2": python_item(JOB_ID, [[], {"job_id": JOB_ID}, {}], headers=CANCEL_HEADERS),
+    "protocol 2, plain body": python_item(
+        JOB_ID,
+        None,
+        headers=CANCEL_HEADERS,
+        body=json.dumps([[], {"job_id": JOB_ID.upper()}, {"chord": None}]),
+        properties={},
+    ),
+    "protocol 1": python_item(
+        JOB_ID, {"task": CANCEL_TASK_NAME, "id": str(uuid4()), "args": [], "kwargs": {"job_id": JOB_ID}}, headers={}
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", CANCELLATIONS)
+def test_a_cancellation_names_its_job(protocol: str) -> None:
+    assert cancelled_job(CANCELLATIONS[protocol]) == UUID(JOB_ID)
+
+
+NO_CANCELLATIONS = {
+    **DROPPED,
+    "a job": with_body([[], KWARGS, {}]),
+    "oversized": json.dumps({"oversized": 5, "end": f'"id": "{JOB_ID}"'}).encode(),
+    "compressed": python_item(JOB_ID, [[], {"job_id": JOB_ID}, {}], headers={**CANCEL_HEADERS, "compression": "x"}),
+    "a request too": python_item(JOB_ID, [[], KWARGS, {}], headers=CANCEL_HEADERS),
+    "positional": python_item(JOB_ID, [[JOB_ID], {}, {}], headers=CANCEL_HEADERS),
+    "refused": python_item(JOB_ID, [[], {"job_id": JOB_ID, "refused": PATIENT}, {}], headers=CANCEL_HEADERS),
+    "nothing": python_item(JOB_ID, [[], {}, {}], headers=CANCEL_HEADERS),
+    "no UUID": python_item(JOB_ID, [[], {"job_id": PATIENT}, {}], headers=CANCEL_HEADERS),
+    "a list": python_item(JOB_ID, [[], {"job_id": [JOB_ID]}, {}], headers=CANCEL_HEADERS),
+    "a number": python_item(JOB_ID, [[], {"job_id": 5}, {}], headers=CANCEL_HEADERS),
+}
+
+
+@pytest.mark.parametrize("name", NO_CANCELLATIONS)
+def test_an_item_that_cancels_no_job_is_dropped(name: str) -> None:
+    with pytest.raises(NoJob) as raised:
+        cancelled_job(NO_CANCELLATIONS[name])
+    assert PATIENT not in str(raised.value)
+
+
+def test_a_cancellation_is_no_job() -> None:
+    with pytest.raises(NoJob):
+        task_message(CANCELLATIONS["protocol 2"])
 
 
 @pytest.mark.parametrize(
