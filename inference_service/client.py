@@ -19,7 +19,7 @@ from inference_service.core.retry import retrying
 from inference_service.core.settings import SUBMITTER_PATTERN, Settings, get_settings
 from inference_service.core.tracing import TraceContext, current_context
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, make_app
+from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, known_tenants, make_app
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.job_store import Job, Transition, UnsentJob
@@ -108,6 +108,7 @@ class Client:
         job_id: UUID | None = None,
         submitted_by: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
+        tenant: str | None = None,
     ) -> UUID:
         """Records a job and sends its message to a queue.
 
@@ -118,12 +119,14 @@ class Client:
                 patient data.
             trace_headers: The headers `traceparent` and `tracestate` of the W3C trace context; malformed ones are
                 ignored. None: the current span of OpenTelemetry, if that is installed.
+            tenant: The tenant in whose name the job is submitted; None: the setting TENANT.
 
         Returns:
             The job's id.
 
         Raises:
-            BadRequest: The name of the submitter has other characters than letters, digits and `._@:/-`, or over 100.
+            BadRequest: The name of the submitter has other characters than letters, digits and `._@:/-`, or over 100;
+                or the tenant is not in TENANTS.
             ConfigurationError: Redis belongs to another deployment.
             DatabaseUnavailable: It is unknown whether the job was recorded. Submit it again with the same id.
         """
@@ -131,10 +134,13 @@ class Client:
         name = submitted_by or self._settings.submitted_by
         if name is not None and not re.fullmatch(SUBMITTER_PATTERN, name):
             raise BadRequest("the name of the submitter may have at most 100 letters, digits and ._@:/-")
+        tenant = tenant or self._settings.tenant
+        if tenant is not None and tenant not in known_tenants(self._app):
+            raise BadRequest(f"the tenant {tenant!r:.50} is not in TENANTS")
         trace = current_context() if trace_headers is None else TraceContext.from_headers(trace_headers)
         redis = self._own_redis()
-        if job_store.create(self._database, job_id, request, submitted_by=name, trace=trace):
-            self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0), redis)
+        if job_store.create(self._database, job_id, request, submitted_by=name, tenant=tenant, trace=trace):
+            self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0, tenant=tenant), redis)
         return job_id
 
     def _own_redis(self) -> RedisState | QueueUnavailable:

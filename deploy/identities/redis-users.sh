@@ -1,5 +1,5 @@
 #!/bin/sh
-# The users of Redis, one for each identity that has a password in /run/secrets.
+# The users of Redis, one for each identity that has a password in /run/secrets: redis_IDENTITY_password.
 #   redis-users.sh         prints an aclfile, with the administrator as the user `default`
 #   redis-users.sh apply   creates the users on the server REDIS_ADDRESS, as the administrator
 # REDIS_PREFIX is the setting of that name. Passwords are passed on as sha256. Redis 7 or newer, or Valkey.
@@ -22,8 +22,15 @@ identities() {
   # Puts messages on both queues and the list of cancellations, reads how many wait, and reads events. It cannot read a
   # message.
   user upstream upstream "~${p}priority* ~${p}overflow* ~${p}cancellations* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority ~_kombu.binding*.${p}overflow ~_kombu.binding*.${p}cancellations %R~${p}completions -@all +xread +xrange +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
+  # The upstream of one tenant, for each file redis_upstream_TENANT_password: it puts messages on the tenant's lists alone.
+  for file in "$secrets"/redis_upstream_*_password; do
+    [ -f "$file" ] || continue
+    tenant=${file##*/redis_upstream_}
+    tenant=${tenant%_password}
+    user "upstream-$tenant" "upstream_$tenant" "~${p}priority.$tenant ~${p}overflow.$tenant %R~${p}priority* %R~${p}overflow* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority.$tenant ~_kombu.binding*.${p}overflow.$tenant -@all +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
+  done
   # Reads how many messages wait: KEDA does so by a script that calls TYPE and LLEN.
-  user keda keda "~${p}priority ~${p}overflow -@all +llen +type +eval +ping"
+  user keda keda "~${p}priority ~${p}priority.* ~${p}overflow ~${p}overflow.* -@all +llen +type +eval +ping"
   # Flower: reads the workers' heartbeats and how many messages wait, and asks workers, which do not answer. It writes keys
   # of its own alone.
   user monitoring monitoring "%R~${p}priority* %R~${p}overflow* %R~${p}inference_service.deployment ~flower.* ~celeryev.* ~*.reply.celery.pidbox* ~_kombu.binding*celeryev ~_kombu.binding*pidbox ~_kombu.binding_deadlines &/0.${p}celeryev/* &/0.${p}celery.pidbox -@all +llen +exists +ping +info +publish +psubscribe +punsubscribe +brpop +del +sadd +srem +smembers +zrem +zadd +zscore +zrange +zrangebyscore +hget +set +get +multi +exec +watch +unwatch +eval +evalsha +script|load +script|exists +time"

@@ -101,6 +101,7 @@ def job_table(job: Job) -> Table:
         "model": f"{job.model_name} {job.model_version}" if job.model_name else (job.request or {}).get("model"),
         "priority": (job.request or {}).get("priority"),
         "submitted by": job.submitted_by,
+        "tenant": job.tenant,
         "traceparent": job.traceparent,
         "attempt": job.attempt,
         "worker": job.lease_owner,

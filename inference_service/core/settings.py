@@ -24,6 +24,9 @@ Prefix = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]+(/[^/\\\x00-\x1f\x7
 SUBMITTER_PATTERN = r"^[A-Za-z0-9._@:/-]{1,100}$"
 """Names of upstreams in rows."""
 
+Tenant = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+Share = Annotated[int, Field(ge=1, le=100)]
+
 _SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
 _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
 
@@ -177,6 +180,18 @@ class Settings(BaseSettings):
         pattern=SUBMITTER_PATTERN,
         description="Name of this upstream, such as `pacs-gateway`: the Python client records it in the jobs that it "
         "submits. Letters, digits and `._@:/-`, at most 100; no patient data. If unset, no name is recorded.",
+    )
+    tenant: Tenant | None = Field(
+        None,
+        description="Tenant of this upstream, such as `radiology`, in whose name the Python client submits jobs. If "
+        "unset, the jobs have no tenant.",
+    )
+    tenants: dict[Tenant, Share] = Field(
+        {},
+        description="Tenants and their shares of each queue, as a JSON object such as "
+        '`{"radiology": 3, "research": 1}`. '
+        "While all have jobs waiting, a worker takes three of radiology for one of research. Jobs without a tenant "
+        "have a share of 1. If empty, jobs are taken in the order in which they were sent.",
     )
     completion_events: bool = Field(
         False,

@@ -18,6 +18,7 @@ from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
 from inference_service.jobs import stored_attempts
+from inference_service.jobs.celery_app import queue_of_list
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.state_machine import StateChange, change_state, fence
@@ -152,7 +153,9 @@ def claim(
         if row is None:
             return None
         avoided = frozenset(row.avoided_workers or ())
-        if worker in avoided and has_consumer(connection, row.queue or "", besides=avoided, within_s=alive_s):
+        if worker in avoided and has_consumer(
+            connection, queue_of_list(row.queue or ""), besides=avoided, within_s=alive_s
+        ):
             raise LeftToAnother
         attempts_left = max_attempts - (row.attempt - row.returned_attempts)
         started_at = func.coalesce(JobRow.started_at, func.now())

@@ -1,4 +1,8 @@
-"""The queues in Redis, and the Celery application that sends to them and consumes them."""
+"""The queues in Redis, and the Celery application that sends to them and consumes them.
+
+Each queue of jobs has a list in Redis, and one more for each tenant: `overflow`, `overflow.radiology`. A worker takes
+from the lists of a queue in turn.
+"""
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,6 +56,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
     """
     hard_limit_s = settings.time_limit_s + _HARD_LIMIT_MARGIN_S
     prefix = settings.redis_prefix
+    shares = settings.tenants or ({settings.tenant: 1} if settings.tenant else {})
     app = Celery("inference_service", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
         broker_use_ssl=_tls(settings),
@@ -59,7 +64,11 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
         accept_content=["json"],
         task_ignore_result=True,
         # Undeclared: messages go to a queue by its name, so nothing depends on kombu's tables of routes in Redis.
-        task_queues=[Queue(prefix + name, no_declare=True) for name in QUEUES],
+        task_queues=[
+            Queue(prefix + queue_of_tenant(queue, tenant), no_declare=True)
+            for queue in QUEUES
+            for tenant in (None, *shares)
+        ],
         task_default_queue=prefix + OVERFLOW_QUEUE,
         task_create_missing_queues=False,
         task_acks_late=True,
@@ -84,6 +93,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
             "socket_keepalive": True,
             # Kombu's own prefix leaves out the keys of scripts and of some commands.
             "key_prefix": prefix,
+            "tenants": shares,
             **{name: prefix + name.removesuffix("_key") for name in _UNACKED_KEYS},
             "fanout_prefix": f"/{{db}}.{prefix}",
         },
@@ -104,7 +114,7 @@ class RedisState:
 
     Attributes:
         run_id: Identifies the run of the server. It changes at a restart, which may lose messages.
-        depths: Number of messages that wait in each queue.
+        depths: Number of messages that wait in each list, which is a queue or a tenant's list of it.
         place: The run, the number of the database and the prefix of the keys: where the queues are.
         owner: The id of the deployment that the queues belong to; None if no worker has claimed them yet, or if this
             user of Redis may not know.
@@ -116,9 +126,35 @@ class RedisState:
     owner: str | None = None
 
 
+def depth_of(depths: Mapping[str, int], queue: str) -> int:
+    """Returns the depth of a queue: the sum over its lists."""
+    return sum(depth for name, depth in depths.items() if queue_of_list(name) == queue)
+
+
 def redis_key(app: App, name: str) -> str:
     """Returns the key in Redis, with the deployment's prefix; for a queue it is also the name for Celery."""
     return f"{app.conf.broker_transport_options['key_prefix']}{name}"
+
+
+def queue_of_tenant(queue: str, tenant: str | None) -> str:
+    """Returns the name of the list that holds a tenant's messages for a queue."""
+    return f"{queue}.{tenant}" if tenant else queue
+
+
+def queue_of_list(name: str) -> str:
+    """Returns the queue to which a list belongs: the part of the name before the tenant."""
+    return name.partition(".")[0]
+
+
+def known_tenants(app: App) -> Mapping[str, int]:
+    """Returns the tenants and their shares."""
+    shares: Mapping[str, int] = app.conf.broker_transport_options["tenants"]
+    return shares
+
+
+def lists_of_queues(app: App) -> list[str]:
+    """Returns the names of all queues, and of all tenants' lists of each."""
+    return [queue_of_tenant(queue, tenant) for queue in QUEUES for tenant in (None, *known_tenants(app))]
 
 
 def owner_key(app: App) -> str:
@@ -141,16 +177,17 @@ def fetch_redis_state(app: App) -> RedisState:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
         client = connection.default_channel.client
         pipeline = client.pipeline(transaction=False).info("server")
-        keys = [redis_key(app, queue) for queue in QUEUES]
+        names = lists_of_queues(app)
+        keys = [redis_key(app, name) for name in names]
         for key in keys:
             pipeline.llen(key)
-        pipeline.exists(*(name for key in keys for name in lists_of(key)[1:]))
+        pipeline.exists(*(each for key in keys for each in lists_of(key)[1:]))
         owner, server, *depths, prioritised = _answers(pipeline.get(owner_key(app)))
         if prioritised:
-            depths = [sum(client.llen(name) for name in lists_of(key)) for key in keys]
+            depths = [sum(client.llen(each) for each in lists_of(key)) for key in keys]
         number = client.connection_pool.connection_kwargs.get("db", 0)
     place = f"run {server['run_id']}, database {number}, prefix {redis_key(app, '')!r}"
-    return RedisState(server["run_id"], dict(zip(QUEUES, depths, strict=True)), place, owner)
+    return RedisState(server["run_id"], dict(zip(names, depths, strict=True)), place, owner)
 
 
 def _answers(pipeline: Any) -> list[Any]:
@@ -184,7 +221,7 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
         app: The Celery application.
         job_id: The job, and the id of the Celery task.
         request: The request as the JSON of the task contract.
-        queue: The queue.
+        queue: The queue, or a tenant's list of it.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses.

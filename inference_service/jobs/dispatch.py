@@ -5,7 +5,15 @@ from functools import cache
 
 from inference_service.contract.task_message import Priority
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, App, RedisState, send
+from inference_service.jobs.celery_app import (
+    OVERFLOW_QUEUE,
+    PRIORITY_QUEUE,
+    App,
+    RedisState,
+    depth_of,
+    queue_of_tenant,
+    send,
+)
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob, mark_dispatched
 from inference_service.jobs.worker_registry import Role, has_live_worker
@@ -41,6 +49,9 @@ def dispatch(app: App, database: Database, jobs: Sequence[UnsentJob], redis: Red
                     priority_max_depth=settings.priority_max_depth,
                     has_cpu_worker=has_cpu_worker,
                 )
+            # No worker would take a message of a tenant that is not in TENANTS.
+            if (of_tenant := queue_of_tenant(queue, job.tenant)) in depths:
+                queue = of_tenant
             send(app, job.id, job.request, queue=queue)
             depths[queue] += 1
             with connection.begin():
@@ -54,7 +65,7 @@ def queue_for(
 
     Args:
         priority: The job's priority. Every value but "urgent" counts as routine.
-        depths: Number of messages that wait in each queue.
+        depths: Number of messages that wait in each list.
         priority_max_depth: From this depth of the priority queue on, an urgent job spills to the overflow queue, if
             that is shorter. None never spills.
         has_cpu_worker: Returns True if a CPU worker consumes the overflow queue. Called only for an urgent job that
@@ -62,6 +73,7 @@ def queue_for(
     """
     if priority != Priority.URGENT:
         return OVERFLOW_QUEUE
-    full = priority_max_depth is not None and depths[PRIORITY_QUEUE] >= priority_max_depth
-    spills = full and depths[OVERFLOW_QUEUE] < depths[PRIORITY_QUEUE] and has_cpu_worker()
+    urgent, routine = (depth_of(depths, queue) for queue in (PRIORITY_QUEUE, OVERFLOW_QUEUE))
+    full = priority_max_depth is not None and urgent >= priority_max_depth
+    spills = full and routine < urgent and has_cpu_worker()
     return OVERFLOW_QUEUE if spills else PRIORITY_QUEUE

@@ -32,6 +32,7 @@ class Job:
     state: JobState
     request: dict[str, Any] | None
     submitted_by: str | None
+    tenant: str | None
     traceparent: str | None
     created_at: datetime
     started_at: datetime | None
@@ -81,12 +82,14 @@ class UnsentJob:
         request: The request in the job's row.
         attempt: Number of the last attempt; 0 before the first.
         on_cpu: Whether a GPU failed on the job, or had too little memory for it.
+        tenant: The tenant in whose name it was submitted.
     """
 
     id: UUID
     request: dict[str, Any]
     attempt: int
     on_cpu: bool = False
+    tenant: str | None = None
 
 
 _JOB_COLUMNS = [getattr(JobRow, column.name) for column in fields(Job)]
@@ -99,6 +102,7 @@ def create(
     request: SegmentRequest | None,
     *,
     submitted_by: str | None = None,
+    tenant: str | None = None,
     trace: TraceContext | None = None,
 ) -> bool:
     """Records a queued job, unless its id exists already.
@@ -108,6 +112,7 @@ def create(
         job_id: Chosen by the upstream.
         request: None where the message broke the contract: the job's failure still needs a row.
         submitted_by: Name of the upstream.
+        tenant: The tenant in whose name the job is submitted.
         trace: The trace context in which the job was submitted.
 
     Returns:
@@ -115,7 +120,7 @@ def create(
     """
     recorded = None if request is None else request.model_dump(mode="json")
     with database.begin() as connection:
-        return create_queued(connection, job_id, recorded, submitted_by=submitted_by, trace=trace)
+        return create_queued(connection, job_id, recorded, submitted_by=submitted_by, tenant=tenant, trace=trace)
 
 
 def mark_dispatched(connection: Connection, job: UnsentJob, *, queue: str, redis_run_id: str) -> None:

@@ -86,10 +86,10 @@ def fail_unreadable(database: Database, *, older_than_s: float) -> list[Finished
 
 
 def find_suspects(database: Database, redis: RedisState, *, grace_s: float) -> list[UUID]:
-    """Queued jobs whose messages may be lost, oldest first: their queue is empty, or a later job of it has started.
+    """Queued jobs whose messages may be lost, oldest first.
 
-    Most are not: a message that went back to its queue is overtaken, too. So look whether Redis has the message before
-    you send it again.
+    Their queue is empty or unknown, or a later job of it has started. Most are not lost: a message that went
+    back to its queue is overtaken, too. So look whether Redis has the message before you send it again.
 
     Args:
         database: The jobs' database.
@@ -98,13 +98,15 @@ def find_suspects(database: Database, redis: RedisState, *, grace_s: float) -> l
     """
     grace = timedelta(seconds=grace_s)
     empty = [queue for queue, depth in redis.depths.items() if depth == 0]
+    # No worker takes from the list of a tenant that is not in TENANTS.
+    unknown = JobRow.queue.not_in([*redis.depths])
     with database.connection() as connection:
         overtaken = [
             and_(JobRow.queue == queue, JobRow.dispatched_at < newest - grace)
             for queue in redis.depths
             if (newest := _newest_started(connection, queue)) is not None
         ]
-        missing = and_(JobRow.dispatched_at < func.now() - grace, or_(JobRow.queue.in_(empty), *overtaken))
+        missing = and_(JobRow.dispatched_at < func.now() - grace, or_(JobRow.queue.in_(empty), unknown, *overtaken))
         statement = (
             select(JobRow.id)
             .where(JobRow.state == JobState.QUEUED, JobRow.request.is_not(None), missing)
@@ -126,7 +128,7 @@ def find_unsent(database: Database, *, grace_s: float, lost: Sequence[UUID] = ()
     due = and_(or_(JobRow.not_before.is_(None), JobRow.not_before <= func.now()), not_(new))
     never_sent = and_(JobRow.dispatched_at.is_(None), due)
     statement = (
-        select(JobRow.id, JobRow.request, JobRow.attempt, JobRow.on_cpu)
+        select(JobRow.id, JobRow.request, JobRow.attempt, JobRow.on_cpu, JobRow.tenant)
         .where(
             JobRow.state == JobState.QUEUED,
             JobRow.request.is_not(None),

@@ -25,7 +25,7 @@ def queue_again(database: Database, job_id: UUID) -> UnsentJob | None:
         BadRequest: The job has neither failed nor was it cancelled, or its row has no request.
     """
     with database.begin() as connection:
-        columns = (JobRow.state, JobRow.attempt, JobRow.request)
+        columns = (JobRow.state, JobRow.attempt, JobRow.request, JobRow.tenant)
         row = connection.execute(select(*columns).where(JobRow.id == job_id).with_for_update()).one_or_none()
         if row is None:
             return None
@@ -53,7 +53,7 @@ def queue_again(database: Database, job_id: UUID) -> UnsentJob | None:
         }
         change = StateChange(job_id, JobState(row.state), JobState.QUEUED, row.attempt, detail="retried")
         change_state(connection, change, values=values)
-    return UnsentJob(job_id, row.request, row.attempt)
+    return UnsentJob(job_id, row.request, row.attempt, tenant=row.tenant)
 
 
 def failed_jobs(database: Database, *, since: timedelta, code: ErrorCode | None = None) -> Iterator[UUID]:

@@ -88,13 +88,14 @@ class JobRow(Base):
         comment="null where the message broke the contract or came after the cancellation"
     )
     submitted_by: Mapped[str | None] = mapped_column(comment="name that the upstream gave itself")
+    tenant: Mapped[str | None] = mapped_column(comment="tenant in whose name the job was submitted")
     traceparent: Mapped[str | None] = mapped_column(comment="W3C trace context in which the job was submitted")
     tracestate: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    queue: Mapped[str | None] = mapped_column(comment="queue of the last message")
+    queue: Mapped[str | None] = mapped_column(comment="queue of the last message, or the tenant's list of it")
     dispatched_at: Mapped[datetime | None] = mapped_column(
         comment="when that message was sent; null while one is to be sent"
     )

@@ -77,6 +77,7 @@ def create_queued(
     request: dict[str, Any] | None,
     *,
     submitted_by: str | None = None,
+    tenant: str | None = None,
     trace: TraceContext | None = None,
 ) -> bool:
     """Inserts a queued job, unless its id exists already.
@@ -84,9 +85,14 @@ def create_queued(
     Returns:
         Whether the row is new.
     """
-    values = {"id": job_id, "state": JobState.QUEUED, "request": request, "submitted_by": submitted_by}
-    if trace is not None:
-        values |= trace.headers
+    values = {
+        "id": job_id,
+        "state": JobState.QUEUED,
+        "request": request,
+        "submitted_by": submitted_by,
+        "tenant": tenant,
+        **(trace.headers if trace else {}),
+    }
     statement = upsert(JobRow).values(values).on_conflict_do_nothing().returning(JobRow.id)
     created = connection.execute(statement).first() is not None
     if created:

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import QUEUES, App, mapped_errors, redis_key
+from inference_service.jobs.celery_app import App, lists_of_queues, mapped_errors, redis_key
 
 _MAX_MESSAGES_READ = 100_000
 _PAGE_SIZE = 200
@@ -75,7 +75,7 @@ def find_waiting_jobs(app: App, *, taken_within_s: int) -> set[UUID] | None:
 
 
 def _pages_of_queues(app: App, client: Any) -> Iterator[tuple[int, list[bytes]]]:
-    for queue in QUEUES:
+    for queue in lists_of_queues(app):
         start = 0
         count = _PAGE_SIZE
         # From the newest message to the oldest, which is taken first: new ones shift the others towards the end.

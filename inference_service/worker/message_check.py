@@ -45,10 +45,15 @@ class _Call:
     arguments: dict[str, object]
 
 
-def task_message(item: bytes) -> dict[str, object]:
+def task_message(item: bytes, *, tenant: str | None = None) -> dict[str, object]:
     """Reduces an item to the fields of the contract, as a message of Celery's protocol 2 without properties.
 
     Its trace context becomes two further arguments. All else goes: an eta, for example, would keep it in memory.
+
+    Args:
+        item: The item.
+        tenant: The tenant from whose list it was taken; it is added to the arguments of the task. None if the list
+            is of no tenant.
 
     Raises:
         NoJob: The item is not a message, is for another task, or contains no UUID of a job.
@@ -62,8 +67,9 @@ def task_message(item: bytes) -> dict[str, object]:
     if task_id is None:
         raise NoJob("it contains no UUID of a job")
     trace = TraceContext.from_headers(_object(envelope.get("headers")))
+    arguments = call.arguments | (trace.headers if trace else {}) | ({"tenant": tenant} if tenant else {})
     return {
-        "body": json.dumps([[], call.arguments | (trace.headers if trace else {}), {}]),
+        "body": json.dumps([[], arguments, {}]),
         "content-type": _JSON,
         "content-encoding": "utf-8",
         "headers": {"lang": "py", "task": TASK_NAME, "id": task_id},

@@ -8,8 +8,11 @@ again. It also asks every second.
 
 import logging
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from queue import Empty
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import CANCELLATIONS, LISTS_PER_QUEUE, QUEUES, lists_of
+from inference_service.jobs.celery_app import CANCELLATIONS, LISTS_PER_QUEUE, QUEUES, lists_of, queue_of_tenant
 from inference_service.worker.message_check import NoJob, task_message
 from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 
@@ -81,26 +84,53 @@ class QoS(kombu_redis.QoS):
         self._remove_from_indices(tag).execute()
 
     def _run(self, script: str, *arguments: object) -> Any:
-        prefix = self.channel.connection.client.transport_options["key_prefix"]
-        keys = (self.unacked_key, self.unacked_index_key, *(prefix + queue for queue in (*QUEUES, CANCELLATIONS)))
+        options = self.channel.connection.client.transport_options
+        lists = [queue_of_tenant(queue, tenant) for queue in QUEUES for tenant in (None, *options["tenants"])]
+        queues = (options["key_prefix"] + name for name in (*lists, CANCELLATIONS))
+        keys = (self.unacked_key, self.unacked_index_key, *queues)
         with self.channel.conn_or_acquire() as client:
             return client.eval(script, len(keys), *keys, *arguments)
+
+
+class Turns:
+    """The order in which a worker looks into a queue's lists, so that each tenant has its share of the messages.
+
+    Args:
+        shares: How many messages of each tenant are taken while all have some. Messages without a tenant have one.
+    """
+
+    def __init__(self, shares: Mapping[str, int]) -> None:
+        self._cycle: list[str | None] = [None]
+        for tenant, share in shares.items():
+            self._cycle += [tenant] * share
+
+    def order(self) -> list[str | None]:
+        """Returns each tenant once; None stands for the messages without one."""
+        return list(dict.fromkeys(self._cycle))
+
+    def taken(self, tenant: str | None) -> None:
+        """Records that a message was taken, and passes the turn on."""
+        turn = self._cycle.index(tenant) + 1
+        self._cycle = self._cycle[turn:] + self._cycle[:turn]
 
 
 class Channel(kombu_redis.Channel):
     """Asks Redis for messages by the script, one question at a time.
 
-    `_in_poll` is kombu's: the connection while an answer or an announcement is pending, and None otherwise.
+    `_asked` has the queue and the tenant of each list of the last question. `_in_poll` is kombu's: the connection while
+    an answer or an announcement is pending, and None otherwise.
     """
 
     QoS = QoS
     qos: Any
+    connection: Any
     connection_errors: tuple[type[Exception], ...]
     _brpop_sent_at: float
     _closing: bool
     _queue_cycle: Any
 
     _tag = ""
+    _asked: Mapping[str, tuple[str, str | None]] = MappingProxyType({})
     _announce = False
     _waiting = False
     _announcements_refused = False
@@ -121,6 +151,12 @@ class Channel(kombu_redis.Channel):
         # Announcements need version 3 of the protocol.
         return parameters | ({"protocol": 3} if asynchronous else {})
 
+    @cached_property
+    def _turns(self) -> dict[str, Turns]:
+        """The turns of each queue."""
+        shares = self.connection.client.transport_options["tenants"]
+        return defaultdict(lambda: Turns(shares))
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         self._ask(announce=False)
 
@@ -135,7 +171,10 @@ class Channel(kombu_redis.Channel):
         if not queues:
             return
         self._tag = str(uuid4())
-        keys = [self.unacked_key, self.unacked_index_key, *(key for queue in queues for key in lists_of(queue))]
+        self._asked = {
+            queue_of_tenant(queue, tenant): (queue, tenant) for queue in queues for tenant in self._turns[queue].order()
+        }
+        keys = [self.unacked_key, self.unacked_index_key, *(key for name in self._asked for key in lists_of(name))]
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = time.monotonic()
@@ -160,9 +199,10 @@ class Channel(kombu_redis.Channel):
         if answer is None:
             raise Empty
         self._in_poll = None
-        queue, item = answer[0].decode(), answer[1]
+        queue, tenant = self._asked[answer[0].decode()]
         self._queue_cycle.rotate(queue)
-        self._deliver(queue, item)
+        self._turns[queue].taken(tenant)
+        self._deliver(queue, tenant, answer[1])
         return True
 
     def _read(self, connection: Any) -> list[bytes] | None:
@@ -197,9 +237,9 @@ class Channel(kombu_redis.Channel):
                 logger.warning("Redis does not announce messages, so this worker asks every second: %s", error)
             self._announcements_refused = True
 
-    def _deliver(self, queue: str, item: bytes) -> None:
+    def _deliver(self, queue: str, tenant: str | None, item: bytes) -> None:
         try:
-            message = task_message(item)
+            message = task_message(item, tenant=tenant)
         except NoJob as error:
             logger.error("dropped a queue item of %d bytes: %s", len(item), error)
             self.qos.forget(self._tag)

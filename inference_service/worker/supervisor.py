@@ -22,7 +22,7 @@ from inference_service.core.errors import (
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import recovery, worker_registry
-from inference_service.jobs.celery_app import QUEUES, RedisState, fetch_redis_state, make_app
+from inference_service.jobs.celery_app import QUEUES, RedisState, depth_of, fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage
@@ -287,7 +287,7 @@ class Supervisor:
         """Stops a worker that takes no message while some wait, which can happen after a lost connection."""
         now = time.monotonic()
         taken = self._messages_taken()
-        waiting = any(redis.depths[queue] for queue in worker_registry.ROLE_QUEUES[self._identity.role])
+        waiting = any(depth_of(redis.depths, queue) for queue in worker_registry.ROLE_QUEUES[self._identity.role])
         if self._self_test.paused or taken is None or not waiting or taken != self._idle_messages:
             self._idle_messages = taken
             self._idle_since = now

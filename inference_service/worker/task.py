@@ -107,8 +107,14 @@ class TaskHandler:
             request = _request(message)
         except BadRequest as error:
             refusal = error
-        trace = TraceContext.from_headers(message)
-        job_store.create(context.database, job_id, request, trace=trace)
+        tenant = message.get("tenant")
+        job_store.create(
+            context.database,
+            job_id,
+            request,
+            tenant=None if tenant is None else str(tenant),
+            trace=TraceContext.from_headers(message),
+        )
         claim = attempts.claim(
             context.database,
             job_id,

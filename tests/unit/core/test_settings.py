@@ -46,6 +46,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "METRICS_PORT": ("9100", 9100),
     "METRICS_HOST": ("192.0.2.1", "192.0.2.1"),
     "SUBMITTED_BY": ("pacs-gateway", "pacs-gateway"),
+    "TENANT": ("radiology", "radiology"),
+    "TENANTS": ('{"radiology": 3, "research": 1}', {"radiology": 3, "research": 1}),
     "COMPLETION_EVENTS": ("true", True),
     "MAX_ATTEMPTS": ("5", 5),
     "RETRY_DELAY_S": ("0.5", 0.5),
