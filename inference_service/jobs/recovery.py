@@ -97,16 +97,15 @@ def find_suspects(database: Database, redis: RedisState, *, grace_s: float) -> l
         grace_s: Jobs that were sent within this many seconds are left out: their messages may be on the way.
     """
     grace = timedelta(seconds=grace_s)
-    empty = [queue for queue, depth in redis.depths.items() if depth == 0]
-    # No worker takes from the list of a tenant that is not in TENANTS.
-    unknown = JobRow.queue.not_in([*redis.depths])
     with database.connection() as connection:
+        # No worker takes from the list of a tenant that is not in TENANTS, which has no depth.
+        empty = [queue for queue in _queues_of_sent(connection) if not redis.depths.get(queue)]
         overtaken = [
             and_(JobRow.queue == queue, JobRow.dispatched_at < newest - grace)
             for queue in redis.depths
             if (newest := _newest_started(connection, queue)) is not None
         ]
-        missing = and_(JobRow.dispatched_at < func.now() - grace, or_(JobRow.queue.in_(empty), unknown, *overtaken))
+        missing = and_(JobRow.dispatched_at < func.now() - grace, or_(JobRow.queue.in_(empty), *overtaken))
         statement = (
             select(JobRow.id)
             .where(JobRow.state == JobState.QUEUED, JobRow.request.is_not(None), missing)
@@ -139,6 +138,15 @@ def find_unsent(database: Database, *, grace_s: float, lost: Sequence[UUID] = ()
     )
     with database.connection() as connection:
         return [UnsentJob(*row) for row in connection.execute(statement)]
+
+
+def _queues_of_sent(connection: Connection) -> list[str]:
+    """The queues of the last messages of queued jobs, each found by one look into the index."""
+    sent = and_(JobRow.state == JobState.QUEUED, JobRow.dispatched_at.is_not(None))
+    first = select(func.min(JobRow.queue).label("queue")).where(sent).cte(recursive=True)
+    following = select(func.min(JobRow.queue)).where(sent, JobRow.queue > first.c.queue).scalar_subquery()
+    queues = first.union_all(select(following).where(first.c.queue.is_not(None)))
+    return list(connection.execute(select(queues.c.queue).where(queues.c.queue.is_not(None))).scalars())
 
 
 def _newest_started(connection: Connection, queue: str) -> datetime | None:
