@@ -42,7 +42,7 @@ from inference_service.contract.task_message import (
     RequestOptions,
     SegmentRequest,
 )
-from inference_service.core.errors import BadRequest, DatabaseUnavailable, InternalError, StorageUnavailable
+from inference_service.core.errors import BadRequest, DatabaseUnavailable, InputCorrupt, StorageUnavailable
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
@@ -54,7 +54,7 @@ from inference_service.jobs.database import Database, connect
 from inference_service.jobs.lease import Lease
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.retention import prune
-from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow
+from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow, WorkerRow
 from inference_service.jobs.state_machine import NEXT_STATES
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.self_test import SelfTest
@@ -187,6 +187,7 @@ class World:
         with self.database.begin() as connection:
             connection.execute(delete(JobRow))
             connection.execute(delete(StoredAttemptRow))
+            connection.execute(delete(WorkerRow))
         for key in self.storage.list_keys(BUCKET):
             self.storage.remove(BUCKET, key)
 
@@ -452,7 +453,7 @@ class Jobs(RuleBasedStateMachine):
                     hold()
                 raise StorageUnavailable("the storage does not answer")
             case Interruption.BROKEN:
-                raise InternalError("broken")
+                raise InputCorrupt("broken")
             case Interruption.DIED:
                 raise WorkerDied
 
@@ -523,11 +524,15 @@ class Jobs(RuleBasedStateMachine):
             self.sweep()
             while (message := self.world.take_message()) is not None:
                 self._deliver(message, Point.INPUT, Interruption.NONE)
-        self.deliver_held_requests()
-        while self.world.recorded_tokens():
-            self.remove_abandoned_objects()
-        assert all(known.state is None or known.finished for known in self.expected.values())
         self.states_are_expected()
+        assert all(known.state is None or known.finished for known in self.expected.values())
+        self.deliver_held_requests()
+        # Each removes the objects of a few attempts.
+        for _ in range(10):
+            self.remove_abandoned_objects()
+            if not self.world.recorded_tokens():
+                break
+        assert not self.world.recorded_tokens()
         self.results_are_the_jobs_own()
         named = {key for job in self.verified.values() for key in keys_of(job)}
         assert named <= set(self.world.storage.list_keys(BUCKET)) <= named | self.unclaimed
