@@ -8,13 +8,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import quote, urlsplit
 
-from pydantic import Field, PositiveInt, RedisDsn, Secret, SecretStr, model_validator
+from pydantic import Field, PositiveInt, Secret, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU, CUDA, GpuOptions, Precision
+from inference_service.core.redis_url import RedisUrl, broker_url, uses_tls
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -27,7 +27,7 @@ SUBMITTER_PATTERN = r"^[A-Za-z0-9._@:/-]{1,100}$"
 Tenant = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 Share = Annotated[int, Field(ge=1, le=100)]
 
-_SECRETS = ("redis_password", "postgres_password", "minio_access_key", "minio_secret_key")
+_SECRETS = ("redis_password", "redis_sentinel_password", "postgres_password", "minio_access_key", "minio_secret_key")
 _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
 
 
@@ -45,14 +45,29 @@ class Settings(BaseSettings):
         env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
     )
 
-    redis_url: Secret[RedisDsn] = Field(
-        Secret(RedisDsn("redis://127.0.0.1:6379/0")),
-        description="URL of the Redis server that holds the queues; `rediss://` connects with TLS.",
+    redis_url: Secret[RedisUrl] = Field(
+        Secret("redis://127.0.0.1:6379/0"),
+        description="URL of the Redis server that holds the queues, or those of its sentinels, joined by `;`, such as "
+        "`sentinel://a:26379;sentinel://b:26379/0`. `rediss://` and `sentinels://` connect with TLS.",
     )
     redis_password: SecretStr | None = Field(
         None, description="Redis password; any characters are allowed. If unset, the password in REDIS_URL is used."
     )
     redis_password_file: Path | None = Field(None, description=_SECRET_FILE.format(name="REDIS_PASSWORD"))
+    redis_sentinel_master: str = Field(
+        "mymaster",
+        description="Name that the sentinels have for the primary. The sentinels' settings only count if "
+        "REDIS_URL names sentinels.",
+    )
+    redis_sentinel_username: str | None = Field(
+        None, description="User of the sentinels. If unset, the user `default`."
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        None, description="Password of the sentinels. If unset, they ask for none."
+    )
+    redis_sentinel_password_file: Path | None = Field(
+        None, description=_SECRET_FILE.format(name="REDIS_SENTINEL_PASSWORD")
+    )
 
     redis_prefix: str = Field(
         "",
@@ -323,13 +338,13 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         """The Redis URL for Celery, with the password."""
-        url = str(self.redis_url.get_secret_value())
-        if self.redis_password is None:
-            return url
-        parts = urlsplit(url)
-        user, _, server = parts.netloc.rpartition("@")
-        password = quote(self.redis_password.get_secret_value(), safe="")
-        return parts._replace(netloc=f"{user.partition(':')[0]}:{password}@{server}").geturl()
+        password = None if self.redis_password is None else self.redis_password.get_secret_value()
+        return broker_url(self.redis_url.get_secret_value(), password)
+
+    @property
+    def redis_tls(self) -> bool:
+        """Whether connections to Redis, and to its sentinels, use TLS."""
+        return uses_tls(self.redis_url.get_secret_value())
 
 
 @cache

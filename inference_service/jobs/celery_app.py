@@ -15,7 +15,9 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
+from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
+from redis.retry import Retry
 
 from inference_service.contract.task_message import TASK_NAME
 from inference_service.core.errors import QueueUnavailable
@@ -43,8 +45,10 @@ _OWNER_KEY = "inference_service.deployment"
 
 # A job stops at its time limit; if native code prevents that, Celery kills the process this much later.
 _HARD_LIMIT_MARGIN_S = 60
-_SOCKET_TIMEOUT_S = 30.0
+_SOCKET_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5
+_HEALTH_CHECK_INTERVAL_S = 5
+_SENTINEL_TIMEOUT_S = 2.0
 
 
 def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S) -> App:
@@ -91,21 +95,40 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
             "priority_steps": [0],
             "socket_timeout": socket_timeout_s,
             "socket_keepalive": True,
+            "health_check_interval": _HEALTH_CHECK_INTERVAL_S,
             # Kombu's own prefix leaves out the keys of scripts and of some commands.
             "key_prefix": prefix,
             "tenants": shares,
             **{name: prefix + name.removesuffix("_key") for name in _UNACKED_KEYS},
             "fanout_prefix": f"/{{db}}.{prefix}",
+            **_sentinel_options(settings),
         },
     )
     return app
 
 
 def _tls(settings: Settings) -> dict[str, object] | None:
-    if not settings.broker_url.startswith("rediss:"):
+    if not settings.redis_tls:
         return None
     authorities = {"ssl_ca_certs": str(settings.tls_ca_path)} if settings.tls_ca_path else {}
     return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **authorities}
+
+
+def _sentinel_options(settings: Settings) -> dict[str, object]:
+    """The options with which kombu asks sentinels for the primary; it ignores them for a Redis server."""
+    password = settings.redis_sentinel_password
+    tls = _tls(settings)
+    return {
+        "master_name": settings.redis_sentinel_master,
+        "sentinel_kwargs": {
+            "username": settings.redis_sentinel_username,
+            "password": None if password is None else password.get_secret_value(),
+            # If a sentinel does not answer, the next one is asked soon.
+            "socket_timeout": _SENTINEL_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), retries=0),
+            **({} if tls is None else {"ssl": True, **tls}),
+        },
+    }
 
 
 @dataclass(frozen=True)

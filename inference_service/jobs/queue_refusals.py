@@ -17,6 +17,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.sentinel import MasterNotFoundError
 
 NO_ANSWER = "Redis does not answer"
 _PASSWORD = "Redis refuses the password, or asks for one"
@@ -25,6 +26,11 @@ _DENIED = "Redis denies this user a command or a key (NOPERM): give it the right
 _REPLICA = "Redis is a replica and takes no writes (READONLY): REDIS_URL must name the primary"
 # The first class that an error belongs to decides.
 _BY_CLASS: tuple[tuple[type[RedisError], str], ...] = (
+    (
+        MasterNotFoundError,
+        "the sentinels name no primary of Redis: wait for the end of a failover, or check the addresses in REDIS_URL, "
+        "REDIS_SENTINEL_MASTER, REDIS_SENTINEL_USERNAME and REDIS_SENTINEL_PASSWORD",
+    ),
     (BusyLoadingError, "Redis loads its data from disk (LOADING): wait until it is ready"),
     (AuthenticationError, _PASSWORD),
     (AuthorizationError, _PASSWORD),
@@ -46,6 +52,9 @@ _BY_CODE = {
     "NOPERM": _DENIED,
     "READONLY": _REPLICA,
     "CROSSSLOT": CLUSTER,
+    # "SELECT is not allowed in cluster mode", and "DB index is out of range".
+    "SELECT": CLUSTER,
+    "DB": "Redis has no database of the number in REDIS_URL: 0 is always there",
 }
 # In a pipeline, redis-py puts the command before the text of the server.
 _CODE = re.compile(r"(?:.*caused error: )?([A-Z]{2,})\b", re.DOTALL)

@@ -101,5 +101,5 @@ class RedisOwnership:
         if connection.execute(select(used)).scalar_one():
             raise OtherRedisInUse(
                 f"the workers of this deployment use another Redis ({recorded}) than this one ({redis.place}): "
-                "give all the same REDIS_URL and REDIS_PREFIX"
+                "wait if Redis has just restarted or failed over, else give all the same REDIS_URL and REDIS_PREFIX"
             )

@@ -29,6 +29,7 @@ from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 logger = logging.getLogger(__name__)
 
 _TRANSPORT = f"{__name__}:Transport"
+_SENTINEL_TRANSPORT = f"{__name__}:SentinelTransport"
 # Longest wait for an announcement, as some servers and proxies make none.
 _LONGEST_WAIT_S = 1.0
 # Pause before the worker connects again to a Redis that refuses the script, for example because it is a replica now.
@@ -41,7 +42,7 @@ def install() -> None:
     Kombu's table of URL schemes is changed, as a scheme also decides about TLS and sockets: kombu would use an
     explicitly named transport without TLS for rediss://, and ignore it for redis+socket:// and after a failover.
     """
-    TRANSPORT_ALIASES.update(redis=_TRANSPORT, rediss=_TRANSPORT)
+    TRANSPORT_ALIASES.update(redis=_TRANSPORT, rediss=_TRANSPORT, sentinel=_SENTINEL_TRANSPORT)
 
 
 class QoS(kombu_redis.QoS):
@@ -268,3 +269,13 @@ class Transport(kombu_redis.Transport):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         self.cycle = _Poller()
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The channel class above, connected to the primary that sentinels name."""
+
+
+class SentinelTransport(Transport, kombu_redis.SentinelTransport):
+    """Kombu's transport for sentinels, with the channel class above."""
+
+    Channel = SentinelChannel

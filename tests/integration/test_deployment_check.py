@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from faults import wait_for
 from redis import Redis
+from redis_servers import client, start_redis
 from sqlalchemy import text
 
 from inference_service.core.errors import StorageRefused
 from inference_service.core.settings import Settings
+from inference_service.embedded.process import HOST
+from inference_service.embedded.servers import Servers
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queue_refusals import CLUSTER
 from inference_service.worker import deployment
 from inference_service.worker.deployment import Check, check
 
@@ -81,6 +87,17 @@ def test_redis_that_may_evict_messages(settings: Settings, redis: Redis, policy:
 def test_redis_that_is_a_replica(settings: Settings, redis: Redis) -> None:
     redis.replicaof("127.0.0.1", "1")
     assert "(READONLY)" in str(checked(settings, "redis").problem)
+
+
+def test_redis_that_is_a_cluster(settings: Settings, servers: Servers, tmp_path: Path) -> None:
+    """One node with all slots: it answers, but takes no command with keys of two slots."""
+    password = servers.credentials.redis_password
+    lines = ["cluster-enabled yes", f"requirepass {password}"]
+    with start_redis(servers, tmp_path / "node", lines) as node, client(node.port, password) as redis:
+        redis.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        wait_for(lambda: redis.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        url = f"redis://:{password}@{HOST}:{node.port}/0"
+        assert checked(Settings.model_validate({**settings.model_dump(), "redis_url": url}), "redis").problem == CLUSTER
 
 
 def test_postgres_whose_role_lacks_rights(settings: Settings, database: Database) -> None:

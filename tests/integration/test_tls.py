@@ -1,15 +1,15 @@
 """TLS to the three real servers, behind a proxy with a certificate of the test's own authority."""
 
-import socket
 import ssl
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import trustme
+from tls_proxy import proxy
 
 from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
 from inference_service.core.settings import Settings
@@ -17,45 +17,6 @@ from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
-
-# Length of libpq's SSLRequest, which the server answers with one letter.
-SSL_REQUEST_BYTES = 8
-
-
-@contextmanager
-def proxy(port: int, context: ssl.SSLContext, *, postgres: bool = False) -> Iterator[int]:
-    """Accepts TLS connections on a new port and forwards them in plain text."""
-
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                raw, _ = listener.accept()
-                threading.Thread(target=handle, args=(raw,), daemon=True).start()
-
-    def handle(raw: socket.socket) -> None:
-        with suppress(OSError):
-            if postgres:
-                raw.recv(SSL_REQUEST_BYTES)
-                raw.sendall(b"S")
-            with (
-                context.wrap_socket(raw, server_side=True) as near,
-                socket.create_connection(("127.0.0.1", port)) as far,
-            ):
-                back = threading.Thread(target=forward, args=(far, near), daemon=True)
-                back.start()
-                forward(near, far)
-                back.join()
-
-    def forward(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
 
 
 @pytest.fixture
@@ -65,7 +26,7 @@ def behind_tls(settings: Settings, tmp_path: Path) -> Iterator[dict[str, object]
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    redis = settings.redis_url.get_secret_value()
+    redis = urlsplit(settings.broker_url)
     with ExitStack() as stack:
         ports = {
             "redis": stack.enter_context(proxy(redis.port or 0, context)),

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import RedisDsn, Secret, SecretStr, ValidationError
+from pydantic import Secret, SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
 from inference_service.core.execution import CPU, CUDA, TENSORRT
@@ -9,8 +9,11 @@ from inference_service.core.settings import Settings, get_settings
 
 # Each value differs from its default.
 VALUES: dict[str, tuple[str, object]] = {
-    "REDIS_URL": ("rediss://:pw@redis.example:6380/2", Secret(RedisDsn("rediss://:pw@redis.example:6380/2"))),
+    "REDIS_URL": ("rediss://:pw@redis.example:6380/2", Secret("rediss://:pw@redis.example:6380/2")),
     "REDIS_PASSWORD": ("redis-secret", SecretStr("redis-secret")),
+    "REDIS_SENTINEL_MASTER": ("queues", "queues"),
+    "REDIS_SENTINEL_USERNAME": ("service", "service"),
+    "REDIS_SENTINEL_PASSWORD": ("sentinel-secret", SecretStr("sentinel-secret")),
     "POSTGRES_SSLMODE": ("verify-full", "verify-full"),
     "TLS_CA_PATH": ("/etc/ca.pem", Path("/etc/ca.pem")),
     "POSTGRES_SERVER": ("db.example", "db.example"),
@@ -118,6 +121,12 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     ("name", "text"),
     [
         ("REDIS_URL", "http://redis.example"),
+        ("REDIS_URL", "sentinel://a;redis://b"),
+        ("REDIS_URL", "sentinel://a;sentinels://b"),
+        ("REDIS_URL", "sentinel://:one@a;sentinel://:two@b"),
+        ("REDIS_URL", "sentinel://a/0;sentinel://b/1"),
+        ("REDIS_URL", "sentinel://a;"),
+        ("REDIS_URL", "sentinel://a?x=1"),
         ("POSTGRES_PORT", "abc"),
         ("POSTGRES_PORT", "0"),
         ("POSTGRES_PORT", "65536"),
@@ -172,7 +181,9 @@ def test_settings_are_frozen() -> None:
         ("MINIO_ACCESS_KEY", "hush"),
         ("MINIO_SECRET_KEY", "hush"),
         ("REDIS_URL", "redis://:hush@127.0.0.1:6379/0"),
+        ("REDIS_URL", "sentinel://:hush@127.0.0.1;sentinel://127.0.0.2"),
         ("REDIS_PASSWORD", "hush"),
+        ("REDIS_SENTINEL_PASSWORD", "hush"),
     ],
 )
 def test_repr_and_str_contain_no_secret(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -181,8 +192,10 @@ def test_repr_and_str_contain_no_secret(monkeypatch: pytest.MonkeyPatch, name: s
     assert "hush" not in f"{settings!r} {settings}"
 
 
-def test_a_validation_error_contains_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("url", ["redis://127.0.0.1", "http://:hush@h", "sentinel://:hush@h;sentinel://:a@h"])
+def test_a_validation_error_contains_no_secret(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("POSTGRES_PASSWORD", "hush")
+    monkeypatch.setenv("REDIS_URL", url)
     monkeypatch.setenv("CPU_STANDBY_S", "1")
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -214,18 +227,6 @@ def test_a_missing_secret_file_and_a_secret_set_twice_are_refused(
 def test_every_secret_has_a_file_variable() -> None:
     secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert secrets == set(SECRETS)
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("redis://127.0.0.1:6379/0", "redis://:p%40ss%3A%2F%23@127.0.0.1:6379/0"),
-        ("redis://:old@127.0.0.1:6379/0", "redis://:p%40ss%3A%2F%23@127.0.0.1:6379/0"),
-        ("rediss://worker@redis.example:6380/2", "rediss://worker:p%40ss%3A%2F%23@redis.example:6380/2"),
-    ],
-)
-def test_the_broker_url_contains_the_redis_password(url: str, expected: str) -> None:
-    assert Settings.model_validate({"redis_url": url, "redis_password": "p@ss:/#"}).broker_url == expected
 
 
 @pytest.mark.parametrize(

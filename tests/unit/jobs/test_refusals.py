@@ -20,6 +20,8 @@ PARSE: Any = BaseParser.parse_error
         ("CROSSSLOT Keys in request don't hash to the same slot", "is a cluster"),
         ("MOVED 3999 127.0.0.1:6381", "is a cluster"),
         ("CLUSTERDOWN Hash slot not served", "is a cluster"),
+        ("ERR SELECT is not allowed in cluster mode", "is a cluster"),
+        ("ERR DB index is out of range", "no database of the number"),
         ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to", "cannot save its data"),
         ("READONLY You can't write against a read only replica.", "must name the primary"),
         ("LOADING Redis is loading the dataset in memory", "wait until it is ready"),

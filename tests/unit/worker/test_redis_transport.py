@@ -24,7 +24,11 @@ print(json.dumps([found.__module__, found.__name__, bool(connection.ssl)]))
         ("rediss://h/0", ["inference_service.worker.redis_transport", "Transport", True]),
         ("redis+socket:///tmp/s", ["inference_service.worker.redis_transport", "Transport", False]),
         ("redis://h/0;redis://i/0", ["inference_service.worker.redis_transport", "Transport", False]),
-        ("sentinel://h/0", ["kombu.transport.redis", "SentinelTransport", False]),
+        ("sentinel://h/0", ["inference_service.worker.redis_transport", "SentinelTransport", False]),
+        (
+            "sentinel://h/0;sentinel://i/0",
+            ["inference_service.worker.redis_transport", "SentinelTransport", False],
+        ),
     ],
 )
 def test_every_redis_url_gets_the_transport_and_keeps_its_meaning(url: str, expected: list[object]) -> None:
