@@ -35,7 +35,8 @@ _RESPONSE_LIMIT_S = _IDLE_LIMIT_S + 5
 # A migration that waits for a lock blocks all who ask for one after it, so it waits briefly, and tries again later.
 _MIGRATION_LOCK_LIMIT_S = 0.3
 # Longer than an autovacuum of a large table, which holds a lock and yields only to those who wait for a second.
-_MIGRATION_PATIENCE_S = 300.0
+MIGRATION_PATIENCE_S = 300.0
+"""How long a step of a migration waits for locks, and a migration for another one."""
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _USE_POOLER = "POSTGRES_SERVER is a connection pooler, such as PgBouncer: set POSTGRES_POOLER=true"
 
@@ -224,7 +225,7 @@ def run_alembic(settings: Settings, command: "Callable[[Config], None]") -> None
     Raises:
         DatabaseUnavailable: Postgres does not answer or refuses, or other sessions lock the tables for 5 minutes.
     """
-    retrying(is_lock_conflict, timeout_s=_MIGRATION_PATIENCE_S)(_run_alembic, settings, command)
+    retrying(is_lock_conflict, timeout_s=MIGRATION_PATIENCE_S)(_run_alembic, settings, command)
 
 
 def _run_alembic(settings: Settings, command: "Callable[[Config], None]") -> None:

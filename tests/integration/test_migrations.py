@@ -22,6 +22,9 @@ ROWS = 200_000
 # Longest wait of a lease's renewal for a migration.
 BLOCKED_S = 1.0
 FIRST, RELEASED = "0001", "0003"
+# The migration after it begins to build an index outside of a transaction.
+BEFORE_INDEX = "0005"
+MIGRATION_KEY = 7_204_115_001
 # Statements that hold a lock against writers for as long as they run.
 BUILDS_INDEX = re.compile(r"(?:CREATE (?:UNIQUE )?|DROP )INDEX (?!CONCURRENTLY)(?:\S+ ON (?P<table>\w+))?")
 CREATES_TABLE = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)")
@@ -130,12 +133,15 @@ def _renew(settings: Settings, job_id: UUID, waits: list[float], done: threading
             waits.append(time.monotonic() - started)
 
 
+READ_LOCK = "LOCK TABLE jobs IN ACCESS SHARE MODE"
+
+
 @contextmanager
-def read_lock(settings: Settings) -> Iterator[None]:
-    """Holds the lock of a long query on the table of jobs."""
+def held(settings: Settings, lock: str) -> Iterator[None]:
+    """Holds a lock; READ_LOCK is that of a long query."""
     with closing(connect(settings)) as database, database.begin() as connection:
         connection.execute(text("SET idle_in_transaction_session_timeout = 0"))
-        connection.execute(text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
+        connection.execute(text(lock))
         yield
 
 
@@ -153,7 +159,7 @@ def test_a_migration_that_waits_for_a_lock_lets_others_pass(
     monkeypatch.setattr(database_module, "is_lock_conflict", recorded)
     migration = threading.Thread(target=migrate, args=(empty_database,))
     with renewing(empty_database) as waits:
-        with read_lock(empty_database):
+        with held(empty_database, READ_LOCK):
             migration.start()
             assert tries.wait(30)
             renewed = len(waits)
@@ -165,12 +171,21 @@ def test_a_migration_that_waits_for_a_lock_lets_others_pass(
     assert first_value(empty_database, "SELECT count(*) FROM stored_attempts") == 0
 
 
-def test_a_migration_gives_up_on_a_table_that_stays_locked(
-    empty_database: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("revision", "lock", "reason"),
+    [
+        (RELEASED, READ_LOCK, "another session may hold a lock"),
+        (BEFORE_INDEX, "LOCK TABLE jobs IN SHARE UPDATE EXCLUSIVE MODE", "another session may hold a lock"),
+        (BEFORE_INDEX, f"SELECT pg_advisory_lock({MIGRATION_KEY})", "another migration is still running"),
+    ],
+    ids=["query", "vacuum", "migration"],
+)
+def test_a_migration_gives_up_on_a_lock_that_stays(
+    empty_database: Settings, monkeypatch: pytest.MonkeyPatch, revision: str, lock: str, reason: str
 ) -> None:
-    monkeypatch.setattr(database_module, "_MIGRATION_PATIENCE_S", 0.5)
-    upgrade_to(empty_database, RELEASED)
-    with read_lock(empty_database), pytest.raises(DatabaseUnavailable, match="another session may hold a lock"):
+    monkeypatch.setattr(database_module, "MIGRATION_PATIENCE_S", 0.5)
+    upgrade_to(empty_database, revision)
+    with held(empty_database, lock), pytest.raises(DatabaseUnavailable, match=reason):
         migrate(empty_database)
     migrate(empty_database)
 

@@ -5,6 +5,8 @@ import time
 from alembic import context
 from sqlalchemy import Connection, text
 
+from inference_service.core.errors import DatabaseUnavailable
+from inference_service.jobs import database
 from inference_service.jobs.schema import Base
 
 # One migration at a time, however many deployments start together. The key is arbitrary.
@@ -17,9 +19,15 @@ def _take_lock(connection: Connection) -> None:
 
     It asks again and again: a statement that waits would hold a snapshot, and the holder's CREATE INDEX CONCURRENTLY
     waits for the end of all snapshots.
+
+    Raises:
+        DatabaseUnavailable: Another migration has held it for too long.
     """
+    deadline = time.monotonic() + database.MIGRATION_PATIENCE_S
     while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}).scalar_one():
         connection.rollback()
+        if time.monotonic() > deadline:
+            raise DatabaseUnavailable("another migration is still running: run `inference-service migrate` again later")
         time.sleep(_POLL_S)
     connection.commit()
 

@@ -11,6 +11,8 @@ from uuid import UUID
 from alembic import op
 from sqlalchemy import Connection, text
 
+from inference_service.jobs import database
+
 _ROWS_AT_ONCE = 5000
 
 
@@ -52,9 +54,9 @@ def update_jobs(assignments: str, *, where: str) -> None:
 
 @contextmanager
 def _outside_transaction() -> Iterator[Connection]:
-    """Commits, and waits for locks without limit: the statements of this module block nobody while they wait."""
+    """Commits, and waits for locks patiently: the statements of this module block nobody while they wait."""
     with op.get_context().autocommit_block():
         connection = op.get_bind()
-        connection.execute(text("SET lock_timeout = 0"))
+        connection.execute(text(f"SET lock_timeout = {round(database.MIGRATION_PATIENCE_S * 1000)}"))
         yield connection
         connection.execute(text("RESET lock_timeout"))
