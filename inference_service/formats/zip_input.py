@@ -7,7 +7,7 @@ import errno
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -22,8 +22,20 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _CHUNK_BYTES = 2**20
 # zipfile reads the central directory at once. One of this size lists ten times the files that are allowed.
 _MAX_READ_BYTES = 2**24
+# A file's header and its entry in the central directory: signature, size without the name, offset of the byte of flags
+# that says whether the name is UTF-8, and in an entry the offset of the lengths of name, extra field and comment.
+_FILE_HEADER = b"PK\x03\x04"
+_FILE_HEADER_BYTES = 30
+_FILE_HEADER_FLAGS = 7
+_ENTRY = b"PK\x01\x02"
+_ENTRY_BYTES = 46
+_ENTRY_FLAGS = 9
+_ENTRY_LENGTHS = 28
+_UTF8_FLAG = 0x08
 # Added to every archive by macOS.
-_MACOS_FOLDER = "__MACOSX/"
+_MACOS_FOLDER = "__MACOSX"
+# The attribute of a folder in MS-DOS, where the name of an entry does not say that it is one.
+_FOLDER_ATTRIBUTE = 0x10
 # Errors that zipfile raises on damaged or forged archives.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -70,6 +82,7 @@ def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
             raise InputTooLarge(f"the zip has {len(entries)} files; this service takes at most {MAX_FILES}")
         for number, entry in enumerate(entries):
             _check_readable(entry)
+            entry.orig_filename = _AnyName()
             path = folder / f"{number:06}"
             with archive.open(entry) as compressed, path.open("xb") as target:
                 while chunk := compressed.read(_CHUNK_BYTES):
@@ -84,7 +97,11 @@ def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
 
 
 def _is_input_file(entry: zipfile.ZipInfo) -> bool:
-    return not entry.filename.endswith("/") and not entry.filename.startswith(_MACOS_FOLDER)
+    # Archives made on Windows may have backslashes in names.
+    name = entry.filename.replace("\\", "/")
+    may_be_folder = name.endswith("/") or bool(entry.external_attr & _FOLDER_ATTRIBUTE)
+    is_folder = entry.filename.endswith("/") or (may_be_folder and not entry.file_size)
+    return not is_folder and name.split("/")[0] != _MACOS_FOLDER
 
 
 def _check_readable(entry: zipfile.ZipInfo) -> None:
@@ -94,15 +111,53 @@ def _check_readable(entry: zipfile.ZipInfo) -> None:
         raise UnsupportedFormat(f"the zip is compressed by method {entry.compress_type}: send it compressed by deflate")
 
 
+class _AnyName(str):
+    """Equal to every name: names are not used, so the one in a file's header may differ from that in the directory."""
+
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = str.__hash__
+
+
 class _BoundedFile(FileIO):
-    """A file that refuses large reads, which an archive can cause by a false size."""
+    """A file that refuses large reads, which an archive can cause by a false size.
+
+    Headers are given with names in code page 437, which every byte is valid in: archives exist that call their names
+    UTF-8 although they are not.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_READ_BYTES:
             raise InputTooLarge(
                 f"the zip's central directory has {size} bytes; this service reads at most {_MAX_READ_BYTES}"
             )
-        return super().read(size) or b""
+        data = super().read(size) or b""
+        if size == _FILE_HEADER_BYTES and data.startswith(_FILE_HEADER):
+            return _clear_utf8_flags(data, [_FILE_HEADER_FLAGS])
+        if data.startswith(_ENTRY):
+            return _clear_utf8_flags(data, [start + _ENTRY_FLAGS for start in _entries(data)])
+        return data
+
+
+def _entries(directory: bytes) -> Iterator[int]:
+    """Positions of the entries of a central directory."""
+    position = 0
+    while directory.startswith(_ENTRY, position) and position + _ENTRY_BYTES <= len(directory):
+        yield position
+        position += _ENTRY_BYTES + sum(struct.unpack_from("<3H", directory, position + _ENTRY_LENGTHS))
+
+
+def _clear_utf8_flags(data: bytes, positions: Iterable[int]) -> bytes:
+    cleared = bytearray(data)
+    for position in positions:
+        cleared[position] &= ~_UTF8_FLAG
+    return bytes(cleared)
 
 
 @contextmanager

@@ -58,12 +58,38 @@ def test_names_of_the_archive_are_not_used(tmp_path: Path, name: str) -> None:
 
 
 def test_errors_quote_no_name_of_the_archive(unpacked: Callable[..., list[bytes]]) -> None:
-    renamed = zipped({"MUELLER.dcm": CONTENT}).replace(b"MUELLER", b"MAYER__", 1)
+    damaged = zipped({"MUELLER.dcm": CONTENT}, zipfile.ZIP_STORED).replace(CONTENT, CONTENT[::-1])
     with pytest.raises(InputCorrupt) as caught:
-        unpacked(renamed)
+        unpacked(damaged)
     text = "".join(traceback.format_exception(caught.value))
     assert "BadZipFile" in text
     assert "MUELLER" not in text
+
+
+DIFFERENT_NAMES = [(b"a/1.dcm", b"a\\1.dcm"), (b"a/1.dcm", b"\x83\x5c\xff.dcm"), (b"\xc3\xa4.dcm", b"\xe4\xe4.dcm")]
+
+
+@pytest.mark.parametrize(("before", "after"), DIFFERENT_NAMES)
+@pytest.mark.parametrize("where", ["header", "directory", "both"])
+def test_names_may_differ_or_lie_about_their_encoding(
+    unpacked: Callable[..., list[bytes]], before: bytes, after: bytes, where: str
+) -> None:
+    header, directory = zipped({before.decode(): CONTENT, "b/2": CONTENT[::-1]}).split(b"PK\x01\x02", 1)
+    header = header if where == "directory" else header.replace(before, after)
+    directory = directory if where == "header" else directory.replace(before, after)
+    assert unpacked(header + b"PK\x01\x02" + directory) == [CONTENT, CONTENT[::-1]]
+
+
+def test_names_may_be_called_utf8_although_they_are_not(unpacked: Callable[..., list[bytes]]) -> None:
+    names = {"\N{KATAKANA LETTER SO}.dcm": CONTENT, "\N{KATAKANA LETTER TA}.dcm": CONTENT[::-1]}
+    archive = zipped(names).replace("\N{KATAKANA LETTER SO}".encode(), b"\x83\x5c\xff")
+    assert unpacked(archive) == [CONTENT, CONTENT[::-1]]
+
+
+def test_content_that_looks_like_a_directory_is_not_changed(unpacked: Callable[..., list[bytes]]) -> None:
+    inner = zipped({"\N{KATAKANA LETTER SO}": CONTENT})
+    files = [inner, inner[inner.index(b"PK\x01\x02") :]]
+    assert unpacked(zipped({"1": files[0], "2": files[1]})) == files
 
 
 def test_a_link_becomes_a_file(tmp_path: Path) -> None:
@@ -77,7 +103,18 @@ def test_a_link_becomes_a_file(tmp_path: Path) -> None:
 
 
 def test_folders_and_macos_metadata_are_skipped(unpacked: Callable[..., list[bytes]]) -> None:
-    assert unpacked(zipped({"a/": b"", "a/1": b"x", "__MACOSX/a/._1": b"y"})) == [b"x"]
+    names = {"a/": b"", "b\\": b"", "a/1": b"x", "__MACOSX/a/._1": b"y", "__MACOSX\\._1": b"y", "c\\": b"z"}
+    assert unpacked(zipped(names)) == [b"x", b"z"]
+
+
+def test_a_folder_may_be_known_by_its_attribute_alone(unpacked: Callable[..., list[bytes]]) -> None:
+    folder = zipfile.ZipInfo("a")
+    folder.external_attr = 0x10
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(folder, b"")
+        archive.writestr("a/1", b"x")
+    assert unpacked(buffer.getvalue()) == [b"x"]
 
 
 def test_files_that_have_the_limit_together_are_unpacked(unpacked: Callable[..., list[bytes]]) -> None:
