@@ -28,9 +28,9 @@ class InputReport(_Part):
     modality: str | None = Field(description="Modality of the DICOM series; null if the input states none.")
     slices: int | None = Field(description="Number of slices of the DICOM series; null for other inputs.")
     set_aside: dict[str, int] = Field(
-        description="Number of input files that are not part of the scan, by reason: not_dicom, no_image, "
-        "unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, no_position, "
-        "single_image, other_series."
+        description="Number of input files that are not part of the scan, by reason: not_dicom, not_nifti, duplicate, "
+        "no_image, unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, "
+        "no_position, single_image, other_series."
     )
     replaced_voxels: int = Field(
         description="Number of NaN or infinite voxels, which were set to the lowest finite value."

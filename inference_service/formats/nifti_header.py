@@ -37,6 +37,8 @@ _MIN_SPACING_MM = 1e-4
 _MAX_EXTENT_MM = 1e5
 # Volume spanned by unit vectors along the axes; below it, the axes lie in one plane.
 _MIN_DETERMINANT = 1e-3
+# The length of a quaternion above 1 that is taken for rounding. The rotation is by 180° then, to within half a degree.
+_MAX_QUATERNION_EXCESS = 1e-5
 # Distance between qform and sform that is taken for rounding: the qform is stored in single precision.
 _MAX_FORM_DISTANCE_MM = 0.1
 
@@ -77,6 +79,7 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
         raise UnsupportedFormat(
             "the file is one of a .hdr/.img pair or Analyze: expected a single NIfTI file (magic n+1 or n+2)"
         )
+    _round_quaternion(header)
     extension = float(header["vox_offset"]) - size
     if not 0 <= extension <= _MAX_EXTENSION_BYTES or len(stream.read(int(extension))) < int(extension):
         raise InputCorrupt(
@@ -117,7 +120,12 @@ def read_affine(header: NiftiHeader, shape: Shape) -> Affine:
         affine = header.get_sform(coded=True)[0]
         affine = _with_qfac(header).get_qform(coded=True)[0] if affine is None else affine
     except (HeaderDataError, ValueError) as error:
-        raise InconsistentGeometry("the header's qform is not a rotation") from error
+        length = np.linalg.norm(_quaternion(header))
+        pixdim = ", ".join(f"{value:g}" for value in header["pixdim"][:4])
+        raise InconsistentGeometry(
+            f"the header's qform is invalid: the quaternion quatern_b, quatern_c, quatern_d has length {length:.6g}, "
+            f"expected at most 1; pixdim is {pixdim}, expected 1, -1 or 0, and three positive numbers"
+        ) from error
     if affine is None:
         raise InconsistentGeometry(
             "the header does not state where voxels lie: sform_code and qform_code are 0; expected one of them"
@@ -193,6 +201,19 @@ def _form_distance_mm(header: NiftiHeader, volume: Volume) -> float:
             return inf
         distance_mm = float(np.linalg.norm(((volume.affine - qform) @ corners)[:3], axis=0).max())
     return distance_mm if isfinite(distance_mm) else inf
+
+
+def _quaternion(header: NiftiHeader) -> NDArray[np.float64]:
+    return np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+
+
+def _round_quaternion(header: NiftiHeader) -> None:
+    """Shortens a quaternion that rounding made longer than 1, as of a rotation by 180°; masks get the shorter one."""
+    quaternion = _quaternion(header)
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.linalg.norm(quaternion)
+    if 1 < length <= 1 + _MAX_QUATERNION_EXCESS:
+        header["quatern_b"], header["quatern_c"], header["quatern_d"] = quaternion / length
 
 
 def _header_size(start: bytes) -> int | None:

@@ -1,7 +1,8 @@
 """Reads an input of any supported format: each format has a reader, chosen by content and never by file name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -14,11 +15,13 @@ from inference_service.core.errors import (
     InputCorrupt,
     InputNotFound,
     InputTooLarge,
+    NotAVolume,
     UnsupportedFormat,
 )
 from inference_service.core.files import list_files
 from inference_service.formats.dicom.file_check import looks_like_dicom
-from inference_service.formats.dicom.instance import Slice
+from inference_service.formats.dicom.header import read_instance
+from inference_service.formats.dicom.instance import ExclusionReason, Slice
 from inference_service.formats.dicom.series_reader import read_series
 from inference_service.formats.nifti import (
     grid_header,
@@ -36,6 +39,8 @@ from inference_service.imaging.slice_spacing import EvenlySpacedVolume
 InputFormat = Literal["nifti", "dicom"]
 
 _UNZIPPED_FOLDER = "unpacked"
+# The reason for which files beside a NIfTI file are set aside.
+_NOT_NIFTI = "not_nifti"
 # A grid without right angles cannot be aligned. Up to this shear the network sees it as if its axes were at right
 # angles; a patient sheared further is unlike anything a network was trained on.
 _MAX_UNALIGNED_SHEAR_DEGREES = 10.0
@@ -93,12 +98,12 @@ class Reader:
 
     Attributes:
         description: The format, as error messages name it.
-        accepts: Tells from the files' first bytes whether they are of that format; `read` reports any further error.
+        accepts: Tells from the files' content whether they are of that format; `read` reports any further error.
         read: Returns the scan, or raises the InputError that says why it cannot be used.
     """
 
     description: str
-    accepts: Callable[[Sequence[Path]], bool]
+    accepts: Callable[[Sequence[Path], ReadLimits], bool]
     read: Callable[[Sequence[Path], ReadOptions], Scan]
 
 
@@ -124,12 +129,22 @@ def read_scan(
     """
     files = _input_files(path, work_folder, limits.max_bytes)
     for reader in READERS:
-        if reader.accepts(files):
+        if reader.accepts(files, limits):
             return reader.read(files, ReadOptions(limits, input_options, threads))
+    _check_not_damaged(files)
     subject = "the input is" if len(files) == 1 else f"the input's {len(files)} files are"
     raise UnsupportedFormat(
         f"{subject} in no supported format; expected one of: {'; '.join(reader.description for reader in READERS)}"
     )
+
+
+def _check_not_damaged(files: Sequence[Path]) -> None:
+    """Raises InputCorrupt if the files are empty, or if one is gzipped and cannot be decompressed."""
+    filled = [path for path in files if path.stat().st_size]
+    if not filled:
+        raise InputCorrupt(f"the input's {len(files)} files are empty")
+    for path in filled:
+        looks_like_nifti(path)
 
 
 def _input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path]:
@@ -141,12 +156,43 @@ def _input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path
     return files
 
 
-def _is_nifti(files: Sequence[Path]) -> bool:
-    return len(files) == 1 and looks_like_nifti(files[0])
+def _holds_nifti(files: Sequence[Path], limits: ReadLimits) -> bool:
+    """Returns True for a NIfTI file, or for several files of which some are NIfTI and none is a DICOM image."""
+    if len(files) == 1:
+        return looks_like_nifti(files[0])
+    return bool(_nifti_files(files)) and not any(_is_dicom_image(path, limits) for path in files)
+
+
+def _is_dicom_image(path: Path, limits: ReadLimits) -> bool:
+    if not looks_like_dicom(path):
+        return False
+    instance = read_instance(path, max_bytes=limits.max_bytes, require_memory=limits.require_memory)
+    return instance is not ExclusionReason.NO_IMAGE
+
+
+def _nifti_files(files: Sequence[Path]) -> list[Path]:
+    """The NIfTI files among several; empty files, and gzipped files that cannot be decompressed, are none."""
+    found = []
+    for path in files:
+        with suppress(InputCorrupt):
+            if looks_like_nifti(path):
+                found.append(path)
+    return found
 
 
 def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
-    volume, grid = read_nifti(files[0], options.limits)
+    """Reads the one NIfTI file of an input; files of other formats are set aside."""
+    volumes = _nifti_files(files) if len(files) > 1 else files
+    if len(volumes) > 1:
+        raise NotAVolume(
+            f"the input holds {len(volumes)} volumes, each in a NIfTI file: expected one; send the scan alone"
+        )
+    others = len(files) - len(volumes)
+    return replace(_read_nifti_file(volumes[0], options), set_aside={_NOT_NIFTI: others} if others else {})
+
+
+def _read_nifti_file(path: Path, options: ReadOptions) -> Scan:
+    volume, grid = read_nifti(path, options.limits)
     replaced = _replace_non_finite(volume)
     warnings = geometry_warnings(grid, volume)
     shear = find_shear(volume.affine)
@@ -185,7 +231,7 @@ def _align(volume: Volume, shear: Shear, limits: ReadLimits) -> AlignedVolume:
     return align_sheared(volume, shear, background=volume.voxels.min().item())
 
 
-def _is_dicom(files: Sequence[Path]) -> bool:
+def _holds_dicom(files: Sequence[Path], limits: ReadLimits) -> bool:
     return any(looks_like_dicom(path) for path in files)
 
 
@@ -211,8 +257,8 @@ def _read_dicom(files: Sequence[Path], options: ReadOptions) -> Scan:
 
 
 READERS = (
-    Reader("one NIfTI-1 or NIfTI-2 file, plain or gzipped", _is_nifti, _read_nifti),
-    Reader("a DICOM series, as a file, a folder or a zip", _is_dicom, _read_dicom),
+    Reader("one NIfTI-1 or NIfTI-2 file, plain or gzipped, also in a folder or a zip", _holds_nifti, _read_nifti),
+    Reader("a DICOM series, as a file, a folder or a zip", _holds_dicom, _read_dicom),
 )
 
 

@@ -209,6 +209,35 @@ def test_the_qform_is_used_without_an_sform(read: Callable[[bytes], Volume], aff
     np.testing.assert_allclose(volume.affine, affine, rtol=0, atol=QFORM_TOLERANCE_MM)
 
 
+# Rotations by 180° about an axis between x and y: b² + c² is 1 but for rounding.
+HALF_TURNS = [(1.0, 0.0), (0.6, 0.8), (0.28, 0.96)]
+
+
+@pytest.mark.parametrize("excess", [0.0, 2e-7, 5e-7, 5e-6])
+@pytest.mark.parametrize(("b", "c"), HALF_TURNS)
+def test_a_quaternion_that_rounding_made_too_long_is_a_half_turn(
+    tmp_path: Path, b: float, c: float, excess: float
+) -> None:
+    length = 1 + excess
+    fields = {"sform_code": 0, "quatern_b": b * length, "quatern_c": c * length, "quatern_d": 0.0}
+    (tmp_path / "scan").write_bytes(changed_file(fields))
+    volume, header = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    expected = np.array([[b * b - c * c, 2 * b * c, 0], [2 * b * c, c * c - b * b, 0], [0, 0, -1]])
+    np.testing.assert_allclose(volume.affine[:3, :3], expected * header["pixdim"][1:4], rtol=0, atol=1e-4)
+    write_mask(tmp_path / "mask.nii.gz", np.zeros(volume.shape, np.uint8), header)
+    np.testing.assert_allclose(
+        nibabel.Nifti1Image.from_filename(tmp_path / "mask.nii.gz").affine, volume.affine, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("length", [1.001, 1.2])
+def test_a_quaternion_that_is_clearly_too_long_is_refused_by_name(
+    read: Callable[[bytes], Volume], length: float
+) -> None:
+    with pytest.raises(InconsistentGeometry, match=rf"quatern_b, quatern_c, quatern_d has length {length:g}"):
+        read(changed_file({"sform_code": 0, "quatern_b": 0.0, "quatern_c": length, "quatern_d": 0.0}))
+
+
 @pytest.mark.parametrize("affine", [STRAIGHT, oblique(), SHEARED], ids=["straight", "oblique", "sheared"])
 def test_the_sform_is_used_without_a_qform(read: Callable[[bytes], Volume], affine: Affine) -> None:
     volume = read(file_bytes(header_of(ramp("i2"), sform=affine, qform=None), ramp("i2")))

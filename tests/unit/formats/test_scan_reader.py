@@ -1,9 +1,13 @@
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import phantom, regular_stack, with_attribute, write_series
 from numpy.typing import NDArray
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume, ServiceError, UnsupportedFormat
 from inference_service.formats.read_limits import ReadLimits
@@ -111,3 +115,80 @@ def test_the_limit_on_voxels_is_exact(tmp_path: Path) -> None:
 def test_a_series_of_volumes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAVolume, match=r"\(3, 4, 5, 2\)"):
         read_scan(save(tmp_path / "scan.nii", np.zeros((*SHAPE, 2), np.int16)), tmp_path, ReadLimits(MAX_VOXELS))
+
+
+LITTER = {
+    ".DS_Store": b"\0\0\0\1Bud1" + bytes(100),
+    "._ct.nii.gz": b"\0\5\x16\7\0\2\0\0" + bytes(100),
+    "Thumbs.db": bytes.fromhex("d0cf11e0a1b11ae1") + bytes(100),
+    "ct.json": b'{"Modality": "CT"}',
+    "ct.bval": b"0 1000",
+    "README": b"",
+    "damaged.gz": b"\x1f\x8bxxxx",
+}
+
+
+def nifti_bytes(folder: Path, suffix: str = ".nii.gz") -> bytes:
+    return save(folder / f"scan{suffix}", values()).read_bytes()
+
+
+def written(folder: Path, files: Mapping[str, bytes], *, zipped: bool) -> Path:
+    folder.mkdir()
+    if zipped:
+        with zipfile.ZipFile(folder / "in.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return folder / "in.zip"
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_files_beside_a_nifti_file_are_set_aside(tmp_path: Path, suffix: str, *, zipped: bool) -> None:
+    files = {"a/b/scan": nifti_bytes(tmp_path, suffix), **LITTER}
+    scan = read_scan(written(tmp_path / "in", files, zipped=zipped), tmp_path, ReadLimits(MAX_VOXELS))
+    np.testing.assert_array_equal(scan.volume.voxels, values(), strict=True)
+    assert scan.set_aside == {"not_nifti": len(LITTER)}
+    assert scan.warnings == ()
+
+
+def test_a_dicom_file_without_an_image_is_set_aside_beside_a_nifti_file(tmp_path: Path) -> None:
+    folder = written(tmp_path / "in", {"scan": nifti_bytes(tmp_path)}, zipped=False)
+    write_series(
+        folder, regular_stack(phantom((5, 4, 1))), change=with_attribute("SOPClassUID", MediaStorageDirectoryStorage)
+    )
+    assert read_scan(folder, tmp_path, ReadLimits(MAX_VOXELS)).set_aside == {"not_nifti": 1}
+
+
+def test_a_dicom_series_goes_before_a_nifti_file(tmp_path: Path) -> None:
+    folder = written(tmp_path / "in", {"scan": nifti_bytes(tmp_path)}, zipped=False)
+    write_series(folder, regular_stack())
+    scan = read_scan(folder, tmp_path, ReadLimits(MAX_VOXELS))
+    assert (scan.input_format, scan.set_aside) == ("dicom", {"not_dicom": 1})
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_two_nifti_files_are_refused_by_their_number(tmp_path: Path, *, zipped: bool) -> None:
+    content = nifti_bytes(tmp_path)
+    source = written(tmp_path / "in", {"ct": content, "liver": content, **LITTER}, zipped=zipped)
+    with pytest.raises(NotAVolume, match="the input holds 2 volumes, each in a NIfTI file"):
+        read_scan(source, tmp_path, ReadLimits(MAX_VOXELS))
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "text"),
+    [
+        ({"a": b"", "b": b""}, InputCorrupt, "the input's 2 files are empty"),
+        ({"a": b"", "b": b"\x1f\x8bxxxx"}, InputCorrupt, "gzip stream is truncated or damaged"),
+        ({"a": b"", "b": b"text"}, UnsupportedFormat, "2 files are in no supported format"),
+    ],
+)
+def test_files_without_a_scan_are_refused_by_their_fault(
+    tmp_path: Path, files: dict[str, bytes], error: type[ServiceError], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        read_scan(written(tmp_path / "in", files, zipped=True), tmp_path, ReadLimits(MAX_VOXELS))
