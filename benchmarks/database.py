@@ -111,7 +111,7 @@ OPERATIONS: Mapping[str, Callable[[Tables], object]] = {
     "sweep: fail_unreadable": lambda tables: recovery.fail_unreadable(tables.database, older_than_s=LEASE_S),
     "sweep: find_suspects": lambda tables: recovery.find_suspects(tables.database, REDIS, grace_s=LEASE_S),
     "sweep: find_unsent": lambda tables: recovery.find_unsent(tables.database, grace_s=LEASE_S),
-    "sweep: find_abandoned": lambda tables: stored_attempts.find_abandoned(tables.database),
+    "sweep: take_abandoned": lambda tables: stored_attempts.take_abandoned(tables.database),
     "sweep: metrics": lambda tables: tables.metrics.refresh(lease_s=LEASE_S),
     "sweep: prune, nothing due": lambda tables: _prune(tables, timedelta(days=3650)),
     "sweep: prune, 100 jobs": lambda tables: _prune(tables, timedelta(days=300)),

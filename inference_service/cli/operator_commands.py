@@ -11,7 +11,6 @@ import click
 from inference_service.cli.display import console, print_json
 from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import duration, json_option
-from inference_service.core.errors import StorageRefused
 from inference_service.core.settings import get_settings
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
@@ -102,26 +101,21 @@ def audit(sizes_only: bool, as_json: bool) -> None:
 def prune(older_than: timedelta, results: bool, as_json: bool) -> None:
     """Delete the rows of jobs that finished long ago.
 
-    Their transitions go with them, and with --results their stored objects. A job that is not finished stays. Exits
-    with 4 if the object storage does not delete some of the objects; workers try again.
+    Their transitions go with them. With --results, workers delete their stored objects an hour later. A job that is not
+    finished stays.
     """
     from inference_service.jobs import retention
 
-    settings = get_settings()
-    storage = Storage(settings)
-    jobs = removed = refused = 0
-    with closing(connect(settings)) as database:
+    if older_than < retention.SHORTEST_RETENTION:
+        raise click.UsageError("--older-than: at least 1h, as a job whose message comes again would run again")
+    jobs = 0
+    with closing(connect(get_settings())) as database:
         while deleted := retention.prune(database, older_than=older_than, results=results, limit=_PRUNED_AT_ONCE):
             jobs += deleted
-        while results and (removal := retention.remove_objects(database, storage)).tried:
-            removed += removal.removed
-            refused += removal.refused
     if as_json:
-        print_json({"jobs": jobs, "results": removed, "refused": refused})
+        print_json({"jobs": jobs})
     else:
-        click.echo(f"deleted {jobs} job(s)" + (f" and the objects of {removed} attempt(s)" if results else ""))
-    if refused:
-        raise StorageRefused(f"the object storage does not delete the objects of {refused} attempt(s)")
+        click.echo(f"deleted {jobs} job(s)" + ("; workers delete their results in an hour" if results else ""))
 
 
 @click.command()

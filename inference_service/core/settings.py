@@ -248,10 +248,10 @@ class Settings(BaseSettings):
         "writes the job's row.",
     )
 
-    retention_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    retention_days: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
         None,
-        description="Days after which workers delete the rows of finished jobs and their transitions, as `prune` does. "
-        "If unset, they are kept.",
+        description="Days after which workers delete the rows of finished jobs and their transitions, as `prune` does; "
+        "at least 1. If unset, they are kept.",
     )
     retention_results: bool = Field(
         False, description="Whether the results of these jobs are deleted, too. Otherwise they stay in the bucket."

@@ -1,5 +1,7 @@
 """Chooses the queues of recorded jobs, sends their messages, and records in the rows that they were sent."""
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
@@ -19,28 +21,42 @@ from inference_service.jobs.job_store import UnsentJob, mark_dispatched
 from inference_service.jobs.worker_registry import Role, has_live_worker
 
 
-def dispatch(app: App, database: Database, jobs: Sequence[UnsentJob], redis: RedisState, *, settings: Settings) -> None:
+def dispatch(
+    app: App,
+    database: Database,
+    jobs: Sequence[UnsentJob],
+    redis: RedisState,
+    *,
+    settings: Settings,
+    limit_s: float = math.inf,
+) -> int:
     """Sends jobs to the queues of their priorities. A job that is sent twice still runs once.
 
     Args:
         app: The Celery application.
         database: The database with the jobs' committed rows.
         jobs: The jobs to send.
-        redis: The state of Redis, fetched before. If Redis restarts meanwhile, the rows name a run that is over, and a
-            sweep sends the jobs again.
+        redis: The state of Redis, fetched before: its run and the depths of the queues.
         settings: Give the depth from which an urgent job goes to the overflow queue, and the time after which a CPU
             worker without a heartbeat counts as dead.
+        limit_s: After this time the remaining jobs are left out.
+
+    Returns:
+        The number of jobs that were sent.
 
     Raises:
         QueueUnavailable: Redis does not answer or refuses. The remaining rows still say that they are to be sent.
         DatabaseUnavailable: A message was sent but not recorded, so a sweep sends the job once more.
     """
     if not jobs:
-        return
+        return 0
+    deadline = time.monotonic() + limit_s
     depths = dict(redis.depths)
     has_cpu_worker = cache(lambda: has_live_worker(database, Role.CPU, within_s=settings.cpu_standby_s))
     with database.connection() as connection:
-        for job in jobs:
+        for sent, job in enumerate(jobs):
+            if time.monotonic() >= deadline:
+                return sent
             queue = OVERFLOW_QUEUE
             if not job.on_cpu:
                 queue = queue_for(
@@ -56,6 +72,7 @@ def dispatch(app: App, database: Database, jobs: Sequence[UnsentJob], redis: Red
             depths[queue] += 1
             with connection.begin():
                 mark_dispatched(connection, job, queue=queue, redis_run_id=redis.run_id)
+    return len(jobs)
 
 
 def queue_for(

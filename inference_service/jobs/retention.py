@@ -2,49 +2,33 @@
 
 import logging
 import re
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 
 from inference_service.core.errors import StorageUnavailable
 from inference_service.jobs import stored_attempts
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage, is_outage
 from inference_service.jobs.result_store import ResultStore
-from inference_service.jobs.schema import FINAL_STATES, JobRow, StoredAttemptRow
+from inference_service.jobs.schema import FINAL_STATES, JobRow
 from inference_service.jobs.stored_attempts import StoredAttempt
 
 logger = logging.getLogger(__name__)
 
+SHORTEST_RETENTION = timedelta(hours=1)
+"""Without its row, the id of a job is unknown. A message that is delivered again or waits for longer runs it again."""
 _TOKEN = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class Removal:
-    """The outcome of one removal of objects.
-
-    Attributes:
-        removed: Number of attempts whose objects were removed.
-        refused: Number of attempts whose objects the storage does not let go. They are tried again after an hour.
-    """
-
-    removed: int
-    refused: int
-
-    @property
-    def tried(self) -> int:
-        """Number of attempts whose objects were to be removed."""
-        return self.removed + self.refused
 
 
 def prune(database: Database, *, older_than: timedelta, results: bool, limit: int) -> int:
     """Deletes rows of finished jobs and their transitions, those of the earliest ends first.
 
     The objects are left to `remove_objects`: the transaction that deletes a row records them in `stored_attempts`, so
-    that no row names an object which is gone.
+    that no row names an object which is gone, and `remove_objects` finds them an hour later.
 
     Args:
         database: The jobs' database.
@@ -63,9 +47,7 @@ def prune(database: Database, *, older_than: timedelta, results: bool, limit: in
             ended.order_by(JobRow.finished_at).limit(limit).with_for_update(skip_locked=True)
         ).all()
         stored = [_stored_attempt(job.id, job.result) for job in jobs if results and job.result]
-        if stored:
-            statement = insert(StoredAttemptRow).values(remove_after=func.now())
-            connection.execute(statement, [asdict(attempt) for attempt in stored])
+        stored_attempts.record_pruned(connection, stored)
         connection.execute(delete(JobRow).where(JobRow.id.in_([job.id for job in jobs])))
     return len(jobs)
 
@@ -78,25 +60,29 @@ def _stored_attempt(job_id: UUID, result: Mapping[str, str]) -> StoredAttempt:
     return StoredAttempt(lease_token, job_id, f"{result['bucket']}/{folder}")
 
 
-def remove_objects(database: Database, storage: Storage) -> Removal:
-    """Removes objects of a few attempts that no row names: lost attempts, and results of pruned jobs.
+def remove_objects(database: Database, storage: Storage, *, limit_s: float) -> None:
+    """Removes objects that no row has named for an hour: of lost attempts, and results of pruned jobs.
+
+    Any number of workers may do this at a time. If the storage refuses a removal, it is repeated after an hour.
+
+    Args:
+        database: The jobs' database.
+        storage: The object storage.
+        limit_s: After this time the remaining objects are left to the next call.
 
     Raises:
         StorageUnavailable: The object storage does not answer.
     """
-    abandoned = stored_attempts.find_abandoned(database)
-    refused = 0
-    for attempt in abandoned:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and (attempt := stored_attempts.take_abandoned(database)) is not None:
         try:
             ResultStore(storage, attempt.location).remove()
         except StorageUnavailable as error:
             if is_outage(error):
                 raise
             logger.warning("objects of an attempt of job %s not removed: %s", attempt.job_id, error)
-            refused += 1
             with database.begin() as connection:
                 stored_attempts.postpone(connection, attempt.lease_token)
         else:
             with database.begin() as connection:
                 stored_attempts.forget(connection, attempt.lease_token)
-    return Removal(len(abandoned) - refused, refused)

@@ -99,6 +99,7 @@ class JobRow(Base):
     dispatched_at: Mapped[datetime | None] = mapped_column(
         comment="when that message was sent; null while one is to be sent"
     )
+    # Workers of the version before migration 0004 read it, as `dispatched_to`; no other code does.
     redis_run_id: Mapped[str | None] = mapped_column(comment="run of Redis that accepted the last message")
 
     attempt: Mapped[int] = mapped_column(server_default="0")

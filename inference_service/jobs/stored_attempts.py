@@ -1,24 +1,28 @@
 """Attempts that may have stored objects which no job's row names as its result.
 
 An attempt is recorded here before it stores its first object, and leaves the table when its job's row names the
-objects. All others are removed some time after the attempt has lost or ended its lease. Each attempt stores under keys
-of its own, so a removal never touches the objects of another attempt or job.
+objects. All others are removed some time after the attempt has lost or ended its lease. The attempt of a pruned job
+returns to the table, and its objects are removed after the same time: a failover of Postgres that brings the row back
+finds them. Each attempt stores under keys of its own, so a removal never touches the objects of another attempt or job.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, delete, exists, func, literal, select, update
+from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState, StoredAttemptRow
 from inference_service.jobs.state_machine import fence
 
-# Requests that an attempt sent before it lost its lease may still reach the storage within this time.
+# Requests that an attempt sent before it lost its lease may still reach the storage within this time, and a standby of
+# Postgres catches up.
 _REMOVAL_DELAY = timedelta(hours=1)
-_REMOVED_AT_ONCE = 20
+# Longer than a removal takes, unless the storage does not answer.
+_RETRY_DELAY = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,18 @@ def record(database: Database, attempt: StoredAttempt) -> bool:
         return connection.execute(statement).first() is not None
 
 
-def find_abandoned(database: Database) -> list[StoredAttempt]:
-    """The attempts whose objects are to be removed now: those that have waited longest, a few at a time."""
+def record_pruned(connection: Connection, attempts: Sequence[StoredAttempt]) -> None:
+    """Records attempts whose objects no row names any more. The transaction is the one that deletes the rows."""
+    if attempts:
+        statement = insert(StoredAttemptRow).values(remove_after=func.now() + _REMOVAL_DELAY)
+        connection.execute(statement, [asdict(attempt) for attempt in attempts])
+
+
+def take_abandoned(database: Database) -> StoredAttempt | None:
+    """Takes the attempt whose objects were to be removed first; None if none is due.
+
+    Others do not find it for half a minute, within which the caller removes the objects, or dies.
+    """
     runs = exists().where(
         and_(
             JobRow.id == StoredAttemptRow.job_id,
@@ -67,14 +81,23 @@ def find_abandoned(database: Database) -> list[StoredAttempt]:
             JobRow.lease_token == StoredAttemptRow.lease_token,
         )
     )
-    statement = (
-        select(StoredAttemptRow.lease_token, StoredAttemptRow.job_id, StoredAttemptRow.location)
+    due = (
+        select(StoredAttemptRow.lease_token)
         .where(StoredAttemptRow.remove_after <= func.now(), ~runs)
         .order_by(StoredAttemptRow.remove_after)
-        .limit(_REMOVED_AT_ONCE)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
     )
-    with database.connection() as connection:
-        return [StoredAttempt(*row) for row in connection.execute(statement)]
+    statement = (
+        update(StoredAttemptRow)
+        .where(StoredAttemptRow.lease_token == due)
+        .values(remove_after=func.now() + _RETRY_DELAY)
+        .returning(StoredAttemptRow.lease_token, StoredAttemptRow.job_id, StoredAttemptRow.location)
+    )
+    with database.begin() as connection:
+        row = connection.execute(statement).one_or_none()
+    return None if row is None else StoredAttempt(*row)
 
 
 def forget(connection: Connection, lease_token: UUID) -> None:

@@ -21,6 +21,8 @@ from inference_service.worker.cancellations import cancel_by_messages
 logger = logging.getLogger(__name__)
 
 _PRUNED_AT_ONCE = 100
+# Forks of child processes wait for a sweep, and Postgres ends the transaction with its lock after 15 idle seconds.
+_LIMIT_S = 3.0
 
 
 class Sweeper:
@@ -65,7 +67,10 @@ class Sweeper:
             return finished
 
     def send_missing_messages(self, redis: RedisState) -> None:
-        """Sends queued jobs whose message was never sent or got lost, or whose retry is due."""
+        """Sends queued jobs whose message was never sent or got lost, or whose retry is due.
+
+        It stops after a few seconds, and the next sweep goes on.
+        """
         grace_s = self._settings.lease_s
         with recovery.sweep_lock(self._database) as locked:
             if not locked:
@@ -73,9 +78,9 @@ class Sweeper:
             suspects = recovery.find_suspects(self._database, redis, grace_s=grace_s)
             lost = [] if not suspects else self._without_message(suspects)
             unsent = recovery.find_unsent(self._database, grace_s=grace_s, lost=lost)
-            dispatch(self._app, self._database, unsent, redis, settings=self._settings)
-        if unsent:
-            logger.info("sent %d job(s) that had no message", len(unsent))
+            sent = dispatch(self._app, self._database, unsent, redis, settings=self._settings, limit_s=_LIMIT_S)
+        if sent:
+            logger.info("sent %d job(s) that had no message", sent)
 
     def _without_message(self, suspects: Sequence[UUID]) -> list[UUID]:
         waiting = find_waiting_jobs(self._app, taken_within_s=math.ceil(self._settings.lease_s))
@@ -95,7 +100,7 @@ class Sweeper:
     def remove_abandoned_objects(self) -> None:
         """Removes objects of attempts that ended without a result, or whose worker was lost, and of pruned jobs."""
         try:
-            retention.remove_objects(self._database, self._storage)
+            retention.remove_objects(self._database, self._storage, limit_s=_LIMIT_S)
         except StorageUnavailable as error:
             logger.warning("objects that no row names are not removed: %s", error)
 

@@ -199,13 +199,15 @@ def test_an_installation_with_one_user_is_taken_over(identities: Identities) -> 
     assert set(owners) == {("inference_migrate",)}
 
 
-COMMANDS_OF_OPERATORS = (["audit"], ["retry", "--failed-since", "1h"], ["prune", "--older-than", "0d", "--results"])
+COMMANDS_OF_OPERATORS = (["audit"], ["retry", "--failed-since", "1h"], ["prune", "--older-than", "1h", "--results"])
 
 
 @pytest.mark.parametrize("arguments", COMMANDS_OF_OPERATORS, ids=" ".join)
 def test_operators_run_their_commands_as_a_worker(
     identities: Identities, upstream: Client, arguments: list[str]
 ) -> None:
+    long_ago = "UPDATE jobs SET finished_at = finished_at - interval '1 day' RETURNING id"
+    assert execute(settings_for(identities.servers.environment), long_ago)
     done = subprocess.run(
         [sys.executable, "-m", "inference_service", *arguments],
         env={**os.environ, **identities.environment("worker")},

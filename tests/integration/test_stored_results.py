@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -157,7 +158,7 @@ def test_objects_of_a_failed_job_are_removed(
     hasten_removal()
     sweeper.remove_abandoned_objects()
     assert keys_of(storage, job.id) == []
-    assert stored_attempts.find_abandoned(database) == []
+    assert stored_attempts.take_abandoned(database) is None
 
 
 def test_an_attempt_without_its_lease_stores_nothing(
@@ -192,9 +193,10 @@ def test_objects_of_a_running_attempt_are_not_removed(
     attempt = stored_attempts.StoredAttempt(claim.token, job_id, f"masks/{job_id}")
     assert stored_attempts.record(database, attempt)
     hasten_removal()
-    assert attempt not in stored_attempts.find_abandoned(database)
+    take = partial(stored_attempts.take_abandoned, database)
+    assert attempt not in iter(take, None)
     attempts.fail(database, claim, InternalError("x"))
-    assert attempt in stored_attempts.find_abandoned(database)
+    assert attempt in iter(take, None)
 
 
 def test_an_attempt_is_recorded_once_more_if_the_answer_of_postgres_was_lost(database: Database) -> None:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
+from itertools import count
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,7 +21,7 @@ from inference_service.jobs.job_store import UnsentJob
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.waiting_jobs import find_waiting_jobs
-from inference_service.worker.sweeper import Sweeper
+from inference_service.worker.sweeper import _LIMIT_S, Sweeper
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 JSON = REQUEST.model_dump(mode="json")
@@ -152,6 +154,21 @@ def test_an_emptied_redis_gets_all_messages_again(app: App, redis: Redis, databa
     for _ in range(2):
         sweeper.send_missing_messages(fetch_redis_state(app))
     assert (redis.llen("overflow"), find_waiting_jobs(app, taken_within_s=60)) == (3, jobs)
+
+
+def test_a_sweep_that_sends_many_messages_stops_in_time_and_the_next_one_goes_on(
+    app: App, redis: Redis, database: Database, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = {sent_long_ago(app, database) for _ in range(5)}
+    redis.flushdb()
+    clock = Mock(monotonic=Mock(side_effect=count(step=_LIMIT_S / 2)))
+    monkeypatch.setattr("inference_service.jobs.dispatch.time", clock)
+    sweeper.send_missing_messages(fetch_redis_state(app))
+    assert redis.llen("overflow") == 1
+    state = RedisState("run", {"priority": 0, "overflow": 0})
+    while redis.llen("overflow") < 5:
+        sweeper.send_missing_messages(state)
+    assert find_waiting_jobs(app, taken_within_s=60) == jobs
 
 
 def test_nothing_is_sent_again_while_too_many_messages_wait(

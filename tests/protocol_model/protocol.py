@@ -32,6 +32,7 @@ class Protocol:
         removal_spares_holders: A sweep removes objects only of attempts that do not hold a lease.
         removal: The keys that a sweep removes for an attempt that left the lease.
         removal_outlasts_replica: Objects are removed so late that a standby of Postgres knows that the lease was lost.
+        pruned_results_outlast_replica: They are removed so late that a standby knows that their job is pruned.
         reuse_compares_work: Only a result of the same scan, model, manifest and options is reused.
         reuse_verifies: A reused result must have the checksums in the earlier job's row.
         retry_spares_successes: A succeeded job is not queued again on request.
@@ -55,6 +56,7 @@ class Protocol:
     removal_spares_holders: bool = True
     removal: Literal["the attempt's", "the job's", "the prefix's"] = "the attempt's"
     removal_outlasts_replica: bool = True
+    pruned_results_outlast_replica: bool = True
     reuse_compares_work: bool = True
     reuse_verifies: bool = True
     retry_spares_successes: bool = True
@@ -196,6 +198,11 @@ def messages(world: World, job: int) -> int:
 def holds(row: Row, number: int) -> bool:
     """The fence: whether an attempt holds the lease of its job."""
     return row.state == "running" and row.holder == number
+
+
+def names(row: Row, number: int) -> bool:
+    """Whether a row names the objects of an attempt as its job's result."""
+    return row.state == "succeeded" and row.result == number
 
 
 def key(setting: Setting, job: int, number: int) -> Key:

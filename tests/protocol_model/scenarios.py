@@ -140,9 +140,17 @@ SCENARIOS = (
     Scenario(
         "Postgres loses its last commits",
         (_A,),
-        frozenset({"worker_dies", "attempt_freezes", "postgres_fails_over"}),
+        frozenset({"worker_dies", "attempt_freezes", "postgres_fails_over", "operator_prunes"}),
         max_messages=1,
         is_large=True,
+        not_promised=frozenset({"a job has one outcome", "every object is accounted for"}),
+    ),
+    Scenario(
+        "a job is pruned, and Postgres loses its last commits",
+        (_A,),
+        frozenset({"worker_dies", "attempt_freezes", "postgres_fails_over", "operator_prunes"}),
+        max_attempts=1,
+        max_messages=1,
         not_promised=frozenset({"a job has one outcome", "every object is accounted for"}),
     ),
 )
@@ -257,6 +265,12 @@ VARIANTS = (
         "objects are removed before a standby of Postgres knows that the lease was lost",
         Protocol(removal_outlasts_replica=False),
         "Postgres loses",
+        _OWN,
+    ),
+    Variant(
+        "results are removed before a standby of Postgres knows that their job is pruned",
+        Protocol(pruned_results_outlast_replica=False),
+        "a job is pruned",
         _OWN,
     ),
     Variant("a result of another scan is reused", Protocol(reuse_compares_work=False), "reuse is asked", _OWN),

@@ -8,6 +8,7 @@ from protocol_model.protocol import (
     changes,
     holds,
     messages,
+    names,
     removed_keys,
     title,
     with_cancellation,
@@ -125,6 +126,8 @@ def sweep_removes_objects(setting: Setting, world: World) -> Steps:
         if world.replica is not None and protocol.removal_outlasts_replica:
             known.append(world.replica)
         spared = protocol.removal_spares_holders and any(holds(database.rows[job], number) for database in known)
+        if world.replica is not None and protocol.pruned_results_outlast_replica:
+            spared = spared or names(world.replica.rows[job], number)
         removal = Request(job, removed_keys(setting, job, number), None)
         if not spared and removal not in world.requests:
             removing = world._replace(requests=world.requests | {removal})

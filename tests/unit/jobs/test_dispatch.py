@@ -44,11 +44,11 @@ class Servers:
     def connection(self) -> Iterator[Mock]:
         yield Mock(begin=nullcontext)
 
-    def dispatch(self, jobs: list[UnsentJob]) -> None:
+    def dispatch(self, jobs: list[UnsentJob], *, limit_s: float = 60) -> int:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("send", "mark_dispatched", "has_live_worker"):
                 patch.setattr(dispatch_module, name, getattr(self, name))
-            dispatch(cast("App", None), cast("Database", self), jobs, EMPTY, settings=SETTINGS)
+            return dispatch(cast("App", None), cast("Database", self), jobs, EMPTY, settings=SETTINGS, limit_s=limit_s)
 
     @property
     def queues(self) -> list[str]:
@@ -69,6 +69,14 @@ def test_every_message_is_recorded_after_it_was_sent() -> None:
         ("sent", jobs[1].id, PRIORITY_QUEUE),
         ("recorded", jobs[1].id, PRIORITY_QUEUE),
     ]
+
+
+def test_jobs_that_are_left_after_the_limit_stay_unsent() -> None:
+    servers = Servers()
+    assert servers.dispatch([unsent()], limit_s=0) == 0
+    assert servers.log == []
+    assert servers.dispatch([unsent(), unsent()], limit_s=60) == 2
+    assert servers.dispatch([]) == 0
 
 
 def test_a_job_that_failed_on_a_gpu_goes_to_the_cpu_workers() -> None:
