@@ -88,6 +88,7 @@ class Client:
             InputNotFound: The file does not exist, or the folder contains no file.
             InputTooLarge: The folder contains more files or bytes than a worker accepts.
             StorageUnavailable: The object storage does not answer or refuses.
+            OSError: A file cannot be read.
         """
         bucket = self._settings.minio_input_bucket
         key = f"uploads/{uuid4()}"
@@ -264,6 +265,7 @@ class Client:
             InputNotFound: An object of the result no longer exists.
             ResultDamaged: An object is not the one that the job has stored.
             StorageUnavailable: The object storage does not answer or refuses.
+            OSError: A file cannot be written.
         """
         if job.result is None:
             raise BadRequest(f"job {job.id} has no result: it is {job.state}")

@@ -3,6 +3,7 @@
 Commands that need the worker's packages import them when they run, because a client's installation lacks them.
 """
 
+import errno
 import re
 import signal
 import sys
@@ -18,7 +19,7 @@ from inference_service.core.errors import MixedSeries, ServiceError
 
 
 class _Group(click.Group):
-    """Prints errors of the service as one line and exits with their code."""
+    """Prints errors of the service, and of local files, as one line and exits with their code."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -37,6 +38,12 @@ class _Group(click.Group):
             for problem in error.errors(include_url=False, include_input=False):
                 click.echo(f"error: {': '.join([*map(str, problem['loc']), problem['msg']])}", err=True)
             ctx.exit(ExitCode.USAGE)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends a command whose output nobody reads
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            ctx.exit(ExitCode.FAILED)
         except ModuleNotFoundError as error:
             click.echo(
                 f"error: {error.name} is not installed: this command needs the worker's packages, "

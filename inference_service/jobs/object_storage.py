@@ -1,12 +1,15 @@
-"""Objects in MinIO or another S3 storage: downloads of bounded size, uploads, errors as the service's own."""
+"""Objects in MinIO or another S3 storage: downloads of bounded size, uploads, errors as the service's own.
 
-import errno
+Errors of local files pass unchanged, as OSError.
+"""
+
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from secrets import token_bytes
 from typing import TypeVar
@@ -35,12 +38,13 @@ _CONNECT_TIMEOUT_S = 5.0
 # The objects of a DICOM series are small, so most of a transfer's time is latency.
 _CONCURRENT_TRANSFERS = 8
 _CHUNK_BYTES = 2**20
+# As many as S3 lists in one answer.
+_KEYS_AT_ONCE = 1000
 _SERVER_ERROR = 500
 # Request timeout, too many requests.
 _PASSING = {408, 429}
 # Other answers of a proxy may come from its start or from an outage behind it.
 _REFUSED_BY_A_PROXY = {401, 403, 413}
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
 
 
@@ -292,9 +296,15 @@ class Storage:
         Raises:
             StorageUnavailable: The storage does not answer or refuses.
         """
+        last = None
+        while page := self._retrying(self._keys_after, bucket, last):
+            yield from page
+            last = page[-1]
+
+    def _keys_after(self, bucket: str, last: str | None) -> list[str]:
         with _mapped_errors():
-            for found in self._minio.list_objects(bucket, recursive=True):
-                yield str(found.object_name)
+            found = self._minio.list_objects(bucket, recursive=True, start_after=last)
+            return [str(each.object_name) for each in islice(found, _KEYS_AT_ONCE)]
 
 
 def _no_bucket(bucket: str) -> StorageUnavailable:
@@ -337,9 +347,7 @@ def _mapped_errors() -> Iterator[None]:
     except InvalidResponseError as error:
         # It has no public attribute for the status.
         raise _refusal(None, error._code) from redacted(error)
-    except (MinioException, HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise  # the local disk is full, not the storage
+    except (MinioException, HTTPError) as error:
         raise StorageUnavailable(
             "the object storage does not answer: check MINIO_ENDPOINT, MINIO_SECURE and the network"
         ) from (redacted(error) if isinstance(error, MinioException) else error)

@@ -3,7 +3,9 @@
 `outcome_recorder` records how the attempt ends.
 """
 
+import errno
 import logging
+import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from inference_service.core.errors import (
     OutOfMemory,
     ResultDamaged,
     ServiceError,
+    StorageRefused,
     StorageUnavailable,
 )
 from inference_service.core.files import Checksum, input_sha256
@@ -27,7 +30,6 @@ from inference_service.engine.session_cache import expected_precision
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.jobs import attempts, job_store, stored_attempts
 from inference_service.jobs.lease import Lease, LeaseLost
-from inference_service.jobs.object_storage import DISK_FULL
 from inference_service.jobs.result_store import ResultStore, attempt_location
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import StageMonitor
@@ -36,6 +38,8 @@ from inference_service.worker.outcome_recorder import OutcomeRecorder
 from inference_service.worker.request_scope import confine
 
 logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,9 @@ class AttemptRunner:
             return error
         if isinstance(error, MemoryError):
             return OutOfMemory("the job needs more memory than this worker has")
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            # Transient, because another worker may have space, and so may this one later.
-            return StorageUnavailable("the worker has no disk space left for temporary files")
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            # Transient, because another worker's disk may do, and so may this one later.
+            return StorageUnavailable(f"the disk of the worker fails: {os.strerror(error.errno)}")
         logger.exception("attempt %d: unexpected error", self._claim.attempt)
         return InternalError("an unexpected error occurred; the worker's log has the details")
 
@@ -195,7 +199,7 @@ class AttemptRunner:
         try:
             with self._clock.stage("store"):
                 work.results.fetch_earlier(earlier.result, earlier.checksums, work.folder)
-        except (InputNotFound, ResultDamaged) as error:
+        except (InputNotFound, ResultDamaged, StorageRefused) as error:
             logger.warning("the result of job %s is not reused: %s", earlier.id, error)
             return None
         checksums = self._store(work)

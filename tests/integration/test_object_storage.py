@@ -2,7 +2,9 @@
 
 import time
 import traceback
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 from uuid import uuid4
 
@@ -55,6 +57,16 @@ def test_a_full_disk_is_not_a_storage_error(storage: Storage, key: str, tmp_path
     assert not (tmp_path / "target").exists()
 
 
+def test_the_storage_is_not_blamed_for_a_local_file(settings: Settings, key: str, tmp_path: Path) -> None:
+    storage = Storage(settings, retry_for_s=600)
+    with pytest.raises(FileNotFoundError):
+        storage.fetch(BUCKET, key, tmp_path / "no such folder" / "target", max_bytes=1000)
+    with pytest.raises(IsADirectoryError):
+        storage.store(BUCKET, key, tmp_path, content_type="text/plain")
+    with pytest.raises(FileNotFoundError):
+        storage.store(BUCKET, key, tmp_path / "no such file", content_type="text/plain")
+
+
 def test_all_objects_under_a_prefix_are_fetched_under_numbers(storage: Storage, tmp_path: Path) -> None:
     prefix = f"study {uuid4()}/"
     for name in ("b", "a/ü", "a/deep/er"):
@@ -85,6 +97,29 @@ def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
     with pytest.raises(InputTooLarge, match="1 objects"):
         storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=120)
     assert not (tmp_path / "target").exists()
+
+
+def test_all_keys_are_listed_although_the_storage_fails_meanwhile(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_service.jobs.object_storage._KEYS_AT_ONCE", 2)
+    storage = Storage(settings, retry_for_s=60)
+    bucket = f"listed-{uuid4().hex}"
+    storage.ensure_bucket(bucket)
+    (tmp_path / "source").write_bytes(b"x")
+    keys = ["a", "b/c", "b/d/e", "b0", "f ü", "g", "h"]
+    for key in keys:
+        storage.store(bucket, key, tmp_path / "source", content_type="text/plain")
+    list_objects = storage._minio.list_objects
+    fails = cycle([True, False])
+
+    def every_other(*arguments: Any, **options: Any) -> Any:
+        if next(fails):
+            raise ServerError("x", 503)
+        return list_objects(*arguments, **options)
+
+    monkeypatch.setattr(storage._minio, "list_objects", every_other)
+    assert list(storage.list_keys(bucket)) == keys
 
 
 def test_an_existing_object_is_found(storage: Storage, key: str) -> None:

@@ -110,6 +110,27 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_is_named_and_the_job_is_tried_again(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    def failing(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == ".input.part":
+            raise OSError(number, os.strerror(number), str(self))
+        return original(self, *arguments, **options)
+
+    original = Path.open
+    monkeypatch.setattr(Path, "open", failing)
+    job = run(make_handler(max_attempts=2), database, request_for_scan)
+    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+    assert f"the disk of the worker fails: {os.strerror(number)}" in caplog.text
+
+
 def test_a_broken_engine_is_no_fault_of_the_job(
     make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,12 @@ class Segmented:
     target: Path
 
 
+def test_a_local_file_that_fails_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("reference", "file/folder")
+    assert (result.exit_code, result.stderr) == (1, "error: file/folder: Not a directory\n")
+
+
 @pytest.fixture
 def segmented(scan: Path, tmp_path: Path) -> Segmented:
     return Segmented(run("segment", scan, tmp_path / "out", "--model", MODEL), tmp_path / "out")
