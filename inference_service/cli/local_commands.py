@@ -44,7 +44,7 @@ def segment(
 ) -> None:
     """Segment IN into OUT without any server.
 
-    IN is a NIfTI file, or a DICOM series in a folder, a zip or a file.
+    IN is a NIfTI, NRRD or MetaImage file, or a DICOM series in a folder, a zip or a file.
 
     OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format. If OUT ends in .nii or
     .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing

@@ -19,16 +19,16 @@ class _Part(BaseModel):
 class InputReport(_Part):
     """The scan as it was read, without patient data."""
 
-    kind: Literal["nifti", "dicom"] = Field(description="Format of the input.")
+    kind: Literal["nifti", "dicom", "nrrd", "metaimage"] = Field(description="Format of the input.")
     sha256: str = Field(description="SHA-256 of the input file; for several files, of their sorted SHA-256 values.")
     shape: tuple[int, int, int] = Field(description="Number of voxels along each axis of the file.")
     spacing_mm: tuple[float, float, float]
     orientation: str = Field(description="Direction of each axis of the file, for example LPS.")
     affine: list[list[float]] = Field(description="4×4 matrix from voxel indices to RAS+ coordinates in mm.")
-    modality: str | None = Field(description="Modality of the DICOM series; null if the input states none.")
+    modality: str | None = Field(description="Modality of the scan, as in DICOM; null if the input states none.")
     slices: int | None = Field(description="Number of slices of the DICOM series; null for other inputs.")
     set_aside: dict[str, int] = Field(
-        description="Number of input files that are not part of the scan, by reason: not_dicom, not_nifti, duplicate, "
+        description="Number of input files that are not part of the scan, by reason: not_dicom, no_volume, duplicate, "
         "no_image, unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, "
         "no_position, single_image, other_series."
     )

@@ -92,8 +92,8 @@ class InputReference(_Part):
         description="Bucket of the input: MINIO_INPUT_BUCKET, which is the default, or one of INPUT_BUCKETS.",
     )
     key: ObjectKey = Field(
-        description="Key of a NIfTI file, a DICOM file or a zip of a DICOM series; or a prefix, ending in /, of such "
-        "files."
+        description="Key of a NIfTI, NRRD, MetaImage or DICOM file, or of a zip of files; or a prefix, ending in /, of "
+        "such files."
     )
     series: str | None = Field(
         None,

@@ -4,21 +4,14 @@ Only geometry is copied from a scan's header to a mask: its texts may identify a
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from gzip import BadGzipFile
-from math import prod
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import nibabel
 import numpy as np
-from isal import igzip, igzip_lib, igzip_threaded
+from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from inference_service.core.errors import InputCorrupt
-from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.nifti_header import (
     NiftiHeader,
     data_type,
@@ -30,18 +23,15 @@ from inference_service.formats.nifti_header import (
     volume_shape,
 )
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.imaging.geometry import Shape, Volume
+from inference_service.formats.voxel_stream import is_gzipped, open_decompressed, read_voxels
+from inference_service.imaging.geometry import Volume
 
-_GZIP_MAGIC = b"\x1f\x8b"
-# isal's type stubs declare its exception class as an instance.
-_GZIP_ERRORS = (EOFError, BadGzipFile, cast("type[Exception]", igzip_lib.error))
 _GEOMETRY_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
 )  # fmt: skip
 # Bytes after the last voxel that are read to reach gzip's checksum.
 _MAX_TRAILING_BYTES = 64 * 2**20
-_CHUNK_BYTES = 2**20
 
 
 def looks_like_nifti(path: Path) -> bool:
@@ -50,7 +40,7 @@ def looks_like_nifti(path: Path) -> bool:
     Raises:
         InputCorrupt: The file is empty, or its first bytes cannot be decompressed.
     """
-    with _open(path) as stream:
+    with open_decompressed(path) as stream:
         return is_nifti(read_start(stream))
 
 
@@ -67,12 +57,20 @@ def read_nifti(path: Path, limits: ReadLimits) -> tuple[Volume, NiftiHeader]:
     Raises:
         InputError: The file is not one readable volume; the subclass says why.
     """
-    with _open(path) as stream:
+    with open_decompressed(path) as stream:
         header = read_header(stream)
         shape = volume_shape(header, limits.max_voxels)
         affine = read_affine(header, shape)
-        stored = _read_array(stream, header, shape, limits.require_memory)
-    return Volume(_scale(stored, header), affine), header
+        scaling = read_scaling(header)
+        stored = read_voxels(
+            stream,
+            data_type(header),
+            shape,
+            limits.require_memory,
+            scaled=scaling is not None,
+            max_trailing_bytes=_MAX_TRAILING_BYTES,
+        )
+    return Volume(_scale(stored, scaling), affine), header
 
 
 def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: NiftiHeader) -> None:
@@ -113,7 +111,7 @@ def grid_header(volume: Volume) -> NiftiHeader:
 
 def compress(source: Path, target: Path) -> None:
     """Copies a file, gzipped unless it already is."""
-    gzipped = _is_gzipped(source)
+    gzipped = is_gzipped(source)
     with source.open("rb") as file, target.open("wb") if gzipped else igzip.open(target, "wb") as stream:
         shutil.copyfileobj(file, stream)
 
@@ -129,63 +127,17 @@ def _write(path: Path, voxels: NDArray[np.generic], header: NiftiHeader) -> None
         stream.write(little_endian.ravel(order="F").data)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file, decompressed if it is gzipped, and maps gzip's errors."""
-    try:
-        with igzip_threaded.open(path, "rb") if _is_gzipped(path) else path.open("rb") as stream:
-            yield stream
-    except _GZIP_ERRORS as error:
-        raise InputCorrupt("the file's gzip stream is truncated or damaged") from error
-
-
-def _is_gzipped(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-
-
-def _read_array(
-    stream: BinaryIO, header: NiftiHeader, shape: Shape, require_memory: RequireMemory
-) -> NDArray[np.generic]:
-    """Reads the stored voxels and verifies the end of the file."""
-    dtype = data_type(header)
-    # A scaled copy in float32, or a mask of finite voxels, is held besides.
-    scaled_bytes = 0 if dtype == np.float32 or read_scaling(header) is None else 4
-    require_memory(prod(shape) * (dtype.itemsize + max(scaled_bytes, dtype.kind == "f")))
-    array = np.empty(shape, dtype=dtype, order="F")
-    buffer = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
-    got = 0
-    while got < len(buffer):
-        count = stream.readinto(buffer[got:])  # type: ignore[attr-defined]
-        if not count:
-            raise InputCorrupt(f"the file is truncated: expected {len(buffer)} bytes of voxels, got {got}")
-        got += count
-    _read_to_end(stream)
-    return array
-
-
-def _read_to_end(stream: BinaryIO) -> None:
-    """Reads to the end, where gzip's checksum is verified."""
-    trailing_bytes = 0
-    while chunk := stream.read(_CHUNK_BYTES):
-        trailing_bytes += len(chunk)
-        if trailing_bytes > _MAX_TRAILING_BYTES:
-            raise InputCorrupt(f"the file has more than {_MAX_TRAILING_BYTES} bytes after its last voxel")
-
-
-def _scale(stored: NDArray[np.generic], header: NiftiHeader) -> NDArray[np.generic]:
-    """Values in native byte order, scaled by slope and intercept.
+def _scale(stored: NDArray[np.generic], scaling: tuple[float, float] | None) -> NDArray[np.generic]:
+    """Values scaled by slope and intercept.
 
     The memory of `stored` is reused: at most one float32 array is allocated besides.
     """
-    native = stored if stored.dtype.isnative else stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
-    scaling = read_scaling(header)
     if scaling is None:
-        return native
+        return stored
     slope, intercept = scaling
     # Values beyond the range of float32 become infinite, and are replaced and counted with other infinite voxels.
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = native.astype(np.float32, copy=False)
+        scaled = stored.astype(np.float32, copy=False)
         scaled *= np.float32(slope)
         scaled += np.float32(intercept)
     return scaled

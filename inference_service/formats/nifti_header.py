@@ -132,6 +132,17 @@ def read_affine(header: NiftiHeader, shape: Shape) -> Affine:
         )
     with np.errstate(over="ignore", invalid="ignore"):
         affine = _in_millimetres(affine, header)
+    require_valid_affine(affine, shape)
+    return affine
+
+
+def require_valid_affine(affine: Affine, shape: Shape) -> None:
+    """Checks that an affine is that of a grid which a scan can have.
+
+    Raises:
+        InconsistentGeometry: It is not.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
         spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
         extents_mm = spacing_mm * shape
     if not np.isfinite(affine).all() or (spacing_mm < _MIN_SPACING_MM).any() or (extents_mm > _MAX_EXTENT_MM).any():
@@ -141,7 +152,6 @@ def read_affine(header: NiftiHeader, shape: Shape) -> Affine:
         )
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < _MIN_DETERMINANT:
         raise InconsistentGeometry("the header's affine is singular: its axes lie in one plane")
-    return affine
 
 
 def data_type(header: NiftiHeader) -> np.dtype[np.generic]:

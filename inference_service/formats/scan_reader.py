@@ -28,7 +28,8 @@ from inference_service.formats.nifti import (
     looks_like_nifti,
     read_nifti,
 )
-from inference_service.formats.nifti_header import NiftiHeader, geometry_warnings
+from inference_service.formats.nifti_header import NiftiHeader, geometry_warnings, require_valid_affine
+from inference_service.formats.raster.reader import METAIMAGE, NRRD, RasterFormat, find_headers, read_raster
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.zip_input import looks_like_zip, unpack
 from inference_service.imaging.geometry import Volume
@@ -36,11 +37,11 @@ from inference_service.imaging.shear import Shear, align_sheared, find_shear, sh
 from inference_service.imaging.slice_alignment import AlignedVolume, aligned_shape
 from inference_service.imaging.slice_spacing import EvenlySpacedVolume
 
-InputFormat = Literal["nifti", "dicom"]
+InputFormat = Literal["nifti", "dicom", "nrrd", "metaimage"]
 
 _UNZIPPED_FOLDER = "unpacked"
-# The reason for which files beside a NIfTI file are set aside.
-_NOT_NIFTI = "not_nifti"
+# The reason for which files beside that of a volume are set aside.
+_NO_VOLUME = "no_volume"
 # A grid without right angles cannot be aligned. Up to this shear the network sees it as if its axes were at right
 # angles; a patient sheared further is unlike anything a network was trained on.
 _MAX_UNALIGNED_SHEAR_DEGREES = 10.0
@@ -59,7 +60,7 @@ class Scan:
             gets `volume`.
         evenly_spaced: Takes a mask on the volume's grid back to the slices of a series with uneven spacing; None
             elsewhere.
-        modality: Modality (0008,0060) of a DICOM series, such as CT; empty where the input does not state one.
+        modality: Modality as in DICOM (0008,0060), such as CT; empty where the input does not state one.
         slices: Slices of a DICOM series along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the volume, by reason.
         warnings: Sentences for the user of the mask.
@@ -183,29 +184,58 @@ def _nifti_files(files: Sequence[Path]) -> list[Path]:
 def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
     """Reads the one NIfTI file of an input; files of other formats are set aside."""
     volumes = _nifti_files(files) if len(files) > 1 else files
-    if len(volumes) > 1:
-        raise NotAVolume(
-            f"the input holds {len(volumes)} volumes, each in a NIfTI file: expected one; send the scan alone"
+    _require_one_volume(files)
+    volume, grid = read_nifti(volumes[0], options.limits)
+    scan = Scan(volume, grid, _replace_non_finite(volume), warnings=geometry_warnings(grid, volume))
+    return _aligned(_with_others(scan, len(files) - 1), options)
+
+
+def _raster_reader(form: RasterFormat, input_format: InputFormat, description: str) -> Reader:
+    def accepts(files: Sequence[Path], limits: ReadLimits) -> bool:
+        return bool(find_headers(files, form)) and not any(_is_dicom_image(path, limits) for path in files)
+
+    def read(files: Sequence[Path], options: ReadOptions) -> Scan:
+        _require_one_volume(files)
+        volume, header = read_raster(files, form, options.limits)
+        require_valid_affine(volume.affine, volume.shape)
+        scan = Scan(
+            volume,
+            grid_header(volume),
+            _replace_non_finite(volume),
+            input_format=input_format,
+            modality=header.modality,
+            warnings=header.warnings,
         )
-    others = len(files) - len(volumes)
-    return replace(_read_nifti_file(volumes[0], options), set_aside={_NOT_NIFTI: others} if others else {})
+        return _aligned(_with_others(scan, len(files) - 1 - header.detached), options)
+
+    return Reader(description, accepts, read)
 
 
-def _read_nifti_file(path: Path, options: ReadOptions) -> Scan:
-    volume, grid = read_nifti(path, options.limits)
-    replaced = _replace_non_finite(volume)
-    warnings = geometry_warnings(grid, volume)
-    shear = find_shear(volume.affine)
+def _require_one_volume(files: Sequence[Path]) -> None:
+    if len(files) == 1:
+        return
+    volumes = len(_nifti_files(files)) + sum(len(find_headers(files, form)) for form in (NRRD, METAIMAGE))
+    if volumes > 1:
+        raise NotAVolume(f"the input holds {volumes} volumes, each in a file: expected one; send the scan alone")
+
+
+def _with_others(scan: Scan, others: int) -> Scan:
+    return replace(scan, set_aside={_NO_VOLUME: others} if others else {})
+
+
+def _aligned(scan: Scan, options: ReadOptions) -> Scan:
+    """Adds the volume for the network to a scan on a sheared grid."""
+    shear = find_shear(scan.volume.affine)
     if shear is None:
-        return Scan(volume, grid, replaced, warnings=warnings)
+        return scan
     if shear.axes is None:
-        return Scan(volume, grid, replaced, warnings=(*warnings, _unaligned_warning(shear)))
+        return replace(scan, warnings=(*scan.warnings, _unaligned_warning(shear)))
     warning = (
         f"the grid's axes deviate from right angles by {shear.degrees:.3g}°: for the network its planes were aligned "
         "by shifts of whole voxels, and the mask was shifted back"
     )
-    aligned = _align(volume, shear, options.limits)
-    return Scan(volume, grid, replaced, aligned=aligned, warnings=(*warnings, warning))
+    aligned = _align(scan.volume, shear, options.limits)
+    return replace(scan, aligned=aligned, warnings=(*scan.warnings, warning))
 
 
 def _unaligned_warning(shear: Shear) -> str:
@@ -258,6 +288,10 @@ def _read_dicom(files: Sequence[Path], options: ReadOptions) -> Scan:
 
 READERS = (
     Reader("one NIfTI-1 or NIfTI-2 file, plain or gzipped, also in a folder or a zip", _holds_nifti, _read_nifti),
+    _raster_reader(NRRD, "nrrd", "one NRRD volume (.nrrd, or .nhdr with its data file in a zip or folder)"),
+    _raster_reader(
+        METAIMAGE, "metaimage", "one MetaImage volume (.mha, or .mhd with its data file in a zip or folder)"
+    ),
     Reader("a DICOM series, as a file, a folder or a zip", _holds_dicom, _read_dicom),
 )
 

@@ -1,10 +1,11 @@
-"""Targets that read scans: NIfTI files, DICOM files, DICOM series in a folder, zips."""
+"""Targets that read scans: NIfTI, NRRD and MetaImage files, DICOM files, DICOM series in a folder, zips."""
 
 import gzip
 import io
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import count
@@ -75,6 +76,38 @@ def _nifti_seeds() -> list[bytes]:
     plain = gzip.decompress(path.read_bytes())
     hostile = [path.read_bytes() for path in sorted(_CORPUS.glob("*.nii*")) if path.stat().st_size < 4000]
     return [b"\0" + plain, b"\1" + plain, *(b"\0" + content for content in hostile)]
+
+
+def _read_raster(data: bytes) -> None:
+    """Reads an NRRD or MetaImage file, or a header and a file beside it."""
+    pieces = Pieces(data)
+    detached = pieces.byte() & 1
+    beside = [pieces.take(int.from_bytes(pieces.take(2)))] if detached else []
+    _read([pieces.rest(), *beside])
+
+
+def _raster_seeds() -> list[bytes]:
+    voxels = bytes(range(48))
+    shape = {"nrrd": "sizes: 2 3 4", "mha": "DimSize = 2 3 4"}
+    texts = {
+        "nrrd": "NRRD0004\ntype: short\ndimension: 3\nspace: LPS\nendian: little\nspace origin: (1,2,3)\n"
+        "space directions: (0,0,2) (0.5,0,0) (0,1.5,0)\nbyte skip: 0\nline skip: 0\n",
+        "mha": "ObjectType = Image\nNDims = 3\nElementSpacing = 1 2 3\nOffset = 1 2 3\nElementType = MET_SHORT\n"
+        "BinaryDataByteOrderMSB = True\nTransformMatrix = 0 0 1 1 0 0 0 1 0\nHeaderSize = 0\n",
+    }
+    nrrd, mha = (f"{texts[name]}{shape[name]}\n" for name in texts)
+    files = [
+        f"{nrrd}encoding: raw\n\n".encode() + voxels,
+        f"{nrrd}encoding: gzip\n\n".encode() + gzip.compress(voxels, mtime=0),
+        f"{mha}ElementDataFile = LOCAL\n".encode() + voxels,
+        f"{mha}CompressedData = True\nElementDataFile = LOCAL\n".encode() + zlib.compress(voxels),
+    ]
+    headers = [
+        f"{nrrd}encoding: raw\ndata file: a.raw\n".encode(),
+        f"{mha}ElementDataFile = a.raw\n".encode(),
+    ]
+    beside = b"\1" + len(voxels).to_bytes(2) + voxels
+    return [*(b"\0" + content for content in files), *(beside + header for header in headers)]
 
 
 def _written(write: Callable[[Path], object]) -> list[bytes]:
@@ -194,6 +227,7 @@ def _zip_seeds() -> list[bytes]:
 
 TARGETS = (
     Target("nifti", _read_nifti, _nifti_seeds),
+    Target("raster", _read_raster, _raster_seeds),
     Target("dicom", lambda data: _read([data]), _dicom_seeds),
     Target("series", _read_series, _series_seeds, max_input_bytes=1024),
     Target("zip", _read_zip, _zip_seeds),

@@ -16,7 +16,7 @@ HOMES: dict[str, set[str]] = {
     "alembic": {"jobs.database"},
     "celery": {"jobs.celery_app", "worker.task", "worker.main"},
     "highdicom": {"formats.dicom.segmentation_writer", "formats.dicom.source_references"},
-    "isal": {"formats.nifti"},
+    "isal": {"formats.nifti", "formats.voxel_stream"},
     "kombu": {"jobs.celery_app", "worker.redis_transport"},
     "minio": {"jobs.object_storage", "embedded.servers"},
     "nibabel": {"formats.nifti", "formats.nifti_header"},

@@ -152,7 +152,7 @@ def test_files_beside_a_nifti_file_are_set_aside(tmp_path: Path, suffix: str, *,
     files = {"a/b/scan": nifti_bytes(tmp_path, suffix), **LITTER}
     scan = read_scan(written(tmp_path / "in", files, zipped=zipped), tmp_path, ReadLimits(MAX_VOXELS))
     np.testing.assert_array_equal(scan.volume.voxels, values(), strict=True)
-    assert scan.set_aside == {"not_nifti": len(LITTER)}
+    assert scan.set_aside == {"no_volume": len(LITTER)}
     assert scan.warnings == ()
 
 
@@ -161,7 +161,7 @@ def test_a_dicom_file_without_an_image_is_set_aside_beside_a_nifti_file(tmp_path
     write_series(
         folder, regular_stack(phantom((5, 4, 1))), change=with_attribute("SOPClassUID", MediaStorageDirectoryStorage)
     )
-    assert read_scan(folder, tmp_path, ReadLimits(MAX_VOXELS)).set_aside == {"not_nifti": 1}
+    assert read_scan(folder, tmp_path, ReadLimits(MAX_VOXELS)).set_aside == {"no_volume": 1}
 
 
 def test_a_dicom_series_goes_before_a_nifti_file(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_dicom_series_goes_before_a_nifti_file(tmp_path: Path) -> None:
 def test_two_nifti_files_are_refused_by_their_number(tmp_path: Path, *, zipped: bool) -> None:
     content = nifti_bytes(tmp_path)
     source = written(tmp_path / "in", {"ct": content, "liver": content, **LITTER}, zipped=zipped)
-    with pytest.raises(NotAVolume, match="the input holds 2 volumes, each in a NIfTI file"):
+    with pytest.raises(NotAVolume, match="the input holds 2 volumes, each in a file"):
         read_scan(source, tmp_path, ReadLimits(MAX_VOXELS))
 
 

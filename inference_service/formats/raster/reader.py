@@ -1,0 +1,130 @@
+"""Reads NRRD and MetaImage: a file with header and voxels, or a header and a data file, whose names do not matter."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from io import SEEK_END
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.core.errors import InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.formats.raster import metaimage, nrrd
+from inference_service.formats.raster.header import RasterHeader
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.formats.voxel_stream import decompressed, read_voxels
+from inference_service.imaging.geometry import Volume
+
+_START_BYTES = 4096
+# More is a sign that the header states too few voxels or too small a type.
+_MAX_TRAILING_BYTES = 4096
+_MAX_LINE_BYTES = 2**20
+_CHUNK_BYTES = 2**20
+_COMPRESSED = (b"\x1f\x8b", b"\x78")
+
+
+@dataclass(frozen=True)
+class RasterFormat:
+    """A format with a text header.
+
+    Attributes:
+        accepts: Returns True if the first bytes of a file are those of the format's header.
+        read_header: Reads the header of a volume of at most so many voxels.
+    """
+
+    accepts: Callable[[bytes], bool]
+    read_header: Callable[[BinaryIO, int], RasterHeader]
+
+
+NRRD = RasterFormat(nrrd.is_nrrd, nrrd.read_header)
+METAIMAGE = RasterFormat(metaimage.is_metaimage, metaimage.read_header)
+
+
+def find_headers(files: Sequence[Path], form: RasterFormat) -> list[Path]:
+    """Returns the files that begin with a header of the format."""
+    return [path for path in files if form.accepts(_start(path))]
+
+
+def read_raster(files: Sequence[Path], form: RasterFormat, limits: ReadLimits) -> tuple[Volume, RasterHeader]:
+    """Reads a volume.
+
+    Args:
+        files: The files of the input, one of which begins with a header.
+        form: The format.
+        limits: The largest volume that is read.
+
+    Returns:
+        The volume, and what its header says.
+
+    Raises:
+        InputError: The files are not one readable volume; the subclass says why.
+    """
+    headers = find_headers(files, form)
+    if len(headers) != 1:
+        raise NotAVolume(f"expected one volume, got {len(headers)} headers of volumes")
+    others = [path for path in files if path != headers[0]]
+    with headers[0].open("rb") as file:
+        header = form.read_header(file, limits.max_voxels)
+        if not header.detached:
+            return Volume(_read(file, header, limits), header.affine), header
+    with _data_file(header, others).open("rb") as file:
+        return Volume(_read(file, header, limits), header.affine), header
+
+
+def _data_file(header: RasterHeader, others: Sequence[Path]) -> Path:
+    """Finds the data file of a detached header among the other files: by its size, or as the only one."""
+    if not header.compressed:
+        size = prod(header.shape) * header.dtype.itemsize
+        least = size + max(header.skipped_bytes, 0)
+        fitting = [path for path in others if least <= path.stat().st_size <= least + _MAX_TRAILING_BYTES]
+        if header.skipped_bytes < 0 or header.skipped_lines:
+            fitting = [path for path in others if path.stat().st_size >= size]
+    else:
+        fitting = [path for path in others if _start(path).startswith(_COMPRESSED)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not others:
+        raise UnsupportedFormat(
+            "the header's voxels are in another file: send both in one zip or folder, or save the volume in one file"
+        )
+    raise InputCorrupt(
+        f"expected one data file that fits the header, got {len(fitting)} among {len(others)} other file(s)"
+    )
+
+
+def _read(file: BinaryIO, header: RasterHeader, limits: ReadLimits) -> NDArray[np.generic]:
+    """Reads the voxels from a file whose next byte is the first after the header, or of the data file."""
+    for _ in range(header.skipped_lines):
+        if not file.readline(_MAX_LINE_BYTES).endswith(b"\n"):
+            raise InputCorrupt("the file ends within the lines that its header says to skip")
+    if header.skipped_bytes < 0:
+        _seek_last_voxels(file, header)
+    with decompressed(file) if header.compressed else nullcontext(file) as stream:
+        _skip(stream, header.skipped_bytes)
+        return read_voxels(
+            stream, header.dtype, header.shape, limits.require_memory, max_trailing_bytes=_MAX_TRAILING_BYTES
+        )
+
+
+def _seek_last_voxels(file: BinaryIO, header: RasterHeader) -> None:
+    begin = file.tell()
+    size = prod(header.shape) * header.dtype.itemsize
+    if file.seek(0, SEEK_END) - size < begin:
+        raise InputCorrupt(f"the file is truncated: expected {size} bytes of voxels at its end")
+    file.seek(-size, SEEK_END)
+
+
+def _skip(stream: BinaryIO, count: int) -> None:
+    while count > 0:
+        skipped = len(stream.read(min(count, _CHUNK_BYTES)))
+        if not skipped:
+            raise InputCorrupt("the file ends within the bytes that its header says to skip")
+        count -= skipped
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_START_BYTES)
