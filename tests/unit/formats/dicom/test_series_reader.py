@@ -109,11 +109,10 @@ def test_too_many_voxels_are_refused_before_pixels_are_read(tmp_path: Path) -> N
         read_scan(tmp_path / "in", tmp_path, ReadLimits(378))
 
 
-@pytest.mark.parametrize("content", [b"", b"plain text"])
-def test_a_folder_without_dicom_is_refused(tmp_path: Path, read: Read, content: bytes) -> None:
+def test_a_folder_without_dicom_is_refused(tmp_path: Path, read: Read) -> None:
     (tmp_path / "in").mkdir()
     for name in "ab":
-        (tmp_path / "in" / name).write_bytes(content)
+        (tmp_path / "in" / name).write_bytes(b"plain text")
     with pytest.raises(UnsupportedFormat, match="a DICOM series, as a file, a folder or a zip"):
         read(tmp_path / "in")
 
