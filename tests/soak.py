@@ -38,7 +38,7 @@ from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import WorkerProcess, settings_for
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
-from inference_service.jobs.audit import Problem, audit
+from inference_service.jobs.audit import Audit, Problem
 from inference_service.jobs.celery_app import make_app, send
 from inference_service.jobs.database import connect
 from inference_service.jobs.job_store import Job
@@ -262,14 +262,15 @@ class Soak:
         """Compares every object with the row that names it, and counts the objects that no row names."""
         settings = settings_for(self._service.servers.environment)
         with closing(connect(settings)) as database:
-            outcome = audit(database, Storage(settings), bucket=settings.minio_output_bucket)
+            audit = Audit(database, Storage(settings), bucket=settings.minio_output_bucket)
+            findings = list(audit.findings())
         SCREEN.print(
-            f"audit: {outcome.objects} objects of {outcome.jobs} jobs, {outcome.without_checksum} without a checksum: "
-            f"{dict(Counter(str(finding.problem) for finding in outcome.findings))}"
+            f"audit: {audit.objects} objects of {audit.jobs} jobs, {audit.without_checksum} without a checksum: "
+            f"{dict(Counter(str(finding.problem) for finding in findings))}"
         )
         return [
             f"{finding.job_id}: {finding.problem}: {finding.key}"
-            for finding in outcome.findings
+            for finding in findings
             if finding.problem is not Problem.UNCLAIMED
         ]
 

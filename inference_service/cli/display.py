@@ -32,9 +32,10 @@ def console(*, stderr: bool = False) -> Console:
     return screen
 
 
-def print_json(value: object) -> None:
-    """Prints a value as JSON; UUIDs and times become strings."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Prints a value as JSON; UUIDs and times become strings. Without indent it is one line, which appears at once."""
+    sys.stdout.write(json.dumps(value, indent=indent, default=str) + "\n")
+    sys.stdout.flush()
 
 
 class ProgressDisplay(Generic[Key]):

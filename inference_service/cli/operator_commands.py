@@ -66,25 +66,40 @@ def check(as_json: bool) -> None:
 def audit(sizes_only: bool, as_json: bool) -> None:
     """Compare the results of all jobs with the stored objects.
 
-    Reports objects that are missing or are not the ones that their job has stored, and objects of lost attempts that no
-    job names and no sweep removes. Exits with 1 if there are any.
+    Prints objects that are missing or are not the ones that their job has stored, that the storage refuses to read, and
+    objects of lost attempts that no job names and no sweep removes: each as it is found, and figures at the end. With
+    --json, each line is a JSON object. Exits with 1 if there are findings.
     """
-    from inference_service.jobs.audit import audit as compare
+    from inference_service.jobs.audit import Audit
 
     settings = get_settings()
+    patience_s = settings.outage_patience_s
+    storage = Storage(settings, retry_for_s=patience_s)
+    findings = 0
     with closing(connect(settings)) as database:
-        outcome = compare(database, Storage(settings), bucket=settings.minio_output_bucket, sizes_only=sizes_only)
-    if as_json:
-        print_json(dataclasses.asdict(outcome))
-    else:
-        for finding in outcome.findings:
-            click.echo(f"{finding.problem:<10} {finding.bucket}/{finding.key} of job {finding.job_id}")
-        click.echo(
-            f"{len(outcome.findings)} finding(s); {outcome.jobs} succeeded job(s) with {outcome.objects} object(s), "
-            f"{outcome.without_checksum} of them without a checksum; "
-            f"{outcome.without_row} object(s) of jobs that have no row"
+        audit = Audit(
+            database,
+            storage,
+            bucket=settings.minio_output_bucket,
+            sizes_only=sizes_only,
+            outage_patience_s=patience_s,
         )
-    if outcome.findings:
+        for finding in audit.findings():
+            findings += 1
+            if as_json:
+                print_json(dataclasses.asdict(finding), indent=None)
+            else:
+                click.echo(f"{finding.problem:<10} {finding.bucket}/{finding.key} of job {finding.job_id}")
+    if as_json:
+        figures = {name: getattr(audit, name) for name in ("jobs", "objects", "without_checksum", "without_row")}
+        print_json({"findings": findings, **figures}, indent=None)
+    else:
+        click.echo(
+            f"{findings} finding(s); {audit.jobs} succeeded job(s) with {audit.objects} object(s), "
+            f"{audit.without_checksum} of them without a checksum; "
+            f"{audit.without_row} object(s) of jobs that have no row"
+        )
+    if findings:
         raise SystemExit(ExitCode.FAILED)
 
 

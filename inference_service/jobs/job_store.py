@@ -4,7 +4,7 @@ An attempt's writes are in `attempts`, the recovery of orphaned jobs is in `reco
 that the clocks of the machines do not matter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -199,22 +199,16 @@ def latest(database: Database, *, state: JobState | None = None, limit: int = 50
         return [_job(row._asdict()) for row in connection.execute(statement)]
 
 
-def succeeded_jobs(database: Database, *, at_once: int) -> Iterator[list[Job]]:
-    """All succeeded jobs, in batches ordered by id."""
-    last = UUID(int=0)
-    while True:
-        statement = (
-            select(*_JOB_COLUMNS)
-            .where(JobRow.state == JobState.SUCCEEDED, JobRow.id > last)
-            .order_by(JobRow.id)
-            .limit(at_once)
-        )
-        with database.connection() as connection:
-            jobs = [_job(row._asdict()) for row in connection.execute(statement)]
-        if not jobs:
-            return
-        yield jobs
-        last = jobs[-1].id
+def succeeded_after(database: Database, last: UUID, *, limit: int) -> list[Job]:
+    """Succeeded jobs in the order of their ids, after one id."""
+    statement = (
+        select(*_JOB_COLUMNS)
+        .where(JobRow.state == JobState.SUCCEEDED, JobRow.id > last)
+        .order_by(JobRow.id)
+        .limit(limit)
+    )
+    with database.connection() as connection:
+        return [_job(row._asdict()) for row in connection.execute(statement)]
 
 
 def count(database: Database) -> int:

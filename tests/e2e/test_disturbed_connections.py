@@ -15,7 +15,7 @@ from inference_service import Client
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import WorkerProcess, settings_for
-from inference_service.jobs.audit import Finding, Problem, audit
+from inference_service.jobs.audit import Audit, Finding, Problem
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState, StoredAttemptRow
@@ -54,7 +54,7 @@ class Proxies:
         """What the audit finds."""
         settings = settings_for(self.service.servers.environment)
         with closing(connect(settings)) as database:
-            return audit(database, Storage(settings), bucket=settings.minio_output_bucket).findings
+            return list(Audit(database, Storage(settings), bucket=settings.minio_output_bucket).findings())
 
     def remove_abandoned_objects(self) -> None:
         """Waits until a worker has removed the objects of all lost attempts."""

@@ -16,7 +16,7 @@ from inference_service.core.errors import StorageRefused, StorageUnavailable
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.jobs import job_store, retention, stored_attempts
-from inference_service.jobs.audit import audit
+from inference_service.jobs.audit import Audit, Finding
 from inference_service.jobs.celery_app import make_app
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import Job
@@ -66,6 +66,12 @@ def keys_of(storage: Storage, job: Job) -> set[str]:
     return {key for name, key in job.result.items() if name != "bucket" and storage.exists("masks", key)}
 
 
+def compare(database: Database, storage: Storage) -> tuple[list[Finding], int]:
+    """The findings of the audit, and the number of objects of jobs without a row."""
+    audit = Audit(database, storage, bucket="masks", sizes_only=True)
+    return list(audit.findings()), audit.without_row
+
+
 @pytest.fixture
 def old_job(handler: TaskHandler, database: Database, request_for_scan: Request) -> Job:
     """A job that succeeded long ago."""
@@ -109,8 +115,8 @@ def test_no_row_names_a_result_that_is_pruned(database: Database, storage: Stora
     # A failover of Postgres that loses this transaction brings the row back, and finds its objects.
     retention.remove_objects(database, storage, limit_s=60)
     assert keys_of(storage, old_job) == keys
-    before = audit(database, storage, bucket="masks", sizes_only=True)
-    assert not [finding for finding in before.findings if finding.job_id == old_job.id]
+    findings, _ = compare(database, storage)
+    assert not [finding for finding in findings if finding.job_id == old_job.id]
     remove_objects(database, storage)
     assert keys_of(storage, old_job) == set()
     with database.connection() as connection:
@@ -120,13 +126,11 @@ def test_no_row_names_a_result_that_is_pruned(database: Database, storage: Stora
 
 def test_results_stay_unless_they_are_pruned_too(database: Database, storage: Storage, old_job: Job) -> None:
     keys = keys_of(storage, old_job)
-    before = audit(database, storage, bucket="masks", sizes_only=True)
+    findings, without_row = compare(database, storage)
     assert prune(database) == 1
     remove_objects(database, storage)
     assert keys_of(storage, old_job) == keys
-    after = audit(database, storage, bucket="masks", sizes_only=True)
-    assert after.without_row == before.without_row + len(keys)
-    assert after.findings == before.findings
+    assert compare(database, storage) == (findings, without_row + len(keys))
 
 
 def test_a_result_with_the_keys_of_an_older_version_is_pruned(

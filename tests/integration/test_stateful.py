@@ -48,7 +48,7 @@ from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store
-from inference_service.jobs.audit import Problem, audit
+from inference_service.jobs.audit import Audit, Problem
 from inference_service.jobs.celery_app import QUEUES, App, fetch_redis_state, make_app
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.lease import Lease
@@ -512,7 +512,7 @@ class Jobs(RuleBasedStateMachine):
         if not self.touched:
             return
         self.touched = False
-        findings = audit(self.world.database, self.world.storage, bucket=BUCKET).findings
+        findings = list(Audit(self.world.database, self.world.storage, bucket=BUCKET).findings())
         assert {finding.key for finding in findings if finding.problem is Problem.UNCLAIMED} <= self.unclaimed
         assert [finding for finding in findings if finding.problem is not Problem.UNCLAIMED] == []
 

@@ -7,22 +7,24 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
 from click.testing import Result
 from jobs_in_process import Request, get, run
+from minio.error import S3Error, ServerError
 from sqlalchemy import delete, func, insert, select, update
 
 from inference_service.client import Client
-from inference_service.core.errors import InternalError, ResultDamaged, StorageRefused
+from inference_service.core.errors import DatabaseUnavailable, InternalError, ResultDamaged, StorageRefused
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store, stored_attempts
-from inference_service.jobs.audit import Problem, audit
+from inference_service.jobs.audit import Audit, Problem
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, JobState, StoredAttemptRow
@@ -314,21 +316,27 @@ def test_a_result_is_reused_with_the_same_content(
     assert result_of(settings, second, tmp_path / "2") == result_of(settings, first, tmp_path / "1")
 
 
-@pytest.mark.parametrize("damage", ["removed", "changed"])
+@pytest.mark.parametrize("damage", ["removed", "changed", "refused"])
 def test_a_damaged_earlier_result_is_computed_again(
     handler: TaskHandler,
     database: Database,
     storage: Storage,
     request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     damage: str,
 ) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageRefused("the object storage denies access (AccessDenied)")
+
     run(handler, database, request_for_scan)
+    if damage == "refused":
+        monkeypatch.setattr(Storage, "fetch_verified", refuse)
     for job in job_store.latest(database, state=JobState.SUCCEEDED, limit=1000):
         assert job.result is not None
         if damage == "removed":
             storage.remove("masks", job.result["mask"])
-        else:
+        elif damage == "changed":
             overwrite(storage, job.result["mask"], b"another scan's mask", tmp_path)
     again = run(handler, database, {**request_for_scan, **REUSE})
     assert detail(database, again) is None
@@ -372,7 +380,7 @@ def test_the_audit_finds_missing_changed_and_unclaimed_objects(
     storage.remove("masks", key_of(missing, "preview"))
     overwrite(storage, key_of(changed, "mask"), b"y" * size_bytes, tmp_path)
     overwrite(storage, key_of(resized, "report"), b"{}", tmp_path)
-    recorded = stored_attempts.StoredAttempt(uuid4(), uuid4(), "")
+    recorded = stored_attempts.StoredAttempt(uuid4(), uuid4(), f"masks/{uuid4()}")
     unclaimed = f"study/{whole.id}/2-{uuid4().hex}/mask.nii.gz"
     to_be_removed = f"study/{recorded.job_id}/1-{recorded.lease_token.hex}/mask.nii.gz"
     for key in (unclaimed, to_be_removed, "notes/mask.nii.gz"):
@@ -381,7 +389,7 @@ def test_the_audit_finds_missing_changed_and_unclaimed_objects(
         connection.execute(insert(StoredAttemptRow).values(**vars(recorded), remove_after=func.now()))
 
     def findings(*, sizes_only: bool) -> set[tuple[Problem, str]]:
-        found = audit(database, storage, bucket="masks", sizes_only=sizes_only).findings
+        found = Audit(database, storage, bucket="masks", sizes_only=sizes_only).findings()
         jobs = {whole.id, missing.id, changed.id, resized.id, recorded.job_id}
         return {(finding.problem, finding.key) for finding in found if finding.job_id in jobs}
 
@@ -394,6 +402,44 @@ def test_the_audit_finds_missing_changed_and_unclaimed_objects(
     assert findings(sizes_only=False) == by_size | {(Problem.CHANGED, key_of(changed, "mask"))}
     outcome = command("audit", "--json")
     assert outcome.exit_code == 1
-    assert unclaimed in {finding["key"] for finding in json.loads(outcome.output)["findings"]}
+    *found, figures = map(json.loads, outcome.output.splitlines())
+    assert unclaimed in {finding["key"] for finding in found}
+    assert figures["findings"] == len(found)
     lines = command("audit", "--sizes-only").output.splitlines()
     assert f"unclaimed  masks/{unclaimed} of job {whole.id}" in lines
+
+
+def test_the_audit_yields_what_it_has_found_and_survives_outages(
+    handler: TaskHandler,
+    database: Database,
+    settings: Settings,
+    request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = {run(handler, database, request_for_scan).id for _ in range(3)}
+    storage = Storage(settings, retry_for_s=60)
+    stat_object = storage._minio.stat_object
+    begin = Database.connection
+    storage_outages = iter([True, True, False, True])
+    database_outages = iter([True, False, True])
+
+    def stat(bucket: str, key: str) -> Any:
+        if next(storage_outages, False):
+            raise ServerError("x", 503)
+        if key.endswith("mask.nii.gz"):
+            raise S3Error(Mock(status=403), "AccessDenied", None, None, None, None)
+        return stat_object(bucket, key)
+
+    def connection(self: Database) -> Any:
+        if next(database_outages, False):
+            raise DatabaseUnavailable("it restarts")
+        return begin(self)
+
+    monkeypatch.setattr(storage._minio, "stat_object", stat)
+    monkeypatch.setattr(Database, "connection", connection)
+    monkeypatch.setattr("inference_service.jobs.audit._JOBS_AT_ONCE", 1)
+    audit = Audit(database, storage, bucket="masks", sizes_only=True, outage_patience_s=60)
+    findings = audit.findings()
+    first = next(findings)
+    assert (first.problem, audit.jobs) == (Problem.REFUSED, 1)
+    assert jobs <= {first.job_id, *(finding.job_id for finding in findings if finding.problem is Problem.REFUSED)}
