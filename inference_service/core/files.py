@@ -1,6 +1,7 @@
 """Files on disk: lists a folder within limits, and computes checksums of files and of inputs."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,17 +49,19 @@ class Checksum:
 
 
 def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
-    """Lists the files of a folder and its subfolders, sorted by path; symbolic links are skipped.
+    """Lists the files of a folder and its subfolders, sorted by path.
+
+    Symbolic links to files and folders are followed. A file that several paths lead to is listed once.
 
     Raises:
-        InputNotFound: There are no files.
+        InputNotFound: There are no files, or a link leads to none.
         InputTooLarge: There are more files or bytes than allowed.
     """
     files = sorted(_files(folder))
     if not files:
         raise InputNotFound("the folder holds no file")
     if len(files) > MAX_FILES:
-        raise InputTooLarge(f"the folder holds {len(files)} files; this service takes at most {MAX_FILES}")
+        raise InputTooLarge(f"the folder holds more than {MAX_FILES} files, which is the most that this service takes")
     size = sum(found.stat().st_size for found in files)
     if size > max_bytes:
         raise InputTooLarge(f"the folder holds {size} bytes; this service takes at most {max_bytes}")
@@ -75,4 +78,24 @@ def input_sha256(source: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """The files below a folder, at most one more than `MAX_FILES`."""
+    visited: set[str] = set()
+    found: set[str] = set()
+    for parent, folder_names, names in os.walk(folder, followlinks=True):
+        real_parent = os.path.realpath(parent)
+        if real_parent in visited:
+            folder_names.clear()
+            continue
+        visited.add(real_parent)
+        # The same names in every file system, where one file has several.
+        folder_names.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            real_path = os.path.realpath(path) if path.is_symlink() else os.path.join(real_parent, name)
+            if path.is_symlink() and not path.exists():
+                raise InputNotFound("a symbolic link in the folder leads to no file: restore its target, or remove it")
+            if path.is_file() and real_path not in found:
+                found.add(real_path)
+                yield path
+                if len(found) > MAX_FILES:
+                    return

@@ -22,14 +22,34 @@ def test_files_of_all_subfolders_are_sorted_by_path(tmp_path: Path) -> None:
     assert list_files(folder, max_bytes=100) == sorted(folder / name for name in names)
 
 
-def test_symbolic_links_are_skipped(tmp_path: Path) -> None:
-    outside = write(tmp_path / "outside", {"secret": b"secret"})
-    folder = write(tmp_path / "in", {"1.dcm": b"x"})
+def test_symbolic_links_are_followed(tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside", {"1.dcm": b"1", "a/2.dcm": b"2", "a/b/3.dcm": b"3"})
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "1.dcm").symlink_to(outside / "1.dcm")
+    (folder / "a").symlink_to(outside / "a")
+    assert list_files(folder, max_bytes=100) == [folder / "1.dcm", folder / "a/2.dcm", folder / "a/b/3.dcm"]
+    assert input_sha256(folder) == input_sha256(outside)
+    (tmp_path / "link").symlink_to(folder)
+    assert len(list_files(tmp_path / "link", max_bytes=100)) == 3
+
+
+def test_loops_of_links_end_and_a_file_with_several_names_is_listed_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"a/1.dcm": b"1", "b/2.dcm": b"2"})
     digest = input_sha256(folder)
-    (folder / "file").symlink_to(outside / "secret")
-    (folder / "folder").symlink_to(outside)
-    assert list_files(folder, max_bytes=100) == [folder / "1.dcm"]
+    (folder / "a/up").symlink_to(folder)
+    (folder / "b/self").symlink_to(folder / "b")
+    (folder / "c").symlink_to(folder / "b/2.dcm")
+    assert [path.read_bytes() for path in list_files(folder, max_bytes=2)] == [b"1", b"2"]
     assert input_sha256(folder) == digest
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_link_that_leads_to_no_file_is_refused(tmp_path: Path, target: str) -> None:
+    write(tmp_path, {"1.dcm": b"x"})
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(InputNotFound, match="a symbolic link in the folder leads to no file"):
+        list_files(tmp_path, max_bytes=100)
 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
@@ -43,7 +63,7 @@ def test_the_limit_on_files_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = write(tmp_path, {"1": b"", "2": b"", "3": b""})
     assert len(list_files(folder, max_bytes=100)) == 3
     write(folder, {"4": b""})
-    with pytest.raises(InputTooLarge, match="holds 4 files; this service takes at most 3"):
+    with pytest.raises(InputTooLarge, match="holds more than 3 files"):
         list_files(folder, max_bytes=100)
 
 
