@@ -60,7 +60,7 @@ def encode(path: Path, syntax: str) -> None:
     """Compresses a file in place."""
     dataset = pydicom.dcmread(path)
     if syntax == RLELossless:
-        dataset.compress(RLELossless, encoding_plugin="pydicom")
+        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
         dataset.save_as(path)
     else:
         set_codestream(path, syntax, ENCODERS[syntax](np.ascontiguousarray(dataset.pixel_array), dataset.BitsStored))

@@ -18,6 +18,7 @@ class ExclusionReason(StrEnum):
     NOT_DICOM = "not_dicom"
     NO_IMAGE = "no_image"
     UNREADABLE = "unreadable"
+    DUPLICATE = "duplicate"
     LOCALIZER = "localizer"
     SECONDARY_CAPTURE = "secondary_capture"
     PROJECTION = "projection"

@@ -43,7 +43,8 @@ def check_identifiers(instances: Sequence[Instance]) -> None:
     repeated = len(uids) - len(set(uids))
     if repeated:
         raise InconsistentGeometry(
-            f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one; send each once"
+            f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one, with another "
+            "header or other pixels; send each once"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InputTooLarge, NotAVolume
 from inference_service.core.memory_budget import RequireMemory
+from inference_service.formats.dicom.duplicates import without_duplicates
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.frame_stack import background_value, padding_range, stack_frames
 from inference_service.formats.dicom.header import read_instance
@@ -89,7 +90,9 @@ def read_series(
         InputError: There is not exactly one readable volume; the subclass says why.
     """
     headers = _read_headers(files, limits)
-    instances, set_aside = _select(headers, series_uid)
+    selected, set_aside = _select(headers, series_uid)
+    instances = without_duplicates(selected, limits.require_memory)
+    set_aside[ExclusionReason.DUPLICATE] += len(selected) - len(instances)
     geometry = find_geometry(instances, tolerated)
     _check_size(geometry, limits.max_voxels)
     for instance in instances:
@@ -99,7 +102,7 @@ def read_series(
     warnings = [
         *geometry.warnings,
         *_pixel_warnings(instances),
-        *_left_out_warnings(headers.instances, instances, set_aside, len(files)),
+        *_left_out_warnings(headers.instances, selected, set_aside, len(files)),
     ]
     if stack.padding_voxels:
         warnings.append(f"{stack.padding_voxels} voxels are padding, and got the value {background_value(first):g}")
@@ -192,15 +195,21 @@ def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
 def _left_out_warnings(
     images: Sequence[Instance], series: Sequence[Instance], set_aside: Counter[ExclusionReason], files: int
 ) -> list[str]:
-    """Warnings about files that may be slices: a missing first or last slice leaves no gap in the geometry.
+    """Warnings about copies, and about files that may be slices: a missing first or last one leaves no gap.
 
     Args:
         images: All image instances of the input.
-        series: The image instances of the series that is read.
+        series: The image instances of the series that is read, with their copies.
         set_aside: Number of files that are no part of the series, by reason.
         files: Number of files in the input.
     """
     warnings = []
+    duplicates = set_aside[ExclusionReason.DUPLICATE]
+    if duplicates:
+        warnings.append(
+            f"{duplicates} of the {files} files are copies of others, with the same SOPInstanceUID, header and pixels: "
+            "they were left out"
+        )
     unread = sum(
         set_aside[reason]
         for reason in (ExclusionReason.UNREADABLE, ExclusionReason.NOT_DICOM, ExclusionReason.LOOKUP_TABLE)
