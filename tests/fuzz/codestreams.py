@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from fuzz.target import Target, scratch_folder
 from inference_service.core.errors import InputCorrupt
-from inference_service.formats.dicom.codestream import Size, codestream_size
+from inference_service.formats.dicom.codestream import CodestreamHeader, read_codestream_header
 from inference_service.formats.dicom.instance import Frame, Instance, PixelDescription
 from inference_service.formats.dicom.pixel_data import check_decodable, read_frames
 
@@ -24,7 +24,7 @@ _SYNTAXES = (
     uid.HTJ2KLossless,
 )
 # The first of these sizes that the codestream does not contradict.
-_DEFAULT = Size(rows=6, columns=5, components=1)
+_DEFAULT = CodestreamHeader(rows=6, columns=5, components=1, bits=16)
 _MAX_PIXELS = 4096
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
@@ -52,7 +52,7 @@ def _decode(data: bytes) -> None:
     syntax = _SYNTAXES[data[0] % len(_SYNTAXES)] if data else _SYNTAXES[0]
     form = data[1] if len(data) > 1 else 0
     codestream = data[2:]
-    stated = codestream_size(codestream)
+    stated = read_codestream_header(codestream)
     # A small image has the size that its codestream states, so that the decoder is reached.
     small = stated is not None and 0 < stated.rows * stated.columns <= _MAX_PIXELS
     size = stated if stated is not None and small else _DEFAULT
@@ -74,7 +74,7 @@ def _item(content: bytes) -> bytes:
     return _ITEM_TAG + len(content).to_bytes(4, "little") + content
 
 
-def _with_size(header: bytes, size: Size, bits: int) -> bytes:
+def _with_size(header: bytes, size: CodestreamHeader, bits: int) -> bytes:
     for element, value in ((0x10, size.rows), (0x11, size.columns), (0x100, bits), (0x101, bits), (0x102, bits - 1)):
         start = header.index(b"\x28\0" + element.to_bytes(2, "little") + b"US\x02\0") + 8
         header = header[:start] + (value & 0xFFFF).to_bytes(2, "little") + header[start + 2 :]
@@ -95,7 +95,7 @@ def _decode_seeds() -> list[bytes]:
 
 
 def _measure(data: bytes) -> None:
-    size = codestream_size(data)
+    size = read_codestream_header(data)
     if size is None:
         raise InputCorrupt("no codestream")
 

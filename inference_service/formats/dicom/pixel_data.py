@@ -5,6 +5,7 @@ Values are as stored: rescaling and padding are left to `frame_stack`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import imagecodecs
@@ -20,7 +21,7 @@ from inference_service.core.errors import InputCorrupt, InputTooLarge, Unsupport
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom import jpeg_2000
 from inference_service.formats.dicom.bounded_file import BoundedFile
-from inference_service.formats.dicom.codestream import Size, codestream_size, is_complete
+from inference_service.formats.dicom.codestream import is_complete, read_codestream_header
 from inference_service.formats.dicom.instance import Instance, PixelDescription
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 
@@ -32,6 +33,7 @@ _NATIVE = {
 }  # fmt: skip
 _READ_BY_PYDICOM = {*_NATIVE, uid.RLELossless}
 _JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+_MAX_BITS = 32
 # OpenJPEG's arithmetic is exact up to this depth.
 _MAX_BITS_JPEG_2000 = 24
 # OpenJPEG takes ten kilobytes for each tile, and up to one for each packet. Most images have one tile and few packets.
@@ -55,6 +57,19 @@ _KEYWORDS = [
     "ExtendedOffsetTableLengths",
 ]  # fmt: skip
 _MAX_UID_CHARACTERS = 64
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame before its values are taken from the stored bits.
+
+    Attributes:
+        decode: Returns the stored bits of each pixel, shape (rows, columns).
+        bits: Number of bits of each pixel that are stored in the file: BitsAllocated, or those of the codestream.
+    """
+
+    decode: Callable[[], NDArray[np.integer]]
+    bits: int
 
 
 def check_decodable(instance: Instance) -> None:
@@ -112,13 +127,10 @@ def read_frames(instance: Instance, *, require_memory: RequireMemory) -> Iterato
         yield partial(_decode, frame, instance)
 
 
-def _decode(frame: bytes | NDArray[np.integer], instance: Instance) -> NDArray[np.integer]:
+def _decode(frame: _Frame, instance: Instance) -> NDArray[np.integer]:
     description = instance.pixels
     with map_pydicom_errors():
-        if isinstance(frame, bytes):
-            pixels = _apply_sign(_DECODERS[instance.transfer_syntax_uid](frame), description)
-        else:
-            pixels = _clear_unused_bits(frame, description)
+        pixels = _take_values(frame.decode(), frame.bits, description)
     if pixels.shape != (description.rows, description.columns):
         raise InputCorrupt(
             f"a DICOM file's header states {description.rows} × {description.columns} pixels, but its pixel data have "
@@ -127,8 +139,7 @@ def _decode(frame: bytes | NDArray[np.integer], instance: Instance) -> NDArray[n
     return pixels
 
 
-def _read_encoded(instance: Instance) -> Iterator[bytes | NDArray[np.integer]]:
-    """Codestreams of the frames, or their pixels where these are not compressed image by image."""
+def _read_encoded(instance: Instance) -> Iterator[_Frame]:
     with BoundedFile(instance.path) as file:
         dataset = pydicom.dcmread(file, force=True, specific_tags=list(_KEYWORDS))
     if "PixelData" not in dataset:
@@ -141,23 +152,30 @@ def _read_encoded(instance: Instance) -> Iterator[bytes | NDArray[np.integer]]:
         frames = get_decoder(syntax).iter_array(
             dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in _NATIVE else "pydicom"
         )
-        yield from (pixels for pixels, _ in frames)
+        for pixels, _ in frames:
+            # As the loop goes on, `pixels` becomes the next frame: it must not be bound late.
+            yield _Frame(partial(np.asarray, pixels), description.bits_allocated)
         return
-    expected = Size(description.rows, description.columns, 1)
+    expected = (description.rows, description.columns, 1)
     for encoded in generate_frames(dataset.PixelData, number_of_frames=len(instance.frames)):
         # The decoder gets the very bytes that are checked here, without any boxes around them.
         data = jpeg_2000.unwrap(encoded) if syntax in _JPEG_2000 else encoded
+        header = read_codestream_header(data)
         # A decoder allocates the size that the codestream states, so that it must be the header's.
-        if codestream_size(data) != expected:
+        if header is None or (header.rows, header.columns, header.components) != expected:
             raise InputCorrupt(
-                f"a DICOM file's header states {expected.rows} × {expected.columns} pixels of one component, but its "
+                f"a DICOM file's header states {expected[0]} × {expected[1]} pixels of one component, but its "
                 "codestream states another size, or none"
+            )
+        if not 1 <= header.bits <= _MAX_BITS:
+            raise InputCorrupt(
+                f"a DICOM file's codestream states {header.bits} bits for each pixel: expected 1 to {_MAX_BITS}"
             )
         if syntax in _JPEG_2000:
             _check_parts(data)
         if not is_complete(data):
             raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
-        yield data
+        yield _Frame(partial(_DECODERS[syntax], data), header.bits)
 
 
 def _check_parts(codestream: bytes) -> None:
@@ -183,26 +201,52 @@ def _check_length(dataset: Dataset, instance: Instance) -> None:
         raise InputCorrupt(f"a DICOM file is truncated: expected {expected} bytes of pixels, got {got}")
 
 
-def _clear_unused_bits(pixels: NDArray[np.integer], description: PixelDescription) -> NDArray[np.integer]:
-    """Clears the bits above and below the value, in which old files store overlays, and extends the sign bit.
+def _take_values(words: NDArray[np.integer], bits: int, description: PixelDescription) -> NDArray[np.integer]:
+    """Takes the values from stored bits: clears those above the value, and extends its sign (PS3.5 8.1.1).
 
-    Padding values stay as they are: the stored bits need not be able to hold them.
+    The bits above may hold overlays. Padding values stay as they are: the stored bits need not be able to hold them.
+
+    Args:
+        words: The stored bits, in integers whose own sign does not matter: a codestream may contradict
+            PixelRepresentation, and JPEG has no sign.
+        bits: Number of bits that are stored in the file.
+        description: The header.
+
+    Raises:
+        InputCorrupt: HighBit contradicts BitsStored, and bits that would be cleared are in use.
     """
-    bits_above = description.bits_allocated - 1 - description.high_bit
-    bits_outside = description.bits_allocated - description.bits_stored
-    if bits_outside == 0:
-        return pixels
-    cleared = (pixels << bits_above) >> bits_outside
+    value_bits = min(bits, description.bits_stored)
+    has_sign = np.issubdtype(words.dtype, np.signedinteger)
+    if value_bits == bits and has_sign == description.signed:
+        return words
+    words = _extend(words, bits, signed=description.signed)
+    values = _extend(words, value_bits, signed=description.signed)
     if description.padding_range is not None:
         lowest, highest = description.padding_range
-        is_padding = (pixels >= lowest) & (pixels <= highest)
-        cleared[is_padding] = pixels[is_padding]
-    return cleared
+        is_padding = (words >= lowest) & (words <= highest)
+        values[is_padding] = words[is_padding]
+    if description.high_bit != description.bits_stored - 1:
+        _check_place(words, values, description)
+    return values
 
 
-def _apply_sign(pixels: NDArray[np.integer], description: PixelDescription) -> NDArray[np.integer]:
-    """Reinterprets decoded pixels by PixelRepresentation, which the codestream may contradict."""
-    if np.issubdtype(pixels.dtype, np.signedinteger) == description.signed:
-        return pixels
-    unused_bits = 32 - description.bits_stored
-    return (pixels.astype(np.int32 if description.signed else np.uint32) << unused_bits) >> unused_bits
+def _extend(words: NDArray[np.integer], bits: int, *, signed: bool) -> NDArray[np.integer]:
+    """The lowest bits of integers, as signed or unsigned numbers of the same size."""
+    dtype = np.dtype(f"{'i' if signed else 'u'}{words.dtype.itemsize}")
+    unused_bits = max(0, 8 * dtype.itemsize - bits)
+    native = words.astype(words.dtype.newbyteorder("="), copy=False).view(dtype)
+    return (native << unused_bits) >> unused_bits
+
+
+def _check_place(words: NDArray[np.integer], values: NDArray[np.integer], description: PixelDescription) -> None:
+    """Refuses pixels that may hold their values up to HighBit, where that is not the highest of the lowest BitsStored.
+
+    Old editions of the standard allow it. Most headers of this kind are wrong, and the values are in the lowest bits.
+    """
+    low_bits = 2 ** (description.high_bit + 1 - description.bits_stored) - 1
+    fits = (words == values) | (words == values & (2**description.bits_stored - 1))
+    if not fits.all() or (words.any() and not (words & low_bits).any()):
+        raise InputCorrupt(
+            f"a DICOM file's HighBit is {description.high_bit} with a BitsStored of {description.bits_stored}: "
+            f"expected {description.bits_stored - 1}, and its pixels do not show which bits hold the value"
+        )

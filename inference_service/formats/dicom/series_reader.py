@@ -176,7 +176,7 @@ def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
 
 
 def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
-    """Warnings about the pixel values: lossy compression, padding that was not applied, MONOCHROME1."""
+    """Warnings about the pixel values: lossy compression, padding that was not applied, HighBit, MONOCHROME1."""
     warnings = []
     lossy = sum(each.lossy or each.transfer_syntax_uid in LOSSY_TRANSFER_SYNTAXES for each in instances)
     if lossy:
@@ -187,6 +187,12 @@ def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
         for frame in instance.frames
     ):
         warnings.append("the series marks values as padding that are tissue in CT: they were not taken for padding")
+    misplaced = sum(each.pixels.high_bit != each.pixels.bits_stored - 1 for each in instances)
+    if misplaced:
+        warnings.append(
+            f"HighBit contradicts BitsStored in {misplaced} of the series' {len(instances)} images: the lowest bits "
+            "were taken for the values"
+        )
     if any(instance.monochrome1 for instance in instances):
         warnings.append("low values are meant to be displayed bright (MONOCHROME1): values were not inverted")
     return warnings

@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from dicom_encoders import COMPRESSED_SYNTAXES, encode, htj2k, jpeg_2000, jpeg_lossless, set_codestream
+from dicom_encoders import COMPRESSED_SYNTAXES, ENCODERS, encode, htj2k, jpeg_2000, jpeg_lossless, set_codestream
 from dicom_files import (
     NATIVE_SYNTAXES,
     Stack,
@@ -273,20 +273,90 @@ def test_a_jpeg_2000_codestream_without_end_marker_is_refused(tmp_path: Path, re
         read(tmp_path / "in")
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_unused_bits_are_cleared(tmp_path: Path, read: Read, signed: bool) -> None:
-    stored = np.arange(63).reshape(7, 9) * 45 - (1000 if signed else 0)
+def stored_words(values: NDArray[np.integer], *, bits: int, overlay: bool) -> NDArray[np.uint16]:
+    """Two's complement in the lowest bits of 16, with a pattern in all others as of overlays."""
+    words: NDArray[np.uint16] = (values & (2**bits - 1)).astype(np.uint16)
+    if overlay:
+        words[:, 4:] |= np.uint16(0xFFFF & ~(2**bits - 1))
+    return words
+
+
+def write_words(
+    folder: Path, words: NDArray[np.uint16], syntax: str, *, bits: int, signed: bool, codestream_bits: int = 16
+) -> None:
+    """One series, each slice of which holds these words."""
 
     def change(k: int, dataset: Dataset) -> None:
-        raw = ((stored & 0xFFF) << 2 | 0xC003).astype(np.uint16)
-        set_stored_values(dataset, raw, bits=12)
-        dataset.HighBit = 13
+        set_stored_values(dataset, words, bits=bits)
         dataset.PixelRepresentation = int(signed)
+        dataset.RescaleIntercept = 0
+
+    for path in write_series(folder, regular_stack(PHANTOM), change=change):
+        if syntax == RLELossless:
+            encode(path, syntax)
+        elif syntax != ExplicitVRLittleEndian:
+            set_codestream(path, syntax, ENCODERS[syntax](words, codestream_bits))
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 15])
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, *COMPRESSED_SYNTAXES], ids=lambda syntax: UID(syntax).keyword
+)
+def test_bits_above_the_value_mean_nothing(
+    tmp_path: Path, read: Read, syntax: str, bits: int, signed: bool, overlay: bool
+) -> None:
+    values = stored_values("i2" if signed else "u2", bits)[:, :, 1].T.astype(np.int32)
+    write_words(tmp_path / "in", stored_words(values, bits=bits, overlay=overlay), syntax, bits=bits, signed=signed)
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels[:, :, 1].T, values)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1])
+def test_values_have_the_sign_of_a_codestream_with_fewer_bits(tmp_path: Path, read: Read, syntax: str) -> None:
+    """As pydicom decodes JPEG 2000."""
+    values = stored_values("i2", 13)[:, :, 1].T.astype(np.int32)
+    words = stored_words(values, bits=13, overlay=False)
+    write_words(tmp_path / "in", words, syntax, bits=16, signed=True, codestream_bits=13)
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels[:, :, 1].T, values)
+
+
+@pytest.mark.parametrize("bits", [0, 77])
+def test_a_codestream_of_an_impossible_depth_is_refused(tmp_path: Path, read: Read, bits: int) -> None:
+    stream = bytearray(jpeg_2000((PHANTOM[:, :, 1].T + 1024).astype(np.uint16), 16))
+    stream[42] = (bits - 1) & 0x7F
+    for path in write_series(tmp_path / "in", regular_stack(PHANTOM)):
+        set_codestream(path, JPEG2000Lossless, bytes(stream))
+    with pytest.raises(InputCorrupt, match="bits for each pixel"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_wrong_high_bit_is_ignored_where_values_lie_in_the_lowest_bits(
+    tmp_path: Path, read: Read, signed: bool, syntax: str
+) -> None:
+    values = stored_values("i2" if signed else "u2", 12)[:, :, 1].T.astype(np.int32)
+    write_words(tmp_path / "in", values.astype(np.uint16), syntax, bits=12, signed=signed)
+    for path in (tmp_path / "in").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.HighBit = 15
+        dataset.save_as(path)
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels[:, :, 1].T, values)
+    assert any("HighBit contradicts BitsStored in 3 of the series' 3 images" in text for text in scan.warnings)
+
+
+@pytest.mark.parametrize("shift", [2, 4])
+@pytest.mark.parametrize("factor", [45, 3])
+def test_values_above_the_lowest_bits_are_refused(tmp_path: Path, read: Read, shift: int, factor: int) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        set_stored_values(dataset, ((np.arange(63).reshape(7, 9) * factor) << shift).astype(np.uint16), bits=12)
+        dataset.HighBit = 11 + shift
 
     write_series(tmp_path / "in", regular_stack(), change=change)
-    voxels = read(tmp_path / "in").volume.voxels
-    np.testing.assert_array_equal(voxels[:, :, 2].T, stored - 1024)
-    assert voxels.dtype == np.int16
+    with pytest.raises(InputCorrupt, match=f"HighBit is {11 + shift} with a BitsStored of 12: expected 11"):
+        read(tmp_path / "in")
 
 
 @pytest.mark.parametrize(
