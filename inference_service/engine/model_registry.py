@@ -3,6 +3,7 @@
 `session_cache` loads their networks.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
 NETWORK_FILE = "model.onnx"
 _MAX_MANIFEST_BYTES = 2**20
+# A link to itself leads nowhere, like one to a missing file.
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,19 @@ class Model:
         return network
 
 
+@dataclass(frozen=True)
+class Inventory:
+    """The models on disk.
+
+    Attributes:
+        folders: The folder of each complete version of each model, sorted by name and version.
+        errors: The error of each model that cannot be read.
+    """
+
+    folders: list[Path]
+    errors: list[StorageUnavailable]
+
+
 def find_model(models_path: Path, name: str, version: str | None = None) -> Model:
     """Finds a model by name and version.
 
@@ -86,14 +102,32 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
     return read_model(models_path / name / version)
 
 
-def list_models(models_path: Path) -> list[Path]:
-    """Lists the folder of each complete version of each model, sorted by name and version.
+def take_inventory(models_path: Path) -> Inventory:
+    """Lists the models, and logs each one that cannot be read.
 
     Raises:
-        StorageUnavailable: The models cannot be read.
+        StorageUnavailable: The folder of all models cannot be read.
     """
-    folders = _subfolders(models_path, NAME_PATTERN)
-    return [folder / version for folder in sorted(folders) for version in _complete(_versions(folder))]
+    inventory = Inventory([], [])
+    for folder in sorted(_subfolders(models_path, NAME_PATTERN)):
+        try:
+            inventory.folders.extend(folder / version for version in _complete(_versions(folder)))
+        except StorageUnavailable as error:
+            logger.warning("model %s is skipped: %s", folder.name, error)
+            inventory.errors.append(error)
+    return inventory
+
+
+def list_models(models_path: Path) -> list[Path]:
+    """Lists the folder of each complete version of each model that can be read, sorted by name and version.
+
+    Raises:
+        StorageUnavailable: No model can be read.
+    """
+    inventory = take_inventory(models_path)
+    if inventory.errors and not inventory.folders:
+        raise inventory.errors[0]
+    return inventory.folders
 
 
 def require_models(models_path: Path) -> list[Path]:
@@ -101,7 +135,7 @@ def require_models(models_path: Path) -> list[Path]:
 
     Raises:
         ModelNotFound: No model is installed.
-        StorageUnavailable: The models cannot be read.
+        StorageUnavailable: No model can be read.
     """
     folders = list_models(models_path)
     if not folders:
@@ -204,7 +238,15 @@ def _subfolders(folder: Path, pattern: str) -> list[Path]:
     with _mapped_errors():
         if not _is_folder(folder):
             return []
-        return [child for child in folder.iterdir() if re.fullmatch(pattern, child.name) and _is_folder(child)]
+        return [child for child in folder.iterdir() if re.fullmatch(pattern, child.name) and _may_be_folder(child)]
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Returns True for a folder, and for an entry that cannot be read: its reader gets the error."""
+    try:
+        return _is_folder(path)
+    except OSError:
+        return True
 
 
 def _is_folder(path: Path) -> bool:
@@ -220,8 +262,10 @@ def _mode(path: Path) -> int:
     """Returns the type of a file; 0 where there is none. `Path.is_file` would take an I/O error for that too."""
     try:
         return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return 0
+        raise
 
 
 def _read(folder: Path, name: str, *, max_bytes: int) -> bytes:

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 # Starts the result lines of the probe; the providers' libraries may print other lines.
 RESULT_PREFIX = "provider-probe "
 
-_PROBE_TIMEOUT_S = 120
+PROBE_LIMIT_S = 120.0
+"""Time limit of the probe of all providers: the first use of a GPU may take a minute."""
 _MAX_LOGGED_CHARACTERS = 2000
 
 
@@ -37,21 +38,24 @@ class ProbeResult:
     reason: str | None
 
 
-def run_probe() -> tuple[ProbeResult, ...]:
+def run_probe(*, limit_s: float = PROBE_LIMIT_S) -> tuple[ProbeResult, ...]:
     """Probes every provider of the installed ONNX Runtime in a short-lived subprocess.
 
     A worker's parent process must not initialise CUDA before it forks, hence the subprocess. If a provider crashes
     the subprocess, the results of the providers probed before are kept.
+
+    Args:
+        limit_s: Time limit of the subprocess.
 
     Raises:
         ConfigurationError: No provider could be probed.
     """
     command = [sys.executable, "-m", "inference_service.engine.provider_probe"]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         raise ConfigurationError(
-            f"the probe of the ONNX providers did not end within {_PROBE_TIMEOUT_S} s: check that nvidia-smi answers "
+            f"the probe of the ONNX providers did not end within {limit_s:g} s: check that nvidia-smi answers "
             "and that this machine is not overloaded, then start again"
         ) from None
     lines = process.stdout.splitlines()

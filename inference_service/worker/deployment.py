@@ -16,7 +16,7 @@ from inference_service.core.errors import (
     StorageUnavailable,
 )
 from inference_service.core.settings import Settings
-from inference_service.engine.model_registry import read_model, require_models
+from inference_service.engine.model_registry import read_model, require_models, take_inventory
 from inference_service.jobs import job_store
 from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect, migrate, require_limits
@@ -159,6 +159,9 @@ def _check_storage(settings: Settings) -> str:
 
 def _check_models(settings: Settings) -> str:
     folders = require_models(settings.models_path)
+    errors = take_inventory(settings.models_path).errors
+    if errors:
+        raise errors[0]
     for folder in folders:
         read_model(folder).read_network()
     return f"{len(folders)} installed, each matches its manifest"

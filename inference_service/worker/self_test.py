@@ -8,21 +8,23 @@ import mmap
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from inference_service.core.errors import (
     ConfigurationError,
     InternalError,
     ModelInvalid,
+    ModelNotFound,
     ServiceError,
     StorageRefused,
     StorageUnavailable,
 )
 from inference_service.core.execution import CPU
 from inference_service.core.settings import Settings
-from inference_service.engine.model_registry import list_models, read_model
-from inference_service.engine.providers import run_probe
+from inference_service.engine.model_registry import read_model, take_inventory
+from inference_service.engine.providers import PROBE_LIMIT_S, run_probe
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.worker_registry import InstalledModel
 
@@ -64,18 +66,30 @@ class SelfTest:
     def paused(self, paused: bool) -> None:
         self._paused[0] = int(paused)
 
-    def problem(self, *, with_engine: bool) -> str | None:
+    def problem(
+        self,
+        *,
+        with_engine: bool,
+        engine_limit_s: float = PROBE_LIMIT_S,
+        fork_lock: AbstractContextManager[object] | None = None,
+    ) -> str | None:
         """Tests the machine.
 
         Args:
             with_engine: Whether to test ONNX Runtime too, which takes a second or more.
+            engine_limit_s: Time limit of that test.
+            fork_lock: Held while a connection is open.
 
         Returns:
             The first problem; None if there is none.
         """
-        tests: list[Callable[[], object]] = [self._test_disk, self._test_models, self._test_storage]
+        tests: list[Callable[[], object]] = [
+            self._test_disk,
+            self._test_models,
+            partial(self._test_storage, fork_lock or nullcontext()),
+        ]
         if with_engine:
-            tests.append(self._test_engine)
+            tests.append(partial(self._test_engine, engine_limit_s))
         for test in tests:
             try:
                 test()
@@ -91,24 +105,35 @@ class SelfTest:
         """
         if not isinstance(error, StorageUnavailable | InternalError):
             return None
-        problem = self.problem(with_engine=isinstance(error, InternalError))
+        # The attempt's lease is not renewed during the test.
+        limit_s = self._settings.lease_s / 3
+        problem = self.problem(with_engine=isinstance(error, InternalError), engine_limit_s=limit_s)
         if problem is not None:
             self.paused = True
         return problem
 
-    def installed_models(self) -> list[InstalledModel]:
-        """Lists the models of this machine.
+    def installed_models(self) -> tuple[list[InstalledModel], bool]:
+        """Lists the models of this machine that can be read.
+
+        Returns:
+            The models, and whether all could be read.
 
         Raises:
-            StorageUnavailable: The models cannot be read.
+            StorageUnavailable: The folder of all models cannot be read.
         """
+        inventory = take_inventory(self._settings.models_path)
         found = []
-        for folder in list_models(self._settings.models_path):
-            # Its author's fault, not the machine's.
-            with suppress(ModelInvalid):
+        complete = not inventory.errors
+        for folder in inventory.folders:
+            try:
                 model = read_model(folder)
-                found.append(InstalledModel(model.manifest.name, model.manifest.version, model.manifest_sha256))
-        return found
+            except (ModelInvalid, ModelNotFound):
+                continue  # its author's fault, or it was just removed
+            except StorageUnavailable:
+                complete = False
+                continue
+            found.append(InstalledModel(model.manifest.name, model.manifest.version, model.manifest_sha256))
+        return found, complete
 
     def _test_disk(self) -> None:
         try:
@@ -124,19 +149,21 @@ class SelfTest:
             )
 
     def _test_models(self) -> None:
-        if not self.installed_models():
-            raise ConfigurationError("no model is installed under MODELS_PATH")
+        models, complete = self.installed_models()
+        if not models:
+            problem = "no model is installed" if complete else "none of the models can be read"
+            raise ConfigurationError(f"{problem} under MODELS_PATH")
 
-    def _test_storage(self) -> None:
+    def _test_storage(self, fork_lock: AbstractContextManager[object]) -> None:
         bucket = self._settings.minio_output_bucket
-        with closing(Storage(self._settings, read_timeout_s=_STORAGE_TIMEOUT_S)) as storage:
+        with fork_lock, closing(Storage(self._settings, read_timeout_s=_STORAGE_TIMEOUT_S)) as storage:
             storage.try_out(bucket, self._key)
             # Jobs succeed without the right to remove.
             with suppress(StorageRefused):
                 storage.remove(bucket, self._key)
 
-    def _test_engine(self) -> None:
+    def _test_engine(self, limit_s: float) -> None:
         # Without its GPU a worker goes on: the jobs run on a CPU.
-        if any(result.provider == CPU and result.reason is None for result in run_probe()):
+        if any(result.provider == CPU and result.reason is None for result in run_probe(limit_s=limit_s)):
             return
         raise ConfigurationError("ONNX Runtime does not work any more; `inference-service providers` tells more")

@@ -17,7 +17,6 @@ from inference_service.core.errors import (
     DatabaseUnavailable,
     QueueUnavailable,
     ServiceError,
-    StorageUnavailable,
 )
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
@@ -27,6 +26,7 @@ from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.redis_ownership import RedisOwnership
+from inference_service.worker.machine_watch import MachineWatch
 from inference_service.worker.metrics import Metrics
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
@@ -39,8 +39,6 @@ _HEARTBEAT_LIMIT_S = 10.0
 _SERVER_TIMEOUT_S = 5.0
 # A worker that still runs this long after the end of its shutdown grace period hangs.
 _HANG_LIMIT_S = 30.0
-_MODELS_PERIOD_S = 60.0
-_MAX_TEST_DELAY_S = 60.0
 
 
 class Supervisor:
@@ -93,13 +91,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self.gave_up = False
         """True once the supervisor has stopped the worker."""
-        self.problem: str | None = None
-        """Why the worker is paused; None if it is not, or if that is not known yet."""
         self._standby = False
-        self._test_at = 0.0
-        self._test_delay_s = settings.sweep_period_s
-        self._models: list[worker_registry.InstalledModel] = []
-        self._models_at = 0.0
+        self._machine = MachineWatch(self_test, period_s=settings.sweep_period_s, fork_lock=self._sweeping)
 
     @property
     def wanted_queues(self) -> Sequence[str]:
@@ -107,6 +100,11 @@ class Supervisor:
         if self._self_test.paused:
             return ()
         return QUEUES if self._standby else worker_registry.ROLE_QUEUES[self._identity.role]
+
+    @property
+    def problem(self) -> str | None:
+        """Why the worker is paused; None if it is not, or if that is not known yet."""
+        return self._machine.problem
 
     @property
     def stopping(self) -> bool:
@@ -122,6 +120,7 @@ class Supervisor:
                 self._metrics.serve(self._settings.metrics_host, self._settings.metrics_port)
             except OSError as error:
                 logger.error("METRICS_PORT: metrics are not served: %s", error)
+        self._machine.start()
         self._thread.start()
 
     def record_heartbeat(self) -> None:
@@ -152,6 +151,7 @@ class Supervisor:
     def stop(self) -> None:
         """Stops the thread, and queues the jobs again that the worker still holds. Call it when no child is left."""
         self._stopped.set()
+        self._machine.stop()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -182,9 +182,8 @@ class Supervisor:
             if last:
                 worker_registry.deregister(self._database, self._identity.name)
             else:
-                self._refresh_models()
-                self._repeat_test()
                 self._report_alive()
+            self._metrics.set_paused(self._self_test.paused)
             self._metrics.count_ended(self._sweeper.recover_jobs())
             self._metrics.refresh(lease_s=self._settings.lease_s)
             redis = fetch_redis_state(self._app)
@@ -212,41 +211,14 @@ class Supervisor:
         except Exception:
             logger.exception("sweep failed; the next one tries again")
 
-    def _refresh_models(self) -> None:
-        """Reads the list of models now and then. Without any model the worker is paused."""
-        if time.monotonic() < self._models_at:
-            return
-        self._models_at = time.monotonic() + _MODELS_PERIOD_S
-        try:
-            self._models = self._self_test.installed_models()
-        except StorageUnavailable:
-            self._models = []
-        if not self._models:
-            self._self_test.paused = True
-
-    def _repeat_test(self) -> None:
-        """Tests the machine again while the worker is paused, at growing intervals, until the test passes."""
-        if not self._self_test.paused or time.monotonic() < self._test_at:
-            return
-        self.problem = self._self_test.problem(with_engine=True)
-        if self.problem is None:
-            self._self_test.paused = False
-            self._test_delay_s = self._settings.sweep_period_s
-            logger.warning("this worker takes jobs again: its self-test passes")
-        else:
-            logger.error("this worker takes no jobs, next test in %.0f s: %s", self._test_delay_s, self.problem)
-            self._test_at = time.monotonic() + self._test_delay_s
-            self._test_delay_s = min(2 * self._test_delay_s, _MAX_TEST_DELAY_S)
-        self._metrics.set_paused(self._self_test.paused)
-
     def _report_alive(self) -> None:
         if time.monotonic() - self._heartbeat_at < _HEARTBEAT_LIMIT_S:
             worker_registry.record_heartbeat(
                 self._database,
                 self._identity,
                 queues=self._consumed_queues(),
-                models=self._models,
-                paused=self.problem,
+                models=self._machine.models,
+                paused=self._machine.problem,
             )
 
     def _recover_own_jobs(self) -> None:

@@ -10,9 +10,9 @@ import pytest
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import Database
-from inference_service.jobs.worker_registry import Role, Worker, WorkerIdentity, list_workers
+from inference_service.jobs.worker_registry import InstalledModel, Role, Worker, WorkerIdentity, list_workers
+from inference_service.worker import machine_watch, supervisor
 from inference_service.worker import self_test as self_test_module
-from inference_service.worker import supervisor
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.supervisor import Supervisor
 
@@ -85,3 +85,43 @@ def test_a_paused_worker_says_why_and_takes_jobs_again_once_its_self_test_passes
     assert well.queues[-1:] == ["overflow"]
     assert "this worker takes jobs again" in caplog.text
     watching.stop()
+
+
+def test_a_worker_is_alive_while_its_models_cannot_be_read_because_their_share_hangs(
+    settings: Settings, scratch_space: ScratchSpace, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_watch, "_MODELS_PERIOD_S", 0.0)
+    self_test = SelfTest(settings, scratch_space.path, worker="stuck")
+    models = self_test.installed_models()
+    hangs, answers = threading.Event(), threading.Event()
+
+    def installed_models() -> tuple[list[InstalledModel], bool]:
+        if threading.current_thread() is not threading.main_thread():
+            hangs.set()
+            answers.wait()
+        return models
+
+    monkeypatch.setattr(self_test, "installed_models", installed_models)
+    watching = Supervisor(
+        settings.model_copy(update={"sweep_period_s": 0.1}),
+        WorkerIdentity("stuck", Role.CPU, 1, ["CPUExecutionProvider"]),
+        scratch_space,
+        self_test,
+        consumed_queues=lambda: ["overflow"],
+        messages_taken=lambda: None,
+    )
+    watching.start()
+    try:
+        assert hangs.wait(30)
+        hung_at = time.monotonic()
+        deadline = hung_at + 30
+        while time.monotonic() < deadline:
+            alive = [worker for worker in list_workers(database) if worker.name == "stuck"]
+            if alive and alive[0].silent_s < time.monotonic() - hung_at:
+                break
+            time.sleep(0.05)
+        assert alive[0].models == models[0]
+        assert time.monotonic() < deadline
+    finally:
+        answers.set()
+        watching.stop()

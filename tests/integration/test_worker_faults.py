@@ -138,7 +138,7 @@ def test_a_broken_engine_is_no_fault_of_the_job(
         raise OSError("libonnxruntime.so: cannot open shared object file")
 
     monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", broken)
-    monkeypatch.setattr(self_test, "run_probe", lambda: (ProbeResult("CPUExecutionProvider", "it is gone"),))
+    monkeypatch.setattr(self_test, "run_probe", lambda **_: (ProbeResult("CPUExecutionProvider", "it is gone"),))
     handler = make_handler(max_attempts=1)
     assert_does_not_count(handler, database, run(handler, database, request_for_scan), "internal_error")
 
@@ -300,5 +300,5 @@ def test_the_self_test_finds_a_disk_that_takes_no_file(settings: Settings, tmp_p
 def test_the_self_test_runs_onnx_runtime(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = self_test.SelfTest(settings, tmp_path, worker="w")
     assert tested.problem(with_engine=True) is None
-    monkeypatch.setattr(self_test, "run_probe", lambda: (ProbeResult("CPUExecutionProvider", "it is gone"),))
+    monkeypatch.setattr(self_test, "run_probe", lambda **_: (ProbeResult("CPUExecutionProvider", "it is gone"),))
     assert "ONNX Runtime does not work any more" in (tested.problem(with_engine=True) or "")

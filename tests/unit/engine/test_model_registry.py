@@ -11,7 +11,13 @@ from manifests import VALID_MANIFEST
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelError, ModelInvalid, ModelNotFound, StorageUnavailable
-from inference_service.engine.model_registry import check_signature, find_model, list_models, read_model
+from inference_service.engine.model_registry import (
+    check_signature,
+    find_model,
+    list_models,
+    read_model,
+    take_inventory,
+)
 
 # Version 8 of the format, an empty graph and an empty set of operators.
 NETWORK = b"\x08\x08\x3a\x00\x42\x00"
@@ -173,6 +179,31 @@ def test_an_error_while_reading_a_model_is_transient(
     monkeypatch.setattr(Path, call, fail_for_version_2)
     with pytest.raises(StorageUnavailable, match=f"^this worker cannot read its models: {os.strerror(cause)}$"):
         find_model(tmp_path, "ct-lung")
+
+
+def test_models_that_can_be_read_are_listed_beside_one_that_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    readable = install(tmp_path, "ct-lung", "1")
+    broken = install(tmp_path, "ct-bone", "1").parent
+    (tmp_path / "ct-loop").symlink_to("ct-loop")
+    stat = Path.stat
+
+    def fail_for_broken(path: Path, **options: bool) -> os.stat_result:
+        if path.is_relative_to(broken):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail_for_broken)
+    inventory = take_inventory(tmp_path)
+    assert inventory.folders == list_models(tmp_path) == [readable]
+    assert len(inventory.errors) == 1
+    assert "model ct-bone is skipped: this worker cannot read its models" in caplog.text
+    with pytest.raises(StorageUnavailable):
+        find_model(tmp_path, "ct-bone")
+    shutil.rmtree(readable.parent)
+    with pytest.raises(StorageUnavailable):
+        list_models(tmp_path)
 
 
 def test_a_manifest_that_is_too_large_is_refused(tmp_path: Path) -> None:
