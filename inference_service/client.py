@@ -4,7 +4,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -75,8 +74,10 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._app.close()
-        self._database.close()
+        used = vars(self)
+        for name in ("_app", "_database", "_storage"):
+            if name in used:
+                used[name].close()
 
     def upload(self, volume: Path) -> InputReference:
         """Stores a volume in the input bucket, under a new key that does not contain the file's name.
@@ -245,10 +246,12 @@ class Client:
             The id of each job that is queued again.
         """
         for job_id in failed_jobs(self._database, since=since, code=code):
-            # Someone else may have retried it meanwhile.
-            with suppress(BadRequest):
-                if self.retry(job_id) is not None:
-                    yield job_id
+            try:
+                job = self.retry(job_id)
+            except BadRequest:
+                continue  # someone else has retried it meanwhile
+            if job is not None:
+                yield job_id
 
     def result(self, job: Job, folder: Path) -> Sequence[Path]:
         """Downloads the results of a succeeded job, and verifies them by the checksums in the job's row.

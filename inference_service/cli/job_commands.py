@@ -1,6 +1,7 @@
 """Commands for upstreams: submit a job, follow it, download its result. They need only the base installation."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,6 @@ from inference_service.core.errors import (
     BadRequest,
     ErrorCode,
     InputNotFound,
-    ServiceError,
     error_from_row,
 )
 from inference_service.jobs.job_store import Job
@@ -157,37 +157,50 @@ def cancel(job_id: UUID, as_json: bool) -> None:
 def retry(job_ids: tuple[UUID, ...], failed_since: timedelta | None, code: str | None, as_json: bool) -> None:
     """Queue failed or cancelled jobs again.
 
-    They keep their ids and get all their attempts again. Exits with 3 if one of the named jobs has neither failed nor
-    was it cancelled.
+    They keep their ids and get all their attempts again. Prints each id as its job is queued. Exits with 3 if a named
+    job does not exist, or has neither failed nor was it cancelled; the others are queued.
     """
-    if bool(job_ids) == bool(failed_since):
+    if bool(job_ids) == (failed_since is not None):
         raise click.UsageError("name the jobs, or give --failed-since")
-    if code and not failed_since:
+    if code and failed_since is None:
         raise click.UsageError("--code needs --failed-since")
-    refused: dict[UUID, ServiceError] = {}
+    refused: dict[str, str] = {}
     with Client() as client:
-        if failed_since:
-            queued = list(client.retry_failed(since=failed_since, code=ErrorCode(code) if code else None))
+        if failed_since is None:
+            retried = _retried(client, job_ids, refused)
         else:
-            queued = [job_id for job_id in job_ids if _retried(client, job_id, refused)]
-    if as_json:
-        print_json({"queued": queued, "refused": {str(job_id): error.message for job_id, error in refused.items()}})
-    else:
-        for job_id in queued:
-            click.echo(job_id)
-        for error in refused.values():
-            click.echo(f"error: {error.code}: {error.message}", err=True)
+            retried = client.retry_failed(since=failed_since, code=ErrorCode(code) if code else None)
+        _print_retried(retried, refused, as_json=as_json)
     if refused:
         raise SystemExit(ExitCode.REJECTED)
 
 
-def _retried(client: Client, job_id: UUID, refused: dict[UUID, ServiceError]) -> bool:
+def _print_retried(retried: Iterator[UUID], refused: Mapping[str, str], *, as_json: bool) -> None:
+    """Prints what was done, also if a server fails meanwhile."""
+    queued = []
     try:
-        _found(client.retry(job_id), job_id)
-    except BadRequest as error:
-        refused[job_id] = error
-        return False
-    return True
+        for job_id in retried:
+            queued.append(job_id)
+            if not as_json:
+                click.echo(job_id)
+    finally:
+        if as_json:
+            print_json({"queued": queued, "refused": refused})
+        else:
+            for message in refused.values():
+                click.echo(f"error: {BadRequest.code}: {message}", err=True)
+
+
+def _retried(client: Client, job_ids: Sequence[UUID], refused: dict[str, str]) -> Iterator[UUID]:
+    """Retries jobs, yields the ids of those that are queued, and collects why others are not."""
+    for job_id in job_ids:
+        try:
+            if client.retry(job_id) is None:
+                raise BadRequest(f"there is no job {job_id}")
+        except BadRequest as error:
+            refused[str(job_id)] = error.message
+        else:
+            yield job_id
 
 
 @click.command()

@@ -265,8 +265,9 @@ class Settings(BaseSettings):
     )
     cpu_standby_s: Seconds = Field(
         30.0,
-        description="Seconds without any live worker of role gpu after which workers of role cpu take urgent jobs "
-        "too. At least twice SWEEP_PERIOD_S.",
+        description="Seconds without a sign of life after which a worker counts as dead. Then others no longer leave "
+        "jobs to it, and workers of role cpu take urgent jobs too if no live worker of role gpu is left. At least "
+        "twice SWEEP_PERIOD_S.",
     )
 
     max_input_bytes: PositiveInt = Field(

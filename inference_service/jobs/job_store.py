@@ -177,7 +177,7 @@ def _cancel(connection: Connection, job_id: UUID) -> None:
         .with_for_update()
     ).one_or_none()
     if row is not None and row.state == JobState.QUEUED:
-        error = JobCancelled("the job was cancelled before it started")
+        error = JobCancelled("the job was cancelled while it was queued")
         change_state(connection, StateChange.ended_by(error, job_id, JobState.QUEUED, attempt=row.attempt))
     elif row is not None:
         connection.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))

@@ -17,6 +17,7 @@ from typing import TypeVar
 import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from inference_service.core.errors import (
@@ -106,9 +107,8 @@ class Storage:
             size = self._minio.stat_object(bucket, key).size or 0
             if size > max_bytes:
                 raise InputTooLarge(f"the object has {size} bytes; this service accepts at most {max_bytes}")
-            response = self._minio.get_object(bucket, key)
             try:
-                with partial.open("wb") as file:
+                with self._opened(bucket, key) as response, partial.open("wb") as file:
                     for chunk in response.stream(_CHUNK_BYTES):
                         file.write(chunk)
                         if file.tell() > size:
@@ -116,8 +116,15 @@ class Storage:
                 partial.rename(target)
             finally:
                 partial.unlink(missing_ok=True)
-                response.close()
-                response.release_conn()
+
+    @contextmanager
+    def _opened(self, bucket: str, key: str) -> Iterator[BaseHTTPResponse]:
+        response = self._minio.get_object(bucket, key)
+        try:
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
 
     def fetch_verified(self, bucket: str, key: str, target: Path, expected: Checksum) -> None:
         """Downloads an object into a file, which appears only if its content is the expected one.
@@ -232,12 +239,8 @@ class Storage:
         try:
             with _mapped_errors():
                 self._minio.put_object(bucket, key, BytesIO(content), len(content))
-                response = self._minio.get_object(bucket, key)
-                try:
+                with self._opened(bucket, key) as response:
                     read = response.read()
-                finally:
-                    response.close()
-                    response.release_conn()
         except InputNotFound as error:
             raise _no_bucket(bucket) from error
         if read != content:
@@ -283,12 +286,8 @@ class Storage:
         with _mapped_errors():
             # The client does not understand how rclone's server answers a GET of a missing object.
             self._minio.stat_object(bucket, key)
-            response = self._minio.get_object(bucket, key)
-            try:
+            with self._opened(bucket, key) as response:
                 return Checksum.of(response)
-            finally:
-                response.close()
-                response.release_conn()
 
     def list_keys(self, bucket: str) -> Iterator[str]:
         """The keys of all objects of a bucket.

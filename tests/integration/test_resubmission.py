@@ -13,10 +13,18 @@ from sqlalchemy import delete, func, update
 
 from inference_service import Client, InputReference, JobState, SegmentRequest
 from inference_service.cli.main import main
-from inference_service.core.errors import BadRequest, ErrorCode, InputCorrupt, ServiceError, StorageUnavailable
+from inference_service.core.errors import (
+    BadRequest,
+    DatabaseUnavailable,
+    ErrorCode,
+    InputCorrupt,
+    ServiceError,
+    StorageUnavailable,
+)
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
+from inference_service.jobs.job_store import Job
 from inference_service.jobs.resubmission import failed_jobs, queue_again
 from inference_service.jobs.schema import JobRow
 
@@ -125,16 +133,39 @@ def test_the_command_says_which_jobs_are_queued_and_which_are_refused(
     monkeypatch.setattr("inference_service.client.get_settings", lambda: settings)
     queued = client.submit(REQUEST)
     retried = failed(database, error=InputCorrupt("x"))
-    result = CliRunner().invoke(main, ["retry", str(queued), str(retried), "--json"])
+    unknown = uuid4()
+    result = CliRunner().invoke(main, ["retry", str(queued), str(unknown), str(retried), "--json"])
     assert result.exit_code == 3
     assert json.loads(result.stdout) == {
         "queued": [str(retried)],
-        "refused": {str(queued): f"job {queued} is queued: only failed and cancelled jobs can be retried"},
+        "refused": {
+            str(queued): f"job {queued} is queued: only failed and cancelled jobs can be retried",
+            str(unknown): f"there is no job {unknown}",
+        },
     }
     retried = failed(database, error=InputCorrupt("x"))
+    result = CliRunner().invoke(main, ["retry", str(retried), str(unknown)])
+    assert (result.exit_code, result.stdout) == (3, f"{retried}\n")
+    assert result.stderr == f"error: bad_request: there is no job {unknown}\n"
+
+
+def test_the_command_prints_the_jobs_that_it_queued_before_an_outage(
+    client: Client, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_service.client.get_settings", lambda: settings)
+    assert CliRunner().invoke(main, ["retry", "--failed-since", "0s"]).exit_code == 0
+    first, *others = (failed(database, error=InputCorrupt("x")) for _ in range(3))
+    retry = Client.retry
+
+    def retry_first(self: Client, job_id: UUID) -> Job | None:
+        if job_id in others:
+            raise DatabaseUnavailable("it does not answer")
+        return retry(self, job_id)
+
+    monkeypatch.setattr(Client, "retry", retry_first)
     result = CliRunner().invoke(main, ["retry", "--failed-since", "1h", "--code", "input_corrupt"])
-    assert (result.exit_code, result.stdout) == (0, f"{retried}\n")
-    assert CliRunner().invoke(main, ["retry", str(uuid4())]).exit_code == 1
+    assert (result.exit_code, result.stdout) == (4, f"{first}\n")
+    assert CliRunner().invoke(main, ["retry", "--failed-since", "1h", "--json"]).exit_code == 4
 
 
 def test_each_failed_job_is_found_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
