@@ -26,6 +26,11 @@ class InputReport(_Part):
     orientation: str = Field(description="Direction of each axis of the file, for example LPS.")
     affine: list[list[float]] = Field(description="4×4 matrix from voxel indices to RAS+ coordinates in mm.")
     modality: str | None = Field(description="Modality of the scan, as in DICOM; null if the input states none.")
+    value_type: str | None = Field(
+        None,
+        description="What the values measure: RescaleType, such as HU, or the term of another attribute of the DICOM "
+        "series that contradicts it, and ? for a term that is not known; null if the input states none.",
+    )
     slices: int | None = Field(description="Number of slices of the DICOM series; null for other inputs.")
     set_aside: dict[str, int] = Field(
         description="Number of input files that are not part of the scan, by reason: not_dicom, no_volume, duplicate, "

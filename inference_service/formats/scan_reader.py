@@ -21,7 +21,7 @@ from inference_service.core.errors import (
 from inference_service.core.files import list_files
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.header import read_instance
-from inference_service.formats.dicom.instance import ExclusionReason, Slice
+from inference_service.formats.dicom.instance import ExclusionReason, Slice, ValueType
 from inference_service.formats.dicom.series_reader import read_series
 from inference_service.formats.nifti import (
     grid_header,
@@ -61,6 +61,7 @@ class Scan:
         evenly_spaced: Takes a mask on the volume's grid back to the slices of a series with uneven spacing; None
             elsewhere.
         modality: Modality as in DICOM (0008,0060), such as CT; empty where the input does not state one.
+        value_type: What the values measure by the header of a DICOM series, such as HU; None where it is not stated.
         slices: Slices of a DICOM series along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the volume, by reason.
         warnings: Sentences for the user of the mask.
@@ -73,6 +74,7 @@ class Scan:
     aligned: AlignedVolume | None = None
     evenly_spaced: EvenlySpacedVolume | None = None
     modality: str = ""
+    value_type: ValueType | None = None
     slices: tuple[Slice, ...] = ()
     set_aside: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -280,6 +282,7 @@ def _read_dicom(files: Sequence[Path], options: ReadOptions) -> Scan:
         aligned=series.aligned,
         evenly_spaced=series.evenly_spaced,
         modality=series.modality,
+        value_type=series.value_type,
         slices=series.slices,
         set_aside={reason.value: count for reason, count in series.set_aside.items()},
         warnings=series.warnings,

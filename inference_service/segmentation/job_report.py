@@ -28,6 +28,7 @@ def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
         orientation=volume.orientation,
         affine=volume.affine.tolist(),
         modality=scan.modality or None,
+        value_type=scan.value_type.term if scan.value_type else None,
         slices=len(scan.slices) or None,
         set_aside=dict(scan.set_aside),
         replaced_voxels=scan.replaced_voxels,

@@ -195,7 +195,7 @@ def _read(source: Path, target: Path, model: ModelRun, limits: ReadLimits, optio
     scan = read_scan(source, target, limits, input_options=input_options, threads=model.execution.threads)
     _check_formats(options.formats, scan, model.manifest)
     if input_options.modality_check:
-        check_modality(model.manifest.modality, scan.modality, scan.volume.voxels)
+        check_modality(model.manifest.modality, scan.modality, scan.volume.voxels, scan.value_type)
     return _Input(scan, input_sha256(source))
 
 

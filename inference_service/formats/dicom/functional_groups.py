@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt
 from inference_service.formats.dicom.attributes import read_values
 from inference_service.formats.dicom.instance import Frame
+from inference_service.formats.dicom.value_type import read_value_type
 
 # Rescaled values become float32: a larger slope or intercept would leave its range, and no scanner writes one.
 _MAX_RESCALE = 1e20
@@ -70,6 +71,7 @@ def _read_frame(index: int, sources: list[Dataset]) -> Frame | None:
         pixel_spacing_mm=(spacing[1], spacing[0]),
         rescale_slope=slope,
         rescale_intercept=intercept,
+        value_type=read_value_type(sources),
     )
 
 

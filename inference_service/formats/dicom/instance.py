@@ -12,6 +12,10 @@ Vector = tuple[float, float, float]
 MAX_AXIS_VOXELS = 2**15 - 1
 
 
+UNKNOWN_TERM = "?"
+"""Stands for a text that is no known term: it may identify a patient."""
+
+
 class ExclusionReason(StrEnum):
     """The reason why a file is no part of the volume."""
 
@@ -55,6 +59,19 @@ class PixelDescription:
 
 
 @dataclass(frozen=True)
+class ValueType:
+    """What the values of a frame measure.
+
+    Attributes:
+        attribute: Keyword of the attribute that states it, such as RescaleType.
+        term: Its term, such as HU; `UNKNOWN_TERM` for any other text.
+    """
+
+    attribute: str
+    term: str
+
+
+@dataclass(frozen=True)
 class Frame:
     """A frame of an instance and its place in the patient, in DICOM's coordinates: LPS+ mm (PS3.3 C.7.6.2.1.1).
 
@@ -66,6 +83,7 @@ class Frame:
         pixel_spacing_mm: Distance between pixels along a row, then along a column: PixelSpacing in reverse order.
         rescale_slope: Factor from stored to real values (PS3.3 C.11.1).
         rescale_intercept: Added to the product.
+        value_type: What the values measure; None where it is not stated.
     """
 
     index: int
@@ -75,6 +93,7 @@ class Frame:
     pixel_spacing_mm: tuple[float, float]
     rescale_slope: float
     rescale_intercept: float
+    value_type: ValueType | None = None
 
 
 @dataclass(frozen=True)

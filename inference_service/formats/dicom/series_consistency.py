@@ -1,5 +1,6 @@
 """Refuses a series whose instances do not belong together: other sizes, orientations, studies, duplicates, phases."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, NotAVolume
-from inference_service.formats.dicom.instance import Frame, Instance, Slice
+from inference_service.formats.dicom.instance import Frame, Instance, Slice, ValueType
 
 # Headers are decimal numbers of few digits: slices of one series differ by up to this much.
 _MAX_COSINE_DIFFERENCE = 1e-3
@@ -46,6 +47,24 @@ def check_identifiers(instances: Sequence[Instance]) -> None:
             f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one, with another "
             "header or other pixels; send each once"
         )
+
+
+def find_value_type(slices: Sequence[Slice]) -> ValueType | None:
+    """What the values of a series measure; None where no slice states it.
+
+    Slices that are HU, of an unspecified type or without a type are one volume.
+
+    Raises:
+        InconsistentGeometry: Slices differ in what their values measure.
+    """
+    types = Counter(slice_.frame.value_type for slice_ in slices)
+    terms = {value_type.term if value_type else "" for value_type in types}
+    if len(terms) > 1 and not terms <= {"", "US", "HU"}:
+        counts = ", ".join(
+            f"{count} {f'{each.attribute} {each.term}' if each else 'without a type'}" for each, count in types.items()
+        )
+        raise InconsistentGeometry(f"the series' slices differ in what their values measure: {counts}; expected one")
+    return types.most_common(1)[0][0] if len(terms) == 1 else next(filter(None, types), None)
 
 
 def check_uniform(slices: Sequence[Slice]) -> None:

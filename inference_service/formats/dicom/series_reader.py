@@ -21,8 +21,10 @@ from inference_service.formats.dicom.instance import (
     Instance,
     Slice,
     UnusableInstance,
+    ValueType,
 )
 from inference_service.formats.dicom.pixel_data import LOSSY_TRANSFER_SYNTAXES, check_decodable
+from inference_service.formats.dicom.series_consistency import find_value_type
 from inference_service.formats.dicom.series_geometry import SeriesGeometry, find_geometry
 from inference_service.formats.dicom.series_selection import select_series
 from inference_service.formats.read_limits import ReadLimits
@@ -40,6 +42,7 @@ class DicomSeries:
         aligned: The volume for the network where that grid is sheared; None where the network gets `volume`.
         evenly_spaced: Takes a mask back to the slices, where these were unevenly spaced; None elsewhere.
         modality: Modality of the series, such as CT; empty where the series states none.
+        value_type: What the values measure, such as HU; None where no slice states it.
         slices: The series' slices along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the series, by reason.
         warnings: Sentences for the user of the mask.
@@ -49,6 +52,7 @@ class DicomSeries:
     aligned: AlignedVolume | None
     evenly_spaced: EvenlySpacedVolume | None
     modality: str
+    value_type: ValueType | None
     slices: tuple[Slice, ...]
     set_aside: Counter[ExclusionReason]
     warnings: tuple[str, ...]
@@ -112,6 +116,7 @@ def read_series(
         aligned=aligned,
         evenly_spaced=evenly_spaced,
         modality=first.modality,
+        value_type=find_value_type(geometry.slices),
         slices=geometry.slices,
         set_aside=+set_aside,
         warnings=tuple(warnings),

@@ -3,6 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.core.errors import ModalityMismatch
+from inference_service.formats.dicom.instance import UNKNOWN_TERM, ValueType
 from inference_service.segmentation.modality_check import check_modality
 
 HU = np.array([-1000, 0, 60], dtype=np.int16)
@@ -53,3 +54,24 @@ def test_a_large_scan_is_sampled() -> None:
     check_modality("CT", "CT", voxels + np.int16(1))
     with pytest.raises(ModalityMismatch):
         check_modality("CT", "CT", np.abs(voxels))
+
+
+@pytest.mark.parametrize(
+    ("value_type", "text"),
+    [
+        (ValueType("RescaleType", "MGML"), "its RescaleType is MGML"),
+        (ValueType("ImageType", "EFF_ATOMIC_NUM"), "its ImageType is EFF_ATOMIC_NUM"),
+        (ValueType("RescaleType", UNKNOWN_TERM), "its RescaleType is an unknown term"),
+    ],
+)
+def test_values_that_are_not_hu_by_their_header_are_refused_for_ct_alone(value_type: ValueType, text: str) -> None:
+    with pytest.raises(ModalityMismatch, match=text):
+        check_modality("CT", "CT", SCAN, value_type)
+    check_modality("other", "CT", SCAN, value_type)
+
+
+@pytest.mark.parametrize("term", ["HU", "US"])
+def test_hu_and_values_of_an_unspecified_type_are_taken_for_ct(term: str) -> None:
+    check_modality("CT", "CT", SCAN, ValueType("RescaleType", term))
+    with pytest.raises(ModalityMismatch, match="range from"):
+        check_modality("CT", "CT", SCAN + 2000, ValueType("RescaleType", term))

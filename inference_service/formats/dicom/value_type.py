@@ -1,0 +1,90 @@
+"""What the values of a frame measure, by the terms of its header: Hounsfield units, concentrations, atomic numbers.
+
+Only known terms are held: any other text could identify a patient.
+"""
+
+import re
+from collections.abc import Sequence
+
+from pydicom.dataset import Dataset
+
+from inference_service.formats.dicom.attributes import read_text, read_values
+from inference_service.formats.dicom.instance import UNKNOWN_TERM, ValueType
+
+# Terms of RescaleType (PS3.3 C.11.1.1.2) and of Units (C.8.9.1), and the spellings of scanners.
+_RESCALE_TYPES = {
+    **{term: term for term in ("HU", "HU_MOD", "OD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "BQML", "CNTS", "GML")},
+    **dict.fromkeys(("HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS", "[HNSF'U]", "HNSF'U"), "HU"),
+    **dict.fromkeys(("", "US", "UNSPECIFIED", "UNKNOWN", "NONE"), "US"),
+    **dict.fromkeys(("MG/ML", "MG/CC"), "MGML"),
+    **dict.fromkeys(("Z", "ZEFF"), "Z_EFF"),
+    "%": "PCT",
+    "BQ/ML": "BQML",
+}
+# Values of ImageType by which an image is a map of materials: PS3.3 C.8.2.1.1.1, and the usage of scanners. Virtual
+# monoenergetic images (VMI) and those with a material removed (MAT_REMOVED) are in HU, unless RescaleType says else.
+_MATERIAL_MAPS = {
+    "MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "IODINE", "IODINE_MAP",
+    "IODINE_DENSITY", "IODINE_NO_WATER", "Z_EFF", "ZEFF", "Z_EFFECTIVE", "RHO_Z", "URIC_ACID",
+}  # fmt: skip
+_UNIT_CODES = {"[HNSF'U]": "HU", "HNSF'U": "HU", "MG/ML": "MGML", "BQ/ML": "BQML", "%": "PCT"}
+
+
+def read_value_type(sources: Sequence[Dataset]) -> ValueType | None:
+    """What the values of one frame measure, by the most telling attribute that states it.
+
+    A RescaleType other than HU comes first. A map of materials by ImageType comes before RescaleType HU: some scanners
+    write it for an enhancement by iodine in HU, in which the patient cannot be seen.
+
+    Args:
+        sources: The frame's functional groups, those that frames share, and the data set, in this order.
+
+    Returns:
+        None where no attribute states it.
+    """
+    rescale_type = _read_term(sources, "PixelValueTransformationSequence", "RescaleType")
+    stated = ValueType("RescaleType", rescale_type) if rescale_type else None
+    if stated and rescale_type not in {"HU", "US"}:
+        return stated
+    material_map = _read_material_map(sources)
+    if material_map:
+        return material_map
+    if rescale_type == "HU":
+        return stated
+    units = _read_term(sources, "", "Units")
+    if units and units not in {"HU", "US"}:
+        return ValueType("Units", units)
+    return _read_real_world_unit(sources) or stated
+
+
+def _read_term(sources: Sequence[Dataset], group: str, keyword: str) -> str:
+    """The known term of the first source that has the attribute; empty where none has it."""
+    for source in sources:
+        for container in (*(read_values(source, group)[:1] if group else []), source):
+            text = read_text(container, keyword).upper()
+            if text:
+                return _RESCALE_TYPES.get(text, UNKNOWN_TERM)
+    return ""
+
+
+def _read_material_map(sources: Sequence[Dataset]) -> ValueType | None:
+    for source in sources:
+        for group, keyword in (("CTImageFrameTypeSequence", "FrameType"), ("", "ImageType")):
+            container = next(iter(read_values(source, group)), None) if group else source
+            values = read_values(container, keyword) if container is not None else []
+            terms = (re.sub(r"[ -]", "_", str(value).strip().upper()) for value in values)
+            found = next((term for term in terms if term in _MATERIAL_MAPS), None)
+            if found:
+                return ValueType(keyword, found)
+    return None
+
+
+def _read_real_world_unit(sources: Sequence[Dataset]) -> ValueType | None:
+    """The unit of the real-world value mapping (PS3.3 C.7.6.16.2.11); HU where it is one of several."""
+    for source in sources:
+        mappings = read_values(source, "RealWorldValueMappingSequence")
+        codes = [code for each in mappings for code in read_values(each, "MeasurementUnitsCodeSequence")[:1]]
+        units = [_UNIT_CODES.get(read_text(code, "CodeValue").upper(), UNKNOWN_TERM) for code in codes]
+        if units:
+            return ValueType("RealWorldValueMappingSequence", "HU" if "HU" in units else units[0])
+    return None
