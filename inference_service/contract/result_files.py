@@ -10,6 +10,7 @@ SegmentationType = Literal["binary", "labelmap"]
 MASK_FILE = "mask.nii.gz"
 REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
+RASTER_FILES: Mapping[OutputFormat, str] = {"nrrd": "mask.seg.nrrd", "mha": "mask.mha"}
 SEGMENTATION_FILES: Mapping[OutputFormat, tuple[str, SegmentationType]] = {
     "dicom-seg": ("segmentation.dcm", "binary"),
     "dicom-labelmap": ("labelmap.dcm", "labelmap"),
@@ -22,5 +23,6 @@ def result_files(formats: Sequence[OutputFormat] = get_args(OutputFormat)) -> di
     >>> result_files(["dicom-seg"])
     {'mask': 'mask.nii.gz', 'report': 'report.json', 'preview': 'preview.png', 'dicom-seg': 'segmentation.dcm'}
     """
-    segmentations: dict[str, str] = {form: name for form, (name, _) in SEGMENTATION_FILES.items() if form in formats}
-    return {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE, **segmentations}
+    names = {**RASTER_FILES, **{form: name for form, (name, _) in SEGMENTATION_FILES.items()}}
+    requested: dict[str, str] = {form: name for form, name in names.items() if form in formats}
+    return {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE, **requested}

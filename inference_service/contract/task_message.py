@@ -18,7 +18,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
 Tolerance = Literal["uneven_spacing", "gantry_tilt"]
-OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap"]
+OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap", "nrrd", "mha"]
 
 TASK_NAME = "inference_service.segment"
 CANCEL_TASK_NAME = "inference_service.cancel"
@@ -113,7 +113,8 @@ class OutputReference(_Part):
     formats: Annotated[tuple[OutputFormat, ...], AfterValidator(_with_nifti)] = Field(
         ("nifti",),
         min_length=1,
-        description="Formats of the mask. nifti is always stored. For DICOM input, dicom-seg adds a Segmentation of "
+        description="Formats of the mask. nifti is always stored. nrrd adds a segmentation of 3D Slicer, and mha a "
+        "MetaImage. For DICOM input, dicom-seg adds a Segmentation of "
         "type BINARY, which most viewers and archives support, and dicom-labelmap a Label Map Segmentation.",
     )
 

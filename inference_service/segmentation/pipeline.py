@@ -15,6 +15,7 @@ from inference_service.contract.report import LabelReport, Report
 from inference_service.contract.result_files import (
     MASK_FILE,
     PREVIEW_FILE,
+    RASTER_FILES,
     REPORT_FILE,
     SEGMENTATION_FILES,
     result_files,
@@ -35,9 +36,11 @@ from inference_service.formats.dicom.segmentation_writer import (
 )
 from inference_service.formats.dicom.source_references import SourceSeries
 from inference_service.formats.nifti import write_mask
+from inference_service.formats.raster.writer import write_metaimage, write_segmentation_nrrd
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 from inference_service.imaging.components import find_components
+from inference_service.imaging.shear import find_shear
 from inference_service.segmentation.job_report import input_report, model_report, options_report, scan_warnings
 from inference_service.segmentation.label_statistics import measure_labels
 from inference_service.segmentation.modality_check import check_modality
@@ -223,6 +226,11 @@ def _write(
     """Writes the mask, the preview and the requested DICOM objects, and returns descriptions of the latter."""
     write_mask(target / MASK_FILE, description.mask, read.scan.grid)
     (target / PREVIEW_FILE).write_bytes(description.preview)
+    affine = read.scan.volume.affine
+    if "nrrd" in options.formats:
+        write_segmentation_nrrd(target / RASTER_FILES["nrrd"], description.mask, affine, manifest)
+    if "mha" in options.formats:
+        write_metaimage(target / RASTER_FILES["mha"], description.mask, affine)
     files = [file for format_name, file in SEGMENTATION_FILES.items() if format_name in options.formats]
     if not files:
         return []
@@ -252,6 +260,10 @@ def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manife
     if dicom_formats and scan.input_format != "dicom":
         raise BadRequest(
             f"request.output.formats: {dicom_formats[0]} refers to the slices of a DICOM series, and the input is none"
+        )
+    if "mha" in formats and find_shear(scan.volume.affine) is not None:
+        raise BadRequest(
+            "request.output.formats: mha cannot hold the grid of this scan, whose axes are not at right angles"
         )
     if dicom_formats and not any(label.value for label in manifest.labels):
         raise BadRequest(

@@ -10,7 +10,8 @@ def test_every_format_has_a_file_name_of_its_own() -> None:
     assert len(set(names.values())) == len(names)
 
 
-def test_dicom_files_belong_only_to_the_formats_that_were_requested() -> None:
+def test_further_files_belong_only_to_the_formats_that_were_requested() -> None:
     always = {"mask": MASK_FILE, "report": REPORT_FILE, "preview": PREVIEW_FILE}
     assert result_files(["nifti"]) == always
+    assert result_files(["nifti", "mha"]) == {**always, "mha": "mask.mha"}
     assert result_files(["nifti", "dicom-labelmap"]) == {**always, "dicom-labelmap": "labelmap.dcm"}

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
+from typing import get_args
 
 import nibabel
 import numpy as np
@@ -458,6 +459,21 @@ def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_ma
     assert warning.endswith("they were kept on disk")
 
 
+def test_a_metaimage_of_a_sheared_scan_is_refused_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
+    affine = np.eye(4)
+    affine[0, 2] = 0.1
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), affine)
+    with pytest.raises(BadRequest, match="mha cannot hold the grid of this scan"):
+        segment_file(
+            tmp_path / "scan.nii",
+            tmp_path,
+            model_run(model),
+            limits=LIMITS,
+            options=SegmentOptions(formats=["nifti", "mha"]),
+            monitor=StageMonitor(),
+        )
+
+
 def test_a_dicom_format_for_a_nifti_input_is_refused_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     seen: list[Stage] = []
@@ -482,7 +498,7 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
         tmp_path / "in", Stack(labels[:, :, kept], stack.row, stack.column, stack.pixel_mm, stack.positions_mm[kept])
     )
     fields = {"orientation": "LPS", "spacing_mm": (0.75, 1.25, 2.5)}
-    formats: tuple[OutputFormat, ...] = ("nifti", "dicom-seg", "dicom-labelmap")
+    formats: tuple[OutputFormat, ...] = get_args(OutputFormat)
     (tmp_path / "out").mkdir()
     report = segment_file(
         tmp_path / "in",
@@ -493,10 +509,11 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
         monitor=StageMonitor(),
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(result_files(formats).values())
-    assert report.files == ["mask.nii.gz", "preview.png", "segmentation.dcm", "labelmap.dcm"]
+    rasters = ["mask.seg.nrrd", "mask.mha"]
+    assert report.files == ["mask.nii.gz", "preview.png", *rasters, "segmentation.dcm", "labelmap.dcm"]
     assert report.empty_segments == ["label 2"]
     assert sum("refers to a generated one" in warning for warning in report.warnings) == 1
-    for name in report.files[2:]:
+    for name in report.files[4:]:
         seg = read_segmentation(tmp_path / "out" / name)
         planes = seg.get_pixels_by_source_instance(
             [f"1.2.3.4.{k + 1}" for k in range(len(kept))], combine_segments=True, assert_missing_frames_are_empty=True
