@@ -13,6 +13,7 @@ from inference_service.core.errors import (
     OtherRedisInUse,
     QueueUnavailable,
     ServiceError,
+    StorageRefused,
     StorageUnavailable,
 )
 from inference_service.core.settings import Settings
@@ -93,7 +94,7 @@ def take_redis(settings: Settings) -> None:
 def check(settings: Settings) -> list[Check]:
     """Checks whether a worker with these settings can use Redis, Postgres, the object storage, models and providers.
 
-    It writes what a worker writes, and leaves nothing behind.
+    It writes what a worker writes, and leaves nothing behind that it may remove.
     """
     checks_by_name: dict[str, Callable[[Settings], str]] = {
         "redis": _check_redis,
@@ -144,17 +145,18 @@ def _check_storage(settings: Settings) -> str:
         for bucket in buckets:
             storage.require_bucket(bucket)
         their_time = storage.try_out(settings.minio_output_bucket, key)
-        storage.remove(settings.minio_output_bucket, key)
+        tried = "an object was written, read and removed"
+        try:
+            storage.remove(settings.minio_output_bucket, key)
+        except StorageRefused:
+            tried = f"an object was written and read, but this key may not remove it: {key}"
     ahead_s = 0.0 if their_time is None else (their_time - datetime.now(UTC)).total_seconds()
     if abs(ahead_s) > _MAX_SKEW_S:
         raise StorageUnavailable(
             f"the clock of the object storage is {ahead_s:+.0f} s from this machine's, and S3 refuses requests from "
             f"{_MAX_SKEW_S} s on: synchronise the clocks"
         )
-    return (
-        f"buckets {' and '.join(buckets)} exist; an object was written, read and removed; "
-        f"clock {ahead_s:+.0f} s from this machine's"
-    )
+    return f"buckets {' and '.join(buckets)} exist; {tried}; clock {ahead_s:+.0f} s from this machine's"
 
 
 def _check_models(settings: Settings) -> str:
