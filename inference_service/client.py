@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from inference_service.contract.task_message import InputReference, SegmentRequest
+from inference_service.contract.task_message import UPLOAD_PREFIX, InputReference, SegmentRequest
 from inference_service.core.errors import BadRequest, ErrorCode, InputNotFound, QueueUnavailable
 from inference_service.core.files import list_files
 from inference_service.core.retry import retrying
@@ -92,7 +92,7 @@ class Client:
             OSError: A file cannot be read.
         """
         bucket = self._settings.minio_input_bucket
-        key = f"uploads/{uuid4()}"
+        key = f"{UPLOAD_PREFIX}{uuid4()}"
         if not volume.exists():
             raise InputNotFound("there is no file or folder to upload")
         if volume.is_dir():

@@ -25,6 +25,8 @@ CANCEL_TASK_NAME = "inference_service.cancel"
 """The task of a message that cancels a job. Its keyword argument is the `job_id`."""
 MAX_MESSAGE_BYTES = 256 * 1024
 """Most bytes of a message in its queue, with everything that a Celery client adds to the arguments."""
+UPLOAD_PREFIX = "uploads/"
+"""The prefix of all uploads of Python clients, each under a random key."""
 
 # S3 allows 1024 bytes; a prefix is extended by the name of a result.
 _MAX_KEY_BYTES = 900

@@ -1,6 +1,6 @@
 """Keeps a request within the buckets and prefixes that this deployment allows, before any object is touched."""
 
-from inference_service.contract.task_message import SegmentRequest
+from inference_service.contract.task_message import UPLOAD_PREFIX, SegmentRequest
 from inference_service.core.errors import BadRequest
 from inference_service.core.settings import Settings
 
@@ -24,6 +24,9 @@ def confine(request: SegmentRequest, settings: Settings) -> SegmentRequest:
     prefixes = settings.input_prefixes
     if prefixes and not any(_is_below(request.input.key, prefix) for prefix in prefixes):
         raise BadRequest(f"request.input.key: expected a key below {' or '.join(map(_folder, prefixes))}")
+    # The random keys keep uploads apart; all of them as one input would go round that.
+    if request.input.key == UPLOAD_PREFIX:
+        raise BadRequest(f"request.input.key: expected one upload, got the prefix of all uploads, {UPLOAD_PREFIX}")
     root = settings.output_prefix_root
     if root is None:
         return request

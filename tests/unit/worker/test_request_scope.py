@@ -40,6 +40,12 @@ def test_other_keys_are_refused_and_not_quoted(key: str) -> None:
         confine(request(key=key), settings(input_prefixes=["ct", "uploads/a/"]))
 
 
+@pytest.mark.parametrize("prefixes", [[], ["uploads"]])
+def test_the_uploads_of_all_clients_are_no_input(prefixes: list[str]) -> None:
+    with pytest.raises(BadRequest, match=r"^request\.input\.key: expected"):
+        confine(request(key="uploads/"), settings(input_prefixes=prefixes))
+
+
 @pytest.mark.parametrize("root", ["site/a", "site/a/"])
 @pytest.mark.parametrize(
     ("prefix", "expected"), [(None, "site/a"), ("site/a", "site/a"), ("site/a/", "site/a"), ("site/a/b/", "site/a/b")]
