@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -92,13 +93,18 @@ def _follows_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
     return tag.group != _META_GROUP
 
 
-def _deflated_start(path: Path) -> int:
-    """Offset of the deflated part of a file (PS3.5 A.5); 0 for a file that is not deflated."""
+def read_file_meta(path: Path) -> Dataset | None:
+    """Reads the file meta information; None for a file without a preamble."""
     with BoundedFile(path) as file:
         if file.read(_PREAMBLE_BYTES + len(_PREFIX))[_PREAMBLE_BYTES:] != _PREFIX:
-            return 0
-        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_follows_meta)
-    if read_text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return None
+        return read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_follows_meta)
+
+
+def _deflated_start(path: Path) -> int:
+    """Offset of the deflated part of a file (PS3.5 A.5); 0 for a file that is not deflated."""
+    meta = read_file_meta(path)
+    if meta is None or read_text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return 0
     group_length = int(meta.FileMetaInformationGroupLength)
     return _PREAMBLE_BYTES + len(_PREFIX) + _GROUP_LENGTH_ELEMENT_BYTES + group_length

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.core.errors import InputCorrupt
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.pixel_data import decoder_bytes, read_frames
@@ -130,7 +131,7 @@ def _by_instance(slices: Sequence[Slice]) -> Iterable[tuple[Instance, dict[int, 
 def _keeps_integers(frame: Frame) -> bool:
     """Returns True if rescaling turns stored integers into integers."""
     intercept = frame.rescale_intercept
-    return frame.rescale_slope == 1 and intercept.is_integer() and abs(intercept) <= _INT16.max
+    return frame.rescale_slope in (0, 1) and intercept.is_integer() and abs(intercept) <= _INT16.max
 
 
 def _decode_and_rescale(
@@ -139,6 +140,8 @@ def _decode_and_rescale(
     stored = decode()
     frame = source.frame
     values: NDArray[np.generic]
+    if frame.rescale_slope == 0:
+        return _DecodedFrame(slice_index, _empty_values(stored, source.instance, exact=exact), 0)
     if exact:
         # Wide enough for any sum, which may leave the range of int16.
         dtype = np.int64 if stored.dtype.itemsize > 2 else np.int32
@@ -151,3 +154,14 @@ def _decode_and_rescale(
     is_padding = (stored >= padding[0]) & (stored <= padding[1])
     values[is_padding] = background_value(source.instance)
     return _DecodedFrame(slice_index, values, int(np.count_nonzero(is_padding)))
+
+
+def _empty_values(stored: NDArray[np.integer], instance: Instance, *, exact: bool) -> NDArray[np.generic]:
+    """Background for a slice with RescaleSlope 0, which scanners write where a slice has no content.
+
+    Raises:
+        InputCorrupt: The slice has content.
+    """
+    if stored.min() != stored.max():
+        raise InputCorrupt("RescaleSlope is 0 in a slice whose stored values differ: expected another slope")
+    return np.full(stored.shape, background_value(instance), dtype=np.int32 if exact else np.float32)

@@ -2,39 +2,70 @@
 the image itself (Image Plane module, PS3.3 C.7.6.2).
 """
 
-from math import isfinite
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from pydicom.dataset import Dataset
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt
-from inference_service.formats.dicom.attributes import read_values
+from inference_service.formats.dicom.attributes import (
+    has_ambiguous_comma,
+    has_decimal_comma,
+    read_integer,
+    read_numbers,
+    read_text,
+    read_values,
+)
 from inference_service.formats.dicom.instance import Frame
 from inference_service.formats.dicom.value_type import read_value_type
 
 # Rescaled values become float32: a larger slope or intercept would leave its range, and no scanner writes one.
 _MAX_RESCALE = 1e20
+# FrameIncrementPointer of frames that follow each other in time: FrameTime and FrameTimeVector.
+_TIME_POINTERS = {"(0018,1063)", "(0018,1065)"}
+# In millimetres, thousands are no doubt.
+_MAY_BE_THOUSANDS = {"RescaleSlope", "RescaleIntercept"}
 
 
-def read_frames_geometry(dataset: Dataset) -> tuple[Frame, ...]:
-    """Where the frames of an instance lie, and how their values are rescaled; empty unless this is stated for all.
+@dataclass(frozen=True)
+class FramesGeometry:
+    """Where the frames of an instance lie.
+
+    Attributes:
+        frames: The frames; empty unless the place of all is stated.
+        assumptions: Sentences for the user on what the header does not state exactly.
+    """
+
+    frames: tuple[Frame, ...]
+    assumptions: tuple[str, ...] = ()
+
+
+def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
+    """Where the frames of an instance lie, and how their values are rescaled.
 
     Raises:
         InputCorrupt: The number of frames contradicts the per-frame functional groups, or a rescaling is nonsense.
         InconsistentGeometry: A position, orientation or spacing is not the right number of finite values.
     """
-    count = int(dataset.get("NumberOfFrames") or 1)
+    count = read_integer(dataset, "NumberOfFrames") or 1
     per_frame = read_values(dataset, "PerFrameFunctionalGroupsSequence")
-    if not per_frame:
-        frame = _read_frame(0, [dataset])
-        return (frame,) if frame is not None and count == 1 else ()
-    if count != len(per_frame):
+    if per_frame and count != len(per_frame):
         raise InputCorrupt(
             f"a DICOM file has {count} frames, but per-frame functional groups of {len(per_frame)}: expected as many"
         )
-    shared = read_values(dataset, "SharedFunctionalGroupsSequence")
-    frames = (_read_frame(index, [item, *shared, dataset]) for index, item in enumerate(per_frame))
-    found = tuple(frame for frame in frames if frame is not None)
-    return found if len(found) == count else ()
+    common = [*read_values(dataset, "SharedFunctionalGroupsSequence"), dataset]
+    assumptions: set[str] = set()
+    if per_frame:
+        found = [_read_frame(index, [item, *common], assumptions) for index, item in enumerate(per_frame)]
+    else:
+        found = [_read_frame(0, common, assumptions)] * count
+    frames = tuple(frame for frame in found if frame is not None)
+    if len(frames) < count:
+        return FramesGeometry(())
+    if count > 1 and not any(map(_states_position, per_frame)):
+        frames = _stack(frames, common, assumptions)
+    return FramesGeometry(frames, tuple(sorted(assumptions)))
 
 
 def read_slice_thickness_mm(dataset: Dataset) -> float | None:
@@ -42,26 +73,62 @@ def read_slice_thickness_mm(dataset: Dataset) -> float | None:
     sequences = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
     sources = [item for keyword in sequences for item in read_values(dataset, keyword)[:1]]
     try:
-        thickness = _read_numbers([*sources, dataset], "PixelMeasuresSequence", "SliceThickness", 1)
-    except (ValueError, InconsistentGeometry):
+        thickness = _read_numbers([*sources, dataset], "PixelMeasuresSequence", "SliceThickness", 1, set())
+    except (InputCorrupt, InconsistentGeometry):
         # Only the geometry of a single slice depends on it.
         return None
     return thickness[0] if thickness and thickness[0] > 0 else None
 
 
-def _read_frame(index: int, sources: list[Dataset]) -> Frame | None:
+def _states_position(item: Dataset) -> bool:
+    containers = (*read_values(item, "PlanePositionSequence")[:1], item)
+    return any(read_numbers(container, "ImagePositionPatient") for container in containers)
+
+
+def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[str]) -> tuple[Frame, ...]:
+    """Frames of which the position of the first alone is stated, stacked along the normal of their planes.
+
+    Returns none where their distance is not stated.
+    """
+    if any(read_text(source, "FrameIncrementPointer") in _TIME_POINTERS for source in common):
+        raise InconsistentGeometry(
+            "the frames of a multi-frame image follow each other in time, as FrameIncrementPointer states, and all "
+            "have one position: expected frames of one moment"
+        )
+    spacing_mm = _read_numbers(common, "PixelMeasuresSequence", "SpacingBetweenSlices", 1, assumptions)
+    if spacing_mm is None:
+        return ()
+    if spacing_mm[0] == 0:
+        raise InconsistentGeometry(
+            "SpacingBetweenSlices of a multi-frame image is 0: expected the distance of its frames"
+        )
+    first = frames[0]
+    step_mm = spacing_mm[0] * np.cross(first.row_direction, first.column_direction)
+    assumptions.add(
+        "a multi-frame image states the position of its first frame alone: the others were placed along the normal of "
+        f"its plane, {spacing_mm[0]:g} mm apart as SpacingBetweenSlices states"
+    )
+    positions_mm = np.array(first.position_mm) + np.outer(np.arange(len(frames)), step_mm)
+    return tuple(
+        replace(frame, index=index, position_mm=(float(x), float(y), float(z)))
+        for index, (frame, (x, y, z)) in enumerate(zip(frames, positions_mm, strict=True))
+    )
+
+
+def _read_frame(index: int, sources: list[Dataset], assumptions: set[str]) -> Frame | None:
     """One frame, each attribute from the first source that has it; None where one that is required is missing."""
-    position = _read_numbers(sources, "PlanePositionSequence", "ImagePositionPatient", 3)
-    orientation = _read_numbers(sources, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-    spacing = _read_numbers(sources, "PixelMeasuresSequence", "PixelSpacing", 2)
+    position = _read_numbers(sources, "PlanePositionSequence", "ImagePositionPatient", 3, assumptions)
+    orientation = _read_numbers(sources, "PlaneOrientationSequence", "ImageOrientationPatient", 6, assumptions)
+    spacing = _read_numbers(sources, "PixelMeasuresSequence", "PixelSpacing", 2, assumptions)
     if position is None or orientation is None or spacing is None:
         return None
-    (slope,) = _read_numbers(sources, "PixelValueTransformationSequence", "RescaleSlope", 1) or (1.0,)
-    (intercept,) = _read_numbers(sources, "PixelValueTransformationSequence", "RescaleIntercept", 1) or (0.0,)
-    if slope == 0 or max(abs(slope), abs(intercept)) > _MAX_RESCALE:
+    group = "PixelValueTransformationSequence"
+    (slope,) = _read_numbers(sources, group, "RescaleSlope", 1, assumptions) or (1.0,)
+    (intercept,) = _read_numbers(sources, group, "RescaleIntercept", 1, assumptions) or (0.0,)
+    if max(abs(slope), abs(intercept)) > _MAX_RESCALE:
         raise InputCorrupt(
-            f"a DICOM file has the rescale slope {slope:g} and intercept {intercept:g}: expected a slope other than 0, "
-            f"and both at most {_MAX_RESCALE:g}"
+            f"a DICOM file has the rescale slope {slope:g} and intercept {intercept:g}: expected at most "
+            f"{_MAX_RESCALE:g} of both"
         )
     return Frame(
         index=index,
@@ -75,14 +142,20 @@ def _read_frame(index: int, sources: list[Dataset]) -> Frame | None:
     )
 
 
-def _read_numbers(sources: list[Dataset], group: str, keyword: str, count: int) -> tuple[float, ...] | None:
+def _read_numbers(
+    sources: list[Dataset], group: str, keyword: str, count: int, assumptions: set[str]
+) -> tuple[float, ...] | None:
     """The values of an attribute, in a functional group or directly, of the first source that has it."""
     for source in sources:
         for container in (*read_values(source, group)[:1], source):
-            values = read_values(container, keyword)
-            if values:
-                numbers = tuple(float(value) for value in values)
-                if len(numbers) != count or not all(map(isfinite, numbers)):
-                    raise InconsistentGeometry(f"{keyword}: expected {count} finite numbers, got {len(numbers)} values")
-                return numbers
+            numbers = read_numbers(container, keyword)
+            if not numbers:
+                continue
+            if len(numbers) != count:
+                raise InconsistentGeometry(f"{keyword}: expected {count} finite numbers, got {len(numbers)} values")
+            if keyword in _MAY_BE_THOUSANDS and has_ambiguous_comma(container, keyword):
+                raise InputCorrupt(f"{keyword} has a comma that may separate decimals or thousands: expected a point")
+            if has_decimal_comma(container, keyword):
+                assumptions.add(f"{keyword} has a decimal comma, which was read as a point")
+            return numbers
     return None

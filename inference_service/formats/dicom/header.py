@@ -11,11 +11,23 @@ import pydicom
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from inference_service.core.errors import InconsistentGeometry, InputCorrupt, InputTooLarge
+from inference_service.core.errors import (
+    InconsistentGeometry,
+    InputCorrupt,
+    InputError,
+    InputTooLarge,
+    UnsupportedTransferSyntax,
+)
 from inference_service.core.memory_budget import RequireMemory
-from inference_service.formats.dicom.attributes import check_length, read_text, read_values
+from inference_service.formats.dicom.attributes import (
+    check_length,
+    read_integer,
+    read_text,
+    read_values,
+    require_integer,
+)
 from inference_service.formats.dicom.bounded_file import BoundedFile
-from inference_service.formats.dicom.file_check import measure_file
+from inference_service.formats.dicom.file_check import measure_file, read_file_meta
 from inference_service.formats.dicom.functional_groups import read_frames_geometry, read_slice_thickness_mm
 from inference_service.formats.dicom.instance import (
     MAX_AXIS_VOXELS,
@@ -24,6 +36,7 @@ from inference_service.formats.dicom.instance import (
     PixelDescription,
     UnusableInstance,
 )
+from inference_service.formats.dicom.pixel_data import NO_PIXELS, check_transfer_syntax
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 
 # pydicom makes an object of each sequence item. A frame has about thirty items, and each fragment of its codestream is
@@ -45,10 +58,14 @@ _KEYWORDS = [
     "FrameOfReferenceUID", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "LossyImageCompression",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "Units", "RealWorldValueMappingSequence", "ModalityLUTSequence",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "FrameIncrementPointer", "RescaleSlope", "RescaleIntercept", "RescaleType", "Units",
+    "RealWorldValueMappingSequence", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "PixelDataProviderURL")
+# Longer values are not read where only their presence matters.
+_DEFERRED_BYTES = 1024
 # Values of ImageType by which an image is no slice: PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1, and the usage of scanners.
 _IMAGE_TYPES = (
     (ExclusionReason.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
@@ -92,8 +109,24 @@ def read_instance(
                 check_length(dataset, tag)
             found = _read_instance(path, dataset, size.items)
     except (InputCorrupt, InconsistentGeometry) as error:
-        return UnusableInstance(series_uid, error)
+        return UnusableInstance(series_uid, _find_cause(path, error))
     return replace(found, inflated_bytes=size.inflated_bytes) if isinstance(found, Instance) else found
+
+
+def _find_cause(path: Path, error: InputError) -> InputError:
+    """The reason why a header is invalid: an unknown encoding, or the end of the file; or else the error itself."""
+    try:
+        with suppress_warnings(), map_pydicom_errors():
+            meta = read_file_meta(path)
+            if meta is not None:
+                check_transfer_syntax(read_text(meta, "TransferSyntaxUID") or ExplicitVRLittleEndian)
+            with BoundedFile(path) as file:
+                dataset = pydicom.dcmread(file, force=True, specific_tags=list(_PIXELS), defer_size=_DEFERRED_BYTES)
+    except UnsupportedTransferSyntax as cause:
+        return cause
+    except InputCorrupt:
+        return error
+    return error if any(keyword in dataset for keyword in _PIXELS) else InputCorrupt(NO_PIXELS)
 
 
 def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | ExclusionReason:
@@ -101,15 +134,15 @@ def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | E
     sop_class_uid = read_text(dataset, "SOPClassUID") or read_text(meta, "MediaStorageSOPClassUID")
     if _has_no_image(sop_class_uid, dataset):
         return ExclusionReason.NO_IMAGE
-    if "Rows" not in dataset:
-        raise InputCorrupt("a DICOM file of an image storage class has no image: the file is truncated")
+    require_integer(dataset, "Rows")
     # After the check for an image: reports and structure sets may have many items.
     _check_items(dataset, items)
     photometric = read_text(dataset, "PhotometricInterpretation")
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in _GREYSCALE:
+    if (read_integer(dataset, "SamplesPerPixel") or 1) != 1 or photometric not in _GREYSCALE:
         return ExclusionReason.COLOUR
     if "ModalityLUTSequence" in dataset:
         return ExclusionReason.LOOKUP_TABLE
+    geometry = read_frames_geometry(dataset)
     return Instance(
         path=path,
         sop_class_uid=sop_class_uid,
@@ -122,7 +155,8 @@ def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | E
         monochrome1=photometric == "MONOCHROME1",
         exclusion_reason=_exclusion_reason(dataset, sop_class_uid),
         pixels=_pixel_description(dataset),
-        frames=read_frames_geometry(dataset),
+        frames=geometry.frames,
+        assumptions=geometry.assumptions,
         slice_thickness_mm=read_slice_thickness_mm(dataset),
         study_uid=read_text(dataset, "StudyInstanceUID"),
         acquisition_number=_acquisition_number(dataset),
@@ -138,7 +172,7 @@ def _has_no_image(sop_class_uid: str, dataset: Dataset) -> bool:
 
 
 def _check_items(dataset: Dataset, items: int) -> None:
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    frames = read_integer(dataset, "NumberOfFrames") or 1
     if frames > MAX_AXIS_VOXELS:
         raise InputTooLarge(f"a DICOM file has {frames} frames; this service takes at most {MAX_AXIS_VOXELS}")
     max_items = _MAX_ITEMS + _MAX_ITEMS_PER_FRAME * frames
@@ -169,14 +203,15 @@ def _transfer_syntax_uid(dataset: FileDataset) -> str:
 
 
 def _pixel_description(dataset: Dataset) -> PixelDescription:
-    bits_stored = int(dataset.BitsStored)
-    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    bits_stored = require_integer(dataset, "BitsStored")
+    high_bit = read_integer(dataset, "HighBit")
+    signed = read_integer(dataset, "PixelRepresentation") == 1
     pixels = PixelDescription(
-        rows=int(dataset.Rows),
-        columns=int(dataset.Columns),
-        bits_allocated=int(dataset.BitsAllocated),
+        rows=require_integer(dataset, "Rows"),
+        columns=require_integer(dataset, "Columns"),
+        bits_allocated=require_integer(dataset, "BitsAllocated"),
         bits_stored=bits_stored,
-        high_bit=bits_stored - 1 if dataset.get("HighBit") is None else int(dataset.HighBit),
+        high_bit=bits_stored - 1 if high_bit is None else high_bit,
         signed=signed,
         padding_range=_padding_range(dataset, bits_stored, signed=signed),
     )
@@ -195,18 +230,21 @@ def _padding_range(dataset: Dataset, bits: int, *, signed: bool) -> tuple[int, i
 
     Either limit may be encoded with the wrong sign: 63536 and -2000 are the same 16 bits.
     """
-    limits = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    values = [int(limit) for limit in limits if isinstance(limit, int)]
-    if limits[0] is None or not values:
+    limits = [read_integer(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if limits[0] is None:
         return None
+    values = [limit for limit in limits if limit is not None]
     half = 2 ** max(bits - 1, 15)
     wrapped = [(value + half) % (2 * half) - half if signed else value % (2 * half) for value in values]
     return min(wrapped), max(wrapped)
 
 
 def _acquisition_number(dataset: Dataset) -> int | None:
-    value = dataset.get("AcquisitionNumber")
-    return int(value) if isinstance(value, int) else None
+    try:
+        return read_integer(dataset, "AcquisitionNumber")
+    except InputCorrupt:
+        # Only a warning depends on it.
+        return None
 
 
 def _safe_modality(text: str) -> str:

@@ -117,6 +117,7 @@ class Instance:
         inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
         study_uid: StudyInstanceUID; empty where it is not stated.
         acquisition_number: None where it is not stated.
+        assumptions: Sentences for the user on what was assumed to read the header.
     """
 
     path: Path
@@ -135,6 +136,7 @@ class Instance:
     inflated_bytes: int = 0
     study_uid: str = ""
     acquisition_number: int | None = None
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ _DECODERS: Mapping[str, Decode] = {
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), imagecodecs.jpegls_decode),
     **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
 }
+NO_PIXELS = "a DICOM file ends before its pixel data: it is truncated, or no more than a header"
+"""The sentence about an image without pixels."""
 LOSSY_TRANSFER_SYNTAXES = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless}
 """Transfer syntaxes that always lose information, whatever LossyImageCompression says."""
 _KEYWORDS = [
@@ -57,6 +59,15 @@ _KEYWORDS = [
     "ExtendedOffsetTableLengths",
 ]  # fmt: skip
 _MAX_UID_CHARACTERS = 64
+# Transfer syntaxes that pydicom has no names for: newer ones, and private ones of scanners and archives.
+_SYNTAX_NAMES = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+    "1.2.840.113619.5.2": "GE Implicit VR Big Endian (private)",
+    "1.3.46.670589.33.1.4.1": "Philips CT Explicit VR Little Endian (private)",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,20 @@ class _Frame:
     bits: int
 
 
+def check_transfer_syntax(syntax: str) -> None:
+    """Raises UnsupportedTransferSyntax, with the name of the transfer syntax, if there is no decoder for it."""
+    if syntax in _READ_BY_PYDICOM or syntax in _DECODERS:
+        return
+    name = _SYNTAX_NAMES.get(syntax, uid.UID(syntax).name)
+    if name == syntax:
+        # A UID that nobody knows may be any text.
+        name = re.sub(r"[^0-9.]", "?", syntax)[:_MAX_UID_CHARACTERS]
+    raise UnsupportedTransferSyntax(
+        f"there is no decoder for the transfer syntax {name}: send the series in another one, such as Explicit VR "
+        "Little Endian"
+    )
+
+
 def check_decodable(instance: Instance) -> None:
     """Checks that there is a decoder for an instance's transfer syntax and bit depth.
 
@@ -79,14 +104,7 @@ def check_decodable(instance: Instance) -> None:
         UnsupportedTransferSyntax: There is none; the message names the transfer syntax.
     """
     syntax = instance.transfer_syntax_uid
-    if syntax not in _READ_BY_PYDICOM and syntax not in _DECODERS:
-        known_name = uid.UID(syntax).name
-        # A UID that pydicom does not know may be any text.
-        name = known_name if known_name != syntax else re.sub(r"[^0-9.]", "?", syntax)[:_MAX_UID_CHARACTERS]
-        raise UnsupportedTransferSyntax(
-            f"there is no decoder for the transfer syntax {name}: send the series in another one, such as Explicit VR "
-            "Little Endian"
-        )
+    check_transfer_syntax(syntax)
     bits_stored = instance.pixels.bits_stored
     if syntax in _JPEG_2000 and bits_stored > _MAX_BITS_JPEG_2000:
         raise UnsupportedTransferSyntax(
@@ -143,8 +161,9 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
     with BoundedFile(instance.path) as file:
         dataset = pydicom.dcmread(file, force=True, specific_tags=list(_KEYWORDS))
     if "PixelData" not in dataset:
-        raise InputCorrupt("a DICOM file has no pixel data: the file is truncated")
+        raise InputCorrupt(NO_PIXELS)
     description = instance.pixels
+    _set_description(dataset, instance)
     syntax = instance.transfer_syntax_uid
     if syntax in _READ_BY_PYDICOM:
         if syntax in _NATIVE:
@@ -176,6 +195,22 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
         if not is_complete(data):
             raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
         yield _Frame(partial(_DECODERS[syntax], data), header.bits)
+
+
+def _set_description(dataset: Dataset, instance: Instance) -> None:
+    """Sets the attributes that describe the pixels as `header` read them, whatever their value representation."""
+    description = instance.pixels
+    dataset.add_new("NumberOfFrames", "IS", len(instance.frames))
+    for keyword, value in (
+        ("Rows", description.rows),
+        ("Columns", description.columns),
+        ("SamplesPerPixel", 1),
+        ("BitsAllocated", description.bits_allocated),
+        ("BitsStored", description.bits_stored),
+        ("HighBit", description.high_bit),
+        ("PixelRepresentation", int(description.signed)),
+    ):
+        dataset.add_new(keyword, "US", value)
 
 
 def _check_parts(codestream: bytes) -> None:

@@ -20,11 +20,14 @@ _ERRNOS_OF_CONTENT = {None, errno.EINVAL}
 
 
 @contextmanager
-def map_pydicom_errors() -> Iterator[None]:
+def map_pydicom_errors(message: str = "a DICOM file is truncated or damaged") -> Iterator[None]:
     """Maps the errors that pydicom and its decoders raise.
 
     A damaged file leads them into any exception, from AttributeError to ZeroDivisionError: this is the one place that
     catches them all. Their messages quote values, so they are redacted.
+
+    Args:
+        message: The sentence for the user.
 
     Raises:
         InputCorrupt: For every exception but our own errors, lack of memory and faults of the file system.
@@ -36,7 +39,7 @@ def map_pydicom_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in _ERRNOS_OF_CONTENT:
             raise
-        raise InputCorrupt("a DICOM file is truncated or damaged") from redacted(error)
+        raise InputCorrupt(message) from redacted(error)
 
 
 @contextmanager

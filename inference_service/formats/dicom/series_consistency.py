@@ -24,7 +24,8 @@ def check_positions(instances: Sequence[Instance]) -> None:
     if without == len(instances):
         raise NotAVolume(
             "the images do not state where in the patient they lie: expected ImagePositionPatient, "
-            "ImageOrientationPatient and PixelSpacing"
+            "ImageOrientationPatient and PixelSpacing, and in a multi-frame image those of each frame in functional "
+            "groups, or SpacingBetweenSlices"
         )
     if without:
         raise InconsistentGeometry(

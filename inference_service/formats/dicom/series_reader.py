@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inference_service.contract.task_message import Tolerance
-from inference_service.core.errors import InputTooLarge, NotAVolume
+from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.duplicates import without_duplicates
 from inference_service.formats.dicom.file_check import looks_like_dicom
@@ -99,12 +99,14 @@ def read_series(
     set_aside[ExclusionReason.DUPLICATE] += len(selected) - len(instances)
     geometry = find_geometry(instances, tolerated)
     _check_size(geometry, limits.max_voxels)
+    _check_slopes(instances)
     for instance in instances:
         check_decodable(instance)
     stack = stack_frames(geometry.slices, require_memory=limits.require_memory, threads=threads)
     first = geometry.slices[0].instance
     warnings = [
         *geometry.warnings,
+        *sorted({assumption for instance in instances for assumption in instance.assumptions}),
         *_pixel_warnings(instances),
         *_left_out_warnings(headers.instances, selected, set_aside, len(files)),
     ]
@@ -180,6 +182,11 @@ def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
         )
 
 
+def _check_slopes(instances: Sequence[Instance]) -> None:
+    if all(frame.rescale_slope == 0 for instance in instances for frame in instance.frames):
+        raise InputCorrupt("RescaleSlope is 0 in all slices: expected another slope in slices with content")
+
+
 def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
     """Warnings about the pixel values: lossy compression, padding that was not applied, HighBit, MONOCHROME1."""
     warnings = []
@@ -197,6 +204,13 @@ def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
         warnings.append(
             f"HighBit contradicts BitsStored in {misplaced} of the series' {len(instances)} images: the lowest bits "
             "were taken for the values"
+        )
+    slopes = [frame.rescale_slope for instance in instances for frame in instance.frames]
+    if slopes.count(0):
+        value = background_value(instances[0])
+        warnings.append(
+            f"{slopes.count(0)} of {len(slopes)} slices have the RescaleSlope 0 and no content: they got the "
+            f"value {value:g}"
         )
     if any(instance.monochrome1 for instance in instances):
         warnings.append("low values are meant to be displayed bright (MONOCHROME1): values were not inverted")

@@ -7,8 +7,6 @@ from inference_service.core.errors import MixedSeries, NotAVolume
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
 
 _MAX_LISTED_SERIES = 5
-# Reformatted images are read where the input has no others.
-_LAST_RESORT = {ExclusionReason.REFORMAT}
 
 
 def select_series(
@@ -32,7 +30,7 @@ def select_series(
     candidates: dict[str, list[Instance]] = defaultdict(list)
     others: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
-        if instance.exclusion_reason is None or instance.exclusion_reason in _LAST_RESORT:
+        if instance.exclusion_reason is None or _is_reformat([instance]) or _is_capture([instance]):
             candidates[instance.series_uid].append(instance)
         else:
             others[instance.series_uid].append(instance)
@@ -72,8 +70,8 @@ def _select_named(
 def _prefer(candidates: dict[str, list[Instance]], excluded: Counter[ExclusionReason]) -> dict[str, list[Instance]]:
     """Drops series that are worse than others, and counts their instances in `excluded`.
 
-    Series with positions are preferred over those without, several slices over a single one, original images over
-    reformatted ones, in this order.
+    Images of a scanner are preferred over secondary captures, series with positions over those without, several slices
+    over a single one, original images over reformatted ones, in this order.
     """
     for reason, is_worse in _PREFERENCES:
         better = {uid: series for uid, series in candidates.items() if not is_worse(series)}
@@ -91,14 +89,23 @@ def _is_single_image(series: Sequence[Instance]) -> bool:
     return _count_slices(series) == 1
 
 
-def _is_last_resort(series: Sequence[Instance]) -> bool:
-    return any(instance.exclusion_reason in _LAST_RESORT for instance in series)
+def _is_reformat(series: Sequence[Instance]) -> bool:
+    return any(instance.exclusion_reason is ExclusionReason.REFORMAT for instance in series)
+
+
+def _is_capture(series: Sequence[Instance]) -> bool:
+    """Returns True for a multi-frame secondary capture with positions: some cone-beam CTs are stored as such."""
+    return any(
+        instance.exclusion_reason is ExclusionReason.SECONDARY_CAPTURE and len(instance.frames) > 1
+        for instance in series
+    )
 
 
 _PREFERENCES = (
+    (ExclusionReason.SECONDARY_CAPTURE, _is_capture),
     (ExclusionReason.NO_POSITION, _has_no_position),
     (ExclusionReason.SINGLE_IMAGE, _is_single_image),
-    (ExclusionReason.REFORMAT, _is_last_resort),
+    (ExclusionReason.REFORMAT, _is_reformat),
 )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import (
+    Change,
+    phantom,
     regular_stack,
     set_stored_values,
     with_attribute,
@@ -15,6 +17,7 @@ from dicom_files import (
 )
 from pydicom.dataset import Dataset
 
+from inference_service.core.errors import InputCorrupt
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -116,3 +119,33 @@ def test_an_mr_series_is_read(tmp_path: Path, read: Read) -> None:
     scan = read(tmp_path / "in")
     assert scan.modality == "MR"
     assert scan.volume.voxels.min() == 24
+
+
+def empty_slices(*indices: int, intercept: float, stored: int = 0) -> Change:
+    def change(k: int, dataset: Dataset) -> None:
+        if k in indices:
+            dataset.RescaleSlope, dataset.RescaleIntercept = 0, intercept
+            set_stored_values(dataset, np.full((7, 9), stored, np.uint16))
+
+    return change
+
+
+@pytest.mark.parametrize("intercept", [-1000, 0, -1024.5])
+@pytest.mark.parametrize("stored", [0, 17])
+def test_a_slice_with_slope_0_and_no_content_is_background(
+    tmp_path: Path, read: Read, intercept: float, stored: int
+) -> None:
+    write_series(tmp_path / "in", regular_stack(), change=empty_slices(0, 5, intercept=intercept, stored=stored))
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels[:, :, 1:5], phantom()[:, :, 1:5])
+    assert np.unique(scan.volume.voxels[:, :, [0, 5]]).tolist() == [-1024]
+    assert "2 of 6 slices have the RescaleSlope 0 and no content: they got the value -1024" in scan.warnings
+
+
+def test_a_slope_of_0_is_refused_in_a_slice_with_content_and_in_all_slices(tmp_path: Path, read: Read) -> None:
+    write_series(tmp_path / "in", regular_stack(), change=with_attribute("RescaleSlope", 0, only=2))
+    with pytest.raises(InputCorrupt, match="RescaleSlope is 0 in a slice whose stored values differ"):
+        read(tmp_path / "in")
+    write_series(tmp_path / "in", regular_stack(), change=empty_slices(*range(6), intercept=0))
+    with pytest.raises(InputCorrupt, match="RescaleSlope is 0 in all slices"):
+        read(tmp_path / "in")

@@ -361,7 +361,14 @@ def test_values_above_the_lowest_bits_are_refused(tmp_path: Path, read: Read, sh
 
 @pytest.mark.parametrize(
     ("syntax", "name"),
-    [("1.2.840.10008.1.2.4.100", "MPEG2"), ("1.2.840.113619.5.2", r"1\.2\.840\.113619\.5\.2"), ("1.2.x<y>", r"1\.2\.")],
+    [
+        ("1.2.840.10008.1.2.4.100", "MPEG2"),
+        ("1.2.840.10008.1.2.4.95", "JPIP Referenced Deflate"),
+        ("1.2.840.10008.1.2.8.1", "Deflated Image Frame Compression"),
+        ("1.2.840.113619.5.2", r"GE Implicit VR Big Endian \(private\)"),
+        ("1.2.3.4", r"1\.2\.3\.4"),
+        ("1.2.x<y>", r"1\.2\."),
+    ],
 )
 def test_an_unsupported_transfer_syntax_is_named(tmp_path: Path, read: Read, syntax: str, name: str) -> None:
     for path in write_series(tmp_path / "in", regular_stack()):

@@ -15,11 +15,13 @@ from dicom_files import (
     write_series,
 )
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DS
 
 from inference_service.core.errors import (
     InputCorrupt,
     NotAVolume,
 )
+from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -31,8 +33,14 @@ def test_a_traceback_quotes_no_value(tmp_path: Path, read: Read) -> None:
         path.write_bytes(path.read_bytes().replace(b"-30.5", b"SENT^"))
     with pytest.raises(InputCorrupt) as caught:
         read(tmp_path / "in")
+    assert "SENT" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_errors_of_pydicom_are_mapped_without_their_text() -> None:
+    with pytest.raises(InputCorrupt, match="the sentence") as caught, map_pydicom_errors("the sentence"):
+        DS("SENT^")
     text = "".join(traceback.format_exception(caught.value))
-    assert "SENT" not in text
+    assert "SENT" not in text.replace('DS("SENT^")', "")
     assert "ValueError" in text
 
 

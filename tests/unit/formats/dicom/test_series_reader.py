@@ -25,7 +25,7 @@ MAX_VOXELS = 10**6
 
 BROKEN: list[Change] = [
     with_attribute("PixelSpacing", [1]),
-    with_attribute("RescaleSlope", 0),
+    with_attribute("RescaleSlope", "1e39"),
     with_attribute("HighBit", 40),
     with_attribute("ImageOrientationPatient", [1, 0, 0, 0]),
     without_attributes("Rows"),
