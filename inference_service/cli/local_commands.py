@@ -7,6 +7,7 @@ import click
 from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
+from inference_service.cli.inspection_display import inspection_json, print_inspection
 from inference_service.cli.options import ModelOptions, format_option, input_options, json_option, model_options
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.result_files import REPORT_FILE
@@ -74,6 +75,40 @@ def segment(
         screen.print(f"warning: {warning}")
     paths = ResultPaths.of(target)
     screen.print(f"{', '.join(report.files)} and {paths.path(REPORT_FILE).name}: {paths.folder}")
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@input_options
+@json_option
+def inspect(source: Path, input_options: InputOptions, as_json: bool) -> None:
+    """Tell what IN holds, and whether a job would read it, without a model.
+
+    IN is a file, a zip or a folder, as for `segment`. Each volume is read with its pixels. The exit code is 3 if a job
+    with IN and these options would be refused.
+    """
+    from inference_service.core.host import usable_cpus
+    from inference_service.core.scratch_space import scratch_folder
+    from inference_service.formats.inspection import inspect_input
+    from inference_service.formats.read_limits import ReadLimits
+    from inference_service.segmentation.local_run import check_exists
+
+    settings = get_settings()
+    check_exists(source)
+    with scratch_folder(settings.usable_work_path) as folder:
+        found = inspect_input(
+            source,
+            folder,
+            ReadLimits(settings.max_voxels, settings.max_input_bytes),
+            input_options=input_options,
+            threads=settings.intra_op_threads or usable_cpus(),
+        )
+    if as_json:
+        print_json(inspection_json(found))
+    else:
+        print_inspection(console(), found)
+    if found.error is not None:
+        raise found.error
 
 
 @click.group()
@@ -177,4 +212,4 @@ def stack(data: Path) -> None:
     run_stack(data, screen=console())
 
 
-COMMANDS = (segment, models, demo, stack)
+COMMANDS = (segment, inspect, models, demo, stack)

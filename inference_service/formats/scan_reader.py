@@ -130,10 +130,19 @@ def read_scan(
     Raises:
         InputError: No reader accepts the input, or the reader that accepts it finds an error.
     """
-    files = _input_files(path, work_folder, limits.max_bytes)
+    files = input_files(path, work_folder, limits.max_bytes)
+    return read_files(files, ReadOptions(limits, input_options, threads))
+
+
+def read_files(files: Sequence[Path], options: ReadOptions) -> Scan:
+    """Reads a volume from files with the first reader that accepts them.
+
+    Raises:
+        InputError: No reader accepts the files, or the reader that accepts them finds an error.
+    """
     for reader in READERS:
-        if reader.accepts(files, limits):
-            return reader.read(files, ReadOptions(limits, input_options, threads))
+        if reader.accepts(files, options.limits):
+            return reader.read(files, options)
     _check_not_damaged(files)
     subject = "the input is" if len(files) == 1 else f"the input's {len(files)} files are"
     raise UnsupportedFormat(
@@ -150,7 +159,17 @@ def _check_not_damaged(files: Sequence[Path]) -> None:
         looks_like_nifti(path)
 
 
-def _input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path]:
+def input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path]:
+    """Returns the files of an input, unpacked if it is a zip.
+
+    Args:
+        path: A file, a zip of files, or a folder of them.
+        work_folder: An existing folder into which a zip is unpacked; its files are left there.
+        max_bytes: Limit on the files together.
+
+    Raises:
+        InputError: There are no files, or too many, or the zip is damaged.
+    """
     files = list_files(path, max_bytes=max_bytes) if path.is_dir() else [path]
     if len(files) == 1 and looks_like_zip(files[0]):
         files = unpack(files[0], work_folder / _UNZIPPED_FOLDER, max_bytes=max_bytes)
@@ -163,7 +182,7 @@ def _holds_nifti(files: Sequence[Path], limits: ReadLimits) -> bool:
     """Returns True for a NIfTI file, or for several files of which some are NIfTI and none is a DICOM image."""
     if len(files) == 1:
         return looks_like_nifti(files[0])
-    return bool(_nifti_files(files)) and not any(_is_dicom_image(path, limits) for path in files)
+    return bool(nifti_files(files)) and not any(_is_dicom_image(path, limits) for path in files)
 
 
 def _is_dicom_image(path: Path, limits: ReadLimits) -> bool:
@@ -173,8 +192,8 @@ def _is_dicom_image(path: Path, limits: ReadLimits) -> bool:
     return instance is not ExclusionReason.NO_IMAGE
 
 
-def _nifti_files(files: Sequence[Path]) -> list[Path]:
-    """The NIfTI files among several; empty files, and gzipped files that cannot be decompressed, are none."""
+def nifti_files(files: Sequence[Path]) -> list[Path]:
+    """Returns the NIfTI files among several; empty files, and gzipped files that cannot be decompressed, are none."""
     found = []
     for path in files:
         with suppress(InputCorrupt):
@@ -185,7 +204,7 @@ def _nifti_files(files: Sequence[Path]) -> list[Path]:
 
 def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
     """Reads the one NIfTI file of an input; files of other formats are set aside."""
-    volumes = _nifti_files(files) if len(files) > 1 else files
+    volumes = nifti_files(files) if len(files) > 1 else files
     _require_one_volume(files)
     volume, grid = read_nifti(volumes[0], options.limits)
     scan = Scan(volume, grid, _replace_non_finite(volume), warnings=geometry_warnings(grid, volume))
@@ -216,7 +235,7 @@ def _raster_reader(form: RasterFormat, input_format: InputFormat, description: s
 def _require_one_volume(files: Sequence[Path]) -> None:
     if len(files) == 1:
         return
-    volumes = len(_nifti_files(files)) + sum(len(find_headers(files, form)) for form in (NRRD, METAIMAGE))
+    volumes = len(nifti_files(files)) + sum(len(find_headers(files, form)) for form in (NRRD, METAIMAGE))
     if volumes > 1:
         raise NotAVolume(f"the input holds {volumes} volumes, each in a file: expected one; send the scan alone")
 

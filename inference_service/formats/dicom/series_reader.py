@@ -59,7 +59,7 @@ class DicomSeries:
 
 
 @dataclass(frozen=True)
-class _Headers:
+class Headers:
     """The headers of an input's files.
 
     Attributes:
@@ -93,7 +93,7 @@ def read_series(
     Raises:
         InputError: There is not exactly one readable volume; the subclass says why.
     """
-    headers = _read_headers(files, limits)
+    headers = read_headers(files, limits)
     selected, set_aside = _select(headers, series_uid)
     instances = without_duplicates(selected, limits.require_memory)
     set_aside[ExclusionReason.DUPLICATE] += len(selected) - len(instances)
@@ -125,9 +125,9 @@ def read_series(
     )
 
 
-def _read_headers(files: Sequence[Path], limits: ReadLimits) -> _Headers:
+def read_headers(files: Sequence[Path], limits: ReadLimits) -> Headers:
     """Reads the header of each file; the limit on bytes applies to the inflated size of all deflated files together."""
-    headers = _Headers([], [], Counter())
+    headers = Headers([], [], Counter())
     remaining_bytes = limits.max_bytes
     for path in files:
         if not looks_like_dicom(path):
@@ -144,7 +144,7 @@ def _read_headers(files: Sequence[Path], limits: ReadLimits) -> _Headers:
     return headers
 
 
-def _select(headers: _Headers, series_uid: str | None) -> tuple[list[Instance], Counter[ExclusionReason]]:
+def _select(headers: Headers, series_uid: str | None) -> tuple[list[Instance], Counter[ExclusionReason]]:
     """Selects the series to read.
 
     Returns:

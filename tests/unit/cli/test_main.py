@@ -267,6 +267,24 @@ def test_segment_falls_back_to_the_cpu_when_the_gpu_fails(
     assert (tmp_path / "out" / "mask.nii.gz").exists() == (exit_code == 0)
 
 
+def test_inspect_tells_what_an_input_holds(tmp_path: Path, scan: Path) -> None:
+    result = run("inspect", scan)
+    assert result.exit_code == 0, result.output
+    assert "readable" in result.output
+    assert "A job with this input would be read." in result.output
+    (volume,) = json.loads(run("inspect", scan, "--json").output)["volumes"]
+    assert (volume["format"], volume["name"], volume["error"]) == ("nifti", scan.name, None)
+    (tmp_path / "two").mkdir()
+    for name in ("a\x1b[2J", "b"):
+        shutil.copy(scan, tmp_path / "two" / name)
+    result = run("inspect", tmp_path / "two")
+    assert result.exit_code == 3
+    assert "1: a?[2J" in result.output
+    assert result.stderr.startswith("error: not_a_volume: the input holds 2 volumes")
+    refused = json.loads(run("inspect", tmp_path / "two", "--json").stdout)
+    assert refused["error"]["code"] == "not_a_volume"
+
+
 def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     tilted = regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))

@@ -1,0 +1,176 @@
+"""Tells what an input holds, and what would come of each volume, without running a model."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
+from inference_service.core.errors import InputError
+from inference_service.formats.dicom.instance import ExclusionReason, Instance
+from inference_service.formats.dicom.series_reader import read_headers
+from inference_service.formats.raster.reader import METAIMAGE, NRRD, find_headers
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.formats.scan_reader import ReadOptions, Scan, input_files, nifti_files, read_files
+from inference_service.imaging.geometry import Shape, Spacing
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What is known of a volume once it is read.
+
+    Attributes:
+        shape: Number of voxels along each axis of the file.
+        spacing_mm: Distance of voxels along each axis.
+        orientation: Direction of each axis, such as LPS.
+        values: The lowest and the highest value.
+    """
+
+    shape: Shape
+    spacing_mm: Spacing
+    orientation: str
+    values: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class FoundVolume:
+    """A volume, or a series of images, that an input holds.
+
+    Attributes:
+        kind: Its format: dicom, nifti, nrrd or metaimage.
+        name: SeriesInstanceUID of a DICOM series; for other formats the path of the file within the input.
+        files: Number of its files.
+        modality: Modality as in DICOM; empty where none is stated.
+        left_out: Why a series is never read where another one can be, such as localizer; None for a series of slices.
+        facts: Facts about the volume; None if it was not read.
+        error: Why it cannot be read; None if it can, or is left out.
+        warnings: Sentences for the user of a mask.
+    """
+
+    kind: str
+    name: str
+    files: int
+    modality: str = ""
+    left_out: str | None = None
+    facts: VolumeFacts | None = None
+    error: InputError | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an input holds.
+
+    Attributes:
+        volumes: The volumes and series.
+        other_files: Number of the other files, by reason.
+        error: Why a job with this input would be refused; None if its scan would be read.
+    """
+
+    volumes: tuple[FoundVolume, ...]
+    other_files: dict[str, int]
+    error: InputError | None
+
+
+def inspect_input(
+    path: Path,
+    work_folder: Path,
+    limits: ReadLimits,
+    *,
+    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
+    threads: int = 1,
+) -> Inspection:
+    """Reads each volume of an input, with its pixels.
+
+    Args:
+        path: A file, a zip of files, or a folder of them.
+        work_folder: An existing folder into which a zip is unpacked; its files are left there.
+        limits: The largest input that is read.
+        input_options: The options that a job's request would have.
+        threads: Number of threads that decode a series' frames.
+
+    Raises:
+        InputError: The files themselves cannot be listed or unpacked.
+    """
+    options = ReadOptions(limits, input_options, threads)
+    files = input_files(path, work_folder, limits.max_bytes)
+    single = {
+        "nifti": nifti_files(files),
+        "nrrd": find_headers(files, NRRD),
+        "metaimage": find_headers(files, METAIMAGE),
+    }
+    headers = {header for paths in single.values() for header in paths}
+    others = [file for file in files if file not in headers]
+    volumes = [
+        _read_volume(kind, [header] if kind == "nifti" else [header, *others], options, _name(header, path))
+        for kind, paths in single.items()
+        for header in paths
+    ]
+    series, other_files = _series(files, options)
+    volumes += series
+    if headers:
+        # What is no DICOM is counted once.
+        other_files[ExclusionReason.NOT_DICOM] -= len(headers)
+    alone = len(volumes) == 1 and volumes[0].left_out is None and input_options.series is None
+    error = volumes[0].error if alone else _error_of(files, options)
+    return Inspection(tuple(volumes), dict(sorted((+other_files).items())), error)
+
+
+def _series(files: Sequence[Path], options: ReadOptions) -> tuple[list[FoundVolume], Counter[str]]:
+    headers = read_headers(files, options.limits)
+    by_uid: dict[str, list[Instance]] = defaultdict(list)
+    for instance in headers.instances:
+        by_uid[instance.series_uid].append(instance)
+    broken = Counter(each.series_uid for each in headers.unusable)
+    errors = {each.series_uid: each.error for each in headers.unusable}
+    found = [FoundVolume("dicom", uid, count, error=errors[uid]) for uid, count in broken.items() if uid not in by_uid]
+    for uid, instances in by_uid.items():
+        paths = [instance.path for instance in instances]
+        reasons = {instance.exclusion_reason for instance in instances}
+        reason = next(iter(reasons)) if len(reasons) == 1 else None
+        if reason not in (None, ExclusionReason.REFORMAT):
+            found.append(FoundVolume("dicom", uid, len(paths), instances[0].modality, left_out=reason))
+        elif uid in errors:
+            found.append(FoundVolume("dicom", uid, len(paths) + broken[uid], instances[0].modality, error=errors[uid]))
+        else:
+            found.append(_read_volume("dicom", paths, options, uid))
+    return found, Counter({str(reason): count for reason, count in headers.excluded.items()})
+
+
+def _read_volume(kind: str, paths: Sequence[Path], options: ReadOptions, name: str) -> FoundVolume:
+    """Reads one volume alone.
+
+    Args:
+        kind: Its format.
+        paths: Its files; the first one is its header.
+        options: How it is read.
+        name: Its name.
+    """
+    count = len(paths) if kind == "dicom" else 1
+    try:
+        scan = read_files(paths, replace(options, input_options=_without_series(options.input_options)))
+    except InputError as error:
+        return FoundVolume(kind, name, count, error=error)
+    return FoundVolume(kind, name, count, scan.modality, facts=_facts(scan), warnings=scan.warnings)
+
+
+def _name(file: Path, source: Path) -> str:
+    return str(file.relative_to(source)) if source.is_dir() else file.name
+
+
+def _without_series(input_options: InputOptions) -> InputOptions:
+    return replace(input_options, series=None)
+
+
+def _facts(scan: Scan) -> VolumeFacts:
+    volume = scan.volume
+    low, high = volume.voxels.min().item(), volume.voxels.max().item()
+    return VolumeFacts(volume.shape, volume.spacing_mm, volume.orientation, (low, high))
+
+
+def _error_of(files: Sequence[Path], options: ReadOptions) -> InputError | None:
+    try:
+        read_files(files, options)
+    except InputError as error:
+        return error
+    return None

@@ -1,0 +1,93 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import phantom, regular_stack, write_series
+from pydicom import Dataset
+
+from inference_service.contract.input_options import InputOptions
+from inference_service.core.errors import InputNotFound, MixedSeries, NotAVolume
+from inference_service.formats.inspection import FoundVolume, Inspection, VolumeFacts, inspect_input
+from inference_service.formats.nifti import write_volume
+from inference_service.formats.read_limits import ReadLimits
+from inference_service.imaging.geometry import Volume
+
+SERIES = "1.2.3"
+SECOND = "1.2.4"
+
+
+def inspect(source: Path, series: str | None = None) -> Inspection:
+    work = source.parent / "work"
+    work.mkdir(exist_ok=True)
+    return inspect_input(source, work, ReadLimits(10**5), input_options=InputOptions(series=series))
+
+
+def add_series(folder: Path, uid: str, **attributes: object) -> int:
+    """Adds a series whose files have these attributes to a folder, and returns the number of its files."""
+
+    def change(_: int, dataset: Dataset) -> None:
+        for keyword, value in attributes.items():
+            setattr(dataset, keyword, value)
+
+    return len(write_series(folder / uid, replace(regular_stack(), series_uid=uid), change=change))
+
+
+def by_name(found: Inspection) -> dict[str, FoundVolume]:
+    return {volume.name: volume for volume in found.volumes}
+
+
+def test_a_series_is_described(tmp_path: Path) -> None:
+    count = add_series(tmp_path / "in", SERIES)
+    found = inspect(tmp_path / "in")
+    assert found.error is None
+    (volume,) = found.volumes
+    values = phantom()
+    assert volume.facts == VolumeFacts(
+        values.shape, (0.75, 1.25, 2.5), "LPS", (values.min().item(), values.max().item())
+    )
+    assert (volume.kind, volume.name, volume.files, volume.modality) == ("dicom", SERIES, count, "CT")
+    assert (volume.left_out, volume.error) == (None, None)
+
+
+def test_each_series_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    add_series(source, SERIES)
+    add_series(source, SECOND, ImagePositionPatient=[0.0, 0.0, 0.0])
+    localizers = add_series(source, "1.2.5", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    (source / "notes.txt").write_text("x")
+    found = inspect(source)
+    volumes = by_name(found)
+    assert volumes[SERIES].facts is not None
+    assert isinstance(volumes[SECOND].error, NotAVolume)
+    assert (volumes["1.2.5"].left_out, volumes["1.2.5"].files) == ("localizer", localizers)
+    assert found.other_files == {"not_dicom": 1}
+    assert isinstance(found.error, MixedSeries)
+    assert inspect(source, SERIES).error is None
+    assert isinstance(inspect(source, "1.9").error, NotAVolume)
+
+
+def test_volumes_of_single_files_are_named_by_their_paths(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "b").mkdir(parents=True)
+    volume = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([-1.0, -2.0, 3.0, 1.0]))
+    for name in ("a.nii.gz", "b/c.nii.gz"):
+        write_volume(source / name, volume)
+    (source / "notes.txt").write_text("x")
+    found = inspect(source)
+    facts = VolumeFacts((2, 3, 4), (1, 2, 3), "LPS", (0, 23))
+    assert {name: each.facts for name, each in by_name(found).items()} == {"a.nii.gz": facts, "b/c.nii.gz": facts}
+    assert found.other_files == {"not_dicom": 1}
+    assert isinstance(found.error, NotAVolume)
+    assert inspect(source / "a.nii.gz").error is None
+
+
+def test_an_input_without_a_volume_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "notes.txt").write_text("x")
+    found = inspect(source)
+    assert (found.volumes, found.other_files) == ((), {"not_dicom": 1})
+    assert found.error is not None
+    with pytest.raises(InputNotFound):
+        inspect(tmp_path / "work")
