@@ -5,15 +5,16 @@ Every change writes a row of `transitions` in the same database transaction.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Self
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.core.errors import ErrorCode, ServiceError
 from inference_service.core.tracing import TraceContext
-from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
+from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow, TransitionRow
 
 NEXT_STATES: Mapping[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
@@ -24,6 +25,11 @@ NEXT_STATES: Mapping[JobState, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 """The states that may follow each state."""
+REMOVAL_DELAY = timedelta(hours=1)
+"""Time between the loss of a lease and the removal of the attempt's objects.
+
+Requests that the attempt sent before may still reach the storage within it, and a standby of Postgres catches up.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ def change_state(
         columns["finished_at"] = func.now()
     if change.error is not None:
         columns |= {"error_code": change.error.code, "error_message": change.error.message}
+    if change.from_state is JobState.RUNNING and change.to_state is not JobState.SUCCEEDED:
+        _postpone_removal(connection, change.job_id)
     unchanged = and_(JobRow.id == change.job_id, JobRow.state == change.from_state)
     statement = update(JobRow).where(unchanged if lease_token is None else fence(change.job_id, lease_token))
     changed = connection.execute(statement.values(columns).returning(JobRow.id)).first() is not None
@@ -140,3 +148,13 @@ def change_state(
             )
         )
     return changed
+
+
+def _postpone_removal(connection: Connection, job_id: UUID) -> None:
+    """Counts the delay of the removal from now on, as the job's attempt ends: until now it may have sent requests."""
+    token = select(JobRow.lease_token).where(JobRow.id == job_id).scalar_subquery()
+    connection.execute(
+        update(StoredAttemptRow)
+        .where(StoredAttemptRow.lease_token == token)
+        .values(remove_after=func.now() + REMOVAL_DELAY)
+    )

@@ -16,11 +16,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState, StoredAttemptRow
-from inference_service.jobs.state_machine import fence
+from inference_service.jobs.state_machine import REMOVAL_DELAY, fence
 
-# Requests that an attempt sent before it lost its lease may still reach the storage within this time, and a standby of
-# Postgres catches up.
-_REMOVAL_DELAY = timedelta(hours=1)
 # Longer than a removal takes, unless the storage does not answer.
 _RETRY_DELAY = timedelta(seconds=30)
 
@@ -50,7 +47,7 @@ def record(database: Database, attempt: StoredAttempt) -> bool:
         literal(attempt.lease_token),
         JobRow.id,
         literal(attempt.location),
-        func.now() + _REMOVAL_DELAY,
+        func.now() + REMOVAL_DELAY,
     ).where(fence(attempt.job_id, attempt.lease_token))
     columns = ["lease_token", "job_id", "location", "remove_after"]
     recorded = upsert(StoredAttemptRow).from_select(columns, held)
@@ -65,7 +62,7 @@ def record(database: Database, attempt: StoredAttempt) -> bool:
 def record_pruned(connection: Connection, attempts: Sequence[StoredAttempt]) -> None:
     """Records attempts whose objects no row names any more. The transaction is the one that deletes the rows."""
     if attempts:
-        statement = insert(StoredAttemptRow).values(remove_after=func.now() + _REMOVAL_DELAY)
+        statement = insert(StoredAttemptRow).values(remove_after=func.now() + REMOVAL_DELAY)
         connection.execute(statement, [asdict(attempt) for attempt in attempts])
 
 
@@ -110,5 +107,5 @@ def postpone(connection: Connection, lease_token: UUID) -> None:
     connection.execute(
         update(StoredAttemptRow)
         .where(StoredAttemptRow.lease_token == lease_token)
-        .values(remove_after=func.now() + _REMOVAL_DELAY)
+        .values(remove_after=func.now() + REMOVAL_DELAY)
     )

@@ -165,9 +165,9 @@ class RealJob:
         lost = [] if world.waiting[0] else suspects
         unsent = [job.id for job in recovery.find_unsent(self._database, grace_s=-1, lost=lost)]
         assert unsent == [self._id] * is_unsent(Setting(Protocol(), self._scenario), world, 0), self._way
+        self._end_delay_of_removals()
         taken = iter(lambda: stored_attempts.take_abandoned(self._database), None)
         abandoned = {each.lease_token for each in taken}
-        self._end_delay_of_removals()
         assert abandoned == {
             self._claims[number - 1].token for _, number in world.database.stored_attempts if not holds(row, number)
         }, self._way
@@ -232,7 +232,6 @@ class RealJob:
         assert stored_attempts.record(self._database, stored)
         # Again, as when Postgres fails before its answer arrives.
         assert stored_attempts.record(self._database, stored)
-        self._end_delay_of_removals()
 
     def _end_delay_of_removals(self) -> None:
         with self._database.begin() as connection:

@@ -23,7 +23,7 @@ from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
-from inference_service.jobs import attempts, job_store, stored_attempts
+from inference_service.jobs import attempts, job_store, recovery, stored_attempts
 from inference_service.jobs.audit import Audit, Problem
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
@@ -198,7 +198,35 @@ def test_objects_of_a_running_attempt_are_not_removed(
     take = partial(stored_attempts.take_abandoned, database)
     assert attempt not in iter(take, None)
     attempts.fail(database, claim, InternalError("x"))
+    hasten_removal()
     assert attempt in iter(take, None)
+
+
+@pytest.mark.parametrize("end", ["failure", "retry", "expiry", "new-claim"])
+def test_objects_are_removed_an_hour_after_their_attempt_has_ended(
+    database: Database, hasten_removal: Callable[[], None], expire_lease: Callable[[UUID], None], end: str
+) -> None:
+    """Not after it began to store: a worker that froze for long may still have requests on the way."""
+    job_id = uuid4()
+    job_store.create(database, job_id, None)
+    take = partial(attempts.claim, database, job_id, worker="w", lease_s=60, max_attempts=3)
+    claim = take()
+    assert claim is not None
+    assert stored_attempts.record(database, stored_attempts.StoredAttempt(claim.token, job_id, f"masks/{job_id}"))
+    hasten_removal()
+    if end == "failure":
+        attempts.fail(database, claim, InternalError("x"))
+    elif end == "retry":
+        attempts.schedule_retry(database, claim, delay_s=0, detail="x")
+    elif end == "expiry":
+        expire_lease(job_id)
+        recovery.requeue_expired(database, max_attempts=3)
+    else:
+        expire_lease(job_id)
+        assert take() is not None
+    with database.connection() as connection:
+        is_late = StoredAttemptRow.remove_after > func.now() + timedelta(minutes=59)
+        assert connection.execute(select(is_late).where(StoredAttemptRow.lease_token == claim.token)).scalar_one()
 
 
 def test_an_attempt_is_recorded_once_more_if_the_answer_of_postgres_was_lost(database: Database) -> None:
