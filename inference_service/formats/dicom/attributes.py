@@ -72,7 +72,7 @@ def read_numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
     Raises:
         InputCorrupt: A value is not a finite number.
     """
-    components = _read_components(dataset, keyword)
+    components = read_components(dataset, keyword)
     values = tuple(float(each.replace(",", ".")) if _NUMBER.fullmatch(each) else nan for each in components)
     if not all(map(isfinite, values)):
         raise InputCorrupt(
@@ -83,12 +83,12 @@ def read_numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
 
 def has_decimal_comma(dataset: Dataset, keyword: str) -> bool:
     """Returns True for a numeric attribute in which a comma stands for the decimal point."""
-    return any("," in each for each in _read_components(dataset, keyword))
+    return any("," in each for each in read_components(dataset, keyword))
 
 
 def has_ambiguous_comma(dataset: Dataset, keyword: str) -> bool:
     """Returns True for a numeric attribute with a comma that may separate thousands as well as decimals: 1,024."""
-    return any(_AMBIGUOUS_COMMA.fullmatch(each) for each in _read_components(dataset, keyword))
+    return any(_AMBIGUOUS_COMMA.fullmatch(each) for each in read_components(dataset, keyword))
 
 
 def read_integer(dataset: Dataset, keyword: str) -> int | None:
@@ -117,7 +117,7 @@ def require_integer(dataset: Dataset, keyword: str) -> int:
     return value
 
 
-def _read_components(dataset: Dataset, keyword: str) -> list[str]:
+def read_components(dataset: Dataset, keyword: str) -> list[str]:
     """The components of an attribute as text, without padding; empty ones at the end are left out."""
     tag = Tag(keyword)
     element: object = dataset.get_item(tag) if tag in dataset else None

@@ -17,6 +17,7 @@ from inference_service.formats.dicom.attributes import (
     read_text,
     read_values,
 )
+from inference_service.formats.dicom.frame_attributes import read_attributes
 from inference_service.formats.dicom.instance import Frame
 from inference_service.formats.dicom.value_type import read_value_type
 
@@ -139,6 +140,7 @@ def _read_frame(index: int, sources: list[Dataset], assumptions: set[str]) -> Fr
         rescale_slope=slope,
         rescale_intercept=intercept,
         value_type=read_value_type(sources),
+        attributes=read_attributes(sources),
     )
 
 

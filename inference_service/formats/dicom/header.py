@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference_service.core.errors import (
@@ -28,6 +29,7 @@ from inference_service.formats.dicom.attributes import (
 )
 from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.file_check import measure_file, read_file_meta
+from inference_service.formats.dicom.frame_attributes import KEYWORDS
 from inference_service.formats.dicom.functional_groups import read_frames_geometry, read_slice_thickness_mm
 from inference_service.formats.dicom.instance import (
     MAX_AXIS_VOXELS,
@@ -66,6 +68,8 @@ _KEYWORDS = [
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "PixelDataProviderURL")
 # Longer values are not read where only their presence matters.
 _DEFERRED_BYTES = 1024
+# As pydicom's own type of tags, which it need not convert for each file.
+_TAGS: list[BaseTag] = [Tag(keyword) for keyword in (*_KEYWORDS, *KEYWORDS)]
 # Values of ImageType by which an image is no slice: PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1, and the usage of scanners.
 _IMAGE_TYPES = (
     (ExclusionReason.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
@@ -103,7 +107,7 @@ def read_instance(
             require_memory(2 * size.inflated_bytes)
         require_memory(size.items * _BYTES_PER_ITEM)
         with suppress_warnings(), map_pydicom_errors(), BoundedFile(path) as file:
-            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
             series_uid = read_text(dataset, "SeriesInstanceUID")
             for tag in list(dataset.keys()):
                 check_length(dataset, tag)

@@ -84,6 +84,7 @@ class Frame:
         rescale_slope: Factor from stored to real values (PS3.3 C.11.1).
         rescale_intercept: Added to the product.
         value_type: What the values measure; None where it is not stated.
+        attributes: Attributes that tell acquisitions apart; see `frame_attributes`.
     """
 
     index: int
@@ -94,6 +95,7 @@ class Frame:
     rescale_slope: float
     rescale_intercept: float
     value_type: ValueType | None = None
+    attributes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.core.errors import InconsistentGeometry, NotAVolume
+from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume
 from inference_service.formats.dicom.instance import Frame, Instance, Slice, ValueType
 
 # Headers are decimal numbers of few digits: slices of one series differ by up to this much.
@@ -48,6 +48,32 @@ def check_identifiers(instances: Sequence[Instance]) -> None:
             f"{repeated} of the series' {len(instances)} images have the SOPInstanceUID of another one, with another "
             "header or other pixels; send each once"
         )
+
+
+def check_rescaling(slices: Sequence[Slice]) -> list[str]:
+    """Refuses a series that states RescaleSlope or RescaleIntercept for some of its slices, and not for others.
+
+    In CT both are required (PS3.3 C.8.2.1). Elsewhere they may be missing where the others state their defaults.
+
+    Returns:
+        A warning for CT that states them for no slice.
+
+    Raises:
+        InputCorrupt: Slices contradict each other.
+    """
+    warnings = []
+    is_ct = slices[0].instance.modality == "CT"
+    for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
+        stated = [dict(slice_.frame.attributes).get(keyword) for slice_ in slices]
+        missing = stated.count(None)
+        if missing == len(slices) and is_ct:
+            warnings.append(f"no slice states {keyword}: it was taken for {default:g}, as in stored values that are HU")
+        elif 0 < missing < len(slices) and (is_ct or set(stated) != {None, default}):
+            raise InputCorrupt(
+                f"{missing} of the series' {len(slices)} slices do not state {keyword}, and the others do: "
+                "their values cannot be compared"
+            )
+    return warnings
 
 
 def find_value_type(slices: Sequence[Slice]) -> ValueType | None:

@@ -23,8 +23,9 @@ from inference_service.formats.dicom.instance import (
     UnusableInstance,
     ValueType,
 )
+from inference_service.formats.dicom.interleaving import check_not_interleaved
 from inference_service.formats.dicom.pixel_data import LOSSY_TRANSFER_SYNTAXES, check_decodable
-from inference_service.formats.dicom.series_consistency import find_value_type
+from inference_service.formats.dicom.series_consistency import check_rescaling, find_value_type
 from inference_service.formats.dicom.series_geometry import SeriesGeometry, find_geometry
 from inference_service.formats.dicom.series_selection import select_series
 from inference_service.formats.read_limits import ReadLimits
@@ -98,6 +99,8 @@ def read_series(
     instances = without_duplicates(selected, limits.require_memory)
     set_aside[ExclusionReason.DUPLICATE] += len(selected) - len(instances)
     geometry = find_geometry(instances, tolerated)
+    check_not_interleaved(geometry.slices)
+    rescaling_warnings = check_rescaling(geometry.slices)
     _check_size(geometry, limits.max_voxels)
     _check_slopes(instances)
     for instance in instances:
@@ -107,6 +110,7 @@ def read_series(
     warnings = [
         *geometry.warnings,
         *sorted({assumption for instance in instances for assumption in instance.assumptions}),
+        *rescaling_warnings,
         *_pixel_warnings(instances),
         *_left_out_warnings(headers.instances, selected, set_aside, len(files)),
     ]
