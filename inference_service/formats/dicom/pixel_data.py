@@ -23,6 +23,7 @@ from inference_service.formats.dicom import jpeg_2000
 from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.codestream import is_complete, read_codestream_header
 from inference_service.formats.dicom.instance import Instance, PixelDescription
+from inference_service.formats.dicom.offset_table import drop_wrong_offsets
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 
 Decode = Callable[[bytes], NDArray[np.integer]]
@@ -163,7 +164,7 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
     if "PixelData" not in dataset:
         raise InputCorrupt(NO_PIXELS)
     description = instance.pixels
-    _set_description(dataset, instance)
+    _prepare(dataset, instance)
     syntax = instance.transfer_syntax_uid
     if syntax in _READ_BY_PYDICOM:
         if syntax in _NATIVE:
@@ -197,8 +198,8 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
         yield _Frame(partial(_DECODERS[syntax], data), header.bits)
 
 
-def _set_description(dataset: Dataset, instance: Instance) -> None:
-    """Sets the attributes that describe the pixels as `header` read them, whatever their value representation."""
+def _prepare(dataset: Dataset, instance: Instance) -> None:
+    """Removes wrong offset tables, and sets the attributes of pixels to the values that `header` read."""
     description = instance.pixels
     dataset.add_new("NumberOfFrames", "IS", len(instance.frames))
     for keyword, value in (
@@ -211,6 +212,8 @@ def _set_description(dataset: Dataset, instance: Instance) -> None:
         ("PixelRepresentation", int(description.signed)),
     ):
         dataset.add_new(keyword, "US", value)
+    if instance.transfer_syntax_uid not in _NATIVE:
+        drop_wrong_offsets(dataset, len(instance.frames))
 
 
 def _check_parts(codestream: bytes) -> None:
