@@ -18,7 +18,7 @@ from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
 from inference_service.jobs import stored_attempts
-from inference_service.jobs.celery_app import queue_of_list
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, queue_of_list
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.state_machine import StateChange, change_state, fence
@@ -33,7 +33,7 @@ _DUE = and_(JobRow.state == JobState.QUEUED, or_(JobRow.not_before.is_(None), Jo
 
 
 class LeftToAnother(Exception):
-    """This worker failed on the job before, and a worker that has not is alive: the message goes back to its queue."""
+    """This worker lost the job or failed on it, and one that has not is alive: the message goes back to its queue."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def claim(
                 JobRow.on_cpu,
                 JobRow.cancel_requested,
                 JobRow.queue,
+                JobRow.lease_owner,
                 JobRow.avoided_workers,
                 JobRow.traceparent,
                 JobRow.tracestate,
@@ -152,10 +153,11 @@ def claim(
         ).one_or_none()
         if row is None:
             return None
-        avoided = frozenset(row.avoided_workers or ())
-        if worker in avoided and has_consumer(
-            connection, queue_of_list(row.queue or ""), besides=avoided, within_s=alive_s
-        ):
+        orphaned = row.state == JobState.RUNNING
+        avoided = frozenset([*(row.avoided_workers or ()), *([row.lease_owner] if orphaned else ())])
+        # Until the service itself has sent the job, its queue is unknown; nearly all workers consume this one.
+        queue = queue_of_list(row.queue or OVERFLOW_QUEUE)
+        if worker in avoided and has_consumer(connection, queue, besides=avoided, within_s=alive_s):
             raise LeftToAnother
         attempts_left = max_attempts - (row.attempt - row.returned_attempts)
         started_at = func.coalesce(JobRow.started_at, func.now())
@@ -165,9 +167,9 @@ def claim(
             # The metrics of the worker that owns the row count the job.
             change_state(connection, change, values={"lease_owner": worker, "started_at": started_at})
             return None
-        if row.state == JobState.RUNNING:
+        if orphaned:
             expired = StateChange(job_id, JobState.RUNNING, JobState.QUEUED, row.attempt, detail="lease_expired")
-            change_state(connection, expired)
+            change_state(connection, expired, values={"avoided_workers": avoiding(row.lease_owner)})
         token = uuid4()
         change_state(
             connection,
@@ -273,7 +275,7 @@ def schedule_retry(
     if not counts:
         values["returned_attempts"] = JobRow.returned_attempts + 1
     if elsewhere:
-        values["avoided_workers"] = _avoiding(claim.worker)
+        values["avoided_workers"] = avoiding(claim.worker)
     change = StateChange(claim.job_id, JobState.RUNNING, JobState.QUEUED, claim.attempt, claim.worker, detail=detail)
     with database.begin() as connection:
         queued = change_state(connection, change, values=values, lease_token=claim.token)
@@ -284,7 +286,7 @@ def schedule_retry(
         return queued
 
 
-def _avoiding(worker: str) -> ColumnElement[Any]:
+def avoiding(worker: str) -> ColumnElement[Any]:
     """The workers that a job avoids, with one more."""
     this_one = cast([worker], JSONB)
     avoided = func.coalesce(JobRow.avoided_workers, cast([], JSONB)).op("-")(worker)

@@ -15,10 +15,10 @@ _JOBS = JobRow.__tablename__
 _TRANSITIONS = TransitionRow.__tablename__
 _TABLES = [table.name for table in Base.metadata.sorted_tables]
 _TRANSITION_IDS = f"USAGE ON SEQUENCE {_TRANSITIONS}_id_seq"
-# The columns that an upstream writes: it cannot write a result, nor what a result is found by.
+# The columns that an upstream writes. The trigger of migration 0013 limits their values and the rows.
 _CREATED = "id, state, request, submitted_by, tenant, traceparent, tracestate"
 _DISPATCHED = "queue, dispatched_at, redis_run_id"
-_CANCELLED = "cancel_requested, state, finished_at, error_code, error_message, lease_token, lease_expires_at"
+_CANCELLED = "cancel_requested, state, finished_at, error_code, error_message"
 _RETRIED = "returned_attempts, avoided_workers, not_before, on_cpu, started_at, stage, progress, timings_s"
 _CHANGE = "job_id, from_state, to_state, attempt, worker, detail"
 

@@ -102,19 +102,6 @@ class Lease:
         self._stage = stage
         self._progress = overall_progress(stage, share)
 
-    def renew(self) -> None:
-        """Renews the lease now, to be sure that it is still held before an object is stored.
-
-        Raises:
-            LeaseLost: The attempt no longer holds the lease.
-            JobCancelled: The job's owner cancelled it.
-            TimeLimit: The block has run for too long.
-            DatabaseUnavailable: Postgres does not answer, so it is unknown whether the lease is held.
-        """
-        self._renew()
-        if self._stop_reason is not None:
-            raise self._stop_reason
-
     def _keep_renewing(self) -> None:
         interval_s = min(_RENEWAL_INTERVAL_S, self._lease_s / 3)
         with logging_job(self._claim.job_id, self._claim.trace_id):

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, not_, or_, select
 
 from inference_service.core.errors import BadRequest, ServiceError
-from inference_service.jobs.attempts import EXPIRED, final_error
+from inference_service.jobs.attempts import EXPIRED, avoiding, final_error
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
@@ -36,7 +36,7 @@ class FinishedJob:
     Attributes:
         job_id: The job.
         worker: The last worker that ran the job.
-        attempts: Number of attempts.
+        attempts: Number of attempts that count.
         duration_s: Seconds from the first start of the job to its end; None where it never started.
         error: The error that the job ended with.
     """
@@ -57,17 +57,22 @@ def sweep_lock(database: Database) -> Iterator[bool]:
 
 def requeue_expired(database: Database, *, max_attempts: int) -> list[FinishedJob]:
     """Queues jobs with an expired lease again, and ends those that have no attempt left."""
-    return _requeue(database, EXPIRED, max_attempts=max_attempts, detail="lease_expired")
+    return _requeue(database, EXPIRED, max_attempts=max_attempts, detail="lease_expired")[1]
 
 
-def requeue_lost(database: Database, job_id: UUID, *, worker: str, pid: int, max_attempts: int) -> list[FinishedJob]:
-    """Queues the job of a dead process of a worker again, or ends it if it has no attempt left."""
-    return _requeue(database, _run_by(worker, job_id, pid), max_attempts=max_attempts, detail="worker_lost")
+def requeue_lost(database: Database, job_id: UUID, *, worker: str, pid: int, max_attempts: int) -> bool:
+    """Queues the job of a dead process of a worker again, or ends it if it has no attempt left.
+
+    Returns:
+        Whether the process still ran the job. It did not if it had recorded an outcome before it died.
+    """
+    found, _ = _requeue(database, _run_by(worker, job_id, pid), max_attempts=max_attempts, detail="worker_lost")
+    return bool(found)
 
 
 def return_jobs(database: Database, *, worker: str, max_attempts: int) -> list[FinishedJob]:
     """Queues again all jobs of a worker that stops; their current attempts do not count."""
-    return _requeue(database, _held_by(worker), max_attempts=max_attempts, detail="worker_stopped", returned=True)
+    return _requeue(database, _held_by(worker), max_attempts=max_attempts, detail="worker_stopped", returned=True)[1]
 
 
 def fail_lost(database: Database, job_id: UUID, *, worker: str, pid: int, error: ServiceError) -> list[FinishedJob]:
@@ -166,10 +171,12 @@ def _run_by(worker: str, job_id: UUID, pid: int) -> ColumnElement[bool]:
 
 def _requeue(
     database: Database, condition: ColumnElement[bool], *, max_attempts: int, detail: str, returned: bool = False
-) -> list[FinishedJob]:
+) -> tuple[int, list[FinishedJob]]:
+    """Queues jobs again, or ends them; returns their number, and those that it ended."""
     finished = []
     with database.begin() as connection:
-        for row in _locked(connection, condition):
+        rows = _locked(connection, condition)
+        for row in rows:
             returned_attempts = row["returned_attempts"] + int(returned)
             if row["cancel_requested"] or row["attempt"] - returned_attempts >= max_attempts:
                 finished.append(_end(connection, row, final_error(cancelled=row["cancel_requested"])))
@@ -178,9 +185,11 @@ def _requeue(
                 row["id"], JobState(row["state"]), JobState.QUEUED, row["attempt"], row["lease_owner"], detail
             )
             values = {"returned_attempts": returned_attempts, "not_before": func.now(), "dispatched_at": None}
+            if not returned:
+                values["avoided_workers"] = avoiding(row["lease_owner"])
             change_state(connection, change, values=values)
             logger.warning("job %s is queued again after attempt %d: %s", row["id"], row["attempt"], detail)
-    return finished
+    return len(rows), finished
 
 
 def _locked(connection: Connection, condition: ColumnElement[bool]) -> list[RowMapping]:
@@ -207,4 +216,4 @@ def _end(connection: Connection, row: RowMapping, error: ServiceError) -> Finish
     change_state(connection, StateChange.ended_by(error, row["id"], JobState(row["state"]), attempt=row["attempt"]))
     logger.warning("job %s ended after attempt %d: %s", row["id"], row["attempt"], error.code)
     duration_s = None if row["duration_s"] is None else float(row["duration_s"])
-    return FinishedJob(row["id"], row["lease_owner"], row["attempt"], duration_s, error)
+    return FinishedJob(row["id"], row["lease_owner"], row["attempt"] - row["returned_attempts"], duration_s, error)

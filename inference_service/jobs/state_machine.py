@@ -125,7 +125,8 @@ def change_state(
         Whether the state was changed.
     """
     columns: dict[str, object] = {**(values or {}), "state": change.to_state}
-    if change.to_state is not JobState.RUNNING:
+    # Only the row of a running job has a lease, and upstreams have no right to its columns.
+    if change.from_state is JobState.RUNNING:
         columns |= {"lease_token": None, "lease_expires_at": None}
     if change.to_state in FINAL_STATES:
         columns["finished_at"] = func.now()

@@ -126,6 +126,12 @@ def has_consumer(connection: Connection, queue: str, *, besides: Collection[str]
     return bool(connection.execute(select(found)).scalar_one())
 
 
+def has_live_consumer(database: Database, queue: str, *, besides: Collection[str], within_s: float) -> bool:
+    """As `has_consumer`, on a connection of its own."""
+    with database.connection() as connection:
+        return has_consumer(connection, queue, besides=besides, within_s=within_s)
+
+
 def has_model(database: Database, name: str, version: str | None, *, besides: Collection[str], within_s: float) -> bool:
     """Returns True if a worker other than some, paused or not, had a recent heartbeat and has a model.
 

@@ -111,6 +111,8 @@ class AttemptRunner:
             return
         except Exception as error:
             failure = self._service_error(error)
+            if isinstance(error, MemoryError):
+                self._context.self_test.count_loss(self._claim.job_id)
         self._span.fail(failure.code)
         # The foreign traceback, and the arrays it kept alive, are released here.
         try:

@@ -78,13 +78,19 @@ class MachineWatch:
             self.models = list(dict.fromkeys([*models, *self.models]))
 
     def _repeat_test(self) -> None:
-        """Tests the machine again while the worker is paused, at growing intervals, until the test passes."""
+        """Tests the machine again while the worker is paused, at growing intervals, until the test passes.
+
+        After losses of jobs, the intervals go on growing until a job succeeds: such a machine may pass the test.
+        """
+        if self._self_test.losses == 0 and not self._self_test.paused:
+            self._test_delay_s = self._period_s
         if not self._self_test.paused or time.monotonic() < self._test_at:
             return
-        self.problem = self._self_test.problem(with_engine=True, fork_lock=self._fork_lock)
+        self.problem = self._self_test.problem_of_losses() or self._self_test.problem(
+            with_engine=True, fork_lock=self._fork_lock
+        )
         if self.problem is None:
             self._self_test.paused = False
-            self._test_delay_s = self._period_s
             logger.warning("this worker takes jobs again: its self-test passes")
         else:
             logger.error("this worker takes no jobs, next test in %.0f s: %s", self._test_delay_s, self.problem)

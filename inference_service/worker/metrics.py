@@ -40,7 +40,7 @@ class Metrics:
             "inference_jobs_finished", "Jobs ended by this worker.", ["state", "code"], registry=self.registry
         )
         self._attempts = Counter(
-            "inference_attempts", "Attempts of the jobs ended by this worker.", registry=self.registry
+            "inference_attempts", "Attempts that count of the jobs ended by this worker.", registry=self.registry
         )
         self._job_duration = Histogram(
             "inference_job_duration_seconds",
@@ -112,12 +112,14 @@ class Metrics:
                 select(
                     JobRow.state,
                     JobRow.error_code,
-                    JobRow.attempt,
+                    (JobRow.attempt - JobRow.returned_attempts).label("attempts"),
                     JobRow.timings_s,
                     JobRow.started_at,
                     JobRow.finished_at,
                 ).where(
                     JobRow.lease_owner == self._worker,
+                    # A job that was retried on request, and cancelled before it started again, belongs to no worker.
+                    JobRow.started_at.is_not(None),
                     JobRow.finished_at > (self._counted_to or settled),
                     JobRow.finished_at <= settled,
                 )
@@ -136,7 +138,7 @@ class Metrics:
         self._counted_to = settled
         for row in rows:
             seconds = (row.finished_at - row.started_at).total_seconds()
-            self._count(row.state, row.error_code, row.attempt, seconds, row.timings_s or {})
+            self._count(row.state, row.error_code, row.attempts, seconds, row.timings_s or {})
         self._jobs.labels("queued").set(queued)
         self._jobs.labels("running").set(running)
         self._oldest_queued_age.set(0 if waiting_s is None else waiting_s)

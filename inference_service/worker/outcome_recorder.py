@@ -4,10 +4,20 @@ import json
 import logging
 import time
 
-from inference_service.core.errors import GpuError, ModelError, ServiceError, StorageUnavailable, TransientError
+from inference_service.contract.task_message import Priority
+from inference_service.core.errors import (
+    GpuError,
+    InternalError,
+    ModelError,
+    OutOfMemory,
+    ServiceError,
+    StorageUnavailable,
+    TransientError,
+)
 from inference_service.core.progress import StageClock
 from inference_service.jobs import attempts
-from inference_service.jobs.worker_registry import has_model
+from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.jobs.worker_registry import has_live_consumer, has_model
 from inference_service.worker.job_context import JobContext
 
 logger = logging.getLogger(__name__)
@@ -34,14 +44,16 @@ class OutcomeRecorder:
         """Records the job's success; False if the lease is lost."""
         recorded = self._context.retry_database(attempts.succeed, self._context.database, self._claim, success)
         if recorded:
+            self._context.self_test.end_losses()
             logger.info("succeeded on %s; seconds per stage: %s", success.providers, self._timings())
         return recorded
 
     def record_failure(self, error: ServiceError) -> None:
         """Queues the job for another attempt, or ends it.
 
-        It gets another attempt if the error is transient and one is left. An attempt does not count if this machine is
-        at fault, or if another worker has the model that this one lacks or cannot use.
+        It gets another attempt if one is left and the error is transient, or may be this machine's alone. An attempt
+        does not count if this machine is at fault, or if another worker has the model that this one lacks or cannot
+        use.
         """
         problem = self._context.self_test.problem_behind(error)
         if problem is not None:
@@ -51,6 +63,8 @@ class OutcomeRecorder:
             self._schedule_retry(error, counts=False, elsewhere=True, delay_s=delay_s)
         elif isinstance(error, TransientError) and self._claim.attempts_left > 0:
             self._schedule_retry(error, elsewhere=isinstance(error, StorageUnavailable))
+        elif isinstance(error, OutOfMemory | InternalError) and self._claim.attempts_left > 0 and self._has_other():
+            self._schedule_retry(error, elsewhere=True)
         else:
             self._end_job(error)
 
@@ -58,6 +72,19 @@ class OutcomeRecorder:
         """Records why the lease's thread is about to kill this process."""
         if isinstance(reason, ServiceError):
             self._write_failure(reason)
+
+    def _has_other(self) -> bool:
+        """Returns True if another worker that has not failed on the job consumes the queue of its next attempt."""
+        context = self._context
+        request = self._claim.request or {}
+        urgent = request.get("priority") == Priority.URGENT and not self._claim.on_cpu
+        return context.retry_database(
+            has_live_consumer,
+            context.database,
+            PRIORITY_QUEUE if urgent else OVERFLOW_QUEUE,
+            besides=self._claim.avoided_workers | {self._claim.worker},
+            within_s=context.settings.cpu_standby_s,
+        )
 
     def _wait_for_model_s(self) -> float | None:
         """Returns the delay after which another worker that has the job's model may take it; None if there is none."""

@@ -1,7 +1,8 @@
 """Tests whether this worker's machine can run jobs, and keeps the worker from jobs while it cannot.
 
 A machine that cannot would be the fastest to take the jobs of all others, and to fail them. It is tested before the
-worker takes its first job, and after each failure that may be its fault. The supervisor repeats a failed test.
+worker takes its first job, and after each failure that may be its fault. The supervisor repeats a failed test. A test
+may not show too little memory: the worker is also paused after it has lost several jobs in a row.
 """
 
 import mmap
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 from inference_service.core.errors import (
     ConfigurationError,
@@ -33,6 +35,10 @@ _STORAGE_TIMEOUT_S = 5.0
 # No scan fits into less. Jobs whose files are larger than the free space fail, and go to other workers.
 _MIN_FREE_DISK_BYTES = 64 * 2**20
 _WRITTEN_BYTES = 4096
+# Of different jobs in a row: a job that kills its process, and its neighbour's, says nothing of the machine.
+_MAX_LOSSES = 3
+_PAUSED, _LOSSES = 0, 1
+_LOST_JOB = slice(2, 18)
 
 
 def key_for_test(settings: Settings, name: str) -> str:
@@ -55,16 +61,44 @@ class SelfTest:
         self._scratch_path = scratch_path
         self._key = key_for_test(settings, worker)
         # Shared with children that are forked later.
-        self._paused = mmap.mmap(-1, 1)
+        self._shared = mmap.mmap(-1, _LOST_JOB.stop)
 
     @property
     def paused(self) -> bool:
-        """Whether the worker takes no jobs because a test has failed."""
-        return self._paused[0] != 0
+        """Whether the worker takes no jobs because a test has failed, or because it has lost several jobs in a row."""
+        return self._shared[_PAUSED] != 0
 
     @paused.setter
     def paused(self, paused: bool) -> None:
-        self._paused[0] = int(paused)
+        self._shared[_PAUSED] = int(paused)
+
+    @property
+    def losses(self) -> int:
+        """Number of different jobs in a row that were lost here: since the last one that succeeded."""
+        return self._shared[_LOSSES]
+
+    def count_loss(self, job_id: UUID) -> None:
+        """Counts a job whose process died or could not allocate memory, and pauses the worker if it is one too many."""
+        if self._shared[_LOST_JOB] == job_id.bytes:
+            return
+        self._shared[_LOST_JOB] = job_id.bytes
+        self._shared[_LOSSES] = min(self.losses + 1, _MAX_LOSSES)
+        if self.losses == _MAX_LOSSES:
+            self.paused = True
+
+    def end_losses(self) -> None:
+        """Records that a job has succeeded."""
+        self._shared[_LOSSES] = 0
+
+    def problem_of_losses(self) -> str | None:
+        """Returns why losses have paused the worker, once. The next loss in a row pauses it again."""
+        if self.losses < _MAX_LOSSES:
+            return None
+        self._shared[_LOSSES] = _MAX_LOSSES - 1
+        return (
+            "the last jobs lost their processes or could not allocate memory: "
+            "check the memory of this machine and the memory limit of the worker"
+        )
 
     def problem(
         self,

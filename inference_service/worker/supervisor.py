@@ -232,7 +232,9 @@ class Supervisor:
             job_id, pid, error = self._lost_children[0]
             self._scratch_space.remove(job_id, pid)
             if error is None:
-                recovery.requeue_lost(self._database, job_id, worker=name, pid=pid, max_attempts=max_attempts)
+                lost = recovery.requeue_lost(self._database, job_id, worker=name, pid=pid, max_attempts=max_attempts)
+                if lost:
+                    self._self_test.count_loss(job_id)
             else:
                 recovery.fail_lost(self._database, job_id, worker=name, pid=pid, error=error)
             del self._lost_children[0]

@@ -274,6 +274,8 @@ STATEMENTS = {
     "write a model": "UPDATE jobs SET model_name = 'other'",
     "change a request": "UPDATE jobs SET request = '{}'",
     "take a lease": "UPDATE jobs SET lease_owner = 'me'",
+    "renew a lease": "UPDATE jobs SET lease_expires_at = now()",
+    "change a lease": "UPDATE jobs SET lease_token = NULL",
     "insert a result": "INSERT INTO jobs (id, state, result) VALUES (gen_random_uuid(), 'succeeded', '{}')",
     "delete jobs": "DELETE FROM jobs",
     "delete transitions": "DELETE FROM transitions",
@@ -300,6 +302,45 @@ WRITES = {key for key, statement in STATEMENTS.items() if statement.startswith((
 def test_postgres_refuses_everything_else(identities: Identities, name: str, statement: str) -> None:
     with pytest.raises(InsufficientPrivilege):
         execute(identities.settings(name), STATEMENTS[statement])
+
+
+# State of the job, and the columns to write. Each is a column that submitting, cancelling or retrying a job writes.
+CHANGES = {
+    "take back a success": ("succeeded", "state = 'queued', dispatched_at = NULL"),
+    "cancel a success": ("succeeded", "state = 'cancelled'"),
+    "hide the time of a success": ("succeeded", "finished_at = NULL"),
+    "forge a success": ("running", "state = 'succeeded'"),
+    "take a job from its worker": ("running", "state = 'queued'"),
+    "give a job attempts without end": ("running", "returned_attempts = 1000000"),
+    "take the attempts of a job": ("queued", "returned_attempts = -1000000"),
+    "keep a job from its workers": ("queued", "not_before = 'infinity'"),
+    "name no workers": ("queued", "avoided_workers = '5'"),
+    "start a job without a worker": ("queued", "state = 'running'"),
+    "start a job before all times": ("queued", "started_at = '-infinity'"),
+    "send a job before all times": ("queued", "dispatched_at = '4000-01-01 BC'"),
+    "fail a job": ("queued", "state = 'failed'"),
+    "cancel a job long ago": ("queued", "state = 'cancelled', finished_at = '2000-01-01', error_code = 'cancelled'"),
+    "retry a job without end": ("failed", "state = 'queued', returned_attempts = 1000000, finished_at = NULL"),
+    "change a failure": ("failed", "error_message = 'forged'"),
+}
+
+
+@pytest.mark.parametrize(("state", "columns"), CHANGES.values(), ids=CHANGES)
+def test_an_upstream_changes_jobs_in_no_other_way(identities: Identities, state: str, columns: str) -> None:
+    administrator = settings_for(identities.servers.environment)
+    job_id = uuid4()
+    execute(administrator, f"INSERT INTO jobs (id, state, attempt) VALUES ('{job_id}', '{state}', 1)")
+    statement = f"UPDATE jobs SET {columns} WHERE id = '{job_id}'"
+    with pytest.raises(InsufficientPrivilege, match="may only submit, cancel and retry jobs"):
+        execute(identities.settings("upstream"), statement)
+    execute(identities.settings("worker"), statement)
+    execute(administrator, f"DELETE FROM jobs WHERE id = '{job_id}'")
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded", "failed", "cancelled"])
+def test_an_upstream_creates_queued_jobs_alone(identities: Identities, state: str) -> None:
+    with pytest.raises(InsufficientPrivilege, match="may only submit, cancel and retry jobs"):
+        execute(identities.settings("upstream"), f"INSERT INTO jobs (id, state) VALUES (gen_random_uuid(), '{state}')")
 
 
 def test_keda_reads_no_request(identities: Identities) -> None:

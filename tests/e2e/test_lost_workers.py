@@ -175,6 +175,17 @@ def test_a_job_that_kills_each_of_its_processes_fails_alone(service: Service) ->
     assert [state for state, *_ in service.transitions(poison)].count("running") == 3
 
 
+def test_a_worker_whose_processes_die_fails_no_job(service: Service, tmp_path: Path) -> None:
+    """As of a worker whose memory limit is too low, beside a slower worker that is well."""
+    dying = before_each_window(tmp_path, "import os\nif _job_id.get() != '-':\n    os.kill(os.getpid(), 9)")
+    with service.worker(**dying) as sick, service.worker():
+        jobs = [service.submit("quick", window_s=0.3) for _ in range(4)]
+        service.assert_succeeded(*jobs)
+    details = [[detail for *_, detail in service.transitions(job_id)].count("worker_lost") for job_id in jobs]
+    assert max(details) <= 1
+    assert sum(details) <= 2 or "this worker takes no jobs" in sick.log_path.read_text()
+
+
 # A worker whose transport never asks Redis for messages.
 DEAF = """
 from inference_service.worker.redis_transport import Channel

@@ -15,6 +15,7 @@ from inference_service.jobs import attempts, job_store
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.recovery import FinishedJob
+from inference_service.jobs.resubmission import queue_again
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.worker.metrics import Metrics
 
@@ -63,6 +64,27 @@ def test_each_job_that_a_worker_ended_is_counted_once(database: Database, worker
     metrics.count_ended([FinishedJob(uuid4(), name, 3, 20.0, WorkerLost("x")) for name in ("dead", worker)])
     assert value("inference_jobs_finished_total", {"state": "failed", "code": "worker_lost"}) == 1
     assert (value("inference_attempts_total"), value("inference_job_duration_seconds_count")) == (4, 2)
+
+
+def test_a_job_that_is_retried_on_request_and_cancelled_before_it_starts_is_left_out(
+    database: Database, worker: str
+) -> None:
+    metrics = Metrics(worker, database)
+    metrics.refresh(lease_s=LEASE_S)
+    cancelled, again = (claimed(database, worker=worker) for _ in range(2))
+    for claim in (cancelled, again):
+        attempts.fail(database, claim, InputCorrupt("x"))
+        assert queue_again(database, claim.job_id)
+    job_store.cancel(database, cancelled.job_id)
+    second = attempts.claim(database, again.job_id, worker=worker, lease_s=LEASE_S, max_attempts=3)
+    assert second is not None
+    attempts.fail(database, second, InputCorrupt("x"))
+    age_finished_jobs(database)
+    metrics.refresh(lease_s=LEASE_S)
+    value = metrics.registry.get_sample_value
+    assert value("inference_jobs_finished_total", {"state": "cancelled", "code": "cancelled"}) == 0
+    # The attempt before the retry belongs to the failure before it.
+    assert (value("inference_attempts_total"), value("inference_job_duration_seconds_count")) == (1, 1)
 
 
 def test_an_expired_job_is_counted_by_the_worker_whose_claim_ended_it(database: Database, worker: str) -> None:

@@ -49,7 +49,7 @@ def test_an_unexpected_error_is_recorded_and_logged(
     assert "secret" not in (job.error_message or "")
 
 
-def test_a_failed_allocation_is_not_retried(
+def test_a_failed_allocation_is_not_retried_without_another_worker(
     handler: TaskHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greedy(*_: object, **__: object) -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 from protocol_model.explorer import Rule, Step
-from protocol_model.protocol import Change, Protocol, Scenario, Setting, holds
+from protocol_model.protocol import Change, Protocol, Scenario, Setting, holds, may_claim
 from protocol_model.scenarios import SCENARIOS, make_model
 from protocol_model.state import Row, World
 from protocol_model.sweep_rules import is_unsent
@@ -22,18 +22,27 @@ from sqlalchemy import delete, func, select, update
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import InputCorrupt, JobCancelled, TimeLimit
 from inference_service.core.files import Checksum
-from inference_service.jobs import attempts, job_store, recovery, resubmission, retention, stored_attempts
+from inference_service.jobs import (
+    attempts,
+    job_store,
+    recovery,
+    resubmission,
+    retention,
+    stored_attempts,
+    worker_registry,
+)
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
-from inference_service.jobs.schema import JobRow, StoredAttemptRow
+from inference_service.jobs.schema import JobRow, StoredAttemptRow, WorkerRow
 from inference_service.jobs.stored_attempts import StoredAttempt
+from inference_service.jobs.worker_registry import Role, WorkerIdentity
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 # Random steps after each way.
 MORE_STEPS = 3
 LEASE_S = 600.0
-WORKER = "w"
+WORKERS = ("w0", "w1")
 # There is no standby of Postgres here.
 SCENARIOS_OF_ROWS = [
     scenario for scenario in SCENARIOS if len(scenario.jobs) == 1 and not scenario.is_large and not scenario.has_replica
@@ -47,6 +56,7 @@ def no_other_jobs(database: Database) -> None:
     with database.begin() as connection:
         connection.execute(delete(JobRow))
         connection.execute(delete(StoredAttemptRow))
+        connection.execute(delete(WorkerRow))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS_OF_ROWS, ids=lambda scenario: scenario.name)
@@ -106,6 +116,8 @@ class RealJob:
         self._database = database
         self._scenario = scenario
         self._id = uuid4()
+        for name in WORKERS[: scenario.workers]:
+            worker_registry.record_heartbeat(database, WorkerIdentity(name, Role.CPU, 1, []), queues=[OVERFLOW_QUEUE])
         self._claims: list[attempts.Claim] = []
         self._transitions = 0
         self._way: list[str] = []
@@ -132,7 +144,7 @@ class RealJob:
         """The row in the terms of the model."""
         columns = (
             *(JobRow.state, JobRow.attempt, JobRow.returned_attempts, JobRow.cancel_requested),
-            *(JobRow.lease_token, JobRow.dispatched_at),
+            *(JobRow.lease_token, JobRow.dispatched_at, JobRow.avoided_workers),
             (JobRow.lease_expires_at < func.now()).label("expired"),
             (JobRow.not_before > func.now()).label("early"),
         )
@@ -141,6 +153,8 @@ class RealJob:
         if found is None:
             return Row()
         row = Row(found.state, found.attempt, found.returned_attempts, cancel_requested=found.cancel_requested)
+        if self._scenario.workers > 1:
+            row = row._replace(avoided=frozenset(map(WORKERS.index, found.avoided_workers or ())))
         if row.state == "running":
             tokens = [claim.token for claim in self._claims]
             return row._replace(holder=tokens.index(found.lease_token) + 1, expired=found.expired)
@@ -187,9 +201,9 @@ class RealJob:
         assert not attempts.fail(self._database, claim, InputCorrupt("x")), self._way
         assert not attempts.schedule_retry(self._database, claim, delay_s=1, detail="x"), self._way
 
-    def _claim(self) -> attempts.Claim | None:
+    def _claim(self, worker: int = 0) -> attempts.Claim | None:
         limit = self._scenario.max_attempts
-        return attempts.claim(self._database, self._id, worker=WORKER, lease_s=LEASE_S, max_attempts=limit)
+        return attempts.claim(self._database, self._id, worker=WORKERS[worker], lease_s=LEASE_S, max_attempts=limit)
 
     def _write(self, **values: object) -> None:
         with self._database.begin() as connection:
@@ -211,8 +225,13 @@ class RealJob:
         assert job_store.create(self._database, self._id, REQUEST if self._scenario.jobs[0].readable else None)
 
     def _worker_claims(self, before: World, after: World) -> None:
-        claim = self._claim()
-        assert (claim is not None) == (len(after.attempts[0]) > len(before.attempts[0]))
+        begins = len(after.attempts[0]) > len(before.attempts[0])
+        for worker in range(self._scenario.workers):
+            if begins and not may_claim(Setting(Protocol(), self._scenario), before, 0, worker):
+                with pytest.raises(attempts.LeftToAnother):
+                    self._claim(worker)
+        claim = self._claim(after.attempts[0][-1].worker if begins else 0)
+        assert (claim is not None) == begins
         if claim is not None:
             self._claims.append(claim)
 
@@ -258,7 +277,7 @@ class RealJob:
         assert attempts.schedule_retry(self._database, self._moved(before, after), delay_s=LEASE_S, detail="x")
 
     def _worker_stops(self, before: World, after: World) -> None:
-        recovery.return_jobs(self._database, worker=WORKER, max_attempts=self._scenario.max_attempts)
+        recovery.return_jobs(self._database, worker=WORKERS[0], max_attempts=self._scenario.max_attempts)
 
     def _sweep_recovers(self, before: World, after: World) -> None:
         recovery.requeue_expired(self._database, max_attempts=self._scenario.max_attempts)
@@ -266,10 +285,12 @@ class RealJob:
     def _parent_recovers(self, before: World, after: World) -> None:
         limit = self._scenario.max_attempts
         row = after.database.rows[0]
+        worker = self._claims[before.database.rows[0].holder - 1].worker
+        pid = os.getpid()
         if row.state == "failed" and before.database.rows[0].attempt - row.returned < limit:
-            recovery.fail_lost(self._database, self._id, worker=WORKER, pid=os.getpid(), error=TimeLimit("x"))
+            recovery.fail_lost(self._database, self._id, worker=worker, pid=pid, error=TimeLimit("x"))
         else:
-            recovery.requeue_lost(self._database, self._id, worker=WORKER, pid=os.getpid(), max_attempts=limit)
+            assert recovery.requeue_lost(self._database, self._id, worker=worker, pid=pid, max_attempts=limit)
 
     def _sweep_fails_unreadable(self, before: World, after: World) -> None:
         recovery.fail_unreadable(self._database, older_than_s=-1)

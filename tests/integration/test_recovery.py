@@ -12,7 +12,8 @@ from inference_service.core.errors import TimeLimit
 from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
-from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.schema import JobRow, JobState, WorkerRow
+from inference_service.jobs.worker_registry import Role, WorkerIdentity, record_heartbeat
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 GRACE_S = 30.0
@@ -102,6 +103,45 @@ def test_only_the_job_of_the_dead_process_is_recovered(database: Database) -> No
     assert state(database, another) == ("running", None)
     recovery.fail_lost(database, another, worker="another", pid=os.getpid(), error=TimeLimit("too long"))
     assert state(database, another) == ("failed", "time_limit")
+
+
+@pytest.mark.parametrize("way", ["lost", "expired", "claimed"])
+def test_a_job_is_kept_from_the_worker_that_lost_it_while_another_consumes_its_queue(
+    database: Database, way: str
+) -> None:
+    job_id = running(database, worker="sick", expired=way != "lost")
+    with database.begin() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(queue="overflow"))
+        connection.execute(delete(WorkerRow))
+    for name in ("sick", "well"):
+        record_heartbeat(database, WorkerIdentity(name, Role.CPU, 1, []), queues=["overflow"])
+    if way == "lost":
+        assert recovery.requeue_lost(database, job_id, worker="sick", pid=os.getpid(), max_attempts=3)
+        assert not recovery.requeue_lost(database, job_id, worker="sick", pid=os.getpid(), max_attempts=3)
+    elif way == "expired":
+        recovery.requeue_expired(database, max_attempts=3)
+
+    def claimed(worker: str, *, lease_s: float = -1) -> bool:
+        return attempts.claim(database, job_id, worker=worker, lease_s=lease_s, max_attempts=3) is not None
+
+    with pytest.raises(attempts.LeftToAnother):
+        claimed("sick")
+    assert claimed("well")
+    # Both have lost it: whoever comes takes it, until it has no attempt left.
+    assert claimed("sick")
+    assert not claimed("well")
+    assert state(database, job_id) == ("failed", "worker_lost")
+
+
+def test_a_lost_job_stays_with_its_worker_if_no_other_consumes_its_queue(database: Database) -> None:
+    job_id = running(database, worker="only")
+    with database.begin() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(queue="overflow"))
+        connection.execute(delete(WorkerRow))
+    for name, queues in (("only", ["overflow"]), ("paused", [])):
+        record_heartbeat(database, WorkerIdentity(name, Role.CPU, 1, []), queues=queues)
+    recovery.requeue_lost(database, job_id, worker="only", pid=os.getpid(), max_attempts=3)
+    assert attempts.claim(database, job_id, worker="only", lease_s=30, max_attempts=3) is not None
 
 
 def test_a_stopped_workers_attempts_do_not_count(database: Database) -> None:

@@ -1,14 +1,18 @@
 """The supervisor of a worker, against the real servers."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from inference_service.core.errors import JobCancelled
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
+from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
 from inference_service.jobs.worker_registry import InstalledModel, Role, Worker, WorkerIdentity, list_workers
 from inference_service.worker import machine_watch, supervisor
@@ -42,6 +46,38 @@ def test_a_worker_that_does_not_stop_is_killed(
     assert not killed.wait(1.0)
     watching.begin_shutdown()
     assert killed.wait(30)
+    watching.stop()
+
+
+def test_a_worker_whose_processes_die_in_several_jobs_takes_no_more(
+    settings: Settings, scratch_space: ScratchSpace, database: Database
+) -> None:
+    watching = Supervisor(
+        settings,
+        WorkerIdentity("sick", Role.CPU, 1, ["CPUExecutionProvider"]),
+        scratch_space,
+        SelfTest(settings, scratch_space.path, worker="sick"),
+        consumed_queues=lambda: watching.wanted_queues,
+        messages_taken=lambda: None,
+    )
+
+    def lose(*, recorded: bool = False) -> None:
+        job_id = uuid4()
+        job_store.create(database, job_id, None)
+        claim = attempts.claim(database, job_id, worker="sick", lease_s=30, max_attempts=3)
+        assert claim is not None
+        if recorded:
+            attempts.fail(database, claim, JobCancelled("x"))
+        watching.child_lost(job_id, os.getpid())
+        watching._sweep()
+
+    for _ in range(5):
+        lose(recorded=True)
+    for _ in range(2):
+        lose()
+    assert watching.wanted_queues
+    lose()
+    assert not watching.wanted_queues
     watching.stop()
 
 

@@ -15,7 +15,7 @@ from jobs_in_process import Request, get, run
 from pydantic import SecretStr
 from sqlalchemy import delete, func, select, update
 
-from inference_service.core.errors import ModelInvalid, StorageRefused
+from inference_service.core.errors import ModelInvalid, OutOfMemory, StorageRefused
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.engine.providers import ProbeResult
@@ -178,6 +178,68 @@ def test_a_job_that_no_disk_can_hold_fails(
     monkeypatch.setattr(Storage, "fetch", full)
     job = run(make_handler(max_attempts=1), database, request_for_scan)
     assert (job.state, job.error_code) == (JobState.FAILED, "storage_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(MemoryError(), "out_of_memory"), (OutOfMemory("x"), "out_of_memory"), (ZeroDivisionError(), "internal_error")],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_an_error_that_may_be_the_workers_alone_is_final_only_if_no_other_worker_can_try(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: str,
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", failing)
+    sick, also_sick = make_handler(), make_handler()
+    with other_worker(database, queues=["priority"], models=[MODEL]):
+        assert run(sick, database, request_for_scan).error_code == code
+    with other_worker(database, models=[MODEL]):
+        job = run(sick, database, request_for_scan)
+        assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+        assert job_store.transitions(database, job.id)[-1].detail == code
+        mark_sent(database, job.id)
+        with pytest.raises(attempts.LeftToAnother):
+            deliver(sick, database, job)
+        assert claim(database, job).attempts_left == 1
+    job = run(also_sick, database, request_for_scan)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 1, code)
+
+
+def test_a_worker_that_has_too_little_memory_for_several_jobs_in_a_row_is_paused(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    handler = make_handler()
+    with monkeypatch.context() as patch:
+        patch.setattr("inference_service.worker.attempt_runner.segment_file", greedy)
+        for _ in range(2):
+            run(handler, database, request_for_scan)
+    assert run(handler, database, request_for_scan).state is JobState.SUCCEEDED
+    monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", greedy)
+    for _ in range(3):
+        run(handler, database, request_for_scan)
+    with pytest.raises(WorkerPaused):
+        run(handler, database, request_for_scan)
+
+
+def test_one_job_that_is_lost_again_and_again_pauses_no_worker(settings: Settings, tmp_path: Path) -> None:
+    tested = self_test.SelfTest(settings, tmp_path, worker="w")
+    poison = uuid4()
+    for _ in range(5):
+        tested.count_loss(poison)
+    tested.count_loss(uuid4())
+    assert not tested.paused
+    tested.count_loss(uuid4())
+    assert tested.paused
 
 
 @pytest.mark.parametrize("version", [None, "1"])

@@ -69,6 +69,7 @@ def owner_retries(setting: Setting, world: World) -> Steps:
         if row.state not in over or not setting.scenario.jobs[job].readable or history.retried:
             continue
         queued = with_state(world, job, "queued", returned=row.attempt, cancel_requested=False, result=0)
+        queued = with_row(queued, job, avoided=frozenset())
         outcomes = history.outcomes if row.state == "succeeded" else history.outcomes - 1
         retried = with_history(queued, job, retried=True, outcomes=outcomes)
         made = changes("resubmission.queue_again", row.state, "queued")

@@ -38,6 +38,12 @@ def attempts_stay_within_the_limit(setting: Setting, world: World) -> bool:
     return all(row.attempt - row.returned <= setting.scenario.max_attempts for row in world.database.rows)
 
 
+def a_job_goes_round_the_workers(setting: Setting, world: World) -> bool:
+    """A worker that lost a job gets it again only after all others have had an attempt."""
+    firsts = [[attempt.worker for attempt in attempts[: setting.scenario.workers]] for attempts in world.attempts]
+    return all(len(set(workers)) == len(workers) for workers in firsts)
+
+
 def a_cancelled_job_starts_no_attempt(setting: Setting, world: World) -> bool:
     """No attempt starts after the cancellation was requested."""
     return not any(history.started_after_cancel for history in world.history)
@@ -72,6 +78,7 @@ INVARIANTS: Mapping[str, Callable[[Setting, World], bool]] = {
         a_job_has_one_outcome,
         a_pruned_job_had_its_outcome,
         attempts_stay_within_the_limit,
+        a_job_goes_round_the_workers,
         a_cancelled_job_starts_no_attempt,
         no_job_loses_objects_to_another,
         every_object_is_accounted_for,

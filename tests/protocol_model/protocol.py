@@ -22,6 +22,8 @@ class Protocol:
         row_comes_before_acknowledgement: A message is acknowledged only after its job's row exists.
         creation_keeps_a_row: A message never overwrites a row that exists.
         claim_heeds_limit: A claim, or a sweep, gives a job no attempt beyond the limit.
+        losses_are_avoided: A job is kept from the workers that lost it.
+        avoidance_needs_another: Only while another worker that has not lost it is alive.
         requeue_heeds_cancellation: A job whose cancellation was requested ends, instead of being queued again.
         sweep_locks_rows: A sweep changes rows that it has locked, not rows that it read earlier.
         sweep_resends: A sweep sends the messages again that Redis has lost.
@@ -46,6 +48,8 @@ class Protocol:
     row_comes_before_acknowledgement: bool = True
     creation_keeps_a_row: bool = True
     claim_heeds_limit: bool = True
+    losses_are_avoided: bool = True
+    avoidance_needs_another: bool = True
     requeue_heeds_cancellation: bool = True
     sweep_locks_rows: bool = True
     sweep_resends: bool = True
@@ -91,6 +95,7 @@ class Scenario:
         name: The name.
         jobs: The jobs. All ask for the same output prefix.
         events: Names of the rules of clients, operators and faults that happen.
+        workers: Number of workers that consume the queue.
         max_attempts: The limit of attempts that count.
         max_messages: Bound of the messages of one job in Redis and in workers' hands.
         max_returns: Bound of the attempts that do not count, because a worker stopped or its machine was at fault.
@@ -101,6 +106,7 @@ class Scenario:
     name: str
     jobs: tuple[JobKind, ...]
     events: frozenset[str]
+    workers: int = 1
     max_attempts: int = 2
     max_messages: int = 2
     max_returns: int = 0
@@ -203,6 +209,21 @@ def holds(row: Row, number: int) -> bool:
 def names(row: Row, number: int) -> bool:
     """Whether a row names the objects of an attempt as its job's result."""
     return row.state == "succeeded" and row.result == number
+
+
+def avoided(setting: Setting, world: World, job: int) -> frozenset[int]:
+    """The workers that a job avoids once its running attempt, if there is one, is lost."""
+    row = world.database.rows[job]
+    if setting.scenario.workers == 1 or not row.holder or not setting.protocol.losses_are_avoided:
+        return row.avoided
+    return row.avoided | {world.attempts[job][row.holder - 1].worker}
+
+
+def may_claim(setting: Setting, world: World, job: int, worker: int) -> bool:
+    """Whether a worker takes a job; if not, it puts the message back."""
+    barred = avoided(setting, world, job)
+    others = set(range(setting.scenario.workers)) - barred
+    return worker not in barred or (not others and setting.protocol.avoidance_needs_another)
 
 
 def key(setting: Setting, job: int, number: int) -> Key:

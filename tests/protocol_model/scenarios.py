@@ -117,6 +117,14 @@ SCENARIOS = (
         max_messages=1,
     ),
     Scenario(
+        "one job, and two workers that lose it",
+        (_A,),
+        frozenset({"worker_dies", "attempt_freezes"}),
+        workers=2,
+        max_attempts=3,
+        max_messages=1,
+    ),
+    Scenario(
         "two jobs that ask for one prefix",
         (_A, _B),
         frozenset({"attempt_freezes", "owner_cancels"}),
@@ -223,6 +231,18 @@ VARIANTS = (
         Protocol(claim_heeds_limit=False),
         SMALL.name,
         "attempts stay within the limit",
+    ),
+    Variant(
+        "a worker that lost a job takes it again although another is alive",
+        Protocol(losses_are_avoided=False),
+        "one job, and two workers",
+        "a job goes round the workers",
+    ),
+    Variant(
+        "a job avoids the workers that lost it although no other is alive",
+        Protocol(avoidance_needs_another=False),
+        "one job, and two workers",
+        STUCK,
     ),
     Variant(
         "an orphaned job is queued again although its cancellation was requested",

@@ -22,6 +22,7 @@ class Row(NamedTuple):
         due: Whether the next attempt may start.
         sent: Whether a message was sent.
         result: The attempt whose objects are the result; 0 where there is none.
+        avoided: Workers that lost the job; not recorded in a scenario with one worker.
     """
 
     state: JobState = "absent"
@@ -33,6 +34,7 @@ class Row(NamedTuple):
     due: bool = True
     sent: bool = False
     result: int = 0
+    avoided: frozenset[int] = frozenset()
 
 
 class Attempt(NamedTuple):
@@ -41,10 +43,12 @@ class Attempt(NamedTuple):
     Attributes:
         step: What it has done last. An ended attempt has not acknowledged its message yet; a gone one has, or died.
         work: The scan and model of its result; None before the result is there.
+        worker: The worker that it belongs to.
     """
 
     step: Literal["claimed", "computed", "recorded", "sent", "stored", "ended", "gone"] = "claimed"
     work: str | None = None
+    worker: int = 0
 
 
 class Content(NamedTuple):

@@ -5,6 +5,7 @@ from protocol_model.protocol import (
     Change,
     Setting,
     Steps,
+    avoided,
     changes,
     holds,
     messages,
@@ -52,7 +53,7 @@ def _requeue(setting: Setting, world: World, job: int, *, by: str, label: str) -
     elif exhausted:
         yield Step(f"{label}; the job fails", with_state(world, job, "failed"), changes(by, "running", "failed"))
     else:
-        queued = with_state(world, job, "queued", result=0)
+        queued = with_state(world, job, "queued", result=0, avoided=avoided(setting, world, job))
         yield Step(f"{label}; the job is queued again", queued, changes(by, "running", "queued"))
 
 

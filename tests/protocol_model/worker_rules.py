@@ -6,10 +6,12 @@ from protocol_model.explorer import Step
 from protocol_model.protocol import (
     Setting,
     Steps,
+    avoided,
     changes,
     each_attempt,
     holds,
     key,
+    may_claim,
     title,
     with_attempt,
     with_history,
@@ -45,11 +47,15 @@ def worker_records_job(setting: Setting, world: World) -> Steps:
         exists = row.state not in ("absent", "pruned")
         if taken and (not exists or (row.state in FINAL and not setting.protocol.creation_keeps_a_row)):
             created = with_state(world, job, "queued", attempt=0, returned=0, cancel_requested=False, result=0)
+            created = with_row(created, job, avoided=frozenset())
             yield Step(f"a worker records {title(job)}", created, changes("job_store.create", "absent", "queued"))
 
 
 def worker_claims(setting: Setting, world: World) -> Steps:
-    """The claim of a due or orphaned job starts an attempt, or ends a job that gets none. Other jobs need no work."""
+    """The claim of a due or orphaned job starts an attempt, or ends a job that gets none. Other jobs need no work.
+
+    A worker that the job avoids puts the message back, which changes nothing.
+    """
     for job, taken in enumerate(world.taken):
         row = world.database.rows[job]
         if not taken or row.state in ("absent", "pruned"):
@@ -67,14 +73,29 @@ def worker_claims(setting: Setting, world: World) -> Steps:
             ended = with_state(handled, job, "failed")
             yield Step(f"a claim ends {title(job)}", ended, changes("attempts.claim", row.state, "failed"))
         else:
-            number = len(world.attempts[job]) + 1
-            claimed = with_state(handled, job, "running", attempt=row.attempt + 1, holder=number)
-            started = (*world.attempts[job], Attempt())
-            claimed = claimed._replace(attempts=(*world.attempts[:job], started, *world.attempts[job + 1 :]))
-            if row.cancel_requested or world.history[job].cancelled:
-                claimed = with_history(claimed, job, started_after_cancel=True)
             way = ("running", "queued", "running") if orphaned else ("queued", "running")
-            yield Step(f"{title(job, number)} is claimed", claimed, changes("attempts.claim", *way))
+            for worker in range(setting.scenario.workers):
+                if may_claim(setting, world, job, worker):
+                    claimed = _claimed(setting, world, job, worker)
+                    yield Step(
+                        f"{title(job, len(world.attempts[job]) + 1)} is claimed by worker {worker}",
+                        claimed,
+                        changes("attempts.claim", *way),
+                    )
+
+
+def _claimed(setting: Setting, world: World, job: int, worker: int) -> World:
+    row = world.database.rows[job]
+    number = len(world.attempts[job]) + 1
+    barred = avoided(setting, world, job)
+    claimed = with_state(
+        with_taken(world, job, -1), job, "running", attempt=row.attempt + 1, holder=number, avoided=barred
+    )
+    started = (*world.attempts[job], Attempt(worker=worker))
+    claimed = claimed._replace(attempts=(*world.attempts[:job], started, *world.attempts[job + 1 :]))
+    if row.cancel_requested or world.history[job].cancelled:
+        claimed = with_history(claimed, job, started_after_cancel=True)
+    return claimed
 
 
 def attempt_renews(setting: Setting, world: World) -> Steps:
@@ -132,7 +153,7 @@ def attempt_is_recorded(setting: Setting, world: World) -> Steps:
 
 
 def attempt_sends_object(setting: Setting, world: World) -> Steps:
-    """An attempt sends its object. It has renewed its lease before, and may have lost it since."""
+    """An attempt sends its object. It may have lost its lease and not know so: the keys are its own."""
     for job, number, attempt in each_attempt(world):
         if attempt.step == "recorded" and attempt.work is not None:
             put = Request(job, key(setting, job, number), Content(job, number, attempt.work))

@@ -1,5 +1,6 @@
 from contextlib import nullcontext
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -44,3 +45,41 @@ def test_models_that_cannot_be_read_are_still_reported_and_soon_read_again(
     assert watch.models == [LUNG]
     watch.refresh_models()
     assert not self_test.answers
+
+
+class PassingTest(SelfTest):
+    """A self-test that finds no problem."""
+
+    def problem(self, **_: object) -> str | None:
+        return None
+
+
+def test_a_worker_that_lost_jobs_is_paused_for_longer_each_time_until_a_job_succeeds(tmp_path: Path) -> None:
+    self_test = PassingTest(Settings(_env_file=None), tmp_path, worker="w")
+    watch = MachineWatch(self_test, period_s=2.0, fork_lock=nullcontext())
+
+    def look(*, after_delay: bool = False) -> None:
+        if after_delay:
+            watch._test_at = 0.0
+        watch._repeat_test()
+
+    for _ in range(3):
+        self_test.count_loss(uuid4())
+    for next_delay_s in (4.0, 8.0):
+        look()
+        assert "check the memory" in str(watch.problem)
+        look()
+        assert self_test.paused
+        look(after_delay=True)
+        assert (self_test.paused, watch.problem) == (False, None)
+        look()
+        assert watch._test_delay_s == next_delay_s
+        self_test.count_loss(uuid4())
+        assert self_test.paused
+    look()
+    look(after_delay=True)
+    self_test.end_losses()
+    look()
+    assert watch._test_delay_s == 2.0
+    self_test.count_loss(uuid4())
+    assert not self_test.paused
