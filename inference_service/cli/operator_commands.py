@@ -62,8 +62,13 @@ def check(as_json: bool) -> None:
 
 @click.command()
 @click.option("--sizes-only", is_flag=True, help="Compare sizes instead of reading every object.")
+@click.option(
+    "--remove-unclaimed",
+    is_flag=True,
+    help="Let the workers remove the unclaimed objects, an hour after they are found.",
+)
 @json_option
-def audit(sizes_only: bool, as_json: bool) -> None:
+def audit(sizes_only: bool, remove_unclaimed: bool, as_json: bool) -> None:
     """Compare the results of all jobs with the stored objects.
 
     Prints objects that are missing or are not the ones that their job has stored, that the storage refuses to read, and
@@ -71,6 +76,7 @@ def audit(sizes_only: bool, as_json: bool) -> None:
     --json, each line is a JSON object. Exits with 1 if there are findings.
     """
     from inference_service.jobs.audit import Audit
+    from inference_service.jobs.stored_attempts import record_unclaimed
 
     settings = get_settings()
     patience_s = settings.outage_patience_s
@@ -90,6 +96,8 @@ def audit(sizes_only: bool, as_json: bool) -> None:
                 print_json(dataclasses.asdict(finding), indent=None)
             else:
                 click.echo(f"{finding.problem:<10} {finding.bucket}/{finding.key} of job {finding.job_id}")
+            if remove_unclaimed and (attempt := finding.unclaimed_attempt) is not None:
+                record_unclaimed(database, attempt)
     if as_json:
         figures = {name: getattr(audit, name) for name in ("jobs", "objects", "without_checksum", "without_row")}
         print_json({"findings": findings, **figures}, indent=None)

@@ -18,6 +18,7 @@ from inference_service.jobs.database import Database, is_database_outage
 from inference_service.jobs.job_store import Job, succeeded_after
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, StoredAttemptRow
+from inference_service.jobs.stored_attempts import StoredAttempt
 
 # Few, as findings appear after each batch.
 _JOBS_AT_ONCE = 50
@@ -58,6 +59,14 @@ class Finding:
     job_id: UUID
     bucket: str
     key: str
+
+    @property
+    def unclaimed_attempt(self) -> StoredAttempt | None:
+        """The attempt that has stored an unclaimed object; None for another finding."""
+        match = _ATTEMPT_KEY.fullmatch(self.key)
+        if self.problem is not Problem.UNCLAIMED or match is None:
+            return None
+        return StoredAttempt(UUID(match["token"]), self.job_id, f"{self.bucket}/{self.key.rpartition('/')[0]}")
 
 
 @dataclass(frozen=True)

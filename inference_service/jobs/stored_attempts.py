@@ -66,6 +66,13 @@ def record_pruned(connection: Connection, attempts: Sequence[StoredAttempt]) -> 
         connection.execute(statement, [asdict(attempt) for attempt in attempts])
 
 
+def record_unclaimed(database: Database, attempt: StoredAttempt) -> None:
+    """Records an attempt whose objects were found although no row names them, so that a sweep removes them."""
+    statement = upsert(StoredAttemptRow).values(**asdict(attempt), remove_after=func.now() + REMOVAL_DELAY)
+    with database.begin() as connection:
+        connection.execute(statement.on_conflict_do_nothing())
+
+
 def take_abandoned(database: Database) -> StoredAttempt | None:
     """Takes the attempt whose objects were to be removed first; None if none is due.
 

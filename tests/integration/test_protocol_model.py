@@ -316,7 +316,6 @@ class RealJob:
 
     def _operator_prunes(self, before: World, after: World) -> None:
         assert retention.prune(self._database, older_than=timedelta(), results=True, limit=2) == 1
-        self._end_delay_of_removals()
 
     def _owner_retries(self, before: World, after: World) -> None:
         assert resubmission.queue_again(self._database, self._id)

@@ -401,6 +401,8 @@ def test_the_audit_finds_missing_changed_and_unclaimed_objects(
     settings: Settings,
     request_for_scan: Request,
     command: Callable[..., Result],
+    sweeper: Sweeper,
+    hasten_removal: Callable[[], None],
     tmp_path: Path,
 ) -> None:
     whole, missing, changed, resized = (run(handler, database, request_for_scan) for _ in range(4))
@@ -433,8 +435,15 @@ def test_the_audit_finds_missing_changed_and_unclaimed_objects(
     *found, figures = map(json.loads, outcome.output.splitlines())
     assert unclaimed in {finding["key"] for finding in found}
     assert figures["findings"] == len(found)
-    lines = command("audit", "--sizes-only").output.splitlines()
-    assert f"unclaimed  masks/{unclaimed} of job {whole.id}" in lines
+    for arguments in ([], ["--remove-unclaimed"]):
+        lines = command("audit", "--sizes-only", *arguments).output.splitlines()
+        assert f"unclaimed  masks/{unclaimed} of job {whole.id}" in lines
+    assert (Problem.UNCLAIMED, unclaimed) not in findings(sizes_only=True)
+    assert storage.exists("masks", unclaimed)
+    hasten_removal()
+    sweeper.remove_abandoned_objects()
+    assert not storage.exists("masks", unclaimed)
+    assert storage.exists("masks", key_of(whole, "mask"))
 
 
 def test_the_audit_yields_what_it_has_found_and_survives_outages(
