@@ -37,7 +37,7 @@ def print_inspection(screen: Console, found: "Inspection") -> None:
         )
     screen.print(table)
     for number, volume in enumerate(found.volumes, 1):
-        screen.print(f"{number}: {'series ' if volume.kind == 'dicom' else ''}{_printable(volume.name)}")
+        screen.print(f"{number}: {'series ' if volume.kind == 'dicom' else ''}{printable_name(volume.name)}")
         if volume.error is not None:
             screen.print(f"{number}: {volume.error.code}: {volume.error.message}")
         for warning in volume.warnings:
@@ -54,7 +54,7 @@ def _verdict(volume: "FoundVolume") -> str:
     return "readable" if volume.error is None else f"refused: {volume.error.code}"
 
 
-def _printable(name: str) -> str:
+def printable_name(name: str) -> str:
     # A name may be any text, and could control the terminal.
     return "".join(each if each.isprintable() else "?" for each in name) or "(without a UID)"
 

@@ -4,7 +4,6 @@ Commands that need the worker's packages import them when they run, because a cl
 """
 
 import errno
-import re
 import signal
 import sys
 from types import FrameType
@@ -15,6 +14,7 @@ from pydantic_settings import SettingsError
 
 from inference_service.cli import job_commands, local_commands, operator_commands
 from inference_service.cli.exit_codes import ExitCode, exit_code
+from inference_service.cli.inspection_display import printable_name
 from inference_service.core.errors import MixedSeries, ServiceError
 
 
@@ -28,8 +28,8 @@ class _Group(click.Group):
             click.echo(f"error: {error.code}: {error.message}", err=True)
             if isinstance(error, MixedSeries):
                 for uid, count in error.slices.items():
-                    # An invalid UID may be any text, and could control the terminal.
-                    click.echo(f"  {re.sub(r'[^0-9.]', '?', uid) or '(without a UID)'}: {count} slices", err=True)
+                    # The text with which the series is named: an invalid UID may be any text.
+                    click.echo(f"  {printable_name(uid)}: {count} slices", err=True)
             ctx.exit(exit_code(error))
         except SettingsError as error:
             click.echo(f"error: {error}: expected JSON", err=True)

@@ -99,8 +99,9 @@ class InputReference(_Part):
     )
     series: str | None = Field(
         None,
-        pattern=r"^[0-9.]{1,64}$",
-        description="SeriesInstanceUID of the series to segment; required if the input has several series.",
+        pattern=r"^[^\x00-\x1f\x7f]{1,256}$",
+        description="SeriesInstanceUID of the series to segment, as its files state it, even where that is no valid "
+        "UID; required if the input has several series.",
     )
 
 

@@ -27,8 +27,10 @@ HOMES: dict[str, set[str]] = {
     "pydicom": {
         "formats.dicom.attributes",
         "formats.dicom.file_check",
+        "formats.dicom.frame_attributes",
         "formats.dicom.functional_groups",
         "formats.dicom.header",
+        "formats.dicom.offset_table",
         "formats.dicom.pixel_data",
         "formats.dicom.pydicom_errors",
         "formats.dicom.segmentation_writer",

@@ -27,6 +27,9 @@ def select_series(
         NotAVolume: There is no candidate, or the series that the request names is not in the input.
     """
     excluded = excluded.copy()
+    if series_uid is not None:
+        # UIDs are padded to an even length, and copied with the padding by some.
+        series_uid = series_uid.strip(" \0")
     candidates: dict[str, list[Instance]] = defaultdict(list)
     others: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:

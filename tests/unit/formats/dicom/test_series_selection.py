@@ -19,6 +19,7 @@ from dicom_files import (
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
 
+from inference_service.contract.task_message import InputReference
 from inference_service.core.errors import (
     MixedSeries,
     NotAVolume,
@@ -84,6 +85,18 @@ def test_one_of_several_series_must_be_named(tmp_path: Path, read: Read) -> None
     assert scan.set_aside == {"other_series": 6}
     with pytest.raises(NotAVolume, match=r"input\.series is not among the 2 series of the input$"):
         read(tmp_path / "in", series="1.2.3.6")
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.113619.0012", "Thorax 5 mm_1", "A" * 70, "é^ß", "-1"])
+def test_a_series_is_named_by_what_its_files_state_even_if_that_is_no_uid(tmp_path: Path, read: Read, uid: str) -> None:
+    write_series(tmp_path / "in" / "a", regular_stack())
+    write_series(tmp_path / "in" / "b", regular_stack(), change=with_attribute("SeriesInstanceUID", uid))
+    with pytest.raises(MixedSeries) as caught:
+        read(tmp_path / "in")
+    assert caught.value.slices == {"1.2.3.4": 6, uid: 6}
+    named = InputReference(bucket=None, key="ct/", series=uid).series
+    for name in (named, f"{named} ", f"{named}\0"):
+        assert read(tmp_path / "in", series=name).set_aside == {"other_series": 6}
 
 
 @pytest.mark.parametrize("kind", ["LOCALIZER", "CT_SOM5 TOP SCOUT", "MOSAIC"])
