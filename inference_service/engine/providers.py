@@ -38,24 +38,21 @@ class ProbeResult:
     reason: str | None
 
 
-def run_probe(*, limit_s: float = PROBE_LIMIT_S) -> tuple[ProbeResult, ...]:
+def run_probe() -> tuple[ProbeResult, ...]:
     """Probes every provider of the installed ONNX Runtime in a short-lived subprocess.
 
     A worker's parent process must not initialise CUDA before it forks, hence the subprocess. If a provider crashes
     the subprocess, the results of the providers probed before are kept.
-
-    Args:
-        limit_s: Time limit of the subprocess.
 
     Raises:
         ConfigurationError: No provider could be probed.
     """
     command = [sys.executable, "-m", "inference_service.engine.provider_probe"]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
         raise ConfigurationError(
-            f"the probe of the ONNX providers did not end within {limit_s:g} s: check that nvidia-smi answers "
+            f"the probe of the ONNX providers did not end within {PROBE_LIMIT_S:g} s: check that nvidia-smi answers "
             "and that this machine is not overloaded, then start again"
         ) from None
     lines = process.stdout.splitlines()

@@ -203,6 +203,16 @@ def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None
     return Renewal(held=row is not None, cancel_requested=row is not None and row.cancel_requested)
 
 
+def extend(database: Database, claim: Claim, *, lease_s: float) -> None:
+    """Makes a lease last for so many seconds from now, if it is still held."""
+    with database.begin() as connection:
+        connection.execute(
+            update(JobRow)
+            .where(fence(claim.job_id, claim.token))
+            .values(lease_expires_at=func.now() + timedelta(seconds=lease_s))
+        )
+
+
 def succeed(database: Database, claim: Claim, success: Success) -> bool:
     """Ends a job as succeeded, so that its row names the attempt's objects. It is the last write of an attempt.
 

@@ -19,6 +19,7 @@ from inference_service.jobs import attempts
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.worker_registry import has_live_consumer, has_model
 from inference_service.worker.job_context import JobContext
+from inference_service.worker.self_test import LONGEST_TEST_S
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class OutcomeRecorder:
         does not count if this machine is at fault, or if another worker has the model that this one lacks or cannot
         use.
         """
-        problem = self._context.self_test.problem_behind(error)
+        problem = self._problem_behind(error)
         if problem is not None:
             logger.error("attempt %d does not count: this worker is at fault: %s", self._claim.attempt, problem)
             self._schedule_retry(error, counts=False)
@@ -72,6 +73,14 @@ class OutcomeRecorder:
         """Records why the lease's thread is about to kill this process."""
         if isinstance(reason, ServiceError):
             self._write_failure(reason)
+
+    def _problem_behind(self, error: ServiceError) -> str | None:
+        context = self._context
+        if context.self_test.may_explain(error):
+            # The test may outlast the lease, which is no longer renewed.
+            lease_s = context.settings.lease_s + LONGEST_TEST_S
+            context.retry_database(attempts.extend, context.database, self._claim, lease_s=lease_s)
+        return context.self_test.problem_behind(error)
 
     def _has_other(self) -> bool:
         """Returns True if another worker that has not failed on the job consumes the queue of its next attempt."""

@@ -30,8 +30,9 @@ from inference_service.engine.providers import PROBE_LIMIT_S, run_probe
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.worker_registry import InstalledModel
 
-# Short, because the lease of the attempt that failed is not renewed during its worker's test.
 _STORAGE_TIMEOUT_S = 5.0
+LONGEST_TEST_S = PROBE_LIMIT_S + 60.0
+"""More than the self-test takes, if each server and the probe just meet their time limits."""
 # No scan fits into less. Jobs whose files are larger than the free space fail, and go to other workers.
 _MIN_FREE_DISK_BYTES = 64 * 2**20
 _WRITTEN_BYTES = 4096
@@ -100,18 +101,11 @@ class SelfTest:
             "check the memory of this machine and the memory limit of the worker"
         )
 
-    def problem(
-        self,
-        *,
-        with_engine: bool,
-        engine_limit_s: float = PROBE_LIMIT_S,
-        fork_lock: AbstractContextManager[object] | None = None,
-    ) -> str | None:
+    def problem(self, *, with_engine: bool, fork_lock: AbstractContextManager[object] | None = None) -> str | None:
         """Tests the machine.
 
         Args:
             with_engine: Whether to test ONNX Runtime too, which takes a second or more.
-            engine_limit_s: Time limit of that test.
             fork_lock: Held while a connection is open.
 
         Returns:
@@ -123,7 +117,7 @@ class SelfTest:
             partial(self._test_storage, fork_lock or nullcontext()),
         ]
         if with_engine:
-            tests.append(partial(self._test_engine, engine_limit_s))
+            tests.append(self._test_engine)
         for test in tests:
             try:
                 test()
@@ -131,17 +125,19 @@ class SelfTest:
                 return error.message
         return None
 
+    def may_explain(self, error: ServiceError) -> bool:
+        """Returns True if the machine may be the reason for a job's error, so that `problem_behind` tests it."""
+        return isinstance(error, StorageUnavailable | InternalError)
+
     def problem_behind(self, error: ServiceError) -> str | None:
         """Tests the machine if it may be the reason for a job's error, and pauses the worker if it is.
 
         Returns:
             The problem of the machine; None if the error is the job's own.
         """
-        if not isinstance(error, StorageUnavailable | InternalError):
+        if not self.may_explain(error):
             return None
-        # The attempt's lease is not renewed during the test.
-        limit_s = self._settings.lease_s / 3
-        problem = self.problem(with_engine=isinstance(error, InternalError), engine_limit_s=limit_s)
+        problem = self.problem(with_engine=isinstance(error, InternalError))
         if problem is not None:
             self.paused = True
         return problem
@@ -196,8 +192,8 @@ class SelfTest:
             with suppress(StorageRefused):
                 storage.remove(bucket, self._key)
 
-    def _test_engine(self, limit_s: float) -> None:
+    def _test_engine(self) -> None:
         # Without its GPU a worker goes on: the jobs run on a CPU.
-        if any(result.provider == CPU and result.reason is None for result in run_probe(limit_s=limit_s)):
+        if any(result.provider == CPU and result.reason is None for result in run_probe()):
             return
         raise ConfigurationError("ONNX Runtime does not work any more; `inference-service providers` tells more")

@@ -18,7 +18,7 @@ from sqlalchemy import delete, func, select, update
 from inference_service.core.errors import ModelInvalid, OutOfMemory, StorageRefused
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
-from inference_service.engine.providers import ProbeResult
+from inference_service.engine.providers import PROBE_LIMIT_S, ProbeResult
 from inference_service.jobs import attempts, job_store, worker_registry
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
@@ -138,9 +138,30 @@ def test_a_broken_engine_is_no_fault_of_the_job(
         raise OSError("libonnxruntime.so: cannot open shared object file")
 
     monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", broken)
-    monkeypatch.setattr(self_test, "run_probe", lambda **_: (ProbeResult("CPUExecutionProvider", "it is gone"),))
+    monkeypatch.setattr(self_test, "run_probe", lambda: (ProbeResult("CPUExecutionProvider", "it is gone"),))
     handler = make_handler(max_attempts=1)
     assert_does_not_count(handler, database, run(handler, database, request_for_scan), "internal_error")
+
+
+def test_a_job_is_not_taken_for_lost_during_the_self_test_of_its_worker(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_probe() -> tuple[ProbeResult, ...]:
+        left_s = func.extract("epoch", JobRow.lease_expires_at - func.now())
+        with database.connection() as connection:
+            newest = select(left_s).order_by(JobRow.created_at.desc()).limit(1)
+            left.append(connection.execute(newest).scalar_one())
+        return (ProbeResult("CPUExecutionProvider", None),)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError
+
+    left: list[float] = []
+    monkeypatch.setattr("inference_service.worker.attempt_runner.segment_file", broken)
+    monkeypatch.setattr(self_test, "run_probe", slow_probe)
+    job = run(make_handler(max_attempts=1), database, request_for_scan)
+    assert job.error_code == "internal_error"
+    assert left[0] > PROBE_LIMIT_S
 
 
 def test_unreadable_models_are_no_fault_of_the_job(
@@ -362,5 +383,5 @@ def test_the_self_test_finds_a_disk_that_takes_no_file(settings: Settings, tmp_p
 def test_the_self_test_runs_onnx_runtime(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = self_test.SelfTest(settings, tmp_path, worker="w")
     assert tested.problem(with_engine=True) is None
-    monkeypatch.setattr(self_test, "run_probe", lambda **_: (ProbeResult("CPUExecutionProvider", "it is gone"),))
+    monkeypatch.setattr(self_test, "run_probe", lambda: (ProbeResult("CPUExecutionProvider", "it is gone"),))
     assert "ONNX Runtime does not work any more" in (tested.problem(with_engine=True) or "")

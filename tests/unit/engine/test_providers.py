@@ -86,10 +86,11 @@ def test_a_probe_without_results_is_an_error(run_probe: Callable[[str], None], s
         probe_providers()
 
 
-def test_a_probe_that_hangs_is_an_error(run_probe: Callable[[str], None]) -> None:
+def test_a_probe_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch, run_probe: Callable[[str], None]) -> None:
+    monkeypatch.setattr(providers, "PROBE_LIMIT_S", 0.2)
     run_probe("exec sleep 30")
     with pytest.raises(ConfigurationError, match=r"did not end within 0\.2 s"):
-        providers.run_probe(limit_s=0.2)
+        probe_providers()
 
 
 def test_exactly_three_lines_are_logged(run_probe: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
