@@ -11,5 +11,5 @@ from inference_service.formats.read_limits import ReadLimits
 
 def copy_labels(mask: Path, labels: Path) -> None:
     """Reads the labels of a mask's file and writes them as .npy."""
-    volume, _ = read_nifti(mask, ReadLimits(MAX_VOXELS))
+    volume = read_nifti(mask, ReadLimits(MAX_VOXELS)).volume
     np.save(labels, volume.voxels)

@@ -113,7 +113,7 @@ input_options = _grouped(
         "--tolerate",
         type=click.Choice(get_args(Tolerance)),
         multiple=True,
-        help="Correct this defect of a DICOM series instead of rejecting the series; may be given several times.",
+        help="Accept this defect of the geometry, and correct it where possible; may be given several times.",
     ),
     click.option(
         "--modality-check/--no-modality-check",

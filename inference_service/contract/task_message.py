@@ -17,7 +17,7 @@ from inference_service.core.errors import BadRequest
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
-Tolerance = Literal["uneven_spacing", "gantry_tilt"]
+Tolerance = Literal["uneven_spacing", "gantry_tilt", "unusual_extent"]
 OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap", "nrrd", "mha"]
 
 TASK_NAME = "inference_service.segment"
@@ -132,8 +132,9 @@ class RequestOptions(_Part):
     )
     tolerate: Annotated[tuple[Tolerance, ...], AfterValidator(_distinct)] = Field(
         (),
-        description="Defects of a DICOM series' geometry that are corrected, with a warning in the report, instead of "
-        "refused: uneven_spacing (also missing slices, up to 10 mm), gantry_tilt.",
+        description="Defects of the geometry that give a warning in the report, not a refusal. In a DICOM series, "
+        "uneven_spacing (also missing slices, up to 10 mm) and gantry_tilt are corrected; unusual_extent believes the "
+        "unit of a NIfTI file by which the scan is smaller or larger than a body or a specimen, as in micro-CT.",
     )
     modality_check: bool = Field(
         True, description="Whether to refuse a scan of another modality than the model's, or a CT without HU values."

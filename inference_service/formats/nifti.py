@@ -4,6 +4,8 @@ Only geometry is copied from a scan's header to a mask: its texts may identify a
 """
 
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -12,11 +14,12 @@ from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from inference_service.contract.task_message import Tolerance
+from inference_service.formats.nifti_geometry import read_geometry
 from inference_service.formats.nifti_header import (
     NiftiHeader,
     data_type,
     is_nifti,
-    read_affine,
     read_header,
     read_scaling,
     read_start,
@@ -44,15 +47,28 @@ def looks_like_nifti(path: Path) -> bool:
         return is_nifti(read_start(stream))
 
 
-def read_nifti(path: Path, limits: ReadLimits) -> tuple[Volume, NiftiHeader]:
+@dataclass(frozen=True)
+class NiftiVolume:
+    """A volume that was read from a file.
+
+    Attributes:
+        volume: The volume, with values scaled by slope and intercept.
+        header: The header, from which `write_mask` takes the grid.
+        warnings: Sentences for the user of the mask, about the geometry.
+    """
+
+    volume: Volume
+    header: NiftiHeader
+    warnings: tuple[str, ...]
+
+
+def read_nifti(path: Path, limits: ReadLimits, tolerated: Collection[Tolerance] = ()) -> NiftiVolume:
     """Reads a volume.
 
     Args:
         path: The file; its name does not matter.
         limits: The largest file that is read.
-
-    Returns:
-        The volume, with values scaled by slope and intercept, and the header, from which `write_mask` takes the grid.
+        tolerated: Deviations that are not refused.
 
     Raises:
         InputError: The file is not one readable volume; the subclass says why.
@@ -60,7 +76,7 @@ def read_nifti(path: Path, limits: ReadLimits) -> tuple[Volume, NiftiHeader]:
     with open_decompressed(path) as stream:
         header = read_header(stream)
         shape = volume_shape(header, limits.max_voxels)
-        affine = read_affine(header, shape)
+        geometry = read_geometry(header, shape, tolerated)
         scaling = read_scaling(header)
         stored = read_voxels(
             stream,
@@ -70,7 +86,7 @@ def read_nifti(path: Path, limits: ReadLimits) -> tuple[Volume, NiftiHeader]:
             scaled=scaling is not None,
             max_trailing_bytes=_MAX_TRAILING_BYTES,
         )
-    return Volume(_scale(stored, scaling), affine), header
+    return NiftiVolume(Volume(_scale(stored, scaling), geometry.affine), header, geometry.warnings)
 
 
 def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: NiftiHeader) -> None:

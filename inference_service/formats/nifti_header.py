@@ -1,10 +1,10 @@
-"""Reads and checks the header of a NIfTI-1 or NIfTI-2 file: shape, affine, data type and scaling.
+"""Reads and checks the header of a NIfTI-1 or NIfTI-2 file: shape, data type and scaling; see also `nifti_geometry`.
 
 No field is believed before it is checked, and nothing is allocated by what a header states.
 """
 
 from io import BytesIO
-from math import inf, isfinite, prod
+from math import prod
 from typing import BinaryIO
 
 import nibabel
@@ -13,13 +13,12 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from inference_service.core.errors import (
-    InconsistentGeometry,
     InputCorrupt,
     InputTooLarge,
     NotAVolume,
     UnsupportedFormat,
 )
-from inference_service.imaging.geometry import Affine, Shape, Volume
+from inference_service.imaging.geometry import Shape
 
 NiftiHeader = nibabel.Nifti1Header
 """NIfTI-2 headers are a subclass."""
@@ -28,19 +27,9 @@ NiftiHeader = nibabel.Nifti1Header
 _HEADER_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _SINGLE_FILE_MAGIC = {348: b"n+1", 540: b"n+2"}
 _SIZE_BYTES = 4
-# By the spatial code of xyzt_units: metre, millimetre, micron. Any other code is taken for millimetres.
-_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
-_SPATIAL_UNIT_BITS = 0b111
 _MAX_EXTENSION_BYTES = 16 * 2**20
-# Far beyond every real scan, so that only invalid headers are refused.
-_MIN_SPACING_MM = 1e-4
-_MAX_EXTENT_MM = 1e5
-# Volume spanned by unit vectors along the axes; below it, the axes lie in one plane.
-_MIN_DETERMINANT = 1e-3
 # The length of a quaternion above 1 that is taken for rounding. The rotation is by 180° then, to within half a degree.
 _MAX_QUATERNION_EXCESS = 1e-5
-# Distance between qform and sform that is taken for rounding: the qform is stored in single precision.
-_MAX_FORM_DISTANCE_MM = 0.1
 
 
 def is_nifti(start: bytes) -> bool:
@@ -110,50 +99,6 @@ def volume_shape(header: NiftiHeader, max_voxels: int) -> Shape:
     return i, j, k
 
 
-def read_affine(header: NiftiHeader, shape: Shape) -> Affine:
-    """Voxel index to RAS+ mm, by the sform if there is one and else by the qform.
-
-    Raises:
-        InconsistentGeometry: There is neither, or it is invalid.
-    """
-    try:
-        affine = header.get_sform(coded=True)[0]
-        affine = _with_qfac(header).get_qform(coded=True)[0] if affine is None else affine
-    except (HeaderDataError, ValueError) as error:
-        length = np.linalg.norm(_quaternion(header))
-        pixdim = ", ".join(f"{value:g}" for value in header["pixdim"][:4])
-        raise InconsistentGeometry(
-            f"the header's qform is invalid: the quaternion quatern_b, quatern_c, quatern_d has length {length:.6g}, "
-            f"expected at most 1; pixdim is {pixdim}, expected 1, -1 or 0, and three positive numbers"
-        ) from error
-    if affine is None:
-        raise InconsistentGeometry(
-            "the header does not state where voxels lie: sform_code and qform_code are 0; expected one of them"
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        affine = _in_millimetres(affine, header)
-    require_valid_affine(affine, shape)
-    return affine
-
-
-def require_valid_affine(affine: Affine, shape: Shape) -> None:
-    """Checks that an affine is that of a grid which a scan can have.
-
-    Raises:
-        InconsistentGeometry: It is not.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        extents_mm = spacing_mm * shape
-    if not np.isfinite(affine).all() or (spacing_mm < _MIN_SPACING_MM).any() or (extents_mm > _MAX_EXTENT_MM).any():
-        raise InconsistentGeometry(
-            f"the header states an invalid spacing of {spacing_mm.tolist()} mm: expected at least {_MIN_SPACING_MM:g} "
-            f"mm, and an extent of at most {_MAX_EXTENT_MM:g} mm"
-        )
-    if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < _MIN_DETERMINANT:
-        raise InconsistentGeometry("the header's affine is singular: its axes lie in one plane")
-
-
 def data_type(header: NiftiHeader) -> np.dtype[np.generic]:
     """Data type of stored voxels.
 
@@ -185,41 +130,14 @@ def read_scaling(header: NiftiHeader) -> tuple[float, float] | None:
     return slope, intercept
 
 
-def geometry_warnings(header: NiftiHeader, volume: Volume) -> tuple[str, ...]:
-    """Warns where qform and sform disagree.
-
-    Args:
-        header: The header of the file.
-        volume: The volume on the grid of that header.
-    """
-    distance_mm = _form_distance_mm(header, volume)
-    if distance_mm <= _MAX_FORM_DISTANCE_MM:
-        return ()
-    extent = f"by up to {distance_mm:.4g} mm" if isfinite(distance_mm) else "and the qform is invalid"
-    return (f"the header's qform and sform disagree {extent}: the sform was used",)
-
-
-def _form_distance_mm(header: NiftiHeader, volume: Volume) -> float:
-    """Largest distance between a corner of the volume by qform and by sform; 0 where there is only one of them."""
-    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
-        return 0.0
-    corners = np.vstack([np.indices((2, 2, 2)).reshape(3, -1) * np.reshape(volume.shape, (3, 1)), np.ones(8)])
-    with np.errstate(over="ignore", invalid="ignore"):
-        try:
-            qform = _in_millimetres(_with_qfac(header).get_qform(), header)
-        except (HeaderDataError, ValueError):
-            return inf
-        distance_mm = float(np.linalg.norm(((volume.affine - qform) @ corners)[:3], axis=0).max())
-    return distance_mm if isfinite(distance_mm) else inf
-
-
-def _quaternion(header: NiftiHeader) -> NDArray[np.float64]:
+def read_quaternion(header: NiftiHeader) -> NDArray[np.float64]:
+    """The three components of the qform's quaternion that are stored."""
     return np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
 
 
 def _round_quaternion(header: NiftiHeader) -> None:
     """Shortens a quaternion that rounding made longer than 1, as of a rotation by 180°; masks get the shorter one."""
-    quaternion = _quaternion(header)
+    quaternion = read_quaternion(header)
     with np.errstate(over="ignore", invalid="ignore"):
         length = np.linalg.norm(quaternion)
     if 1 < length <= 1 + _MAX_QUATERNION_EXCESS:
@@ -229,15 +147,3 @@ def _round_quaternion(header: NiftiHeader) -> None:
 def _header_size(start: bytes) -> int | None:
     sizes = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
     return next((size for size in sizes if size in _HEADER_CLASSES), None)
-
-
-def _in_millimetres(affine: NDArray[np.float64], header: NiftiHeader) -> Affine:
-    unit_mm = _MILLIMETRES.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, 1.0)
-    return np.vstack([affine[:3] * unit_mm, [0, 0, 0, 1]]).astype(np.float64)
-
-
-def _with_qfac(header: NiftiHeader) -> NiftiHeader:
-    """A copy with a valid qfac (pixdim[0]): the standard reads 0 as 1, and nibabel refuses it."""
-    header = header.copy()
-    header["pixdim"][0] = header["pixdim"][0] or 1
-    return header

@@ -23,12 +23,13 @@ from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import ExclusionReason, Slice, ValueType
 from inference_service.formats.dicom.series_reader import read_series
+from inference_service.formats.grid_check import extent_warnings, require_valid_affine
 from inference_service.formats.nifti import (
     grid_header,
     looks_like_nifti,
     read_nifti,
 )
-from inference_service.formats.nifti_header import NiftiHeader, geometry_warnings, require_valid_affine
+from inference_service.formats.nifti_header import NiftiHeader
 from inference_service.formats.raster.reader import METAIMAGE, NRRD, RasterFormat, find_headers, read_raster
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.zip_input import looks_like_zip, unpack
@@ -142,7 +143,9 @@ def read_files(files: Sequence[Path], options: ReadOptions) -> Scan:
     """
     for reader in READERS:
         if reader.accepts(files, options.limits):
-            return reader.read(files, options)
+            scan = reader.read(files, options)
+            affine, shape = scan.volume.affine, scan.volume.shape
+            return replace(scan, warnings=(*scan.warnings, *extent_warnings(affine, shape)))
     _check_not_damaged(files)
     subject = "the input is" if len(files) == 1 else f"the input's {len(files)} files are"
     raise UnsupportedFormat(
@@ -206,8 +209,8 @@ def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
     """Reads the one NIfTI file of an input; files of other formats are set aside."""
     volumes = nifti_files(files) if len(files) > 1 else files
     _require_one_volume(files)
-    volume, grid = read_nifti(volumes[0], options.limits)
-    scan = Scan(volume, grid, _replace_non_finite(volume), warnings=geometry_warnings(grid, volume))
+    found = read_nifti(volumes[0], options.limits, options.input_options.tolerate)
+    scan = Scan(found.volume, found.header, _replace_non_finite(found.volume), warnings=found.warnings)
     return _aligned(_with_others(scan, len(files) - 1), options)
 
 

@@ -67,7 +67,7 @@ def read_series(folder: Path) -> Volume:
 
 
 def _read(path: Path) -> Volume:
-    return read_nifti(path, ReadLimits(2**30))[0]
+    return read_nifti(path, ReadLimits(2**30)).volume
 
 
 if __name__ == "__main__":

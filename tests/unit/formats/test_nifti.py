@@ -2,7 +2,7 @@ import gzip
 import struct
 import tracemalloc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,6 @@ from inference_service.formats.nifti import (
     write_mask,
     write_volume,
 )
-from inference_service.formats.nifti_header import geometry_warnings
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 
@@ -130,7 +129,7 @@ def read(tmp_path: Path) -> Callable[[bytes], Volume]:
     def read_bytes(content: bytes) -> Volume:
         path = tmp_path / "scan"
         path.write_bytes(content)
-        return read_nifti(path, ReadLimits(MAX_VOXELS))[0]
+        return read_nifti(path, ReadLimits(MAX_VOXELS)).volume
 
     return read_bytes
 
@@ -142,7 +141,9 @@ def test_files_of_nibabel_are_read(tmp_path: Path, kind: type[nibabel.Nifti1Head
     image: type[nibabel.Nifti1Image] = nibabel.Nifti2Image if kind is nibabel.Nifti2Header else nibabel.Nifti1Image
     path = tmp_path / f"scan{suffix}"
     nibabel.save(image(ramp(dtype), oblique(), dtype=np.dtype(dtype)), path)
-    volume, header = read_nifti(path, ReadLimits(MAX_VOXELS))
+    found = read_nifti(path, ReadLimits(MAX_VOXELS))
+    volume = found.volume
+    header = found.header
     np.testing.assert_array_equal(volume.voxels, ramp(dtype), strict=True)
     np.testing.assert_array_equal(volume.affine, oblique())
     assert type(header) is kind
@@ -181,7 +182,7 @@ def test_scaling_allocates_at_most_one_array(tmp_path: Path, dtype: str, arrays:
     path.write_bytes(header.binaryblock + bytes(4) + np.full(128**3, 3, dtype).tobytes())
     tracemalloc.start()
     try:
-        volume = read_nifti(path, ReadLimits(128**3))[0]
+        volume = read_nifti(path, ReadLimits(128**3)).volume
         assert tracemalloc.get_traced_memory()[1] < arrays * 128**3 * 4 + 3 * 2**20
     finally:
         tracemalloc.stop()
@@ -221,7 +222,9 @@ def test_a_quaternion_that_rounding_made_too_long_is_a_half_turn(
     length = 1 + excess
     fields = {"sform_code": 0, "quatern_b": b * length, "quatern_c": c * length, "quatern_d": 0.0}
     (tmp_path / "scan").write_bytes(changed_file(fields))
-    volume, header = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    volume = found.volume
+    header = found.header
     expected = np.array([[b * b - c * c, 2 * b * c, 0], [2 * b * c, c * c - b * b, 0], [0, 0, -1]])
     np.testing.assert_allclose(volume.affine[:3, :3], expected * header["pixdim"][1:4], rtol=0, atol=1e-4)
     write_mask(tmp_path / "mask.nii.gz", np.zeros(volume.shape, np.uint8), header)
@@ -244,9 +247,84 @@ def test_the_sform_is_used_without_a_qform(read: Callable[[bytes], Volume], affi
     np.testing.assert_array_equal(volume.affine, affine)
 
 
-def test_the_sform_is_preferred_over_the_qform(read: Callable[[bytes], Volume]) -> None:
-    volume = read(file_bytes(header_of(ramp("i2"), sform=SHEARED, qform=oblique()), ramp("i2")))
-    np.testing.assert_array_equal(volume.affine, SHEARED)
+def test_the_sform_is_preferred_over_a_qform_of_its_scale(read: Callable[[bytes], Volume]) -> None:
+    turned = oblique() @ np.diag([-1, -1, 1, 1])
+    volume = read(file_bytes(header_of(ramp("i2"), sform=turned, qform=oblique()), ramp("i2")))
+    np.testing.assert_array_equal(volume.affine, turned)
+
+
+def scaled(factors: Sequence[float], affine: Affine = STRAIGHT) -> Affine:
+    """The affine with other distances of voxels along its axes."""
+    return affine @ np.diag([*factors, 1.0])
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 4 / 3), (1.02, 1, 1), (1, 0.75, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("affine", [STRAIGHT, oblique()], ids=["straight", "oblique"])
+def test_an_sform_whose_scale_qform_and_pixdim_contradict_is_not_used(
+    tmp_path: Path, affine: Affine, factors: tuple[float, ...]
+) -> None:
+    header = header_of(ramp("i2"), sform=scaled(factors, affine), qform=affine)
+    (tmp_path / "scan").write_bytes(file_bytes(header, ramp("i2")))
+    found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    np.testing.assert_allclose(found.volume.affine, affine, rtol=0, atol=QFORM_TOLERANCE_MM)
+    assert len(found.warnings) == 1
+    assert "sform states a spacing of" in found.warnings[0]
+    assert "the qform was used" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "pixdim"),
+    [
+        (scaled((1, 1, 4 / 3)), None, (2, 0.5, 4.5)),
+        (STRAIGHT, np.eye(4), (1, 1, 1)),
+        (scaled((1, 1, 100)), STRAIGHT, (2, 0.5, 4.5)),
+        (np.zeros((4, 4)), STRAIGHT, (2, 0.5, 4.5)),
+    ],
+    ids=["no qform", "pixdim and qform by default", "damaged", "no sform"],
+)
+def test_contradicting_scales_that_nothing_decides_are_refused(
+    read: Callable[[bytes], Volume], sform: Affine, qform: Affine | None, pixdim: tuple[float, ...]
+) -> None:
+    header = header_of(ramp("i2"), sform=sform, qform=qform)
+    header["pixdim"][1:4] = pixdim
+    with pytest.raises(InconsistentGeometry, match=r"states a spacing of .*, and pixdim one of"):
+        read(file_bytes(header, ramp("i2")))
+
+
+@pytest.mark.parametrize("pixdim", [(1, 1, 1), (0, 0, 0), (NAN, 1, 1), (-2, 0.5, 4.5), (2.01, 0.5, 4.5)], ids=str)
+def test_the_sform_is_used_beside_a_pixdim_that_states_nothing_else(
+    read: Callable[[bytes], Volume], pixdim: tuple[float, ...]
+) -> None:
+    header = header_of(ramp("i2"), qform=None)
+    header["pixdim"][1:4] = pixdim
+    np.testing.assert_array_equal(read(file_bytes(header, ramp("i2"))).affine, STRAIGHT)
+
+
+@pytest.mark.parametrize("distance", ["along", "across"])
+def test_pixdim_may_be_the_distance_of_sheared_planes(tmp_path: Path, distance: str) -> None:
+    sheared: Affine = np.array([[2.0, 0, 1.5, 30], [0, 3.0, 0, -40], [0, 0, 4.0, 50], [0, 0, 0, 1]])
+    header = header_of(ramp("i2"), sform=sheared, qform=None)
+    header["pixdim"][1:4] = (2, 3, np.hypot(1.5, 4) if distance == "along" else 4)
+    (tmp_path / "scan").write_bytes(file_bytes(header, ramp("i2")))
+    found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    np.testing.assert_array_equal(found.volume.affine, sheared)
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(("units", "unit"), [(1, "metre"), (3, "micron"), (3 + 8, "micron")])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_a_unit_that_makes_a_body_a_speck_or_a_mountain_is_refused_unless_it_is_tolerated(
+    tmp_path: Path, form: str, units: int, unit: str
+) -> None:
+    header = header_of(ramp("i2"), sform=STRAIGHT if form == "sform" else None)
+    header["xyzt_units"] = units
+    (tmp_path / "scan").write_bytes(file_bytes(header, ramp("i2")))
+    with pytest.raises(InconsistentGeometry, match=f"xyzt_units states {unit}, by which .*set options.tolerate to"):
+        read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS), ["unusual_extent"])
+    factor = 1000 if unit == "metre" else 0.001
+    np.testing.assert_allclose(found.volume.spacing_mm, np.array([2, 0.5, 4.5]) * factor, rtol=1e-6)
+    assert "the stated unit was used" in found.warnings[0]
 
 
 def test_an_invalid_qform_is_ignored_beside_an_sform(read: Callable[[bytes], Volume]) -> None:
@@ -271,8 +349,7 @@ def test_a_disagreement_of_qform_and_sform_gives_a_warning(
     tmp_path: Path, changes: Changes, expected: list[str]
 ) -> None:
     (tmp_path / "scan").write_bytes(changed_file(changes))
-    volume, header = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
-    warnings = geometry_warnings(header, volume)
+    warnings = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS)).warnings
     assert len(warnings) == len(expected)
     assert all(text in warning for text, warning in zip(expected, warnings, strict=True))
 
@@ -293,10 +370,12 @@ def test_a_qform_without_handedness_is_right_handed(read: Callable[[bytes], Volu
 def test_units_are_converted_to_millimetres(
     read: Callable[[bytes], Volume], form: str, units: int, factor: float
 ) -> None:
-    header = header_of(ramp("i2"), sform=STRAIGHT if form == "sform" else None)
+    stated = STRAIGHT.copy()
+    stated[:3] /= factor
+    header = header_of(ramp("i2"), sform=stated if form == "sform" else None, qform=stated)
     header["xyzt_units"] = units
     volume = read(file_bytes(header, ramp("i2")))
-    np.testing.assert_allclose(volume.affine[:3], STRAIGHT[:3] * factor, rtol=1e-6, atol=QFORM_TOLERANCE_MM * factor)
+    np.testing.assert_allclose(volume.affine[:3], STRAIGHT[:3], rtol=1e-6, atol=QFORM_TOLERANCE_MM)
     assert volume.affine[3].tolist() == [0, 0, 0, 1]
 
 
@@ -329,9 +408,10 @@ def test_a_mask_has_exactly_the_grid_of_its_scan(
     header = header_of(scan, kind=kind, byte_order=byte_order, sform=SHEARED, qform=oblique())
     header.set_xyzt_units("micron", "sec")
     header["pixdim"][1:4] *= 1000
-    header["srow_x"] = header["srow_x"] * 1000 / 3
+    for row in ("srow_x", "srow_y", "srow_z"):
+        header[row] *= 1000 / 3
     (tmp_path / "scan").write_bytes(file_bytes(header, scan))
-    _, grid = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    grid = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS)).header
     mask = labels().astype(dtype)
     write_mask(tmp_path / "mask.nii.gz", mask, grid)
 
@@ -369,7 +449,7 @@ def test_a_mask_contains_no_text_of_its_scan(tmp_path: Path) -> None:
     scan = tmp_path / "scan"
     scan.write_bytes(file_bytes(header, ramp("i2")))
     assert all(text in scan.read_bytes() for text in texts.values())
-    write_mask(tmp_path / "mask.nii.gz", labels(), read_nifti(scan, ReadLimits(MAX_VOXELS))[1])
+    write_mask(tmp_path / "mask.nii.gz", labels(), read_nifti(scan, ReadLimits(MAX_VOXELS)).header)
     packed = (tmp_path / "mask.nii.gz").read_bytes()
     content = gzip.decompress(packed)
     assert not any(text in content or text in packed for text in texts.values())
@@ -395,7 +475,9 @@ def test_a_mask_may_have_any_memory_order(tmp_path: Path, order: Literal["C", "F
 @pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
 def test_a_written_volume_is_read_back(tmp_path: Path, dtype: str) -> None:
     write_volume(tmp_path / "volume.nii.gz", Volume(ramp(dtype), oblique()))
-    volume, header = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
+    found = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
+    volume = found.volume
+    header = found.header
     np.testing.assert_array_equal(volume.voxels, ramp(dtype), strict=True)
     np.testing.assert_array_equal(volume.affine, oblique())
     np.testing.assert_allclose(header.get_qform(), oblique(), rtol=0, atol=QFORM_TOLERANCE_MM)
@@ -404,7 +486,9 @@ def test_a_written_volume_is_read_back(tmp_path: Path, dtype: str) -> None:
 
 def test_a_written_volume_with_shear_has_no_qform(tmp_path: Path) -> None:
     write_volume(tmp_path / "volume.nii.gz", Volume(ramp("i2"), SHEARED))
-    volume, header = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
+    found = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
+    volume = found.volume
+    header = found.header
     np.testing.assert_array_equal(volume.affine, SHEARED)
     assert int(header["qform_code"]) == 0
 
@@ -599,7 +683,7 @@ def test_a_damaged_header_gives_a_volume_or_a_service_error(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with suppress(ServiceError):
-                volume, _ = read_nifti(path, ReadLimits(MAX_VOXELS))
+                volume = read_nifti(path, ReadLimits(MAX_VOXELS)).volume
                 assert volume.voxels.size <= MAX_VOXELS
                 assert np.isfinite(volume.affine).all()
         assert tracemalloc.get_traced_memory()[1] < MAX_ALLOCATED_BYTES

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume, ServiceError, UnsupportedFormat
+from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
+from inference_service.imaging.geometry import Volume
 
 SHAPE = (3, 4, 5)
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 4.5, -40], [0, 0.5, 0, 50], [0, 0, 0, 1]])
@@ -192,3 +194,10 @@ def test_files_without_a_scan_are_refused_by_their_fault(
 ) -> None:
     with pytest.raises(error, match=text):
         read_scan(written(tmp_path / "in", files, zipped=True), tmp_path, ReadLimits(MAX_VOXELS))
+
+
+@pytest.mark.parametrize("spacing_mm", [0.002, 400.0])
+def test_a_scan_of_an_unusual_extent_gives_a_warning(tmp_path: Path, spacing_mm: float) -> None:
+    write_volume(tmp_path / "scan.nii.gz", Volume(np.ones((9, 8, 7), np.int16), np.diag([*[spacing_mm] * 3, 1.0])))
+    scan = read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
+    assert f"the scan measures {9 * spacing_mm:.4g} × {8 * spacing_mm:.4g}" in scan.warnings[-1]

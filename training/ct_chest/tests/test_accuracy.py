@@ -27,7 +27,7 @@ LEAST_OF_DISEASED = LEAST | {"lung_left": 0.91, "lung_right": 0.91, "bone": 0.72
 
 
 def real(path: Path) -> Volume:
-    return read_nifti(path, ReadLimits(MAX_VOXELS))[0]
+    return read_nifti(path, ReadLimits(MAX_VOXELS)).volume
 
 
 @pytest.fixture(scope="module")
