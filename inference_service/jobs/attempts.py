@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, case, cast, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, cast, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
@@ -20,12 +20,9 @@ from inference_service.core.tracing import TraceContext
 from inference_service.jobs import stored_attempts
 from inference_service.jobs.celery_app import OVERFLOW_QUEUE, queue_of_list
 from inference_service.jobs.database import Database
-from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 from inference_service.jobs.state_machine import StateChange, change_state, fence
 from inference_service.jobs.worker_registry import has_consumer
-
-# Workers that a job avoids at most: further ones replace them.
-_MAX_AVOIDED = 50
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())
 """The condition of a running job whose lease has expired."""
@@ -297,10 +294,12 @@ def schedule_retry(
 
 
 def avoiding(worker: str) -> ColumnElement[Any]:
-    """The workers that a job avoids, with one more."""
-    this_one = cast([worker], JSONB)
-    avoided = func.coalesce(JobRow.avoided_workers, cast([], JSONB)).op("-")(worker)
-    return case((func.jsonb_array_length(avoided) >= _MAX_AVOIDED, this_one), else_=avoided.op("||")(this_one))
+    """The workers that a job avoids, with one more, and without those that have stopped or were not seen for a day."""
+    known = JobRow.avoided_workers.has_key(WorkerRow.name)
+    others = select(func.coalesce(func.jsonb_agg(WorkerRow.name), cast([], JSONB))).where(
+        known, WorkerRow.name != worker
+    )
+    return others.correlate(JobRow).scalar_subquery().op("||")(cast([worker], JSONB))
 
 
 def final_error(*, cancelled: bool) -> ServiceError:

@@ -334,6 +334,29 @@ def test_an_invalid_model_is_tried_once_on_each_worker_that_has_it(
     assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "model_invalid")
 
 
+def test_a_job_avoids_any_number_of_workers_until_they_stop(database: Database) -> None:
+    names = [f"worker-{number}" for number in range(60)]
+    job_id = uuid4()
+    job_store.create(database, job_id, None)
+
+    def avoided() -> set[str]:
+        with database.connection() as connection:
+            return set(connection.execute(select(JobRow.avoided_workers).where(JobRow.id == job_id)).scalar_one() or ())
+
+    for name in names:
+        worker_registry.record_heartbeat(database, WorkerIdentity(name, Role.CPU, 1, []), queues=[])
+        claim = attempts.claim(database, job_id, worker=name, lease_s=30, max_attempts=1)
+        assert claim is not None
+        attempts.schedule_retry(database, claim, delay_s=0, detail="x", counts=False, elsewhere=True)
+    assert avoided() == {*names}
+    for name in names[:59]:
+        worker_registry.deregister(database, name)
+    claim = attempts.claim(database, job_id, worker=names[0], lease_s=30, max_attempts=1)
+    assert claim is not None
+    attempts.schedule_retry(database, claim, delay_s=0, detail="x", counts=False, elsewhere=True)
+    assert avoided() == {names[0], names[59]}
+
+
 def test_a_new_worker_waits_until_it_knows_the_others(
     make_handler: MakeHandler, database: Database, request_for_scan: Request
 ) -> None:
