@@ -38,7 +38,8 @@ class InputReport(_Part):
         "no_position, single_image, other_series."
     )
     replaced_voxels: int = Field(
-        description="Number of NaN or infinite voxels, which were set to the lowest finite value."
+        description="Number of voxels that were NaN, infinite or beyond ±1e15, as fill values are: they were set to "
+        "the lowest value of the others."
     )
     cropped_to: list[tuple[int, int]] | None = Field(
         description="First voxel of the segmented region along each axis of the file, and the one after its last, if "

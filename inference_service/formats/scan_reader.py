@@ -40,6 +40,8 @@ from inference_service.imaging.slice_spacing import EvenlySpacedVolume
 
 InputFormat = Literal["nifti", "dicom", "nrrd", "metaimage"]
 
+# No scanner measures more, and networks in half precision overflow long before.
+_MAX_VALUE = 1e15
 _UNZIPPED_FOLDER = "unpacked"
 # The reason for which files beside that of a volume are set aside.
 _NO_VOLUME = "no_volume"
@@ -55,7 +57,7 @@ class Scan:
     Attributes:
         volume: All values finite.
         grid: NIfTI header from which a mask on the volume's grid takes its geometry.
-        replaced_voxels: Voxels that were NaN or infinite, and got the lowest finite value of the volume.
+        replaced_voxels: Voxels that were NaN, infinite or a huge fill value, and got the lowest value of the others.
         input_format: The format that it was read from.
         aligned: The volume for the network where the grid is sheared, as by a tilted gantry; None where the network
             gets `volume`.
@@ -210,7 +212,7 @@ def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
     volumes = nifti_files(files) if len(files) > 1 else files
     _require_one_volume(files)
     found = read_nifti(volumes[0], options.limits, options.input_options.tolerate)
-    scan = Scan(found.volume, found.header, _replace_non_finite(found.volume), warnings=found.warnings)
+    scan = Scan(found.volume, found.header, _replace_fill_values(found.volume), warnings=found.warnings)
     return _aligned(_with_others(scan, len(files) - 1), options)
 
 
@@ -225,7 +227,7 @@ def _raster_reader(form: RasterFormat, input_format: InputFormat, description: s
         scan = Scan(
             volume,
             grid_header(volume),
-            _replace_non_finite(volume),
+            _replace_fill_values(volume),
             input_format=input_format,
             modality=header.modality,
             warnings=header.warnings,
@@ -321,15 +323,27 @@ READERS = (
 )
 
 
-def _replace_non_finite(volume: Volume) -> int:
-    """Gives voxels that are NaN or infinite the lowest finite value, in place; returns their number."""
+def _replace_fill_values(volume: Volume) -> int:
+    """Gives voxels that hold no measurement the lowest value of the others, in place; returns their number.
+
+    Such are NaN, infinity, and the huge numbers with which tools fill what lies outside the field of view, as the
+    lowest number of single or double precision.
+    """
     voxels = volume.voxels
     if not np.issubdtype(voxels.dtype, np.floating):
         return 0
-    finite = np.isfinite(voxels)
-    replaced = int(voxels.size - np.count_nonzero(finite))
+    # Plane by plane, so that no further array of the volume's size is held.
+    planes = [voxels[:, :, k] for k in range(voxels.shape[2])]
+    lowest = np.inf
+    replaced = 0
+    for plane in planes:
+        measured = plane[np.abs(plane) <= _MAX_VALUE]
+        replaced += plane.size - measured.size
+        lowest = min(lowest, measured.min(initial=np.inf))
     if replaced == voxels.size:
-        raise InputCorrupt("all voxels of the volume are NaN or infinite: expected finite values")
-    if replaced:
-        voxels[~finite] = voxels[finite].min()
+        raise InputCorrupt(
+            f"all voxels of the volume are NaN, infinite or beyond ±{_MAX_VALUE:g}: expected measured values"
+        )
+    for plane in planes if replaced else ():
+        plane[~(np.abs(plane) <= _MAX_VALUE)] = lowest
     return replaced

@@ -56,5 +56,8 @@ def scan_warnings(scan: Scan) -> list[str]:
     """Returns the report's warnings about a scan."""
     warnings = [f"the scan: {warning}" for warning in scan.warnings]
     if scan.replaced_voxels:
-        warnings.append(f"{scan.replaced_voxels} voxels were NaN or infinite; they were set to the lowest finite value")
+        warnings.append(
+            f"{scan.replaced_voxels} voxels were NaN, infinite or a huge fill value; they were set to the lowest "
+            "value of the others"
+        )
     return warnings

@@ -61,7 +61,7 @@ def test_integers_are_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_volume_without_finite_values_is_refused(tmp_path: Path, value: float) -> None:
     path = save(tmp_path / "scan.nii", np.full(SHAPE, value, dtype=np.float32))
-    with pytest.raises(InputCorrupt, match="NaN or infinite: expected finite values"):
+    with pytest.raises(InputCorrupt, match="NaN, infinite or beyond"):
         read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
@@ -201,3 +201,40 @@ def test_a_scan_of_an_unusual_extent_gives_a_warning(tmp_path: Path, spacing_mm:
     write_volume(tmp_path / "scan.nii.gz", Volume(np.ones((9, 8, 7), np.int16), np.diag([*[spacing_mm] * 3, 1.0])))
     scan = read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
     assert f"the scan measures {9 * spacing_mm:.4g} × {8 * spacing_mm:.4g}" in scan.warnings[-1]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(
+    "fills", [("lowest",), ("highest",), (1e30,), (-9.96921e36, "highest", np.nan, -np.inf)], ids=str
+)
+def test_huge_fill_values_are_replaced_as_infinity_is(tmp_path: Path, dtype: str, fills: tuple[object, ...]) -> None:
+    limits = {"lowest": np.finfo(dtype).min, "highest": np.finfo(dtype).max}
+    voxels = np.linspace(-1000, 1e6, 60).reshape(3, 4, 5).astype(dtype)
+    expected = voxels.copy()
+    for i, fill in enumerate(fills):
+        voxels[i % 3, i % 2] = limits[fill] if isinstance(fill, str) else fill
+        expected[i % 3, i % 2] = np.nan
+    expected[np.isnan(expected)] = np.nanmin(expected)
+    write_volume(tmp_path / "scan.nii.gz", Volume(voxels, np.eye(4)))
+    scan = read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
+    np.testing.assert_array_equal(scan.volume.voxels, expected, strict=True)
+    assert scan.replaced_voxels == 5 * len(fills)
+
+
+def test_a_scaled_fill_value_is_replaced_too(tmp_path: Path) -> None:
+    voxels = np.full((3, 4, 5), 7, np.float32)
+    voxels[0] = 1e20
+    image = nibabel.Nifti1Image(voxels, np.eye(4))
+    image.header.set_slope_inter(2, -1024)
+    content = bytearray(image.to_bytes())
+    content[112:120] = np.array([2, -1024], "<f4").tobytes()
+    (tmp_path / "scan.nii").write_bytes(bytes(content))
+    scan = read_scan(tmp_path / "scan.nii", tmp_path, ReadLimits(1000))
+    assert (scan.volume.voxels == 7 * 2 - 1024).all()
+    assert scan.replaced_voxels == 20
+
+
+def test_a_scan_of_nothing_but_a_fill_value_is_refused(tmp_path: Path) -> None:
+    write_volume(tmp_path / "scan.nii.gz", Volume(np.full((3, 4, 5), np.finfo("f4").min, np.float32), np.eye(4)))
+    with pytest.raises(InputCorrupt, match="beyond ±1e\\+15"):
+        read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
