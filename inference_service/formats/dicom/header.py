@@ -134,6 +134,8 @@ def _find_cause(path: Path, error: InputError) -> InputError:
 
 
 def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | ExclusionReason:
+    if not len(dataset):
+        raise InputCorrupt("a DICOM file is truncated or damaged: it has no data set")
     meta = dataset.file_meta
     sop_class_uid = read_text(dataset, "SOPClassUID") or read_text(meta, "MediaStorageSOPClassUID")
     if _has_no_image(sop_class_uid, dataset):

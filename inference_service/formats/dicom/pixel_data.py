@@ -17,7 +17,12 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
-from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedTransferSyntax
+from inference_service.core.errors import (
+    InputCorrupt,
+    InputTooLarge,
+    UnsupportedFormat,
+    UnsupportedTransferSyntax,
+)
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom import jpeg_2000
 from inference_service.formats.dicom.bounded_file import BoundedFile
@@ -57,9 +62,12 @@ LOSSY_TRANSFER_SYNTAXES = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG
 _KEYWORDS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
+    "ExtendedOffsetTableLengths", "FloatPixelData", "DoubleFloatPixelData",
 ]  # fmt: skip
 _MAX_UID_CHARACTERS = 64
+# With which encapsulated pixel data begin (PS3.5 A.4).
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
+_BITS_ALLOCATED = (8, 16, 32)
 # Transfer syntaxes that pydicom has no names for: newer ones, and private ones of scanners and archives.
 _SYNTAX_NAMES = {
     "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
@@ -161,8 +169,7 @@ def _decode(frame: _Frame, instance: Instance) -> NDArray[np.integer]:
 def _read_encoded(instance: Instance) -> Iterator[_Frame]:
     with BoundedFile(instance.path) as file:
         dataset = pydicom.dcmread(file, force=True, specific_tags=list(_KEYWORDS))
-    if "PixelData" not in dataset:
-        raise InputCorrupt(NO_PIXELS)
+    _check_pixels(dataset, instance)
     description = instance.pixels
     _prepare(dataset, instance)
     syntax = instance.transfer_syntax_uid
@@ -196,6 +203,32 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
         if not is_complete(data):
             raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
         yield _Frame(partial(_DECODERS[syntax], data), header.bits)
+
+
+def _check_pixels(dataset: Dataset, instance: Instance) -> None:
+    """Refuses pixel data of another kind than the header states."""
+    syntax = uid.UID(instance.transfer_syntax_uid)
+    for keyword in ("FloatPixelData", "DoubleFloatPixelData"):
+        if keyword in dataset:
+            raise UnsupportedFormat(f"a DICOM file has {keyword}: expected PixelData, which are integers")
+    if "PixelData" not in dataset:
+        raise InputCorrupt(NO_PIXELS)
+    is_encapsulated = dataset.PixelData.startswith(_ITEM_TAG)
+    if syntax in _NATIVE and is_encapsulated and len(dataset.PixelData) > _native_bytes(instance) + 1:
+        raise InputCorrupt(f"a DICOM file's pixel data are encapsulated, but its transfer syntax is {syntax.name}")
+    if syntax not in _NATIVE and not is_encapsulated:
+        raise InputCorrupt(f"a DICOM file's pixel data are not encapsulated, but its transfer syntax is {syntax.name}")
+    if syntax in _NATIVE and instance.pixels.bits_allocated not in _BITS_ALLOCATED:
+        raise UnsupportedFormat(
+            f"a DICOM file's BitsAllocated is {instance.pixels.bits_allocated}: expected {_BITS_ALLOCATED} in pixels "
+            "that are not compressed"
+        )
+
+
+def _native_bytes(instance: Instance) -> int:
+    """Size of an instance's pixels where they are not compressed."""
+    description = instance.pixels
+    return len(instance.frames) * description.rows * description.columns * description.bits_allocated // 8
 
 
 def _prepare(dataset: Dataset, instance: Instance) -> None:
@@ -232,9 +265,8 @@ def _check_parts(codestream: bytes) -> None:
 
 
 def _check_length(dataset: Dataset, instance: Instance) -> None:
-    description = instance.pixels
     got = len(dataset.PixelData)
-    expected = len(instance.frames) * description.rows * description.columns * description.bits_allocated // 8
+    expected = _native_bytes(instance)
     if got < expected:
         raise InputCorrupt(f"a DICOM file is truncated: expected {expected} bytes of pixels, got {got}")
 

@@ -72,7 +72,7 @@ def test_a_volume_without_finite_values_is_refused(tmp_path: Path, value: float)
         (b"\x1f\x8b", InputCorrupt),
         (b"\x1f\x8b\x08\x00garbage that is no deflate stream", InputCorrupt),
         (b"PK\x03\x04", InputCorrupt),
-        (b"\0" * 128 + b"DICM", NotAVolume),
+        (b"\0" * 128 + b"DICM", InputCorrupt),
         (b"x", UnsupportedFormat),
         (b"plain text, longer than a NIfTI header\n" * 20, UnsupportedFormat),
         ((348).to_bytes(4, "little"), InputCorrupt),

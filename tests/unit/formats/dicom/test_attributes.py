@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from dicom_files import Change, regular_stack, with_attribute, write_series
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -159,3 +160,44 @@ def test_an_intact_file_without_an_attribute_is_not_called_truncated(tmp_path: P
     with pytest.raises(InputCorrupt, match="has no Rows") as caught:
         read(tmp_path / "in")
     assert "truncated" not in caught.value.message
+
+
+def with_float_pixels(dataset: Dataset) -> None:
+    dataset.FloatPixelData = bytes(4 * 63)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 32, 32, 31
+    del dataset.PixelData
+
+
+def with_packed_bits(dataset: Dataset) -> None:
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 12, 12, 11
+
+
+def with_encapsulated_pixels(dataset: Dataset) -> None:
+    dataset.PixelData = encapsulate([dataset.PixelData])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_float_pixels, "has FloatPixelData: expected PixelData"),
+        (with_packed_bits, r"BitsAllocated is 12: expected \(8, 16, 32\)"),
+        (with_encapsulated_pixels, "pixel data are encapsulated, but its transfer syntax is Explicit VR Little Endian"),
+    ],
+)
+def test_pixels_of_another_kind_are_named(
+    tmp_path: Path, read: Read, change: Callable[[Dataset], None], message: str
+) -> None:
+    write_series(tmp_path / "in", regular_stack(), change=lambda k, dataset: change(dataset))
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path / "in")
+    assert "truncated" not in caught.value.message
+
+
+def test_native_pixels_in_a_compressed_transfer_syntax_are_named(tmp_path: Path, read: Read) -> None:
+    for path in write_series(tmp_path / "in", regular_stack()):
+        replaced = path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
+        path.write_bytes(replaced)
+    with pytest.raises(InputCorrupt, match="pixel data are not encapsulated, but its transfer syntax is RLE Lossless"):
+        read(tmp_path / "in")

@@ -40,7 +40,7 @@ def test_a_last_slice_with_a_truncated_header_is_refused(tmp_path: Path, read: R
         read(tmp_path / "in")
 
 
-@pytest.mark.parametrize("left", [0, 100, 131, 200, 300])
+@pytest.mark.parametrize("left", [0, 100, 131, 132, 140, 200, 300])
 def test_an_unreadable_last_slice_gives_a_warning(tmp_path: Path, read: Read, left: int) -> None:
     last = write_series(tmp_path / "in", regular_stack())[-1]
     last.write_bytes(last.read_bytes()[:left])
