@@ -165,7 +165,7 @@ def _check_not_damaged(files: Sequence[Path]) -> None:
 
 
 def input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path]:
-    """Returns the files of an input, unpacked if it is a zip.
+    """Returns the files of an input; a zip among them is unpacked if no other file holds a volume.
 
     Args:
         path: A file, a zip of files, or a folder of them.
@@ -176,11 +176,21 @@ def input_files(path: Path, work_folder: Path, max_bytes: int) -> Sequence[Path]
         InputError: There are no files, or too many, or the zip is damaged.
     """
     files = list_files(path, max_bytes=max_bytes) if path.is_dir() else [path]
-    if len(files) == 1 and looks_like_zip(files[0]):
-        files = unpack(files[0], work_folder / _UNZIPPED_FOLDER, max_bytes=max_bytes)
+    zips = [path for path in files if looks_like_zip(path)]
+    others = [path for path in files if path not in zips]
+    if len(zips) == 1 and not _may_hold_volume(others):
+        files = [*unpack(zips[0], work_folder / _UNZIPPED_FOLDER, max_bytes=max_bytes), *others]
     if not files:
         raise InputNotFound("the input contains no file")
     return files
+
+
+def _may_hold_volume(files: Sequence[Path]) -> bool:
+    return (
+        any(looks_like_dicom(path) for path in files)
+        or bool(nifti_files(files))
+        or any(find_headers(files, form) for form in (NRRD, METAIMAGE))
+    )
 
 
 def _holds_nifti(files: Sequence[Path], limits: ReadLimits) -> bool:

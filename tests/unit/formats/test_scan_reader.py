@@ -238,3 +238,17 @@ def test_a_scan_of_nothing_but_a_fill_value_is_refused(tmp_path: Path) -> None:
     write_volume(tmp_path / "scan.nii.gz", Volume(np.full((3, 4, 5), np.finfo("f4").min, np.float32), np.eye(4)))
     with pytest.raises(InputCorrupt, match="beyond ±1e\\+15"):
         read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
+
+
+def test_a_zip_is_unpacked_beside_files_that_hold_no_volume(tmp_path: Path) -> None:
+    content = {"scan": nifti_bytes(tmp_path), "README": b"text"}
+    archive = written(tmp_path / "zip", content, zipped=True).read_bytes()
+    folder = written(tmp_path / "in", {"scan.zip": archive, **LITTER}, zipped=False)
+    scan = read_scan(folder, tmp_path, ReadLimits(MAX_VOXELS))
+    np.testing.assert_array_equal(scan.volume.voxels, values(), strict=True)
+    assert sum(scan.set_aside.values()) == len(LITTER) + 1
+
+
+def test_a_zip_beside_a_volume_is_set_aside(tmp_path: Path) -> None:
+    folder = written(tmp_path / "in", {"scan": nifti_bytes(tmp_path), "other.zip": b"PK\3\4"}, zipped=False)
+    assert sum(read_scan(folder, tmp_path, ReadLimits(MAX_VOXELS)).set_aside.values()) == 1
