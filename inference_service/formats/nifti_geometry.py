@@ -48,7 +48,7 @@ def read_geometry(header: NiftiHeader, shape: Shape, tolerated: Collection[Toler
     """Reads the affine: the sform if it agrees in scale with pixdim, and else the qform.
 
     Args:
-        header: The header.
+        header: The header. An sform that is not used is replaced by the qform in it.
         shape: The volume's.
         tolerated: Deviations that are not refused.
 
@@ -93,7 +93,10 @@ def _choose_form(
         return "sform", sform, (f"{text}, its default: the sform was used",)
     if is_default or not has_qform or not difference <= _MAX_MISTAKEN_SCALE:
         raise InconsistentGeometry(f"{text}: expected one spacing, or a qform that agrees with a pixdim other than 1")
-    return "qform", _require_qform(header), (f"{text}, as the qform does: the qform was used",)
+    qform = _require_qform(header)
+    # The mask states the geometry that was used: readers that prefer the sform would measure it wrongly.
+    header.set_sform(qform, code=int(header["sform_code"]))
+    return "qform", qform, (f"{text}, as the qform does: the qform was used, and is the mask's sform too",)
 
 
 def _scale_difference(affine: NDArray[np.float64], pixdim: NDArray[np.float64]) -> float:

@@ -270,6 +270,10 @@ def test_an_sform_whose_scale_qform_and_pixdim_contradict_is_not_used(
     assert len(found.warnings) == 1
     assert "sform states a spacing of" in found.warnings[0]
     assert "the qform was used" in found.warnings[0]
+    write_mask(tmp_path / "mask.nii.gz", labels(), found.header)
+    mask = loaded(tmp_path / "mask.nii.gz").header
+    np.testing.assert_allclose(mask.get_sform(), affine, rtol=0, atol=QFORM_TOLERANCE_MM)
+    assert mask["sform_code"] == 1
 
 
 @pytest.mark.parametrize(
@@ -405,11 +409,12 @@ def test_a_mask_has_exactly_the_grid_of_its_scan(
     tmp_path: Path, kind: type[nibabel.Nifti1Header], byte_order: str, trailing: tuple[int, ...], dtype: str
 ) -> None:
     scan = ramp("f4", (*SHAPE, *trailing))
-    header = header_of(scan, kind=kind, byte_order=byte_order, sform=SHEARED, qform=oblique())
+    turned = oblique() @ np.diag([-1, -1, 1, 1])
+    header = header_of(scan, kind=kind, byte_order=byte_order, sform=turned, qform=oblique())
     header.set_xyzt_units("micron", "sec")
     header["pixdim"][1:4] *= 1000
     for row in ("srow_x", "srow_y", "srow_z"):
-        header[row] *= 1000 / 3
+        header[row] *= 1000
     (tmp_path / "scan").write_bytes(file_bytes(header, scan))
     grid = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS)).header
     mask = labels().astype(dtype)
