@@ -9,6 +9,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from dicom_encoders import COMPRESSED_SYNTAXES, ENCODERS, encode, htj2k, jpeg_2000, jpeg_lossless, set_codestream
 from dicom_files import (
     NATIVE_SYNTAXES,
@@ -310,6 +311,20 @@ def test_bits_above_the_value_mean_nothing(
     values = stored_values("i2" if signed else "u2", bits)[:, :, 1].T.astype(np.int32)
     write_words(tmp_path / "in", stored_words(values, bits=bits, overlay=overlay), syntax, bits=bits, signed=signed)
     np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels[:, :, 1].T, values)
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEGLosslessSV1])
+def test_values_are_those_that_simpleitk_reads(
+    tmp_path: Path, read: Read, syntax: str, signed: bool, overlay: bool
+) -> None:
+    """SimpleITK keeps the bits above the value in JPEG 2000 alone."""
+    values = stored_values("i2" if signed else "u2", 12)[:, :, 1].T.astype(np.int32)
+    write_words(tmp_path / "in", stored_words(values, bits=12, overlay=overlay), syntax, bits=12, signed=signed)
+    path = next(iter((tmp_path / "in").iterdir()))
+    expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))[0]
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels[:, :, 0].T, expected)
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1])
