@@ -21,8 +21,8 @@ from inference_service.formats.dicom.frame_attributes import read_attributes
 from inference_service.formats.dicom.instance import Frame
 from inference_service.formats.dicom.value_type import read_value_type
 
-# Rescaled values become float32: a larger slope or intercept would leave its range, and no scanner writes one.
-_MAX_RESCALE = 1e20
+# Values of 16 bits stay below 1e15: larger ones are no measurement, and overflow in networks. No scanner writes such.
+_MAX_RESCALE = 1e10
 # FrameIncrementPointer of frames that follow each other in time: FrameTime and FrameTimeVector.
 _TIME_POINTERS = {"(0018,1063)", "(0018,1065)"}
 # In millimetres, thousands are no doubt.

@@ -57,7 +57,9 @@ def test_the_thickness_of_a_single_frame_is_read_from_its_functional_group(tmp_p
     assert read(path).volume.spacing_mm[2] == 7
 
 
-@pytest.mark.parametrize(("name", "value"), [("RescaleSlope", "1e39"), ("RescaleIntercept", "-1e38")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("RescaleSlope", "1e39"), ("RescaleIntercept", "-1e38"), ("RescaleSlope", "1e15")]
+)
 def test_a_rescaling_beyond_float32_is_refused(tmp_path: Path, read: Read, name: str, value: str) -> None:
     write_series(tmp_path / "in", regular_stack(), change=with_attribute(name, value, only=2))
     with pytest.raises(InputCorrupt, match="rescale slope"):
