@@ -19,7 +19,7 @@ HOMES: dict[str, set[str]] = {
     "isal": {"formats.nifti", "formats.raster.writer", "formats.voxel_stream"},
     "kombu": {"jobs.celery_app", "worker.redis_transport"},
     "minio": {"jobs.object_storage", "embedded.servers"},
-    "nibabel": {"formats.nifti", "formats.nifti_header"},
+    "nibabel": {"formats.nifti", "formats.nifti_geometry", "formats.nifti_header"},
     "opentelemetry": {"core.tracing"},
     "onnxruntime": {"engine.session", "engine.provider_probe"},
     "psycopg2": {"jobs.database", "embedded.postgres"},
