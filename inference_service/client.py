@@ -155,7 +155,8 @@ class Client:
         try:
             redis = fetch_redis_state(self._app)
             self._ownership.verify(redis)
-            if redis.place != self._common_place:
+            # With this deployment's id, it is a Redis of its workers, which may just have been restarted.
+            if redis.owner is None and redis.place != self._common_place:
                 self._ownership.require_common(redis)
                 self._common_place = redis.place
         except QueueUnavailable as error:

@@ -289,3 +289,14 @@ def test_the_commands_say_that_a_redis_is_not_this_deployments(
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: internal_error: this Redis belongs to another deployment")
+
+
+def test_a_client_sends_to_a_redis_that_was_restarted_with_its_data(
+    app: App, own: Settings, ownership: Callable[..., RedisOwnership]
+) -> None:
+    worker = ownership(worker="w")
+    worker.claim(fetch_redis_state(app))
+    worker.adopt(state_of(own, run="before the restart"))
+    with Client(own) as client:
+        client.submit(REQUEST)
+    assert fetch_redis_state(app).depths["overflow"] == 1
