@@ -85,7 +85,7 @@ class Audit:
         storage: The object storage.
         bucket: The bucket in which unclaimed objects are looked for.
         sizes_only: Whether to compare the objects' sizes only, instead of downloading each object.
-        outage_patience_s: How long to wait for Postgres in an outage. The storage has a patience of its own.
+        outage_patience_s: How long to wait for Postgres in an outage. The storage has a limit of its own.
     """
 
     def __init__(

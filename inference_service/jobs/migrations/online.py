@@ -54,7 +54,7 @@ def update_jobs(assignments: str, *, where: str) -> None:
 
 @contextmanager
 def _outside_transaction() -> Iterator[Connection]:
-    """Commits, and waits for locks patiently: the statements of this module block nobody while they wait."""
+    """Commits, and waits long for locks: the statements of this module block nobody while they wait."""
     with op.get_context().autocommit_block():
         connection = op.get_bind()
         connection.execute(text(f"SET lock_timeout = {round(database.MIGRATION_PATIENCE_S * 1000)}"))
