@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import psutil
 from minio import Minio
+from minio.error import InvalidResponseError, S3Error
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import func, update
@@ -247,9 +248,11 @@ class Service:
         found = {}
         for item in storage.list_objects("masks", f"{job_id}/", recursive=True):
             name = str(item.object_name)
-            response = storage.get_object("masks", name)
-            found[name] = response.read()
-            response.close()
+            # A sweep may remove the object meanwhile. rclone's answer to that is not understood as S3's.
+            with suppress(S3Error, InvalidResponseError):
+                response = storage.get_object("masks", name)
+                found[name] = response.read()
+                response.close()
         return found
 
     def results(self, job_id: UUID) -> dict[str, bytes]:
