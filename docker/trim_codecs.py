@@ -4,7 +4,7 @@ from pathlib import Path
 
 import imagecodecs
 
-import inference_service.formats.dicom.pixel_data  # noqa: F401 - loads the codecs that the service uses
+import inference_service.formats.dicom.pixels.decoder  # noqa: F401 - loads the codecs that the service uses
 
 PACKAGE = Path(imagecodecs.__file__).parent
 loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()}

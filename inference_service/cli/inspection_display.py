@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def inspection_json(found: "Inspection") -> dict[str, object]:
-    """Returns what an input holds, as JSON."""
+    """Returns the content of an input as JSON."""
     return {
         "volumes": [_volume_json(volume) for volume in found.volumes],
         "other_files": found.other_files,
@@ -20,7 +20,7 @@ def inspection_json(found: "Inspection") -> dict[str, object]:
 
 
 def print_inspection(screen: Console, found: "Inspection") -> None:
-    """Prints a table of the volumes, and below it what is to be said of them."""
+    """Prints a table of the volumes, and below it their names, errors and warnings."""
     table = Table("", "format", "files", "modality", "voxels", "spacing, mm", "axes", "values", "verdict")
     for number, volume in enumerate(found.volumes, 1):
         facts = volume.facts

@@ -91,18 +91,15 @@ def inspect(source: Path, input_options: InputOptions, as_json: bool) -> None:
     from inference_service.core.scratch_space import scratch_folder
     from inference_service.formats.inspection import inspect_input
     from inference_service.formats.read_limits import ReadLimits
+    from inference_service.formats.scan_reader import ReadOptions
     from inference_service.segmentation.local_run import check_exists
 
     settings = get_settings()
     check_exists(source)
+    limits = ReadLimits(settings.max_voxels, settings.max_input_bytes)
+    options = ReadOptions(limits, input_options, threads=settings.intra_op_threads or usable_cpus())
     with scratch_folder(settings.usable_work_path) as folder:
-        found = inspect_input(
-            source,
-            folder,
-            ReadLimits(settings.max_voxels, settings.max_input_bytes),
-            input_options=input_options,
-            threads=settings.intra_op_threads or usable_cpus(),
-        )
+        found = inspect_input(source, folder, options)
     if as_json:
         print_json(inspection_json(found))
     else:

@@ -11,6 +11,8 @@ from inference_service.core.files import Checksum
 
 Point = tuple[float, float, float]
 
+InputFormat = Literal["nifti", "dicom", "nrrd", "metaimage"]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -19,7 +21,7 @@ class _Part(BaseModel):
 class InputReport(_Part):
     """The scan as it was read, without patient data."""
 
-    kind: Literal["nifti", "dicom", "nrrd", "metaimage"] = Field(description="Format of the input.")
+    kind: InputFormat = Field(description="Format of the input.")
     sha256: str = Field(description="SHA-256 of the input file; for several files, of their sorted SHA-256 values.")
     shape: tuple[int, int, int] = Field(description="Number of voxels along each axis of the file.")
     spacing_mm: tuple[float, float, float]

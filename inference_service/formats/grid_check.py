@@ -1,18 +1,41 @@
 """Checks that a grid is one that a scan of a body or a specimen can have."""
 
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
 
-from inference_service.core.errors import InconsistentGeometry
+from inference_service.core.errors import InconsistentGeometry, InputTooLarge, NotAVolume
 from inference_service.imaging.geometry import Affine, Shape
 
 # Far beyond every real scan, so that only invalid headers are refused.
 _MIN_SPACING_MM = 1e-4
 _MAX_EXTENT_MM = 1e5
-# Volume spanned by unit vectors along the axes; below it, the axes lie in one plane.
-_MIN_DETERMINANT = 1e-3
 # The longest axis of a body or a specimen. Outside, a scan's spacing is probably in another unit.
 _MIN_USUAL_EXTENT_MM = 1.0
 _MAX_USUAL_EXTENT_MM = 3000.0
+
+MIN_DETERMINANT = 1e-3
+"""Volume spanned by unit vectors along the axes; below it, the axes lie in one plane."""
+
+
+def require_volume(sizes: Sequence[int], max_voxels: int) -> Shape:
+    """Returns the shape of an image that is one volume.
+
+    Args:
+        sizes: Number of voxels along each axis, at least 1.
+        max_voxels: Limit on the voxels together.
+
+    Raises:
+        NotAVolume: There are not three axes.
+        InputTooLarge: There are more than `max_voxels`.
+    """
+    if len(sizes) != 3:
+        raise NotAVolume(f"expected one 3-D volume, got an image of shape {tuple(sizes)}")
+    if prod(sizes) > max_voxels:
+        raise InputTooLarge(f"the volume has {prod(sizes)} voxels; this service takes at most {max_voxels}")
+    i, j, k = sizes
+    return i, j, k
 
 
 def require_valid_affine(affine: Affine, shape: Shape) -> None:
@@ -29,7 +52,7 @@ def require_valid_affine(affine: Affine, shape: Shape) -> None:
             f"the header states an invalid spacing of {spacing_mm.tolist()} mm: expected at least {_MIN_SPACING_MM:g} "
             f"mm, and an extent of at most {_MAX_EXTENT_MM:g} mm"
         )
-    if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < _MIN_DETERMINANT:
+    if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < MIN_DETERMINANT:
         raise InconsistentGeometry("the header's affine is singular: its axes lie in one plane")
 
 

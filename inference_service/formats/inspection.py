@@ -1,23 +1,22 @@
-"""Tells what an input holds, and what would come of each volume, without running a model."""
+"""Lists the volumes of an input, each with its geometry or the reason why it cannot be read; runs no model."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
+from inference_service.contract.report import InputFormat
 from inference_service.core.errors import InputError
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
-from inference_service.formats.dicom.series_reader import read_headers
-from inference_service.formats.raster.reader import METAIMAGE, NRRD, find_headers
-from inference_service.formats.read_limits import ReadLimits
-from inference_service.formats.scan_reader import ReadOptions, Scan, input_files, nifti_files, read_files
+from inference_service.formats.dicom.series.reader import read_headers
+from inference_service.formats.input_files import input_files, volume_files
+from inference_service.formats.scan_reader import ReadOptions, Scan, read_files
 from inference_service.imaging.geometry import Shape, Spacing
 
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """What is known of a volume once it is read.
+    """The grid and the values of a volume that was read.
 
     Attributes:
         shape: Number of voxels along each axis of the file.
@@ -37,17 +36,17 @@ class FoundVolume:
     """A volume, or a series of images, that an input holds.
 
     Attributes:
-        kind: Its format: dicom, nifti, nrrd or metaimage.
+        kind: Its format.
         name: SeriesInstanceUID of a DICOM series; for other formats the path of the file within the input.
         files: Number of its files.
         modality: Modality as in DICOM; empty where none is stated.
-        left_out: Why a series is never read where another one can be, such as localizer; None for a series of slices.
+        left_out: Reason to leave a series out if the input has a better one, such as localizer; None otherwise.
         facts: Facts about the volume; None if it was not read.
-        error: Why it cannot be read; None if it can, or is left out.
+        error: Error of a job with this volume alone; None if it can be read, or is left out.
         warnings: Sentences for the user of a mask.
     """
 
-    kind: str
+    kind: InputFormat
     name: str
     files: int
     modality: str = ""
@@ -59,12 +58,12 @@ class FoundVolume:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an input holds.
+    """The content of an input.
 
     Attributes:
         volumes: The volumes and series.
         other_files: Number of the other files, by reason.
-        error: Why a job with this input would be refused; None if its scan would be read.
+        error: Error that a job with this input would end with; None if its scan would be read.
     """
 
     volumes: tuple[FoundVolume, ...]
@@ -72,33 +71,19 @@ class Inspection:
     error: InputError | None
 
 
-def inspect_input(
-    path: Path,
-    work_folder: Path,
-    limits: ReadLimits,
-    *,
-    input_options: InputOptions = DEFAULT_INPUT_OPTIONS,
-    threads: int = 1,
-) -> Inspection:
+def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspection:
     """Reads each volume of an input, with its pixels.
 
     Args:
         path: A file, a zip of files, or a folder of them.
         work_folder: An existing folder into which a zip is unpacked; its files are left there.
-        limits: The largest input that is read.
-        input_options: The options that a job's request would have.
-        threads: Number of threads that decode a series' frames.
+        options: The options that a job would read it with.
 
     Raises:
         InputError: The files themselves cannot be listed or unpacked.
     """
-    options = ReadOptions(limits, input_options, threads)
-    files = input_files(path, work_folder, limits.max_bytes)
-    single = {
-        "nifti": nifti_files(files),
-        "nrrd": find_headers(files, NRRD),
-        "metaimage": find_headers(files, METAIMAGE),
-    }
+    files = input_files(path, work_folder, options.limits.max_bytes)
+    single = volume_files(files)
     headers = {header for paths in single.values() for header in paths}
     others = [file for file in files if file not in headers]
     volumes = [
@@ -109,9 +94,9 @@ def inspect_input(
     series, other_files = _series(files, options)
     volumes += series
     if headers:
-        # What is no DICOM is counted once.
+        # `read_headers` counts these files as not DICOM.
         other_files[ExclusionReason.NOT_DICOM] -= len(headers)
-    alone = len(volumes) == 1 and volumes[0].left_out is None and input_options.series is None
+    alone = len(volumes) == 1 and volumes[0].left_out is None and options.input_options.series is None
     error = volumes[0].error if alone else _error_of(files, options)
     return Inspection(tuple(volumes), dict(sorted((+other_files).items())), error)
 
@@ -137,7 +122,7 @@ def _series(files: Sequence[Path], options: ReadOptions) -> tuple[list[FoundVolu
     return found, Counter({str(reason): count for reason, count in headers.excluded.items()})
 
 
-def _read_volume(kind: str, paths: Sequence[Path], options: ReadOptions, name: str) -> FoundVolume:
+def _read_volume(kind: InputFormat, paths: Sequence[Path], options: ReadOptions, name: str) -> FoundVolume:
     """Reads one volume alone.
 
     Args:
@@ -147,8 +132,9 @@ def _read_volume(kind: str, paths: Sequence[Path], options: ReadOptions, name: s
         name: Its name.
     """
     count = len(paths) if kind == "dicom" else 1
+    any_series = replace(options.input_options, series=None)
     try:
-        scan = read_files(paths, replace(options, input_options=_without_series(options.input_options)))
+        scan = read_files(paths, replace(options, input_options=any_series))
     except InputError as error:
         return FoundVolume(kind, name, count, error=error)
     return FoundVolume(kind, name, count, scan.modality, facts=_facts(scan), warnings=scan.warnings)
@@ -156,10 +142,6 @@ def _read_volume(kind: str, paths: Sequence[Path], options: ReadOptions, name: s
 
 def _name(file: Path, source: Path) -> str:
     return str(file.relative_to(source)) if source.is_dir() else file.name
-
-
-def _without_series(input_options: InputOptions) -> InputOptions:
-    return replace(input_options, series=None)
 
 
 def _facts(scan: Scan) -> VolumeFacts:

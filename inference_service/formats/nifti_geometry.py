@@ -1,4 +1,4 @@
-"""Where the voxels of a NIfTI file lie: by its sform, its qform, pixdim and unit, which may contradict each other.
+"""Reads the affine of a NIfTI file from its sform, qform, pixdim and unit, which may contradict each other.
 
 The standard lets a reader choose between sform and qform. Here pixdim decides between forms that differ in scale.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InconsistentGeometry
-from inference_service.formats.grid_check import format_extent, has_usual_extent, require_valid_affine
+from inference_service.formats.grid_check import MIN_DETERMINANT, format_extent, has_usual_extent, require_valid_affine
 from inference_service.formats.nifti_header import NiftiHeader, read_quaternion
 from inference_service.imaging.geometry import Affine, Shape
 
@@ -27,13 +27,11 @@ _MAX_FORM_DISTANCE_MM = 0.1
 _MAX_SCALE_DIFFERENCE = 0.01
 # A larger difference is no other spacing of the same scan, but a damaged header.
 _MAX_MISTAKEN_SCALE = 9.0
-# Volume spanned by unit vectors along the axes; below it, the axes lie in one plane.
-_MIN_DETERMINANT = 1e-3
 
 
 @dataclass(frozen=True)
 class NiftiGeometry:
-    """Where the voxels of a file lie.
+    """The grid of a NIfTI file.
 
     Attributes:
         affine: Voxel index to RAS+ mm.
@@ -111,7 +109,7 @@ def _scale_difference(affine: NDArray[np.float64], pixdim: NDArray[np.float64]) 
     axes = affine[:3, :3]
     with np.errstate(all="ignore"):
         along = np.linalg.norm(axes, axis=0)
-        if not np.isfinite(along).all() or not abs(np.linalg.det(axes / along)) >= _MIN_DETERMINANT:
+        if not np.isfinite(along).all() or not abs(np.linalg.det(axes / along)) >= MIN_DETERMINANT:
             return inf
         across = 1 / np.linalg.norm(np.linalg.inv(axes), axis=1)
         # A ratio and its inverse differ as much.

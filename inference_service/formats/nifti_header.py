@@ -12,12 +12,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from inference_service.core.errors import (
-    InputCorrupt,
-    InputTooLarge,
-    NotAVolume,
-    UnsupportedFormat,
-)
+from inference_service.core.errors import InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.formats.grid_check import require_volume
 from inference_service.imaging.geometry import Shape
 
 NiftiHeader = nibabel.Nifti1Header
@@ -89,14 +85,8 @@ def volume_shape(header: NiftiHeader, max_voxels: int) -> Shape:
     dims = [int(dim) for dim in header["dim"]]
     if not 1 <= dims[0] <= 7 or any(dim < 1 for dim in dims[1 : dims[0] + 1]):
         raise InputCorrupt(f"the header's field dim is invalid: {dims}; expected 1 to 7 axes of at least 1 voxel")
-    shape = dims[1 : dims[0] + 1]
-    if len(shape) < 3 or prod(shape[3:]) != 1:
-        raise NotAVolume(f"expected one 3-D volume, got an image of shape {tuple(shape)}")
-    voxels = prod(shape)
-    if voxels > max_voxels:
-        raise InputTooLarge(f"the volume has {voxels} voxels; this service takes at most {max_voxels}")
-    i, j, k = shape[:3]
-    return i, j, k
+    sizes = dims[1 : dims[0] + 1]
+    return require_volume(sizes[:3] if prod(sizes[3:]) == 1 else sizes, max_voxels)
 
 
 def data_type(header: NiftiHeader) -> np.dtype[np.generic]:

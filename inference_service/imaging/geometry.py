@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 AXIS_CODES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 """World axis of each orientation letter."""
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+"""From LPS+, the world frame of DICOM, NRRD and MetaImage, to RAS+; its own inverse."""
 
 # Letters of the negative and the positive direction of each world axis.
 _LETTERS = ("LR", "PA", "IS")

@@ -11,9 +11,9 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from fuzz.target import Target, scratch_folder
 from inference_service.core.errors import InputCorrupt
-from inference_service.formats.dicom.codestream import CodestreamHeader, read_codestream_header
 from inference_service.formats.dicom.instance import Frame, Instance, PixelDescription
-from inference_service.formats.dicom.pixel_data import check_decodable, read_frames
+from inference_service.formats.dicom.pixels.codestream import CodestreamHeader, read_codestream_header
+from inference_service.formats.dicom.pixels.decoder import check_decodable, read_frames
 
 _SYNTAXES = (
     uid.RLELossless,

@@ -5,7 +5,7 @@ of the encoded value. The length is therefore checked before.
 """
 
 import re
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from math import isfinite, nan
 from typing import Any
 
@@ -57,6 +57,20 @@ def read_values(dataset: Dataset, keyword: str) -> list[Any]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list | MutableSequence) else [value]
+
+
+def holders(sources: Sequence[Dataset], group: str) -> Iterator[Dataset]:
+    """Yields the data sets that may hold an attribute of a frame, the most specific one first.
+
+    Args:
+        sources: The frame's functional groups, those that frames share, and the data set, in this order.
+        group: Sequence of the functional group that holds the attribute; empty where none does.
+    """
+    for source in sources:
+        if group and group in source:
+            yield from read_values(source, group)[:1]
+        # Single-frame images have it in the data set, and some writers put it beside the group.
+        yield source
 
 
 def read_text(dataset: Dataset, keyword: str) -> str:

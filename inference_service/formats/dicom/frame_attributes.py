@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from inference_service.core.errors import InputCorrupt
-from inference_service.formats.dicom.attributes import read_components, read_values
+from inference_service.formats.dicom.attributes import holders, read_components
 
 Attributes = tuple[tuple[str, float], ...]
 """Keyword and value of each attribute that a frame has: a number, seconds since midnight, or the hash of a text."""
@@ -92,14 +92,13 @@ def read_attributes(sources: Sequence[Dataset]) -> Attributes:
 
 
 def _read(sources: Sequence[Dataset], keyword: str, group: str) -> str:
-    for source in sources:
-        for container in (*(read_values(source, group)[:1] if group and group in source else []), source):
-            if keyword in container:
-                # No file is refused for an invalid value of these.
-                with suppress(InputCorrupt):
-                    components = read_components(container, keyword)
-                    if any(components):
-                        return "\\".join(components)
+    for holder in holders(sources, group):
+        if keyword in holder:
+            # No file is refused for an invalid value of these.
+            with suppress(InputCorrupt):
+                components = read_components(holder, keyword)
+                if any(components):
+                    return "\\".join(components)
     return ""
 
 

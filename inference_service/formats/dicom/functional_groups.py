@@ -1,5 +1,6 @@
-"""Where the frames of an instance lie, from its functional groups (PS3.3 C.7.6.16) or, in a single-frame image, from
-the image itself (Image Plane module, PS3.3 C.7.6.2).
+"""Reads the position, orientation, spacing and rescaling of an instance's frames.
+
+They are in functional groups (PS3.3 C.7.6.16) or, in a single-frame image, in the Image Plane module (PS3.3 C.7.6.2).
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from inference_service.core.errors import InconsistentGeometry, InputCorrupt
 from inference_service.formats.dicom.attributes import (
     has_ambiguous_comma,
     has_decimal_comma,
+    holders,
     read_integer,
     read_numbers,
     read_text,
@@ -25,17 +27,17 @@ from inference_service.formats.dicom.value_type import read_value_type
 _MAX_RESCALE = 1e10
 # FrameIncrementPointer of frames that follow each other in time: FrameTime and FrameTimeVector.
 _TIME_POINTERS = {"(0018,1063)", "(0018,1065)"}
-# In millimetres, thousands are no doubt.
+# A comma in a length in millimetres cannot separate thousands.
 _MAY_BE_THOUSANDS = {"RescaleSlope", "RescaleIntercept"}
 
 
 @dataclass(frozen=True)
 class FramesGeometry:
-    """Where the frames of an instance lie.
+    """The frames of an instance.
 
     Attributes:
-        frames: The frames; empty unless the place of all is stated.
-        assumptions: Sentences for the user on what the header does not state exactly.
+        frames: The frames; empty unless the header states the place of all.
+        assumptions: Sentences for the user about values that the header does not state exactly.
     """
 
     frames: tuple[Frame, ...]
@@ -43,7 +45,7 @@ class FramesGeometry:
 
 
 def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
-    """Where the frames of an instance lie, and how their values are rescaled.
+    """Reads the place of an instance's frames, and the rescaling of their values.
 
     Raises:
         InputCorrupt: The number of frames contradicts the per-frame functional groups, or a rescaling is nonsense.
@@ -82,8 +84,7 @@ def read_slice_thickness_mm(dataset: Dataset) -> float | None:
 
 
 def _states_position(item: Dataset) -> bool:
-    containers = (*read_values(item, "PlanePositionSequence")[:1], item)
-    return any(read_numbers(container, "ImagePositionPatient") for container in containers)
+    return any(read_numbers(holder, "ImagePositionPatient") for holder in holders([item], "PlanePositionSequence"))
 
 
 def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[str]) -> tuple[Frame, ...]:
@@ -148,16 +149,15 @@ def _read_numbers(
     sources: list[Dataset], group: str, keyword: str, count: int, assumptions: set[str]
 ) -> tuple[float, ...] | None:
     """The values of an attribute, in a functional group or directly, of the first source that has it."""
-    for source in sources:
-        for container in (*read_values(source, group)[:1], source):
-            numbers = read_numbers(container, keyword)
-            if not numbers:
-                continue
-            if len(numbers) != count:
-                raise InconsistentGeometry(f"{keyword}: expected {count} finite numbers, got {len(numbers)} values")
-            if keyword in _MAY_BE_THOUSANDS and has_ambiguous_comma(container, keyword):
-                raise InputCorrupt(f"{keyword} has a comma that may separate decimals or thousands: expected a point")
-            if has_decimal_comma(container, keyword):
-                assumptions.add(f"{keyword} has a decimal comma, which was read as a point")
-            return numbers
+    for holder in holders(sources, group):
+        numbers = read_numbers(holder, keyword)
+        if not numbers:
+            continue
+        if len(numbers) != count:
+            raise InconsistentGeometry(f"{keyword}: expected {count} finite numbers, got {len(numbers)} values")
+        if keyword in _MAY_BE_THOUSANDS and has_ambiguous_comma(holder, keyword):
+            raise InputCorrupt(f"{keyword} has a comma that may separate decimals or thousands: expected a point")
+        if has_decimal_comma(holder, keyword):
+            assumptions.add(f"{keyword} has a decimal comma, which was read as a point")
+        return numbers
     return None

@@ -38,8 +38,11 @@ from inference_service.formats.dicom.instance import (
     PixelDescription,
     UnusableInstance,
 )
-from inference_service.formats.dicom.pixel_data import NO_PIXELS, check_transfer_syntax
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
+from inference_service.formats.dicom.transfer_syntax import check_transfer_syntax
+
+NO_PIXELS = "a DICOM file ends before its pixel data: it is truncated, or no more than a header"
+"""The sentence about an image without pixels."""
 
 # pydicom makes an object of each sequence item. A frame has about thirty items, and each fragment of its codestream is
 # one too. Some instances list their source images, and the coils that received them, which are items within items.
@@ -118,7 +121,7 @@ def read_instance(
 
 
 def _find_cause(path: Path, error: InputError) -> InputError:
-    """The reason why a header is invalid: an unknown encoding, or the end of the file; or else the error itself."""
+    """Returns the cause of an invalid header: an unknown encoding, or a truncated file; else the error itself."""
     try:
         with suppress_warnings(), map_pydicom_errors():
             meta = read_file_meta(path)

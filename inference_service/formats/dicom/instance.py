@@ -60,7 +60,7 @@ class PixelDescription:
 
 @dataclass(frozen=True)
 class ValueType:
-    """What the values of a frame measure.
+    """The quantity that the values of a frame measure.
 
     Attributes:
         attribute: Keyword of the attribute that states it, such as RescaleType.
@@ -83,7 +83,7 @@ class Frame:
         pixel_spacing_mm: Distance between pixels along a row, then along a column: PixelSpacing in reverse order.
         rescale_slope: Factor from stored to real values (PS3.3 C.11.1).
         rescale_intercept: Added to the product.
-        value_type: What the values measure; None where it is not stated.
+        value_type: The quantity that the values measure; None where it is not stated.
         attributes: Attributes that tell acquisitions apart; see `frame_attributes`.
     """
 
@@ -112,14 +112,14 @@ class Instance:
         transfer_syntax_uid: Encoding of the file and of its pixels.
         lossy: Whether the pixels were ever compressed with loss.
         monochrome1: Whether low values are meant to be displayed bright.
-        exclusion_reason: Why the instance is left out if the input has a better series; None for a slice.
+        exclusion_reason: Reason to leave the instance out if the input has a better series; None for a slice.
         pixels: The format of the stored pixels.
         frames: The frames; empty where the header does not state their place in the patient.
         slice_thickness_mm: SliceThickness, which is not the distance of slices; None where it is not stated.
         inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
         study_uid: StudyInstanceUID; empty where it is not stated.
         acquisition_number: None where it is not stated.
-        assumptions: Sentences for the user on what was assumed to read the header.
+        assumptions: Sentences for the user about assumptions by which the header was read.
     """
 
     path: Path

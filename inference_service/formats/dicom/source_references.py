@@ -25,7 +25,7 @@ from inference_service.formats.dicom.attributes import is_too_long
 from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.instance import Instance, Slice
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
-from inference_service.formats.dicom.series_geometry import plane_axes
+from inference_service.formats.dicom.series.geometry import plane_axes
 
 _COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _PATIENT_AND_STUDY = (

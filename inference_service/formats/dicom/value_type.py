@@ -1,4 +1,4 @@
-"""What the values of a frame measure, by the terms of its header: Hounsfield units, concentrations, atomic numbers.
+"""Reads the quantity that the values of a frame measure, such as Hounsfield units or a concentration.
 
 Only known terms are held: any other text could identify a patient.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pydicom.dataset import Dataset
 
-from inference_service.formats.dicom.attributes import read_text, read_values
+from inference_service.formats.dicom.attributes import holders, read_text, read_values
 from inference_service.formats.dicom.instance import UNKNOWN_TERM, ValueType
 
 # Terms of RescaleType (PS3.3 C.11.1.1.2) and of Units (C.8.9.1), and the spellings of scanners.
@@ -22,7 +22,7 @@ _RESCALE_TYPES = {
     "BQ/ML": "BQML",
 }
 # Values of ImageType by which an image is a map of materials: PS3.3 C.8.2.1.1.1, and the usage of scanners. Virtual
-# monoenergetic images (VMI) and those with a material removed (MAT_REMOVED) are in HU, unless RescaleType says else.
+# monoenergetic images (VMI) and those with a material removed (MAT_REMOVED) are in HU, unless RescaleType differs.
 _MATERIAL_MAPS = {
     "MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "IODINE", "IODINE_MAP",
     "IODINE_DENSITY", "IODINE_NO_WATER", "Z_EFF", "ZEFF", "Z_EFFECTIVE", "RHO_Z", "URIC_ACID",
@@ -31,10 +31,10 @@ _UNIT_CODES = {"[HNSF'U]": "HU", "HNSF'U": "HU", "MG/ML": "MGML", "BQ/ML": "BQML
 
 
 def read_value_type(sources: Sequence[Dataset]) -> ValueType | None:
-    """What the values of one frame measure, by the most telling attribute that states it.
+    """Reads the type of a frame's values from the most specific attribute that states it.
 
-    A RescaleType other than HU comes first. A map of materials by ImageType comes before RescaleType HU: some scanners
-    write it for an enhancement by iodine in HU, in which the patient cannot be seen.
+    A RescaleType other than HU comes first. An ImageType of a map of materials comes before the RescaleType HU, which
+    some scanners write for the enhancement by iodine alone: such an image does not show the patient.
 
     Args:
         sources: The frame's functional groups, those that frames share, and the data set, in this order.
@@ -59,19 +59,18 @@ def read_value_type(sources: Sequence[Dataset]) -> ValueType | None:
 
 def _read_term(sources: Sequence[Dataset], group: str, keyword: str) -> str:
     """The known term of the first source that has the attribute; empty where none has it."""
-    for source in sources:
-        for container in (*(read_values(source, group)[:1] if group else []), source):
-            text = read_text(container, keyword).upper()
-            if text:
-                return _RESCALE_TYPES.get(text, UNKNOWN_TERM)
+    for holder in holders(sources, group):
+        text = read_text(holder, keyword).upper()
+        if text:
+            return _RESCALE_TYPES.get(text, UNKNOWN_TERM)
     return ""
 
 
 def _read_material_map(sources: Sequence[Dataset]) -> ValueType | None:
     for source in sources:
-        for group, keyword in (("CTImageFrameTypeSequence", "FrameType"), ("", "ImageType")):
-            container = next(iter(read_values(source, group)), None) if group else source
-            values = read_values(container, keyword) if container is not None else []
+        frame_types = read_values(source, "CTImageFrameTypeSequence")[:1]
+        for holder, keyword in (*((item, "FrameType") for item in frame_types), (source, "ImageType")):
+            values = read_values(holder, keyword)
             terms = (re.sub(r"[ -]", "_", str(value).strip().upper()) for value in values)
             found = next((term for term in terms if term in _MATERIAL_MAPS), None)
             if found:

@@ -1,26 +1,25 @@
-"""What the headers of NRRD and MetaImage have in common: fields as text, and what they say about the voxels."""
+"""The header of an NRRD or MetaImage file: its fields as text, and the layout of the voxels that it states."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import BinaryIO
 
 import numpy as np
 
-from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume
+from inference_service.core.errors import InputCorrupt, UnsupportedFormat
+from inference_service.formats.grid_check import require_volume
 from inference_service.imaging.geometry import Affine, Shape
 
 MAX_HEADER_BYTES = 2**20
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _MAX_NUMBER_CHARACTERS = 40
-# Patient axes to RAS+: the direction in which x and y grow.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+_MAX_SKIP = 2**32
 
 
 @dataclass(frozen=True)
 class RasterHeader:
-    """What a header says about the voxels.
+    """The layout and the grid of the voxels.
 
     Attributes:
         dtype: Data type of the stored voxels, with their byte order.
@@ -96,6 +95,42 @@ class Fields:
             raise InputCorrupt(f"the {self._format} header's field {names[0]!r} is not a list of {expected}")
         return values
 
+    def dimension(self, name: str, most: int) -> int:
+        """Returns the number of axes.
+
+        Raises:
+            InputCorrupt: It is missing, below 1 or above `most`.
+        """
+        (dimension,) = self.integers(name, count=1)
+        if not 1 <= dimension <= most:
+            raise InputCorrupt(f"the {self._format} header states {dimension} dimensions: expected 1 to {most}")
+        return dimension
+
+    def skip(self, *names: str, least: int) -> int:
+        """Returns the number of bytes or lines to skip; 0 where the header does not state it.
+
+        Raises:
+            InputCorrupt: It is below `least`, or absurdly large.
+        """
+        skipped = int(self.numbers(*names, count=1, default="0")[0])
+        if not least <= skipped <= _MAX_SKIP:
+            raise InputCorrupt(
+                f"the {self._format} header's field {names[0]!r} is {skipped}: expected at least {least}"
+            )
+        return skipped
+
+    def data_file(self, *names: str, default: str | None = None) -> str:
+        """Returns the name of the data file.
+
+        Raises:
+            InputCorrupt: The header names none, and there is no default.
+            UnsupportedFormat: It names several.
+        """
+        name = self.text(*names, default=default)
+        if name.upper().startswith("LIST") or "%" in name:
+            raise UnsupportedFormat(f"the {self._format} header names several data files: save the volume in one")
+        return name
+
 
 def parse_numbers(words: list[str]) -> list[float] | None:
     """Returns numbers in decimal notation, or None if a word is none or is not finite."""
@@ -131,9 +166,4 @@ def volume_shape(sizes: list[int], max_voxels: int) -> Shape:
     """
     if any(size < 1 for size in sizes):
         raise InputCorrupt(f"the header states an image of {sizes} voxels: expected at least 1 along each axis")
-    if len(sizes) != 3:
-        raise NotAVolume(f"expected one 3-D volume, got an image of shape {tuple(sizes)}")
-    if prod(sizes) > max_voxels:
-        raise InputTooLarge(f"the volume has {prod(sizes)} voxels; this service takes at most {max_voxels}")
-    i, j, k = sizes
-    return i, j, k
+    return require_volume(sizes, max_voxels)

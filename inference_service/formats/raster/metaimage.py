@@ -10,14 +10,13 @@ import numpy as np
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume, UnsupportedFormat
 from inference_service.formats.raster.header import (
-    LPS_TO_RAS,
     MAX_HEADER_BYTES,
     Fields,
     RasterHeader,
     read_line,
     volume_shape,
 )
-from inference_service.imaging.geometry import Affine
+from inference_service.imaging.geometry import LPS_TO_RAS, Affine
 
 _START = re.compile(rb"\s*\w{1,40}[ \t]*=")
 _DIMENSIONS = re.compile(rb"(?:^|\n)[ \t]*NDims[ \t]*=[ \t]*\d")
@@ -41,7 +40,6 @@ _UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "?":
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 _OFFSET = ("Offset", "Position", "Origin")
 _MAX_DIMENSIONS = 10
-_MAX_SKIP = 2**32
 
 
 def is_metaimage(start: bytes) -> bool:
@@ -58,7 +56,7 @@ def read_header(stream: BinaryIO, max_voxels: int) -> RasterHeader:
     fields = _read_fields(stream)
     if fields.text("ObjectType", default="Image").lower() != "image":
         raise NotAVolume("the MetaImage header's ObjectType is not Image")
-    dimensions = _dimensions(fields)
+    dimensions = fields.dimension("NDims", _MAX_DIMENSIONS)
     sizes = fields.integers("DimSize", count=dimensions)
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes = sizes[:-1]
@@ -74,8 +72,8 @@ def read_header(stream: BinaryIO, max_voxels: int) -> RasterHeader:
         shape,
         affine,
         compressed,
-        detached=_is_detached(fields),
-        skipped_bytes=_skipped_bytes(fields, compressed=compressed),
+        detached=fields.data_file("ElementDataFile").upper() != "LOCAL",
+        skipped_bytes=fields.skip("HeaderSize", least=0 if compressed else -1),
         modality=_MODALITIES.get(fields.text("Modality", default=""), ""),
         warnings=warnings,
     )
@@ -91,13 +89,6 @@ def _read_fields(stream: BinaryIO) -> Fields:
         if separator:
             values[name.strip()] = value.strip()
     return Fields(values, "MetaImage")
-
-
-def _dimensions(fields: Fields) -> int:
-    (dimensions,) = fields.integers("NDims", count=1)
-    if not 1 <= dimensions <= _MAX_DIMENSIONS:
-        raise InputCorrupt(f"the MetaImage header states {dimensions} dimensions: expected 1 to {_MAX_DIMENSIONS}")
-    return dimensions
 
 
 def _affine(fields: Fields, dimensions: int) -> tuple[Affine, tuple[str, ...]]:
@@ -141,21 +132,6 @@ def _flag(fields: Fields, *names: str, default: bool = False) -> bool:
     if text[:1] not in ("t", "f", "1", "0"):
         raise InputCorrupt(f"the MetaImage header's field {names[0]!r} is neither True nor False")
     return text[0] in "t1"
-
-
-def _is_detached(fields: Fields) -> bool:
-    name = fields.text("ElementDataFile")
-    if name.upper().startswith("LIST") or "%" in name:
-        raise UnsupportedFormat("the MetaImage header names several data files: save the volume in one")
-    return name.upper() != "LOCAL"
-
-
-def _skipped_bytes(fields: Fields, *, compressed: bool) -> int:
-    skipped = int(fields.numbers("HeaderSize", count=1, default="0")[0])
-    least = 0 if compressed else -1
-    if not least <= skipped <= _MAX_SKIP:
-        raise InputCorrupt(f"the MetaImage header's field 'HeaderSize' is {skipped}: expected at least {least}")
-    return skipped
 
 
 def _require_plain_values(fields: Fields) -> None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume, UnsupportedFormat
 from inference_service.formats.raster.header import (
-    LPS_TO_RAS,
     MAX_HEADER_BYTES,
     Fields,
     RasterHeader,
@@ -20,7 +19,7 @@ from inference_service.formats.raster.header import (
     read_line,
     volume_shape,
 )
-from inference_service.imaging.geometry import Affine
+from inference_service.imaging.geometry import LPS_TO_RAS, Affine
 
 _MAGIC = re.compile(rb"NRRD000[1-6]\r?\n")
 _MAGIC_BYTES = 10
@@ -50,7 +49,7 @@ _SPACES = {
 }
 _UNITS_MM = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "micron": 0.001}
 _VECTOR = re.compile(r"none|\([^()]*\)")
-_MAX_SKIP = 2**32
+_MAX_DIMENSIONS = 16
 
 
 def is_nrrd(start: bytes) -> bool:
@@ -65,7 +64,7 @@ def read_header(stream: BinaryIO, max_voxels: int) -> RasterHeader:
         InputError: The header is not that of one readable volume; the subclass says why.
     """
     fields = _read_fields(stream)
-    sizes = fields.integers("sizes", count=_dimension(fields))
+    sizes = fields.integers("sizes", count=fields.dimension("dimension", _MAX_DIMENSIONS))
     directions = _directions(fields, sizes)
     spatial = [axis for axis, vector in enumerate(directions) if vector is not None]
     others = prod(size for axis, size in enumerate(sizes) if axis not in spatial)
@@ -81,9 +80,9 @@ def read_header(stream: BinaryIO, max_voxels: int) -> RasterHeader:
         shape,
         affine,
         compressed,
-        detached=_is_detached(fields),
-        skipped_bytes=_skip(fields, "byte skip", "byteskip", least=0 if compressed else -1),
-        skipped_lines=_skip(fields, "line skip", "lineskip", least=0),
+        detached=bool(fields.data_file("data file", "datafile", default="")),
+        skipped_bytes=fields.skip("byte skip", "byteskip", least=0 if compressed else -1),
+        skipped_lines=fields.skip("line skip", "lineskip", least=0),
         warnings=warnings,
     )
 
@@ -103,16 +102,9 @@ def _read_fields(stream: BinaryIO) -> Fields:
         if not line:
             return Fields(values, "NRRD")
         name, separator, value = line.partition(": ")
-        # Comments and the writer's own pairs, `key:=value`, say nothing about the voxels.
+        # Comments and the writer's own pairs, `key:=value`, do not describe the voxels.
         if not line.startswith("#") and separator and ":=" not in name:
             values[name.strip().lower()] = value.strip()
-
-
-def _dimension(fields: Fields) -> int:
-    (dimension,) = fields.integers("dimension", count=1)
-    if not 1 <= dimension <= 16:
-        raise InputCorrupt(f"the NRRD header states {dimension} dimensions: expected 1 to 16")
-    return dimension
 
 
 def _directions(fields: Fields, sizes: list[int]) -> list[list[float] | None]:
@@ -173,17 +165,3 @@ def _is_compressed(fields: Fields) -> bool:
     if compressed is None:
         raise UnsupportedFormat("the NRRD header's `encoding` is neither raw nor gzip: save it as one of them")
     return compressed
-
-
-def _is_detached(fields: Fields) -> bool:
-    name = fields.text("data file", "datafile", default="")
-    if name.upper().startswith("LIST") or "%" in name:
-        raise UnsupportedFormat("the NRRD header names several data files: save the volume in one")
-    return bool(name)
-
-
-def _skip(fields: Fields, *names: str, least: int) -> int:
-    value = int(fields.numbers(*names, count=1, default="0")[0])
-    if not least <= value <= _MAX_SKIP:
-        raise InputCorrupt(f"the NRRD header's field {names[0]!r} is {value}: expected at least {least}")
-    return value

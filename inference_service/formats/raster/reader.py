@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.core.errors import InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.core.errors import InputCorrupt, UnsupportedFormat
 from inference_service.formats.raster import metaimage, nrrd
 from inference_service.formats.raster.header import RasterHeader
 from inference_service.formats.read_limits import ReadLimits
@@ -48,28 +48,28 @@ def find_headers(files: Sequence[Path], form: RasterFormat) -> list[Path]:
     return [path for path in files if form.accepts(_start(path))]
 
 
-def read_raster(files: Sequence[Path], form: RasterFormat, limits: ReadLimits) -> tuple[Volume, RasterHeader]:
+def read_raster(
+    header_file: Path, files: Sequence[Path], form: RasterFormat, limits: ReadLimits
+) -> tuple[Volume, RasterHeader]:
     """Reads a volume.
 
     Args:
-        files: The files of the input, one of which begins with a header.
+        header_file: The file that begins with the header.
+        files: The files of the input, among which the data file of a detached header is found.
         form: The format.
         limits: The largest volume that is read.
 
     Returns:
-        The volume, and what its header says.
+        The volume and its header.
 
     Raises:
         InputError: The files are not one readable volume; the subclass says why.
     """
-    headers = find_headers(files, form)
-    if len(headers) != 1:
-        raise NotAVolume(f"expected one volume, got {len(headers)} headers of volumes")
-    others = [path for path in files if path != headers[0]]
-    with headers[0].open("rb") as file:
+    with header_file.open("rb") as file:
         header = form.read_header(file, limits.max_voxels)
         if not header.detached:
             return Volume(_read(file, header, limits), header.affine), header
+    others = [path for path in files if path != header_file]
     with _data_file(header, others).open("rb") as file:
         return Volume(_read(file, header, limits), header.affine), header
 

@@ -11,8 +11,7 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from inference_service.contract.manifest import CodedConcept, Manifest
-from inference_service.formats.raster.header import LPS_TO_RAS
-from inference_service.imaging.geometry import Affine, spacing_mm
+from inference_service.imaging.geometry import LPS_TO_RAS, Affine, spacing_mm
 from inference_service.imaging.palette import label_colour
 
 _NRRD_TYPES = {"u1": "uint8", "u2": "uint16"}

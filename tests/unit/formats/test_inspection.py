@@ -11,6 +11,7 @@ from inference_service.core.errors import InputNotFound, MixedSeries, NotAVolume
 from inference_service.formats.inspection import FoundVolume, Inspection, VolumeFacts, inspect_input
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
+from inference_service.formats.scan_reader import ReadOptions
 from inference_service.imaging.geometry import Volume
 
 SERIES = "1.2.3"
@@ -20,7 +21,7 @@ SECOND = "1.2.4"
 def inspect(source: Path, series: str | None = None) -> Inspection:
     work = source.parent / "work"
     work.mkdir(exist_ok=True)
-    return inspect_input(source, work, ReadLimits(10**5), input_options=InputOptions(series=series))
+    return inspect_input(source, work, ReadOptions(ReadLimits(10**5), InputOptions(series=series), threads=1))
 
 
 def add_series(folder: Path, uid: str, **attributes: object) -> int:

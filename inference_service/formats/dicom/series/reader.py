@@ -11,9 +11,7 @@ import numpy as np
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume
 from inference_service.core.memory_budget import RequireMemory
-from inference_service.formats.dicom.duplicates import without_duplicates
 from inference_service.formats.dicom.file_check import looks_like_dicom
-from inference_service.formats.dicom.frame_stack import background_value, padding_range, stack_frames
 from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import (
     MAX_AXIS_VOXELS,
@@ -23,11 +21,14 @@ from inference_service.formats.dicom.instance import (
     UnusableInstance,
     ValueType,
 )
-from inference_service.formats.dicom.interleaving import check_not_interleaved
-from inference_service.formats.dicom.pixel_data import LOSSY_TRANSFER_SYNTAXES, check_decodable
-from inference_service.formats.dicom.series_consistency import check_rescaling, find_value_type
-from inference_service.formats.dicom.series_geometry import SeriesGeometry, find_geometry
-from inference_service.formats.dicom.series_selection import select_series
+from inference_service.formats.dicom.pixels.decoder import check_decodable
+from inference_service.formats.dicom.pixels.frame_stack import background_value, padding_range, stack_frames
+from inference_service.formats.dicom.series.consistency import check_rescaling, find_value_type
+from inference_service.formats.dicom.series.duplicates import without_duplicates
+from inference_service.formats.dicom.series.geometry import SeriesGeometry, find_geometry
+from inference_service.formats.dicom.series.interleaving import check_not_interleaved
+from inference_service.formats.dicom.series.selection import select_series
+from inference_service.formats.dicom.transfer_syntax import ALWAYS_LOSSY
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.slice_alignment import AlignedVolume, align_slices, aligned_shape
@@ -43,7 +44,7 @@ class DicomSeries:
         aligned: The volume for the network where that grid is sheared; None where the network gets `volume`.
         evenly_spaced: Takes a mask back to the slices, where these were unevenly spaced; None elsewhere.
         modality: Modality of the series, such as CT; empty where the series states none.
-        value_type: What the values measure, such as HU; None where no slice states it.
+        value_type: The quantity that the values measure, such as HU; None where no slice states it.
         slices: The series' slices along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the series, by reason.
         warnings: Sentences for the user of the mask.
@@ -194,7 +195,7 @@ def _check_slopes(instances: Sequence[Instance]) -> None:
 def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
     """Warnings about the pixel values: lossy compression, padding that was not applied, HighBit, MONOCHROME1."""
     warnings = []
-    lossy = sum(each.lossy or each.transfer_syntax_uid in LOSSY_TRANSFER_SYNTAXES for each in instances)
+    lossy = sum(each.lossy or each.transfer_syntax_uid in ALWAYS_LOSSY for each in instances)
     if lossy:
         warnings.append(f"{lossy} of the series' {len(instances)} images were compressed with loss")
     if any(

@@ -1,6 +1,6 @@
 """Finds instances that are copies of others: of one SOPInstanceUID, and with the same header and pixels.
 
-Their file meta information and transfer syntax may differ, as those of a file that came by two ways.
+Their file meta information and transfer syntax may differ, as an archive may convert one of them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Instance
-from inference_service.formats.dicom.pixel_data import check_decodable, read_frames
+from inference_service.formats.dicom.pixels.decoder import check_decodable, read_frames
 
 
 def without_duplicates(instances: Sequence[Instance], require_memory: RequireMemory) -> list[Instance]:
@@ -35,7 +35,7 @@ def without_duplicates(instances: Sequence[Instance], require_memory: RequireMem
 
 
 def _without_encoding(instance: Instance) -> Instance:
-    """The header of an instance without what may differ between copies: equal for instances that may be copies."""
+    """The header without the fields that may differ between copies: equal for instances that may be copies."""
     return replace(instance, path=Path(), transfer_syntax_uid="", inflated_bytes=0)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-TRIM = Path(__file__).parents[4] / "docker" / "trim_codecs.py"
+TRIM = Path(__file__).parents[5] / "docker" / "trim_codecs.py"
 DECODE = """
 import sys
-from inference_service.formats.dicom import pixel_data
+from inference_service.formats.dicom.pixels import decoder
 
-sys.stdout.buffer.write(pixel_data._DECODERS[sys.argv[1]](sys.stdin.buffer.read()).tobytes())
+sys.stdout.buffer.write(decoder._DECODERS[sys.argv[1]](sys.stdin.buffer.read()).tobytes())
 """
 PIXELS = np.random.default_rng(0).integers(0, 4096, (32, 24), dtype=np.uint16)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from inference_service.core.errors import InputCorrupt
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
-from inference_service.formats.dicom.pixel_data import decoder_bytes, read_frames
+from inference_service.formats.dicom.pixels.decoder import decoder_bytes, read_frames
 
 AIR_HU = -1024
 # A padding range in CT that includes these values would be tissue: the header contradicts its own scan.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from inference_service.formats.dicom import jpeg_2000
+from inference_service.formats.dicom.pixels import jpeg_2000
 
 # JPEG (ISO/IEC 10918-1, B.1.1.3) and JPEG-LS (ISO/IEC 14495-1): markers of frame headers, and those without a segment.
 _JPEG_START = b"\xff\xd8"

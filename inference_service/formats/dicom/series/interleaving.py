@@ -15,13 +15,13 @@ _MIN_SLICES = 4
 # Share of neighbours that differ where acquisitions alternate one by one, two by two, or three by three.
 _MIN_CHANGES = 1 / 3
 _MAX_ACQUISITIONS = 4
-# Times of the next slice of the same acquisition are this much closer than those of neighbours.
+# Time to the next slice of the same acquisition, at most, as a share of the time to the neighbour.
 _MAX_TIME_RATIO = 0.25
-# Images that are reconstructed in parallel differ by less.
+# Reconstruction in parallel gives neighbours times that differ by less.
 _MIN_TIME_STEP_S = 1.0
-# MR acquires every other slice first, so that neighbours do not disturb each other. CT and PET take slices in order.
+# MR acquires every other slice first, so that neighbours do not disturb each other; CT and PET acquire in order.
 _VARIES_IN_MR = CLOCK_TIMES | {"AcquisitionNumber", "FrameAcquisitionNumber"}
-# Scanners scale each slice of its own.
+# Scanners may scale each slice by itself.
 _VARIES = {"RescaleSlope", "RescaleIntercept"}
 
 
@@ -68,7 +68,7 @@ def _alternating_terms(values: Sequence[float | None]) -> list[int] | None:
 
 
 def _alternating_times(values: Sequence[float | None], keyword: str) -> list[int] | None:
-    """Sizes of groups, if each time is much closer to one some slices on than to its neighbour's.
+    """Sizes of groups, if each time is much closer to that of a slice two to four further on than to its neighbour's.
 
     >>> _alternating_times([0.0, 30.0, 0.5, 30.5, 1.0, 31.0], "AcquisitionTime")
     [3, 3]

@@ -77,12 +77,12 @@ def check_rescaling(slices: Sequence[Slice]) -> list[str]:
 
 
 def find_value_type(slices: Sequence[Slice]) -> ValueType | None:
-    """What the values of a series measure; None where no slice states it.
+    """Returns the type of a series' values; None where no slice states it.
 
     Slices that are HU, of an unspecified type or without a type are one volume.
 
     Raises:
-        InconsistentGeometry: Slices differ in what their values measure.
+        InconsistentGeometry: The values of slices are of different types.
     """
     types = Counter(slice_.frame.value_type for slice_ in slices)
     terms = {value_type.term if value_type else "" for value_type in types}

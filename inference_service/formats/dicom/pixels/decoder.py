@@ -1,9 +1,8 @@
-"""Decodes the pixels of an instance, frame by frame, from every transfer syntax that there is a decoder for.
+"""Decodes the pixels of an instance, frame by frame.
 
 Values are as stored: rescaling and padding are left to `frame_stack`.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,21 +23,19 @@ from inference_service.core.errors import (
     UnsupportedTransferSyntax,
 )
 from inference_service.core.memory_budget import RequireMemory
-from inference_service.formats.dicom import jpeg_2000
 from inference_service.formats.dicom.bounded_file import BoundedFile
-from inference_service.formats.dicom.codestream import is_complete, read_codestream_header
-from inference_service.formats.dicom.instance import Instance, PixelDescription
-from inference_service.formats.dicom.offset_table import drop_wrong_offsets
+from inference_service.formats.dicom.header import NO_PIXELS
+from inference_service.formats.dicom.instance import Instance
+from inference_service.formats.dicom.pixels import jpeg_2000
+from inference_service.formats.dicom.pixels.codestream import is_complete, read_codestream_header
+from inference_service.formats.dicom.pixels.offset_table import drop_wrong_offsets
+from inference_service.formats.dicom.pixels.stored_bits import take_values
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
+from inference_service.formats.dicom.transfer_syntax import JPEG, JPEG_2000, JPEG_LS, NATIVE, check_transfer_syntax
 
 Decode = Callable[[bytes], NDArray[np.integer]]
 
-# Native pixels, and run-length encoding of bytes: read by pydicom itself.
-_NATIVE = {
-    uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
-}  # fmt: skip
-_READ_BY_PYDICOM = {*_NATIVE, uid.RLELossless}
-_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+_READ_BY_PYDICOM = {*NATIVE, uid.RLELossless}
 _MAX_BITS = 32
 # OpenJPEG's arithmetic is exact up to this depth.
 _MAX_BITS_JPEG_2000 = 24
@@ -49,34 +46,18 @@ _MAX_PACKETS = 2**18
 _JPEG_2000_PIXEL_BYTES = 32
 # Decoders of libjpeg-turbo, CharLS and OpenJPEG.
 _DECODERS: Mapping[str, Decode] = {
-    **dict.fromkeys(
-        (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), imagecodecs.jpeg8_decode
-    ),
-    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), imagecodecs.jpegls_decode),
-    **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
+    **dict.fromkeys(JPEG, imagecodecs.jpeg8_decode),
+    **dict.fromkeys(JPEG_LS, imagecodecs.jpegls_decode),
+    **dict.fromkeys(JPEG_2000, imagecodecs.jpeg2k_decode),
 }
-NO_PIXELS = "a DICOM file ends before its pixel data: it is truncated, or no more than a header"
-"""The sentence about an image without pixels."""
-LOSSY_TRANSFER_SYNTAXES = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless}
-"""Transfer syntaxes that always lose information, whatever LossyImageCompression says."""
 _KEYWORDS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelData", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths", "FloatPixelData", "DoubleFloatPixelData",
 ]  # fmt: skip
-_MAX_UID_CHARACTERS = 64
-# With which encapsulated pixel data begin (PS3.5 A.4).
+# Encapsulated pixel data begin with it (PS3.5 A.4).
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 _BITS_ALLOCATED = (8, 16, 32)
-# Transfer syntaxes that pydicom has no names for: newer ones, and private ones of scanners and archives.
-_SYNTAX_NAMES = {
-    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
-    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
-    "1.2.840.10008.1.2.4.112": "JPEG XL",
-    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
-    "1.2.840.113619.5.2": "GE Implicit VR Big Endian (private)",
-    "1.3.46.670589.33.1.4.1": "Philips CT Explicit VR Little Endian (private)",
-}
 
 
 @dataclass(frozen=True)
@@ -92,20 +73,6 @@ class _Frame:
     bits: int
 
 
-def check_transfer_syntax(syntax: str) -> None:
-    """Raises UnsupportedTransferSyntax, with the name of the transfer syntax, if there is no decoder for it."""
-    if syntax in _READ_BY_PYDICOM or syntax in _DECODERS:
-        return
-    name = _SYNTAX_NAMES.get(syntax, uid.UID(syntax).name)
-    if name == syntax:
-        # A UID that nobody knows may be any text.
-        name = re.sub(r"[^0-9.]", "?", syntax)[:_MAX_UID_CHARACTERS]
-    raise UnsupportedTransferSyntax(
-        f"there is no decoder for the transfer syntax {name}: send the series in another one, such as Explicit VR "
-        "Little Endian"
-    )
-
-
 def check_decodable(instance: Instance) -> None:
     """Checks that there is a decoder for an instance's transfer syntax and bit depth.
 
@@ -115,7 +82,7 @@ def check_decodable(instance: Instance) -> None:
     syntax = instance.transfer_syntax_uid
     check_transfer_syntax(syntax)
     bits_stored = instance.pixels.bits_stored
-    if syntax in _JPEG_2000 and bits_stored > _MAX_BITS_JPEG_2000:
+    if syntax in JPEG_2000 and bits_stored > _MAX_BITS_JPEG_2000:
         raise UnsupportedTransferSyntax(
             f"{uid.UID(syntax).name} is decoded up to {_MAX_BITS_JPEG_2000} bits, and the series has {bits_stored}: "
             "send it in another transfer syntax"
@@ -125,7 +92,7 @@ def check_decodable(instance: Instance) -> None:
 def decoder_bytes(instance: Instance) -> int:
     """Memory that a decoder takes for one frame beside the decoded pixels; 0 where it is little."""
     pixels = instance.pixels.rows * instance.pixels.columns
-    return pixels * _JPEG_2000_PIXEL_BYTES if instance.transfer_syntax_uid in _JPEG_2000 else 0
+    return pixels * _JPEG_2000_PIXEL_BYTES if instance.transfer_syntax_uid in JPEG_2000 else 0
 
 
 def read_frames(instance: Instance, *, require_memory: RequireMemory) -> Iterator[Callable[[], NDArray[np.integer]]]:
@@ -157,7 +124,7 @@ def read_frames(instance: Instance, *, require_memory: RequireMemory) -> Iterato
 def _decode(frame: _Frame, instance: Instance) -> NDArray[np.integer]:
     description = instance.pixels
     with map_pydicom_errors():
-        pixels = _take_values(frame.decode(), frame.bits, description)
+        pixels = take_values(frame.decode(), frame.bits, description)
     if pixels.shape != (description.rows, description.columns):
         raise InputCorrupt(
             f"a DICOM file's header states {description.rows} × {description.columns} pixels, but its pixel data have "
@@ -174,10 +141,10 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
     _prepare(dataset, instance)
     syntax = instance.transfer_syntax_uid
     if syntax in _READ_BY_PYDICOM:
-        if syntax in _NATIVE:
+        if syntax in NATIVE:
             _check_length(dataset, instance)
         frames = get_decoder(syntax).iter_array(
-            dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in _NATIVE else "pydicom"
+            dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in NATIVE else "pydicom"
         )
         for pixels, _ in frames:
             # As the loop goes on, `pixels` becomes the next frame: it must not be bound late.
@@ -186,7 +153,7 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
     expected = (description.rows, description.columns, 1)
     for encoded in generate_frames(dataset.PixelData, number_of_frames=len(instance.frames)):
         # The decoder gets the very bytes that are checked here, without any boxes around them.
-        data = jpeg_2000.unwrap(encoded) if syntax in _JPEG_2000 else encoded
+        data = jpeg_2000.unwrap(encoded) if syntax in JPEG_2000 else encoded
         header = read_codestream_header(data)
         # A decoder allocates the size that the codestream states, so that it must be the header's.
         if header is None or (header.rows, header.columns, header.components) != expected:
@@ -198,7 +165,7 @@ def _read_encoded(instance: Instance) -> Iterator[_Frame]:
             raise InputCorrupt(
                 f"a DICOM file's codestream states {header.bits} bits for each pixel: expected 1 to {_MAX_BITS}"
             )
-        if syntax in _JPEG_2000:
+        if syntax in JPEG_2000:
             _check_parts(data)
         if not is_complete(data):
             raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
@@ -214,11 +181,11 @@ def _check_pixels(dataset: Dataset, instance: Instance) -> None:
     if "PixelData" not in dataset:
         raise InputCorrupt(NO_PIXELS)
     is_encapsulated = dataset.PixelData.startswith(_ITEM_TAG)
-    if syntax in _NATIVE and is_encapsulated and len(dataset.PixelData) > _native_bytes(instance) + 1:
+    if syntax in NATIVE and is_encapsulated and len(dataset.PixelData) > _native_bytes(instance) + 1:
         raise InputCorrupt(f"a DICOM file's pixel data are encapsulated, but its transfer syntax is {syntax.name}")
-    if syntax not in _NATIVE and not is_encapsulated:
+    if syntax not in NATIVE and not is_encapsulated:
         raise InputCorrupt(f"a DICOM file's pixel data are not encapsulated, but its transfer syntax is {syntax.name}")
-    if syntax in _NATIVE and instance.pixels.bits_allocated not in _BITS_ALLOCATED:
+    if syntax in NATIVE and instance.pixels.bits_allocated not in _BITS_ALLOCATED:
         raise UnsupportedFormat(
             f"a DICOM file's BitsAllocated is {instance.pixels.bits_allocated}: expected {_BITS_ALLOCATED} in pixels "
             "that are not compressed"
@@ -245,7 +212,7 @@ def _prepare(dataset: Dataset, instance: Instance) -> None:
         ("PixelRepresentation", int(description.signed)),
     ):
         dataset.add_new(keyword, "US", value)
-    if instance.transfer_syntax_uid not in _NATIVE:
+    if instance.transfer_syntax_uid not in NATIVE:
         drop_wrong_offsets(dataset, len(instance.frames))
 
 
@@ -269,54 +236,3 @@ def _check_length(dataset: Dataset, instance: Instance) -> None:
     expected = _native_bytes(instance)
     if got < expected:
         raise InputCorrupt(f"a DICOM file is truncated: expected {expected} bytes of pixels, got {got}")
-
-
-def _take_values(words: NDArray[np.integer], bits: int, description: PixelDescription) -> NDArray[np.integer]:
-    """Takes the values from stored bits: clears those above the value, and extends its sign (PS3.5 8.1.1).
-
-    The bits above may hold overlays. Padding values stay as they are: the stored bits need not be able to hold them.
-
-    Args:
-        words: The stored bits, in integers whose own sign does not matter: a codestream may contradict
-            PixelRepresentation, and JPEG has no sign.
-        bits: Number of bits that are stored in the file.
-        description: The header.
-
-    Raises:
-        InputCorrupt: HighBit contradicts BitsStored, and bits that would be cleared are in use.
-    """
-    value_bits = min(bits, description.bits_stored)
-    has_sign = np.issubdtype(words.dtype, np.signedinteger)
-    if value_bits == bits and has_sign == description.signed:
-        return words
-    words = _extend(words, bits, signed=description.signed)
-    values = _extend(words, value_bits, signed=description.signed)
-    if description.padding_range is not None:
-        lowest, highest = description.padding_range
-        is_padding = (words >= lowest) & (words <= highest)
-        values[is_padding] = words[is_padding]
-    if description.high_bit != description.bits_stored - 1:
-        _check_place(words, values, description)
-    return values
-
-
-def _extend(words: NDArray[np.integer], bits: int, *, signed: bool) -> NDArray[np.integer]:
-    """The lowest bits of integers, as signed or unsigned numbers of the same size."""
-    dtype = np.dtype(f"{'i' if signed else 'u'}{words.dtype.itemsize}")
-    unused_bits = max(0, 8 * dtype.itemsize - bits)
-    native = words.astype(words.dtype.newbyteorder("="), copy=False).view(dtype)
-    return (native << unused_bits) >> unused_bits
-
-
-def _check_place(words: NDArray[np.integer], values: NDArray[np.integer], description: PixelDescription) -> None:
-    """Refuses pixels that may hold their values up to HighBit, where that is not the highest of the lowest BitsStored.
-
-    Old editions of the standard allow it. Most headers of this kind are wrong, and the values are in the lowest bits.
-    """
-    low_bits = 2 ** (description.high_bit + 1 - description.bits_stored) - 1
-    fits = (words == values) | (words == values & (2**description.bits_stored - 1))
-    if not fits.all() or (words.any() and not (words & low_bits).any()):
-        raise InputCorrupt(
-            f"a DICOM file's HighBit is {description.high_bit} with a BitsStored of {description.bits_stored}: "
-            f"expected {description.bits_stored - 1}, and its pixels do not show which bits hold the value"
-        )

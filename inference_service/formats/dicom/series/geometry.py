@@ -1,7 +1,7 @@
 """The order of a series' slices and the grid that they lie on. Pure geometry.
 
 Spacing is taken from positions alone. Slices that do not lie on an even grid at right angles are refused, or described
-here for `series_reader` to interpolate and align if the request tolerates them.
+here for `reader` to interpolate and align if the request tolerates them.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InconsistentGeometry, NotAVolume
-from inference_service.formats.dicom.gantry_tilt import is_tilted, tilt_warning
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
-from inference_service.formats.dicom.series_consistency import (
+from inference_service.formats.dicom.series.consistency import (
     MIN_SPACING_MM,
     acquisition_warnings,
     check_identifiers,
@@ -24,16 +23,15 @@ from inference_service.formats.dicom.series_consistency import (
     direction_cosines,
     format_mm,
 )
-from inference_service.formats.dicom.slice_gaps import (
+from inference_service.formats.dicom.series.gantry_tilt import is_tilted, tilt_warning
+from inference_service.formats.dicom.series.slice_gaps import (
     is_uneven,
     sparse_slices_warnings,
     uneven_spacing_warning,
     usual_spacing_mm,
 )
-from inference_service.imaging.geometry import Affine, Shape
+from inference_service.imaging.geometry import LPS_TO_RAS, Affine, Shape
 
-# DICOM's world is LPS+, ours RAS+.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Deviation of a direction's length from 1, and of the cosine between row and column from 0, that is taken for rounding:
 # headers are decimal numbers of few digits.
 _MAX_COSINE_ERROR = 5e-3
@@ -154,7 +152,8 @@ def _find_affine(
     affine[:3, :2] = axes[:, :2] * np.array(first.pixel_spacing_mm)
     affine[:3, 2] = axes @ last_mm / max(1, steps)
     affine[:3, 3] = first.position_mm
-    return _LPS_TO_RAS @ affine
+    affine[:3] = LPS_TO_RAS @ affine[:3]
+    return affine
 
 
 def plane_axes(frame: Frame) -> NDArray[np.float64]:
