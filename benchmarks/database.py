@@ -20,8 +20,9 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import settings_for
 from inference_service.jobs import attempts, job_store, recovery, resubmission, retention, stored_attempts
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, RedisState
 from inference_service.jobs.database import Database, connect, migrate
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.worker_registry import list_workers
 from inference_service.worker.metrics import Metrics

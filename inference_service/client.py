@@ -18,11 +18,12 @@ from inference_service.core.retry import retrying
 from inference_service.core.settings import SUBMITTER_PATTERN, Settings, get_settings
 from inference_service.core.tracing import TraceContext, current_context
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, known_tenants, make_app
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.job_store import Job, Transition, UnsentJob
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.celery_app import App, make_app, shares_of_tenants
+from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_state
 from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.resubmission import failed_jobs, queue_again
 from inference_service.jobs.schema import JobState
@@ -137,7 +138,7 @@ class Client:
         if name is not None and not re.fullmatch(SUBMITTER_PATTERN, name):
             raise BadRequest("the name of the submitter may have at most 100 letters, digits and ._@:/-")
         tenant = tenant or self._settings.tenant
-        if tenant is not None and tenant not in known_tenants(self._app):
+        if tenant is not None and tenant not in shares_of_tenants(self._app):
             raise BadRequest(f"the tenant {tenant!r:.50} is not in TENANTS")
         trace = current_context() if trace_headers is None else TraceContext.from_headers(trace_headers)
         redis = self._own_redis()

@@ -11,15 +11,15 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, cast, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, cast, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
 from inference_service.jobs import stored_attempts
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, queue_of_list
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, queue_of
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 from inference_service.jobs.state_machine import StateChange, change_state, fence
 from inference_service.jobs.worker_registry import has_consumer
@@ -131,29 +131,13 @@ def claim(
         LeftToAnother: The job avoids this worker.
     """
     with database.begin() as connection:
-        row = connection.execute(
-            select(
-                JobRow.state,
-                JobRow.attempt,
-                JobRow.returned_attempts,
-                JobRow.request,
-                JobRow.on_cpu,
-                JobRow.cancel_requested,
-                JobRow.queue,
-                JobRow.lease_owner,
-                JobRow.avoided_workers,
-                JobRow.traceparent,
-                JobRow.tracestate,
-            )
-            .where(JobRow.id == job_id, or_(_DUE, EXPIRED))
-            .with_for_update()
-        ).one_or_none()
+        row = _locked(connection, job_id)
         if row is None:
             return None
         orphaned = row.state == JobState.RUNNING
         avoided = frozenset([*(row.avoided_workers or ()), *([row.lease_owner] if orphaned else ())])
         # Until the service itself has sent the job, its queue is unknown; nearly all workers consume this one.
-        queue = queue_of_list(row.queue or OVERFLOW_QUEUE)
+        queue = queue_of(row.queue or OVERFLOW_QUEUE)
         if worker in avoided and has_consumer(connection, queue, besides=avoided, within_s=alive_s):
             raise LeftToAnother
         attempts_left = max_attempts - (row.attempt - row.returned_attempts)
@@ -168,23 +152,42 @@ def claim(
             expired = StateChange(job_id, JobState.RUNNING, JobState.QUEUED, row.attempt, detail="lease_expired")
             change_state(connection, expired, values={"avoided_workers": avoiding(row.lease_owner)})
         token = uuid4()
-        change_state(
-            connection,
-            StateChange(job_id, JobState.QUEUED, JobState.RUNNING, row.attempt + 1, worker),
-            values={
-                "attempt": row.attempt + 1,
-                "lease_owner": worker,
-                "lease_pid": os.getpid(),
-                "lease_token": token,
-                "lease_expires_at": func.now() + timedelta(seconds=lease_s),
-                "not_before": None,
-                "stage": None,
-                "progress": 0.0,
-                "started_at": started_at,
-            },
-        )
+        values = {
+            "attempt": row.attempt + 1,
+            "lease_owner": worker,
+            "lease_pid": os.getpid(),
+            "lease_token": token,
+            "lease_expires_at": func.now() + timedelta(seconds=lease_s),
+            "not_before": None,
+            "stage": None,
+            "progress": 0.0,
+            "started_at": started_at,
+        }
+        claimed = StateChange(job_id, JobState.QUEUED, JobState.RUNNING, row.attempt + 1, worker)
+        change_state(connection, claimed, values=values)
     trace = TraceContext.from_headers(row._asdict())
     return Claim(job_id, row.attempt + 1, attempts_left - 1, token, worker, row.request, row.on_cpu, avoided, trace)
+
+
+def _locked(connection: Connection, job_id: UUID) -> Row[Any] | None:
+    """Locks the row of a job that may be claimed; None if there is none."""
+    return connection.execute(
+        select(
+            JobRow.state,
+            JobRow.attempt,
+            JobRow.returned_attempts,
+            JobRow.request,
+            JobRow.on_cpu,
+            JobRow.cancel_requested,
+            JobRow.queue,
+            JobRow.lease_owner,
+            JobRow.avoided_workers,
+            JobRow.traceparent,
+            JobRow.tracestate,
+        )
+        .where(JobRow.id == job_id, or_(_DUE, EXPIRED))
+        .with_for_update()
+    ).one_or_none()
 
 
 def renew(database: Database, claim: Claim, *, lease_s: float, stage: str | None, progress: float) -> Renewal:

@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Row, Select, func, select, true
 
-from inference_service.jobs.celery_app import App, mapped_errors, redis_key
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.celery_app import App, open_channel, redis_key
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 
 STREAM = "completions"
@@ -37,8 +37,8 @@ def publish_completions(app: App, database: Database) -> int:
         DatabaseUnavailable: Postgres does not answer.
     """
     stream = redis_key(app, STREAM)
-    with mapped_errors(), app.connection_or_acquire() as connection:
-        client = connection.default_channel.client
+    with open_channel(app) as channel:
+        client = channel.client
         newest = client.xrevrange(stream, count=1)
         ended = _ended_jobs(database, after=int(newest[0][1][b"transition"]) if newest else None)
         for row in ended:

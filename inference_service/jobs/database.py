@@ -87,7 +87,8 @@ def _connect(settings: Settings, limits_s: Mapping[str, float], *, pooled: bool)
     limits_s = {"idle_in_transaction_session_timeout": _IDLE_LIMIT_S, **limits_s}
     pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
     verified = settings.postgres_sslmode == "verify-full"
-    options = " ".join(f"-c {name}={round(limit_s * 1000)}" for name, limit_s in limits_s.items())
+    limits_ms = {name: round(limit_s * 1000) for name, limit_s in limits_s.items()}
+    options = " ".join(f"-c {name}={limit_ms}" for name, limit_ms in limits_ms.items())
     engine = create_engine(
         database_url(settings),
         # Errors are logged, and a statement's parameters contain requests.
@@ -105,13 +106,13 @@ def _connect(settings: Settings, limits_s: Mapping[str, float], *, pooled: bool)
         },
     )
     if settings.postgres_pooler:
-        _limit_transactions(engine, limits_s)
+        _limit_transactions(engine, limits_ms)
     return Database(engine)
 
 
-def _limit_transactions(engine: Engine, limits_s: Mapping[str, float]) -> None:
+def _limit_transactions(engine: Engine, limits_ms: Mapping[str, int]) -> None:
     """Makes each transaction set the limits: a pooler may give every transaction another connection of its own."""
-    statement = "; ".join(f"SET LOCAL {name} = {round(limit_s * 1000)}" for name, limit_s in limits_s.items())
+    statement = "; ".join(f"SET LOCAL {name} = {limit_ms}" for name, limit_ms in limits_ms.items())
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(statement))
 
 
@@ -240,6 +241,6 @@ def _run_alembic(settings: Settings, command: "Callable[[Config], None]") -> Non
 
 
 def is_lock_conflict(error: BaseException) -> bool:
-    """Returns True if other sessions have locked what a statement needs."""
+    """Returns True if a statement failed because of other sessions' locks."""
     cause = getattr(error.__cause__, "orig", None)
     return isinstance(error, DatabaseUnavailable) and isinstance(cause, LockNotAvailable | DeadlockDetected)

@@ -7,17 +7,11 @@ from functools import cache
 
 from inference_service.contract.task_message import Priority
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import (
-    OVERFLOW_QUEUE,
-    PRIORITY_QUEUE,
-    App,
-    RedisState,
-    depth_of,
-    queue_of_tenant,
-    send,
-)
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob, mark_dispatched
+from inference_service.jobs.queues.celery_app import App, send
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE, depth_of, list_of
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.worker_registry import Role, has_live_worker
 
 
@@ -66,7 +60,7 @@ def dispatch(
                     has_cpu_worker=has_cpu_worker,
                 )
             # No worker would take a message of a tenant that is not in TENANTS.
-            if (of_tenant := queue_of_tenant(queue, job.tenant)) in depths:
+            if (of_tenant := list_of(queue, job.tenant)) in depths:
                 queue = of_tenant
             send(app, job.id, job.request, queue=queue)
             depths[queue] += 1

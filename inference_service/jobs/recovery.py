@@ -15,9 +15,9 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, not_, 
 
 from inference_service.core.errors import BadRequest, ServiceError
 from inference_service.jobs.attempts import EXPIRED, avoiding, final_error
-from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.state_machine import StateChange, change_state
 

@@ -13,8 +13,9 @@ from uuid import UUID
 from sqlalchemy import Connection, exists, func, select, update
 
 from inference_service.core.errors import ConfigurationError, OtherRedisInUse
-from inference_service.jobs.celery_app import App, RedisState, claim_queues, owner_key
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.celery_app import App
+from inference_service.jobs.queues.redis_state import RedisState, claim_queues, owner_key
 from inference_service.jobs.schema import DeploymentRow, WorkerRow
 
 
@@ -54,7 +55,7 @@ class RedisOwnership:
             )
 
     def claim(self, redis: RedisState) -> None:
-        """Does what `verify` does, and makes this deployment the owner if there is none.
+        """Verifies the owner, and makes this deployment the owner if there is none.
 
         Raises:
             ConfigurationError: Redis belongs to another deployment.
@@ -77,7 +78,7 @@ class RedisOwnership:
             self._require_unused(connection, recorded, redis)
 
     def adopt(self, redis: RedisState) -> None:
-        """Does what `require_common` does, and records that the workers use this Redis.
+        """Checks that no other live worker uses another Redis, and records that the workers use this one.
 
         Raises:
             OtherRedisInUse: Other workers use another Redis.

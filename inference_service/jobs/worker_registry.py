@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 
 _FORGOTTEN_AFTER = timedelta(days=1)

@@ -7,8 +7,9 @@ written: a worker that dies in between loses none, and to cancel a job twice cha
 import logging
 
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import CANCELLATIONS, App, lists_of, mapped_errors, redis_key
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.celery_app import App, open_channel, redis_key
+from inference_service.jobs.queues.lists import CANCELLATIONS, keys_of
 from inference_service.worker.message_check import NoJob, cancelled_job
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ def cancel_by_messages(app: App, database: Database) -> None:
         QueueUnavailable: Redis does not answer or refuses. Messages that it still has are read again.
         DatabaseUnavailable: Postgres does not answer. The messages stay.
     """
-    lists = lists_of(redis_key(app, CANCELLATIONS))
-    with mapped_errors(), app.connection_or_acquire() as connection:
-        client = connection.default_channel.client
+    lists = keys_of(redis_key(app, CANCELLATIONS))
+    with open_channel(app) as channel:
+        client = channel.client
         removed, found = client.eval(_READ, len(lists), *lists, _MAX_AT_ONCE, _MAX_ITEM_BYTES)
         if removed:
             logger.error("dropped %d cancellation(s) of more than %d bytes", removed, _MAX_ITEM_BYTES)

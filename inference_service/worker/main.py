@@ -26,8 +26,9 @@ from inference_service.core.settings import Settings
 from inference_service.core.tracing import Tracing
 from inference_service.engine.model_registry import require_models
 from inference_service.engine.providers import log_providers
-from inference_service.jobs.celery_app import QUEUES, App, make_app, redis_key
 from inference_service.jobs.database import limit_response_time
+from inference_service.jobs.queues.celery_app import App, make_app, redis_key
+from inference_service.jobs.queues.lists import QUEUES
 from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.deployment import take_redis
 from inference_service.worker.health import heartbeat_receiver

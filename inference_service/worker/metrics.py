@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 
 from inference_service.core.errors import COMMAND_LINE_CODES, ErrorCode, error_from_row
 from inference_service.core.progress import STAGES
-from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.recovery import FinishedJob
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.state_machine import final_state

@@ -5,8 +5,8 @@ and its age in the sorted set `unacked_index`. The scripts keep this format, whi
 In a full Redis a script may write once it has removed something, so each removes first.
 """
 
-# KEYS: unacked, unacked_index, then for each queue its list and the lists of Celery's message priorities.
-# ARGV: delivery tag, most bytes of an item, number of lists of each queue.
+# KEYS: unacked, unacked_index, then for each list its key and those of Celery's message priorities.
+# ARGV: delivery tag, most bytes of an item, number of keys of each list.
 # A longer item is replaced by `{"oversized": its bytes, "end": the last 4096 of them}`.
 # Returns queue and item; nil if the queues are empty. As EXISTS reads their lists, Redis announces their next change.
 TAKE = """

@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import CANCELLATIONS, LISTS_PER_QUEUE, QUEUES, lists_of, queue_of_tenant
+from inference_service.jobs.queues.lists import CANCELLATIONS, KEYS_PER_LIST, all_lists, keys_of, list_of
 from inference_service.worker.message_check import NoJob, task_message
 from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 
@@ -86,9 +86,8 @@ class QoS(kombu_redis.QoS):
 
     def _run(self, script: str, *arguments: object) -> Any:
         options = self.channel.connection.client.transport_options
-        lists = [queue_of_tenant(queue, tenant) for queue in QUEUES for tenant in (None, *options["tenants"])]
-        queues = (options["key_prefix"] + name for name in (*lists, CANCELLATIONS))
-        keys = (self.unacked_key, self.unacked_index_key, *queues)
+        lists = (options["key_prefix"] + name for name in (*all_lists(options["tenants"]), CANCELLATIONS))
+        keys = (self.unacked_key, self.unacked_index_key, *lists)
         with self.channel.conn_or_acquire() as client:
             return client.eval(script, len(keys), *keys, *arguments)
 
@@ -173,9 +172,9 @@ class Channel(kombu_redis.Channel):
             return
         self._tag = str(uuid4())
         self._asked = {
-            queue_of_tenant(queue, tenant): (queue, tenant) for queue in queues for tenant in self._turns[queue].order()
+            list_of(queue, tenant): (queue, tenant) for queue in queues for tenant in self._turns[queue].order()
         }
-        keys = [self.unacked_key, self.unacked_index_key, *(key for name in self._asked for key in lists_of(name))]
+        keys = [self.unacked_key, self.unacked_index_key, *(key for name in self._asked for key in keys_of(name))]
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = time.monotonic()
@@ -185,7 +184,7 @@ class Channel(kombu_redis.Channel):
             connection.pack_commands(
                 [
                     ("CLIENT", "TRACKING", *(("ON", "NOLOOP") if announce else ("OFF",))),
-                    ("EVAL", TAKE, len(keys), *keys, self._tag, MAX_MESSAGE_BYTES, LISTS_PER_QUEUE),
+                    ("EVAL", TAKE, len(keys), *keys, self._tag, MAX_MESSAGE_BYTES, KEYS_PER_LIST),
                 ]
             )
         )

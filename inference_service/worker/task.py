@@ -15,7 +15,7 @@ from inference_service.core.log_config import logging_job
 from inference_service.core.tracing import TraceContext
 from inference_service.engine.runtime_errors import short_message
 from inference_service.jobs import attempts, job_store
-from inference_service.jobs.celery_app import App
+from inference_service.jobs.queues.celery_app import App
 from inference_service.worker.attempt_runner import AttemptRunner
 from inference_service.worker.job_context import JobContext
 

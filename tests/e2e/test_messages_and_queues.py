@@ -16,7 +16,8 @@ from redis import Redis
 
 from inference_service.contract.task_message import CANCEL_TASK_NAME, TASK_NAME, Priority, SegmentRequest
 from inference_service.embedded.stack import settings_for
-from inference_service.jobs.celery_app import CANCELLATIONS, OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app, send
+from inference_service.jobs.queues.celery_app import make_app, send
+from inference_service.jobs.queues.lists import CANCELLATIONS, OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.schema import JobState
 
 pytestmark = pytest.mark.timeout(300)

@@ -17,8 +17,8 @@ from redis import Redis
 from inference_service import Client
 from inference_service.contract.task_message import TASK_NAME, SegmentRequest
 from inference_service.embedded.stack import Stack
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE
 from inference_service.jobs.job_store import Job
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE
 from inference_service.jobs.schema import JobState
 
 LIMIT_S = 60.0

@@ -19,9 +19,9 @@ from inference_service.contract.task_message import OutputReference, Priority, S
 from inference_service.embedded.stack import Stack, start_worker
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE
 from inference_service.jobs.schema import JobState
 
 LIMIT_S = 60.0

@@ -16,7 +16,7 @@ from fuzz.target import Pieces, Target, scratch_folder
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import settings_for
-from inference_service.jobs.celery_app import LISTS_PER_QUEUE, OVERFLOW_QUEUE, PRIORITY_QUEUE, QUEUES, lists_of
+from inference_service.jobs.queues.lists import KEYS_PER_LIST, OVERFLOW_QUEUE, PRIORITY_QUEUE, QUEUES, keys_of
 from inference_service.worker.message_check import NoJob, task_message
 from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
 
@@ -24,9 +24,9 @@ _UNACKED = "unacked"
 _INDEX = "unacked_index"
 _ROUTES = f"_kombu.binding.{OVERFLOW_QUEUE}"
 _SEPARATOR = "\x06\x16"
-_LISTS = [key for queue in QUEUES for key in lists_of(queue)]
+_LISTS = [key for queue in QUEUES for key in keys_of(queue)]
 # Keys that may have another type than kombu gave them. The priority queue holds the valid message, and stays a list.
-_OTHER_TYPES = [_UNACKED, _INDEX, _ROUTES, *lists_of(OVERFLOW_QUEUE), *lists_of(PRIORITY_QUEUE)[1:]]
+_OTHER_TYPES = [_UNACKED, _INDEX, _ROUTES, *keys_of(OVERFLOW_QUEUE), *keys_of(PRIORITY_QUEUE)[1:]]
 # More rounds than an input can fill.
 _MAX_TAKEN = 1000
 
@@ -65,7 +65,7 @@ def _take_all(redis: "Redis") -> dict[str, bytes]:
     taken: dict[str, bytes] = {}
     while len(taken) < _MAX_TAKEN:
         tag = f"tag {len(taken)}"
-        answer = _eval(redis, TAKE, [_UNACKED, _INDEX, *_LISTS], tag, MAX_MESSAGE_BYTES, LISTS_PER_QUEUE)
+        answer = _eval(redis, TAKE, [_UNACKED, _INDEX, *_LISTS], tag, MAX_MESSAGE_BYTES, KEYS_PER_LIST)
         if answer is None:
             break
         taken[tag] = answer[1]

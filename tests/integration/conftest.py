@@ -9,16 +9,17 @@ from uuid import UUID, uuid4
 import pytest
 from click.testing import CliRunner, Result
 from jobs_in_process import EXECUTION, Request
-from sqlalchemy import func, text, update
+from redis import Redis
+from sqlalchemy import delete, func, text, update
 
 from inference_service.cli.main import main
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.servers import Servers
-from inference_service.jobs.celery_app import make_app
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.celery_app import App, make_app
 from inference_service.jobs.schema import JobRow
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.self_test import SelfTest
@@ -99,5 +100,27 @@ def command(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 
 @pytest.fixture
-def sweeper(settings: Settings, database: Database, storage: Storage) -> Sweeper:
-    return Sweeper(settings, make_app(settings), database, storage)
+def app(settings: Settings) -> Iterator[App]:
+    with closing(make_app(settings)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    """Redis without messages."""
+    with Redis.from_url(settings.broker_url) as connection:
+        connection.flushdb()
+        yield connection
+        connection.flushdb()
+
+
+@pytest.fixture
+def no_jobs(database: Database) -> None:
+    """A database without jobs: a sweep finds only those of its own test."""
+    with database.begin() as connection:
+        connection.execute(delete(JobRow))
+
+
+@pytest.fixture
+def sweeper(settings: Settings, app: App, database: Database, storage: Storage) -> Sweeper:
+    return Sweeper(settings, app, database, storage)

@@ -6,18 +6,18 @@ from uuid import UUID, uuid4
 
 import pytest
 from celery import Celery
-from jobs_in_process import Request, get
+from jobs_in_process import Request, claim, get
 from pydantic import SecretStr
 from redis import Redis
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, select
 
 from inference_service.contract.task_message import CANCEL_TASK_NAME, InputReference, SegmentRequest
 from inference_service.core.errors import BadRequest, DatabaseUnavailable, InputCorrupt
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store, resubmission, state_machine
-from inference_service.jobs.celery_app import make_app
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.worker import cancellations
 from inference_service.worker.sweeper import Sweeper
@@ -26,21 +26,11 @@ from inference_service.worker.task import TaskHandler
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 LIST = "cancellations"
 
-
-@pytest.fixture
-def redis(settings: Settings) -> Iterator[Redis]:
-    """Redis without messages."""
-    with Redis.from_url(settings.broker_url) as redis:
-        redis.flushdb()
-        yield redis
-        redis.flushdb()
+pytestmark = pytest.mark.usefixtures("no_jobs")
 
 
 @pytest.fixture
 def make_sweeper(settings: Settings, database: Database, storage: Storage, redis: Redis) -> Callable[..., Sweeper]:
-    with database.begin() as connection:
-        connection.execute(delete(JobRow))
-
     def make(**changes: object) -> Sweeper:
         own = settings.model_copy(update=changes)
         return Sweeper(own, make_app(own), database, storage)
@@ -62,12 +52,6 @@ def cancel(settings: Settings) -> Iterator[Callable[..., None]]:
             app.send_task(CANCEL_TASK_NAME, kwargs={"job_id": str(job_id)}, queue=queue, priority=priority)
 
         yield send
-
-
-def claim(database: Database, job_id: UUID) -> attempts.Claim:
-    claimed = attempts.claim(database, job_id, worker="w", lease_s=60, max_attempts=3)
-    assert claimed is not None
-    return claimed
 
 
 def test_jobs_are_cancelled_as_by_a_client(

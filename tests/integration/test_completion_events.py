@@ -2,41 +2,35 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from jobs_in_process import claim
 from redis import Redis
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import func, select, update
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import InputCorrupt
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, completion_events, job_store
-from inference_service.jobs.celery_app import App, make_app
 from inference_service.jobs.completion_events import STREAM, publish_completions
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.schema import JobRow, TransitionRow
+from inference_service.jobs.queues.celery_app import App
+from inference_service.jobs.schema import TransitionRow
 from inference_service.worker.sweeper import Sweeper
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 
-
-@pytest.fixture
-def app(settings: Settings) -> Iterator[App]:
-    with closing(make_app(settings)) as app:
-        yield app
+pytestmark = pytest.mark.usefixtures("no_jobs")
 
 
 @pytest.fixture
-def redis(settings: Settings, database: Database) -> Iterator[Redis]:
-    """Redis without events, and a database without jobs."""
-    with database.begin() as connection:
-        connection.execute(delete(JobRow))
+def redis(settings: Settings) -> Iterator[Redis]:
+    """Redis without events. Answers are decoded."""
     with Redis.from_url(settings.broker_url, decode_responses=True) as redis:
         redis.delete(STREAM)
         yield redis
@@ -47,9 +41,7 @@ def ended(database: Database, *, ago: timedelta = timedelta(minutes=1)) -> UUID:
     """A job that has failed some time ago."""
     job_id = uuid4()
     job_store.create(database, job_id, REQUEST, submitted_by="pacs")
-    claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
-    assert claim is not None
-    attempts.fail(database, claim, InputCorrupt("x"))
+    attempts.fail(database, claim(database, job_id), InputCorrupt("x"))
     with database.begin() as connection:
         past = update(TransitionRow).where(TransitionRow.job_id == job_id)
         connection.execute(past.values(at=func.now() - ago))
@@ -92,8 +84,6 @@ def test_each_end_of_a_job_is_published_once(app: App, database: Database, redis
 def test_the_event_of_a_success_says_where_the_result_is(app: App, database: Database, redis: Redis) -> None:
     job_id = uuid4()
     job_store.create(database, job_id, REQUEST)
-    claim = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
-    assert claim is not None
     success = attempts.Success(
         input_sha256="4" * 64,
         model_name="ct-tissue",
@@ -106,7 +96,7 @@ def test_the_event_of_a_success_says_where_the_result_is(app: App, database: Dat
         result={"bucket": "masks", "mask": f"{job_id}/1-a/mask.nii.gz"},
         checksums={"mask": Checksum("7" * 64, 9)},
     )
-    assert attempts.succeed(database, claim, success)
+    assert attempts.succeed(database, claim(database, job_id), success)
     publish_completions(app, database)
     (event,) = events(redis)
     assert (event["state"], event["error_code"]) == ("succeeded", "")

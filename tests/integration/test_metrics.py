@@ -12,8 +12,8 @@ from inference_service.contract.task_message import InputReference, SegmentReque
 from inference_service.core.errors import InputCorrupt, WorkerLost
 from inference_service.embedded.process import free_port
 from inference_service.jobs import attempts, job_store
-from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.recovery import FinishedJob
 from inference_service.jobs.resubmission import queue_again
 from inference_service.jobs.schema import JobRow, JobState

@@ -31,9 +31,10 @@ from inference_service.jobs import (
     stored_attempts,
     worker_registry,
 )
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, StoredAttemptRow, WorkerRow
 from inference_service.jobs.stored_attempts import StoredAttempt
 from inference_service.jobs.worker_registry import Role, WorkerIdentity

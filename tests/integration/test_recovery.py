@@ -10,8 +10,8 @@ from sqlalchemy import delete, func, update
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import TimeLimit
 from inference_service.jobs import attempts, job_store, recovery
-from inference_service.jobs.celery_app import RedisState
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 from inference_service.jobs.worker_registry import Role, WorkerIdentity, record_heartbeat
 
@@ -19,12 +19,7 @@ REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tiss
 GRACE_S = 30.0
 REDIS = RedisState("this run", {"priority": 1, "overflow": 1})
 
-
-@pytest.fixture(autouse=True)
-def no_other_jobs(database: Database) -> None:
-    """A sweep finds only the jobs of its own test."""
-    with database.begin() as connection:
-        connection.execute(delete(JobRow))
+pytestmark = pytest.mark.usefixtures("no_jobs")
 
 
 def create(database: Database, **values: object) -> UUID:

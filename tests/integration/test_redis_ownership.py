@@ -23,11 +23,12 @@ from inference_service.core.errors import ConfigurationError, OtherRedisInUse
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, make_app, owner_key
 from inference_service.jobs.database import Database, connect, migrate
+from inference_service.jobs.queues.celery_app import App, make_app
+from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_state, owner_key
+from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
-from inference_service.jobs.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.worker_registry import Role, WorkerIdentity, record_heartbeat
 from inference_service.worker.deployment import take_redis
 from inference_service.worker.self_test import SelfTest
@@ -35,14 +36,6 @@ from inference_service.worker.supervisor import Supervisor
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 LIVE_S = 30.0
-
-
-@pytest.fixture
-def redis(settings: Settings) -> Iterator[Redis]:
-    with Redis.from_url(settings.broker_url) as connection:
-        connection.flushdb()
-        yield connection
-        connection.flushdb()
 
 
 @pytest.fixture

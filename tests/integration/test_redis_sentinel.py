@@ -19,7 +19,8 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.process import HOST
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import settings_for
-from inference_service.jobs.celery_app import fetch_redis_state, make_app
+from inference_service.jobs.queues.celery_app import make_app
+from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.worker import deployment
 from inference_service.worker.deployment import check
 from inference_service.worker.redis_transport import SentinelTransport

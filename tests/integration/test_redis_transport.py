@@ -19,20 +19,14 @@ from redis.exceptions import ResponseError
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES, TASK_NAME
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, fetch_redis_state, make_app
+from inference_service.jobs.queues.celery_app import make_app
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.worker.redis_transport import Channel
 
 LIMIT_S = 30.0
 REQUEST = {"input": {"key": "scan"}, "model": "ct-tissue"}
 KEYS = ("unacked", "unacked_index", *(f"_kombu.binding.{queue}" for queue in (PRIORITY_QUEUE, OVERFLOW_QUEUE)))
-
-
-@pytest.fixture
-def redis(settings: Settings) -> Iterator[Redis]:
-    with Redis.from_url(settings.broker_url) as connection:
-        connection.flushdb()
-        yield connection
-        connection.flushdb()
 
 
 @pytest.fixture

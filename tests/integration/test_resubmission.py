@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner
+from jobs_in_process import claim
 from redis import Redis
-from sqlalchemy import delete, func, update
+from sqlalchemy import func, update
 
 from inference_service import Client, InputReference, JobState, SegmentRequest
 from inference_service.cli.main import main
@@ -31,17 +32,13 @@ from inference_service.jobs.schema import JobRow
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 HOUR = timedelta(hours=1)
 
+pytestmark = pytest.mark.usefixtures("no_jobs")
+
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[Client]:
     with closing(Client(settings)) as client:
         yield client
-
-
-@pytest.fixture(autouse=True)
-def no_other_jobs(database: Database) -> None:
-    with database.begin() as connection:
-        connection.execute(delete(JobRow))
 
 
 def failed(database: Database, *, error: ServiceError, ago: timedelta = timedelta(), request: bool = True) -> UUID:
@@ -54,12 +51,6 @@ def failed(database: Database, *, error: ServiceError, ago: timedelta = timedelt
     with database.begin() as connection:
         connection.execute(update(JobRow).where(JobRow.id == job_id).values(finished_at=func.now() - ago))
     return job_id
-
-
-def claim(database: Database, job_id: UUID) -> attempts.Claim:
-    found = attempts.claim(database, job_id, worker="w", lease_s=30, max_attempts=3)
-    assert found is not None
-    return found
 
 
 def test_a_failed_job_gets_all_its_attempts_again(client: Client, database: Database, settings: Settings) -> None:

@@ -49,10 +49,12 @@ from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.audit import Audit, Problem
-from inference_service.jobs.celery_app import QUEUES, App, fetch_redis_state, make_app
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.lease import Lease
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.celery_app import App, make_app
+from inference_service.jobs.queues.lists import QUEUES
+from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.retention import prune
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow, WorkerRow
 from inference_service.jobs.state_machine import NEXT_STATES

@@ -1,8 +1,6 @@
 """Messages that a sweep sends, and those that it finds in Redis and does not send again."""
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from datetime import timedelta
 from itertools import count
 from unittest.mock import Mock
@@ -10,43 +8,23 @@ from uuid import UUID, uuid4
 
 import pytest
 from redis import Redis
-from sqlalchemy import delete, func, update
+from sqlalchemy import func, update
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
-from inference_service.core.settings import Settings
-from inference_service.jobs import job_store, waiting_jobs
-from inference_service.jobs.celery_app import App, RedisState, fetch_redis_state, make_app, send
+from inference_service.jobs import job_store
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
-from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues import waiting_jobs
+from inference_service.jobs.queues.celery_app import App, send
+from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_state
+from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.schema import JobRow, JobState
-from inference_service.jobs.waiting_jobs import find_waiting_jobs
 from inference_service.worker.sweeper import _LIMIT_S, Sweeper
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 JSON = REQUEST.model_dump(mode="json")
 
-
-@pytest.fixture
-def app(settings: Settings) -> Iterator[App]:
-    with closing(make_app(settings)) as app:
-        yield app
-
-
-@pytest.fixture
-def redis(settings: Settings) -> Iterator[Redis]:
-    """Redis without messages."""
-    with Redis.from_url(settings.broker_url) as redis:
-        redis.flushdb()
-        yield redis
-        redis.flushdb()
-
-
-@pytest.fixture
-def sweeper(settings: Settings, app: App, database: Database, storage: Storage) -> Sweeper:
-    with database.begin() as connection:
-        connection.execute(delete(JobRow))
-    return Sweeper(settings, app, database, storage)
+pytestmark = pytest.mark.usefixtures("no_jobs")
 
 
 def sent_long_ago(app: App, database: Database) -> UUID:

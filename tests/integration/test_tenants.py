@@ -13,17 +13,19 @@ from uuid import UUID
 import pytest
 from kombu import Connection, Consumer, Message
 from redis import Redis
-from sqlalchemy import delete, func, update
+from sqlalchemy import func, update
 
 from inference_service.client import Client
 from inference_service.contract.task_message import InputReference, Priority, SegmentRequest
 from inference_service.core.errors import BadRequest
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import fetch_redis_state, lists_of_queues, make_app
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.celery_app import make_app
+from inference_service.jobs.queues.lists import all_lists
+from inference_service.jobs.queues.redis_state import fetch_redis_state
+from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.schema import JobRow
-from inference_service.jobs.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.worker_registry import Role, WorkerIdentity, deregister, record_heartbeat
 from inference_service.worker.redis_transport import Turns
 from inference_service.worker.sweeper import Sweeper
@@ -33,16 +35,7 @@ URGENT = REQUEST.model_copy(update={"priority": Priority.URGENT})
 REDIS_USERS = Path(__file__).parents[2] / "deploy/identities/redis-users.sh"
 SHARES = {"radiology": 3, "research": 1}
 
-
-@pytest.fixture
-def redis(settings: Settings, database: Database) -> Iterator[Redis]:
-    """Redis without messages, and a database without jobs."""
-    with database.begin() as connection:
-        connection.execute(delete(JobRow))
-    with Redis.from_url(settings.broker_url) as redis:
-        redis.flushdb()
-        yield redis
-        redis.flushdb()
+pytestmark = pytest.mark.usefixtures("no_jobs")
 
 
 @pytest.fixture
@@ -137,7 +130,7 @@ def test_the_job_has_its_tenant_and_the_list_of_its_message(client: Client, shar
     assert job is not None
     assert (job.tenant, job.queue) == ("research", "priority.research")
     with closing(make_app(shared)) as app:
-        assert fetch_redis_state(app).depths == dict.fromkeys(lists_of_queues(app), 0) | {"priority.research": 1}
+        assert fetch_redis_state(app).depths == dict.fromkeys(all_lists(SHARES), 0) | {"priority.research": 1}
         assert find_waiting_jobs(app, taken_within_s=60) == {job.id}
 
 

@@ -14,9 +14,10 @@ from tls_proxy import proxy
 from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import job_store
-from inference_service.jobs.celery_app import fetch_redis_state, make_app
 from inference_service.jobs.database import connect
 from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.queues.celery_app import make_app
+from inference_service.jobs.queues.redis_state import fetch_redis_state
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from inference_service.core.log_config import JobFilter
 from inference_service.core.settings import Settings
 from inference_service.core.tracing import Tracing
 from inference_service.jobs import attempts, resubmission
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, make_app
 from inference_service.jobs.database import Database
+from inference_service.jobs.queues.celery_app import make_app
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE
 from inference_service.jobs.schema import JobState
 from inference_service.worker.message_check import task_message
 from inference_service.worker.task import TaskHandler

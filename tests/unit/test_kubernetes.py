@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import QUEUES
+from inference_service.jobs.queues.lists import QUEUES
 from inference_service.jobs.schema import JobRow
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ NAME = PACKAGE.name
 HOMES: dict[str, set[str]] = {
     "PIL": {"segmentation.preview.legend", "segmentation.preview.page"},
     "alembic": {"jobs.database"},
-    "celery": {"jobs.celery_app", "worker.task", "worker.main"},
+    "celery": {"jobs.queues.celery_app", "worker.task", "worker.main"},
     "highdicom": {"formats.dicom.segmentation_writer", "formats.dicom.source_references"},
     "isal": {"formats.nifti", "formats.raster.writer", "formats.voxel_stream"},
-    "kombu": {"jobs.celery_app", "worker.redis_transport"},
+    "kombu": {"jobs.queues.celery_app", "worker.redis_transport"},
     "minio": {"jobs.object_storage", "embedded.servers"},
     "nibabel": {"formats.nifti", "formats.nifti_geometry", "formats.nifti_header"},
     "opentelemetry": {"core.tracing"},
@@ -39,7 +39,13 @@ HOMES: dict[str, set[str]] = {
         "formats.dicom.value_type",
     },
     "prometheus_client": {"worker.metrics"},
-    "redis": {"embedded.servers", "jobs.celery_app", "jobs.queue_refusals", "worker.redis_transport"},
+    "redis": {
+        "embedded.servers",
+        "jobs.queues.celery_app",
+        "jobs.queues.redis_state",
+        "jobs.queues.refusals",
+        "worker.redis_transport",
+    },
     "scipy": {
         "segmentation.crop",
         "segmentation.native_grid",

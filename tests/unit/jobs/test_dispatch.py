@@ -9,10 +9,12 @@ import pytest
 from inference_service.core.errors import QueueUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs import dispatch as dispatch_module
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, App, RedisState
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch, queue_for
 from inference_service.jobs.job_store import UnsentJob
+from inference_service.jobs.queues.celery_app import App
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
+from inference_service.jobs.queues.redis_state import RedisState
 
 EMPTY = RedisState("run", {PRIORITY_QUEUE: 0, OVERFLOW_QUEUE: 0})
 SETTINGS = Settings(priority_max_depth=2)

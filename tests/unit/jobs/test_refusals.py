@@ -7,7 +7,8 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
-from inference_service.jobs import queue_refusals, storage_refusals
+from inference_service.jobs import storage_refusals
+from inference_service.jobs.queues import refusals
 
 PARSE: Any = BaseParser.parse_error
 
@@ -43,13 +44,13 @@ def test_redis(answer: str, sentence: str, in_pipeline: bool) -> None:
     wrapped = OperationalError(str(refused))
     wrapped.__cause__ = refused
     for error in (refused, wrapped):
-        assert sentence in queue_refusals.refusal(error)
-        assert "secret" not in queue_refusals.refusal(error)
+        assert sentence in refusals.refusal(error)
+        assert "secret" not in refusals.refusal(error)
 
 
 @pytest.mark.parametrize("error", [exceptions.ConnectionError("x"), exceptions.TimeoutError("x"), OSError("x")])
 def test_redis_that_does_not_answer(error: Exception) -> None:
-    assert queue_refusals.refusal(error) == "Redis does not answer"
+    assert refusals.refusal(error) == "Redis does not answer"
 
 
 @pytest.mark.parametrize(

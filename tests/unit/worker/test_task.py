@@ -9,7 +9,7 @@ from celery.worker.request import Request
 from inference_service.contract.task_message import TASK_NAME
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import make_app
+from inference_service.jobs.queues.celery_app import make_app
 from inference_service.worker import task
 from inference_service.worker.task import TaskHandler, register
 

@@ -3,7 +3,8 @@
 from kombu.utils.scheduling import cycle_by_name
 
 from inference_service.core.settings import Settings
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, PRIORITY_QUEUE, make_app
+from inference_service.jobs.queues.celery_app import make_app
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 
 
 def test_the_celery_application_has_the_settings_for_reliability() -> None:

@@ -1,13 +1,8 @@
-"""The queues in Redis, and the Celery application that sends to them and consumes them.
-
-Each queue of jobs has a list in Redis, and one more for each tenant: `overflow`, `overflow.radiology`. A worker takes
-from the lists of a queue in turn.
-"""
+"""The Celery application that sends messages to the queues and consumes them, and its connection to Redis."""
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -16,32 +11,19 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from inference_service.contract.task_message import TASK_NAME
 from inference_service.core.errors import QueueUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs.queue_refusals import refusal
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE, all_lists
+from inference_service.jobs.queues.refusals import refusal
 
 App = Celery
 """The type of the Celery application, for modules that do not import Celery."""
 
-PRIORITY_QUEUE = "priority"
-OVERFLOW_QUEUE = "overflow"
-QUEUES = (PRIORITY_QUEUE, OVERFLOW_QUEUE)
-"""The queues, in the order in which a worker that consumes both drains them."""
-CANCELLATIONS = "cancellations"
-"""The list of the messages that cancel jobs. Nothing consumes it: sweeps read it."""
 _UNACKED_KEYS = ("unacked_key", "unacked_index_key", "unacked_mutex_key")
-
-# A Celery client may give a message a priority. Kombu puts it on a list of its own, with one of these suffixes: its
-# default separator or the one of Celery's manual, and the priority. The service has no such priorities.
-_PRIORITY_SUFFIXES = tuple(f"{separator}{priority}" for separator in ("\x06\x16", ":") for priority in range(1, 10))
-LISTS_PER_QUEUE = 1 + len(_PRIORITY_SUFFIXES)
-"""Number of lists in Redis that hold messages for one queue."""
-
-_OWNER_KEY = "inference_service.deployment"
 
 # A job stops at its time limit; if native code prevents that, Celery kills the process this much later.
 _HARD_LIMIT_MARGIN_S = 60
@@ -68,11 +50,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float = _SOCKET_TIMEOUT_S)
         accept_content=["json"],
         task_ignore_result=True,
         # Undeclared: messages go to a queue by its name, so nothing depends on kombu's tables of routes in Redis.
-        task_queues=[
-            Queue(prefix + queue_of_tenant(queue, tenant), no_declare=True)
-            for queue in QUEUES
-            for tenant in (None, *shares)
-        ],
+        task_queues=[Queue(prefix + name, no_declare=True) for name in all_lists(shares)],
         task_default_queue=prefix + OVERFLOW_QUEUE,
         task_create_missing_queues=False,
         task_acks_late=True,
@@ -131,110 +109,35 @@ def _sentinel_options(settings: Settings) -> dict[str, object]:
     }
 
 
-@dataclass(frozen=True)
-class RedisState:
-    """The state of Redis at one time.
-
-    Attributes:
-        run_id: Identifies the run of the server. It changes at a restart, which may lose messages.
-        depths: Number of messages that wait in each list, which is a queue or a tenant's list of it.
-        place: The run, the number of the database and the prefix of the keys: where the queues are.
-        owner: The id of the deployment that the queues belong to; None if no worker has claimed them yet, or if this
-            user of Redis may not know.
-    """
-
-    run_id: str
-    depths: Mapping[str, int]
-    place: str = ""
-    owner: str | None = None
-
-
-def depth_of(depths: Mapping[str, int], queue: str) -> int:
-    """Returns the depth of a queue: the sum over its lists."""
-    return sum(depth for name, depth in depths.items() if queue_of_list(name) == queue)
-
-
 def redis_key(app: App, name: str) -> str:
     """Returns the key in Redis, with the deployment's prefix; for a queue it is also the name for Celery."""
     return f"{app.conf.broker_transport_options['key_prefix']}{name}"
 
 
-def queue_of_tenant(queue: str, tenant: str | None) -> str:
-    """Returns the name of the list that holds a tenant's messages for a queue."""
-    return f"{queue}.{tenant}" if tenant else queue
-
-
-def queue_of_list(name: str) -> str:
-    """Returns the queue to which a list belongs: the part of the name before the tenant."""
-    return name.partition(".")[0]
-
-
-def known_tenants(app: App) -> Mapping[str, int]:
-    """Returns the tenants and their shares."""
+def shares_of_tenants(app: App) -> Mapping[str, int]:
+    """Returns the share of each tenant."""
     shares: Mapping[str, int] = app.conf.broker_transport_options["tenants"]
     return shares
 
 
-def lists_of_queues(app: App) -> list[str]:
-    """Returns the names of all queues, and of all tenants' lists of each."""
-    return [queue_of_tenant(queue, tenant) for queue in QUEUES for tenant in (None, *known_tenants(app))]
-
-
-def owner_key(app: App) -> str:
-    """Returns the key in Redis that holds the id of the deployment to which the queues belong."""
-    return redis_key(app, _OWNER_KEY)
-
-
-def lists_of(key: str) -> tuple[str, ...]:
-    """Returns the lists in Redis that hold messages for a queue: its own, and those of Celery's message priorities."""
-    return (key, *(f"{key}{suffix}" for suffix in _PRIORITY_SUFFIXES))
-
-
-def fetch_redis_state(app: App) -> RedisState:
-    """Asks Redis for its run id, which changes when it restarts, for the depths of the queues and for their owner.
+@contextmanager
+def open_channel(app: App) -> Iterator[Any]:
+    """Opens a channel of kombu, whose `client` sends commands to Redis, for the block.
 
     Raises:
-        QueueUnavailable: Redis does not answer or refuses.
+        QueueUnavailable: Redis does not answer or refuses, also a command in the block.
     """
-    with mapped_errors(), app.connection_or_acquire() as connection:
+    with _mapped_errors(), app.connection_or_acquire() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
-        client = connection.default_channel.client
-        pipeline = client.pipeline(transaction=False).info("server")
-        names = lists_of_queues(app)
-        keys = [redis_key(app, name) for name in names]
-        for key in keys:
-            pipeline.llen(key)
-        pipeline.exists(*(each for key in keys for each in lists_of(key)[1:]))
-        owner, server, *depths, prioritised = _answers(pipeline.get(owner_key(app)))
-        if prioritised:
-            depths = [sum(client.llen(each) for each in lists_of(key)) for key in keys]
-        number = client.connection_pool.connection_kwargs.get("db", 0)
-    place = f"run {server['run_id']}, database {number}, prefix {redis_key(app, '')!r}"
-    return RedisState(server["run_id"], dict(zip(names, depths, strict=True)), place, owner)
+        yield connection.default_channel
 
 
-def _answers(pipeline: Any) -> list[Any]:
-    """Runs a pipeline and returns its last answer first; None in place of that one if the user may not read it."""
-    *answers, last = pipeline.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    if isinstance(last, NoPermissionError):
-        last = None
-    elif isinstance(last, Exception):
-        raise last
-    return [last.decode(errors="replace") if isinstance(last, bytes) else last, *answers]
-
-
-def claim_queues(app: App, deployment_id: UUID) -> None:
-    """Makes a deployment the owner of the queues, unless they have one.
-
-    Raises:
-        QueueUnavailable: Redis does not answer or refuses.
-    """
-    with mapped_errors(), app.connection_or_acquire() as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT_S)
-        connection.default_channel.client.set(owner_key(app), str(deployment_id), nx=True)
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, RedisError) as error:
+        raise QueueUnavailable(refusal(error)) from error
 
 
 def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> None:
@@ -249,7 +152,7 @@ def send(app: App, job_id: UUID, request: Mapping[str, Any], *, queue: str) -> N
     Raises:
         QueueUnavailable: Redis does not answer or refuses.
     """
-    with mapped_errors():
+    with _mapped_errors():
         app.send_task(
             TASK_NAME,
             kwargs={"job_id": str(job_id), "request": request},
@@ -264,12 +167,3 @@ class UrgentFirst(priority_cycle):  # type: ignore[type-arg]  # generic in the s
     def update(self, it: Iterable[str]) -> None:
         """Sorts the queues that the worker consumes."""
         super().update(sorted(it, key=lambda key: not key.endswith(PRIORITY_QUEUE)))
-
-
-@contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Maps errors of Redis in the block to QueueUnavailable."""
-    try:
-        yield
-    except (OperationalError, RedisError) as error:
-        raise QueueUnavailable(refusal(error)) from error

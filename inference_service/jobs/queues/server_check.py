@@ -3,8 +3,9 @@
 from typing import Any
 
 from inference_service.core.errors import QueueUnavailable
-from inference_service.jobs.celery_app import OVERFLOW_QUEUE, App, mapped_errors, redis_key
-from inference_service.jobs.queue_refusals import CLUSTER
+from inference_service.jobs.queues.celery_app import App, open_channel, redis_key
+from inference_service.jobs.queues.lists import OVERFLOW_QUEUE
+from inference_service.jobs.queues.refusals import CLUSTER
 
 _MIN_FREE_SHARE = 0.05
 
@@ -15,8 +16,8 @@ def find_memory(app: App) -> str:
     Raises:
         QueueUnavailable: Redis does not answer, refuses to take messages, or may lose them.
     """
-    with mapped_errors(), app.connection_or_acquire() as connection:
-        client = connection.default_channel.client
+    with open_channel(app) as channel:
+        client = channel.client
         info = client.info()
         if info.get("cluster_enabled"):
             raise QueueUnavailable(CLUSTER)

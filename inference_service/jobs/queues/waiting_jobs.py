@@ -6,7 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
-from inference_service.jobs.celery_app import App, lists_of_queues, mapped_errors, redis_key
+from inference_service.jobs.queues.celery_app import App, open_channel, redis_key, shares_of_tenants
+from inference_service.jobs.queues.lists import all_lists
 
 _MAX_MESSAGES_READ = 100_000
 _PAGE_SIZE = 200
@@ -19,7 +20,7 @@ local function add_job_id(ids, message)
   if #message <= tonumber(ARGV[3]) then ids[#ids + 1] = string.match(message, header) end
 end
 """
-# KEYS: a queue. ARGV: first and last position, most bytes of a message. Returns the number of messages, ids of jobs.
+# KEYS: a list. ARGV: first and last position, most bytes of a message. Returns the number of messages, ids of jobs.
 _READ_QUEUE = (
     _JOB_ID
     + """
@@ -62,8 +63,7 @@ def find_waiting_jobs(app: App, *, taken_within_s: int) -> set[UUID] | None:
     """
     job_ids: set[UUID] = set()
     messages = 0
-    with mapped_errors(), app.connection_or_acquire() as connection:
-        channel = connection.default_channel
+    with open_channel(app) as channel:
         # A message that is taken meanwhile is found after its queue, among those that are not acknowledged.
         queues = _pages_of_queues(app, channel.client)
         for count, ids in chain(queues, _pages_of_unacknowledged(channel, taken_within_s)):
@@ -75,13 +75,13 @@ def find_waiting_jobs(app: App, *, taken_within_s: int) -> set[UUID] | None:
 
 
 def _pages_of_queues(app: App, client: Any) -> Iterator[tuple[int, list[bytes]]]:
-    for queue in lists_of_queues(app):
+    for name in all_lists(shares_of_tenants(app)):
         start = 0
         count = _PAGE_SIZE
         # From the newest message to the oldest, which is taken first: new ones shift the others towards the end.
         while count:
             last = start + _PAGE_SIZE - 1
-            count, ids = client.eval(_READ_QUEUE, 1, redis_key(app, queue), start, last, MAX_MESSAGE_BYTES)
+            count, ids = client.eval(_READ_QUEUE, 1, redis_key(app, name), start, last, MAX_MESSAGE_BYTES)
             yield count, ids
             start += count
 
