@@ -20,7 +20,7 @@ from inference_service.embedded.servers import Servers
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import App, make_app
-from inference_service.jobs.schema import JobRow
+from inference_service.jobs.schema import JobRow, WorkerRow
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
@@ -29,7 +29,10 @@ from inference_service.worker.task import TaskHandler
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
+    """The jobs' database, without workers that other tests have reported: a failed job would be left to them."""
     with closing(connect(settings)) as opened:
+        with opened.begin() as connection:
+            connection.execute(delete(WorkerRow))
         yield opened
 
 

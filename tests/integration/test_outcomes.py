@@ -9,7 +9,6 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from jobs_in_process import EXECUTION, Request, get, run
-from sqlalchemy import delete
 
 from inference_service.core.errors import (
     DatabaseUnavailable,
@@ -22,14 +21,8 @@ from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import SessionCache, load_session
 from inference_service.jobs import job_store, recovery
 from inference_service.jobs.database import Database
-from inference_service.jobs.schema import JobState, WorkerRow
+from inference_service.jobs.schema import JobState
 from inference_service.worker.task import TaskHandler
-
-
-@pytest.fixture(autouse=True)
-def no_other_workers(database: Database) -> None:
-    with database.begin() as connection:
-        connection.execute(delete(WorkerRow))
 
 
 def test_an_outage_of_the_database_leaves_the_message_in_the_queue(make_handler: Callable[..., TaskHandler]) -> None:

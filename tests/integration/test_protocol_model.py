@@ -35,7 +35,7 @@ from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.queues.redis_state import RedisState
-from inference_service.jobs.schema import JobRow, StoredAttemptRow, WorkerRow
+from inference_service.jobs.schema import JobRow, StoredAttemptRow
 from inference_service.jobs.stored_attempts import StoredAttempt
 from inference_service.jobs.worker_registry import Role, WorkerIdentity
 
@@ -57,7 +57,6 @@ def no_other_jobs(database: Database) -> None:
     with database.begin() as connection:
         connection.execute(delete(JobRow))
         connection.execute(delete(StoredAttemptRow))
-        connection.execute(delete(WorkerRow))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS_OF_ROWS, ids=lambda scenario: scenario.name)

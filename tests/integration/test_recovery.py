@@ -5,14 +5,14 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import delete, func, update
+from sqlalchemy import func, update
 
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import TimeLimit
 from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs.database import Database
 from inference_service.jobs.queues.redis_state import RedisState
-from inference_service.jobs.schema import JobRow, JobState, WorkerRow
+from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.worker_registry import Role, WorkerIdentity, record_heartbeat
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
@@ -107,7 +107,6 @@ def test_a_job_is_kept_from_the_worker_that_lost_it_while_another_consumes_its_q
     job_id = running(database, worker="sick", expired=way != "lost")
     with database.begin() as connection:
         connection.execute(update(JobRow).where(JobRow.id == job_id).values(queue="overflow"))
-        connection.execute(delete(WorkerRow))
     for name in ("sick", "well"):
         record_heartbeat(database, WorkerIdentity(name, Role.CPU, 1, []), queues=["overflow"])
     if way == "lost":
@@ -132,7 +131,6 @@ def test_a_lost_job_stays_with_its_worker_if_no_other_consumes_its_queue(databas
     job_id = running(database, worker="only")
     with database.begin() as connection:
         connection.execute(update(JobRow).where(JobRow.id == job_id).values(queue="overflow"))
-        connection.execute(delete(WorkerRow))
     for name, queues in (("only", ["overflow"]), ("paused", [])):
         record_heartbeat(database, WorkerIdentity(name, Role.CPU, 1, []), queues=queues)
     recovery.requeue_lost(database, job_id, worker="only", pid=os.getpid(), max_attempts=3)

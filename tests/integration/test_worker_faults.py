@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from jobs_in_process import Request, get, run
 from pydantic import SecretStr
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import func, select, update
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, StorageRefused
 from inference_service.core.settings import Settings
@@ -22,19 +22,13 @@ from inference_service.engine.providers import PROBE_LIMIT_S, ProbeResult
 from inference_service.jobs import attempts, job_store, worker_registry
 from inference_service.jobs.database import Database
 from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.schema import JobRow, JobState, WorkerRow
+from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.worker_registry import InstalledModel, Role, WorkerIdentity
 from inference_service.worker import self_test
 from inference_service.worker.task import TaskHandler, WorkerPaused
 
 MODEL = InstalledModel("ct-tissue", "1", "0" * 64)
 MakeHandler = Callable[..., TaskHandler]
-
-
-@pytest.fixture(autouse=True)
-def no_other_workers(database: Database) -> None:
-    with database.begin() as connection:
-        connection.execute(delete(WorkerRow))
 
 
 @contextmanager
