@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SegmentRequest,
     )
     from inference_service.core.errors import ErrorCode, ServiceError
+    from inference_service.core.report_warnings import WarningCode
     from inference_service.core.settings import Settings
     from inference_service.jobs.job_store import Job, Transition
     from inference_service.jobs.schema import JobState
@@ -40,6 +41,7 @@ __all__ = [
     "ServiceError",
     "Settings",
     "Transition",
+    "WarningCode",
     "Worker",
 ]
 
@@ -56,6 +58,7 @@ _MODULES = {
     "ServiceError": "core.errors",
     "Settings": "core.settings",
     "Transition": "jobs.job_store",
+    "WarningCode": "core.report_warnings",
     "Worker": "jobs.worker_registry",
 }
 

@@ -1,5 +1,6 @@
 """Output of the command `inspect`."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -41,7 +42,7 @@ def print_inspection(screen: Console, found: "Inspection") -> None:
         if volume.error is not None:
             screen.print(f"{number}: {volume.error.code}: {volume.error.message}")
         for warning in volume.warnings:
-            screen.print(f"{number}: warning: {warning}")
+            screen.print(f"{number}: warning {warning.code}: {warning.message}")
     for reason, count in found.other_files.items():
         screen.print(f"{count} other file(s): {reason}")
     if found.error is None:
@@ -72,7 +73,7 @@ def _volume_json(volume: "FoundVolume") -> dict[str, object]:
         "values": facts and facts.values,
         "left_out": volume.left_out,
         "error": _error_json(volume.error),
-        "warnings": volume.warnings,
+        "warnings": [asdict(warning) for warning in volume.warnings],
     }
 
 

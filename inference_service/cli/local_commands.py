@@ -72,7 +72,7 @@ def segment(
     screen.print(timings_table({"this file": report.timings_s}))
     screen.print(labels_table(report.labels))
     for warning in report.warnings:
-        screen.print(f"warning: {warning}")
+        screen.print(f"warning {warning.code}: {warning.message}")
     paths = ResultPaths.of(target)
     screen.print(f"{', '.join(report.files)} and {paths.path(REPORT_FILE).name}: {paths.folder}")
 

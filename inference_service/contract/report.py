@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.execution import Precision
 from inference_service.core.files import Checksum
+from inference_service.core.report_warnings import ReportWarning
 
 Point = tuple[float, float, float]
 
@@ -115,7 +116,9 @@ class Report(_Part):
         description="Labels that are described as segments in a DICOM segmentation but have no voxel in it."
     )
     timings_s: dict[str, float] = Field(description="Seconds of each stage, up to the writing of the mask.")
-    warnings: list[str]
+    warnings: list[ReportWarning] = Field(
+        description="Warnings for the user of the mask; the task contract explains their codes, and more may be added."
+    )
 
     def write(self, path: Path) -> None:
         """Writes the report as JSON."""

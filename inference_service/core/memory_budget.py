@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import OutOfMemory
 from inference_service.core.host import available_memory_bytes
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class MemoryBudget:
         available: Returns the bytes that this process may still take, for a concurrency.
 
     Attributes:
-        warnings: Sentences about arrays that did not fit into memory.
+        warnings: Warnings about arrays that did not fit into memory.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class MemoryBudget:
         self._folder = folder
         self._concurrency = concurrency
         self._available = available
-        self.warnings: list[str] = []
+        self.warnings: list[ReportWarning] = []
 
     def require(self, size_bytes: int) -> None:
         """Checks that a number of further bytes fits into memory.
@@ -91,7 +92,7 @@ class MemoryBudget:
         except OSError as error:
             raise OutOfMemory(f"{text}; they do not fit on the disk either") from error
         logger.warning("%s: they are kept on disk", text)
-        self.warnings.append(f"{text}: they were kept on disk")
+        self.warnings.append(ReportWarning(WarningCode.LOGITS_ON_DISK, f"{text}: they were kept on disk"))
         return array
 
 

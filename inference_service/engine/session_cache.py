@@ -8,6 +8,7 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import GPU_PROVIDERS, OPENVINO, ExecutionOptions, Precision
 from inference_service.core.host import has_bfloat16
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.engine.model_registry import Model, check_signature
 from inference_service.engine.runtime_errors import memory_or_gpu_error
 from inference_service.engine.session import Session
@@ -46,7 +47,7 @@ def load_session(model: Model, execution: ExecutionOptions) -> Session:
     if execution.strict and (unused := _unused_providers(execution, session)):
         raise ConfigurationError(f"REQUIRE_GPU is set, and model {name} does not run on {unused[0]}")
     for warning in session_warnings(model, execution, session):
-        logger.warning("model %s: %s", name, warning)
+        logger.warning("model %s: %s", name, warning.message)
     return session
 
 
@@ -55,15 +56,19 @@ def expected_precision(model: Model, execution: ExecutionOptions) -> Precision:
     return "fp32" if _precision_obstacle(execution, model.manifest) else execution.precision
 
 
-def session_warnings(model: Model, execution: ExecutionOptions, session: Session) -> list[str]:
+def session_warnings(model: Model, execution: ExecutionOptions, session: Session) -> list[ReportWarning]:
     """Describes where a session differs from the execution options of its worker."""
     unused = _unused_providers(execution, session)
-    warnings = [f"it does not run on {provider}" for provider in unused]
+    warnings = [
+        ReportWarning(WarningCode.PROVIDER_UNUSED, f"the model does not run on {provider}") for provider in unused
+    ]
     if not unused and not session.single_provider:
-        warnings.append(f"a part of it does not run on {execution.providers[0]}")
+        message = f"a part of the model does not run on {execution.providers[0]}"
+        warnings.append(ReportWarning(WarningCode.PROVIDER_PARTLY_USED, message))
     if session.precision != execution.precision:
         reason = _precision_obstacle(execution, model.manifest) or "a part of it runs on another provider"
-        warnings.append(f"it runs in fp32, not in {execution.precision}: {reason}")
+        message = f"the model runs in fp32, not in {execution.precision}: {reason}"
+        warnings.append(ReportWarning(WarningCode.PRECISION_FALLBACK, message))
     return warnings
 
 

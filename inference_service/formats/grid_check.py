@@ -6,6 +6,7 @@ from math import prod
 import numpy as np
 
 from inference_service.core.errors import InconsistentGeometry, InputTooLarge, NotAVolume
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.imaging.geometry import Affine, Shape
 
 # Far beyond every real scan, so that only invalid headers are refused.
@@ -67,14 +68,15 @@ def has_usual_extent(affine: Affine, shape: Shape) -> bool:
     return bool(_MIN_USUAL_EXTENT_MM <= longest_mm <= _MAX_USUAL_EXTENT_MM)
 
 
-def extent_warnings(affine: Affine, shape: Shape) -> tuple[str, ...]:
+def extent_warnings(affine: Affine, shape: Shape) -> tuple[ReportWarning, ...]:
     """Warns of a scan that is smaller or larger than a body or a specimen can be."""
     if has_usual_extent(affine, shape):
         return ()
-    return (
+    message = (
         f"the scan measures {format_extent(affine, shape)} mm, and the longest axis of a body or a specimen is "
-        f"{_MIN_USUAL_EXTENT_MM:g} to {_MAX_USUAL_EXTENT_MM:g} mm: its spacing may be in another unit",
+        f"{_MIN_USUAL_EXTENT_MM:g} to {_MAX_USUAL_EXTENT_MM:g} mm: its spacing may be in another unit"
     )
+    return (ReportWarning(WarningCode.UNUSUAL_EXTENT, message),)
 
 
 def format_extent(affine: Affine, shape: Shape) -> str:

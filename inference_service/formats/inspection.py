@@ -7,6 +7,7 @@ from pathlib import Path
 
 from inference_service.contract.report import InputFormat
 from inference_service.core.errors import InputError
+from inference_service.core.report_warnings import ReportWarning
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
 from inference_service.formats.dicom.series.reader import read_headers
 from inference_service.formats.input_files import input_files, volume_files
@@ -43,7 +44,7 @@ class FoundVolume:
         left_out: Reason to leave a series out if the input has a better one, such as localizer; None otherwise.
         facts: Facts about the volume; None if it was not read.
         error: Error of a job with this volume alone; None if it can be read, or is left out.
-        warnings: Sentences for the user of a mask.
+        warnings: Warnings for the user of a mask.
     """
 
     kind: InputFormat
@@ -53,7 +54,7 @@ class FoundVolume:
     left_out: str | None = None
     facts: VolumeFacts | None = None
     error: InputError | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[ReportWarning, ...] = ()
 
 
 @dataclass(frozen=True)

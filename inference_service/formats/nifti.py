@@ -15,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
+from inference_service.core.report_warnings import ReportWarning
 from inference_service.formats.nifti_geometry import read_geometry
 from inference_service.formats.nifti_header import (
     NiftiHeader,
@@ -54,12 +55,12 @@ class NiftiVolume:
     Attributes:
         volume: The volume, with values scaled by slope and intercept.
         header: The header, from which `write_mask` takes the grid.
-        warnings: Sentences for the user of the mask, about the geometry.
+        warnings: Warnings about the geometry.
     """
 
     volume: Volume
     header: NiftiHeader
-    warnings: tuple[str, ...]
+    warnings: tuple[ReportWarning, ...]
 
 
 def read_nifti(path: Path, limits: ReadLimits, tolerated: Collection[Tolerance] = ()) -> NiftiVolume:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InconsistentGeometry
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.grid_check import MIN_DETERMINANT, format_extent, has_usual_extent, require_valid_affine
 from inference_service.formats.nifti_header import NiftiHeader, read_quaternion
 from inference_service.imaging.geometry import Affine, Shape
@@ -35,11 +36,11 @@ class NiftiGeometry:
 
     Attributes:
         affine: Voxel index to RAS+ mm.
-        warnings: Sentences for the user of the mask.
+        warnings: Warnings for the user of the mask.
     """
 
     affine: Affine
-    warnings: tuple[str, ...]
+    warnings: tuple[ReportWarning, ...]
 
 
 def read_geometry(header: NiftiHeader, shape: Shape, tolerated: Collection[Tolerance] = ()) -> NiftiGeometry:
@@ -67,14 +68,14 @@ def read_geometry(header: NiftiHeader, shape: Shape, tolerated: Collection[Toler
             raise InconsistentGeometry(
                 f"{text}: correct xyzt_units, or set options.tolerate to unusual_extent if the {unit} is right"
             )
-        warnings = (*warnings, f"{text}: the stated unit was used")
+        warnings = (*warnings, ReportWarning(WarningCode.IMPLAUSIBLE_UNIT, f"{text}: the stated unit was used"))
     require_valid_affine(in_mm, shape)
     return NiftiGeometry(in_mm, (*warnings, *_distance_warnings(form, affine, header, shape, unit_mm)))
 
 
 def _choose_form(
     header: NiftiHeader,
-) -> tuple[Literal["sform", "qform"], NDArray[np.float64], tuple[str, ...]]:
+) -> tuple[Literal["sform", "qform"], NDArray[np.float64], tuple[ReportWarning, ...]]:
     """The form that is used, its affine in the header's unit, and warnings."""
     sform = header.get_sform(coded=True)[0]
     if sform is None:
@@ -88,13 +89,15 @@ def _choose_form(
     is_default = (pixdim == 1).all()
     has_qform = header["qform_code"] > 0
     if is_default and not has_qform:
-        return "sform", sform, (f"{text}, its default: the sform was used",)
+        message = f"{text}, its default: the sform was used"
+        return "sform", sform, (ReportWarning(WarningCode.PIXDIM_IGNORED, message),)
     if is_default or not has_qform or not difference <= _MAX_MISTAKEN_SCALE:
         raise InconsistentGeometry(f"{text}: expected one spacing, or a qform that agrees with a pixdim other than 1")
     qform = _require_qform(header)
     # The mask states the geometry that was used: readers that prefer the sform would measure it wrongly.
     header.set_sform(qform, code=int(header["sform_code"]))
-    return "qform", qform, (f"{text}, as the qform does: the qform was used, and is the mask's sform too",)
+    message = f"{text}, as the qform does: the qform was used, and is the mask's sform too"
+    return "qform", qform, (ReportWarning(WarningCode.SFORM_IGNORED, message),)
 
 
 def _scale_difference(affine: NDArray[np.float64], pixdim: NDArray[np.float64]) -> float:
@@ -136,7 +139,7 @@ def _require_qform(header: NiftiHeader) -> NDArray[np.float64]:
 
 def _distance_warnings(
     form: Literal["sform", "qform"], affine: NDArray[np.float64], header: NiftiHeader, shape: Shape, unit_mm: float
-) -> tuple[str, ...]:
+) -> tuple[ReportWarning, ...]:
     """Warns where the sform was used, and the qform disagrees.
 
     Args:
@@ -152,7 +155,8 @@ def _distance_warnings(
     if distance_mm <= _MAX_FORM_DISTANCE_MM:
         return ()
     extent = f"by up to {distance_mm:.4g} mm" if isfinite(distance_mm) else "and the qform is invalid"
-    return (f"the header's qform and sform disagree {extent}: the sform was used",)
+    message = f"the header's qform and sform disagree {extent}: the sform was used"
+    return (ReportWarning(WarningCode.QFORM_IGNORED, message),)
 
 
 def _distance(affine: NDArray[np.float64], header: NiftiHeader, shape: Shape) -> float:

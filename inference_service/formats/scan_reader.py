@@ -7,6 +7,7 @@ from pathlib import Path
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.report import InputFormat
 from inference_service.core.errors import InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import ExclusionReason, Slice, ValueType
@@ -44,7 +45,7 @@ class Scan:
         value_type: The quantity that the values of a DICOM series measure, such as HU; None where it is not stated.
         slices: Slices of a DICOM series along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the volume, by reason.
-        warnings: Sentences for the user of the mask.
+        warnings: Warnings for the user of the mask.
     """
 
     volume: Volume
@@ -57,7 +58,7 @@ class Scan:
     value_type: ValueType | None = None
     slices: tuple[Slice, ...] = ()
     set_aside: Mapping[str, int] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[ReportWarning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,23 @@ def read_files(files: Sequence[Path], options: ReadOptions) -> Scan:
         if reader.accepts(files, options.limits):
             scan = reader.read(files, options)
             affine, shape = scan.volume.affine, scan.volume.shape
-            return replace(scan, warnings=(*scan.warnings, *extent_warnings(affine, shape)))
+            warnings = (*scan.warnings, *_fill_value_warnings(scan.replaced_voxels), *extent_warnings(affine, shape))
+            return replace(scan, warnings=warnings)
     _check_not_damaged(files)
     subject = "the input is" if len(files) == 1 else f"the input's {len(files)} files are"
     raise UnsupportedFormat(
         f"{subject} in no supported format; expected one of: {'; '.join(reader.description for reader in READERS)}"
     )
+
+
+def _fill_value_warnings(replaced_voxels: int) -> tuple[ReportWarning, ...]:
+    if not replaced_voxels:
+        return ()
+    message = (
+        f"{replaced_voxels} voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the "
+        "others"
+    )
+    return (ReportWarning(WarningCode.FILL_VALUES_REPLACED, message),)
 
 
 def _check_not_damaged(files: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 from math import prod
 
 from inference_service.core.errors import InconsistentGeometry, InputTooLarge
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.shear import Shear, align_sheared, find_shear, shifts_px
@@ -13,7 +14,7 @@ from inference_service.imaging.slice_alignment import AlignedVolume, aligned_sha
 _MAX_UNALIGNED_SHEAR_DEGREES = 10.0
 
 
-def align_grid(volume: Volume, limits: ReadLimits) -> tuple[AlignedVolume | None, tuple[str, ...]]:
+def align_grid(volume: Volume, limits: ReadLimits) -> tuple[AlignedVolume | None, tuple[ReportWarning, ...]]:
     """Aligns the planes of a volume whose grid is sheared.
 
     Args:
@@ -32,14 +33,14 @@ def align_grid(volume: Volume, limits: ReadLimits) -> tuple[AlignedVolume | None
         return None, ()
     if shear.axes is None:
         return None, (_unaligned_warning(shear),)
-    warning = (
+    message = (
         f"the grid's axes deviate from right angles by {shear.degrees:.3g}°: for the network its planes were aligned "
         "by shifts of whole voxels, and the mask was shifted back"
     )
-    return _align(volume, shear, limits), (warning,)
+    return _align(volume, shear, limits), (ReportWarning(WarningCode.SHEAR_ALIGNED, message),)
 
 
-def _unaligned_warning(shear: Shear) -> str:
+def _unaligned_warning(shear: Shear) -> ReportWarning:
     """Refuses a grid with no two axes at right angles if it is far from them, and returns the warning otherwise."""
     text = f"no two axes of the grid are at right angles; the deviation is up to {shear.degrees:.3g}°"
     if shear.degrees > _MAX_UNALIGNED_SHEAR_DEGREES:
@@ -47,7 +48,7 @@ def _unaligned_warning(shear: Shear) -> str:
             f"{text}, and at most {_MAX_UNALIGNED_SHEAR_DEGREES:g}° are accepted: resample the scan to a grid with "
             "axes at right angles"
         )
-    return f"{text}, and the network saw the scan without this shear"
+    return ReportWarning(WarningCode.SHEAR_IGNORED, f"{text}, and the network saw the scan without this shear")
 
 
 def _align(volume: Volume, shear: Shear, limits: ReadLimits) -> AlignedVolume:

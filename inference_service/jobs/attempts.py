@@ -92,6 +92,7 @@ class Success:
         manifest_sha256: Hash of the model's manifest.
         precision: Precision that the network ran in.
         providers: Execution providers that were used.
+        warnings: Code and message of each warning of the report; None where an earlier job recorded none.
         timings_s: Seconds of each stage.
         detail: Detail of the transition.
     """
@@ -105,6 +106,7 @@ class Success:
     manifest_sha256: str
     precision: str
     providers: list[str]
+    warnings: list[dict[str, str]] | None
     timings_s: dict[str, float] = field(default_factory=dict)
     detail: str | None = None
 

@@ -60,7 +60,7 @@ def _ended_jobs(database: Database, *, after: int | None) -> Sequence[Row[Any]]:
     else:
         recent = true()
     statement: Select[Any] = (
-        select(*TransitionRow.__table__.columns, JobRow.submitted_by, JobRow.result, JobRow.checksums)
+        select(*TransitionRow.__table__.columns, JobRow.submitted_by, JobRow.result, JobRow.checksums, JobRow.warnings)
         .join(JobRow, JobRow.id == TransitionRow.job_id)
         .where(TransitionRow.id > after, TransitionRow.id <= last, recent, TransitionRow.to_state.in_(FINAL_STATES))
         .order_by(TransitionRow.id)
@@ -101,6 +101,7 @@ def _event(row: Row[Any]) -> dict[str, str]:
         "submitted_by": row.submitted_by or "",
         "result": json.dumps(row.result) if succeeded else "",
         "checksums": json.dumps(row.checksums) if succeeded else "",
+        "warnings": json.dumps(row.warnings) if row.warnings is not None else "",
         "at": at.isoformat(),
         "transition": str(row.id),
     }

@@ -52,6 +52,7 @@ class Job:
     timings_s: dict[str, float] | None
     result: dict[str, str] | None
     checksums: dict[str, Checksum] | None
+    warnings: list[dict[str, str]] | None
     error_code: str | None
     error_message: str | None
 

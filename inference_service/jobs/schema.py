@@ -135,6 +135,9 @@ class JobRow(Base):
     checksums: Mapped[dict[str, Any] | None] = mapped_column(
         comment="sha256 and size_bytes of each object of the result, by the names of the result"
     )
+    warnings: Mapped[list[dict[str, str]] | None] = mapped_column(
+        comment="code and message of each warning of the report"
+    )
     input_sha256: Mapped[str | None] = mapped_column(comment="sha256 of the volume as it was stored")
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]

@@ -50,14 +50,3 @@ def model_report(model: Model) -> ModelReport:
         sha256=manifest.sha256,
         manifest_sha256=model.manifest_sha256,
     )
-
-
-def scan_warnings(scan: Scan) -> list[str]:
-    """Returns the report's warnings about a scan."""
-    warnings = [f"the scan: {warning}" for warning in scan.warnings]
-    if scan.replaced_voxels:
-        warnings.append(
-            f"{scan.replaced_voxels} voxels were NaN, infinite or a huge fill value; they were set to the lowest "
-            "value of the others"
-        )
-    return warnings

@@ -83,7 +83,7 @@ def compare_precisions(
         execution = replace(local_execution(settings), precision=each)
         session = load_session(model, execution)
         if session.precision != each:
-            raise BadRequest("; ".join(session_warnings(model, execution, session)))
+            raise BadRequest("; ".join(warning.message for warning in session_warnings(model, execution, session)))
         clock = StageClock()
         with job_threads(execution.threads) as threads:
             segmentation = segment_with_session(

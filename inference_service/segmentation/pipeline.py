@@ -41,7 +41,7 @@ from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 from inference_service.imaging.components import find_components
 from inference_service.imaging.shear import find_shear
-from inference_service.segmentation.job_report import input_report, model_report, options_report, scan_warnings
+from inference_service.segmentation.job_report import input_report, model_report, options_report
 from inference_service.segmentation.label_statistics import measure_labels
 from inference_service.segmentation.modality_check import check_modality
 from inference_service.segmentation.preview.page import draw_preview
@@ -292,8 +292,8 @@ def _report(model: ModelRun, session: Session, options: SegmentOptions, results:
         checksums=results.checksums,
         empty_segments=sorted({name for written in results.written for name in written.empty_segments}),
         warnings=[
-            *(f"the model: {warning}" for warning in session_warnings(model.model, model.execution, session)),
-            *scan_warnings(results.read.scan),
+            *session_warnings(model.model, model.execution, session),
+            *results.read.scan.warnings,
             *results.segmentation.warnings,
             *dict.fromkeys(warning for written in results.written for warning in written.warnings),
         ],

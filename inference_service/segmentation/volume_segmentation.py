@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
+from inference_service.core.report_warnings import ReportWarning
 from inference_service.engine.session import Session
 from inference_service.imaging.geometry import Box, Volume
 from inference_service.segmentation.crop import crop_box
@@ -33,13 +34,13 @@ class VolumeSegmentation:
         mask: Labels on the volume's own grid, shape (i, j, k), in the smallest unsigned dtype that holds them.
         windows: Number of windows that cover the volume.
         cropped_to: The part of the volume that was segmented; the mask is 0 outside this box.
-        warnings: Sentences for the report, on arrays that did not fit into memory.
+        warnings: Warnings about arrays that did not fit into memory.
     """
 
     mask: NDArray[np.unsignedinteger]
     windows: int
     cropped_to: Box
-    warnings: list[str]
+    warnings: list[ReportWarning]
 
 
 def segment_with_session(

@@ -212,6 +212,7 @@ class AttemptRunner:
             input_sha256=sha256,
             **asdict(identity),
             providers=earlier.providers or [],
+            warnings=earlier.warnings,
             timings_s=self._clock.seconds,
             detail=f"reused {earlier.id}",
         )
@@ -242,6 +243,7 @@ class AttemptRunner:
             manifest_sha256=report.model.manifest_sha256,
             precision=report.precision,
             providers=report.providers,
+            warnings=[asdict(warning) for warning in report.warnings],
             timings_s=self._clock.seconds,
         )
 

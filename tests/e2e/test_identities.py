@@ -272,6 +272,7 @@ def test_redis_refuses_everything_else(identities: Identities, name: str, comman
 
 STATEMENTS = {
     "write a result": "UPDATE jobs SET result = '{}'",
+    "hide warnings": "UPDATE jobs SET warnings = NULL",
     "write a model": "UPDATE jobs SET model_name = 'other'",
     "change a request": "UPDATE jobs SET request = '{}'",
     "take a lease": "UPDATE jobs SET lease_owner = 'me'",

@@ -73,6 +73,7 @@ def test_each_end_of_a_job_is_published_once(app: App, database: Database, redis
         "error_code": "input_corrupt",
         "result": "",
         "checksums": "",
+        "warnings": "",
         "attempt": "1",
         "submitted_by": "pacs",
     }
@@ -92,6 +93,7 @@ def test_the_event_of_a_success_says_where_the_result_is(app: App, database: Dat
         manifest_sha256="6" * 64,
         precision="fp32",
         providers=[],
+        warnings=[{"code": "single_slice", "message": "the scan is a single slice"}],
         timings_s={},
         result={"bucket": "masks", "mask": f"{job_id}/1-a/mask.nii.gz"},
         checksums={"mask": Checksum("7" * 64, 9)},
@@ -101,6 +103,7 @@ def test_the_event_of_a_success_says_where_the_result_is(app: App, database: Dat
     (event,) = events(redis)
     assert (event["state"], event["error_code"]) == ("succeeded", "")
     assert json.loads(event["result"]) == success.result
+    assert json.loads(event["warnings"]) == success.warnings
     assert json.loads(event["checksums"]) == {"mask": {"sha256": "7" * 64, "size_bytes": 9}}
 
 

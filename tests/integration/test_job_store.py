@@ -28,6 +28,7 @@ SUCCESS = attempts.Success(
     manifest_sha256="9" * 64,
     precision="fp32",
     providers=["CPUExecutionProvider"],
+    warnings=[{"code": "single_slice", "message": "the scan is a single slice"}],
     timings_s={"fetch": 0.5},
 )
 
@@ -97,6 +98,7 @@ def test_success_is_written_once_and_is_final(database: Database, job_id: UUID) 
     job = get(database, job_id)
     assert (job.state, job.finished, job.progress) == (JobState.SUCCEEDED, True, 1.0)
     assert (job.result, job.providers, job.timings_s) == (SUCCESS.result, SUCCESS.providers, SUCCESS.timings_s)
+    assert job.warnings == SUCCESS.warnings
     assert (job.model_name, job.model_version, job.model_sha256) == ("ct-tissue", "1", "0" * 64)
     assert job.finished_at is not None
     assert history(database, job_id) == [

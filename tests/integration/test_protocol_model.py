@@ -340,4 +340,5 @@ SUCCESS = attempts.Success(
     manifest_sha256="0" * 64,
     precision="fp32",
     providers=[],
+    warnings=[],
 )

@@ -329,7 +329,8 @@ def test_results_of_the_version_before_have_no_checksums_and_are_fetched(
 ) -> None:
     job = run(handler, database, request_for_scan)
     with database.begin() as connection:
-        connection.execute(update(JobRow).where(JobRow.id == job.id).values(checksums=None))
+        connection.execute(update(JobRow).where(JobRow.id == job.id).values(checksums=None, warnings=None))
+    assert get(database, job.id).warnings is None
     assert set(result_of(settings, get(database, job.id), tmp_path)) == {"mask.nii.gz", "report.json", "preview.png"}
 
 

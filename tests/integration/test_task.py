@@ -11,11 +11,12 @@ from uuid import UUID, uuid4
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import affine_of, read_segmentation, regular_stack, write_series
+from dicom_files import affine_of, read_segmentation, regular_stack, with_attribute, write_series
 from jobs_in_process import Request, get, run
 
 from inference_service.client import Client
 from inference_service.contract.task_message import parse_request
+from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.jobs import attempts, job_store
@@ -133,7 +134,9 @@ def test_a_dicom_mask_of_a_series_is_stored_and_reused(
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     key = f"study/{uuid4()}/"
     for path in write_series(
-        tmp_path / "in", regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3, 3), step_mm=5.0)
+        tmp_path / "in",
+        regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3, 3), step_mm=5.0),
+        change=with_attribute("PhotometricInterpretation", "MONOCHROME1"),
     ):
         storage.store("volumes", key + path.name, path, content_type="application/dicom")
     request = {
@@ -151,8 +154,10 @@ def test_a_dicom_mask_of_a_series_is_stored_and_reused(
         "dicom-seg": "segmentation.dcm",
     }
     with Client(settings) as client:
-        mask_path, _, _, seg_path = client.result(job, tmp_path / "out")
+        mask_path, report_path, _, seg_path = client.result(job, tmp_path / "out")
     assert seg_path.name == "segmentation.dcm"
+    assert [warning["code"] for warning in job.warnings or []] == [WarningCode.MONOCHROME1, WarningCode.UIDS_GENERATED]
+    assert json.loads(report_path.read_bytes())["warnings"] == job.warnings
     seg = read_segmentation(seg_path)
     planes = seg.get_pixels_by_source_instance(
         [f"1.2.3.4.{k + 1}" for k in range(12)], combine_segments=True, assert_missing_frames_are_empty=True
@@ -162,6 +167,7 @@ def test_a_dicom_mask_of_a_series_is_stored_and_reused(
     again = run(handler, database, request)
     assert job_store.transitions(database, again.id)[-1].detail == f"reused {job.id}"
     assert "dicom-seg" in result_files_of(again)
+    assert again.warnings == job.warnings
     plain = run(handler, database, {**request, "output": {}})
     assert job_store.transitions(database, plain.id)[-1].detail not in (f"reused {job.id}", f"reused {again.id}")
     assert "dicom-seg" not in result_files_of(plain)

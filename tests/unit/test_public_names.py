@@ -20,6 +20,7 @@ PUBLIC_NAMES = [
     "ServiceError",
     "Settings",
     "Transition",
+    "WarningCode",
     "Worker",
 ]
 

@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.attributes import (
     has_ambiguous_comma,
     has_decimal_comma,
@@ -37,11 +38,11 @@ class FramesGeometry:
 
     Attributes:
         frames: The frames; empty unless the header states the place of all.
-        assumptions: Sentences for the user about values that the header does not state exactly.
+        assumptions: Warnings about values that the header does not state exactly.
     """
 
     frames: tuple[Frame, ...]
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[ReportWarning, ...] = ()
 
 
 def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
@@ -58,7 +59,7 @@ def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
             f"a DICOM file has {count} frames, but per-frame functional groups of {len(per_frame)}: expected as many"
         )
     common = [*read_values(dataset, "SharedFunctionalGroupsSequence"), dataset]
-    assumptions: set[str] = set()
+    assumptions: set[ReportWarning] = set()
     if per_frame:
         found = [_read_frame(index, [item, *common], assumptions) for index, item in enumerate(per_frame)]
     else:
@@ -87,7 +88,7 @@ def _states_position(item: Dataset) -> bool:
     return any(read_numbers(holder, "ImagePositionPatient") for holder in holders([item], "PlanePositionSequence"))
 
 
-def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[str]) -> tuple[Frame, ...]:
+def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[ReportWarning]) -> tuple[Frame, ...]:
     """Frames of which the position of the first alone is stated, stacked along the normal of their planes.
 
     Returns none where their distance is not stated.
@@ -106,10 +107,11 @@ def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[str]
         )
     first = frames[0]
     step_mm = spacing_mm[0] * np.cross(first.row_direction, first.column_direction)
-    assumptions.add(
+    message = (
         "a multi-frame image states the position of its first frame alone: the others were placed along the normal of "
         f"its plane, {spacing_mm[0]:g} mm apart as SpacingBetweenSlices states"
     )
+    assumptions.add(ReportWarning(WarningCode.FRAME_POSITIONS_DERIVED, message))
     positions_mm = np.array(first.position_mm) + np.outer(np.arange(len(frames)), step_mm)
     return tuple(
         replace(frame, index=index, position_mm=(float(x), float(y), float(z)))
@@ -117,7 +119,7 @@ def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[str]
     )
 
 
-def _read_frame(index: int, sources: list[Dataset], assumptions: set[str]) -> Frame | None:
+def _read_frame(index: int, sources: list[Dataset], assumptions: set[ReportWarning]) -> Frame | None:
     """One frame, each attribute from the first source that has it; None where one that is required is missing."""
     position = _read_numbers(sources, "PlanePositionSequence", "ImagePositionPatient", 3, assumptions)
     orientation = _read_numbers(sources, "PlaneOrientationSequence", "ImageOrientationPatient", 6, assumptions)
@@ -146,7 +148,7 @@ def _read_frame(index: int, sources: list[Dataset], assumptions: set[str]) -> Fr
 
 
 def _read_numbers(
-    sources: list[Dataset], group: str, keyword: str, count: int, assumptions: set[str]
+    sources: list[Dataset], group: str, keyword: str, count: int, assumptions: set[ReportWarning]
 ) -> tuple[float, ...] | None:
     """The values of an attribute, in a functional group or directly, of the first source that has it."""
     for holder in holders(sources, group):
@@ -158,6 +160,7 @@ def _read_numbers(
         if keyword in _MAY_BE_THOUSANDS and has_ambiguous_comma(holder, keyword):
             raise InputCorrupt(f"{keyword} has a comma that may separate decimals or thousands: expected a point")
         if has_decimal_comma(holder, keyword):
-            assumptions.add(f"{keyword} has a decimal comma, which was read as a point")
+            message = f"{keyword} has a decimal comma, which was read as a point"
+            assumptions.add(ReportWarning(WarningCode.DECIMAL_COMMA, message))
         return numbers
     return None

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from inference_service.core.errors import InputError
+from inference_service.core.report_warnings import ReportWarning
 
 Vector = tuple[float, float, float]
 
@@ -119,7 +120,7 @@ class Instance:
         inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
         study_uid: StudyInstanceUID; empty where it is not stated.
         acquisition_number: None where it is not stated.
-        assumptions: Sentences for the user about assumptions by which the header was read.
+        assumptions: Warnings about assumptions by which the header was read.
     """
 
     path: Path
@@ -138,7 +139,7 @@ class Instance:
     inflated_bytes: int = 0
     study_uid: str = ""
     acquisition_number: int | None = None
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[ReportWarning, ...] = ()
 
 
 @dataclass(frozen=True)

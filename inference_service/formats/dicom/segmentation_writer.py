@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from inference_service.contract.manifest import CodedConcept, Label, Manifest
 from inference_service.contract.result_files import SegmentationType
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 from inference_service.formats.dicom.source_references import (
     SourceSeries,
@@ -64,11 +65,11 @@ class WrittenSegmentation:
 
     Attributes:
         empty_segments: Names of segments without a voxel.
-        warnings: Sentences for the user of the object.
+        warnings: Warnings for the user of the object.
     """
 
     empty_segments: tuple[str, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[ReportWarning, ...]
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,11 @@ def write_segmentation(
             label.name for label, in_slices in zip(labels, planes.is_present.T, strict=True) if not in_slices.any()
         ),
         warnings=tuple(
-            f"the scan has no {keyword}: the DICOM segmentation refers to a generated one" for keyword in uids.derived
+            ReportWarning(
+                WarningCode.UIDS_GENERATED,
+                f"the scan has no {keyword}: the DICOM segmentation refers to a generated one",
+            )
+            for keyword in uids.derived
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from inference_service.core.errors import InputCorrupt, UnsupportedFormat
+from inference_service.core.report_warnings import ReportWarning
 from inference_service.formats.grid_check import require_volume
 from inference_service.imaging.geometry import Affine, Shape
 
@@ -30,7 +31,7 @@ class RasterHeader:
         skipped_bytes: Bytes before the first voxel, in the decompressed data; -1 if the voxels are the file's last.
         skipped_lines: Lines before these bytes, in the file.
         modality: Modality as in DICOM; empty where the header does not state one.
-        warnings: Sentences for the user of the mask.
+        warnings: Warnings for the user of the mask.
     """
 
     dtype: np.dtype[np.generic]
@@ -41,7 +42,7 @@ class RasterHeader:
     skipped_bytes: int = 0
     skipped_lines: int = 0
     modality: str = ""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[ReportWarning, ...] = ()
 
 
 class Fields:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.raster.header import (
     MAX_HEADER_BYTES,
     Fields,
@@ -91,13 +92,15 @@ def _read_fields(stream: BinaryIO) -> Fields:
     return Fields(values, "MetaImage")
 
 
-def _affine(fields: Fields, dimensions: int) -> tuple[Affine, tuple[str, ...]]:
+def _affine(fields: Fields, dimensions: int) -> tuple[Affine, tuple[ReportWarning, ...]]:
     """Voxel index to RAS+ mm. The directions of the axes are the rows of the matrix, in LPS."""
     warnings = []
     if not any(name in fields for name in _MATRIX):
-        warnings.append("the header has no TransformMatrix: its axes were taken for those of LPS")
+        message = "the header has no TransformMatrix: its axes were taken for those of LPS"
+        warnings.append(ReportWarning(WarningCode.ORIENTATION_MISSING, message))
     if not any(name in fields for name in _OFFSET):
-        warnings.append("the header has no Offset: the first voxel was taken for the origin")
+        message = "the header has no Offset: the first voxel was taken for the origin"
+        warnings.append(ReportWarning(WarningCode.ORIGIN_MISSING, message))
     identity = " ".join(str(value) for value in np.eye(dimensions).ravel())
     zeros = " ".join(["0"] * dimensions)
     rows = np.reshape(fields.numbers(*_MATRIX, count=dimensions**2, default=identity), (dimensions, dimensions))

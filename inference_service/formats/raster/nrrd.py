@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.raster.header import (
     MAX_HEADER_BYTES,
     Fields,
@@ -128,7 +129,7 @@ def _vector(text: str, field: str) -> list[float]:
     return numbers
 
 
-def _affine(fields: Fields, directions: NDArray[np.float64]) -> tuple[Affine, tuple[str, ...]]:
+def _affine(fields: Fields, directions: NDArray[np.float64]) -> tuple[Affine, tuple[ReportWarning, ...]]:
     to_ras = _SPACES.get(fields.text("space", default="").lower())
     if to_ras is None:
         raise InconsistentGeometry(
@@ -143,7 +144,8 @@ def _affine(fields: Fields, directions: NDArray[np.float64]) -> tuple[Affine, tu
     affine = np.eye(4)
     affine[:3, :3] = to_ras_mm @ directions.T
     if "space origin" not in fields:
-        return affine, ("the header has no `space origin`: the first voxel was taken for the origin",)
+        message = "the header has no `space origin`: the first voxel was taken for the origin"
+        return affine, (ReportWarning(WarningCode.ORIGIN_MISSING, message),)
     affine[:3, 3] = to_ras_mm @ _vector(fields.text("space origin"), "space origin")
     return affine, ()
 

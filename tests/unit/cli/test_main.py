@@ -285,6 +285,25 @@ def test_inspect_tells_what_an_input_holds(tmp_path: Path, scan: Path) -> None:
     assert refused["error"]["code"] == "not_a_volume"
 
 
+def test_warnings_are_printed_with_their_codes(tmp_path: Path, scan: Path) -> None:
+    image = nibabel.Nifti1Image.from_filename(scan)
+    voxels = np.asarray(image.dataobj, np.float32)
+    voxels[0, 0, 0] = np.nan
+    nibabel.Nifti1Image(voxels, image.affine).to_filename(tmp_path / "nan.nii")
+    expected = {
+        "code": "fill_values_replaced",
+        "message": "1 voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the others",
+    }
+    line = "warning {code}: {message}".format(**expected)
+    assert f"1: {line}" in run("inspect", tmp_path / "nan.nii").output.splitlines()
+    (volume,) = json.loads(run("inspect", tmp_path / "nan.nii", "--json").output)["volumes"]
+    assert volume["warnings"] == [expected]
+    result = run("segment", tmp_path / "nan.nii", tmp_path / "out", "--model", MODEL)
+    assert line in result.output.splitlines()
+    result = run("segment", tmp_path / "nan.nii", tmp_path / "json", "--model", MODEL, "--json")
+    assert json.loads(result.stdout)["warnings"] == [expected]
+
+
 def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
     phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
     tilted = regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0, drift_mm=(0, 1, 0))
@@ -521,7 +540,7 @@ def test_an_unsupported_precision_is_rejected(tmp_path: Path) -> None:
     write_volume(tmp_path / "ct.nii.gz", chest_phantom((24, 20, 16), (8.0, 8.0, 8.0)))
     result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "ct.nii.gz")
     assert result.exit_code == 3
-    assert f"error: bad_request: it runs in fp32, not in bf16: {CPU} does not support it" in result.stderr
+    assert f"error: bad_request: the model runs in fp32, not in bf16: {CPU} does not support it" in result.stderr
     result = run("models", "verify", MODEL, "--precision", "bf16", "--volume", "missing.nii.gz")
     assert (result.exit_code, result.stderr.splitlines()[-1][:22]) == (3, "error: input_not_found")
 

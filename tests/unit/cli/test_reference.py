@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from inference_service.cli.main import main
 from inference_service.cli.reference import reference_pages
 from inference_service.core.errors import ErrorCode
+from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
 
 REPOSITORY = Path(__file__).parents[3]
@@ -198,6 +199,12 @@ def test_every_command_is_documented() -> None:
 def test_every_error_code_is_documented() -> None:
     contract = (DOCS / "task-contract.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z_]+)` \|", contract, flags=re.MULTILINE)) >= set(ErrorCode)
+
+
+def test_the_table_of_warnings_lists_every_code() -> None:
+    section = (DOCS / "task-contract.md").read_text(encoding="utf-8").partition("## Warning codes\n")[2]
+    table = section.partition("\n## ")[0]
+    assert re.findall(r"^\| `([a-z0-9_]+)` \|", table, flags=re.MULTILINE) == list(WarningCode)
 
 
 def test_links_between_pages_have_existing_targets() -> None:

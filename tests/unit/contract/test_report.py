@@ -13,6 +13,7 @@ from inference_service.contract.report import (
     Report,
 )
 from inference_service.core.files import Checksum
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 
 
 def test_a_report_matches_its_schema(tmp_path: Path) -> None:
@@ -53,10 +54,11 @@ def test_a_report_matches_its_schema(tmp_path: Path) -> None:
         checksums={"mask.nii.gz": Checksum("0" * 64, 7)},
         empty_segments=[],
         timings_s={"read": 0.5},
-        warnings=[],
+        warnings=[ReportWarning(WarningCode.SINGLE_SLICE, "the scan is a single slice")],
     )
     report.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_bytes())
     jsonschema.validate(written, Report.model_json_schema())
     assert written["labels"][0]["intensity_mean"] is None
+    assert written["warnings"] == [{"code": "single_slice", "message": "the scan is a single slice"}]
     assert Report.model_validate_json((tmp_path / "report.json").read_bytes()) == report

@@ -8,6 +8,7 @@ import pytest
 
 from inference_service.core.errors import OutOfMemory
 from inference_service.core.memory_budget import MemoryBudget
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 
 MIB = 2**20
 
@@ -47,10 +48,11 @@ def test_an_array_that_does_not_fit_is_in_an_unnamed_file(tmp_path: Path, caplog
     assert not array.any()
     array += 1.5
     assert (array == 1.5).all()
-    assert budget.warnings == [
+    message = (
         "the logits of one window's depth need 32 MiB, and this worker has 31 MiB of memory for them: they were kept "
         "on disk"
-    ]
+    )
+    assert budget.warnings == [ReportWarning(WarningCode.LOGITS_ON_DISK, message)]
     assert "kept on disk" in caplog.text
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from inference_service.core.errors import ConfigurationError, GpuError, GpuFailed, GpuOutOfMemory
 from inference_service.core.execution import DEFAULT_GPU_OPTIONS, OPENVINO, ExecutionOptions, GpuOptions, Precision
+from inference_service.core.report_warnings import WarningCode
 from inference_service.engine import session_cache as session_cache_module
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
@@ -80,7 +81,7 @@ def test_strict_execution_refuses_a_model_that_falls_back(
     model = make_model()
     execution = ExecutionOptions(("CUDAExecutionProvider", "CPUExecutionProvider"))
     assert load_session(model, execution).providers == ["CPUExecutionProvider"]
-    assert "model test: it does not run on CUDAExecutionProvider" in caplog.text
+    assert "model test: the model does not run on CUDAExecutionProvider" in caplog.text
     with pytest.raises(ConfigurationError, match="does not run on CUDAExecutionProvider"):
         load_session(model, replace(execution, strict=True))
 
@@ -114,8 +115,11 @@ def test_a_model_that_runs_partly_on_its_provider_is_logged(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(session_cache_module, "Session", PartlyOnOpenvino)
-    load_session(make_model(), replace(ON_OPENVINO, precision="fp32"))
-    assert "model test: a part of it does not run on OpenVINOExecutionProvider" in caplog.text
+    model = make_model()
+    execution = replace(ON_OPENVINO, precision="fp32")
+    (warning,) = session_warnings(model, execution, load_session(model, execution))
+    assert warning.code == WarningCode.PROVIDER_PARTLY_USED
+    assert "model test: a part of the model does not run on OpenVINOExecutionProvider" in caplog.text
 
 
 @pytest.mark.usefixtures("_bfloat16")
@@ -124,7 +128,7 @@ def test_a_model_that_runs_partly_on_openvino_runs_in_fp32(
 ) -> None:
     monkeypatch.setattr(session_cache_module, "Session", PartlyOnOpenvino)
     assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
-    assert "it runs in fp32, not in bf16: a part of it runs on another provider" in caplog.text
+    assert "the model runs in fp32, not in bf16: a part of it runs on another provider" in caplog.text
 
 
 def test_strict_execution_accepts_a_model_that_runs_wholly_on_the_first_provider(
@@ -164,8 +168,12 @@ def test_a_model_that_cannot_run_in_bf16_runs_in_fp32_and_the_reason_is_logged(
 ) -> None:
     monkeypatch.setattr(session_cache_module, "Session", WhollyOnOpenvino)
     execution = replace(ON_OPENVINO, providers=providers)
-    assert load_session(make_model(precisions=precisions), execution).precision == "fp32"
-    assert f"it runs in fp32, not in bf16: {reason}" in caplog.text
+    model = make_model(precisions=precisions)
+    session = load_session(model, execution)
+    assert session.precision == "fp32"
+    (warning,) = session_warnings(model, execution, session)
+    assert warning.code == WarningCode.PRECISION_FALLBACK
+    assert f"the model runs in fp32, not in bf16: {reason}" in caplog.text
 
 
 def test_a_cpu_without_bf16_runs_in_fp32(
@@ -174,4 +182,4 @@ def test_a_cpu_without_bf16_runs_in_fp32(
     monkeypatch.setattr(session_cache_module, "Session", WhollyOnOpenvino)
     monkeypatch.setattr(session_cache_module, "has_bfloat16", lambda: False)
     assert load_session(make_model(precisions=BOTH), ON_OPENVINO).precision == "fp32"
-    assert "it runs in fp32, not in bf16: this CPU does not support it" in caplog.text
+    assert "the model runs in fp32, not in bf16: this CPU does not support it" in caplog.text

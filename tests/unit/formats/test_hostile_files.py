@@ -86,7 +86,7 @@ def survives(folder: Path, files: Sequence[bytes]) -> InputError | None:
         refusal = error
         message = error.message
     else:
-        message = "".join(scan.warnings)
+        message = "".join(warning.message for warning in scan.warnings)
         assert scan.volume.voxels.size <= MAX_VOXELS
         assert np.isfinite(scan.volume.affine).all()
         assert np.isfinite(scan.volume.voxels).all()

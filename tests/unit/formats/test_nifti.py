@@ -22,6 +22,7 @@ from inference_service.core.errors import (
     ServiceError,
     UnsupportedFormat,
 )
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.nifti import (
     compress,
     looks_like_nifti,
@@ -267,9 +268,10 @@ def test_an_sform_whose_scale_qform_and_pixdim_contradict_is_not_used(
     (tmp_path / "scan").write_bytes(file_bytes(header, ramp("i2")))
     found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
     np.testing.assert_allclose(found.volume.affine, affine, rtol=0, atol=QFORM_TOLERANCE_MM)
-    assert len(found.warnings) == 1
-    assert "sform states a spacing of" in found.warnings[0]
-    assert "the qform was used" in found.warnings[0]
+    (warning,) = found.warnings
+    assert warning.code == WarningCode.SFORM_IGNORED
+    assert "sform states a spacing of" in warning.message
+    assert "the qform was used" in warning.message
     write_mask(tmp_path / "mask.nii.gz", labels(), found.header)
     mask = loaded(tmp_path / "mask.nii.gz").header
     np.testing.assert_allclose(mask.get_sform(), affine, rtol=0, atol=QFORM_TOLERANCE_MM)
@@ -296,12 +298,14 @@ def test_contradicting_scales_that_nothing_decides_are_refused(
 
 
 @pytest.mark.parametrize("pixdim", [(1, 1, 1), (0, 0, 0), (NAN, 1, 1), (-2, 0.5, 4.5), (2.01, 0.5, 4.5)], ids=str)
-def test_the_sform_is_used_beside_a_pixdim_that_states_nothing_else(
-    read: Callable[[bytes], Volume], pixdim: tuple[float, ...]
-) -> None:
+def test_the_sform_is_used_beside_a_pixdim_that_states_nothing_else(tmp_path: Path, pixdim: tuple[float, ...]) -> None:
     header = header_of(ramp("i2"), qform=None)
     header["pixdim"][1:4] = pixdim
-    np.testing.assert_array_equal(read(file_bytes(header, ramp("i2"))).affine, STRAIGHT)
+    (tmp_path / "scan").write_bytes(file_bytes(header, ramp("i2")))
+    found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS))
+    np.testing.assert_array_equal(found.volume.affine, STRAIGHT)
+    codes = [warning.code for warning in found.warnings]
+    assert codes == ([WarningCode.PIXDIM_IGNORED] if pixdim == (1, 1, 1) else [])
 
 
 @pytest.mark.parametrize("distance", ["along", "across"])
@@ -328,7 +332,8 @@ def test_a_unit_that_makes_a_body_a_speck_or_a_mountain_is_refused_unless_it_is_
     found = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS), ["unusual_extent"])
     factor = 1000 if unit == "metre" else 0.001
     np.testing.assert_allclose(found.volume.spacing_mm, np.array([2, 0.5, 4.5]) * factor, rtol=1e-6)
-    assert "the stated unit was used" in found.warnings[0]
+    assert found.warnings[0].code == WarningCode.IMPLAUSIBLE_UNIT
+    assert "the stated unit was used" in found.warnings[0].message
 
 
 def test_an_invalid_qform_is_ignored_beside_an_sform(read: Callable[[bytes], Volume]) -> None:
@@ -354,8 +359,8 @@ def test_a_disagreement_of_qform_and_sform_gives_a_warning(
 ) -> None:
     (tmp_path / "scan").write_bytes(changed_file(changes))
     warnings = read_nifti(tmp_path / "scan", ReadLimits(MAX_VOXELS)).warnings
-    assert len(warnings) == len(expected)
-    assert all(text in warning for text, warning in zip(expected, warnings, strict=True))
+    assert [warning.code for warning in warnings] == [WarningCode.QFORM_IGNORED] * len(expected)
+    assert all(text in warning.message for text, warning in zip(expected, warnings, strict=True))
 
 
 def test_a_qform_without_handedness_is_right_handed(read: Callable[[bytes], Volume]) -> None:

@@ -23,6 +23,7 @@ from inference_service.core.errors import (
     ServiceError,
     UnsupportedFormat,
 )
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
@@ -205,12 +206,13 @@ def test_the_modality_and_what_was_assumed_are_told(tmp_path: Path) -> None:
     path.write_bytes(mha(Modality="MET_MOD_CT", TransformMatrix=None, Offset=None))
     scan = scan_of(path)
     assert scan.modality == "CT"
-    assert [warning.partition(":")[0] for warning in scan.warnings] == [
-        "the header has no TransformMatrix",
-        "the header has no Offset",
+    assert [(warning.code, warning.message.partition(":")[0]) for warning in scan.warnings] == [
+        (WarningCode.ORIENTATION_MISSING, "the header has no TransformMatrix"),
+        (WarningCode.ORIGIN_MISSING, "the header has no Offset"),
     ]
     path.write_bytes(nrrd(space_origin=None))
-    assert scan_of(path).warnings == ("the header has no `space origin`: the first voxel was taken for the origin",)
+    message = "the header has no `space origin`: the first voxel was taken for the origin"
+    assert scan_of(path).warnings == (ReportWarning(WarningCode.ORIGIN_MISSING, message),)
 
 
 REFUSED: dict[str, tuple[bytes, type[ServiceError], str]] = {

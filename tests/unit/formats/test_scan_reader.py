@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume, ServiceError, UnsupportedFormat
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
@@ -50,6 +51,7 @@ def test_nan_and_infinite_voxels_get_the_lowest_finite_value(tmp_path: Path, dty
     expected = np.where(np.isfinite(voxels), voxels, np.array(-19, dtype))
     np.testing.assert_array_equal(scan.volume.voxels, expected, strict=True)
     assert scan.replaced_voxels == 4
+    assert [warning.code for warning in scan.warnings] == [WarningCode.FILL_VALUES_REPLACED]
 
 
 def test_integers_are_not_changed(tmp_path: Path) -> None:
@@ -200,7 +202,8 @@ def test_files_without_a_scan_are_refused_by_their_fault(
 def test_a_scan_of_an_unusual_extent_gives_a_warning(tmp_path: Path, spacing_mm: float) -> None:
     write_volume(tmp_path / "scan.nii.gz", Volume(np.ones((9, 8, 7), np.int16), np.diag([*[spacing_mm] * 3, 1.0])))
     scan = read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
-    assert f"the scan measures {9 * spacing_mm:.4g} × {8 * spacing_mm:.4g}" in scan.warnings[-1]
+    assert f"the scan measures {9 * spacing_mm:.4g} × {8 * spacing_mm:.4g}" in scan.warnings[-1].message
+    assert scan.warnings[-1].code == WarningCode.UNUSUAL_EXTENT
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

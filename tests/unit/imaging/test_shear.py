@@ -6,6 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, InputTooLarge
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
@@ -68,7 +69,8 @@ def test_a_slightly_skewed_grid_is_read_without_alignment(tmp_path: Path) -> Non
         align_sheared(Volume(np.zeros((3, 4, 5)), SKEWED), shear, background=0)
     scan = read_scan(save(tmp_path / "scan.nii", SKEWED), tmp_path, ReadLimits(100))
     assert scan.aligned is None
-    assert "the network saw the scan without this shear" in scan.warnings[-1]
+    assert scan.warnings[-1].code == WarningCode.SHEAR_IGNORED
+    assert "the network saw the scan without this shear" in scan.warnings[-1].message
 
 
 def test_a_grid_far_from_right_angles_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import Checksum
 from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import Stage, StageClock, overall_progress
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.read_limits import ReadLimits
@@ -297,9 +298,8 @@ def test_replaced_non_finite_voxels_are_reported(tmp_path: Path, model: Model, o
     voxels[4, 3, 2] = np.inf
     write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
     report = run(tmp_path / "scan.nii", tmp_path, model)
-    assert report.warnings == [
-        "2 voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the others"
-    ]
+    message = "2 voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the others"
+    assert report.warnings == [ReportWarning(WarningCode.FILL_VALUES_REPLACED, message)]
     mask = np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj)
     assert mask[1, 2, 3] == mask[4, 3, 2] == 0
 
@@ -310,7 +310,8 @@ def test_unused_provider_is_reported(tmp_path: Path, model: Model, oblique_affin
     execution = ExecutionOptions(("NoSuchExecutionProvider", "CPUExecutionProvider"), threads=1)
     report = run(tmp_path / "scan.nii", tmp_path, model, execution)
     assert report.providers == ["CPUExecutionProvider"]
-    assert report.warnings == ["the model: it does not run on NoSuchExecutionProvider"]
+    message = "the model does not run on NoSuchExecutionProvider"
+    assert report.warnings == [ReportWarning(WarningCode.PROVIDER_UNUSED, message)]
 
 
 @pytest.mark.parametrize(
@@ -458,7 +459,8 @@ def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_ma
     )
     assert np.array_equal(segmented.mask, voxels)
     (warning,) = segmented.warnings
-    assert warning.endswith("they were kept on disk")
+    assert warning.code == WarningCode.LOGITS_ON_DISK
+    assert warning.message.endswith("they were kept on disk")
 
 
 def test_a_metaimage_of_a_sheared_scan_is_refused_before_the_model_is_loaded(tmp_path: Path, model: Model) -> None:
@@ -514,7 +516,7 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     rasters = ["mask.seg.nrrd", "mask.mha"]
     assert report.files == ["mask.nii.gz", "preview.png", *rasters, "segmentation.dcm", "labelmap.dcm"]
     assert report.empty_segments == ["label 2"]
-    assert sum("refers to a generated one" in warning for warning in report.warnings) == 1
+    assert [warning.code for warning in report.warnings].count(WarningCode.UIDS_GENERATED) == 1
     for name in report.files[4:]:
         seg = read_segmentation(tmp_path / "out" / name)
         planes = seg.get_pixels_by_source_instance(

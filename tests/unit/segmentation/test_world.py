@@ -19,6 +19,7 @@ from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE
 from inference_service.core.execution import ExecutionOptions
+from inference_service.core.report_warnings import WarningCode
 from inference_service.engine.model_registry import Model, read_model
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.read_limits import ReadLimits
@@ -194,7 +195,8 @@ def test_a_sheared_nifti_gives_the_same_mask(
     voxels, affine = lying(*sheared(), codes)
     mask, found, report = segment(save(tmp_path / "scan.nii", voxels, affine), tmp_path, model)
     np.testing.assert_array_equal(found, affine.astype(np.float32))
-    assert any("its planes were aligned" in warning for warning in report.warnings)
+    (warning,) = (each for each in report.warnings if each.code == WarningCode.SHEAR_ALIGNED)
+    assert "its planes were aligned" in warning.message
     np.testing.assert_array_equal(standing(mask, affine), expected_of_sheared)
 
 

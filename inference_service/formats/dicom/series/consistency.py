@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.instance import Frame, Instance, Slice, ValueType
 
 # Headers are decimal numbers of few digits: slices of one series differ by up to this much.
@@ -50,7 +51,7 @@ def check_identifiers(instances: Sequence[Instance]) -> None:
         )
 
 
-def check_rescaling(slices: Sequence[Slice]) -> list[str]:
+def check_rescaling(slices: Sequence[Slice]) -> list[ReportWarning]:
     """Refuses a series that states RescaleSlope or RescaleIntercept for some of its slices, and not for others.
 
     In CT both are required (PS3.3 C.8.2.1). Elsewhere they may be missing where the others state their defaults.
@@ -67,7 +68,8 @@ def check_rescaling(slices: Sequence[Slice]) -> list[str]:
         stated = [dict(slice_.frame.attributes).get(keyword) for slice_ in slices]
         missing = stated.count(None)
         if missing == len(slices) and is_ct:
-            warnings.append(f"no slice states {keyword}: it was taken for {default:g}, as in stored values that are HU")
+            message = f"no slice states {keyword}: it was taken for {default:g}, as in stored values that are HU"
+            warnings.append(ReportWarning(WarningCode.RESCALE_MISSING, message))
         elif 0 < missing < len(slices) and (is_ct or set(stated) != {None, default}):
             raise InputCorrupt(
                 f"{missing} of the series' {len(slices)} slices do not state {keyword}, and the others do: "
@@ -144,13 +146,14 @@ def check_one_slice_per_position(heights_mm: NDArray[np.float64]) -> None:
     )
 
 
-def acquisition_warnings(acquisition_numbers: Sequence[int | None]) -> list[str]:
+def acquisition_warnings(acquisition_numbers: Sequence[int | None]) -> list[ReportWarning]:
     """Warns where slices of several acquisitions alternate: the patient may have moved between them."""
     acquisitions = len(set(acquisition_numbers))
     changes = sum(number != following for number, following in pairwise(acquisition_numbers))
     if changes < acquisitions:
         return []
-    return [f"slices of {acquisitions} acquisitions alternate: they may have been taken at different times"]
+    message = f"slices of {acquisitions} acquisitions alternate: they may have been taken at different times"
+    return [ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message)]
 
 
 def direction_cosines(frame: Frame) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import GantryTilt, InconsistentGeometry
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 
 # Distance of a slice from the straight line through the first and the last one: below this, a rounding error.
 _MAX_DEVIATION_MM = 0.1
@@ -55,7 +56,7 @@ def tilt_degrees(offsets_mm: NDArray[np.float64]) -> float:
     return degrees(atan2(_shift_mm(offsets_mm), float(offsets_mm[-1, 2])))
 
 
-def tilt_warning(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> str:
+def tilt_warning(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> ReportWarning:
     """Refuses a tilted stack unless the request tolerates a gantry tilt.
 
     Args:
@@ -75,10 +76,11 @@ def tilt_warning(offsets_mm: NDArray[np.float64], *, tolerated: bool) -> str:
     )
     if not tolerated:
         raise GantryTilt(f"{text}; to have them aligned, set options.tolerate to gantry_tilt")
-    return (
+    message = (
         f"{text}; for the network they were aligned by shifts of whole pixels, and the mask was shifted back onto the "
         "sheared grid: viewers that cannot show such a grid, such as those built on ITK, need a DICOM segmentation"
     )
+    return ReportWarning(WarningCode.GANTRY_TILT_ALIGNED, message)
 
 
 def _shift_mm(offsets_mm: NDArray[np.float64]) -> float:

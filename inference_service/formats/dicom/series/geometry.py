@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InconsistentGeometry, NotAVolume
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.series.consistency import (
     MIN_SPACING_MM,
@@ -50,7 +51,7 @@ class SeriesGeometry:
         spacing_mm: Distance of slices; the usual one if `uneven`.
         tilted: Whether the stack is not at right angles to its planes.
         uneven: Whether slices are unevenly spaced.
-        warnings: Sentences for the user of the mask.
+        warnings: Warnings for the user of the mask.
     """
 
     slices: tuple[Slice, ...]
@@ -60,7 +61,7 @@ class SeriesGeometry:
     spacing_mm: float
     tilted: bool
     uneven: bool
-    warnings: tuple[str, ...]
+    warnings: tuple[ReportWarning, ...]
 
     @property
     def shape(self) -> Shape:
@@ -117,9 +118,9 @@ def find_geometry(instances: Sequence[Instance], tolerated: Collection[Tolerance
     )
 
 
-def _find_spacing(slices: Sequence[Slice], heights_mm: NDArray[np.float64]) -> tuple[float, list[str]]:
+def _find_spacing(slices: Sequence[Slice], heights_mm: NDArray[np.float64]) -> tuple[float, list[ReportWarning]]:
     """Mean spacing of slices, or the thickness of a single one, and warnings about it."""
-    warnings = []
+    warnings: list[ReportWarning] = []
     if len(slices) > 1:
         spacing_mm = float(heights_mm[-1]) / (len(slices) - 1)
         check_one_slice_per_position(heights_mm)
@@ -129,7 +130,8 @@ def _find_spacing(slices: Sequence[Slice], heights_mm: NDArray[np.float64]) -> t
         if thickness_mm is None:
             raise NotAVolume("the input is a single slice without a thickness: expected SliceThickness, or more slices")
         spacing_mm = thickness_mm
-        warnings.append(f"the scan is a single slice: volumes depend on its SliceThickness, {thickness_mm:g} mm")
+        message = f"the scan is a single slice: volumes depend on its SliceThickness, {thickness_mm:g} mm"
+        warnings.append(ReportWarning(WarningCode.SINGLE_SLICE, message))
     warnings += acquisition_warnings([slice_.instance.acquisition_number for slice_ in slices])
     return spacing_mm, warnings
 

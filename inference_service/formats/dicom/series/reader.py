@@ -11,6 +11,7 @@ import numpy as np
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume
 from inference_service.core.memory_budget import RequireMemory
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import (
@@ -47,7 +48,7 @@ class DicomSeries:
         value_type: The quantity that the values measure, such as HU; None where no slice states it.
         slices: The series' slices along the volume's third axis; one a plane unless `evenly_spaced` is set.
         set_aside: Number of files that are no part of the series, by reason.
-        warnings: Sentences for the user of the mask.
+        warnings: Warnings for the user of the mask.
     """
 
     volume: Volume
@@ -57,7 +58,7 @@ class DicomSeries:
     value_type: ValueType | None
     slices: tuple[Slice, ...]
     set_aside: Counter[ExclusionReason]
-    warnings: tuple[str, ...]
+    warnings: tuple[ReportWarning, ...]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def read_series(
         *_left_out_warnings(headers.instances, selected, set_aside, len(files)),
     ]
     if stack.padding_voxels:
-        warnings.append(f"{stack.padding_voxels} voxels are padding, and got the value {background_value(first):g}")
+        message = f"{stack.padding_voxels} voxels are padding, and got the value {background_value(first):g}"
+        warnings.append(ReportWarning(WarningCode.PADDING_VOXELS, message))
     volume, aligned, evenly_spaced = _regrid(Volume(stack.voxels, geometry.affine), geometry, limits.require_memory)
     return DicomSeries(
         volume=volume,
@@ -192,39 +194,44 @@ def _check_slopes(instances: Sequence[Instance]) -> None:
         raise InputCorrupt("RescaleSlope is 0 in all slices: expected another slope in slices with content")
 
 
-def _pixel_warnings(instances: Sequence[Instance]) -> list[str]:
+def _pixel_warnings(instances: Sequence[Instance]) -> list[ReportWarning]:
     """Warnings about the pixel values: lossy compression, padding that was not applied, HighBit, MONOCHROME1."""
     warnings = []
     lossy = sum(each.lossy or each.transfer_syntax_uid in ALWAYS_LOSSY for each in instances)
     if lossy:
-        warnings.append(f"{lossy} of the series' {len(instances)} images were compressed with loss")
+        message = f"{lossy} of the series' {len(instances)} images were compressed with loss"
+        warnings.append(ReportWarning(WarningCode.LOSSY_COMPRESSION, message))
     if any(
         instance.pixels.padding_range and padding_range(instance, frame) is None
         for instance in instances
         for frame in instance.frames
     ):
-        warnings.append("the series marks values as padding that are tissue in CT: they were not taken for padding")
+        message = "the series marks values as padding that are tissue in CT: they were not taken for padding"
+        warnings.append(ReportWarning(WarningCode.PADDING_VALUE_IGNORED, message))
     misplaced = sum(each.pixels.high_bit != each.pixels.bits_stored - 1 for each in instances)
     if misplaced:
-        warnings.append(
+        message = (
             f"HighBit contradicts BitsStored in {misplaced} of the series' {len(instances)} images: the lowest bits "
             "were taken for the values"
         )
+        warnings.append(ReportWarning(WarningCode.HIGH_BIT_IGNORED, message))
     slopes = [frame.rescale_slope for instance in instances for frame in instance.frames]
     if slopes.count(0):
         value = background_value(instances[0])
-        warnings.append(
+        message = (
             f"{slopes.count(0)} of {len(slopes)} slices have the RescaleSlope 0 and no content: they got the "
             f"value {value:g}"
         )
+        warnings.append(ReportWarning(WarningCode.EMPTY_SLICES, message))
     if any(instance.monochrome1 for instance in instances):
-        warnings.append("low values are meant to be displayed bright (MONOCHROME1): values were not inverted")
+        message = "low values are meant to be displayed bright (MONOCHROME1): values were not inverted"
+        warnings.append(ReportWarning(WarningCode.MONOCHROME1, message))
     return warnings
 
 
 def _left_out_warnings(
     images: Sequence[Instance], series: Sequence[Instance], set_aside: Counter[ExclusionReason], files: int
-) -> list[str]:
+) -> list[ReportWarning]:
     """Warnings about copies, and about files that may be slices: a missing first or last one leaves no gap.
 
     Args:
@@ -236,26 +243,29 @@ def _left_out_warnings(
     warnings = []
     duplicates = set_aside[ExclusionReason.DUPLICATE]
     if duplicates:
-        warnings.append(
+        message = (
             f"{duplicates} of the {files} files are copies of others, with the same SOPInstanceUID, header and pixels: "
             "they were left out"
         )
+        warnings.append(ReportWarning(WarningCode.DUPLICATE_FILES, message))
     unread = sum(
         set_aside[reason]
         for reason in (ExclusionReason.UNREADABLE, ExclusionReason.NOT_DICOM, ExclusionReason.LOOKUP_TABLE)
     )
     if unread:
-        warnings.append(
+        message = (
             f"{unread} of the {files} files could not be read as DICOM: if one was the first or the last slice, this "
             "slice is missing"
         )
+        warnings.append(ReportWarning(WarningCode.UNREADABLE_FILES, message))
     look_alikes = _count_look_alikes(images, series)
     if look_alikes:
         images_were = "image with the planes of the series was" if look_alikes == 1 else "images with its planes were"
-        warnings.append(
+        message = (
             f"{look_alikes} {images_were} left out, as ImageType does not say that they are slices: if one was the "
             "first or the last slice, this slice is missing"
         )
+        warnings.append(ReportWarning(WarningCode.POSSIBLE_SLICES_LEFT_OUT, message))
     return warnings
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry, MissingSlices
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 
 # Distance of a slice from its place in an even stack, in mm and in spacings: below these, a rounding error.
 _MAX_DEVIATION_MM = 0.1
@@ -53,7 +54,7 @@ def usual_spacing_mm(gaps_mm: NDArray[np.float64]) -> float:
     return float(np.median(gaps_mm[gaps_mm < 1.5 * np.quantile(gaps_mm, 0.1, method="higher")]))
 
 
-def uneven_spacing_warning(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> str:
+def uneven_spacing_warning(gaps_mm: NDArray[np.float64], usual_mm: float, *, tolerated: bool) -> ReportWarning:
     """Refuses uneven spacing unless the request tolerates it and the slices can be interpolated.
 
     Args:
@@ -82,10 +83,11 @@ def uneven_spacing_warning(gaps_mm: NDArray[np.float64], usual_mm: float, *, tol
         raise error(f"{text}; gaps of more than {max_gap_mm:.4g} mm are never interpolated")
     if not tolerated:
         raise error(f"{text}; to have them interpolated, set options.tolerate to uneven_spacing")
-    return f"{text}; the scan was interpolated to evenly spaced slices, and the mask lies on those"
+    message = f"{text}; the scan was interpolated to evenly spaced slices, and the mask lies on those"
+    return ReportWarning(WarningCode.SLICES_INTERPOLATED, message)
 
 
-def sparse_slices_warnings(spacing_mm: float, thicknesses_mm: Sequence[float | None]) -> list[str]:
+def sparse_slices_warnings(spacing_mm: float, thicknesses_mm: Sequence[float | None]) -> list[ReportWarning]:
     """Warns of slices so far apart that positions cannot show whether some are missing.
 
     Args:
@@ -97,7 +99,8 @@ def sparse_slices_warnings(spacing_mm: float, thicknesses_mm: Sequence[float | N
     if spacing_mm <= min(_MAX_GAP_MM, _MAX_SPACING_IN_THICKNESSES * thickest_mm):
         return []
     thickness = f" and state a thickness of {thickest_mm:.4g} mm" if stated_mm else ""
-    return [f"slices are {spacing_mm:.4g} mm apart{thickness}: it cannot be seen whether any are missing"]
+    message = f"slices are {spacing_mm:.4g} mm apart{thickness}: it cannot be seen whether any are missing"
+    return [ReportWarning(WarningCode.SPARSE_SLICES, message)]
 
 
 def _check_not_interleaved(gaps_mm: NDArray[np.float64], usual_mm: float) -> None:

@@ -13,6 +13,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference_service.core.errors import InputCorrupt, InputError
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -49,11 +50,11 @@ def rewritten(folder: Path, keyword: str, vr: str, value: bytes | Callable[[byte
     return folder
 
 
-def check_right(scan: Scan, warnings: list[str]) -> None:
+def check_right(scan: Scan, *warnings: ReportWarning) -> None:
     expected = regular_stack()
     np.testing.assert_array_equal(scan.volume.voxels, expected.voxels)
     np.testing.assert_allclose(np.linalg.norm(scan.volume.affine[:3, :3], axis=0), [0.75, 1.25, 2.5])
-    assert list(scan.warnings) == warnings
+    assert scan.warnings == warnings
 
 
 def commas(old: bytes) -> bytes:
@@ -92,7 +93,7 @@ DOUBLES = struct.pack("<2d", 1.25, 0.75)
 def test_numbers_are_read_whatever_their_value_representation(
     tmp_path: Path, read: Read, keyword: str, vr: str, value: bytes | Callable[[bytes], bytes]
 ) -> None:
-    check_right(read(rewritten(tmp_path / "in", keyword, vr, value)), [])
+    check_right(read(rewritten(tmp_path / "in", keyword, vr, value)))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,8 @@ def test_a_decimal_comma_is_read_as_a_point_with_a_warning(
     tmp_path: Path, read: Read, keyword: str, value: bytes | Callable[[bytes], bytes]
 ) -> None:
     scan = read(rewritten(tmp_path / "in", keyword, "DS", value))
-    check_right(scan, [f"{keyword} has a decimal comma, which was read as a point"])
+    message = f"{keyword} has a decimal comma, which was read as a point"
+    check_right(scan, ReportWarning(WarningCode.DECIMAL_COMMA, message))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from inference_service.core.errors import (
     InputError,
     NotAVolume,
 )
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -105,7 +106,8 @@ def test_frames_without_functional_groups_are_stacked_with_a_warning(
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels)
     np.testing.assert_allclose(scan.volume.affine, affine_of(stack), atol=1e-6)
     (warning,) = scan.warnings
-    assert ASSUMED in warning
+    assert warning.code == WarningCode.FRAME_POSITIONS_DERIVED
+    assert ASSUMED in warning.message
 
 
 def test_a_negative_spacing_stacks_frames_the_other_way(tmp_path: Path, read: Read) -> None:

@@ -31,6 +31,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import SegmentationType
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.segmentation_writer import (
     UidSeed,
     WrittenSegmentation,
@@ -319,7 +320,9 @@ def test_missing_uids_are_derived_reproducibly_and_give_a_warning(
 
     first, written = made("first", 1)
     assert written.warnings == tuple(
-        f"the scan has no {name}: the DICOM segmentation refers to a generated one"
+        ReportWarning(
+            WarningCode.UIDS_GENERATED, f"the scan has no {name}: the DICOM segmentation refers to a generated one"
+        )
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
     )
     again, other, elsewhere = (made(*way)[0] for way in (("again", 1), ("other", 2), ("elsewhere", 1, "another scan")))

@@ -47,6 +47,7 @@ from inference_service.core.errors import (
     InputError,
     UnsupportedTransferSyntax,
 )
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
@@ -156,7 +157,8 @@ def test_twelve_bits_of_lossy_jpeg_are_decoded(tmp_path: Path, read: Read) -> No
     placed("JPGExtended.dcm", tmp_path / "in")
     scan = read(tmp_path / "in")
     assert (scan.volume.voxels[140, 420, 0], scan.volume.voxels[120, 230, 0]) == (244, 95)
-    assert "compressed with loss" in scan.warnings[1]
+    assert scan.warnings[1].code == WarningCode.LOSSY_COMPRESSION
+    assert "compressed with loss" in scan.warnings[1].message
 
 
 STREAM = htj2k(PHANTOM[:, :, 1].T + 1024, 16)
@@ -359,7 +361,8 @@ def test_a_wrong_high_bit_is_ignored_where_values_lie_in_the_lowest_bits(
         dataset.save_as(path)
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels[:, :, 1].T, values)
-    assert any("HighBit contradicts BitsStored in 3 of the series' 3 images" in text for text in scan.warnings)
+    (warning,) = (each for each in scan.warnings if each.code == WarningCode.HIGH_BIT_IGNORED)
+    assert "HighBit contradicts BitsStored in 3 of the series' 3 images" in warning.message
 
 
 @pytest.mark.parametrize("shift", [2, 4])

@@ -18,6 +18,7 @@ from dicom_files import (
 from pydicom.dataset import Dataset
 
 from inference_service.core.errors import InputCorrupt
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -27,7 +28,8 @@ def test_padding_within_tissue_is_ignored(tmp_path: Path, read: Read) -> None:
     write_series(tmp_path / "in", regular_stack(), change=with_attribute("PixelPaddingValue", 60 + 1024))
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, regular_stack().voxels)
-    assert "the series marks values as padding that are tissue in CT: they were not taken for padding" in scan.warnings
+    message = "the series marks values as padding that are tissue in CT: they were not taken for padding"
+    assert ReportWarning(WarningCode.PADDING_VALUE_IGNORED, message) in scan.warnings
 
 
 @pytest.mark.parametrize(("value", "limit"), [(65535, 200), (0, 65535)])
@@ -40,7 +42,8 @@ def test_a_padding_range_that_spans_tissue_is_ignored(tmp_path: Path, read: Read
     write_series(tmp_path / "in", regular_stack(), change=change)
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, regular_stack().voxels)
-    assert "the series marks values as padding that are tissue in CT: they were not taken for padding" in scan.warnings
+    message = "the series marks values as padding that are tissue in CT: they were not taken for padding"
+    assert ReportWarning(WarningCode.PADDING_VALUE_IGNORED, message) in scan.warnings
 
 
 def test_padding_may_exceed_the_stored_bits(tmp_path: Path, read: Read) -> None:
@@ -82,7 +85,8 @@ def test_padding_becomes_air(tmp_path: Path, read: Read, padding: int) -> None:
     scan = read(tmp_path / "in")
     assert set(np.unique(scan.volume.voxels[:, 0])) == {-1024}
     np.testing.assert_array_equal(scan.volume.voxels[:, 1:, 0].T, stored[1:] - 1024)
-    assert scan.warnings == ("54 voxels are padding, and got the value -1024",)
+    message = "54 voxels are padding, and got the value -1024"
+    assert scan.warnings == (ReportWarning(WarningCode.PADDING_VOXELS, message),)
 
 
 def test_a_padding_range_is_padding(tmp_path: Path, read: Read) -> None:
@@ -111,7 +115,8 @@ def test_monochrome1_is_not_inverted_and_gives_a_warning(tmp_path: Path, read: R
     write_series(tmp_path / "in", stack, change=with_attribute("PhotometricInterpretation", "MONOCHROME1"))
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, stack.voxels)
-    assert "MONOCHROME1" in scan.warnings[0]
+    assert scan.warnings[0].code == WarningCode.MONOCHROME1
+    assert "MONOCHROME1" in scan.warnings[0].message
 
 
 def test_an_mr_series_is_read(tmp_path: Path, read: Read) -> None:
@@ -139,7 +144,8 @@ def test_a_slice_with_slope_0_and_no_content_is_background(
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels[:, :, 1:5], phantom()[:, :, 1:5])
     assert np.unique(scan.volume.voxels[:, :, [0, 5]]).tolist() == [-1024]
-    assert "2 of 6 slices have the RescaleSlope 0 and no content: they got the value -1024" in scan.warnings
+    message = "2 of 6 slices have the RescaleSlope 0 and no content: they got the value -1024"
+    assert ReportWarning(WarningCode.EMPTY_SLICES, message) in scan.warnings
 
 
 def test_a_slope_of_0_is_refused_in_a_slice_with_content_and_in_all_slices(tmp_path: Path, read: Read) -> None:

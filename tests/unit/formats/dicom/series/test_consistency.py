@@ -22,6 +22,7 @@ from inference_service.core.errors import (
     InconsistentGeometry,
     InputCorrupt,
 )
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -84,7 +85,8 @@ def test_alternating_acquisitions_give_a_warning_in_mr(
         dataset.AcquisitionNumber = numbers[k]
 
     write_series(tmp_path / "in", regular_stack(), change=change)
-    expected = ("slices of 2 acquisitions alternate: they may have been taken at different times",)
+    message = "slices of 2 acquisitions alternate: they may have been taken at different times"
+    expected = (ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message),)
     assert read(tmp_path / "in").warnings == (expected if alternate else ())
 
 
@@ -121,8 +123,8 @@ def test_ct_without_rescaling_is_believed_with_a_warning(tmp_path: Path, read: R
     write_series(tmp_path / "in", regular_stack(), change=change)
     scan = read(tmp_path / "in")
     np.testing.assert_array_equal(scan.volume.voxels, stored)
-    assert len(scan.warnings) == len(keywords)
-    assert f"no slice states {keywords[0]}" in scan.warnings[0]
+    assert [warning.code for warning in scan.warnings] == [WarningCode.RESCALE_MISSING] * len(keywords)
+    assert f"no slice states {keywords[0]}" in scan.warnings[0].message
 
 
 def test_frames_without_a_rescaling_beside_others_are_refused(tmp_path: Path, read: Read) -> None:

@@ -13,6 +13,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference_service.core.errors import InconsistentGeometry
+from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -22,11 +23,11 @@ STACK = regular_stack(phantom((20, 18, 6)))
 def check_read_once(scan: Scan, copies: int) -> None:
     np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels)
     assert scan.set_aside == {"duplicate": copies}
-    assert [warning for warning in scan.warnings if "copies" in warning] == [
+    message = (
         f"{copies} of the {6 + copies} files are copies of others, with the same SOPInstanceUID, header and pixels: "
         "they were left out"
-    ]
-    assert len(scan.warnings) == 1
+    )
+    assert scan.warnings == (ReportWarning(WarningCode.DUPLICATE_FILES, message),)
 
 
 def changed_copy(path: Path, copy: Path, change: Callable[[FileDataset], object]) -> None:

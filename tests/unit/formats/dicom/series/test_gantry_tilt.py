@@ -11,6 +11,7 @@ from inference_service.core.errors import (
     GantryTilt,
     InputError,
 )
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -60,7 +61,8 @@ def test_a_tilted_stack_is_aligned_and_its_mask_restored(tmp_path: Path, read: R
     labels = np.arange(seen.voxels.size, dtype=np.uint32).reshape(seen.shape)
     back = scan.aligned.restore_mask(labels)
     np.testing.assert_array_equal(seen.voxels.reshape(-1)[back], stack.voxels)
-    assert "aligned by shifts of whole pixels" in scan.warnings[0]
+    assert scan.warnings[0].code == WarningCode.GANTRY_TILT_ALIGNED
+    assert "aligned by shifts of whole pixels" in scan.warnings[0].message
 
 
 def test_tilted_and_uneven_slices_are_corrected_together(tmp_path: Path, read: Read) -> None:
@@ -74,5 +76,6 @@ def test_tilted_and_uneven_slices_are_corrected_together(tmp_path: Path, read: R
         read(tmp_path / "in", tolerate=("uneven_spacing",))
     scan = read(tmp_path / "in", tolerate=("uneven_spacing", "gantry_tilt"))
     assert scan.volume.shape == (9, 7 + 5, 6)
-    assert len(scan.warnings) == 2
+    codes = [warning.code for warning in scan.warnings]
+    assert codes == [WarningCode.SLICES_INTERPOLATED, WarningCode.GANTRY_TILT_ALIGNED]
     np.testing.assert_allclose(np.diag(scan.volume.affine)[:3], (-0.75, -1.25, 2.5))

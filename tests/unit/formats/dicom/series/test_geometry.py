@@ -22,6 +22,7 @@ from inference_service.core.errors import (
     InconsistentGeometry,
     NotAVolume,
 )
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -78,7 +79,8 @@ def test_a_single_slice_needs_a_thickness_and_gives_a_warning(tmp_path: Path, re
     write_series(tmp_path / "in", stack)
     scan = read(tmp_path / "in")
     assert scan.volume.spacing_mm == pytest.approx((0.75, 1.25, 7))
-    assert "single slice" in scan.warnings[0]
+    assert scan.warnings[0].code == WarningCode.SINGLE_SLICE
+    assert "depend on its SliceThickness, 7 mm" in scan.warnings[0].message
     write_series(tmp_path / "in", stack, change=without_attributes("SliceThickness"))
     with pytest.raises(NotAVolume, match="single slice"):
         read(tmp_path / "in")

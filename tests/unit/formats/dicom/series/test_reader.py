@@ -16,6 +16,7 @@ from inference_service.core.errors import (
     InputTooLarge,
     UnsupportedFormat,
 )
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 
@@ -46,7 +47,8 @@ def test_an_unreadable_last_slice_gives_a_warning(tmp_path: Path, read: Read, le
     last.write_bytes(last.read_bytes()[:left])
     scan = read(tmp_path / "in")
     assert scan.volume.shape[2] == 5
-    assert "1 of the 6 files could not be read as DICOM" in scan.warnings[-1]
+    assert scan.warnings[-1].code == WarningCode.UNREADABLE_FILES
+    assert "1 of the 6 files could not be read as DICOM" in scan.warnings[-1].message
 
 
 @pytest.mark.parametrize("change", BROKEN)
@@ -70,7 +72,8 @@ def test_a_last_slice_with_a_lookup_table_gives_a_warning(tmp_path: Path, read: 
     write_series(tmp_path / "in", regular_stack(), change=with_attribute("ModalityLUTSequence", [Dataset()], only=5))
     scan = read(tmp_path / "in")
     assert scan.volume.shape[2] == 5
-    assert "1 of the 6 files could not be read as DICOM" in scan.warnings[-1]
+    assert scan.warnings[-1].code == WarningCode.UNREADABLE_FILES
+    assert "1 of the 6 files could not be read as DICOM" in scan.warnings[-1].message
 
 
 def test_a_last_slice_marked_as_projection_gives_a_warning(tmp_path: Path, read: Read) -> None:
@@ -79,7 +82,8 @@ def test_a_last_slice_marked_as_projection_gives_a_warning(tmp_path: Path, read:
     )
     scan = read(tmp_path / "in")
     assert scan.volume.shape[2] == 5
-    assert scan.warnings[-1].startswith("1 image with the planes of the series was left out")
+    assert scan.warnings[-1].code == WarningCode.POSSIBLE_SLICES_LEFT_OUT
+    assert scan.warnings[-1].message.startswith("1 image with the planes of the series was left out")
 
 
 def test_a_zip_is_read_like_a_folder(tmp_path: Path, read: Read) -> None:
