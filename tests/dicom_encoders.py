@@ -1,5 +1,6 @@
 """Compresses DICOM files for tests, where possible with other libraries than the service decodes them with."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     HTJ2K,
@@ -19,6 +21,13 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+
+# pydicom has no names for most of them.
+JPEG_XL_LOSSLESS = UID("1.2.840.10008.1.2.4.110")
+JPEG_XL_RECOMPRESSION = UID("1.2.840.10008.1.2.4.111")
+JPEG_XL_LOSSY = UID("1.2.840.10008.1.2.4.112")
+UNCOMPRESSED_FRAMES = UID("1.2.840.10008.1.2.1.98")
+DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 
 
 def jpeg_2000(pixels: NDArray[np.integer], bits: int) -> bytes:
@@ -37,6 +46,18 @@ def htj2k(pixels: NDArray[np.integer], bits: int) -> bytes:
     return bytes(imagecodecs.htj2k_encode(pixels))
 
 
+def jpeg_xl(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return bytes(imagecodecs.jpegxl_encode(as_unsigned(pixels, bits), bitspersample=bits))
+
+
+def uncompressed(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return pixels.tobytes()
+
+
+def deflated(pixels: NDArray[np.integer], bits: int) -> bytes:
+    return zlib.compress(pixels.tobytes(), wbits=-zlib.MAX_WBITS)
+
+
 def as_unsigned(pixels: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
     """The stored bits as unsigned values: JPEG and JPEG-LS codestreams have no sign."""
     dtype = np.dtype(f"u{pixels.dtype.itemsize}")
@@ -52,6 +73,9 @@ ENCODERS: dict[str, Callable[[NDArray[np.integer], int], bytes]] = {
     HTJ2KLossless: htj2k,
     HTJ2KLosslessRPCL: htj2k,
     HTJ2K: htj2k,
+    JPEG_XL_LOSSLESS: jpeg_xl,
+    UNCOMPRESSED_FRAMES: uncompressed,
+    DEFLATED_FRAMES: deflated,
 }
 COMPRESSED_SYNTAXES = [RLELossless, *ENCODERS]
 
@@ -73,4 +97,14 @@ def set_codestream(path: Path, syntax: str, codestream: bytes) -> None:
     dataset.PixelData = encapsulate([codestream])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(path)
+    save_encoded(dataset, path)
+
+
+def save_encoded(dataset: Dataset, path: Path) -> None:
+    """Writes a data set with encapsulated pixels, also in a transfer syntax that pydicom does not know."""
+    pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True, force_encoding=True)
+
+
+def syntax_id(syntax: str) -> str:
+    """Names a transfer syntax in the name of a test."""
+    return UID(syntax).keyword or syntax

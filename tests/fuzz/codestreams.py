@@ -1,17 +1,27 @@
 """Targets that read one frame of pixels: the header of its codestream, and the decoder of each transfer syntax."""
 
+from contextlib import suppress
 from functools import cache
 
 import imagecodecs
 import numpy as np
-from dicom_encoders import encode
+from dicom_encoders import (
+    DEFLATED_FRAMES,
+    JPEG_XL_LOSSLESS,
+    JPEG_XL_LOSSY,
+    JPEG_XL_RECOMPRESSION,
+    UNCOMPRESSED_FRAMES,
+    encode,
+    save_encoded,
+)
 from dicom_files import phantom, regular_stack, write_series
 from pydicom import dcmread, uid
 from pydicom.encaps import encapsulate, generate_frames
 
 from fuzz.target import Target, scratch_folder
-from inference_service.core.errors import InputCorrupt
+from inference_service.core.errors import InputCorrupt, InputError
 from inference_service.formats.dicom.instance import Frame, Instance, PixelDescription
+from inference_service.formats.dicom.pixels import jpeg_xl
 from inference_service.formats.dicom.pixels.codestream import CodestreamHeader, read_codestream_header
 from inference_service.formats.dicom.pixels.decoder import check_decodable, read_frames
 
@@ -22,6 +32,11 @@ _SYNTAXES = (
     uid.JPEGLSLossless,
     uid.JPEG2000Lossless,
     uid.HTJ2KLossless,
+    JPEG_XL_LOSSLESS,
+    JPEG_XL_LOSSY,
+    JPEG_XL_RECOMPRESSION,
+    UNCOMPRESSED_FRAMES,
+    DEFLATED_FRAMES,
 )
 # The first of these sizes that the codestream does not contradict.
 _DEFAULT = CodestreamHeader(rows=6, columns=5, components=1, bits=16)
@@ -42,7 +57,7 @@ def _header(syntax: str) -> bytes:
     dataset.PixelData = encapsulate([b"\0\0"])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(path)
+    save_encoded(dataset, path)
     content = path.read_bytes()
     return content[: content.rindex(_PIXEL_DATA_TAG) + 12]
 
@@ -52,7 +67,7 @@ def _decode(data: bytes) -> None:
     syntax = _SYNTAXES[data[0] % len(_SYNTAXES)] if data else _SYNTAXES[0]
     form = data[1] if len(data) > 1 else 0
     codestream = data[2:]
-    stated = read_codestream_header(codestream)
+    stated = _stated_header(codestream)
     # A small image has the size that its codestream states, so that the decoder is reached.
     small = stated is not None and 0 < stated.rows * stated.columns <= _MAX_PIXELS
     size = stated if stated is not None and small else _DEFAULT
@@ -69,6 +84,13 @@ def _decode(data: bytes) -> None:
         assert np.issubdtype(pixels.dtype, np.integer)
 
 
+def _stated_header(codestream: bytes) -> CodestreamHeader | None:
+    """The header of a codestream of any kind; None where it is invalid."""
+    with suppress(InputError):
+        return jpeg_xl.read_header(jpeg_xl.unwrap(codestream)) or read_codestream_header(codestream)
+    return None
+
+
 def _item(content: bytes) -> bytes:
     """An item of encapsulated pixel data (PS3.5 A.4)."""
     return _ITEM_TAG + len(content).to_bytes(4, "little") + content
@@ -82,11 +104,18 @@ def _with_size(header: bytes, size: CodestreamHeader, bits: int) -> bytes:
 
 
 def _decode_seeds() -> list[bytes]:
+    pixels = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    jpeg = imagecodecs.jpeg8_encode(pixels, level=95)
+    lossy = imagecodecs.jpegxl_encode(pixels, distance=1.0, usecontainer=True)
+    encoded = {
+        uid.JPEGBaseline8Bit: jpeg,
+        JPEG_XL_LOSSY: lossy,
+        JPEG_XL_RECOMPRESSION: imagecodecs.jpegxl_encode_jpeg(jpeg),
+    }
     seeds = []
     for number, syntax in enumerate(_SYNTAXES):
-        if syntax == uid.JPEGBaseline8Bit:
-            pixels = np.arange(30, dtype=np.uint8).reshape(6, 5)
-            seeds.append(bytes([number, 1]) + imagecodecs.jpeg8_encode(pixels, level=95))
+        if syntax in encoded:
+            seeds.append(bytes([number, 1]) + bytes(encoded[syntax]))
             continue
         (path, *_) = write_series(scratch_folder() / f"seed-{syntax}", regular_stack(phantom((5, 6, 1))))
         encode(path, syntax)
@@ -95,8 +124,8 @@ def _decode_seeds() -> list[bytes]:
 
 
 def _measure(data: bytes) -> None:
-    size = read_codestream_header(data)
-    if size is None:
+    headers = (read_codestream_header(data), jpeg_xl.read_header(jpeg_xl.unwrap(data)))
+    if headers == (None, None):
         raise InputCorrupt("no codestream")
 
 

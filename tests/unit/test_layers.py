@@ -23,7 +23,7 @@ HOMES: dict[str, set[str]] = {
     "opentelemetry": {"core.tracing"},
     "onnxruntime": {"engine.session", "engine.provider_probe"},
     "psycopg2": {"jobs.database", "embedded.postgres"},
-    "imagecodecs": {"formats.dicom.pixels.decoder"},
+    "imagecodecs": {"formats.dicom.pixels.encoded_frames"},
     "pydicom": {
         "formats.dicom.attributes",
         "formats.dicom.file_check",
@@ -32,6 +32,7 @@ HOMES: dict[str, set[str]] = {
         "formats.dicom.header",
         "formats.dicom.pixels.offset_table",
         "formats.dicom.pixels.decoder",
+        "formats.dicom.pixels.encoded_frames",
         "formats.dicom.pydicom_errors",
         "formats.dicom.segmentation_writer",
         "formats.dicom.source_references",

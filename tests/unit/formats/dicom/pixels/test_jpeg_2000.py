@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, OutOfMemory
-from inference_service.formats.dicom.pixels import decoder
+from inference_service.formats.dicom.pixels import encoded_frames
 from inference_service.formats.dicom.pixels.jpeg_2000 import START, count_packets, count_tiles, unwrap
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
@@ -139,7 +139,7 @@ def test_a_frame_of_too_many_parts_is_refused_before_it_is_decoded(
     def fail(_: bytes) -> None:
         raise AssertionError("it was decoded")
 
-    monkeypatch.setitem(vars(decoder)["_DECODERS"], JPEG2000Lossless, fail)
+    monkeypatch.setitem(vars(encoded_frames)["DECODERS"], JPEG2000Lossless, fail)
     with pytest.raises(InputTooLarge, match=rf"states \d* ?{parts}; this service decodes at most"):
         read(tmp_path / "in")
 

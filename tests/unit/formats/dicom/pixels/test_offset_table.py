@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from dicom_encoders import ENCODERS, encode
+from dicom_encoders import (
+    DEFLATED_FRAMES,
+    ENCODERS,
+    JPEG_XL_LOSSLESS,
+    UNCOMPRESSED_FRAMES,
+    encode,
+    save_encoded,
+)
 from dicom_files import phantom, regular_stack, write_enhanced, write_series
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -17,7 +24,9 @@ from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
 STACK = regular_stack(phantom((20, 18, 6)))
-SYNTAXES = [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless]
+# Their codestreams have end markers, so that frames are told apart without a table.
+MARKED_SYNTAXES = [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless]
+SYNTAXES = [*MARKED_SYNTAXES, JPEG_XL_LOSSLESS, UNCOMPRESSED_FRAMES, DEFLATED_FRAMES]
 
 
 def item(content: bytes) -> bytes:
@@ -42,7 +51,7 @@ def set_fragments(path: Path, fragments: Sequence[bytes], offsets: Sequence[int]
     if extended:
         dataset.ExtendedOffsetTable = struct.pack(f"<{len(extended)}Q", *extended)
         dataset.ExtendedOffsetTableLengths = struct.pack(f"<{len(extended)}Q", *map(len, fragments))
-    dataset.save_as(path)
+    save_encoded(dataset, path)
 
 
 def check_right(scan: Scan) -> None:
@@ -72,11 +81,18 @@ def write_multi_frame(path: Path, syntax: str) -> list[bytes]:
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
     dataset.PixelData = encapsulate(codestreams)
     dataset["PixelData"].VR = "OB"
-    dataset.save_as(path)
+    save_encoded(dataset, path)
     return codestreams
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
+def test_frames_in_two_fragments_are_told_apart_by_the_table(tmp_path: Path, read: Read, syntax: str) -> None:
+    fragments = [half for codestream in write_multi_frame(tmp_path / "in", syntax) for half in halves(codestream)]
+    set_fragments(tmp_path / "in", fragments, starts(fragments)[::2])
+    check_right(read(tmp_path / "in"))
+
+
+@pytest.mark.parametrize("syntax", MARKED_SYNTAXES)
 def test_offsets_of_each_fragment_are_no_frames(tmp_path: Path, read: Read, syntax: str) -> None:
     fragments = [half for codestream in write_multi_frame(tmp_path / "in", syntax) for half in halves(codestream)]
     for offsets in (starts(fragments), starts(fragments)[::2], [], [each + 2 for each in starts(fragments)[::2]]):

@@ -13,9 +13,9 @@ from pydicom import uid
 TRIM = Path(__file__).parents[5] / "docker" / "trim_codecs.py"
 DECODE = """
 import sys
-from inference_service.formats.dicom.pixels import decoder
+from inference_service.formats.dicom.pixels import encoded_frames
 
-sys.stdout.buffer.write(decoder._DECODERS[sys.argv[1]](sys.stdin.buffer.read()).tobytes())
+sys.stdout.buffer.write(encoded_frames.DECODERS[sys.argv[1]](sys.stdin.buffer.read()).tobytes())
 """
 PIXELS = np.random.default_rng(0).integers(0, 4096, (32, 24), dtype=np.uint16)
 
