@@ -1,14 +1,20 @@
 """Output of the command `inspect`."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from inference_service.core.errors import BadRequest, InputError, SliceGroup
+
 if TYPE_CHECKING:
-    from inference_service.core.errors import InputError
     from inference_service.formats.inspection import FoundVolume, Inspection
+
+
+_MAX_LISTED_GROUPS = 100
 
 
 def inspection_json(found: "Inspection") -> dict[str, object]:
@@ -41,6 +47,8 @@ def print_inspection(screen: Console, found: "Inspection") -> None:
         screen.print(f"{number}: {'series ' if volume.kind == 'dicom' else ''}{printable_name(volume.name)}")
         if volume.error is not None:
             screen.print(f"{number}: {volume.error.code}: {volume.error.message}")
+            for line in group_lines(volume.error.groups):
+                screen.print(f"{number}: {line}")
         for warning in volume.warnings:
             screen.print(f"{number}: warning {warning.code}: {warning.message}")
     for reason, count in found.other_files.items():
@@ -56,8 +64,27 @@ def _verdict(volume: "FoundVolume") -> str:
 
 
 def printable_name(name: str) -> str:
-    # A name may be any text, and could control the terminal.
-    return "".join(each if each.isprintable() else "?" for each in name) or "(without a UID)"
+    """Returns the name of a volume for the terminal."""
+    return _printable(name) or "(without a UID)"
+
+
+def _printable(text: str) -> str:
+    # It may be any text, and could control the terminal.
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def group_lines(groups: Sequence[SliceGroup]) -> Iterator[str]:
+    """Yields a line for each group: the options that select it, the number of its slices, and what else tells it."""
+    for group in groups[:_MAX_LISTED_GROUPS]:
+        options = " ".join(f"--select {quote(each)}" for each in _assignments(group.select))
+        others = ", ".join(_assignments(group.attributes))
+        yield f"{options}: {group.slices} slices{f' ({others})' if others else ''}"
+    if len(groups) > _MAX_LISTED_GROUPS:
+        yield f"… {len(groups)} groups in all"
+
+
+def _assignments(values: Mapping[str, object]) -> list[str]:
+    return [f"{keyword}={'' if value is None else _printable(str(value))}" for keyword, value in values.items()]
 
 
 def _volume_json(volume: "FoundVolume") -> dict[str, object]:
@@ -77,5 +104,8 @@ def _volume_json(volume: "FoundVolume") -> dict[str, object]:
     }
 
 
-def _error_json(error: "InputError | None") -> dict[str, str] | None:
-    return None if error is None else {"code": error.code, "message": error.message}
+def _error_json(error: InputError | BadRequest | None) -> dict[str, object] | None:
+    if error is None:
+        return None
+    groups = error.groups if isinstance(error, InputError) else ()
+    return {"code": error.code, "message": error.message, "groups": [asdict(group) for group in groups]}

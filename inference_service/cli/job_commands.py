@@ -66,7 +66,7 @@ def submit(
     # The whole request is validated before the upload, so that a rejected request leaves no scan behind.
     request = parse_request(
         {
-            "input": {**_input_reference(volume), "series": input_options.series},
+            "input": {**_input_reference(volume), "series": input_options.series, "select": input_options.select},
             "model": model.model,
             "model_version": model.model_version,
             "priority": job.priority,
@@ -80,8 +80,9 @@ def submit(
     )
     with Client() as client:
         if not volume.startswith(_S3):
-            uploaded = client.upload(Path(volume)).model_copy(update={"series": input_options.series})
-            request = request.model_copy(update={"input": uploaded})
+            uploaded = client.upload(Path(volume))
+            placed = request.input.model_copy(update={"bucket": uploaded.bucket, "key": uploaded.key})
+            request = request.model_copy(update={"input": placed})
         job_id = client.submit(request, job_id=job.job_id)
         if wait_for_end:
             _follow(client, job_id, as_json=as_json)

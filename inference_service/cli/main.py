@@ -6,6 +6,7 @@ Commands that need the worker's packages import them when they run, because a cl
 import errno
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 
 import click
@@ -14,8 +15,8 @@ from pydantic_settings import SettingsError
 
 from inference_service.cli import job_commands, local_commands, operator_commands
 from inference_service.cli.exit_codes import ExitCode, exit_code
-from inference_service.cli.inspection_display import printable_name
-from inference_service.core.errors import MixedSeries, ServiceError
+from inference_service.cli.inspection_display import group_lines, printable_name
+from inference_service.core.errors import InputError, MixedSeries, ServiceError
 
 
 class _Group(click.Group):
@@ -26,10 +27,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ServiceError as error:
             click.echo(f"error: {error.code}: {error.message}", err=True)
-            if isinstance(error, MixedSeries):
-                for uid, count in error.slices.items():
-                    # The text with which the series is named: an invalid UID may be any text.
-                    click.echo(f"  {printable_name(uid)}: {count} slices", err=True)
+            for line in _choices(error):
+                click.echo(f"  {line}", err=True)
             ctx.exit(exit_code(error))
         except SettingsError as error:
             click.echo(f"error: {error}: expected JSON", err=True)
@@ -66,6 +65,16 @@ def main() -> None:
 
 for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, *operator_commands.COMMANDS):
     main.add_command(command)
+
+
+def _choices(error: ServiceError) -> Iterator[str]:
+    """Yields a line for each series, or for each group of slices, of which the user may choose one."""
+    if isinstance(error, MixedSeries):
+        for uid, count in error.slices.items():
+            # The text with which the series is named: an invalid UID may be any text.
+            yield f"{printable_name(uid)}: {count} slices"
+    if isinstance(error, InputError):
+        yield from group_lines(error.groups)
 
 
 def _exit_on_signal(number: int, _frame: FrameType | None) -> None:

@@ -30,6 +30,17 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
+def selection(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str | None]:
+    """Reads options of the form KEYWORD=VALUE; a callback of the option. An empty value is none."""
+    found: dict[str, str | None] = {}
+    for text in values:
+        keyword, separator, value = text.partition("=")
+        if not separator or keyword in found:
+            raise click.BadParameter("expected KEYWORD=VALUE, and each keyword once")
+        found[keyword] = value or None
+    return found
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
 
@@ -120,6 +131,14 @@ input_options = _grouped(
         default=True,
         show_default=True,
         help="Reject a scan whose modality is not the model's.",
+    ),
+    click.option(
+        "--select",
+        metavar="KEYWORD=VALUE",
+        multiple=True,
+        callback=selection,
+        help="Segment the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series "
+        "has several acquisitions; may be given several times.",
     ),
 )
 format_option = click.option(

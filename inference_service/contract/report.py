@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inference_service.contract.slice_selection import SelectValue
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.execution import Precision
 from inference_service.core.files import Checksum
@@ -37,8 +38,8 @@ class InputReport(_Part):
     slices: int | None = Field(description="Number of slices of the DICOM series; null for other inputs.")
     set_aside: dict[str, int] = Field(
         description="Number of input files that are not part of the scan, by reason: not_dicom, no_volume, duplicate, "
-        "no_image, unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, lookup_table, "
-        "no_position, single_image, other_series."
+        "damaged_copy, no_image, unreadable, localizer, secondary_capture, projection, reformat, mosaic, colour, "
+        "lookup_table, no_position, single_image, other_series, not_selected."
     )
     replaced_voxels: int = Field(
         description="Number of voxels that were NaN, infinite or beyond ±1e15, as fill values are: they were set to "
@@ -65,6 +66,9 @@ class OptionsReport(_Part):
     series: str | None = Field(description="SeriesInstanceUID of the series that the request selected.")
     tolerate: list[Tolerance]
     modality_check: bool
+    select: dict[str, SelectValue] = Field(
+        default_factory=dict, description="Attributes by which the request selected slices of the series."
+    )
 
 
 class CentroidReport(_Part):

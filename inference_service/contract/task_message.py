@@ -9,8 +9,14 @@ from enum import StrEnum
 from typing import Annotated, Literal, cast, get_args
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from inference_service.contract.slice_selection import (
+    MAX_SELECTED_ATTRIBUTES,
+    SELECTABLE,
+    SelectValue,
+    check_selection,
+)
 from inference_service.core.errors import BadRequest
 
 # Names and versions become parts of a path; the patterns keep it inside the models folder.
@@ -74,6 +80,7 @@ ObjectKey = Annotated[
     AfterValidator(_plain_key),
 ]
 BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"), AfterValidator(_s3_bucket)]
+Selection = Annotated[dict[str, SelectValue], BeforeValidator(check_selection)]
 
 
 class _Part(BaseModel):
@@ -102,6 +109,14 @@ class InputReference(_Part):
         pattern=r"^[^\x00-\x1f\x7f]{1,256}$",
         description="SeriesInstanceUID of the series to segment, as its files state it, even where that is no valid "
         "UID; required if the input has several series.",
+    )
+    select: Selection = Field(
+        default_factory=dict,
+        exclude_if=lambda selection: not selection,
+        description="Attributes of the slices to segment, if the series has several acquisitions, such as "
+        '{"TemporalPositionIdentifier": 2}. A slice must have all values: numbers, times as HHMMSS, or texts, of which '
+        "one component suffices. null selects the slices without the attribute.",
+        json_schema_extra={"propertyNames": {"enum": list(SELECTABLE)}, "maxProperties": MAX_SELECTED_ATTRIBUTES},
     )
 
 

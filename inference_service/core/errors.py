@@ -41,7 +41,8 @@ data. Only an EmbeddedServerError, which appears on the operator's terminal alon
 the operator are in the exception's cause, which is logged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from traceback import extract_tb
 from typing import ClassVar
@@ -108,8 +109,34 @@ class BadRequest(PermanentError):
     code = ErrorCode.BAD_REQUEST
 
 
+@dataclass(frozen=True)
+class SliceGroup:
+    """Slices of a series that may be an acquisition of their own.
+
+    Attributes:
+        select: The value of `input.select` that selects them.
+        slices: Their number.
+        attributes: Values of further attributes that they agree in, and the other groups do not.
+    """
+
+    select: Mapping[str, int | float | str | None]
+    slices: int
+    attributes: Mapping[str, int | float | str | None]
+
+
 class InputError(PermanentError):
     """The input cannot be segmented."""
+
+    def __init__(self, message: str = "", groups: Sequence[SliceGroup] = ()) -> None:
+        """Makes the error.
+
+        Args:
+            message: The public sentence.
+            groups: The groups of slices of which `input.select` may choose one. Their values may be any text: they are
+                for the terminal of the person who holds the input, and for no row and no log.
+        """
+        super().__init__(message)
+        self.groups = tuple(groups)
 
 
 class InputNotFound(InputError):

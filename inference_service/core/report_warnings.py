@@ -28,6 +28,8 @@ class WarningCode(StrEnum):
     # Files of a DICOM series.
     DUPLICATE_FILES = "duplicate_files"
     """Copies of files were left out."""
+    DAMAGED_COPIES = "damaged_copies"
+    """Damaged copies of intact files were left out."""
     UNREADABLE_FILES = "unreadable_files"
     """Files could not be read as DICOM, and may be slices."""
     POSSIBLE_SLICES_LEFT_OUT = "possible_slices_left_out"

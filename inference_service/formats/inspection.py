@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference_service.contract.report import InputFormat
-from inference_service.core.errors import InputError
+from inference_service.core.errors import BadRequest, InputError
 from inference_service.core.report_warnings import ReportWarning
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
 from inference_service.formats.dicom.series.reader import read_headers
@@ -69,7 +69,7 @@ class Inspection:
 
     volumes: tuple[FoundVolume, ...]
     other_files: dict[str, int]
-    error: InputError | None
+    error: InputError | BadRequest | None
 
 
 def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspection:
@@ -88,7 +88,9 @@ def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspec
     headers = {header for paths in single.values() for header in paths}
     others = [file for file in files if file not in headers]
     volumes = [
-        _read_volume(kind, [header] if kind == "nifti" else [header, *others], options, _name(header, path))
+        _read_volume(
+            FoundVolume(kind, _name(header, path), 1), [header] if kind == "nifti" else [header, *others], options
+        )
         for kind, paths in single.items()
         for header in paths
     ]
@@ -97,7 +99,7 @@ def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspec
     if headers:
         # `read_headers` counts these files as not DICOM.
         other_files[ExclusionReason.NOT_DICOM] -= len(headers)
-    alone = len(volumes) == 1 and volumes[0].left_out is None and options.input_options.series is None
+    alone = len(volumes) == 1 and volumes[0].left_out is None and _options_of(volumes[0], options) == options
     error = volumes[0].error if alone else _error_of(files, options)
     return Inspection(tuple(volumes), dict(sorted((+other_files).items())), error)
 
@@ -119,26 +121,31 @@ def _series(files: Sequence[Path], options: ReadOptions) -> tuple[list[FoundVolu
         elif uid in errors:
             found.append(FoundVolume("dicom", uid, len(paths) + broken[uid], instances[0].modality, error=errors[uid]))
         else:
-            found.append(_read_volume("dicom", paths, options, uid))
+            found.append(_read_volume(FoundVolume("dicom", uid, len(paths), instances[0].modality), paths, options))
     return found, Counter({str(reason): count for reason, count in headers.excluded.items()})
 
 
-def _read_volume(kind: InputFormat, paths: Sequence[Path], options: ReadOptions, name: str) -> FoundVolume:
+def _read_volume(volume: FoundVolume, paths: Sequence[Path], options: ReadOptions) -> FoundVolume:
     """Reads one volume alone.
 
     Args:
-        kind: Its format.
+        volume: Its format, name and number of files.
         paths: Its files; the first one is its header.
-        options: How it is read.
-        name: Its name.
+        options: How the input is read.
     """
-    count = len(paths) if kind == "dicom" else 1
-    any_series = replace(options.input_options, series=None)
     try:
-        scan = read_files(paths, replace(options, input_options=any_series))
+        scan = read_files(paths, _options_of(volume, options))
     except InputError as error:
-        return FoundVolume(kind, name, count, error=error)
-    return FoundVolume(kind, name, count, scan.modality, facts=_facts(scan), warnings=scan.warnings)
+        return replace(volume, error=error)
+    return replace(volume, modality=scan.modality, facts=_facts(scan), warnings=scan.warnings)
+
+
+def _options_of(volume: FoundVolume, options: ReadOptions) -> ReadOptions:
+    """The options for one volume alone: a selection is for the series that the request names, or for any series."""
+    named = options.input_options.series
+    selects = volume.kind == "dicom" and named in (None, volume.name)
+    select = options.input_options.select if selects else {}
+    return replace(options, input_options=replace(options.input_options, series=None, select=select))
 
 
 def _name(file: Path, source: Path) -> str:
@@ -151,9 +158,9 @@ def _facts(scan: Scan) -> VolumeFacts:
     return VolumeFacts(volume.shape, volume.spacing_mm, volume.orientation, (low, high))
 
 
-def _error_of(files: Sequence[Path], options: ReadOptions) -> InputError | None:
+def _error_of(files: Sequence[Path], options: ReadOptions) -> InputError | BadRequest | None:
     try:
         read_files(files, options)
-    except InputError as error:
+    except (InputError, BadRequest) as error:
         return error
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.report import InputFormat
-from inference_service.core.errors import InputCorrupt, NotAVolume, UnsupportedFormat
+from inference_service.core.errors import BadRequest, InputCorrupt, NotAVolume, UnsupportedFormat
 from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.header import read_instance
@@ -119,10 +119,13 @@ def read_files(files: Sequence[Path], options: ReadOptions) -> Scan:
     """Reads a volume from files with the first reader that accepts them.
 
     Raises:
+        BadRequest: The request selects slices, and the input is not DICOM.
         InputError: No reader accepts the files, or the reader that accepts them finds an error.
     """
     for reader in READERS:
         if reader.accepts(files, options.limits):
+            if options.input_options.select and reader.read is not _read_dicom:
+                raise BadRequest("input.select chooses among the slices of a DICOM series, and the input is none")
             scan = reader.read(files, options)
             affine, shape = scan.volume.affine, scan.volume.shape
             warnings = (*scan.warnings, *_fill_value_warnings(scan.replaced_voxels), *extent_warnings(affine, shape))
@@ -227,8 +230,7 @@ def _read_dicom(files: Sequence[Path], options: ReadOptions) -> Scan:
     series = read_series(
         files,
         options.limits,
-        series_uid=options.input_options.series,
-        tolerated=options.input_options.tolerate,
+        options=options.input_options,
         threads=options.threads,
     )
     return Scan(

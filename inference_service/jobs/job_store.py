@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, JobCancelled
@@ -261,6 +262,8 @@ def find_same_work(
             JobRow.checksums.is_not(None),
             JobRow.request["options"].op("-")("reuse") == requested["options"],
             JobRow.request["input"]["series"].astext.is_not_distinct_from(request.input.series),
+            func.coalesce(JobRow.request["input"]["select"], literal({}, JSONB))
+            == literal(request.input.select, JSONB),
             JobRow.request["output"]["formats"] == requested["output"]["formats"],
         )
         .order_by(JobRow.finished_at.desc())

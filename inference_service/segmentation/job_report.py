@@ -38,7 +38,12 @@ def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
 
 def options_report(options: InputOptions) -> OptionsReport:
     """Copies the request's options for its input into the report."""
-    return OptionsReport(series=options.series, tolerate=list(options.tolerate), modality_check=options.modality_check)
+    return OptionsReport(
+        series=options.series,
+        tolerate=list(options.tolerate),
+        modality_check=options.modality_check,
+        select=dict(options.select),
+    )
 
 
 def model_report(model: Model) -> ModelReport:

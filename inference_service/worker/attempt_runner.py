@@ -219,14 +219,13 @@ class AttemptRunner:
 
     def _compute_result(self, work: _Work) -> attempts.Success:
         settings = self._context.settings
-        options = work.request.options
         report = segment_file(
             work.source,
             work.folder,
             ModelRun(work.model, self._execution, self._context.sessions),
             limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
             options=SegmentOptions(
-                InputOptions(work.request.input.series, options.tolerate, options.modality_check),
+                InputOptions.of(work.request),
                 work.request.output.formats,
                 self._claim.job_id,
             ),

@@ -10,7 +10,7 @@ from inference_service.worker.message_check import NoJob, cancelled_job, task_me
 
 _JOB_ID = "7d444840-9dc0-11d1-b245-5ffdce74fad2"
 _REQUEST = {
-    "input": {"bucket": "volumes", "key": "ct/1/", "series": "1.2.3"},
+    "input": {"bucket": "volumes", "key": "ct/1/", "series": "1.2.3", "select": {"EchoTime": 4.6, "ImageType": "M"}},
     "model": "ct-chest",
     "model_version": "1",
     "priority": "urgent",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from dicom_files import affine_of, read_segmentation, regular_stack, with_attribute, write_series
 from jobs_in_process import Request, get, run
+from pydicom import Dataset
 
 from inference_service.client import Client
 from inference_service.contract.task_message import parse_request
@@ -202,6 +203,36 @@ def test_a_result_is_reused_only_for_the_same_series(
         details.append(job_store.transitions(database, job.id)[-1].detail)
     assert details[:2] == [None, None]
     assert str(details[2]).startswith("reused ")
+
+
+def test_a_result_is_reused_only_for_the_same_slices(
+    handler: TaskHandler, database: Database, storage: Storage, tmp_path: Path
+) -> None:
+    prefix = f"phases/{uuid4()}/"
+    for number in (1, 2):
+
+        def change(k: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"1.2.7.{number}.{k}"
+            dataset.TemporalPositionIdentifier = number
+
+        for path in write_series(tmp_path / str(number), regular_stack(), change=change):
+            storage.store("volumes", f"{prefix}{number}/{path.name}", path, content_type="application/dicom")
+    request = {"model": "ct-tissue", "options": {"reuse": True}}
+
+    def ended(**which: object) -> job_store.Job:
+        return run(handler, database, {**request, "input": {"bucket": "volumes", "key": prefix, **which}})
+
+    refused = ended()
+    assert refused.error_code == "not_a_volume"
+    assert '{"TemporalPositionIdentifier": 1} (6 slices)' in (refused.error_message or "")
+    details = []
+    for number in (1, 2, 1):
+        job = ended(select={"TemporalPositionIdentifier": number})
+        assert job.state is JobState.SUCCEEDED, job.error_message
+        details.append(job_store.transitions(database, job.id)[-1].detail)
+    assert details[:2] == [None, None]
+    assert str(details[2]).startswith("reused ")
+    assert ended(select={"PatientName": "x"}).error_code == "bad_request"
 
 
 def test_the_message_of_a_job_that_runs_on_another_worker_is_dropped(

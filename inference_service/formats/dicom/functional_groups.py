@@ -72,16 +72,16 @@ def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
     return FramesGeometry(frames, tuple(sorted(assumptions)))
 
 
-def read_slice_thickness_mm(dataset: Dataset) -> float | None:
-    """SliceThickness of the first frame; None where no valid one is stated."""
+def read_stated_length_mm(dataset: Dataset, keyword: str) -> float | None:
+    """SliceThickness or SpacingBetweenSlices of the first frame; None where no valid one is stated."""
     sequences = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
-    sources = [item for keyword in sequences for item in read_values(dataset, keyword)[:1]]
+    sources = [item for sequence in sequences for item in read_values(dataset, sequence)[:1]]
     try:
-        thickness = _read_numbers([*sources, dataset], "PixelMeasuresSequence", "SliceThickness", 1, set())
+        length = _read_numbers([*sources, dataset], "PixelMeasuresSequence", keyword, 1, set())
     except (InputCorrupt, InconsistentGeometry):
         # Only the geometry of a single slice depends on it.
         return None
-    return thickness[0] if thickness and thickness[0] > 0 else None
+    return length[0] if length and length[0] > 0 else None
 
 
 def _states_position(item: Dataset) -> bool:

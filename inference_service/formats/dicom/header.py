@@ -30,7 +30,7 @@ from inference_service.formats.dicom.attributes import (
 from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.file_check import measure_file, read_file_meta
 from inference_service.formats.dicom.frame_attributes import KEYWORDS
-from inference_service.formats.dicom.functional_groups import read_frames_geometry, read_slice_thickness_mm
+from inference_service.formats.dicom.functional_groups import read_frames_geometry, read_stated_length_mm
 from inference_service.formats.dicom.instance import (
     MAX_AXIS_VOXELS,
     ExclusionReason,
@@ -59,7 +59,7 @@ _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 _DERIVED_OBJECTS = {f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in ("481.1", "481.2", "30", "66.4", "66.7")}
 _GREYSCALE = {"MONOCHROME1", "MONOCHROME2", ""}
 _KEYWORDS = [
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "AcquisitionNumber",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "AcquisitionNumber", "InstanceNumber",
     "FrameOfReferenceUID", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "LossyImageCompression",
@@ -102,7 +102,7 @@ def read_instance(
     Raises:
         InputTooLarge: The file inflates to more than `max_bytes`, or has too many frames.
     """
-    series_uid = ""
+    series_uid = sop_instance_uid = ""
     try:
         size = measure_file(path, max_bytes)
         if size.inflated_bytes:
@@ -112,11 +112,12 @@ def read_instance(
         with suppress_warnings(), map_pydicom_errors(), BoundedFile(path) as file:
             dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
             series_uid = read_text(dataset, "SeriesInstanceUID")
+            sop_instance_uid = read_text(dataset, "SOPInstanceUID")
             for tag in list(dataset.keys()):
                 check_length(dataset, tag)
             found = _read_instance(path, dataset, size.items)
     except (InputCorrupt, InconsistentGeometry) as error:
-        return UnusableInstance(series_uid, _find_cause(path, error))
+        return UnusableInstance(series_uid, sop_instance_uid, _find_cause(path, error))
     return replace(found, inflated_bytes=size.inflated_bytes) if isinstance(found, Instance) else found
 
 
@@ -166,9 +167,11 @@ def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | E
         pixels=_pixel_description(dataset),
         frames=geometry.frames,
         assumptions=geometry.assumptions,
-        slice_thickness_mm=read_slice_thickness_mm(dataset),
+        slice_thickness_mm=read_stated_length_mm(dataset, "SliceThickness"),
         study_uid=read_text(dataset, "StudyInstanceUID"),
-        acquisition_number=_acquisition_number(dataset),
+        acquisition_number=_read_number(dataset, "AcquisitionNumber"),
+        number=_read_number(dataset, "InstanceNumber"),
+        spacing_between_mm=read_stated_length_mm(dataset, "SpacingBetweenSlices"),
     )
 
 
@@ -248,11 +251,11 @@ def _padding_range(dataset: Dataset, bits: int, *, signed: bool) -> tuple[int, i
     return min(wrapped), max(wrapped)
 
 
-def _acquisition_number(dataset: Dataset) -> int | None:
+def _read_number(dataset: Dataset, keyword: str) -> int | None:
+    """The number of an acquisition or instance; None where no valid one is stated: no geometry depends on it."""
     try:
-        return read_integer(dataset, "AcquisitionNumber")
+        return read_integer(dataset, keyword)
     except InputCorrupt:
-        # Only a warning depends on it.
         return None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inference_service.core.errors import InputError
 from inference_service.core.report_warnings import ReportWarning
+from inference_service.formats.dicom.frame_attributes import Attributes
 
 Vector = tuple[float, float, float]
 
@@ -24,6 +25,7 @@ class ExclusionReason(StrEnum):
     NO_IMAGE = "no_image"
     UNREADABLE = "unreadable"
     DUPLICATE = "duplicate"
+    DAMAGED_COPY = "damaged_copy"
     LOCALIZER = "localizer"
     SECONDARY_CAPTURE = "secondary_capture"
     PROJECTION = "projection"
@@ -34,6 +36,7 @@ class ExclusionReason(StrEnum):
     NO_POSITION = "no_position"
     SINGLE_IMAGE = "single_image"
     OTHER_SERIES = "other_series"
+    NOT_SELECTED = "not_selected"
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Frame:
     rescale_slope: float
     rescale_intercept: float
     value_type: ValueType | None = None
-    attributes: tuple[tuple[str, float], ...] = ()
+    attributes: Attributes = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class Instance:
         inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
         study_uid: StudyInstanceUID; empty where it is not stated.
         acquisition_number: None where it is not stated.
+        number: InstanceNumber; None where it is not stated.
+        spacing_between_mm: SpacingBetweenSlices, which may be wrong; None where it is not stated.
         assumptions: Warnings about assumptions by which the header was read.
     """
 
@@ -139,6 +144,8 @@ class Instance:
     inflated_bytes: int = 0
     study_uid: str = ""
     acquisition_number: int | None = None
+    number: int | None = None
+    spacing_between_mm: float | None = None
     assumptions: tuple[ReportWarning, ...] = ()
 
 
@@ -148,10 +155,12 @@ class UnusableInstance:
 
     Attributes:
         series_uid: SeriesInstanceUID; empty where it is unknown.
+        sop_instance_uid: SOPInstanceUID; empty where it is unknown.
         error: Why the instance cannot be used.
     """
 
     series_uid: str
+    sop_instance_uid: str
     error: InputError
 
 

@@ -7,6 +7,7 @@ This is the one place where patient data are read. They go from the scan's first
 highdicom, whose log would quote them.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from inference_service.formats.dicom.attributes import is_too_long
 from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.instance import Instance, Slice
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
-from inference_service.formats.dicom.series.geometry import plane_axes
+from inference_service.formats.dicom.series.geometry import instances_of, plane_axes
 
 _COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _PATIENT_AND_STUDY = (
@@ -115,7 +116,7 @@ def find_source_uids(slices: Sequence[Slice], header: Dataset, input_sha256: str
     frame_of_reference = stated_or_derived(first.frame_of_reference_uid, "FrameOfReferenceUID")
     instances = {
         instance.path: stated_or_derived(instance.sop_instance_uid, "SOPInstanceUID", str(number))
-        for number, instance in enumerate(_instances(slices))
+        for number, instance in enumerate(instances_of(slices))
     }
     return SourceUids(study, series, frame_of_reference, instances, tuple(derived))
 
@@ -159,8 +160,14 @@ def refer_to_source(made: Segmentation, slices: Sequence[Slice], uids: SourceUid
         _set_reference(item, slice_.instance, uids)
         if len(slice_.instance.frames) > 1:
             item.ReferencedFrameNumber = slice_.frame.index + 1
-    instances = _instances(slices)
+    instances = instances_of(slices)
     made.SourceImageSequence = [_set_reference(Dataset(), instance, uids) for instance in instances]
+    numbers: dict[Path, list[int]] = defaultdict(list)
+    for slice_ in slices:
+        numbers[slice_.instance.path].append(slice_.frame.index + 1)
+    for item, instance in zip(made.SourceImageSequence, instances, strict=True):
+        if len(numbers[instance.path]) < len(instance.frames):
+            item.ReferencedFrameNumber = sorted(numbers[instance.path])
     series = Dataset()
     series.SeriesInstanceUID = uids.series
     series.ReferencedInstanceSequence = [_set_reference(Dataset(), instance, uids) for instance in instances]
@@ -180,11 +187,6 @@ def copy_patient_and_study(made: Segmentation, header: Dataset, uids: SourceUids
     for keyword in _COMPRESSION:
         if keyword in header:
             made[keyword] = header[keyword]
-
-
-def _instances(slices: Sequence[Slice]) -> list[Instance]:
-    """The instances of slices, each once."""
-    return list({slice_.instance.path: slice_.instance for slice_ in slices}.values())
 
 
 def _stand_in_uid(number: int) -> str:

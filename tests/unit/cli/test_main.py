@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from dicom_files import affine_of, regular_stack, with_attribute, write_series
+from pydicom import Dataset
 
 from inference_service.cli.main import main
 from inference_service.contract.manifest import Manifest
@@ -326,6 +327,43 @@ def test_segment_applies_the_input_options_to_a_series(tmp_path: Path) -> None:
     np.testing.assert_allclose(mask.affine, affine_of(tilted), atol=1e-4)
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
     assert (report.input.kind, report.input.modality, report.input.set_aside) == ("dicom", "MR", {"other_series": 12})
+
+
+def test_one_of_several_phases_is_selected(tmp_path: Path) -> None:
+    phantom = chest_phantom((40, 36, 12), (3.0, 3.0, 5.0))
+    stack = regular_stack(phantom.voxels.astype(np.int16), pixel_mm=(3.0, 3.0), step_mm=5.0)
+    for number, kernel in enumerate(("Br40f", "Br 64\x1b")):
+
+        def change(k: int, dataset: Dataset, number: int = number, kernel: str = kernel) -> None:
+            dataset.SOPInstanceUID = f"1.2.{number}.{k}"
+            dataset.ConvolutionKernel = kernel
+
+        write_series(tmp_path / "in" / str(number), stack, change=change)
+    lines = ["--select 'ConvolutionKernel=Br 64?': 12 slices", "--select ConvolutionKernel=Br40f: 12 slices"]
+    command = ("segment", tmp_path / "in", tmp_path / "out", "--model", MODEL)
+    refused = run(*command)
+    assert refused.exit_code == 3
+    assert [line for line in refused.stderr.splitlines() if line.startswith("  ")] == [f"  {line}" for line in lines]
+    inspected = run("inspect", tmp_path / "in")
+    assert inspected.exit_code == 3
+    assert all(f"1: {line}" in inspected.stdout for line in lines)
+    (volume,) = json.loads(run("inspect", tmp_path / "in", "--json").stdout)["volumes"]
+    assert [group["select"] for group in volume["error"]["groups"]] == [
+        {"ConvolutionKernel": "Br 64\x1b"},
+        {"ConvolutionKernel": "Br40f"},
+    ]
+    unknown = run(*command, "--select", "PatientName=Mueller")
+    assert (unknown.exit_code, unknown.stderr.split(";")[0]) == (
+        3,
+        "error: bad_request: input.select: unknown attribute",
+    )
+    for wrong in (["PatientName"], ["EchoTime=1", "--select", "EchoTime=2"]):
+        assert run(*command, "--select", *wrong).exit_code == 2
+    chosen = run(*command, "--select", "ConvolutionKernel=Br40f")
+    assert chosen.exit_code == 0, chosen.output
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
+    assert report.options.select == {"ConvolutionKernel": "Br40f"}
+    assert (report.input.slices, report.input.set_aside) == (12, {"not_selected": 12})
 
 
 def test_segment_writes_a_dicom_segmentation_of_a_series_only(tmp_path: Path, scan: Path) -> None:

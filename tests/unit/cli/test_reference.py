@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from inference_service.cli.main import main
 from inference_service.cli.reference import reference_pages
+from inference_service.contract.slice_selection import SELECTABLE
 from inference_service.core.errors import ErrorCode
 from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
@@ -199,6 +200,13 @@ def test_every_command_is_documented() -> None:
 def test_every_error_code_is_documented() -> None:
     contract = (DOCS / "task-contract.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z_]+)` \|", contract, flags=re.MULTILINE)) >= set(ErrorCode)
+
+
+def test_the_page_lists_the_attributes_that_select_slices() -> None:
+    section = (
+        (DOCS / "task-contract.md").read_text(encoding="utf-8").partition("- Allowed are ")[2].partition(". Any")[0]
+    )
+    assert sorted(re.split(r",\s+|\s+and\s+", section)) == sorted(SELECTABLE)
 
 
 def test_the_table_of_warnings_lists_every_code() -> None:

@@ -152,7 +152,7 @@ def test_the_error_for_an_unknown_field_lists_the_known_ones() -> None:
         "request: unknown field; expected no others than input, model, model_version, priority, output, options"
     )
     assert error_message({**VALID, "input": {"key": "a", "name": "MUELLER^HANS"}}) == (
-        "request.input: unknown field; expected no others than bucket, key, series"
+        "request.input: unknown field; expected no others than bucket, key, series, select"
     )
 
 

@@ -7,7 +7,8 @@ from dicom_files import phantom, regular_stack, write_series
 from pydicom import Dataset
 
 from inference_service.contract.input_options import InputOptions
-from inference_service.core.errors import InputNotFound, MixedSeries, NotAVolume
+from inference_service.contract.slice_selection import SelectValue
+from inference_service.core.errors import BadRequest, InputNotFound, MixedSeries, NotAVolume
 from inference_service.formats.inspection import FoundVolume, Inspection, VolumeFacts, inspect_input
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
@@ -18,10 +19,11 @@ SERIES = "1.2.3"
 SECOND = "1.2.4"
 
 
-def inspect(source: Path, series: str | None = None) -> Inspection:
+def inspect(source: Path, series: str | None = None, **select: SelectValue) -> Inspection:
     work = source.parent / "work"
     work.mkdir(exist_ok=True)
-    return inspect_input(source, work, ReadOptions(ReadLimits(10**5), InputOptions(series=series), threads=1))
+    options = InputOptions(series=series, select=select)
+    return inspect_input(source, work, ReadOptions(ReadLimits(10**5), options, threads=1))
 
 
 def add_series(folder: Path, uid: str, **attributes: object) -> int:
@@ -92,3 +94,58 @@ def test_an_input_without_a_volume_is_told(tmp_path: Path) -> None:
     assert found.error is not None
     with pytest.raises(InputNotFound):
         inspect(tmp_path / "work")
+
+
+def add_phases(folder: Path, uid: str) -> None:
+    for number in (1, 2):
+        stack = replace(regular_stack(), series_uid=uid)
+
+        def change(k: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"{uid}.{number}.{k}"
+            dataset.AcquisitionNumber = number
+
+        write_series(folder / uid / str(number), stack, change=change)
+
+
+def test_the_phases_of_a_series_are_listed(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    add_phases(source, SERIES)
+    (volume,) = inspect(source).volumes
+    assert isinstance(volume.error, NotAVolume)
+    assert [(dict(group.select), group.slices) for group in volume.error.groups] == [
+        ({"AcquisitionNumber": 1}, 6),
+        ({"AcquisitionNumber": 2}, 6),
+    ]
+    assert volume.modality == "CT"
+    found = inspect(source, AcquisitionNumber=2)
+    assert found.error is None
+    assert found.volumes[0].facts is not None
+    assert isinstance(inspect(source, AcquisitionNumber=3).error, NotAVolume)
+
+
+def test_a_selection_is_for_the_named_series(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    add_phases(source, SERIES)
+    add_series(source, SECOND)
+    found = inspect(source, SERIES, AcquisitionNumber=2)
+    assert found.error is None
+    assert {name: volume.error for name, volume in by_name(found).items()} == {SERIES: None, SECOND: None}
+    assert isinstance(inspect(source, AcquisitionNumber=2).error, MixedSeries)
+
+
+def test_a_damaged_copy_is_no_error_of_its_series(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    add_series(source, SERIES)
+    path = next(path for path in source.rglob("*") if path.is_file())
+    (source / "copy").write_bytes(path.read_bytes()[:-200])
+    found = inspect(source)
+    assert found.error is None
+    assert found.volumes[0].error is None
+
+
+def test_slices_of_a_nifti_file_cannot_be_selected(tmp_path: Path) -> None:
+    volume = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([-1.0, -2.0, 3.0, 1.0]))
+    write_volume(tmp_path / "a.nii.gz", volume)
+    found = inspect(tmp_path / "a.nii.gz", AcquisitionNumber=2)
+    assert found.volumes[0].error is None
+    assert isinstance(found.error, BadRequest)

@@ -103,7 +103,9 @@ def _decoding_tasks(
 ) -> Iterator[Callable[[], _DecodedFrame]]:
     for instance, slice_of_frame in _by_instance(slices):
         for frame, decode in zip(instance.frames, read_frames(instance, require_memory=require_memory), strict=True):
-            slice_index = slice_of_frame[frame.index]
+            slice_index = slice_of_frame.get(frame.index)
+            if slice_index is None:
+                continue  # the request selects other frames
             yield partial(_decode_and_rescale, decode, Slice(instance, frame), slice_index, exact=exact)
 
 
@@ -120,7 +122,7 @@ def _run_in_order(
 
 
 def _by_instance(slices: Sequence[Slice]) -> Iterable[tuple[Instance, dict[int, int]]]:
-    """Each instance, and the slice index of each of its frames."""
+    """Each instance, and the slice index of each of its frames that is a slice."""
     found: dict[Path, tuple[Instance, dict[int, int]]] = {}
     for slice_index, slice_ in enumerate(slices):
         _, slice_of_frame = found.setdefault(slice_.instance.path, (slice_.instance, {}))

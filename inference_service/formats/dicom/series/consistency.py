@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,16 +143,6 @@ def check_one_slice_per_position(heights_mm: NDArray[np.float64]) -> None:
         f"{np.count_nonzero(counts > 1)} of {len(counts)} slice positions have more than one slice; send each slice "
         "once"
     )
-
-
-def acquisition_warnings(acquisition_numbers: Sequence[int | None]) -> list[ReportWarning]:
-    """Warns where slices of several acquisitions alternate: the patient may have moved between them."""
-    acquisitions = len(set(acquisition_numbers))
-    changes = sum(number != following for number, following in pairwise(acquisition_numbers))
-    if changes < acquisitions:
-        return []
-    message = f"slices of {acquisitions} acquisitions alternate: they may have been taken at different times"
-    return [ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message)]
 
 
 def direction_cosines(frame: Frame) -> NDArray[np.float64]:

@@ -16,10 +16,8 @@ from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.series.consistency import (
     MIN_SPACING_MM,
-    acquisition_warnings,
     check_identifiers,
     check_one_slice_per_position,
-    check_positions,
     check_uniform,
     direction_cosines,
     format_mm,
@@ -70,11 +68,11 @@ class SeriesGeometry:
         return pixels.columns, pixels.rows, len(self.slices)
 
 
-def find_geometry(instances: Sequence[Instance], tolerated: Collection[Tolerance] = ()) -> SeriesGeometry:
+def find_geometry(slices: Sequence[Slice], tolerated: Collection[Tolerance] = ()) -> SeriesGeometry:
     """Orders the slices of a series and finds the grid that they lie on.
 
     Args:
-        instances: The instances of one series.
+        slices: The slices of one series.
         tolerated: Deviations from an even grid at right angles that are not refused.
 
     Raises:
@@ -84,12 +82,10 @@ def find_geometry(instances: Sequence[Instance], tolerated: Collection[Tolerance
         GantryTilt: The stack is not at right angles to its planes.
         NotAVolume: The series is several volumes, or a single slice without a thickness.
     """
-    check_positions(instances)
-    slices = [Slice(instance, frame) for instance in instances for frame in instance.frames]
     check_uniform(slices)
-    check_identifiers(instances)
+    check_identifiers(instances_of(slices))
     normal = plane_axes(slices[0].frame)[:, 2]
-    slices.sort(key=lambda slice_: float(np.dot(slice_.frame.position_mm, normal)))
+    slices = sorted(slices, key=lambda slice_: float(np.dot(slice_.frame.position_mm, normal)))
     # The lowest slice's axes, so that the grid does not depend on the order of files: directions differ by rounding.
     axes = plane_axes(slices[0].frame)
     positions_mm = np.array([slice_.frame.position_mm for slice_ in slices])
@@ -132,7 +128,6 @@ def _find_spacing(slices: Sequence[Slice], heights_mm: NDArray[np.float64]) -> t
         spacing_mm = thickness_mm
         message = f"the scan is a single slice: volumes depend on its SliceThickness, {thickness_mm:g} mm"
         warnings.append(ReportWarning(WarningCode.SINGLE_SLICE, message))
-    warnings += acquisition_warnings([slice_.instance.acquisition_number for slice_ in slices])
     return spacing_mm, warnings
 
 
@@ -156,6 +151,11 @@ def _find_affine(
     affine[:3, 3] = first.position_mm
     affine[:3] = LPS_TO_RAS @ affine[:3]
     return affine
+
+
+def instances_of(slices: Sequence[Slice]) -> list[Instance]:
+    """The instances of slices, each once."""
+    return list({slice_.instance.path: slice_.instance for slice_ in slices}.values())
 
 
 def plane_axes(frame: Frame) -> NDArray[np.float64]:

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference_service.core.errors import InconsistentGeometry
-from inference_service.formats.dicom.frame_attributes import CLOCK_TIMES, KEYWORDS, TIME_OFFSETS
+from inference_service.core.report_warnings import ReportWarning, WarningCode
+from inference_service.formats.dicom.frame_attributes import (
+    CLOCK_TIMES,
+    KEYWORDS,
+    TIME_OFFSETS,
+    AttributeValue,
+)
 from inference_service.formats.dicom.instance import Slice
+from inference_service.formats.dicom.series.geometry import SeriesGeometry
 
 # Fewer slices show no pattern.
 _MIN_SLICES = 4
@@ -23,63 +31,155 @@ _MIN_TIME_STEP_S = 1.0
 _VARIES_IN_MR = CLOCK_TIMES | {"AcquisitionNumber", "FrameAcquisitionNumber"}
 # Scanners may scale each slice by itself.
 _VARIES = {"RescaleSlope", "RescaleIntercept"}
+# Within one acquisition these never change and change back.
+_CONSTANT = {
+    "TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfRespiratoryPhase", "EchoNumbers",
+    "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "DiffusionGradientOrientation", "ComplexImageComponent", "KVP",
+    "FilterType", "MonoenergeticEnergyEquivalent", "ConvolutionKernel", "ReconstructionAlgorithm",
+}  # fmt: skip
+_ACQUISITION_TIMES = ("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime")
+# A pause between two acquisitions: longer than this, and than this many times the usual step between slices.
+_MIN_PAUSE_S = 10.0
+_MIN_PAUSE_STEPS = 10
+# Deviation of the stated from the true spacing that is rounding.
+_MAX_SPACING_DIFFERENCE = 0.05
 
 
-def check_not_interleaved(slices: Sequence[Slice]) -> None:
+def check_not_interleaved(geometry: SeriesGeometry) -> None:
     """Refuses a series whose neighbouring slices are of different acquisitions.
 
     Args:
-        slices: In order.
+        geometry: Has the slices in order.
 
     Raises:
-        InconsistentGeometry: An attribute alternates; the message names it.
+        InconsistentGeometry: An attribute alternates, or changes and changes back; the message names it.
     """
+    slices = geometry.slices
     if len(slices) < _MIN_SLICES:
         return
     frames = [dict(slice_.frame.attributes) for slice_ in slices]
     is_mr = slices[0].instance.modality == "MR"
-    exempt = _VARIES | (_VARIES_IN_MR if is_mr else set())
     # In MR, each slice may have a time of its own after the trigger.
     times = CLOCK_TIMES | (set() if is_mr else TIME_OFFSETS)
     for keyword in KEYWORDS:
-        if keyword in exempt:
-            continue
         values = [frame.get(keyword) for frame in frames]
+        if keyword in _VARIES or values.count(values[0]) == len(values):
+            continue
         counts = _alternating_times(values, keyword) if keyword in times else _alternating_terms(values)
+        if counts and is_mr and keyword in _VARIES_IN_MR and not _are_stated_apart(geometry, len(counts)):
+            continue
         if counts:
-            listed = ", ".join(map(str, sorted(counts, reverse=True)))
             raise InconsistentGeometry(
                 f"slices of {len(counts)} acquisitions are interleaved: {keyword} alternates between neighbouring "
-                f"slices, in groups of {listed}; send one acquisition"
+                f"slices, in groups of {_list(counts)}; send one acquisition"
+            )
+        stated = [value for value in values if value is not None]
+        if keyword in _CONSTANT and _returns(stated):
+            raise InconsistentGeometry(
+                f"slices of several acquisitions lie between each other: {keyword} changes and changes back along the "
+                f"stack, in groups of {_list(list(Counter(stated).values()))}; send one acquisition"
             )
 
 
-def _alternating_terms(values: Sequence[float | None]) -> list[int] | None:
+def acquisition_warnings(slices: Sequence[Slice]) -> list[ReportWarning]:
+    """Warns of acquisitions that lie between each other: the patient may have moved between them.
+
+    Args:
+        slices: In order.
+    """
+    if len(slices) == 1:
+        return []
+    frames = [dict(slice_.frame.attributes) for slice_ in slices]
+    divisions: list[list[int | None]] = [[slice_.instance.acquisition_number for slice_ in slices]]
+    for keyword in _ACQUISITION_TIMES if slices[0].instance.modality != "MR" else ():
+        divisions.append(_split_by_pauses([frame.get(keyword) for frame in frames]))
+    division = next(filter(_returns, divisions), None)
+    if division is None:
+        return []
+    message = f"slices of {len(set(division))} acquisitions alternate: they may have been taken at different times"
+    return [ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message)]
+
+
+def _list(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(counts, reverse=True)))
+
+
+def _returns(values: Sequence[object]) -> bool:
+    """Returns True if a value comes again after others.
+
+    >>> _returns([1, 1, 2, 1]), _returns([1, 1, 2, 2])
+    (True, False)
+    """
+    changes = sum(one != other for one, other in pairwise(values))
+    return changes >= len(set(values))
+
+
+def _alternating_terms(values: Sequence[AttributeValue | None]) -> list[int] | None:
     """Sizes of groups of equal values, if values return after others in between, and often.
 
     >>> _alternating_terms([1, 2, 1, 2, 1, None]), _alternating_terms([1, 1, 1, 2, 2, 2])
     ([3, 2, 1], None)
     """
-    counts = Counter(values)
     changes = sum(one != other for one, other in pairwise(values))
-    if changes < len(counts) or changes < _MIN_CHANGES * (len(values) - 1):
+    if not _returns(values) or changes < _MIN_CHANGES * (len(values) - 1):
         return None
-    return list(counts.values())
+    return list(Counter(values).values())
 
 
-def _alternating_times(values: Sequence[float | None], keyword: str) -> list[int] | None:
+def _alternating_times(values: Sequence[AttributeValue | None], keyword: str) -> list[int] | None:
     """Sizes of groups, if each time is much closer to that of a slice two to four further on than to its neighbour's.
 
     >>> _alternating_times([0.0, 30.0, 0.5, 30.5, 1.0, 31.0], "AcquisitionTime")
     [3, 3]
     """
-    if None in values:
-        return _alternating_terms([0.0 if value is None else 1.0 for value in values])
-    times = np.array(values, dtype=np.float64)
-    step = np.abs(np.diff(times)).mean()
+    stated = _numbers(values)
+    if stated is None:
+        return _alternating_terms([1.0 if isinstance(value, float) else 0.0 for value in values])
+    step = np.abs(np.diff(stated)).mean()
     if step == 0 or (keyword in CLOCK_TIMES and step < _MIN_TIME_STEP_S):
         return None
     for count in range(2, _MAX_ACQUISITIONS + 1):
-        if len(times) >= 2 * count and np.abs(times[count:] - times[:-count]).mean() <= _MAX_TIME_RATIO * step:
-            return [len(times[first::count]) for first in range(count)]
+        if len(stated) >= 2 * count and np.abs(stated[count:] - stated[:-count]).mean() <= _MAX_TIME_RATIO * step:
+            return [len(stated[first::count]) for first in range(count)]
     return None
+
+
+def _numbers(values: Sequence[AttributeValue | None]) -> NDArray[np.float64] | None:
+    """The values as an array; None unless all are numbers."""
+    numbers = [value for value in values if isinstance(value, float)]
+    return np.array(numbers) if len(numbers) == len(values) else None
+
+
+def _split_by_pauses(values: Sequence[AttributeValue | None]) -> list[int | None]:
+    """Number of each slice's acquisition, from 0, by the pauses between times; None for all without times.
+
+    >>> _split_by_pauses([0.0, 1.0, 90.0, 91.0, 2.0, 3.0])
+    [0, 0, 1, 1, 0, 0]
+    """
+    times = _numbers(values)
+    if times is None:
+        return [None] * len(values)
+    order = np.argsort(times, kind="stable")
+    steps_s = np.diff(times[order])
+    numbers = np.zeros(len(times), dtype=int)
+    numbers[order[1:]] = np.cumsum(steps_s > max(_MIN_PAUSE_S, _MIN_PAUSE_STEPS * float(np.median(steps_s))))
+    return [int(number) for number in numbers]
+
+
+def _are_stated_apart(geometry: SeriesGeometry, count: int) -> bool:
+    """Returns True if MR slices that alternate in time state that they are of several acquisitions.
+
+    One acquisition may take every other slice first. But it states the distance of all its slices, and numbers each
+    instance once.
+
+    Args:
+        geometry: Has the slices in order.
+        count: Number of acquisitions that seem to alternate one by one.
+    """
+    instances = [slice_.instance for slice_ in geometry.slices]
+    stated_mm = [instance.spacing_between_mm or 0.0 for instance in instances]
+    if np.allclose(stated_mm, count * geometry.spacing_mm, rtol=_MAX_SPACING_DIFFERENCE, atol=0):
+        return True
+    numbers = [[instance.number for instance in instances[first::count]] for first in range(count)]
+    numbered_alike = all(set(group) == set(numbers[0]) for group in numbers)
+    return numbered_alike and None not in numbers[0] and len(set(numbers[0])) == len(numbers[0]) > 1

@@ -1,15 +1,21 @@
 """Reads a DICOM series from files: their headers, the selected series, its geometry and pixels, the volume's grid."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from inference_service.contract.task_message import Tolerance
-from inference_service.core.errors import InputCorrupt, InputTooLarge, NotAVolume
+from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
+from inference_service.core.errors import (
+    InconsistentGeometry,
+    InputCorrupt,
+    InputTooLarge,
+    MissingSlices,
+    NotAVolume,
+)
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.file_check import looks_like_dicom
@@ -24,11 +30,14 @@ from inference_service.formats.dicom.instance import (
 )
 from inference_service.formats.dicom.pixels.decoder import check_decodable
 from inference_service.formats.dicom.pixels.frame_stack import background_value, padding_range, stack_frames
-from inference_service.formats.dicom.series.consistency import check_rescaling, find_value_type
-from inference_service.formats.dicom.series.duplicates import without_duplicates
-from inference_service.formats.dicom.series.geometry import SeriesGeometry, find_geometry
-from inference_service.formats.dicom.series.interleaving import check_not_interleaved
+from inference_service.formats.dicom.series.acquisitions import find_groups
+from inference_service.formats.dicom.series.consistency import check_positions, check_rescaling, find_value_type
+from inference_service.formats.dicom.series.duplicates import without_copies
+from inference_service.formats.dicom.series.geometry import SeriesGeometry, find_geometry, instances_of
+from inference_service.formats.dicom.series.group_description import describe_groups
+from inference_service.formats.dicom.series.interleaving import acquisition_warnings, check_not_interleaved
 from inference_service.formats.dicom.series.selection import select_series
+from inference_service.formats.dicom.series.slice_selection import select_slices
 from inference_service.formats.dicom.transfer_syntax import ALWAYS_LOSSY
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
@@ -80,8 +89,7 @@ def read_series(
     files: Sequence[Path],
     limits: ReadLimits,
     *,
-    series_uid: str | None = None,
-    tolerated: Collection[Tolerance] = (),
+    options: InputOptions = DEFAULT_INPUT_OPTIONS,
     threads: int = 1,
 ) -> DicomSeries:
     """Reads the one series that files are meant to hold.
@@ -89,32 +97,36 @@ def read_series(
     Args:
         files: In any order and with any names; files that are not DICOM are set aside.
         limits: The largest input that is read.
-        series_uid: SeriesInstanceUID of the series to read, where there are several.
-        tolerated: Deviations from an even grid at right angles that are corrected and not refused.
+        options: The series and the slices to read, and the defects of the geometry that are tolerated.
         threads: Number of threads that decode frames.
 
     Raises:
         InputError: There is not exactly one readable volume; the subclass says why.
     """
     headers = read_headers(files, limits)
-    selected, set_aside = _select(headers, series_uid)
-    instances = without_duplicates(selected, limits.require_memory)
-    set_aside[ExclusionReason.DUPLICATE] += len(selected) - len(instances)
-    geometry = find_geometry(instances, tolerated)
-    check_not_interleaved(geometry.slices)
+    series, set_aside = _select(headers, options.series)
+    distinct = without_copies(series, limits.require_memory)
+    instances = distinct.instances
+    set_aside += distinct.copies
+    check_positions(instances)
+    every = [Slice(instance, frame) for instance in instances for frame in instance.frames]
+    slices = select_slices(every, options.select)
+    geometry, value_type = _find_geometry(slices, options)
+    set_aside[ExclusionReason.NOT_SELECTED] += len(instances) - len(instances_of(slices))
     rescaling_warnings = check_rescaling(geometry.slices)
     _check_size(geometry, limits.max_voxels)
-    _check_slopes(instances)
-    for instance in instances:
+    _check_slopes(slices)
+    for instance in instances_of(slices):
         check_decodable(instance)
     stack = stack_frames(geometry.slices, require_memory=limits.require_memory, threads=threads)
     first = geometry.slices[0].instance
     warnings = [
         *geometry.warnings,
-        *sorted({assumption for instance in instances for assumption in instance.assumptions}),
+        *acquisition_warnings(geometry.slices),
+        *sorted({assumption for instance in instances_of(slices) for assumption in instance.assumptions}),
         *rescaling_warnings,
-        *_pixel_warnings(instances),
-        *_left_out_warnings(headers.instances, selected, set_aside, len(files)),
+        *_pixel_warnings(slices),
+        *_left_out_warnings(headers.instances, series, set_aside, len(files)),
     ]
     if stack.padding_voxels:
         message = f"{stack.padding_voxels} voxels are padding, and got the value {background_value(first):g}"
@@ -125,7 +137,7 @@ def read_series(
         aligned=aligned,
         evenly_spaced=evenly_spaced,
         modality=first.modality,
-        value_type=find_value_type(geometry.slices),
+        value_type=value_type,
         slices=geometry.slices,
         set_aside=+set_aside,
         warnings=tuple(warnings),
@@ -148,7 +160,15 @@ def read_headers(files: Sequence[Path], limits: ReadLimits) -> Headers:
             headers.unusable.append(found)
         else:
             headers.excluded[found] += 1
-    return headers
+    return _without_damaged_copies(headers)
+
+
+def _without_damaged_copies(headers: Headers) -> Headers:
+    """Leaves out files with an invalid header if another one has the same SOPInstanceUID and is intact."""
+    intact = {(each.series_uid, each.sop_instance_uid) for each in headers.instances if each.sop_instance_uid}
+    unusable = [each for each in headers.unusable if (each.series_uid, each.sop_instance_uid) not in intact]
+    copies = Counter({ExclusionReason.DAMAGED_COPY: len(headers.unusable) - len(unusable)})
+    return replace(headers, unusable=unusable, excluded=+(headers.excluded + copies))
 
 
 def _select(headers: Headers, series_uid: str | None) -> tuple[list[Instance], Counter[ExclusionReason]]:
@@ -175,6 +195,23 @@ def _select(headers: Headers, series_uid: str | None) -> tuple[list[Instance], C
     return instances, set_aside
 
 
+def _find_geometry(slices: Sequence[Slice], options: InputOptions) -> tuple[SeriesGeometry, ValueType | None]:
+    """Finds the grid of the slices, and the type of their values.
+
+    Raises:
+        InputError: The slices are not one volume. If attributes divide them into several, the error has these groups.
+    """
+    try:
+        geometry = find_geometry(slices, options.tolerate)
+        check_not_interleaved(geometry)
+        return geometry, find_value_type(geometry.slices)
+    except (InconsistentGeometry, MissingSlices, NotAVolume) as error:
+        groups = [replace(group, select={**options.select, **group.select}) for group in find_groups(slices)]
+        if not groups:
+            raise
+        raise type(error)(f"{error}{describe_groups(groups)}", groups) from error
+
+
 def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
     """Refuses a series whose volume, as it is or once it is aligned and evenly spaced, is too large."""
     shape = aligned_shape(geometry.shape, geometry.shifts_px)
@@ -189,22 +226,22 @@ def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
         )
 
 
-def _check_slopes(instances: Sequence[Instance]) -> None:
-    if all(frame.rescale_slope == 0 for instance in instances for frame in instance.frames):
+def _check_slopes(slices: Sequence[Slice]) -> None:
+    if all(slice_.frame.rescale_slope == 0 for slice_ in slices):
         raise InputCorrupt("RescaleSlope is 0 in all slices: expected another slope in slices with content")
 
 
-def _pixel_warnings(instances: Sequence[Instance]) -> list[ReportWarning]:
+def _pixel_warnings(slices: Sequence[Slice]) -> list[ReportWarning]:
     """Warnings about the pixel values: lossy compression, padding that was not applied, HighBit, MONOCHROME1."""
     warnings = []
+    instances = instances_of(slices)
     lossy = sum(each.lossy or each.transfer_syntax_uid in ALWAYS_LOSSY for each in instances)
     if lossy:
         message = f"{lossy} of the series' {len(instances)} images were compressed with loss"
         warnings.append(ReportWarning(WarningCode.LOSSY_COMPRESSION, message))
     if any(
-        instance.pixels.padding_range and padding_range(instance, frame) is None
-        for instance in instances
-        for frame in instance.frames
+        slice_.instance.pixels.padding_range and padding_range(slice_.instance, slice_.frame) is None
+        for slice_ in slices
     ):
         message = "the series marks values as padding that are tissue in CT: they were not taken for padding"
         warnings.append(ReportWarning(WarningCode.PADDING_VALUE_IGNORED, message))
@@ -215,7 +252,7 @@ def _pixel_warnings(instances: Sequence[Instance]) -> list[ReportWarning]:
             "were taken for the values"
         )
         warnings.append(ReportWarning(WarningCode.HIGH_BIT_IGNORED, message))
-    slopes = [frame.rescale_slope for instance in instances for frame in instance.frames]
+    slopes = [slice_.frame.rescale_slope for slice_ in slices]
     if slopes.count(0):
         value = background_value(instances[0])
         message = (
@@ -243,11 +280,12 @@ def _left_out_warnings(
     warnings = []
     duplicates = set_aside[ExclusionReason.DUPLICATE]
     if duplicates:
-        message = (
-            f"{duplicates} of the {files} files are copies of others, with the same SOPInstanceUID, header and pixels: "
-            "they were left out"
-        )
+        message = f"{duplicates} of the {files} files are copies of others, with the same header and pixels: left out"
         warnings.append(ReportWarning(WarningCode.DUPLICATE_FILES, message))
+    damaged = set_aside[ExclusionReason.DAMAGED_COPY]
+    if damaged:
+        message = f"{damaged} of the {files} files are damaged copies of others, with the same SOPInstanceUID: left out"
+        warnings.append(ReportWarning(WarningCode.DAMAGED_COPIES, message))
     unread = sum(
         set_aside[reason]
         for reason in (ExclusionReason.UNREADABLE, ExclusionReason.NOT_DICOM, ExclusionReason.LOOKUP_TABLE)

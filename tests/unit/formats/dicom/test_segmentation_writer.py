@@ -269,6 +269,47 @@ def test_a_series_of_several_multi_frame_instances_is_referenced(
     assert len(seg.SourceImageSequence) == 2
 
 
+def test_only_the_selected_instances_are_referenced(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    for number in (1, 2):
+
+        def change(k: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"1.2.3.4.{number}.{k}"
+            dataset.TemporalPositionIdentifier = number
+
+        write_series(tmp_path / "in" / str(number), regular_stack(), change=change)
+    scan = read(tmp_path / "in", select={"TemporalPositionIdentifier": 2})
+    seg = make_segmentation(labels_of(scan.volume.voxels), scan)
+    series = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    references = [*seg.SourceImageSequence, *series, *map(source_of, frames_of(seg))]
+    assert {item.ReferencedSOPInstanceUID for item in references} == {f"1.2.3.4.2.{k}" for k in range(6)}
+    assert (len(seg.SourceImageSequence), len(series)) == (6, 6)
+
+
+def test_only_the_selected_frames_are_referenced(tmp_path: Path, read: Read, make_segmentation: Make) -> None:
+    stack = regular_stack()
+    both = replace(
+        stack,
+        voxels=np.concatenate([stack.voxels, stack.voxels], axis=2),
+        positions_mm=np.concatenate([stack.positions_mm, stack.positions_mm + np.array([0, 0, 100])]),
+    )
+    path = write_enhanced(tmp_path / "in", both)
+    dataset = pydicom.dcmread(path)
+    for item in dataset.PerFrameFunctionalGroupsSequence:
+        content = Dataset()
+        content.FrameAcquisitionNumber = 1 + int(item.PlanePositionSequence[0].ImagePositionPatient[2] > -650)
+        item.FrameContentSequence = [content]
+    dataset.save_as(path)
+    scan = read(path, select={"FrameAcquisitionNumber": 2})
+    seg = make_segmentation(labels_of(scan.volume.voxels), scan)
+    selected = sorted(slice_.frame.index + 1 for slice_ in scan.slices)
+    assert len(selected) == 6
+    assert list(seg.SourceImageSequence[0].ReferencedFrameNumber) == selected
+    assert {source_of(frame).ReferencedFrameNumber for frame in frames_of(seg)} <= set(selected)
+    for frame in frames_of(seg):
+        theirs = dataset.PerFrameFunctionalGroupsSequence[source_of(frame).ReferencedFrameNumber - 1]
+        assert position_of(frame) == position_of(theirs)
+
+
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 def test_a_single_slice_gives_one_frame(
     tmp_path: Path, read: Read, make_segmentation: Make, segmentation_type: SegmentationType

@@ -1,19 +1,23 @@
-"""Copies of a file are dropped and counted; other files with its SOPInstanceUID are refused."""
+"""Copies of a file are left out and counted; other files with its SOPInstanceUID are refused."""
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from dicom_encoders import COMPRESSED_SYNTAXES, encode
-from dicom_files import NATIVE_SYNTAXES, phantom, regular_stack, write_enhanced, write_series
-from pydicom.dataset import FileDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from dicom_files import NATIVE_SYNTAXES, phantom, regular_stack, with_attribute, write_enhanced, write_series
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
-from inference_service.core.errors import InconsistentGeometry
+from inference_service.core.errors import InconsistentGeometry, InputCorrupt, NotAVolume
 from inference_service.core.report_warnings import ReportWarning, WarningCode
+from inference_service.formats.dicom.instance import Instance
+from inference_service.formats.dicom.pixels.decoder import read_frames
+from inference_service.formats.dicom.series import duplicates
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -23,10 +27,7 @@ STACK = regular_stack(phantom((20, 18, 6)))
 def check_read_once(scan: Scan, copies: int) -> None:
     np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels)
     assert scan.set_aside == {"duplicate": copies}
-    message = (
-        f"{copies} of the {6 + copies} files are copies of others, with the same SOPInstanceUID, header and pixels: "
-        "they were left out"
-    )
+    message = f"{copies} of the {6 + copies} files are copies of others, with the same header and pixels: left out"
     assert scan.warnings == (ReportWarning(WarningCode.DUPLICATE_FILES, message),)
 
 
@@ -88,3 +89,120 @@ def test_files_that_differ_are_refused(tmp_path: Path, read: Read, change: Calla
     changed_copy(paths[2], tmp_path / "in" / "copy", change)
     with pytest.raises(InconsistentGeometry, match="have the SOPInstanceUID of another one, with another header or"):
         read(tmp_path / "in")
+
+
+def renumbered(dataset: FileDataset) -> None:
+    dataset.SOPInstanceUID = "1.2.3.99"
+    dataset.InstanceNumber = 99
+
+
+def rounded(dataset: FileDataset) -> None:
+    dataset.ImagePositionPatient = [position + 0.004 for position in dataset.ImagePositionPatient]
+    dataset.ImageOrientationPatient = [1, 1e-5, 0, 0, 1, 0]
+    dataset.PixelSpacing = [1.25001, 0.75001]
+
+
+def renumbered_and_rounded(dataset: FileDataset) -> None:
+    renumbered(dataset)
+    rounded(dataset)
+
+
+@pytest.mark.parametrize("change", [renumbered, rounded, renumbered_and_rounded])
+def test_archives_may_renumber_and_round_a_copy(
+    tmp_path: Path, read: Read, change: Callable[[FileDataset], object]
+) -> None:
+    paths = write_series(tmp_path / "in", STACK)
+    for name, path in enumerate(paths[1:4]):
+        changed_copy(path, tmp_path / "in" / f"copy{name}", change)
+    check_read_once(read(tmp_path / "in"), copies=3)
+
+
+def test_near_slices_of_equal_content_are_no_copies(tmp_path: Path, read: Read) -> None:
+    """As in micro-CT, where slices outside the specimen are equal."""
+    stack = regular_stack(np.zeros((20, 18, 6), np.int16), pixel_mm=(0.005, 0.005), step_mm=0.005)
+    write_series(tmp_path / "in", stack)
+    assert read(tmp_path / "in").volume.shape == (20, 18, 6)
+
+
+@pytest.mark.parametrize("keyword", ["ContentTime", "AcquisitionNumber", "EchoTime", "SeriesDescription"])
+def test_equal_images_of_other_acquisitions_are_no_copies(tmp_path: Path, read: Read, keyword: str) -> None:
+    paths = write_series(tmp_path / "in", STACK)
+
+    def change(dataset: FileDataset) -> None:
+        renumbered(dataset)
+        setattr(dataset, keyword, "101010" if keyword == "ContentTime" else "7")
+
+    changed_copy(paths[2], tmp_path / "in" / "copy", change)
+    with pytest.raises(InconsistentGeometry, match="1 of 6 slice positions have more than one slice"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("place", ["pixels' end", "pixels' start", "header"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, JPEG2000Lossless])
+def test_an_intact_file_is_read_beside_its_truncated_copy(
+    tmp_path: Path, read: Read, place: str, first: bool, syntax: str
+) -> None:
+    paths = write_series(tmp_path / "in", STACK, syntax=ImplicitVRLittleEndian)
+    for path in paths if syntax == JPEG2000Lossless else ():
+        encode(path, syntax)
+    for path in (paths[0], paths[3]):
+        whole = path.read_bytes()
+        pixels = whole.index(b"\xe0\x7f\x10\x00")
+        end = {"pixels' end": len(whole) - 20, "pixels' start": pixels, "header": pixels - 60}[place]
+        path.with_name(f"0 {path.name}").write_bytes(whole[:end] if first else whole)
+        path.write_bytes(whole if first else whole[:end])
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels)
+    assert scan.set_aside == {"damaged_copy": 2}
+    assert [(warning.code, warning.message) for warning in scan.warnings] == [
+        ("damaged_copies", "2 of the 8 files are damaged copies of others, with the same SOPInstanceUID: left out")
+    ]
+
+
+def test_a_truncated_slice_with_the_uid_of_another_slice_is_no_copy(tmp_path: Path, read: Read) -> None:
+    paths = write_series(tmp_path / "in", STACK, change=with_attribute("SOPInstanceUID", "1.2.3.4.1"))
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    with pytest.raises(InconsistentGeometry, match="5 of the series' 6 images have the SOPInstanceUID of another one"):
+        read(tmp_path / "in")
+
+
+def test_a_truncated_file_without_an_intact_copy_is_refused(tmp_path: Path, read: Read) -> None:
+    paths = write_series(tmp_path / "in", STACK)
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    shutil.copy(paths[2], tmp_path / "in" / "copy")
+    with pytest.raises((InputCorrupt, InconsistentGeometry)):
+        read(tmp_path / "in")
+
+
+def test_a_truncated_multi_frame_file_is_left_out(tmp_path: Path, read: Read) -> None:
+    path = write_enhanced(tmp_path / "in" / "2", STACK)
+    content = path.read_bytes()
+    (tmp_path / "in" / "1").write_bytes(content[: len(content) // 2])
+    (tmp_path / "in" / "3").write_bytes(content[:-10])
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels)
+    assert scan.set_aside == {"damaged_copy": 2}
+
+
+def test_pixels_of_many_alike_slices_are_decoded_once(
+    tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of phases that no attribute tells apart."""
+    for number in range(8):
+        phase = replace(STACK, voxels=STACK.voxels + number, series_uid="1.2.3.4")
+
+        def change(k: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"1.2.3.{number}.{k}"
+
+        write_series(tmp_path / "in" / str(number), phase, change=change)
+    read_files: list[Path] = []
+
+    def counted(instance: Instance, **options: object) -> object:
+        read_files.append(instance.path)
+        return read_frames(instance, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(duplicates, "read_frames", counted)
+    with pytest.raises(NotAVolume, match="the series is 8 volumes"):
+        read(tmp_path / "in")
+    assert len(read_files) == len(set(read_files)) == 48

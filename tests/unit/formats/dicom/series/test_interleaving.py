@@ -150,3 +150,114 @@ def test_three_slices_show_no_pattern(tmp_path: Path, read: Read) -> None:
 
     write_series(tmp_path / "in", regular_stack(phantom((9, 7, 3))), change=change)
     assert read(tmp_path / "in").volume.shape == (9, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("ConvolutionKernel", ["B31f", "B70f"]),
+        ("KVP", [120, 80]),
+        ("EchoTime", [4.6, 9.2]),
+        ("DiffusionBValue", [0.0, 1000.0]),
+        ("TemporalPositionIdentifier", [1, 2]),
+        ("MonoenergeticEnergyEquivalent", [40.0, 70.0]),
+    ],
+)
+def test_a_gap_that_another_acquisition_fills_is_refused(
+    tmp_path: Path, read: Read, keyword: str, values: list[object]
+) -> None:
+    write_with(tmp_path / "in", keyword, [values[k in (5, 6)] for k in range(12)])
+    with pytest.raises(
+        InconsistentGeometry, match=f"{keyword} changes and changes back .* in groups of 10, 2"
+    ) as caught:
+        read(tmp_path / "in")
+    assert [group.slices for group in caught.value.groups] in ([10, 2], [2, 10])
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("AcquisitionNumber", [1] * 5 + [2] * 2 + [1] * 5),
+        (
+            "AcquisitionTime",
+            [f"1010{k:02}" for k in range(5)] + ["101500", "101501"] + [f"1010{k:02}" for k in range(7, 12)],
+        ),
+        ("AcquisitionDateTime", ["20240102101010"] * 5 + ["20240102101500"] * 2 + ["20240102101010"] * 5),
+    ],
+)
+def test_a_gap_filled_at_another_time_gives_a_warning(
+    tmp_path: Path, read: Read, keyword: str, values: list[object]
+) -> None:
+    write_with(tmp_path / "in", keyword, values)
+    assert [warning.code for warning in read(tmp_path / "in").warnings] == ["alternating_acquisitions"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"10{m:02}00" for m in range(12)],
+        [f"1010{10 * (k // 3):02}" for k in range(12)],
+        ["101010"] * 12,
+        [None, *["101010"] * 11],
+    ],
+    ids=str,
+)
+def test_times_in_order_give_no_warning(tmp_path: Path, read: Read, values: list[object]) -> None:
+    write_with(tmp_path / "in", "AcquisitionTime", values)
+    assert read(tmp_path / "in").warnings == ()
+
+
+def test_an_attribute_that_some_slices_lack_does_not_return(tmp_path: Path, read: Read) -> None:
+    write_with(tmp_path / "in", "KVP", [None if k in (5, 6) else 120 for k in range(12)])
+    assert read(tmp_path / "in").volume.shape == (9, 7, 12)
+
+
+def write_mr(folder: Path, keyword: str, **attributes: Sequence[object]) -> None:
+    """Writes 12 MR slices, 2.5 mm apart, whose values of an attribute alternate."""
+
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.Modality = "MR"
+        dataset.InstanceNumber = k + 1
+        setattr(dataset, keyword, {"AcquisitionNumber": [1, 2]}.get(keyword, ["101010", "101245"])[k % 2])
+        for name, values in attributes.items():
+            setattr(dataset, name, values[k % len(values)])
+
+    write_series(folder, STACK, change=change)
+
+
+IN_MR = ["AcquisitionTime", "ContentTime", "AcquisitionNumber"]
+
+
+@pytest.mark.parametrize("keyword", IN_MR)
+@pytest.mark.parametrize(
+    "attributes",
+    [{"SpacingBetweenSlices": [5.0]}, {"InstanceNumber": [k // 2 + 1 for k in range(12)]}],
+    ids=["spacing", "numbers"],
+)
+def test_slices_that_state_two_acquisitions_are_refused_in_mr(
+    tmp_path: Path, read: Read, keyword: str, attributes: dict[str, list[object]]
+) -> None:
+    """Each acquisition states twice the distance of the slices, or numbers its instances by itself."""
+    write_mr(tmp_path / "in", keyword, **attributes)
+    with pytest.raises(InconsistentGeometry, match=f"slices of 2 acquisitions are interleaved: {keyword} alternates"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("keyword", IN_MR)
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"SpacingBetweenSlices": [2.5]},
+        {"SpacingBetweenSlices": [2.5], "SliceThickness": [2.0]},
+        {"SpacingBetweenSlices": [5.0, 2.5]},
+        {"InstanceNumber": [1]},
+        {"InstanceNumber": [None]},
+    ],
+    ids=str,
+)
+def test_every_other_slice_first_is_one_acquisition_in_mr(
+    tmp_path: Path, read: Read, keyword: str, attributes: dict[str, list[object]]
+) -> None:
+    write_mr(tmp_path / "in", keyword, **attributes)
+    assert read(tmp_path / "in").volume.shape == (9, 7, 12)
