@@ -42,8 +42,9 @@ class InputReport(_Part):
         "lookup_table, no_position, single_image, other_series, not_selected."
     )
     replaced_voxels: int = Field(
-        description="Number of voxels that were NaN, infinite or beyond ±1e15, as fill values are: they were set to "
-        "the lowest value of the others."
+        description="Number of voxels that were fill values: NaN, infinite, of 2147483647 or more in magnitude, or "
+        "-32768 where no other value is below -16384. They were set to the lowest value of the others, or to -1024 "
+        "where these may be HU."
     )
     cropped_to: list[tuple[int, int]] | None = Field(
         description="First voxel of the segmented region along each axis of the file, and the one after its last, if "

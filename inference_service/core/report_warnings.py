@@ -73,7 +73,7 @@ class WarningCode(StrEnum):
     SHEAR_IGNORED = "shear_ignored"
     """The network saw a slightly sheared grid as if its axes were at right angles."""
     FILL_VALUES_REPLACED = "fill_values_replaced"
-    """Voxels were NaN, infinite or a huge fill value."""
+    """Voxels were NaN, infinite or another fill value."""
 
     # The model and its run.
     PROVIDER_UNUSED = "provider_unused"

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InconsistentGeometry
 from inference_service.core.report_warnings import ReportWarning, WarningCode
-from inference_service.formats.grid_check import MIN_DETERMINANT, format_extent, has_usual_extent, require_valid_affine
+from inference_service.formats.grid_check import MIN_DETERMINANT, require_valid_affine
 from inference_service.formats.nifti_header import NiftiHeader, read_quaternion
+from inference_service.formats.stated_unit import StatedUnit, convert_to_mm
 from inference_service.imaging.geometry import Affine, Shape
 
 # By the spatial code of xyzt_units: metre, millimetre, micron. Any other code is taken for millimetres.
@@ -56,21 +57,12 @@ def read_geometry(header: NiftiHeader, shape: Shape, tolerated: Collection[Toler
             is no qform; or only in another unit than the stated one would the scan be of a usual size.
     """
     form, affine, warnings = _choose_form(header)
-    unit, unit_mm = _UNITS.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, _UNITS[2])
-    with np.errstate(over="ignore", invalid="ignore"):
-        in_mm = np.vstack([affine[:3] * unit_mm, [0, 0, 0, 1]]).astype(np.float64)
-    if unit_mm != 1 and not has_usual_extent(in_mm, shape) and has_usual_extent(affine, shape):
-        text = (
-            f"the header's xyzt_units states {unit}, by which the scan measures {format_extent(in_mm, shape)} mm; in "
-            f"millimetres it would measure {format_extent(affine, shape)}"
-        )
-        if "unusual_extent" not in tolerated:
-            raise InconsistentGeometry(
-                f"{text}: correct xyzt_units, or set options.tolerate to unusual_extent if the {unit} is right"
-            )
-        warnings = (*warnings, ReportWarning(WarningCode.IMPLAUSIBLE_UNIT, f"{text}: the stated unit was used"))
+    name, unit_mm = _UNITS.get(int(header["xyzt_units"]) & _SPATIAL_UNIT_BITS, _UNITS[2])
+    unit = StatedUnit("xyzt_units", name, (unit_mm, unit_mm, unit_mm))
+    in_mm, unit_warnings = convert_to_mm(affine, unit, shape, tolerated)
     require_valid_affine(in_mm, shape)
-    return NiftiGeometry(in_mm, (*warnings, *_distance_warnings(form, affine, header, shape, unit_mm)))
+    distance_warnings = _distance_warnings(form, affine, header, shape, unit_mm)
+    return NiftiGeometry(in_mm, (*warnings, *unit_warnings, *distance_warnings))
 
 
 def _choose_form(

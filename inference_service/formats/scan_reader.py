@@ -13,7 +13,7 @@ from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import ExclusionReason, Slice, ValueType
 from inference_service.formats.dicom.series.reader import read_series
 from inference_service.formats.fill_values import replace_fill_values
-from inference_service.formats.grid_check import extent_warnings, require_valid_affine
+from inference_service.formats.grid_check import extent_warnings
 from inference_service.formats.input_files import input_files, nifti_files, volume_files
 from inference_service.formats.nifti import grid_header, looks_like_nifti, read_nifti
 from inference_service.formats.nifti_header import NiftiHeader
@@ -35,7 +35,7 @@ class Scan:
     Attributes:
         volume: All values finite.
         grid: NIfTI header from which a mask on the volume's grid takes its geometry.
-        replaced_voxels: Voxels that were NaN, infinite or a huge fill value, and got the lowest value of the others.
+        replaced_voxels: Voxels that were fill values, and got the lowest value of the others, or air.
         input_format: The format that it was read from.
         aligned: The volume for the network where the grid is sheared, as by a tilted gantry; None where the network
             gets `volume`.
@@ -141,8 +141,8 @@ def _fill_value_warnings(replaced_voxels: int) -> tuple[ReportWarning, ...]:
     if not replaced_voxels:
         return ()
     message = (
-        f"{replaced_voxels} voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the "
-        "others"
+        f"{replaced_voxels} voxels were NaN, infinite or another fill value; they were set to the lowest value of the "
+        "others, or to air"
     )
     return (ReportWarning(WarningCode.FILL_VALUES_REPLACED, message),)
 
@@ -190,19 +190,18 @@ def _raster_reader(form: RasterFormat, input_format: InputFormat, description: s
         return bool(find_headers(files, form)) and not any(_is_dicom_image(path, limits) for path in files)
 
     def read(files: Sequence[Path], options: ReadOptions) -> Scan:
-        volume, header = read_raster(_require_one_volume(files), files, form, options.limits)
-        require_valid_affine(volume.affine, volume.shape)
-        replaced = replace_fill_values(volume)
-        aligned, shear_warnings = align_grid(volume, options.limits)
+        found = read_raster(_require_one_volume(files), files, form, options.limits, options.input_options.tolerate)
+        replaced = replace_fill_values(found.volume)
+        aligned, shear_warnings = align_grid(found.volume, options.limits)
         return Scan(
-            volume,
-            grid_header(volume),
+            found.volume,
+            grid_header(found.volume),
             replaced,
             input_format=input_format,
             aligned=aligned,
-            modality=header.modality,
-            set_aside=_set_aside(len(files) - 1 - header.detached),
-            warnings=(*header.warnings, *shear_warnings),
+            modality=found.header.modality,
+            set_aside=_set_aside(len(files) - 1 - found.header.detached),
+            warnings=(*found.warnings, *shear_warnings),
         )
 
     return Reader(description, accepts, read)

@@ -5,15 +5,8 @@ from numpy.typing import NDArray
 
 from inference_service.core.errors import ModalityMismatch
 from inference_service.formats.dicom.instance import UNKNOWN_TERM, ValueType
+from inference_service.imaging.hounsfield import may_be_hu
 
-# Fat and air are below 0 HU (water): at least this share of a CT's voxels is.
-_MIN_SHARE_BELOW_0 = 1e-3
-# Values below air (-1000 HU) are padding and do not count.
-_MIN_HU = -1100.0
-# A normalised image has a narrower range; a wider one does not occur.
-_MIN_RANGE_HU = 50.0
-_MAX_RANGE_HU = 2.0**17
-_MAX_SAMPLES = 2**21
 # Values of an unspecified type (US) may be HU.
 _TERMS_OF_CT = {"HU", "US"}
 _REMEDY = "set options.modality_check to false to segment it all the same"
@@ -44,17 +37,8 @@ def check_modality(
             f"the model takes CT in HU, and the scan's values are not HU: its {value_type.attribute} is {term}; "
             f"{_REMEDY}"
         )
-    if expected == "CT" and not _may_be_hu(voxels):
+    if expected == "CT" and not may_be_hu(voxels):
         raise ModalityMismatch(
             f"the model takes CT in HU, and the scan's values range from {voxels.min():g} to {voxels.max():g}, which "
             f"cannot be HU: fat and air are below 0; {_REMEDY}"
         )
-
-
-def _may_be_hu(voxels: NDArray[np.generic]) -> bool:
-    step = max(1, round((voxels.size / _MAX_SAMPLES) ** (1 / 3)))
-    values = voxels[(slice(None, None, step),) * voxels.ndim].astype(np.float32)
-    values = values[values >= _MIN_HU]
-    if not values.size or np.mean(values < 0) < _MIN_SHARE_BELOW_0:
-        return False
-    return _MIN_RANGE_HU <= float(voxels.max()) - float(values.min()) <= _MAX_RANGE_HU

@@ -23,6 +23,7 @@ from inference_service.core.errors import InputTooLarge
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Reorientation, Shape, Volume, reorientation
+from inference_service.imaging.hounsfield import AIR_HU
 from inference_service.imaging.interpolation import Interpolations, axis_interpolations
 from inference_service.imaging.resampling import (
     IntensityTransform,
@@ -34,6 +35,8 @@ from inference_service.imaging.resampling import (
 _MIN_SPREAD = 1e-8
 # Longer than the axes of any real scan.
 _MAX_AXIS_VOXELS = 4096
+# Normalisations whose parameters depend on all of an image's values.
+_OWN_STATISTICS = (ZScoreIntensity, PercentilesIntensity, MinMaxIntensity)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def preprocess(
         scan_spacing, manifest.spacing_mm, manifest.interpolation, manifest.separate_axis_above
     )
     intensity = manifest.channels[0].intensity
+    if manifest.modality == "CT" and isinstance(intensity, _OWN_STATISTICS):
+        scan = _without_padding(scan, require_memory)
     if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
         image = cast("NDArray[np.float32]", scan)
     elif manifest.intensity_before_resampling:
@@ -92,6 +97,15 @@ def preprocess(
         normalise(image, intensity)
     back = axis_interpolations(manifest.spacing_mm, scan_spacing, "linear", manifest.separate_axis_above)
     return PreprocessedImage(image, change, back)
+
+
+def _without_padding(scan: NDArray[np.generic], require_memory: RequireMemory) -> NDArray[np.generic]:
+    """Sets the padding of a CT outside its circle of reconstruction, such as −2000 or −3024, to air."""
+    if scan.min() >= AIR_HU:
+        return scan
+    require_memory(scan.nbytes)
+    raised: NDArray[np.generic] = np.maximum(scan, scan.dtype.type(AIR_HU))
+    return raised
 
 
 def _check_size(scan: Shape, grid: Shape, manifest: Manifest, max_voxels: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from inference_service.core.errors import InputCorrupt, UnsupportedFormat
 from inference_service.core.report_warnings import ReportWarning
 from inference_service.formats.grid_check import require_volume
+from inference_service.formats.stated_unit import StatedUnit
 from inference_service.imaging.geometry import Affine, Shape
 
 MAX_HEADER_BYTES = 2**20
@@ -25,7 +26,8 @@ class RasterHeader:
     Attributes:
         dtype: Data type of the stored voxels, with their byte order.
         shape: Number of voxels along each axis; the first axis is stored fastest.
-        affine: Voxel index to RAS+ mm.
+        affine: Voxel index to RAS+ in the header's unit of length.
+        unit: The unit.
         compressed: Whether the voxels are one zlib or gzip stream.
         detached: Whether they are in a file of their own.
         skipped_bytes: Bytes before the first voxel, in the decompressed data; -1 if the voxels are the file's last.
@@ -37,6 +39,7 @@ class RasterHeader:
     dtype: np.dtype[np.generic]
     shape: Shape
     affine: Affine
+    unit: StatedUnit
     compressed: bool
     detached: bool
     skipped_bytes: int = 0

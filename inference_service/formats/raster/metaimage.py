@@ -17,6 +17,7 @@ from inference_service.formats.raster.header import (
     read_line,
     volume_shape,
 )
+from inference_service.formats.stated_unit import StatedUnit
 from inference_service.imaging.geometry import LPS_TO_RAS, Affine
 
 _START = re.compile(rb"\s*\w{1,40}[ \t]*=")
@@ -38,6 +39,8 @@ _TYPES = {
 }
 _MODALITIES = {"MET_MOD_CT": "CT", "MET_MOD_MR": "MR", "MET_MOD_NM": "NM", "MET_MOD_US": "US"}
 _UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "?": 1.0, "": 1.0}
+# Difference of the length of a direction from 1 that is taken for rounding.
+_MAX_LENGTH_DIFFERENCE = 0.01
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 _OFFSET = ("Offset", "Position", "Origin")
 _MAX_DIMENSIONS = 10
@@ -72,6 +75,7 @@ def read_header(stream: BinaryIO, max_voxels: int) -> RasterHeader:
         _data_type(fields),
         shape,
         affine,
+        _unit(fields),
         compressed,
         detached=fields.data_file("ElementDataFile").upper() != "LOCAL",
         skipped_bytes=fields.skip("HeaderSize", least=0 if compressed else -1),
@@ -93,7 +97,7 @@ def _read_fields(stream: BinaryIO) -> Fields:
 
 
 def _affine(fields: Fields, dimensions: int) -> tuple[Affine, tuple[ReportWarning, ...]]:
-    """Voxel index to RAS+ mm. The directions of the axes are the rows of the matrix, in LPS."""
+    """Voxel index to RAS+ in the header's unit. The directions of the axes are the rows of the matrix, in LPS."""
     warnings = []
     if not any(name in fields for name in _MATRIX):
         message = "the header has no TransformMatrix: its axes were taken for those of LPS"
@@ -108,13 +112,24 @@ def _affine(fields: Fields, dimensions: int) -> tuple[Affine, tuple[ReportWarnin
     if "ElementSpacing" not in fields and "ElementSize" not in fields:
         raise InconsistentGeometry("the MetaImage header has no ElementSpacing")
     spacing = fields.numbers("ElementSpacing", "ElementSize", count=dimensions)[:3]
-    unit_mm = _UNITS_MM.get(fields.text("DistanceUnits", default="mm").lower())
-    if unit_mm is None:
-        raise InconsistentGeometry("the MetaImage header's field 'DistanceUnits' is not mm, cm, m or um")
+    lengths = np.linalg.norm(rows[:3, :3], axis=1)
+    if (np.abs(lengths - 1) > _MAX_LENGTH_DIFFERENCE).any():
+        raise InconsistentGeometry(
+            f"the directions in the MetaImage header's TransformMatrix have the lengths {lengths.round(4).tolist()}: "
+            "expected 1, because ElementSpacing states the distances of voxels"
+        )
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ (rows[:3, :3].T * spacing) * unit_mm
-    affine[:3, 3] = LPS_TO_RAS @ offset * unit_mm
+    affine[:3, :3] = LPS_TO_RAS @ (rows[:3, :3].T * spacing)
+    affine[:3, 3] = LPS_TO_RAS @ offset
     return affine, tuple(warnings)
+
+
+def _unit(fields: Fields) -> StatedUnit:
+    name = fields.text("DistanceUnits", default="mm").lower()
+    mm = _UNITS_MM.get(name)
+    if mm is None:
+        raise InconsistentGeometry("the MetaImage header's field 'DistanceUnits' is not mm, cm, m or um")
+    return StatedUnit("DistanceUnits", name, (mm, mm, mm))
 
 
 def _data_type(fields: Fields) -> np.dtype[np.generic]:

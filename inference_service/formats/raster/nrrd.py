@@ -20,6 +20,7 @@ from inference_service.formats.raster.header import (
     read_line,
     volume_shape,
 )
+from inference_service.formats.stated_unit import StatedUnit
 from inference_service.imaging.geometry import LPS_TO_RAS, Affine
 
 _MAGIC = re.compile(rb"NRRD000[1-6]\r?\n")
@@ -51,6 +52,8 @@ _SPACES = {
 _UNITS_MM = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "micron": 0.001}
 _VECTOR = re.compile(r"none|\([^()]*\)")
 _MAX_DIMENSIONS = 16
+# Relative difference of a spacing and the length of a direction that is taken for rounding.
+_MAX_SPACING_DIFFERENCE = 0.01
 
 
 def is_nrrd(start: bytes) -> bool:
@@ -74,12 +77,15 @@ def read_header(stream: BinaryIO, max_voxels: int) -> RasterHeader:
             f"expected one 3-D volume, got an image of shape {tuple(sizes)} with {len(spatial)} axes in space"
         )
     shape = volume_shape([sizes[axis] for axis in spatial], max_voxels)
-    affine, warnings = _affine(fields, np.array([vector for vector in directions if vector is not None]))
+    vectors = np.array([vector for vector in directions if vector is not None])
+    _check_spacings(fields, vectors, spatial)
+    affine, warnings = _affine(fields, vectors)
     compressed = _is_compressed(fields)
     return RasterHeader(
         _data_type(fields),
         shape,
         affine,
+        _unit(fields),
         compressed,
         detached=bool(fields.data_file("data file", "datafile", default="")),
         skipped_bytes=fields.skip("byte skip", "byteskip", least=0 if compressed else -1),
@@ -136,18 +142,34 @@ def _affine(fields: Fields, directions: NDArray[np.float64]) -> tuple[Affine, tu
             "the header does not state where voxels lie: expected a `space` of right-anterior-superior, "
             "left-anterior-superior or left-posterior-superior"
         )
-    units = re.findall(r'"([^"]*)"', fields.text("space units", default=""))
-    scale = [_UNITS_MM.get(unit.strip().lower()) for unit in units] or [1.0] * 3
-    if len(scale) != 3 or None in scale:
-        raise InconsistentGeometry("the NRRD header's field 'space units' has units that are not mm, cm, m or um")
-    to_ras_mm = to_ras @ np.diag(np.array(scale, dtype=np.float64))
     affine = np.eye(4)
-    affine[:3, :3] = to_ras_mm @ directions.T
+    affine[:3, :3] = to_ras @ directions.T
     if "space origin" not in fields:
         message = "the header has no `space origin`: the first voxel was taken for the origin"
         return affine, (ReportWarning(WarningCode.ORIGIN_MISSING, message),)
-    affine[:3, 3] = to_ras_mm @ _vector(fields.text("space origin"), "space origin")
+    affine[:3, 3] = to_ras @ _vector(fields.text("space origin"), "space origin")
     return affine, ()
+
+
+def _unit(fields: Fields) -> StatedUnit:
+    names = [unit.strip().lower() for unit in re.findall(r'"([^"]*)"', fields.text("space units", default=""))]
+    known = [_UNITS_MM[name] for name in names or ["mm"] * 3 if name in _UNITS_MM]
+    if len(known) != 3:
+        raise InconsistentGeometry("the NRRD header's field 'space units' has units that are not mm, cm, m or um")
+    return StatedUnit("space units", ", ".join(dict.fromkeys(names)), (known[0], known[1], known[2]))
+
+
+def _check_spacings(fields: Fields, directions: NDArray[np.float64], spatial: list[int]) -> None:
+    """Refuses spacings that contradict the directions, whose lengths are spacings too."""
+    words = fields.text("spacings", default="").split()
+    for axis, length in zip(spatial, np.linalg.norm(directions, axis=1), strict=True):
+        stated = parse_numbers(words[axis : axis + 1])
+        # The others are `nan`, as is usual beside directions.
+        if stated and abs(stated[0] - length) > _MAX_SPACING_DIFFERENCE * length:
+            raise InconsistentGeometry(
+                f"the NRRD header's spacings state {stated[0]:g} for an axis whose `space directions` has the length "
+                f"{length:g}: expected one of the two fields"
+            )
 
 
 def _data_type(fields: Fields) -> np.dtype[np.generic]:

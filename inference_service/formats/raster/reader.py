@@ -1,6 +1,6 @@
 """Reads NRRD and MetaImage: a file with header and voxels, or a header and a data file, whose names do not matter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import SEEK_END
@@ -11,10 +11,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.contract.task_message import Tolerance
 from inference_service.core.errors import InputCorrupt, UnsupportedFormat
+from inference_service.core.report_warnings import ReportWarning
+from inference_service.formats.grid_check import require_valid_affine
 from inference_service.formats.raster import metaimage, nrrd
 from inference_service.formats.raster.header import RasterHeader
 from inference_service.formats.read_limits import ReadLimits
+from inference_service.formats.stated_unit import convert_to_mm
 from inference_service.formats.voxel_stream import decompressed, read_voxels
 from inference_service.imaging.geometry import Volume
 
@@ -39,6 +43,21 @@ class RasterFormat:
     read_header: Callable[[BinaryIO, int], RasterHeader]
 
 
+@dataclass(frozen=True)
+class RasterVolume:
+    """A volume that was read.
+
+    Attributes:
+        volume: The volume.
+        header: Its header.
+        warnings: Warnings for the user of the mask.
+    """
+
+    volume: Volume
+    header: RasterHeader
+    warnings: tuple[ReportWarning, ...]
+
+
 NRRD = RasterFormat(nrrd.is_nrrd, nrrd.read_header)
 METAIMAGE = RasterFormat(metaimage.is_metaimage, metaimage.read_header)
 
@@ -49,8 +68,12 @@ def find_headers(files: Sequence[Path], form: RasterFormat) -> list[Path]:
 
 
 def read_raster(
-    header_file: Path, files: Sequence[Path], form: RasterFormat, limits: ReadLimits
-) -> tuple[Volume, RasterHeader]:
+    header_file: Path,
+    files: Sequence[Path],
+    form: RasterFormat,
+    limits: ReadLimits,
+    tolerated: Collection[Tolerance] = (),
+) -> RasterVolume:
     """Reads a volume.
 
     Args:
@@ -58,20 +81,22 @@ def read_raster(
         files: The files of the input, among which the data file of a detached header is found.
         form: The format.
         limits: The largest volume that is read.
-
-    Returns:
-        The volume and its header.
+        tolerated: Deviations that are not refused.
 
     Raises:
         InputError: The files are not one readable volume; the subclass says why.
     """
     with header_file.open("rb") as file:
         header = form.read_header(file, limits.max_voxels)
-        if not header.detached:
-            return Volume(_read(file, header, limits), header.affine), header
-    others = [path for path in files if path != header_file]
-    with _data_file(header, others).open("rb") as file:
-        return Volume(_read(file, header, limits), header.affine), header
+        affine, warnings = convert_to_mm(header.affine, header.unit, header.shape, tolerated)
+        require_valid_affine(affine, header.shape)
+        if header.detached:
+            others = [path for path in files if path != header_file]
+            with _data_file(header, others).open("rb") as data_file:
+                voxels = _read(data_file, header, limits)
+        else:
+            voxels = _read(file, header, limits)
+    return RasterVolume(Volume(voxels, affine), header, (*header.warnings, *warnings))
 
 
 def _data_file(header: RasterHeader, others: Sequence[Path]) -> Path:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from inference_service.contract.input_options import InputOptions
 from inference_service.core.errors import (
     InconsistentGeometry,
     InputCorrupt,
@@ -190,6 +191,42 @@ def test_units_other_than_millimetres_are_converted(tmp_path: Path) -> None:
         assert scan_of(path).volume.affine[:3, 3] == pytest.approx((-10, 20, 35))
 
 
+@pytest.mark.parametrize("unit", ["um", "m"])
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_a_unit_that_makes_a_body_a_speck_or_a_mountain_is_refused_unless_it_is_tolerated(
+    tmp_path: Path, ending: str, unit: str
+) -> None:
+    path = tmp_path / f"scan.{ending}"
+    path.write_bytes(nrrd(space_units=f'"{unit}" "{unit}" "{unit}"') if ending == "nrrd" else mha(DistanceUnits=unit))
+    with pytest.raises(InconsistentGeometry, match=f"states {unit}, by which the scan measures .*set options.tolerate"):
+        scan_of(path)
+    scan = read_scan(path, tmp_path, LIMITS, input_options=InputOptions(tolerate=("unusual_extent",)))
+    factor = {"um": 0.001, "m": 1000}[unit]
+    np.testing.assert_allclose(scan.volume.spacing_mm, np.array([2, 0.5, 1.5]) * factor)
+    codes = {warning.code for warning in scan.warnings}
+    assert codes == {WarningCode.IMPLAUSIBLE_UNIT, WarningCode.UNUSUAL_EXTENT}
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_microns_of_a_body_are_converted(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scan.{ending}"
+    path.write_bytes(
+        nrrd(space_units='"micron" "um" "um"', space_directions="(0,0,2000) (500,0,0) (0,1500,0)")
+        if ending == "nrrd"
+        else mha(DistanceUnits="um", ElementSpacing="2000 500 1500")
+    )
+    scan = scan_of(path)
+    assert scan.volume.spacing_mm == pytest.approx((2, 0.5, 1.5))
+    assert scan.warnings == ()
+
+
+@pytest.mark.parametrize("spacings", ["nan nan nan", "2 0.5 1.5", "2.01 0.5 nan"])
+def test_spacings_that_agree_with_the_directions_are_accepted(tmp_path: Path, spacings: str) -> None:
+    path = tmp_path / "scan.nrrd"
+    path.write_bytes(nrrd(spacings=spacings))
+    assert scan_of(path).volume.spacing_mm == pytest.approx((2, 0.5, 1.5))
+
+
 def test_an_axis_of_one_value_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.nrrd"
     directions = f"none {FIELDS['space directions']}"
@@ -227,6 +264,7 @@ REFUSED: dict[str, tuple[bytes, type[ServiceError], str]] = {
         "three finite numbers",
     ),
     "nrrd: axes in a plane": (nrrd(space_directions="(1,0,0) (2,0,0) (0,1,0)"), InconsistentGeometry, "singular"),
+    "nrrd: other spacings": (nrrd(spacings="nan 1 nan"), InconsistentGeometry, "spacings state 1 for an axis"),
     "nrrd: few directions": (nrrd(space_directions="(1,0,0) (0,1,0)"), InputCorrupt, "2 vectors for 3 axes"),
     "nrrd: sizes": (nrrd(sizes="2 3"), InputCorrupt, "'sizes' is not a list of 3 finite numbers"),
     "nrrd: no sizes": (nrrd(sizes=None), InputCorrupt, "no field 'sizes'"),
@@ -276,6 +314,11 @@ REFUSED: dict[str, tuple[bytes, type[ServiceError], str]] = {
     "mha: type": (mha(ElementType="MET_STRING"), UnsupportedFormat, "ElementType"),
     "mha: scaled": (mha(ElementToIntensityFunctionSlope="2"), UnsupportedFormat, "readers treat differently"),
     "mha: no spacing": (mha(ElementSpacing=None), InconsistentGeometry, "no ElementSpacing"),
+    "mha: spacing in the directions": (
+        mha(TransformMatrix="0 0 2 0.5 0 0 0 1.5 0"),
+        InconsistentGeometry,
+        "have the lengths [2.0, 0.5, 1.5]: expected 1",
+    ),
     "mha: units": (mha(DistanceUnits="in"), InconsistentGeometry, "DistanceUnits"),
     "mha: flag": (mha(CompressedData="maybe"), InputCorrupt, "neither True nor False"),
     "mha: list of files": (

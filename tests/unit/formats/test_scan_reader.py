@@ -63,7 +63,7 @@ def test_integers_are_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_volume_without_finite_values_is_refused(tmp_path: Path, value: float) -> None:
     path = save(tmp_path / "scan.nii", np.full(SHAPE, value, dtype=np.float32))
-    with pytest.raises(InputCorrupt, match="NaN, infinite or beyond"):
+    with pytest.raises(InputCorrupt, match="NaN, infinite or a fill value"):
         read_scan(path, tmp_path, ReadLimits(MAX_VOXELS))
 
 
@@ -239,7 +239,7 @@ def test_a_scaled_fill_value_is_replaced_too(tmp_path: Path) -> None:
 
 def test_a_scan_of_nothing_but_a_fill_value_is_refused(tmp_path: Path) -> None:
     write_volume(tmp_path / "scan.nii.gz", Volume(np.full((3, 4, 5), np.finfo("f4").min, np.float32), np.eye(4)))
-    with pytest.raises(InputCorrupt, match="beyond ±1e\\+15"):
+    with pytest.raises(InputCorrupt, match="infinite or a fill value"):
         read_scan(tmp_path / "scan.nii.gz", tmp_path, ReadLimits(1000))
 
 

@@ -298,7 +298,9 @@ def test_replaced_non_finite_voxels_are_reported(tmp_path: Path, model: Model, o
     voxels[4, 3, 2] = np.inf
     write_scan(tmp_path / "scan.nii", voxels, oblique_affine("LPS", spacing_of("LPS")))
     report = run(tmp_path / "scan.nii", tmp_path, model)
-    message = "2 voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the others"
+    message = (
+        "2 voxels were NaN, infinite or another fill value; they were set to the lowest value of the others, or to air"
+    )
     assert report.warnings == [ReportWarning(WarningCode.FILL_VALUES_REPLACED, message)]
     mask = np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj)
     assert mask[1, 2, 3] == mask[4, 3, 2] == 0

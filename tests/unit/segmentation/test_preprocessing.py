@@ -273,3 +273,35 @@ def test_intensities_may_be_mapped_before_resampling(
             Volume(voxels, np.eye(4)), make_manifest(**fields, spacing_mm=(1.6, 0.7, 1.3)), max_voxels=10**6
         )
         assert not np.allclose(got, after.image, atol=0.1)
+
+
+@pytest.mark.parametrize("intensity", [Z_SCORE, PERCENTILES, MIN_MAX])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("padding", [-2000, -2048, -3024, -(2**15)])
+def test_padding_of_a_ct_does_not_shift_its_statistics(
+    make_manifest: MakeManifest, intensity: Fields, before: bool, padding: int
+) -> None:
+    fields: Fields = {
+        "channels": [{"name": "CT", "intensity": intensity}],
+        "spacing_mm": (1.6, 0.7, 1.3),
+        "intensity_before_resampling": before,
+    }
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (12, 9, 10), dtype=np.int16)
+    images = {}
+    for value in (-1024, padding):
+        voxels[:3] = value
+        scan = voxels.copy()
+        for modality in ("CT", "MR"):
+            manifest = make_manifest(**fields, modality=modality)
+            images[modality, value] = preprocess(Volume(scan, np.eye(4)), manifest, max_voxels=MAX_VOXELS).image
+        np.testing.assert_array_equal(scan, voxels)
+    np.testing.assert_array_equal(images["CT", padding], images["CT", -1024])
+    assert not np.allclose(images["MR", padding], images["MR", -1024])
+
+
+def test_a_copy_of_a_ct_without_padding_is_accounted_for(make_manifest: MakeManifest) -> None:
+    manifest = make_manifest(channels=[{"name": "CT", "intensity": Z_SCORE}], modality="CT")
+    voxels = np.full((12, 9, 10), -2000, np.int16)
+    required: list[int] = []
+    preprocess(Volume(voxels, np.eye(4)), manifest, max_voxels=MAX_VOXELS, require_memory=required.append)
+    assert voxels.nbytes in required

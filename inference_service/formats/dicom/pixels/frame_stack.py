@@ -17,8 +17,8 @@ from inference_service.core.errors import InputCorrupt
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.pixels.decoder import decoder_bytes, read_frames
+from inference_service.imaging.hounsfield import AIR_HU
 
-AIR_HU = -1024
 # A padding range in CT that includes these values would be tissue: the header contradicts its own scan.
 _TISSUE_HU = (-500, 3000)
 # Frames in flight for each thread, so that none waits for another.
