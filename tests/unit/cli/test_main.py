@@ -293,7 +293,8 @@ def test_warnings_are_printed_with_their_codes(tmp_path: Path, scan: Path) -> No
     nibabel.Nifti1Image(voxels, image.affine).to_filename(tmp_path / "nan.nii")
     expected = {
         "code": "fill_values_replaced",
-        "message": "1 voxels were NaN, infinite or a huge fill value; they were set to the lowest value of the others",
+        "message": "1 voxels were NaN, infinite or another fill value; they were set to the lowest value of the "
+        "others, or to air",
     }
     line = "warning {code}: {message}".format(**expected)
     assert f"1: {line}" in run("inspect", tmp_path / "nan.nii").output.splitlines()
