@@ -120,6 +120,8 @@ class Storage:
     @contextmanager
     def _opened(self, bucket: str, key: str) -> Iterator[BaseHTTPResponse]:
         response = self._minio.get_object(bucket, key)
+        # An object is the bytes that were stored, also if its Content-Encoding says that they are compressed.
+        response.decode_content = False
         try:
             yield response
         finally:

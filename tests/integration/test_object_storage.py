@@ -1,7 +1,9 @@
 """Objects, against a real S3 server."""
 
+import gzip
 import time
 import traceback
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
+from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.jobs.object_storage import Storage, is_outage
 
@@ -32,6 +35,18 @@ def key(storage: Storage, tmp_path: Path) -> str:
 def test_a_stored_object_is_fetched(storage: Storage, key: str, tmp_path: Path) -> None:
     storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000)
     assert (tmp_path / "target").read_bytes() == bytes(range(250)) * 4
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "br"])
+def test_an_object_with_a_content_encoding_is_fetched_as_it_was_stored(
+    storage: Storage, tmp_path: Path, encoding: str
+) -> None:
+    content = gzip.compress(b"voxels" * 1000)
+    metadata: dict[str, str | list[str] | tuple[str]] = {"Content-Encoding": encoding}
+    storage._minio.put_object(BUCKET, "encoded", BytesIO(content), len(content), metadata=metadata)
+    storage.fetch(BUCKET, "encoded", tmp_path / "scan", max_bytes=len(content))
+    assert (tmp_path / "scan").read_bytes() == content
+    assert storage.checksum(BUCKET, "encoded") == Checksum.of_file(tmp_path / "scan")
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, "no-such-bucket"])
