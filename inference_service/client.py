@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from inference_service.contract.task_message import UPLOAD_PREFIX, InputReference, SegmentRequest
 from inference_service.core.errors import BadRequest, ErrorCode, InputNotFound, QueueUnavailable
-from inference_service.core.files import list_files
+from inference_service.core.files import list_input
 from inference_service.core.retry import retrying
 from inference_service.core.settings import SUBMITTER_PATTERN, Settings, get_settings
 from inference_service.core.tracing import TraceContext, current_context
@@ -84,7 +84,8 @@ class Client:
         """Stores a volume in the input bucket, under a new key that does not contain the file's name.
 
         Args:
-            volume: A file, or a folder of DICOM files, which become objects under a prefix.
+            volume: A file, or a folder of files, which become objects under a prefix. A header whose voxels are in a
+                file beside it is uploaded with that file.
 
         Raises:
             InputNotFound: The file does not exist, or the folder contains no file.
@@ -96,9 +97,9 @@ class Client:
         key = f"{UPLOAD_PREFIX}{uuid4()}"
         if not volume.exists():
             raise InputNotFound("there is no file or folder to upload")
-        if volume.is_dir():
+        files = list_input(volume, max_bytes=self._settings.max_input_bytes)
+        if files != [volume]:
             key += "/"
-            files = list_files(volume, max_bytes=self._settings.max_input_bytes)
             self._storage.store_folder(bucket, key, files, content_type=_CONTENT_TYPE)
         else:
             self._storage.store(bucket, key, volume, content_type=_CONTENT_TYPE)

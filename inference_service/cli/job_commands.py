@@ -60,8 +60,8 @@ def submit(
 ) -> None:
     """Submit a job that segments IN.
 
-    IN is a local file or folder, which is uploaded, or s3://bucket/key. A file is NIfTI, NRRD, MetaImage, DICOM or a
-    zip of a DICOM series; a folder, or a key that ends in /, contains a DICOM series.
+    IN is a local file or folder, which is uploaded, or s3://bucket/key. A file is NIfTI, NRRD, MetaImage, DICOM, or a
+    zip or tar of files; a folder, or a key that ends in /, contains a DICOM series or another volume.
     """
     # The whole request is validated before the upload, so that a rejected request leaves no scan behind.
     request = parse_request(

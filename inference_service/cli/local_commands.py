@@ -45,7 +45,7 @@ def segment(
 ) -> None:
     """Segment IN into OUT without any server.
 
-    IN is a NIfTI, NRRD or MetaImage file, or a DICOM series in a folder, a zip or a file.
+    IN is a NIfTI, NRRD or MetaImage file, or a DICOM series in a folder, an archive or a file.
 
     OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format. If OUT ends in .nii or
     .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
@@ -84,8 +84,8 @@ def segment(
 def inspect(source: Path, input_options: InputOptions, as_json: bool) -> None:
     """Tell what IN holds, and whether a job would read it, without a model.
 
-    IN is a file, a zip or a folder, as for `segment`. Each volume is read with its pixels. The exit code is 3 if a job
-    with IN and these options would be refused.
+    IN is a file, an archive or a folder, as for `segment`. Each volume is read with its pixels. The exit code is 3 if a
+    job with IN and these options would be refused.
     """
     from inference_service.core.host import usable_cpus
     from inference_service.core.scratch_space import scratch_folder

@@ -13,7 +13,7 @@ from inference_service.core.report_warnings import ReportWarning
 
 Point = tuple[float, float, float]
 
-InputFormat = Literal["nifti", "dicom", "nrrd", "metaimage"]
+InputFormat = Literal["nifti", "analyze", "dicom", "nrrd", "metaimage"]
 
 
 class _Part(BaseModel):

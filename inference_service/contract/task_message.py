@@ -23,7 +23,7 @@ from inference_service.core.errors import BadRequest
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,2}$"
 
-Tolerance = Literal["uneven_spacing", "gantry_tilt", "unusual_extent"]
+Tolerance = Literal["uneven_spacing", "gantry_tilt", "unusual_extent", "analyze_orientation"]
 OutputFormat = Literal["nifti", "dicom-seg", "dicom-labelmap", "nrrd", "mha"]
 
 TASK_NAME = "inference_service.segment"
@@ -101,8 +101,8 @@ class InputReference(_Part):
         description="Bucket of the input: MINIO_INPUT_BUCKET, which is the default, or one of INPUT_BUCKETS.",
     )
     key: ObjectKey = Field(
-        description="Key of a NIfTI, NRRD, MetaImage or DICOM file, or of a zip of files; or a prefix, ending in /, of "
-        "such files."
+        description="Key of a NIfTI, NRRD, MetaImage or DICOM file, or of a zip or tar of files; or a prefix, ending "
+        "in /, of such files."
     )
     series: str | None = Field(
         None,
@@ -149,7 +149,8 @@ class RequestOptions(_Part):
         (),
         description="Defects of the geometry that give a warning in the report, not a refusal. In a DICOM series, "
         "uneven_spacing (also missing slices, up to 10 mm) and gantry_tilt are corrected; unusual_extent believes the "
-        "unit of a NIfTI file by which the scan is smaller or larger than a body or a specimen, as in micro-CT.",
+        "unit of a NIfTI file by which the scan is smaller or larger than a body or a specimen, as in micro-CT; "
+        "analyze_orientation takes the axes of an Analyze file to run to the left, to the front and up.",
     )
     modality_check: bool = Field(
         True, description="Whether to refuse a scan of another modality than the model's, or a CT without HU values."

@@ -12,6 +12,9 @@ from inference_service.core.errors import InputNotFound, InputTooLarge
 MAX_FILES = 20_000
 """Upper limit of the files of one input; no study has as many slices."""
 _CHUNK_BYTES = 2**20
+# Formats that keep header and voxels in two files of the same name: the endings of one, and of the other.
+_PARTS = {".hdr": (".img",), ".img": (".hdr",), ".nhdr": (".raw",), ".mhd": (".raw", ".zraw")}
+_GZIP_ENDING = ".gz"
 
 
 class _Readable(Protocol):
@@ -48,6 +51,16 @@ class Checksum:
             return cls.of(file)
 
 
+def list_input(source: Path, *, max_bytes: int) -> list[Path]:
+    """Lists the files of a folder; or a file, and beside a header the file with its voxels, or the other way round.
+
+    Raises:
+        InputNotFound: The folder holds no files, or a link leads to none.
+        InputTooLarge: It holds more files or bytes than allowed.
+    """
+    return list_files(source, max_bytes=max_bytes) if source.is_dir() else [source, *_other_parts(source)]
+
+
 def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
     """Lists the files of a folder and its subfolders, sorted by path.
 
@@ -69,12 +82,26 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
 
 
 def input_sha256(source: Path) -> str:
-    """Returns the sha256 of a file, or for a folder the sha256 of the sorted sha256 values of its files."""
-    if source.is_dir():
-        digests = sorted(input_sha256(path) for path in _files(source))
-        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    with source.open("rb") as file:
+    """Returns the sha256 of a file, or for several files the sha256 of their sorted sha256 values."""
+    files = list(_files(source)) if source.is_dir() else [source, *_other_parts(source)]
+    digests = sorted(map(_sha256, files))
+    if files == [source]:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _other_parts(path: Path) -> list[Path]:
+    """The files beside a file that differ in the ending alone, and hold its header or its voxels."""
+    name = path.name.lower().removesuffix(_GZIP_ENDING)
+    endings = next((others for ending, others in _PARTS.items() if name.endswith(ending)), ())
+    stem = name.rpartition(".")[0]
+    names = {f"{stem}{ending}{gzipped}" for ending in endings for gzipped in ("", _GZIP_ENDING)}
+    return sorted(each for each in path.parent.iterdir() if each.name.lower() in names) if names else []
 
 
 def _files(folder: Path) -> Iterator[Path]:

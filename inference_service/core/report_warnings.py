@@ -32,6 +32,8 @@ class WarningCode(StrEnum):
     """Damaged copies of intact files were left out."""
     UNREADABLE_FILES = "unreadable_files"
     """Files could not be read as DICOM, and may be slices."""
+    LINKS_IGNORED = "links_ignored"
+    """An archive has symbolic links, which may lead to slices."""
     POSSIBLE_SLICES_LEFT_OUT = "possible_slices_left_out"
     """Images were left out that have the planes of the series, and may be slices."""
 

@@ -272,7 +272,8 @@ class Settings(BaseSettings):
 
     max_input_bytes: PositiveInt = Field(
         4 * 2**30,
-        description="Largest input in bytes: of an object, of all objects under a prefix, and of a zip when unpacked.",
+        description="Largest input in bytes: of an object, of all objects under a prefix, and of archives once "
+        "unpacked.",
     )
     max_voxels: PositiveInt = Field(
         2**29, description="Largest volume in voxels, both as read and after resampling to the model's spacing."

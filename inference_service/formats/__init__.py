@@ -1,1 +1,1 @@
-"""Reading scans and writing masks: NIfTI, DICOM, and zips of either."""
+"""Reading scans and writing masks: NIfTI, Analyze, NRRD, MetaImage and DICOM, also in archives."""

@@ -1,16 +1,16 @@
 """Lists the volumes of an input, each with its geometry or the reason why it cannot be read; runs no model."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference_service.contract.report import InputFormat
 from inference_service.core.errors import BadRequest, InputError
 from inference_service.core.report_warnings import ReportWarning
+from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
 from inference_service.formats.dicom.series.reader import read_headers
-from inference_service.formats.input_files import input_files, volume_files
+from inference_service.formats.input_files import InputFiles, input_files, volume_files
 from inference_service.formats.scan_reader import ReadOptions, Scan, read_files
 from inference_service.imaging.geometry import Shape, Spacing
 
@@ -76,36 +76,33 @@ def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspec
     """Reads each volume of an input, with its pixels.
 
     Args:
-        path: A file, a zip of files, or a folder of them.
-        work_folder: An existing folder into which a zip is unpacked; its files are left there.
+        path: A file, an archive of files, or a folder of them.
+        work_folder: An existing folder into which archives are unpacked; their files are left there.
         options: The options that a job would read it with.
 
     Raises:
         InputError: The files themselves cannot be listed or unpacked.
     """
-    files = input_files(path, work_folder, options.limits.max_bytes)
-    single = volume_files(files)
+    files = input_files(path, work_folder, options.limits)
+    single = volume_files(files.paths)
     headers = {header for paths in single.values() for header in paths}
-    others = [file for file in files if file not in headers]
+    others = [file for file in files.paths if file not in headers and not looks_like_dicom(file)]
     volumes = [
-        _read_volume(
-            FoundVolume(kind, _name(header, path), 1), [header] if kind == "nifti" else [header, *others], options
-        )
+        _read_volume(FoundVolume(kind, _name(header, path), 1), replace(files, paths=[header, *others]), options)
         for kind, paths in single.items()
         for header in paths
     ]
     series, other_files = _series(files, options)
+    # `read_headers` counts these files as not DICOM.
+    other_files[ExclusionReason.NOT_DICOM] -= sum(volume.files for volume in volumes)
     volumes += series
-    if headers:
-        # `read_headers` counts these files as not DICOM.
-        other_files[ExclusionReason.NOT_DICOM] -= len(headers)
     alone = len(volumes) == 1 and volumes[0].left_out is None and _options_of(volumes[0], options) == options
     error = volumes[0].error if alone else _error_of(files, options)
     return Inspection(tuple(volumes), dict(sorted((+other_files).items())), error)
 
 
-def _series(files: Sequence[Path], options: ReadOptions) -> tuple[list[FoundVolume], Counter[str]]:
-    headers = read_headers(files, options.limits)
+def _series(files: InputFiles, options: ReadOptions) -> tuple[list[FoundVolume], Counter[str]]:
+    headers = read_headers(files.paths, options.limits)
     by_uid: dict[str, list[Instance]] = defaultdict(list)
     for instance in headers.instances:
         by_uid[instance.series_uid].append(instance)
@@ -121,23 +118,25 @@ def _series(files: Sequence[Path], options: ReadOptions) -> tuple[list[FoundVolu
         elif uid in errors:
             found.append(FoundVolume("dicom", uid, len(paths) + broken[uid], instances[0].modality, error=errors[uid]))
         else:
-            found.append(_read_volume(FoundVolume("dicom", uid, len(paths), instances[0].modality), paths, options))
+            volume = FoundVolume("dicom", uid, len(paths), instances[0].modality)
+            found.append(_read_volume(volume, replace(files, paths=paths), options))
     return found, Counter({str(reason): count for reason, count in headers.excluded.items()})
 
 
-def _read_volume(volume: FoundVolume, paths: Sequence[Path], options: ReadOptions) -> FoundVolume:
+def _read_volume(volume: FoundVolume, files: InputFiles, options: ReadOptions) -> FoundVolume:
     """Reads one volume alone.
 
     Args:
         volume: Its format, name and number of files.
-        paths: Its files; the first one is its header.
+        files: The files of a series; or a header, and files that hold no other.
         options: How the input is read.
     """
     try:
-        scan = read_files(paths, _options_of(volume, options))
+        scan = read_files(files, _options_of(volume, options))
     except InputError as error:
         return replace(volume, error=error)
-    return replace(volume, modality=scan.modality, facts=_facts(scan), warnings=scan.warnings)
+    count = volume.files if volume.kind == "dicom" else len(files.paths) - sum(scan.set_aside.values())
+    return replace(volume, files=count, modality=scan.modality, facts=_facts(scan), warnings=scan.warnings)
 
 
 def _options_of(volume: FoundVolume, options: ReadOptions) -> ReadOptions:
@@ -149,7 +148,8 @@ def _options_of(volume: FoundVolume, options: ReadOptions) -> ReadOptions:
 
 
 def _name(file: Path, source: Path) -> str:
-    return str(file.relative_to(source)) if source.is_dir() else file.name
+    """The path of a file within a folder; for a file of an archive its number, and for another its name."""
+    return str(file.relative_to(source)) if file.is_relative_to(source) and file != source else file.name
 
 
 def _facts(scan: Scan) -> VolumeFacts:
@@ -158,7 +158,7 @@ def _facts(scan: Scan) -> VolumeFacts:
     return VolumeFacts(volume.shape, volume.spacing_mm, volume.orientation, (low, high))
 
 
-def _error_of(files: Sequence[Path], options: ReadOptions) -> InputError | BadRequest | None:
+def _error_of(files: InputFiles, options: ReadOptions) -> InputError | BadRequest | None:
     try:
         read_files(files, options)
     except (InputError, BadRequest) as error:

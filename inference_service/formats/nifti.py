@@ -1,11 +1,13 @@
-"""Reads NIfTI-1 and NIfTI-2 single files, plain or gzipped, and writes masks on exactly the scan's grid.
+"""Reads NIfTI-1 and NIfTI-2, in one file or in a pair of two, and writes masks on exactly the scan's grid.
 
 Only geometry is copied from a scan's header to a mask: its texts may identify a patient.
 """
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import nibabel
@@ -15,19 +17,24 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
+from inference_service.core.errors import InputCorrupt, UnsupportedFormat
 from inference_service.core.report_warnings import ReportWarning
+from inference_service.formats.data_file import MAX_TRAILING_BYTES, open_data_file
+from inference_service.formats.decompression import GZIP, find_layers, open_decompressed, read_start
 from inference_service.formats.nifti_geometry import read_geometry
 from inference_service.formats.nifti_header import (
+    HEADER_START_BYTES,
     NiftiHeader,
     data_type,
     is_nifti,
+    is_pair,
     read_header,
     read_scaling,
-    read_start,
     volume_shape,
+    voxel_offset,
 )
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.formats.voxel_stream import is_gzipped, open_decompressed, read_voxels
+from inference_service.formats.voxel_stream import read_voxels
 from inference_service.imaging.geometry import Volume
 
 _GEOMETRY_FIELDS = (
@@ -38,14 +45,14 @@ _GEOMETRY_FIELDS = (
 _MAX_TRAILING_BYTES = 64 * 2**20
 
 
-def looks_like_nifti(path: Path) -> bool:
-    """Returns True if the file, gzipped or not, starts with a NIfTI header.
-
-    Raises:
-        InputCorrupt: The file is empty, or its first bytes cannot be decompressed.
-    """
-    with open_decompressed(path) as stream:
-        return is_nifti(read_start(stream))
+def find_headers(files: Sequence[Path], accepts: Callable[[bytes], bool] = is_nifti) -> list[Path]:
+    """Returns the files that begin with a header of NIfTI, or Analyze; one that cannot be decompressed has none."""
+    found = []
+    for path in files:
+        with suppress(InputCorrupt, UnsupportedFormat):
+            if accepts(read_start(path, HEADER_START_BYTES)):
+                found.append(path)
+    return found
 
 
 @dataclass(frozen=True)
@@ -56,38 +63,50 @@ class NiftiVolume:
         volume: The volume, with values scaled by slope and intercept.
         header: The header, from which `write_mask` takes the grid.
         warnings: Warnings about the geometry.
+        files: Number of its files.
     """
 
     volume: Volume
     header: NiftiHeader
     warnings: tuple[ReportWarning, ...]
+    files: int
 
 
-def read_nifti(path: Path, limits: ReadLimits, tolerated: Collection[Tolerance] = ()) -> NiftiVolume:
+def read_nifti(
+    path: Path, limits: ReadLimits, tolerated: Collection[Tolerance] = (), others: Sequence[Path] = ()
+) -> NiftiVolume:
     """Reads a volume.
 
     Args:
-        path: The file; its name does not matter.
+        path: The file that begins with the header; its name does not matter.
         limits: The largest file that is read.
         tolerated: Deviations that are not refused.
+        others: The other files of the input, among which the voxels of a pair are found.
 
     Raises:
         InputError: The file is not one readable volume; the subclass says why.
     """
-    with open_decompressed(path) as stream:
+    with ExitStack() as stack:
+        stream = stack.enter_context(open_decompressed(path))
         header = read_header(stream)
         shape = volume_shape(header, limits.max_voxels)
         geometry = read_geometry(header, shape, tolerated)
         scaling = read_scaling(header)
+        dtype = data_type(header)
+        pair = is_pair(header)
+        if pair:
+            size_bytes = prod(shape) * dtype.itemsize
+            data = open_data_file(others, offset_bytes=voxel_offset(header), size_bytes=size_bytes)
+            stream = stack.enter_context(data)
         stored = read_voxels(
             stream,
-            data_type(header),
+            dtype,
             shape,
             limits.require_memory,
             scaled=scaling is not None,
-            max_trailing_bytes=_MAX_TRAILING_BYTES,
+            max_trailing_bytes=MAX_TRAILING_BYTES if pair else _MAX_TRAILING_BYTES,
         )
-    return NiftiVolume(Volume(_scale(stored, scaling), geometry.affine), header, geometry.warnings)
+    return NiftiVolume(Volume(_scale(stored, scaling), geometry.affine), header, geometry.warnings, files=1 + pair)
 
 
 def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: NiftiHeader) -> None:
@@ -128,7 +147,7 @@ def grid_header(volume: Volume) -> NiftiHeader:
 
 def compress(source: Path, target: Path) -> None:
     """Copies a file, gzipped unless it already is."""
-    gzipped = is_gzipped(source)
+    gzipped = find_layers(source)[:1] == [GZIP]
     with source.open("rb") as file, target.open("wb") if gzipped else igzip.open(target, "wb") as stream:
         shutil.copyfileobj(file, stream)
 

@@ -14,7 +14,8 @@ class ReadLimits:
 
     Attributes:
         max_voxels: Larger volumes are refused before anything is allocated for their voxels.
-        max_bytes: Limit on the input's files together, and on the size that a zip or deflated DICOM expands to.
+        max_bytes: Limit on the input's files together, and on the size that archives, compressed files or deflated
+            DICOM expand to.
         require_memory: Called before each large allocation.
     """
 

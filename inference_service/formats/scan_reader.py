@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.report import InputFormat
 from inference_service.core.errors import BadRequest, InputCorrupt, NotAVolume, UnsupportedFormat
 from inference_service.core.report_warnings import ReportWarning, WarningCode
+from inference_service.formats.analyze import read_analyze
+from inference_service.formats.archives.unpacking import refuse_other_formats
+from inference_service.formats.decompression import read_start
 from inference_service.formats.dicom.file_check import looks_like_dicom
-from inference_service.formats.dicom.header import read_instance
-from inference_service.formats.dicom.instance import ExclusionReason, Slice, ValueType
+from inference_service.formats.dicom.instance import Slice, ValueType
 from inference_service.formats.dicom.series.reader import read_series
 from inference_service.formats.fill_values import replace_fill_values
 from inference_service.formats.grid_check import extent_warnings
-from inference_service.formats.input_files import input_files, nifti_files, volume_files
-from inference_service.formats.nifti import grid_header, looks_like_nifti, read_nifti
-from inference_service.formats.nifti_header import NiftiHeader
+from inference_service.formats.input_files import InputFiles, input_files, is_dicom_image, volume_files
+from inference_service.formats.nifti import find_headers as nifti_headers
+from inference_service.formats.nifti import grid_header, read_nifti
+from inference_service.formats.nifti_header import NiftiHeader, is_analyze
 from inference_service.formats.raster.reader import METAIMAGE, NRRD, RasterFormat, find_headers, read_raster
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.sheared_grid import align_grid
@@ -77,6 +81,25 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
+class _Found:
+    """A volume that begins with a header, as its reader returns it.
+
+    Attributes:
+        volume: The volume.
+        grid: See `Scan`.
+        files: Number of its files.
+        warnings: Warnings about the header.
+        modality: See `Scan`.
+    """
+
+    volume: Volume
+    grid: NiftiHeader
+    files: int
+    warnings: tuple[ReportWarning, ...]
+    modality: str = ""
+
+
+@dataclass(frozen=True)
 class Reader:
     """Reads one format.
 
@@ -102,8 +125,8 @@ def read_scan(
     """Reads a volume with the first reader that accepts the input.
 
     Args:
-        path: A file, a zip of files, or a folder of them.
-        work_folder: An existing folder into which a zip is unpacked; its files are left there.
+        path: A file, an archive of files, or a folder of them.
+        work_folder: An existing folder into which archives are unpacked; their files are left there.
         limits: The largest input that is read.
         input_options: The request's options for the input.
         threads: Number of threads that decode a series' frames.
@@ -111,29 +134,33 @@ def read_scan(
     Raises:
         InputError: No reader accepts the input, or the reader that accepts it finds an error.
     """
-    files = input_files(path, work_folder, limits.max_bytes)
+    files = input_files(path, work_folder, limits)
     return read_files(files, ReadOptions(limits, input_options, threads))
 
 
-def read_files(files: Sequence[Path], options: ReadOptions) -> Scan:
+def read_files(found: InputFiles, options: ReadOptions) -> Scan:
     """Reads a volume from files with the first reader that accepts them.
 
     Raises:
         BadRequest: The request selects slices, and the input is not DICOM.
         InputError: No reader accepts the files, or the reader that accepts them finds an error.
     """
+    files = found.paths
     for reader in READERS:
         if reader.accepts(files, options.limits):
             if options.input_options.select and reader.read is not _read_dicom:
                 raise BadRequest("input.select chooses among the slices of a DICOM series, and the input is none")
             scan = reader.read(files, options)
             affine, shape = scan.volume.affine, scan.volume.shape
-            warnings = (*scan.warnings, *_fill_value_warnings(scan.replaced_voxels), *extent_warnings(affine, shape))
-            return replace(scan, warnings=warnings)
+            fills = _fill_value_warnings(scan.replaced_voxels)
+            return replace(scan, warnings=(*found.warnings, *scan.warnings, *fills, *extent_warnings(affine, shape)))
     _check_not_damaged(files)
+    refuse_other_formats(files)
     subject = "the input is" if len(files) == 1 else f"the input's {len(files)} files are"
     raise UnsupportedFormat(
-        f"{subject} in no supported format; expected one of: {'; '.join(reader.description for reader in READERS)}"
+        f"{subject} in no supported format; expected one of: {'; '.join(reader.description for reader in READERS)}. "
+        "Several files are sent as a folder, a zip or a tar. Voxels need their header: an .img or .raw file alone is "
+        "not enough"
     )
 
 
@@ -148,77 +175,77 @@ def _fill_value_warnings(replaced_voxels: int) -> tuple[ReportWarning, ...]:
 
 
 def _check_not_damaged(files: Sequence[Path]) -> None:
-    """Raises InputCorrupt if the files are empty, or if one is gzipped and cannot be decompressed."""
+    """Raises InputCorrupt if the files are empty, or if one is compressed and cannot be decompressed."""
     filled = [path for path in files if path.stat().st_size]
     if not filled:
         raise InputCorrupt(f"the input's {len(files)} files are empty")
     for path in filled:
-        looks_like_nifti(path)
+        read_start(path, 1)
 
 
-def _holds_nifti(files: Sequence[Path], limits: ReadLimits) -> bool:
-    """Returns True for a NIfTI file, or for several files of which some are NIfTI and none is a DICOM image."""
-    if len(files) == 1:
-        return looks_like_nifti(files[0])
-    return bool(nifti_files(files)) and not any(_is_dicom_image(path, limits) for path in files)
+def _reader(
+    input_format: InputFormat,
+    description: str,
+    find: Callable[[Sequence[Path]], Sequence[Path]],
+    read: Callable[[Path, Sequence[Path], ReadOptions], _Found],
+) -> Reader:
+    """A reader of volumes that begin with a header. DICOM goes before them; other files are set aside.
 
+    Args:
+        input_format: The format.
+        description: Its description.
+        find: Finds the files that begin with a header.
+        read: Reads the volume of a header; it gets the other files too.
+    """
 
-def _is_dicom_image(path: Path, limits: ReadLimits) -> bool:
-    if not looks_like_dicom(path):
-        return False
-    instance = read_instance(path, max_bytes=limits.max_bytes, require_memory=limits.require_memory)
-    return instance is not ExclusionReason.NO_IMAGE
-
-
-def _read_nifti(files: Sequence[Path], options: ReadOptions) -> Scan:
-    """Reads the one NIfTI file of an input; files of other formats are set aside."""
-    found = read_nifti(_require_one_volume(files), options.limits, options.input_options.tolerate)
-    replaced = replace_fill_values(found.volume)
-    aligned, shear_warnings = align_grid(found.volume, options.limits)
-    return Scan(
-        found.volume,
-        found.header,
-        replaced,
-        aligned=aligned,
-        set_aside=_set_aside(len(files) - 1),
-        warnings=(*found.warnings, *shear_warnings),
-    )
-
-
-def _raster_reader(form: RasterFormat, input_format: InputFormat, description: str) -> Reader:
     def accepts(files: Sequence[Path], limits: ReadLimits) -> bool:
-        return bool(find_headers(files, form)) and not any(_is_dicom_image(path, limits) for path in files)
+        return bool(find(files)) and not any(is_dicom_image(path, limits) for path in files)
 
-    def read(files: Sequence[Path], options: ReadOptions) -> Scan:
-        found = read_raster(_require_one_volume(files), files, form, options.limits, options.input_options.tolerate)
+    def read_one(files: Sequence[Path], options: ReadOptions) -> Scan:
+        header = _require_one_volume(files)
+        found = read(header, [path for path in files if path != header], options)
         replaced = replace_fill_values(found.volume)
         aligned, shear_warnings = align_grid(found.volume, options.limits)
+        others = len(files) - found.files
         return Scan(
             found.volume,
-            grid_header(found.volume),
+            found.grid,
             replaced,
             input_format=input_format,
             aligned=aligned,
-            modality=found.header.modality,
-            set_aside=_set_aside(len(files) - 1 - found.header.detached),
+            modality=found.modality,
+            set_aside={_NO_VOLUME: others} if others else {},
             warnings=(*found.warnings, *shear_warnings),
         )
 
-    return Reader(description, accepts, read)
+    return Reader(description, accepts, read_one)
 
 
 def _require_one_volume(files: Sequence[Path]) -> Path:
     """Returns the one file that begins with the header of a volume; DICOM is left to its own reader."""
-    if len(files) == 1:
-        return files[0]
     volumes = [path for paths in volume_files(files).values() for path in paths]
     if len(volumes) > 1:
-        raise NotAVolume(f"the input holds {len(volumes)} volumes, each in a file: expected one; send the scan alone")
+        raise NotAVolume(f"the input holds {len(volumes)} volumes: expected one; send the scan alone")
     return volumes[0]
 
 
-def _set_aside(others: int) -> dict[str, int]:
-    return {_NO_VOLUME: others} if others else {}
+def _read_nifti(header: Path, others: Sequence[Path], options: ReadOptions) -> _Found:
+    found = read_nifti(header, options.limits, options.input_options.tolerate, others)
+    return _Found(found.volume, found.header, found.files, found.warnings)
+
+
+def _read_analyze(header: Path, others: Sequence[Path], options: ReadOptions) -> _Found:
+    volume, warning = read_analyze(header, options.limits, options.input_options.tolerate, others)
+    return _Found(volume, grid_header(volume), 2, (warning,))
+
+
+def _raster_reader(form: RasterFormat, input_format: InputFormat, description: str) -> Reader:
+    def read(header: Path, others: Sequence[Path], options: ReadOptions) -> _Found:
+        found = read_raster(header, others, form, options.limits, options.input_options.tolerate)
+        files = 1 + found.header.detached
+        return _Found(found.volume, grid_header(found.volume), files, found.warnings, found.header.modality)
+
+    return _reader(input_format, description, partial(find_headers, form=form), read)
 
 
 def _holds_dicom(files: Sequence[Path], limits: ReadLimits) -> bool:
@@ -247,10 +274,16 @@ def _read_dicom(files: Sequence[Path], options: ReadOptions) -> Scan:
 
 
 READERS = (
-    Reader("one NIfTI-1 or NIfTI-2 file, plain or gzipped, also in a folder or a zip", _holds_nifti, _read_nifti),
-    _raster_reader(NRRD, "nrrd", "one NRRD volume (.nrrd, or .nhdr with its data file in a zip or folder)"),
-    _raster_reader(
-        METAIMAGE, "metaimage", "one MetaImage volume (.mha, or .mhd with its data file in a zip or folder)"
+    _reader(
+        "nifti",
+        "one NIfTI-1 or NIfTI-2 volume (.nii, or .hdr with its .img; plain or compressed)",
+        nifti_headers,
+        _read_nifti,
     ),
-    Reader("a DICOM series, as a file, a folder or a zip", _holds_dicom, _read_dicom),
+    _reader(
+        "analyze", "one Analyze volume (.hdr with its .img)", partial(nifti_headers, accepts=is_analyze), _read_analyze
+    ),
+    _raster_reader(NRRD, "nrrd", "one NRRD volume (.nrrd, or .nhdr with its data file)"),
+    _raster_reader(METAIMAGE, "metaimage", "one MetaImage volume (.mha, or .mhd with its data file)"),
+    Reader("a DICOM series", _holds_dicom, _read_dicom),
 )

@@ -1,58 +1,16 @@
 """Reads voxels from a stream into an array, within the limits of memory and up to the end of the stream."""
 
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from gzip import BadGzipFile
-from io import BufferedReader, RawIOBase
 from math import prod
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
-from isal import igzip, igzip_lib, igzip_threaded, isal_zlib
 from numpy.typing import NDArray
 
 from inference_service.core.errors import InputCorrupt
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.imaging.geometry import Shape
 
-_GZIP_MAGIC = b"\x1f\x8b"
-# isal's type stubs declare its exception class as an instance.
-_ERRORS = (EOFError, BadGzipFile, zlib.error, cast("type[Exception]", igzip_lib.error))
 _CHUNK_BYTES = 2**20
-
-
-def is_gzipped(path: Path) -> bool:
-    """Returns True if the file begins as gzip does."""
-    with path.open("rb") as file:
-        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-
-
-@contextmanager
-def open_decompressed(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file, decompressed if it is gzipped.
-
-    Raises:
-        InputCorrupt: The gzip stream is damaged.
-    """
-    with _mapped_errors(), igzip_threaded.open(path, "rb") if is_gzipped(path) else path.open("rb") as stream:
-        yield stream
-
-
-@contextmanager
-def decompressed(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The rest of a file, which is a gzip or a zlib stream.
-
-    Raises:
-        InputCorrupt: The stream is damaged.
-    """
-    place = file.tell()
-    gzipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    file.seek(place)
-    stream = igzip.IGzipFile(fileobj=file) if gzipped else BufferedReader(_ZlibStream(file), _CHUNK_BYTES)
-    with _mapped_errors(), stream:
-        yield cast("BinaryIO", stream)
 
 
 def read_voxels(
@@ -101,37 +59,3 @@ def _read_to_end(stream: BinaryIO, most: int) -> None:
         trailing_bytes += len(chunk)
         if trailing_bytes > most:
             raise InputCorrupt(f"the file has more than {most} bytes after its last voxel")
-
-
-class _ZlibStream(RawIOBase):
-    """The content of a zlib stream."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._decompressor = isal_zlib.decompressobj()
-        self._input = b""
-
-    def readable(self) -> bool:
-        """Returns True."""
-        return True
-
-    def readinto(self, buffer: "memoryview | bytearray", /) -> int:  # type: ignore[override]
-        """Decompresses as much as fits into a buffer."""
-        while not self._decompressor.eof:
-            self._input = self._input or self._file.read(_CHUNK_BYTES)
-            if not self._input:
-                raise EOFError("the zlib stream is truncated")
-            content = self._decompressor.decompress(self._input, len(buffer))
-            self._input = self._decompressor.unconsumed_tail
-            if content:
-                buffer[: len(content)] = content
-                return len(content)
-        return 0
-
-
-@contextmanager
-def _mapped_errors() -> Iterator[None]:
-    try:
-        yield
-    except _ERRORS as error:
-        raise InputCorrupt("the file's gzip stream is truncated or damaged") from error

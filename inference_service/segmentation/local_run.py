@@ -36,7 +36,7 @@ def segment_locally(
     """Segments a scan with all of this machine's CPUs.
 
     Args:
-        source: The scan: a file, a zip or a folder.
+        source: The scan: a file, an archive or a folder.
         target: A folder, or the mask's path, if it ends in .nii or .nii.gz; nothing is overwritten.
         settings: Models, providers and limits.
         model: Name of the model.

@@ -62,7 +62,7 @@ def compare_precisions(
         name: Name of the model.
         version: Version of the model; None: the highest.
         precision: The other precision.
-        source: The scan: a file, a zip or a folder.
+        source: The scan: a file, an archive or a folder.
 
     Returns:
         The share of voxels with equal labels, the Dice coefficient of the two masks for each label that occurs, and the

@@ -150,8 +150,8 @@ def segment_file(
     """Segments one scan: reads it, segments it, describes the mask, and writes the results.
 
     Args:
-        source: The scan: a file, a zip or a folder.
-        target: An existing folder for the files of `result_files`; a zip is unpacked there, too.
+        source: The scan: a file, an archive or a folder.
+        target: An existing folder for the files of `result_files`; archives are unpacked there, too.
         model: The model, and the options with which it runs.
         limits: Larger inputs are refused, and scans that become larger on the model's grid.
         options: The options of the request.

@@ -1,16 +1,15 @@
-"""Targets that read scans: NIfTI, NRRD and MetaImage files, DICOM files, DICOM series in a folder, zips."""
+"""Targets that read scans: NIfTI files and pairs, NRRD and MetaImage files, DICOM files, DICOM series in a folder."""
 
 import gzip
 import io
 import shutil
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 
+import nibabel
 import numpy as np
 from dicom_encoders import encode
 from dicom_files import phantom, regular_stack, write_enhanced, write_series
@@ -31,10 +30,10 @@ from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 
-_CORPUS = Path(__file__).parents[1] / "corpus"
+CORPUS = Path(__file__).parents[1] / "corpus"
 _LIMITS = ReadLimits(MAX_SCAN_VOXELS, MAX_SCAN_BYTES)
 # Defects are corrected, not refused, so that the code that corrects them is reached.
-_OPTIONS = InputOptions(tolerate=("uneven_spacing", "gantry_tilt"))
+_OPTIONS = InputOptions(tolerate=("uneven_spacing", "gantry_tilt", "analyze_orientation"))
 # VRs with a length of four bytes in explicit transfer syntaxes (PS3.5 7.1.2).
 _LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UC", b"UR", b"UT", b"SV", b"UV"}
 _META_BYTES = 132
@@ -42,7 +41,7 @@ _META_BYTES = 132
 Element = tuple[bytes, bytes]
 
 
-def _read(files: Sequence[bytes]) -> None:
+def read(files: Sequence[bytes]) -> None:
     """Reads files as one input, and checks the volume and that nothing else was written."""
     folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
     try:
@@ -67,14 +66,44 @@ def _read_nifti(data: bytes) -> None:
     pieces = Pieces(data)
     gzipped = pieces.byte() & 1
     content = pieces.rest()
-    _read([gzip.compress(content, compresslevel=1, mtime=0) if gzipped else content])
+    read([gzip.compress(content, compresslevel=1, mtime=0) if gzipped else content])
+
+
+def _read_pair(data: bytes) -> None:
+    """Reads a header, and a file with its voxels."""
+    pieces = Pieces(data)
+    gzipped = pieces.byte() & 1
+    voxels = pieces.take(int.from_bytes(pieces.take(2)))
+    read([pieces.rest(), gzip.compress(voxels, compresslevel=1, mtime=0) if gzipped else voxels])
+
+
+def _pair_seeds() -> list[bytes]:
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    affine = np.diag([-1.5, 2, 2.5, 1])
+    seeds = []
+    kinds: tuple[type[nibabel.analyze.AnalyzeImage], ...] = (
+        nibabel.Nifti1Pair,
+        nibabel.Nifti2Pair,
+        nibabel.AnalyzeImage,
+    )
+    for kind in kinds:
+        header, stored = _parts(kind(voxels, affine))
+        seeds += [bytes([gzipped]) + len(stored).to_bytes(2) + stored + header for gzipped in (0, 1)]
+    return seeds
+
+
+def _parts(image: nibabel.analyze.AnalyzeImage) -> tuple[bytes, bytes]:
+    """The header and the voxels of a pair."""
+    header, voxels = io.BytesIO(), io.BytesIO()
+    image.to_file_map({"header": nibabel.FileHolder(fileobj=header), "image": nibabel.FileHolder(fileobj=voxels)})
+    return header.getvalue(), voxels.getvalue()
 
 
 def _nifti_seeds() -> list[bytes]:
     path = scratch_folder() / "seed.nii.gz"
     write_volume(path, chest_phantom((5, 4, 3), (60.0, 60.0, 60.0)))
     plain = gzip.decompress(path.read_bytes())
-    hostile = [path.read_bytes() for path in sorted(_CORPUS.glob("*.nii*")) if path.stat().st_size < 4000]
+    hostile = [path.read_bytes() for path in sorted(CORPUS.glob("*.nii*")) if path.stat().st_size < 4000]
     return [b"\0" + plain, b"\1" + plain, *(b"\0" + content for content in hostile)]
 
 
@@ -83,7 +112,7 @@ def _read_raster(data: bytes) -> None:
     pieces = Pieces(data)
     detached = pieces.byte() & 1
     beside = [pieces.take(int.from_bytes(pieces.take(2)))] if detached else []
-    _read([pieces.rest(), *beside])
+    read([pieces.rest(), *beside])
 
 
 def _raster_seeds() -> list[bytes]:
@@ -110,14 +139,14 @@ def _raster_seeds() -> list[bytes]:
     return [*(b"\0" + content for content in files), *(beside + header for header in headers)]
 
 
-def _written(write: Callable[[Path], object]) -> list[bytes]:
+def written(write: Callable[[Path], object]) -> list[bytes]:
     """The contents of the files that a function writes into a folder, by name."""
     folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
     write(folder / "seed")
     return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _series_in(syntax: str, folder: Path) -> None:
+def series_in(syntax: str, folder: Path) -> None:
     write_series(folder, regular_stack(phantom((5, 6, 3))), syntax=syntax)
 
 
@@ -132,15 +161,15 @@ def _enhanced(folder: Path) -> None:
 
 def _dicom_seeds() -> list[bytes]:
     native = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-    seeds = [_written(partial(_series_in, syntax))[0] for syntax in native]
-    seeds += [_written(partial(_encoded, syntax))[0] for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless)]
-    return [*_written(_enhanced), *seeds]
+    seeds = [written(partial(series_in, syntax))[0] for syntax in native]
+    seeds += [written(partial(_encoded, syntax))[0] for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless)]
+    return [*written(_enhanced), *seeds]
 
 
 @cache
 def _elements() -> list[list[Element]]:
     """The elements of each file of a series: header and value. The first one is all before the data set."""
-    return [_split(content) for content in _written(partial(_series_in, ExplicitVRLittleEndian))]
+    return [_split(content) for content in written(partial(series_in, ExplicitVRLittleEndian))]
 
 
 def _split(content: bytes) -> list[Element]:
@@ -187,7 +216,7 @@ def _read_series(data: bytes) -> None:
                 3: [(header, old), (header, value)],
             }[kind >> 4 & 3]
             elements[at : at + 1] = changed or [(b"", b"")]
-    _read([_joined(elements) for elements in files])
+    read([_joined(elements) for elements in files])
 
 
 def _series_seeds() -> list[bytes]:
@@ -196,39 +225,10 @@ def _series_seeds() -> list[bytes]:
     return [b"", *changes]
 
 
-def _read_zip(data: bytes) -> None:
-    """Reads a zip: the input itself, or its pieces packed into a valid one."""
-    pieces = Pieces(data)
-    kind = pieces.byte()
-    if not kind & 1:
-        _read([pieces.rest()])
-        return
-    buffer = io.BytesIO()
-    method = zipfile.ZIP_DEFLATED if kind & 2 else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for number in count():
-            if not pieces:
-                break
-            name = f"{number}{pieces.piece().decode('latin-1')}"
-            archive.writestr(zipfile.ZipInfo(name), pieces.take(int.from_bytes(pieces.take(2))))
-    _read([buffer.getvalue()])
-
-
-def _zip_seeds() -> list[bytes]:
-    buffer = io.BytesIO()
-    series = _written(partial(_series_in, ExplicitVRLittleEndian))
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, content in enumerate(series):
-            archive.writestr(f"../{number}", content)
-    packed = b"".join(b"\1" + b"abc"[n : n + 1] + len(each).to_bytes(2) + each for n, each in enumerate(series))
-    hostile = [path.read_bytes() for path in sorted(_CORPUS.glob("*.zip")) if path.stat().st_size < 4000]
-    return [b"\0" + buffer.getvalue(), b"\3" + packed, *(b"\0" + content for content in hostile)]
-
-
 TARGETS = (
     Target("nifti", _read_nifti, _nifti_seeds),
+    Target("pair", _read_pair, _pair_seeds),
     Target("raster", _read_raster, _raster_seeds),
-    Target("dicom", lambda data: _read([data]), _dicom_seeds),
+    Target("dicom", lambda data: read([data]), _dicom_seeds),
     Target("series", _read_series, _series_seeds, max_input_bytes=1024),
-    Target("zip", _read_zip, _zip_seeds),
 )

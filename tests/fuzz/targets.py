@@ -2,8 +2,15 @@
 
 from collections.abc import Mapping
 
-from fuzz import codestreams, messages, models, redis_keys, scans
+from fuzz import archives, codestreams, messages, models, redis_keys, scans
 from fuzz.target import Target
 
-_ALL = (*scans.TARGETS, *codestreams.TARGETS, *messages.TARGETS, *redis_keys.TARGETS, *models.TARGETS)
+_ALL = (
+    *scans.TARGETS,
+    *archives.TARGETS,
+    *codestreams.TARGETS,
+    *messages.TARGETS,
+    *redis_keys.TARGETS,
+    *models.TARGETS,
+)
 TARGETS: Mapping[str, Target] = {target.name: target for target in _ALL}

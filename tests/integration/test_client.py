@@ -20,6 +20,7 @@ from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, QueueUnavailable
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
+from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.queues.redis_state import fetch_redis_state
@@ -185,8 +186,16 @@ def test_a_client_imports_only_the_base_installation(servers: Servers) -> None:
         if len(homes[module]) == 1
     }
     assert {"celery", "minio", "sqlalchemy"} <= taken
-    # The first two are imported by every process of this environment, through .pth files; Celery, kombu, and redis with
-    # OpenTelemetry import the others where they are installed.
+    # The first two are imported by every process of this environment, through .pth files; Celery, kombu, urllib3, and
+    # redis with OpenTelemetry import the others where they are installed.
     everywhere = {"editables", "setuptools"}
-    optional = {"cryptography", "psutil", "pyyaml"}
+    optional = {"backports-zstd", "cryptography", "psutil", "pyyaml"}
     assert taken - installed_with("inference-service") <= everywhere | optional
+
+
+def test_an_upload_of_a_header_includes_its_voxels(client: Client, storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "scan.hdr").write_bytes(b"header")
+    (tmp_path / "scan.img").write_bytes(b"voxels")
+    uploaded = client.upload(tmp_path / "scan.hdr")
+    storage.fetch_folder(str(uploaded.bucket), uploaded.key, tmp_path / "fetched", max_bytes=100)
+    assert [path.read_bytes() for path in sorted((tmp_path / "fetched").iterdir())] == [b"header", b"voxels"]

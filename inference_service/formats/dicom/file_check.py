@@ -13,7 +13,8 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from inference_service.core.errors import InputTooLarge
+from inference_service.core.errors import InputCorrupt, InputTooLarge
+from inference_service.formats.decompression import read_start
 from inference_service.formats.dicom.attributes import read_text
 from inference_service.formats.dicom.bounded_file import BoundedFile
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
@@ -21,11 +22,16 @@ from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, s
 # PS3.10 7.1: a preamble, the prefix DICM, and the file meta information, whose first element takes 12 bytes.
 _PREAMBLE_BYTES = 128
 _PREFIX = b"DICM"
+START_BYTES = _PREAMBLE_BYTES + len(_PREFIX)
+"""The bytes of a file that `is_dicom` looks at."""
 _GROUP_LENGTH_ELEMENT_BYTES = 12
 _META_GROUP = 0x0002
 # A file without a preamble begins with an element of group 0002 or 0008, in either byte order.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _CHUNK_BYTES = 2**20
+# The element Rows (0028,0010), which every image has, with a length of 2: explicit VR, big endian, implicit VR.
+_ROWS = (b"\x28\0\x10\0US\2\0", b"\0\x28\0\x10US\0\2", b"\x28\0\x10\0\2\0\0\0")
+_SEARCHED_BYTES = 2**18
 # Tag of a sequence item (FFFE,E000), in either byte order (PS3.5 7.5).
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
@@ -46,13 +52,29 @@ class FileSize:
 def looks_like_dicom(path: Path) -> bool:
     """Returns True if the file starts like DICOM, with or without a preamble."""
     with path.open("rb") as file:
-        start = file.read(_PREAMBLE_BYTES + len(_PREFIX))
-    if start[_PREAMBLE_BYTES:] == _PREFIX:
+        return is_dicom(file.read(START_BYTES))
+
+
+def is_dicom(start: bytes) -> bool:
+    """Returns True if a file that begins with these 132 bytes or more starts like DICOM."""
+    if start[_PREAMBLE_BYTES:START_BYTES] == _PREFIX:
         return True
     # After the tag of the first element comes its value representation or, with implicit VR, a short length.
     explicit = re.fullmatch(rb"[A-Z]{2}", start[4:6]) is not None
     implicit = start[5:8] == b"\0\0\0"
     return len(start) > 8 and start[:2] in _FIRST_GROUPS and b"\0" in start[2:4] and (explicit or implicit)
+
+
+def may_be_damaged(path: Path) -> bool:
+    """Returns True if a file that does not start like DICOM may be an image whose start was lost.
+
+    It is empty, begins with zeros, has the element Rows, or cannot be decompressed.
+    """
+    try:
+        start = read_start(path, _SEARCHED_BYTES)
+    except InputCorrupt:
+        return True
+    return not any(start[:_PREAMBLE_BYTES]) or any(rows in start for rows in _ROWS)
 
 
 def measure_file(path: Path, max_bytes: int) -> FileSize:
@@ -96,7 +118,7 @@ def _follows_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 def read_file_meta(path: Path) -> Dataset | None:
     """Reads the file meta information; None for a file without a preamble."""
     with BoundedFile(path) as file:
-        if file.read(_PREAMBLE_BYTES + len(_PREFIX))[_PREAMBLE_BYTES:] != _PREFIX:
+        if file.read(START_BYTES)[_PREAMBLE_BYTES:] != _PREFIX:
             return None
         return read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_follows_meta)
 
@@ -107,4 +129,4 @@ def _deflated_start(path: Path) -> int:
     if meta is None or read_text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return 0
     group_length = int(meta.FileMetaInformationGroupLength)
-    return _PREAMBLE_BYTES + len(_PREFIX) + _GROUP_LENGTH_ELEMENT_BYTES + group_length
+    return START_BYTES + _GROUP_LENGTH_ELEMENT_BYTES + group_length

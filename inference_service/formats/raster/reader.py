@@ -12,19 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.task_message import Tolerance
-from inference_service.core.errors import InputCorrupt, UnsupportedFormat
+from inference_service.core.errors import InputCorrupt
 from inference_service.core.report_warnings import ReportWarning
+from inference_service.formats.data_file import MAX_TRAILING_BYTES, choose_data_file
+from inference_service.formats.decompression import decompressed
 from inference_service.formats.grid_check import require_valid_affine
 from inference_service.formats.raster import metaimage, nrrd
 from inference_service.formats.raster.header import RasterHeader
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.stated_unit import convert_to_mm
-from inference_service.formats.voxel_stream import decompressed, read_voxels
+from inference_service.formats.voxel_stream import read_voxels
 from inference_service.imaging.geometry import Volume
 
-_START_BYTES = 4096
-# More is a sign that the header states too few voxels or too small a type.
-_MAX_TRAILING_BYTES = 4096
+START_BYTES = 4096
+"""The bytes of a file by which its format is recognised."""
 _MAX_LINE_BYTES = 2**20
 _CHUNK_BYTES = 2**20
 _COMPRESSED = (b"\x1f\x8b", b"\x78")
@@ -69,7 +70,7 @@ def find_headers(files: Sequence[Path], form: RasterFormat) -> list[Path]:
 
 def read_raster(
     header_file: Path,
-    files: Sequence[Path],
+    others: Sequence[Path],
     form: RasterFormat,
     limits: ReadLimits,
     tolerated: Collection[Tolerance] = (),
@@ -78,7 +79,7 @@ def read_raster(
 
     Args:
         header_file: The file that begins with the header.
-        files: The files of the input, among which the data file of a detached header is found.
+        others: The other files of the input, among which the data file of a detached header is found.
         form: The format.
         limits: The largest volume that is read.
         tolerated: Deviations that are not refused.
@@ -91,7 +92,6 @@ def read_raster(
         affine, warnings = convert_to_mm(header.affine, header.unit, header.shape, tolerated)
         require_valid_affine(affine, header.shape)
         if header.detached:
-            others = [path for path in files if path != header_file]
             with _data_file(header, others).open("rb") as data_file:
                 voxels = _read(data_file, header, limits)
         else:
@@ -104,20 +104,12 @@ def _data_file(header: RasterHeader, others: Sequence[Path]) -> Path:
     if not header.compressed:
         size = prod(header.shape) * header.dtype.itemsize
         least = size + max(header.skipped_bytes, 0)
-        fitting = [path for path in others if least <= path.stat().st_size <= least + _MAX_TRAILING_BYTES]
+        fitting = [path for path in others if least <= path.stat().st_size <= least + MAX_TRAILING_BYTES]
         if header.skipped_bytes < 0 or header.skipped_lines:
             fitting = [path for path in others if path.stat().st_size >= size]
     else:
         fitting = [path for path in others if _start(path).startswith(_COMPRESSED)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not others:
-        raise UnsupportedFormat(
-            "the header's voxels are in another file: send both in one zip or folder, or save the volume in one file"
-        )
-    raise InputCorrupt(
-        f"expected one data file that fits the header, got {len(fitting)} among {len(others)} other file(s)"
-    )
+    return choose_data_file(fitting, others)
 
 
 def _read(file: BinaryIO, header: RasterHeader, limits: ReadLimits) -> NDArray[np.generic]:
@@ -130,7 +122,7 @@ def _read(file: BinaryIO, header: RasterHeader, limits: ReadLimits) -> NDArray[n
     with decompressed(file) if header.compressed else nullcontext(file) as stream:
         _skip(stream, header.skipped_bytes)
         return read_voxels(
-            stream, header.dtype, header.shape, limits.require_memory, max_trailing_bytes=_MAX_TRAILING_BYTES
+            stream, header.dtype, header.shape, limits.require_memory, max_trailing_bytes=MAX_TRAILING_BYTES
         )
 
 
@@ -152,4 +144,4 @@ def _skip(stream: BinaryIO, count: int) -> None:
 
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(_START_BYTES)
+        return file.read(START_BYTES)

@@ -5,7 +5,7 @@ import pytest
 
 from inference_service.core import files
 from inference_service.core.errors import InputNotFound, InputTooLarge
-from inference_service.core.files import input_sha256, list_files
+from inference_service.core.files import input_sha256, list_files, list_input
 
 
 def write(folder: Path, contents: dict[str, bytes]) -> Path:
@@ -93,3 +93,29 @@ def test_the_hash_of_a_folder_does_not_depend_on_names_and_subfolders(tmp_path: 
 def test_the_hash_of_a_folder_depends_on_the_content_of_every_file(tmp_path: Path, contents: dict[str, bytes]) -> None:
     folder = write(tmp_path / "scan", {"1": b"one", "2": b"two"})
     assert input_sha256(write(tmp_path / "other", contents)) != input_sha256(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("scan.hdr", ["scan.img"]),
+        ("scan.img", ["scan.hdr"]),
+        ("SCAN.HDR", ["SCAN.IMG"]),
+        ("scan.hdr.gz", ["scan.img.gz"]),
+        ("scan.img.gz", ["scan.hdr"]),
+        ("scan.nhdr", ["scan.raw.gz"]),
+        ("scan.mhd", ["scan.raw", "scan.zraw"]),
+        ("a.b.hdr", ["a.b.img"]),
+        ("scan.nii", []),
+        ("scan", []),
+        (".hdr", []),
+    ],
+)
+def test_the_other_part_of_a_file_belongs_to_it(tmp_path: Path, name: str, parts: list[str]) -> None:
+    others = ["scan2.img", "b.hdr", "scan.txt", "scan", "scan.nii", "img"]
+    folder = write(tmp_path / "in", {each: each.encode() for each in (name, *parts, *others)})
+    source = folder / name
+    assert list_input(source, max_bytes=1) == [source, *(folder / part for part in parts)]
+    if parts:
+        alone = write(tmp_path / "alone", {each: each.encode() for each in (name, *parts)})
+        assert input_sha256(source) == input_sha256(alone)

@@ -1,6 +1,8 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from dicom_files import phantom, regular_stack, write_series
@@ -8,7 +10,7 @@ from pydicom import Dataset
 
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.slice_selection import SelectValue
-from inference_service.core.errors import BadRequest, InputNotFound, MixedSeries, NotAVolume
+from inference_service.core.errors import BadRequest, InputNotFound, MixedSeries, NotAVolume, UnsupportedFormat
 from inference_service.formats.inspection import FoundVolume, Inspection, VolumeFacts, inspect_input
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
@@ -149,3 +151,40 @@ def test_slices_of_a_nifti_file_cannot_be_selected(tmp_path: Path) -> None:
     found = inspect(tmp_path / "a.nii.gz", AcquisitionNumber=2)
     assert found.volumes[0].error is None
     assert isinstance(found.error, BadRequest)
+
+
+@pytest.mark.parametrize("packed", ["folder", "zip", "zip in a folder", "tar in a zip"])
+def test_volumes_in_archives_and_pairs_are_described(tmp_path: Path, packed: str) -> None:
+    pair = nibabel.Nifti1Pair(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([-1.0, -2.0, 3.0, 1.0]))
+    source = tmp_path / "in"
+    source.mkdir()
+    nibabel.save(pair, source / "a.hdr")
+    (source / "notes.txt").write_text("x")
+    if packed != "folder":
+        source = pack(source, tmp_path, packed)
+    found = inspect(source)
+    assert found.error is None
+    (volume,) = found.volumes
+    assert (volume.kind, volume.files) == ("nifti", 2)
+    assert volume.facts == VolumeFacts((2, 3, 4), (1, 2, 3), "LPS", (0, 23))
+    assert found.other_files == {"not_dicom": 1}
+
+
+def pack(files: Path, folder: Path, packed: str) -> Path:
+    archive = Path(shutil.make_archive(str(folder / "files"), "tar" if packed == "tar in a zip" else "zip", files))
+    if packed == "zip":
+        return archive
+    outer = folder / "outer"
+    outer.mkdir()
+    archive.rename(outer / "inner")
+    return outer if packed == "zip in a folder" else Path(shutil.make_archive(str(folder / "all"), "zip", outer))
+
+
+def test_a_header_without_voxels_is_refused(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Pair(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "a.hdr")
+    (tmp_path / "a.img").unlink()
+    found = inspect(tmp_path / "a.hdr")
+    (volume,) = found.volumes
+    assert isinstance(volume.error, UnsupportedFormat)
+    assert found.error is volume.error
+    assert found.other_files == {}

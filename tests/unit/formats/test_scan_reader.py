@@ -105,7 +105,7 @@ def test_other_content_is_refused(tmp_path: Path, content: bytes, expected: type
 
 def test_the_error_on_an_unknown_format_names_the_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "scan").write_bytes(b"plain text")
-    with pytest.raises(UnsupportedFormat, match="NIfTI-1 or NIfTI-2 file, plain or gzipped"):
+    with pytest.raises(UnsupportedFormat, match="NIfTI-1 or NIfTI-2 volume"):
         read_scan(tmp_path / "scan", tmp_path, ReadLimits(MAX_VOXELS))
 
 
@@ -179,7 +179,7 @@ def test_a_dicom_series_goes_before_a_nifti_file(tmp_path: Path) -> None:
 def test_two_nifti_files_are_refused_by_their_number(tmp_path: Path, *, zipped: bool) -> None:
     content = nifti_bytes(tmp_path)
     source = written(tmp_path / "in", {"ct": content, "liver": content, **LITTER}, zipped=zipped)
-    with pytest.raises(NotAVolume, match="the input holds 2 volumes, each in a file"):
+    with pytest.raises(NotAVolume, match="the input holds 2 volumes: expected one"):
         read_scan(source, tmp_path, ReadLimits(MAX_VOXELS))
 
 

@@ -18,7 +18,7 @@ from inference_service.core.errors import (
 )
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.core.report_warnings import ReportWarning, WarningCode
-from inference_service.formats.dicom.file_check import looks_like_dicom
+from inference_service.formats.dicom.file_check import looks_like_dicom, may_be_damaged
 from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import (
     MAX_AXIS_VOXELS,
@@ -148,9 +148,10 @@ def read_headers(files: Sequence[Path], limits: ReadLimits) -> Headers:
     """Reads the header of each file; the limit on bytes applies to the inflated size of all deflated files together."""
     headers = Headers([], [], Counter())
     remaining_bytes = limits.max_bytes
+    unrecognised = []
     for path in files:
         if not looks_like_dicom(path):
-            headers.excluded[ExclusionReason.NOT_DICOM] += 1
+            unrecognised.append(path)
             continue
         found = read_instance(path, max_bytes=remaining_bytes, require_memory=limits.require_memory)
         if isinstance(found, Instance):
@@ -160,6 +161,9 @@ def read_headers(files: Sequence[Path], limits: ReadLimits) -> Headers:
             headers.unusable.append(found)
         else:
             headers.excluded[found] += 1
+    damaged = sum(map(may_be_damaged, unrecognised)) if headers.instances else 0
+    headers.excluded[ExclusionReason.UNREADABLE] += damaged
+    headers.excluded[ExclusionReason.NOT_DICOM] += len(unrecognised) - damaged
     return _without_damaged_copies(headers)
 
 
@@ -286,10 +290,7 @@ def _left_out_warnings(
     if damaged:
         message = f"{damaged} of the {files} files are damaged copies of others, with the same SOPInstanceUID: left out"
         warnings.append(ReportWarning(WarningCode.DAMAGED_COPIES, message))
-    unread = sum(
-        set_aside[reason]
-        for reason in (ExclusionReason.UNREADABLE, ExclusionReason.NOT_DICOM, ExclusionReason.LOOKUP_TABLE)
-    )
+    unread = sum(set_aside[reason] for reason in (ExclusionReason.UNREADABLE, ExclusionReason.LOOKUP_TABLE))
     if unread:
         message = (
             f"{unread} of the {files} files could not be read as DICOM: if one was the first or the last slice, this "

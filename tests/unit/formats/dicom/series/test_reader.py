@@ -1,5 +1,6 @@
 """Reading of synthetic, damaged and real series."""
 
+import gzip
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from dicom_files import Change, Stack, phantom, regular_stack, with_attribute, without_attributes, write_series
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference_service.core.errors import (
     InputCorrupt,
@@ -49,6 +51,51 @@ def test_an_unreadable_last_slice_gives_a_warning(tmp_path: Path, read: Read, le
     assert scan.volume.shape[2] == 5
     assert scan.warnings[-1].code == WarningCode.UNREADABLE_FILES
     assert "1 of the 6 files could not be read as DICOM" in scan.warnings[-1].message
+
+
+UIDS = [b"1.2.840.10008.5.1.4.1.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.4.90"]
+LITTER = {
+    ".DS_Store": b"\0\0\0\1Bud1" + bytes(500),
+    "Thumbs.db": bytes.fromhex("d0cf11e0a1b11ae1") + bytes(500),
+    "desktop.ini": "[.ShellClassInfo]\r\nIconFile=cd.ico\r\n".encode("utf-16"),
+    "autorun.inf": b"[autorun]\r\nopen=viewer.exe\r\n",
+    "README.txt": "Diese CD enthält Bilder.".encode("latin-1"),
+    "sidecar.json": b'{"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "00080016": {"vr": "UI"}}',
+    "viewer.exe": b"MZ\x90\0" + bytes(200) + b"".join(uid.ljust(len(uid) // 8 * 8 + 8, b"\0") for uid in UIDS),
+    "viewer.so": b"\x7fELF" + bytes(200) + b"\0\0\0\0".join(UIDS),
+    "UID.class": b"\xca\xfe\xba\xbe" + b"".join(b"\1" + len(uid).to_bytes(2) + uid for uid in UIDS),
+    "manual.pdf": b"%PDF-1.7\n" + bytes(range(256)),
+    "preview.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(100),
+    "viewer.zip": b"PK\3\4" + bytes(100),
+    "short": b"\0\1",
+}
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_a_file_that_is_plainly_no_slice_gives_no_warning(tmp_path: Path, read: Read, name: str) -> None:
+    write_series(tmp_path / "in", regular_stack())
+    (tmp_path / "in" / name).write_bytes(LITTER[name])
+    scan = read(tmp_path / "in")
+    assert (scan.set_aside, scan.warnings) == ({"not_dicom": 1}, ())
+
+
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "zeros": lambda content: bytes(4096) + content[4096:],
+    "start overwritten": lambda content: b"x" * 400 + content[400:],
+    "start lost": lambda content: content[200:],
+    "bytes before it": lambda content: b"HTTP/1.1 200 OK\r\n\r\n" + content,
+    "gzip cut": lambda content: gzip.compress(content)[:-20],
+}
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_last_slice_whose_start_is_lost_gives_a_warning(tmp_path: Path, read: Read, damage: str, syntax: str) -> None:
+    last = write_series(tmp_path / "in", regular_stack(), syntax=syntax)[-1]
+    last.write_bytes(DAMAGED[damage](last.read_bytes()))
+    scan = read(tmp_path / "in")
+    assert scan.set_aside == {"unreadable": 1}
+    assert [warning.code for warning in scan.warnings] == [WarningCode.UNREADABLE_FILES]
 
 
 @pytest.mark.parametrize("change", BROKEN)
@@ -117,7 +164,7 @@ def test_a_folder_without_dicom_is_refused(tmp_path: Path, read: Read) -> None:
     (tmp_path / "in").mkdir()
     for name in "ab":
         (tmp_path / "in" / name).write_bytes(b"plain text")
-    with pytest.raises(UnsupportedFormat, match="a DICOM series, as a file, a folder or a zip"):
+    with pytest.raises(UnsupportedFormat, match="a DICOM series"):
         read(tmp_path / "in")
 
 

@@ -1,9 +1,7 @@
-"""Unpacks a zip of input files safely: as numbered files in one folder, within limits.
-
-Names, sizes and ratios that an archive states about itself are never believed.
-"""
+"""Unpacks a zip. Names, sizes and ratios that it states about itself are never believed."""
 
 import errno
+import stat
 import struct
 import zipfile
 import zlib
@@ -11,15 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from inference_service.core.errors import InputCorrupt, InputTooLarge, UnsupportedFormat, redacted
-from inference_service.core.files import MAX_FILES
+from inference_service.formats.archives.unpacked_files import UnpackedFiles, chunks
 
 # Signatures of a local file header and, in an empty archive, of the end of the central directory.
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _ENCRYPTED_FLAG = 0x1
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-_CHUNK_BYTES = 2**20
 # zipfile reads the central directory at once. One of this size lists ten times the files that are allowed.
 _MAX_READ_BYTES = 2**24
 # A file's header and its entry in the central directory: signature, size without the name, offset of the byte of flags
@@ -49,50 +47,34 @@ _ZIP_ERRORS = (
 )
 
 
-def looks_like_zip(path: Path) -> bool:
-    """Returns True if the file starts with the signature of a zip."""
-    with path.open("rb") as file:
-        return file.read(4) in _MAGIC
+def is_zip(start: bytes) -> bool:
+    """Returns True if a file that begins with these four bytes or more is a zip."""
+    return start.startswith(_MAGIC)
 
 
-def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
-    """Unpacks the files of a zip into a folder, each named by its number: the archive's own names are not used.
-
-    A symbolic link becomes a file with the path of its target. An archive within the archive stays one file.
-
-    Args:
-        source: The zip.
-        folder: Created here.
-        max_bytes: Limit on the unpacked files together.
+def unpack_zip(source: Path, target: UnpackedFiles) -> list[Path]:
+    """Unpacks the files of a zip. Folders are left out, and so are symbolic links, which are counted.
 
     Returns:
         The files, in the archive's order.
 
     Raises:
-        InputTooLarge: The archive holds more bytes or files than the limits allow.
+        InputTooLarge: They exceed the limits.
         InputCorrupt: The zip is damaged.
         UnsupportedFormat: The zip is encrypted, or compressed by another method than deflate.
     """
-    folder.mkdir(mode=0o700)
-    remaining_bytes = max_bytes
     paths = []
     with _map_zip_errors(), _BoundedFile(source) as file, zipfile.ZipFile(file) as archive:
-        entries = [entry for entry in archive.infolist() if _is_input_file(entry)]
-        if len(entries) > MAX_FILES:
-            raise InputTooLarge(f"the zip has {len(entries)} files; this service takes at most {MAX_FILES}")
-        for number, entry in enumerate(entries):
+        for entry in archive.infolist():
+            if not _is_input_file(entry):
+                continue
             _check_readable(entry)
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                target.links += 1
+                continue
             entry.orig_filename = _AnyName()
-            path = folder / f"{number:06}"
-            with archive.open(entry) as compressed, path.open("xb") as target:
-                while chunk := compressed.read(_CHUNK_BYTES):
-                    remaining_bytes -= len(chunk)
-                    if remaining_bytes < 0:
-                        raise InputTooLarge(
-                            f"the zip unpacks to more than {max_bytes} bytes, which is the most that this service takes"
-                        )
-                    target.write(chunk)
-            paths.append(path)
+            with archive.open(entry) as stream:
+                paths.append(target.add(chunks(cast("BinaryIO", stream))))
     return paths
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_service.core.errors import InputCorrupt, InputError, InputTooLarge, UnsupportedFormat
-from inference_service.formats import zip_input
-from inference_service.formats.zip_input import looks_like_zip, unpack
+from inference_service.formats.archives import unpacked_files, zip_archive
+from inference_service.formats.archives.unpacked_files import UnpackedFiles
+from inference_service.formats.archives.zip_archive import is_zip, unpack_zip
 
 LIMIT = 10_000
 CONTENT = bytes(range(256)) * 4
@@ -27,6 +28,10 @@ def zipped(entries: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> 
 
 
 PLAIN = zipped({"a/1.dcm": CONTENT, "b/2": CONTENT[::-1]})
+
+
+def unpack(source: Path, folder: Path, *, max_bytes: int) -> list[Path]:
+    return unpack_zip(source, UnpackedFiles(folder, max_bytes))
 
 
 @pytest.fixture
@@ -92,14 +97,16 @@ def test_content_that_looks_like_a_directory_is_not_changed(unpacked: Callable[.
     assert unpacked(zipped({"1": files[0], "2": files[1]})) == files
 
 
-def test_a_link_becomes_a_file(tmp_path: Path) -> None:
+def test_links_are_counted_and_left_out(tmp_path: Path) -> None:
     entry = zipfile.ZipInfo("link")
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "input", "w") as archive:
         archive.writestr(entry, "/etc/passwd")
-    (path,) = unpack(tmp_path / "input", tmp_path / "to", max_bytes=LIMIT)
-    assert not path.is_symlink()
-    assert path.read_text() == "/etc/passwd"
+        archive.writestr("file", "x")
+    target = UnpackedFiles(tmp_path / "to", LIMIT)
+    (path,) = unpack_zip(tmp_path / "input", target)
+    assert path.read_text() == "x"
+    assert target.links == 1
 
 
 def test_folders_and_macos_metadata_are_skipped(unpacked: Callable[..., list[bytes]]) -> None:
@@ -142,15 +149,15 @@ def test_an_entry_larger_than_its_stated_size_is_refused(unpacked: Callable[...,
 
 
 def test_too_many_files_are_refused(unpacked: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zip_input, "MAX_FILES", 1)
-    with pytest.raises(InputTooLarge, match="2 files; this service takes at most 1"):
+    monkeypatch.setattr(unpacked_files, "MAX_FILES", 1)
+    with pytest.raises(InputTooLarge, match="more than 1 files"):
         unpacked(PLAIN)
 
 
 def test_a_huge_central_directory_is_not_read(
     unpacked: Callable[..., list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zip_input, "_MAX_READ_BYTES", 70_000)
+    monkeypatch.setattr(zip_archive, "_MAX_READ_BYTES", 70_000)
     with pytest.raises(InputTooLarge, match="central directory"):
         unpacked(zipped({f"{number:01000}": b"" for number in range(100)}))
 
@@ -177,9 +184,8 @@ def test_a_nested_archive_stays_one_file(unpacked: Callable[..., list[bytes]]) -
     ("content", "expected"),
     [(PLAIN, True), (zipped({}), True), (b"", False), (b"PK", False), (b"\x1f\x8b\x08\0", False)],
 )
-def test_a_zip_is_recognised_by_its_content(tmp_path: Path, content: bytes, expected: bool) -> None:
-    (tmp_path / "input").write_bytes(content)
-    assert looks_like_zip(tmp_path / "input") is expected
+def test_a_zip_is_recognised_by_its_content(content: bytes, expected: bool) -> None:
+    assert is_zip(content) is expected
 
 
 def test_a_zip_truncated_anywhere_is_refused(tmp_path: Path) -> None:
