@@ -10,6 +10,9 @@ READY   := $(VENV)/.ready
 BENCH   := .venv-bench
 TRAIN   := .venv-train
 FUZZ    := .venv-fuzz
+IMPORT  := .venv-import
+# The build for CPUs, where pip finds it: its wheels differ by machine, so the lock leaves it out.
+TORCH   := torch==2.13.0
 WORK    ?= training/ct_chest/work
 # glibc keeps freed memory for the next training step instead of returning it to the system: a step takes a fifth less time.
 KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -17,7 +20,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint prose docs format lock soak model fuzz bench train traintest clean
+.PHONY: help demo test test-all check lint prose docs format lock soak model fuzz bench train traintest references clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -51,7 +54,7 @@ lint: $(READY) ## check format, style, import layers and types
 	$(BIN)/mypy
 
 PROSE   := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md benchmarks/README.md $(wildcard .github/*.md .github/*/*.yml) \
-           $(wildcard docs/*.md docs/*/*.md models/*/*/README.md training/*/README.md)
+           $(wildcard docs/*.md docs/*/*.md models/*/*/README.md training/*/README.md tests/*/README.md)
 CODE    := .ci inference_service tests benchmarks models training deploy docker Makefile pyproject.toml mkdocs.yml \
            $(wildcard docker-compose*.yml)
 WORDING := $(BIN)/codespell --ignore-regex '`[^`]*`' --dictionary docs/style/vocabulary.txt
@@ -78,6 +81,8 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	echo 'onnxruntime-gpu<1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda12.txt
 	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda13.txt
 	$(COMPILE) pyproject.toml --extra openvino --extra tracing --output-file locks/openvino.txt
+	echo '$(TORCH)' | $(COMPILE) --constraints locks/dev-cpu.txt --no-emit-package torch pyproject.toml - \
+	  --extra cpu --extra embedded --extra dev --extra tracing --extra import --output-file locks/import.txt
 	$(COMPILE) --group flower --output-file locks/flower.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --group inventory --output-file locks/build.txt
 
@@ -105,6 +110,16 @@ train: $(TRAIN)/.ready ## retrain ct-chest on synthetic CT, into WORK/ct-chest/1
 
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
 	$(TRAINPYTEST) -m "not slow" $(or $(TESTS),training)
+
+references: $(IMPORT)/.ready ## train small networks with nnU-Net and keep its predictions in a cache (ARGS="--only HeadMR --again")
+	@PYTHONPATH=tests $(IMPORT)/bin/python -m references $(ARGS)
+
+$(IMPORT)/.ready: locks/import.txt pyproject.toml
+	$(PYTHON) -m venv $(IMPORT)
+	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/import.txt
+	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
 
 # With the locked versions of all packages that the tests have too.
 $(FUZZ)/.ready: locks/dev-cpu.txt pyproject.toml
