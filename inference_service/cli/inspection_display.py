@@ -78,7 +78,7 @@ def group_lines(groups: Sequence[SliceGroup]) -> Iterator[str]:
     for group in groups[:_MAX_LISTED_GROUPS]:
         options = " ".join(f"--select {quote(each)}" for each in _assignments(group.select))
         others = ", ".join(_assignments(group.attributes))
-        yield f"{options}: {group.slices} slices{f' ({others})' if others else ''}"
+        yield f"{options}: {group.slices} slice{'s' if group.slices > 1 else ''}{f' ({others})' if others else ''}"
     if len(groups) > _MAX_LISTED_GROUPS:
         yield f"… {len(groups)} groups in all"
 

@@ -21,13 +21,13 @@ class WarningCode(StrEnum):
     GANTRY_TILT_ALIGNED = "gantry_tilt_aligned"
     """The slices of a tilted gantry were aligned for the network, as the request tolerates it."""
     ALTERNATING_ACQUISITIONS = "alternating_acquisitions"
-    """Slices of several acquisitions alternate."""
+    """Slices of several acquisitions seem to lie between each other."""
     FRAME_POSITIONS_DERIVED = "frame_positions_derived"
     """A multi-frame image states the position of its first frame alone."""
 
     # Files of a DICOM series.
     DUPLICATE_FILES = "duplicate_files"
-    """Copies of files were left out."""
+    """Copies of files or frames were left out."""
     DAMAGED_COPIES = "damaged_copies"
     """Damaged copies of intact files were left out."""
     UNREADABLE_FILES = "unreadable_files"

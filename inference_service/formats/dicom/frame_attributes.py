@@ -34,6 +34,14 @@ class HashedText:
     digest: int
 
 
+@dataclass(frozen=True)
+class TimeRange:
+    """The times of day of one acquisition, in seconds; both ends are included."""
+
+    first: float
+    last: float
+
+
 AttributeValue = float | Text | HashedText
 """A number, seconds since midnight, or a text."""
 Attributes = tuple[tuple[str, AttributeValue], ...]

@@ -22,12 +22,13 @@ from inference_service.formats.dicom.attributes import (
 )
 from inference_service.formats.dicom.frame_attributes import read_attributes
 from inference_service.formats.dicom.instance import Frame
-from inference_service.formats.dicom.value_type import read_value_type
+from inference_service.formats.dicom.value_type import check_real_world_mapping, read_value_type
 
 # Values of 16 bits stay below 1e15: larger ones are no measurement, and overflow in networks. No scanner writes such.
 _MAX_RESCALE = 1e10
 # FrameIncrementPointer of frames that follow each other in time: FrameTime and FrameTimeVector.
 _TIME_POINTERS = {"(0018,1063)", "(0018,1065)"}
+_CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 # A comma in a length in millimetres cannot separate thousands.
 _MAY_BE_THOUSANDS = {"RescaleSlope", "RescaleIntercept"}
 
@@ -58,10 +59,14 @@ def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
         raise InputCorrupt(
             f"a DICOM file has {count} frames, but per-frame functional groups of {len(per_frame)}: expected as many"
         )
-    common = [*read_values(dataset, "SharedFunctionalGroupsSequence"), dataset]
+    shared = read_values(dataset, "SharedFunctionalGroupsSequence")
+    common = [*shared, *_converted(shared), dataset]
     assumptions: set[ReportWarning] = set()
     if per_frame:
-        found = [_read_frame(index, [item, *common], assumptions) for index, item in enumerate(per_frame)]
+        found = [
+            _read_frame(index, [item, *_converted([item]), *common], assumptions)
+            for index, item in enumerate(per_frame)
+        ]
     else:
         found = [_read_frame(0, common, assumptions)] * count
     frames = tuple(frame for frame in found if frame is not None)
@@ -75,17 +80,29 @@ def read_frames_geometry(dataset: Dataset) -> FramesGeometry:
 def read_stated_length_mm(dataset: Dataset, keyword: str) -> float | None:
     """SliceThickness or SpacingBetweenSlices of the first frame; None where no valid one is stated."""
     sequences = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
-    sources = [item for sequence in sequences for item in read_values(dataset, sequence)[:1]]
+    groups = [item for sequence in sequences for item in read_values(dataset, sequence)[:1]]
     try:
-        length = _read_numbers([*sources, dataset], "PixelMeasuresSequence", keyword, 1, set())
+        length = _read_numbers([*groups, *_converted(groups), dataset], "PixelMeasuresSequence", keyword, 1, set())
     except (InputCorrupt, InconsistentGeometry):
         # Only the geometry of a single slice depends on it.
         return None
     return length[0] if length and length[0] > 0 else None
 
 
+def _converted(groups: Sequence[Dataset]) -> list[Dataset]:
+    """Attributes for which the converter of Legacy Converted Enhanced images found no functional group."""
+    return [
+        item
+        for group in groups
+        for sequence in _CONVERTED
+        if sequence in group
+        for item in read_values(group, sequence)
+    ]
+
+
 def _states_position(item: Dataset) -> bool:
-    return any(read_numbers(holder, "ImagePositionPatient") for holder in holders([item], "PlanePositionSequence"))
+    sources = [item, *_converted([item])]
+    return any(read_numbers(holder, "ImagePositionPatient") for holder in holders(sources, "PlanePositionSequence"))
 
 
 def _stack(frames: Sequence[Frame], common: list[Dataset], assumptions: set[ReportWarning]) -> tuple[Frame, ...]:
@@ -129,6 +146,7 @@ def _read_frame(index: int, sources: list[Dataset], assumptions: set[ReportWarni
     group = "PixelValueTransformationSequence"
     (slope,) = _read_numbers(sources, group, "RescaleSlope", 1, assumptions) or (1.0,)
     (intercept,) = _read_numbers(sources, group, "RescaleIntercept", 1, assumptions) or (0.0,)
+    check_real_world_mapping(sources, slope, intercept)
     if max(abs(slope), abs(intercept)) > _MAX_RESCALE:
         raise InputCorrupt(
             f"a DICOM file has the rescale slope {slope:g} and intercept {intercept:g}: expected at most "

@@ -17,6 +17,7 @@ from inference_service.core.errors import (
     InputCorrupt,
     InputError,
     InputTooLarge,
+    UnsupportedFormat,
     UnsupportedTransferSyntax,
 )
 from inference_service.core.memory_budget import RequireMemory
@@ -59,7 +60,7 @@ _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 _DERIVED_OBJECTS = {f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in ("481.1", "481.2", "30", "66.4", "66.7")}
 _GREYSCALE = {"MONOCHROME1", "MONOCHROME2", ""}
 _KEYWORDS = [
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "AcquisitionNumber", "InstanceNumber",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber",
     "FrameOfReferenceUID", "Modality", "ImageType",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "LossyImageCompression",
@@ -137,7 +138,7 @@ def _find_cause(path: Path, error: InputError) -> InputError:
     return error if any(keyword in dataset for keyword in _PIXELS) else InputCorrupt(NO_PIXELS)
 
 
-def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | ExclusionReason:
+def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | UnusableInstance | ExclusionReason:
     if not len(dataset):
         raise InputCorrupt("a DICOM file is truncated or damaged: it has no data set")
     meta = dataset.file_meta
@@ -150,9 +151,17 @@ def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | E
     photometric = read_text(dataset, "PhotometricInterpretation")
     if (read_integer(dataset, "SamplesPerPixel") or 1) != 1 or photometric not in _GREYSCALE:
         return ExclusionReason.COLOUR
-    if "ModalityLUTSequence" in dataset:
-        return ExclusionReason.LOOKUP_TABLE
     geometry = read_frames_geometry(dataset)
+    exclusion_reason = _exclusion_reason(dataset, sop_class_uid)
+    if read_values(dataset, "ModalityLUTSequence"):
+        if exclusion_reason or not geometry.frames:
+            return ExclusionReason.LOOKUP_TABLE
+        error = UnsupportedFormat(
+            "the values of a slice get their meaning from a lookup table (ModalityLUTSequence): expected RescaleSlope "
+            "and RescaleIntercept"
+        )
+        uids = (read_text(dataset, "SeriesInstanceUID"), read_text(dataset, "SOPInstanceUID"))
+        return UnusableInstance(*uids, error, ExclusionReason.LOOKUP_TABLE)
     return Instance(
         path=path,
         sop_class_uid=sop_class_uid,
@@ -163,14 +172,13 @@ def _read_instance(path: Path, dataset: FileDataset, items: int) -> Instance | E
         transfer_syntax_uid=_transfer_syntax_uid(dataset),
         lossy=read_text(dataset, "LossyImageCompression") == "01",
         monochrome1=photometric == "MONOCHROME1",
-        exclusion_reason=_exclusion_reason(dataset, sop_class_uid),
+        exclusion_reason=exclusion_reason,
         pixels=_pixel_description(dataset),
         frames=geometry.frames,
         assumptions=geometry.assumptions,
         slice_thickness_mm=read_stated_length_mm(dataset, "SliceThickness"),
         study_uid=read_text(dataset, "StudyInstanceUID"),
-        acquisition_number=_read_number(dataset, "AcquisitionNumber"),
-        number=_read_number(dataset, "InstanceNumber"),
+        number=_read_number(dataset),
         spacing_between_mm=read_stated_length_mm(dataset, "SpacingBetweenSlices"),
     )
 
@@ -251,10 +259,10 @@ def _padding_range(dataset: Dataset, bits: int, *, signed: bool) -> tuple[int, i
     return min(wrapped), max(wrapped)
 
 
-def _read_number(dataset: Dataset, keyword: str) -> int | None:
-    """The number of an acquisition or instance; None where no valid one is stated: no geometry depends on it."""
+def _read_number(dataset: Dataset) -> int | None:
+    """InstanceNumber; None where no valid one is stated, as no geometry depends on it."""
     try:
-        return read_integer(dataset, keyword)
+        return read_integer(dataset, "InstanceNumber")
     except InputCorrupt:
         return None
 

@@ -122,7 +122,6 @@ class Instance:
         slice_thickness_mm: SliceThickness, which is not the distance of slices; None where it is not stated.
         inflated_bytes: Size of a deflated file once it is inflated; 0 for other files.
         study_uid: StudyInstanceUID; empty where it is not stated.
-        acquisition_number: None where it is not stated.
         number: InstanceNumber; None where it is not stated.
         spacing_between_mm: SpacingBetweenSlices, which may be wrong; None where it is not stated.
         assumptions: Warnings about assumptions by which the header was read.
@@ -143,7 +142,6 @@ class Instance:
     slice_thickness_mm: float | None
     inflated_bytes: int = 0
     study_uid: str = ""
-    acquisition_number: int | None = None
     number: int | None = None
     spacing_between_mm: float | None = None
     assumptions: tuple[ReportWarning, ...] = ()
@@ -157,11 +155,13 @@ class UnusableInstance:
         series_uid: SeriesInstanceUID; empty where it is unknown.
         sop_instance_uid: SOPInstanceUID; empty where it is unknown.
         error: Why the instance cannot be used.
+        reason: Reason to leave it out if it is of another series.
     """
 
     series_uid: str
     sop_instance_uid: str
     error: InputError
+    reason: ExclusionReason = ExclusionReason.UNREADABLE
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ Only known terms are held: any other text could identify a patient.
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from pydicom.dataset import Dataset
 
-from inference_service.formats.dicom.attributes import holders, read_text, read_values
+from inference_service.core.errors import InputCorrupt
+from inference_service.formats.dicom.attributes import holders, read_numbers, read_text, read_values
 from inference_service.formats.dicom.instance import UNKNOWN_TERM, ValueType
 
 # Terms of RescaleType (PS3.3 C.11.1.1.2) and of Units (C.8.9.1), and the spellings of scanners.
@@ -57,6 +59,38 @@ def read_value_type(sources: Sequence[Dataset]) -> ValueType | None:
     return _read_real_world_unit(sources) or stated
 
 
+def check_real_world_mapping(sources: Sequence[Dataset], slope: float, intercept: float) -> None:
+    """Refuses a frame whose values are HU by the real-world value mapping alone, if rescaling gives others.
+
+    The mapping applies to stored values (PS3.3 C.7.6.16.2.11). A rescaling that states its type, or none in CT, counts
+    more.
+
+    Args:
+        sources: As for `read_value_type`.
+        slope: RescaleSlope; 1 where it is not stated.
+        intercept: RescaleIntercept; 0 where it is not stated.
+
+    Raises:
+        InputCorrupt: The values differ.
+    """
+    group = "PixelValueTransformationSequence"
+    is_rescaled = any(read_text(holder, "RescaleSlope") for holder in holders(sources, group))
+    rescale_type = _read_term(sources, group, "RescaleType")
+    if rescale_type not in {"", "US"} or (is_rescaled and not rescale_type):
+        return
+    mappings = _real_world_mappings(sources)
+    linear = [
+        read_numbers(each, "RealWorldValueSlope") + read_numbers(each, "RealWorldValueIntercept")
+        for each, unit in mappings
+        if unit == "HU"
+    ]
+    if linear and not any(np.allclose(each, (slope, intercept)) for each in linear if len(each) == 2):
+        raise InputCorrupt(
+            "a DICOM file's RealWorldValueMappingSequence gives other HU than RescaleSlope and RescaleIntercept, or "
+            "than the stored values if these are missing: expected a rescaling to HU"
+        )
+
+
 def _read_term(sources: Sequence[Dataset], group: str, keyword: str) -> str:
     """The known term of the first source that has the attribute; empty where none has it."""
     for holder in holders(sources, group):
@@ -80,10 +114,18 @@ def _read_material_map(sources: Sequence[Dataset]) -> ValueType | None:
 
 def _read_real_world_unit(sources: Sequence[Dataset]) -> ValueType | None:
     """The unit of the real-world value mapping (PS3.3 C.7.6.16.2.11); HU where it is one of several."""
+    units = [unit for _, unit in _real_world_mappings(sources)]
+    return ValueType("RealWorldValueMappingSequence", "HU" if "HU" in units else units[0]) if units else None
+
+
+def _real_world_mappings(sources: Sequence[Dataset]) -> list[tuple[Dataset, str]]:
+    """The real-world value mappings of the first source that states any, with their units."""
     for source in sources:
-        mappings = read_values(source, "RealWorldValueMappingSequence")
-        codes = [code for each in mappings for code in read_values(each, "MeasurementUnitsCodeSequence")[:1]]
-        units = [_UNIT_CODES.get(read_text(code, "CodeValue").upper(), UNKNOWN_TERM) for code in codes]
-        if units:
-            return ValueType("RealWorldValueMappingSequence", "HU" if "HU" in units else units[0])
-    return None
+        found = [
+            (mapping, _UNIT_CODES.get(read_text(code, "CodeValue").upper(), UNKNOWN_TERM))
+            for mapping in read_values(source, "RealWorldValueMappingSequence")
+            for code in read_values(mapping, "MeasurementUnitsCodeSequence")[:1]
+        ]
+        if found:
+            return found
+    return []

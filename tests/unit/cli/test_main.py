@@ -24,8 +24,10 @@ from dicom_files import affine_of, regular_stack, with_attribute, write_series
 from pydicom import Dataset
 
 from inference_service.cli.main import main
+from inference_service.client import Client
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
+from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory, ServiceError
 from inference_service.core.execution import CPU, CUDA, ExecutionOptions
 from inference_service.core.files import Checksum
@@ -600,6 +602,28 @@ def test_a_changed_model_fails_verification(monkeypatch: pytest.MonkeyPatch, tmp
     result = run("models", "verify", MODEL)
     assert result.exit_code == 3
     assert result.stderr.startswith(f"error: model_invalid: model {MODEL} 1: expected sha256 ")
+
+
+def test_submit_sends_the_series_and_the_selection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    submitted: list[SegmentRequest] = []
+
+    def submit(self: Client, request: SegmentRequest, *, job_id: UUID | None) -> UUID:
+        submitted.append(request)
+        return UUID(JOB)
+
+    monkeypatch.setattr(Client, "submit", submit)
+    monkeypatch.setattr(Client, "upload", lambda self, volume: InputReference(bucket="volumes", key="uploads/1/"))
+    command = ("submit", tmp_path / "in", "--model", MODEL, "--series", "1.2")
+    assert run(*command, "--select", "EchoTime=4.6", "--select", "ContrastBolusAgent=").exit_code == 0
+    assert run(*command).exit_code == 0
+    place = {"bucket": "volumes", "key": "uploads/1/", "series": "1.2"}
+    assert [request.model_dump()["input"] for request in submitted] == [
+        {**place, "select": {"EchoTime": "4.6", "ContrastBolusAgent": None}},
+        place,
+    ]
+    assert run(*command, "--select", "PatientID=1").exit_code == 3
+    assert len(submitted) == 2
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])

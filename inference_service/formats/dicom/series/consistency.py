@@ -37,10 +37,12 @@ def check_identifiers(instances: Sequence[Instance]) -> None:
     """Refuses a series of several modalities or studies, or with two instances of one SOPInstanceUID."""
     modalities = sorted({instance.modality for instance in instances})
     if len(modalities) > 1:
-        raise InconsistentGeometry(f"the series' images differ in modality: {', '.join(modalities)}; expected one")
-    studies = len({instance.study_uid for instance in instances})
-    if studies > 1:
-        raise InconsistentGeometry(f"the series' images belong to {studies} studies; expected one")
+        listed = ", ".join(modality or "none" for modality in modalities)
+        raise InconsistentGeometry(f"the series' images differ in modality: {listed}; expected one")
+    studies = {instance.study_uid for instance in instances}
+    if len(studies) > 1:
+        unknown = ", of which one is not stated" if "" in studies else ""
+        raise InconsistentGeometry(f"the series' images belong to {len(studies)} studies{unknown}; expected one")
     uids = [instance.sop_instance_uid for instance in instances if instance.sop_instance_uid]
     repeated = len(uids) - len(set(uids))
     if repeated:
@@ -119,8 +121,8 @@ def check_uniform(slices: Sequence[Slice]) -> None:
             )
         if slice_.instance.frame_of_reference_uid != first.instance.frame_of_reference_uid:
             raise InconsistentGeometry(
-                "slices have different frames of reference, so that their positions cannot be compared: expected one "
-                "FrameOfReferenceUID"
+                "slices state different frames of reference, or some state none, so that their positions cannot be "
+                "compared: expected one FrameOfReferenceUID"
             )
 
 

@@ -1,12 +1,12 @@
-"""Finds instances that are copies of others: with the same header and pixels, or damaged.
+"""Finds slices that are copies of others, with the same header and pixels, and damaged copies of files.
 
 File meta information, transfer syntax, SOPInstanceUID and InstanceNumber of a copy may differ, and the last digits of
 its position: archives convert, round and renumber.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from itertools import product
@@ -17,7 +17,7 @@ import numpy as np
 
 from inference_service.core.errors import InputCorrupt
 from inference_service.core.memory_budget import RequireMemory
-from inference_service.formats.dicom.instance import ExclusionReason, Instance
+from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.pixels.decoder import check_decodable, read_frames
 from inference_service.formats.dicom.series.consistency import direction_cosines
 
@@ -30,86 +30,88 @@ _CELL_MM = 2 * _MAX_DISTANCE_MM
 _MAX_DIFFERENCE = 1e-3
 
 Cell = tuple[int, ...]
-# Hash of an instance's pixels; None if they are damaged.
-Digest = Callable[[Instance], bytes | None]
+Digests = Callable[[Instance], Sequence[bytes] | None]
+"""Returns a hash of each frame's pixels; None if they are damaged."""
 
 
-@dataclass(frozen=True)
-class DistinctInstances:
-    """The instances of a series without copies.
-
-    Attributes:
-        instances: The first of each.
-        copies: Number of the others by reason: DUPLICATE or DAMAGED_COPY.
-    """
-
-    instances: list[Instance]
-    copies: Counter[ExclusionReason]
-
-
-def without_copies(instances: Sequence[Instance], require_memory: RequireMemory) -> DistinctInstances:
-    """Leaves out copies of instances.
-
-    Instances of one SOPInstanceUID that differ are all kept, and so are damaged ones without an intact copy.
+class CopyFinder:
+    """Leaves out copies in one series; the pixels of each file are decoded at most once.
 
     Args:
-        instances: The instances of one series.
         require_memory: Called before each large allocation.
-
-    Raises:
-        UnsupportedTransferSyntax: There is no decoder for instances that may be copies.
     """
 
-    @cache
-    def digest(instance: Instance) -> bytes | None:
-        return _digest(instance, require_memory)
+    def __init__(self, require_memory: RequireMemory) -> None:
+        self._require_memory = require_memory
+        self._digests = cache(self._hash_frames)
 
-    intact = _without_damaged_copies(instances, digest)
-    distinct = _without_equal_copies(intact, digest)
-    copies = {
-        ExclusionReason.DAMAGED_COPY: len(instances) - len(intact),
-        ExclusionReason.DUPLICATE: len(intact) - len(distinct),
-    }
-    return DistinctInstances(distinct, Counter(copies))
+    def without_damaged_copies(self, instances: Sequence[Instance]) -> list[Instance]:
+        """Leaves out instances with damaged pixels if an intact one has the same SOPInstanceUID and positions.
 
+        Raises:
+            UnsupportedTransferSyntax: There is no decoder for instances of one SOPInstanceUID.
+        """
+        members: dict[Hashable, list[Instance]] = {}
+        for instance in instances:
+            members.setdefault(instance.sop_instance_uid or instance.path, []).append(instance)
+        kept = []
+        for alike in members.values():
+            intact = [each for each in alike if len(alike) == 1 or self._digests(each) is not None]
+            places = [instance.frames for instance in intact]
+            kept += [each for each in alike if each in intact or not any(_are_near(each.frames, at) for at in places)]
+        return kept
 
-def _without_damaged_copies(instances: Sequence[Instance], digest: Digest) -> list[Instance]:
-    """Leaves out instances with damaged pixels if an intact one has the same SOPInstanceUID and position."""
-    members: dict[Hashable, list[Instance]] = {}
-    for instance in instances:
-        members.setdefault(instance.sop_instance_uid or instance.path, []).append(instance)
-    kept = []
-    for alike in members.values():
-        intact = [each for each in alike if len(alike) == 1 or digest(each) is not None]
-        damaged = [each for each in alike if each not in intact and not any(_are_near(each, other) for other in intact)]
-        kept += [*intact, *damaged]
-    return kept
+    def without_equal_copies(self, instances: Sequence[Instance]) -> list[Slice]:
+        """Returns the slices of instances, of copies the first.
 
+        Slices that differ are all kept, also with one SOPInstanceUID. Attributes that tell acquisitions apart may
+        differ between files of one SOPInstanceUID, but not between others.
 
-def _without_equal_copies(instances: Sequence[Instance], digest: Digest) -> list[Instance]:
-    headers = [_comparable(instance) for instance in instances]
-    occupied = Counter((header, _cell(instance)) for header, instance in zip(headers, instances, strict=True))
-    kept: dict[Hashable, list[Instance]] = {}
-    distinct = []
-    for header, instance in zip(headers, instances, strict=True):
-        cells = _neighbours(instance)
-        # Only pixels of instances that may have a copy are decoded here.
-        pixels = digest(instance) if sum(occupied[header, cell] for cell in cells) > 1 else None
-        alike = (other for cell in cells for other in kept.get((header, cell, pixels), ()))
-        if pixels is None or not any(_are_near(instance, other) for other in alike):
-            kept.setdefault((header, _cell(instance), pixels), []).append(instance)
-            distinct.append(instance)
-    return distinct
+        Raises:
+            UnsupportedTransferSyntax: There is no decoder for instances that may be copies.
+        """
+        slices = [Slice(instance, frame) for instance in instances for frame in instance.frames]
+        header_of = {instance.path: _comparable(instance) for instance in instances}
+        identities = [_identities(header_of[slice_.instance.path], slice_) for slice_ in slices]
+        occupied = Counter(
+            (identity, _cell(slice_.frame))
+            for slice_, each in zip(slices, identities, strict=True)
+            for identity in each
+        )
+        kept: dict[Hashable, list[Frame]] = {}
+        distinct = []
+        for slice_, each in zip(slices, identities, strict=True):
+            places = [(identity, cell) for identity in each for cell in _cells_around(slice_.frame)]
+            # Only pixels of slices that may have a copy are decoded here.
+            digest = self._digest(slice_) if sum(occupied[place] for place in places) > len(each) else None
+            alike = (frame for place in places for frame in kept.get((place, digest), ()))
+            if digest is None or not any(_are_near([slice_.frame], [frame]) for frame in alike):
+                for identity in each:
+                    kept.setdefault(((identity, _cell(slice_.frame)), digest), []).append(slice_.frame)
+                distinct.append(slice_)
+        return distinct
+
+    def _digest(self, slice_: Slice) -> bytes | None:
+        digests = self._digests(slice_.instance)
+        return digests[slice_.frame.index] if digests else None
+
+    def _hash_frames(self, instance: Instance) -> Sequence[bytes] | None:
+        check_decodable(instance)
+        found = []
+        try:
+            for decode in read_frames(instance, require_memory=self._require_memory):
+                digest = blake2b()
+                for row in decode():
+                    # Equal values have equal bytes whatever the transfer syntax.
+                    digest.update(row.astype(np.int64).tobytes())
+                found.append(digest.digest())
+        except InputCorrupt:
+            return None
+        return found
 
 
 def _comparable(instance: Instance) -> Instance:
-    """The header without the fields that may differ between copies."""
-    frames = tuple(
-        replace(
-            frame, position_mm=(0, 0, 0), row_direction=(0, 0, 0), column_direction=(0, 0, 0), pixel_spacing_mm=(0, 0)
-        )
-        for frame in instance.frames
-    )
+    """The header without its frames and the fields that may differ between copies."""
     return replace(
         instance,
         path=Path(),
@@ -117,45 +119,49 @@ def _comparable(instance: Instance) -> Instance:
         transfer_syntax_uid="",
         inflated_bytes=0,
         number=None,
-        frames=frames,
+        frames=(),
     )
 
 
-def _cell(instance: Instance) -> Cell:
-    """The cell of the first frame's position; empty for an instance without a position."""
-    return tuple(floor(side / _CELL_MM) for frame in instance.frames[:1] for side in frame.position_mm)
+def _identities(header: Instance, slice_: Slice) -> list[Hashable]:
+    """Values of which copies have one in common: the header with the attributes, or with the frame's UID and index."""
+    frame = _without_place(slice_.frame)
+    uid = slice_.instance.sop_instance_uid
+    by_uid = [(header, frame, uid, slice_.frame.index)] if uid else []
+    return [(header, frame, slice_.frame.attributes), *by_uid]
 
 
-def _neighbours(instance: Instance) -> Iterable[Cell]:
-    """The cells of all positions near that of the first frame."""
-    sides = [side for frame in instance.frames[:1] for side in frame.position_mm]
-    ranges = [{floor((side + shift) / _CELL_MM) for shift in (-_MAX_DISTANCE_MM, _MAX_DISTANCE_MM)} for side in sides]
-    return list(product(*ranges))
+def _without_place(frame: Frame) -> Frame:
+    return replace(
+        frame,
+        attributes=(),
+        index=0,
+        position_mm=(0, 0, 0),
+        row_direction=(0, 0, 0),
+        column_direction=(0, 0, 0),
+        pixel_spacing_mm=(0, 0),
+    )
 
 
-def _are_near(one: Instance, other: Instance) -> bool:
-    """Returns True for instances whose frames lie at the same places, but for rounding."""
-    if len(one.frames) != len(other.frames):
-        return False
-    for frame, other_frame in zip(one.frames, other.frames, strict=True):
-        tolerance_mm = min(_MAX_DISTANCE_MM, _MAX_DISTANCE_PX * min(frame.pixel_spacing_mm))
-        if not (
-            np.allclose(frame.position_mm, other_frame.position_mm, rtol=0, atol=tolerance_mm)
-            and np.allclose(direction_cosines(frame), direction_cosines(other_frame), rtol=0, atol=_MAX_DIFFERENCE)
-            and np.allclose(frame.pixel_spacing_mm, other_frame.pixel_spacing_mm, rtol=_MAX_DIFFERENCE, atol=0)
-        ):
-            return False
-    return True
+def _cell(frame: Frame) -> Cell:
+    return tuple(floor(side / _CELL_MM) for side in frame.position_mm)
 
 
-def _digest(instance: Instance, require_memory: RequireMemory) -> bytes | None:
-    check_decodable(instance)
-    found = blake2b()
-    try:
-        for decode in read_frames(instance, require_memory=require_memory):
-            for row in decode():
-                # Equal values have equal bytes whatever the transfer syntax.
-                found.update(row.astype(np.int64).tobytes())
-    except InputCorrupt:
-        return None
-    return found.digest()
+def _cells_around(frame: Frame) -> list[Cell]:
+    """The cells of all positions that may be the same as the frame's."""
+    shifts = (-_MAX_DISTANCE_MM, _MAX_DISTANCE_MM)
+    return list(product(*({floor((side + shift) / _CELL_MM) for shift in shifts} for side in frame.position_mm)))
+
+
+def _are_near(one: Sequence[Frame], other: Sequence[Frame]) -> bool:
+    """Returns True for frames that lie at the same places, but for rounding."""
+    return len(one) == len(other) and all(map(_is_near, one, other))
+
+
+def _is_near(one: Frame, other: Frame) -> bool:
+    tolerance_mm = min(_MAX_DISTANCE_MM, _MAX_DISTANCE_PX * min(one.pixel_spacing_mm))
+    return (
+        np.allclose(one.position_mm, other.position_mm, rtol=0, atol=tolerance_mm)
+        and np.allclose(direction_cosines(one), direction_cosines(other), rtol=0, atol=_MAX_DIFFERENCE)
+        and np.allclose(one.pixel_spacing_mm, other.pixel_spacing_mm, rtol=_MAX_DIFFERENCE, atol=0)
+    )

@@ -23,6 +23,7 @@ from inference_service.formats.dicom.series.consistency import (
     format_mm,
 )
 from inference_service.formats.dicom.series.gantry_tilt import is_tilted, tilt_warning
+from inference_service.formats.dicom.series.interleaving import acquisition_warnings, check_not_interleaved
 from inference_service.formats.dicom.series.slice_gaps import (
     is_uneven,
     sparse_slices_warnings,
@@ -77,7 +78,7 @@ def find_geometry(slices: Sequence[Slice], tolerated: Collection[Tolerance] = ()
 
     Raises:
         InconsistentGeometry: Slices differ in size, orientation, pixel spacing or frame of reference, share positions,
-            do not lie along one line, or are unevenly spaced.
+            are of several acquisitions, do not lie along one line, or are unevenly spaced.
         MissingSlices: There are gaps between slices.
         GantryTilt: The stack is not at right angles to its planes.
         NotAVolume: The series is several volumes, or a single slice without a thickness.
@@ -120,6 +121,7 @@ def _find_spacing(slices: Sequence[Slice], heights_mm: NDArray[np.float64]) -> t
     if len(slices) > 1:
         spacing_mm = float(heights_mm[-1]) / (len(slices) - 1)
         check_one_slice_per_position(heights_mm)
+        check_not_interleaved(slices, float(np.median(np.diff(heights_mm))))
         warnings += sparse_slices_warnings(spacing_mm, [slice_.instance.slice_thickness_mm for slice_ in slices])
     else:
         thickness_mm = slices[0].instance.slice_thickness_mm
@@ -128,7 +130,7 @@ def _find_spacing(slices: Sequence[Slice], heights_mm: NDArray[np.float64]) -> t
         spacing_mm = thickness_mm
         message = f"the scan is a single slice: volumes depend on its SliceThickness, {thickness_mm:g} mm"
         warnings.append(ReportWarning(WarningCode.SINGLE_SLICE, message))
-    return spacing_mm, warnings
+    return spacing_mm, [*warnings, *acquisition_warnings(slices)]
 
 
 def _find_affine(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from inference_service.contract.slice_selection import SelectValue
 from inference_service.core.errors import SliceGroup
-from inference_service.formats.dicom.frame_attributes import CLOCK_TIMES, AttributeValue, HashedText, Text
+from inference_service.formats.dicom.frame_attributes import CLOCK_TIMES, AttributeValue, HashedText, Text, TimeRange
 
 _MAX_LISTED = 8
 # Kernels of vendors, terms of the standard and small numbers; any other text could identify a patient.
@@ -28,7 +28,7 @@ def describe_groups(groups: Sequence[SliceGroup]) -> str:
         return ""
     shown = [_public(group.select) for group in groups]
     listed = [
-        f"{json.dumps(select, ensure_ascii=False)} ({group.slices} slices)"
+        f"{json.dumps(select, ensure_ascii=False)} ({group.slices} slice{'s' if group.slices > 1 else ''})"
         for select, group in zip(shown[:_MAX_LISTED], groups, strict=False)
     ]
     more = ", …" if len(groups) > _MAX_LISTED else ""
@@ -37,7 +37,7 @@ def describe_groups(groups: Sequence[SliceGroup]) -> str:
     return f"; or choose one of {len(groups)} groups of slices by input.select: {', '.join(listed)}{more}{inspect}"
 
 
-def shown_value(keyword: str, value: AttributeValue | None) -> SelectValue:
+def shown_value(keyword: str, value: AttributeValue | TimeRange | None) -> SelectValue:
     """The value as a request states it.
 
     >>> shown_value("EchoTime", 4.0), shown_value("ContentTime", 36645.5), shown_value("ImageType", Text("M"))
@@ -45,12 +45,18 @@ def shown_value(keyword: str, value: AttributeValue | None) -> SelectValue:
     """
     if isinstance(value, Text):
         return value.text
+    if isinstance(value, TimeRange):
+        return f"{_time_of_day(value.first)}-{_time_of_day(value.last)}"
     if value is None or isinstance(value, HashedText):
         return None
     if keyword in CLOCK_TIMES:
-        minutes, seconds = divmod(value, 60)
-        return f"{int(minutes // 60):02}{int(minutes % 60):02}{seconds:09.6f}".rstrip("0").rstrip(".")
+        return _time_of_day(value)
     return int(value) if value.is_integer() else value
+
+
+def _time_of_day(seconds: float) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    return f"{int(minutes // 60):02}{int(minutes % 60):02}{seconds:09.6f}".rstrip("0").rstrip(".")
 
 
 def _public(select: Mapping[str, SelectValue]) -> dict[str, SelectValue]:

@@ -16,7 +16,6 @@ from inference_service.formats.dicom.frame_attributes import (
     AttributeValue,
 )
 from inference_service.formats.dicom.instance import Slice
-from inference_service.formats.dicom.series.geometry import SeriesGeometry
 
 # Fewer slices show no pattern.
 _MIN_SLICES = 4
@@ -33,10 +32,16 @@ _VARIES_IN_MR = CLOCK_TIMES | {"AcquisitionNumber", "FrameAcquisitionNumber"}
 _VARIES = {"RescaleSlope", "RescaleIntercept"}
 # Within one acquisition these never change and change back.
 _CONSTANT = {
-    "TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfRespiratoryPhase", "EchoNumbers",
-    "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "DiffusionGradientOrientation", "ComplexImageComponent", "KVP",
-    "FilterType", "MonoenergeticEnergyEquivalent", "ConvolutionKernel", "ReconstructionAlgorithm",
+    "TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfRespiratoryPhase", "StackID",
+    "EchoNumbers", "EchoTime", "EffectiveEchoTime", "FlipAngle", "DiffusionBValue", "DiffusionGradientOrientation",
+    "SequenceName", "ComplexImageComponent", "KVP", "FilterType", "MonoenergeticEnergyEquivalent", "ConvolutionKernel",
+    "ReconstructionAlgorithm", "ContrastBolusAgent", "SeriesNumber", "SeriesDescription", "ProtocolName",
 }  # fmt: skip
+# These may, as where a scanner chooses the best phase for each part of the heart; but rarely.
+_NEARLY_CONSTANT = (
+    "AcquisitionNumber", "FrameAcquisitionNumber", "NominalPercentageOfCardiacPhase", "ImageType", "FrameType",
+    "ScanOptions",
+)  # fmt: skip
 _ACQUISITION_TIMES = ("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime")
 # A pause between two acquisitions: longer than this, and than this many times the usual step between slices.
 _MIN_PAUSE_S = 10.0
@@ -45,28 +50,32 @@ _MIN_PAUSE_STEPS = 10
 _MAX_SPACING_DIFFERENCE = 0.05
 
 
-def check_not_interleaved(geometry: SeriesGeometry) -> None:
+def check_not_interleaved(slices: Sequence[Slice], spacing_mm: float) -> None:
     """Refuses a series whose neighbouring slices are of different acquisitions.
 
     Args:
-        geometry: Has the slices in order.
+        slices: In order.
+        spacing_mm: Usual distance of slices.
 
     Raises:
         InconsistentGeometry: An attribute alternates, or changes and changes back; the message names it.
     """
-    slices = geometry.slices
     if len(slices) < _MIN_SLICES:
         return
     frames = [dict(slice_.frame.attributes) for slice_ in slices]
     is_mr = slices[0].instance.modality == "MR"
-    # In MR, each slice may have a time of its own after the trigger.
-    times = CLOCK_TIMES | (set() if is_mr else TIME_OFFSETS)
     for keyword in KEYWORDS:
         values = [frame.get(keyword) for frame in frames]
         if keyword in _VARIES or values.count(values[0]) == len(values):
             continue
-        counts = _alternating_times(values, keyword) if keyword in times else _alternating_terms(values)
-        if counts and is_mr and keyword in _VARIES_IN_MR and not _are_stated_apart(geometry, len(counts)):
+        if is_mr and keyword in TIME_OFFSETS:
+            # Each slice may have a time of its own after the trigger.
+            counts = _repeating_terms(values)
+        elif keyword in CLOCK_TIMES | TIME_OFFSETS:
+            counts = _alternating_times(values, keyword)
+        else:
+            counts = _alternating_terms(values)
+        if counts and is_mr and keyword in _VARIES_IN_MR and not _are_stated_apart(slices, spacing_mm, len(counts)):
             continue
         if counts:
             raise InconsistentGeometry(
@@ -87,17 +96,17 @@ def acquisition_warnings(slices: Sequence[Slice]) -> list[ReportWarning]:
     Args:
         slices: In order.
     """
-    if len(slices) == 1:
-        return []
     frames = [dict(slice_.frame.attributes) for slice_ in slices]
-    divisions: list[list[int | None]] = [[slice_.instance.acquisition_number for slice_ in slices]]
-    for keyword in _ACQUISITION_TIMES if slices[0].instance.modality != "MR" else ():
-        divisions.append(_split_by_pauses([frame.get(keyword) for frame in frames]))
-    division = next(filter(_returns, divisions), None)
-    if division is None:
-        return []
-    message = f"slices of {len(set(division))} acquisitions alternate: they may have been taken at different times"
-    return [ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message)]
+    terms = _NEARLY_CONSTANT if slices[0].instance.modality == "MR" else (*_NEARLY_CONSTANT, *sorted(TIME_OFFSETS))
+    for keyword in (*terms, *_ACQUISITION_TIMES):
+        values: Sequence[object] = [frame.get(keyword) for frame in frames]
+        if keyword in _ACQUISITION_TIMES:
+            values = split_by_pauses(values, min_pause_s=_MIN_PAUSE_S, min_steps=_MIN_PAUSE_STEPS)
+        values = [value for value in values if value is not None]
+        if _returns(values):
+            message = f"slices of {len(set(values))} acquisitions seem to lie between each other, as {keyword} shows"
+            return [ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message)]
+    return []
 
 
 def _list(counts: Sequence[int]) -> str:
@@ -111,7 +120,7 @@ def _returns(values: Sequence[object]) -> bool:
     (True, False)
     """
     changes = sum(one != other for one, other in pairwise(values))
-    return changes >= len(set(values))
+    return 0 < len(set(values)) <= changes
 
 
 def _alternating_terms(values: Sequence[AttributeValue | None]) -> list[int] | None:
@@ -124,6 +133,18 @@ def _alternating_terms(values: Sequence[AttributeValue | None]) -> list[int] | N
     if not _returns(values) or changes < _MIN_CHANGES * (len(values) - 1):
         return None
     return list(Counter(values).values())
+
+
+def _repeating_terms(values: Sequence[AttributeValue | None]) -> list[int] | None:
+    """Sizes of groups, if the same two to four values repeat along the whole stack.
+
+    >>> _repeating_terms([0.0, 600.0, 0.0, 600.0, 0.0]), _repeating_terms([0.0, 600.0, 1.0, 601.0])
+    ([3, 2], None)
+    """
+    for count in range(2, _MAX_ACQUISITIONS + 1):
+        if len(values) >= 2 * count and all(one == other for one, other in zip(values, values[count:], strict=False)):
+            return list(Counter(values).values())
+    return None
 
 
 def _alternating_times(values: Sequence[AttributeValue | None], keyword: str) -> list[int] | None:
@@ -144,16 +165,21 @@ def _alternating_times(values: Sequence[AttributeValue | None], keyword: str) ->
     return None
 
 
-def _numbers(values: Sequence[AttributeValue | None]) -> NDArray[np.float64] | None:
+def _numbers(values: Sequence[object]) -> NDArray[np.float64] | None:
     """The values as an array; None unless all are numbers."""
     numbers = [value for value in values if isinstance(value, float)]
     return np.array(numbers) if len(numbers) == len(values) else None
 
 
-def _split_by_pauses(values: Sequence[AttributeValue | None]) -> list[int | None]:
-    """Number of each slice's acquisition, from 0, by the pauses between times; None for all without times.
+def split_by_pauses(values: Sequence[object], *, min_pause_s: float, min_steps: float) -> list[int | None]:
+    """Number of each slice's acquisition, from 0, by the pauses between times; None for all unless all have a time.
 
-    >>> _split_by_pauses([0.0, 1.0, 90.0, 91.0, 2.0, 3.0])
+    Args:
+        values: A time of each slice, in seconds.
+        min_pause_s: Shortest pause.
+        min_steps: Shortest pause, as a multiple of the usual step between the times of slices.
+
+    >>> split_by_pauses([0.0, 1.0, 90.0, 91.0, 2.0, 3.0], min_pause_s=10, min_steps=10)
     [0, 0, 1, 1, 0, 0]
     """
     times = _numbers(values)
@@ -162,23 +188,25 @@ def _split_by_pauses(values: Sequence[AttributeValue | None]) -> list[int | None
     order = np.argsort(times, kind="stable")
     steps_s = np.diff(times[order])
     numbers = np.zeros(len(times), dtype=int)
-    numbers[order[1:]] = np.cumsum(steps_s > max(_MIN_PAUSE_S, _MIN_PAUSE_STEPS * float(np.median(steps_s))))
+    if len(steps_s):
+        numbers[order[1:]] = np.cumsum(steps_s > max(min_pause_s, min_steps * float(np.median(steps_s))))
     return [int(number) for number in numbers]
 
 
-def _are_stated_apart(geometry: SeriesGeometry, count: int) -> bool:
+def _are_stated_apart(slices: Sequence[Slice], spacing_mm: float, count: int) -> bool:
     """Returns True if MR slices that alternate in time state that they are of several acquisitions.
 
     One acquisition may take every other slice first. But it states the distance of all its slices, and numbers each
     instance once.
 
     Args:
-        geometry: Has the slices in order.
+        slices: In order.
+        spacing_mm: Usual distance of slices.
         count: Number of acquisitions that seem to alternate one by one.
     """
-    instances = [slice_.instance for slice_ in geometry.slices]
+    instances = [slice_.instance for slice_ in slices]
     stated_mm = [instance.spacing_between_mm or 0.0 for instance in instances]
-    if np.allclose(stated_mm, count * geometry.spacing_mm, rtol=_MAX_SPACING_DIFFERENCE, atol=0):
+    if np.allclose(stated_mm, count * spacing_mm, rtol=_MAX_SPACING_DIFFERENCE, atol=0):
         return True
     numbers = [[instance.number for instance in instances[first::count]] for first in range(count)]
     numbered_alike = all(set(group) == set(numbers[0]) for group in numbers)

@@ -32,10 +32,9 @@ from inference_service.formats.dicom.pixels.decoder import check_decodable
 from inference_service.formats.dicom.pixels.frame_stack import background_value, padding_range, stack_frames
 from inference_service.formats.dicom.series.acquisitions import find_groups
 from inference_service.formats.dicom.series.consistency import check_positions, check_rescaling, find_value_type
-from inference_service.formats.dicom.series.duplicates import without_copies
+from inference_service.formats.dicom.series.duplicates import CopyFinder
 from inference_service.formats.dicom.series.geometry import SeriesGeometry, find_geometry, instances_of
 from inference_service.formats.dicom.series.group_description import describe_groups
-from inference_service.formats.dicom.series.interleaving import acquisition_warnings, check_not_interleaved
 from inference_service.formats.dicom.series.selection import select_series
 from inference_service.formats.dicom.series.slice_selection import select_slices
 from inference_service.formats.dicom.transfer_syntax import ALWAYS_LOSSY
@@ -105,14 +104,10 @@ def read_series(
     """
     headers = read_headers(files, limits)
     series, set_aside = _select(headers, options.series)
-    distinct = without_copies(series, limits.require_memory)
-    instances = distinct.instances
-    set_aside += distinct.copies
-    check_positions(instances)
-    every = [Slice(instance, frame) for instance in instances for frame in instance.frames]
+    every, copy_warnings = _distinct_slices(series, set_aside, limits.require_memory)
     slices = select_slices(every, options.select)
     geometry, value_type = _find_geometry(slices, options)
-    set_aside[ExclusionReason.NOT_SELECTED] += len(instances) - len(instances_of(slices))
+    set_aside[ExclusionReason.NOT_SELECTED] += len(instances_of(every)) - len(instances_of(slices))
     rescaling_warnings = check_rescaling(geometry.slices)
     _check_size(geometry, limits.max_voxels)
     _check_slopes(slices)
@@ -122,10 +117,10 @@ def read_series(
     first = geometry.slices[0].instance
     warnings = [
         *geometry.warnings,
-        *acquisition_warnings(geometry.slices),
         *sorted({assumption for instance in instances_of(slices) for assumption in instance.assumptions}),
         *rescaling_warnings,
         *_pixel_warnings(slices),
+        *copy_warnings,
         *_left_out_warnings(headers.instances, series, set_aside, len(files)),
     ]
     if stack.padding_voxels:
@@ -195,8 +190,32 @@ def _select(headers: Headers, series_uid: str | None) -> tuple[list[Instance], C
     if errors:
         files = len(errors) + len(instances)
         raise type(errors[0])(f"{errors[0]} ({len(errors)} of the series' {files} files)") from errors[0]
-    set_aside[ExclusionReason.UNREADABLE] += len(unusable)
+    set_aside.update(each.reason for each in unusable)
     return instances, set_aside
+
+
+def _distinct_slices(
+    series: Sequence[Instance], set_aside: Counter[ExclusionReason], require_memory: RequireMemory
+) -> tuple[list[Slice], list[ReportWarning]]:
+    """The slices of a series without copies, and a warning about frames that are copies.
+
+    Args:
+        series: The instances of the series.
+        set_aside: Number of files that are left out, by reason; those of copies are added.
+        require_memory: Called before each large allocation.
+    """
+    finder = CopyFinder(require_memory)
+    intact = finder.without_damaged_copies(series)
+    check_positions(intact)
+    slices = finder.without_equal_copies(intact)
+    kept = instances_of(slices)
+    set_aside[ExclusionReason.DAMAGED_COPY] += len(series) - len(intact)
+    set_aside[ExclusionReason.DUPLICATE] += len(intact) - len(kept)
+    repeated = sum(len(instance.frames) for instance in kept) - len(slices)
+    if not repeated:
+        return slices, []
+    message = f"{repeated} frames of multi-frame images are copies of others, with the same header and pixels: left out"
+    return slices, [ReportWarning(WarningCode.DUPLICATE_FILES, message)]
 
 
 def _find_geometry(slices: Sequence[Slice], options: InputOptions) -> tuple[SeriesGeometry, ValueType | None]:
@@ -207,7 +226,6 @@ def _find_geometry(slices: Sequence[Slice], options: InputOptions) -> tuple[Seri
     """
     try:
         geometry = find_geometry(slices, options.tolerate)
-        check_not_interleaved(geometry)
         return geometry, find_value_type(geometry.slices)
     except (InconsistentGeometry, MissingSlices, NotAVolume) as error:
         groups = [replace(group, select={**options.select, **group.select}) for group in find_groups(slices)]
@@ -290,7 +308,7 @@ def _left_out_warnings(
     if damaged:
         message = f"{damaged} of the {files} files are damaged copies of others, with the same SOPInstanceUID: left out"
         warnings.append(ReportWarning(WarningCode.DAMAGED_COPIES, message))
-    unread = sum(set_aside[reason] for reason in (ExclusionReason.UNREADABLE, ExclusionReason.LOOKUP_TABLE))
+    unread = set_aside[ExclusionReason.UNREADABLE]
     if unread:
         message = (
             f"{unread} of the {files} files could not be read as DICOM: if one was the first or the last slice, this "

@@ -1,7 +1,7 @@
 """Positions of frames in single-frame and multi-frame instances."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dicom_files import (
     write_enhanced,
     write_series,
 )
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -167,3 +168,53 @@ def test_a_multi_frame_secondary_capture_is_left_out_beside_a_series(tmp_path: P
     capture = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
     write_multi_frame(tmp_path / "in" / "capture", other, lambda dataset: None, sop=capture)
     assert read(tmp_path / "in").set_aside == {"secondary_capture": 1}
+
+
+def legacy_converted(folder: Path, paths: Sequence[Path]) -> Path:
+    """Converts a series of single-frame CT images to one multi-frame image."""
+    images = [pydicom.dcmread(path) for path in paths]
+    for image in images:
+        image.StudyInstanceUID, image.StudyID, image.StudyDate, image.StudyTime = "1.2.1", "1", "20240102", "101010"
+        image.PatientSex = image.ReferringPhysicianName = image.Laterality = image.Manufacturer = ""
+    converted = LegacyConvertedEnhancedCTImage(images, "1.2.7", 7, "1.2.7.1", 1)
+    return save(converted, folder / "converted")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "converted"),
+    [
+        ("AcquisitionNumber", "FrameAcquisitionNumber"),
+        ("TriggerTime", "TriggerTime"),
+        ("ConvolutionKernel", "ConvolutionKernel"),
+        ("ScanOptions", "ScanOptions"),
+    ],
+)
+def test_a_legacy_converted_image_has_the_attributes_of_its_sources(
+    tmp_path: Path, read: Read, keyword: str, converted: str
+) -> None:
+    stack = regular_stack()
+    paths = []
+    for number in (1, 2):
+        phase = replace(stack, voxels=stack.voxels + 10 * number)
+
+        def change(k: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"1.2.3.{number}.{k}"
+            setattr(dataset, keyword, str(number))
+
+        paths += write_series(tmp_path / str(number), phase, change=change)
+    path = legacy_converted(tmp_path, paths)
+    with pytest.raises(NotAVolume, match="the series is 2 volumes") as caught:
+        read(path)
+    assert [group.slices for group in caught.value.groups] == [6, 6]
+    scan = read(path, select={converted: 2})
+    np.testing.assert_array_equal(scan.volume.voxels, stack.voxels + 20)
+    np.testing.assert_allclose(scan.volume.affine, affine_of(stack), atol=1e-9)
+
+
+def test_interleaved_frames_of_a_legacy_converted_image_are_refused(tmp_path: Path, read: Read) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.ConvolutionKernel = ["B31f", "B70f"][k % 2]
+
+    path = legacy_converted(tmp_path, write_series(tmp_path / "in", regular_stack(), change=change))
+    with pytest.raises(InconsistentGeometry, match="ConvolutionKernel alternates"):
+        read(path)

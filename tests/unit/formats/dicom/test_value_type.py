@@ -1,6 +1,7 @@
 """What values measure: by RescaleType, ImageType, units, and real-world value mappings."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pydicom
@@ -9,14 +10,17 @@ from dicom_files import phantom, regular_stack, write_enhanced, write_series
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
-from inference_service.core.errors import InconsistentGeometry
+from inference_service.core.errors import InconsistentGeometry, InputCorrupt
 from inference_service.formats.dicom.instance import UNKNOWN_TERM, ValueType
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
 
 
-def mapping(*codes: str) -> Items:
+HU = "[hnsf'U]"
+
+
+def mapping(*codes: str, slope: float = 1.0, intercept: float = -1024.0) -> Items:
     """A RealWorldValueMappingSequence with an item for each unit, by its UCUM code."""
     items = []
     for code in codes:
@@ -24,6 +28,7 @@ def mapping(*codes: str) -> Items:
         unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = code, "UCUM", "unit"
         item = Dataset()
         item.MeasurementUnitsCodeSequence = Items([unit])
+        item.RealWorldValueSlope, item.RealWorldValueIntercept = slope, intercept
         items.append(item)
     return Items(items)
 
@@ -131,3 +136,45 @@ def test_hu_and_no_type_are_one_volume(tmp_path: Path, read: Read, others: str |
 
     write_series(tmp_path / "in", regular_stack(phantom()), change=change)
     assert read(tmp_path / "in").value_type is not None
+
+
+@pytest.mark.parametrize(
+    ("rescaling", "slope", "intercept", "refused"),
+    [
+        ({"RescaleType": None}, 2.0, -2000.0, False),
+        ({"RescaleType": "HU"}, 2.0, -2000.0, False),
+        ({"RescaleType": "US"}, 1.0, -1024.0, False),
+        ({"RescaleType": "US"}, 1.0, -1000.0, True),
+        ({"RescaleType": "US", "RescaleIntercept": 0}, 1.0, -1024.0, True),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, 1.0, -1024.0, True),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, 1.0, 0.0, False),
+        ({"RescaleSlope": None, "RescaleIntercept": None, "RescaleType": "HU"}, 1.0, -1024.0, False),
+    ],
+    ids=str,
+)
+def test_values_that_are_hu_by_the_mapping_alone_must_be_those_of_the_rescaling(
+    tmp_path: Path, read: Read, rescaling: dict[str, object], slope: float, intercept: float, refused: bool
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.RealWorldValueMappingSequence = Items(
+            [*mapping("mg/mL", slope=7), *mapping(HU, slope=slope, intercept=intercept)]
+        )
+        for keyword, value in rescaling.items():
+            setattr(dataset, keyword, value)
+
+    write_series(tmp_path / "in", regular_stack(), change=change)
+    with (
+        pytest.raises(InputCorrupt, match="RealWorldValueMappingSequence gives other HU") if refused else nullcontext()
+    ):
+        read(tmp_path / "in")
+
+
+def test_frames_without_a_rescaling_are_not_hu_by_a_mapping(tmp_path: Path, read: Read) -> None:
+    path = write_enhanced(tmp_path / "in", regular_stack())
+    dataset = pydicom.dcmread(path)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    del shared.PixelValueTransformationSequence
+    shared.RealWorldValueMappingSequence = mapping(HU)
+    dataset.save_as(path)
+    with pytest.raises(InputCorrupt, match="RealWorldValueMappingSequence gives other HU"):
+        read(path)

@@ -3,19 +3,26 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from dicom_files import CT_INTERCEPT, Stack, phantom, regular_stack, with_heights, write_enhanced, write_series
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
-from inference_service.contract.slice_selection import SELECTABLE, SelectValue
+from inference_service.contract.slice_selection import SELECTABLE, SelectValue, check_selection
 from inference_service.core.errors import InconsistentGeometry, InputError, MissingSlices, NotAVolume, SliceGroup
-from inference_service.formats.dicom.frame_attributes import KEYWORDS
+from inference_service.formats.dicom.frame_attributes import KEYWORDS, AttributeValue, Text
+from inference_service.formats.dicom.instance import Frame, Instance, PixelDescription, Slice
+from inference_service.formats.dicom.series.acquisitions import find_groups
+from inference_service.formats.dicom.series.geometry import find_geometry
+from inference_service.formats.dicom.series.slice_selection import select_slices
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -149,15 +156,35 @@ def test_an_attribute_that_all_slices_have_is_preferred_and_the_others_are_told(
     )
 
 
-def test_an_attribute_of_each_slice_tells_no_phases_apart(tmp_path: Path, read: Read) -> None:
-    for number in (1, 2):
-        paths = sorted((tmp_path / "in").rglob("*"))
-        add_phase(tmp_path / "in", number, {})
-        for k, path in enumerate(sorted({*(tmp_path / "in").rglob("*")} - {*paths})):
-            if path.is_file():
-                dataset = pydicom.dcmread(path)
-                dataset.ContentTime = f"1010{10 + 10 * number + k}"
-                dataset.save_as(path)
+def add_timed_phases(folder: Path, times: Mapping[int, list[str]]) -> None:
+    for number, stated in times.items():
+        phase = replace(STACK, voxels=STACK.voxels + 10 * number)
+
+        def change(k: int, dataset: Dataset, number: int = number, stated: list[str] = stated) -> None:
+            dataset.SOPInstanceUID = f"1.2.3.{number}.{k}"
+            dataset.AcquisitionTime = stated[k]
+
+        write_series(folder / str(number), phase, change=change)
+
+
+def test_times_that_differ_from_slice_to_slice_are_selected_by_ranges(tmp_path: Path, read: Read) -> None:
+    times = {n: [f"1010{20 * n + k:02}.{k}" for k in range(6)] for n in (0, 1, 2)}
+    add_timed_phases(tmp_path / "in", times)
+    error = refusal(read, tmp_path / "in")
+    assert selections(error.groups) == [
+        {"AcquisitionTime": "101000-101005.5"},
+        {"AcquisitionTime": "101020-101025.5"},
+        {"AcquisitionTime": "101040-101045.5"},
+    ]
+    assert '{"AcquisitionTime": "101020-101025.5"} (6 slices)' in error.message
+    for number, group in enumerate(error.groups):
+        scan = read(tmp_path / "in", select=group.select)
+        np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels + 10 * number)
+
+
+def test_times_without_a_pause_tell_no_phases_apart(tmp_path: Path, read: Read) -> None:
+    times = {n: [f"1010{2 * k + n:02}" for k in range(6)] for n in (0, 1)}
+    add_timed_phases(tmp_path / "in", times)
     error = refusal(read, tmp_path / "in")
     assert error.groups == ()
     assert "input.select" not in error.message
@@ -196,12 +223,12 @@ def test_interleaved_acquisitions_are_selected(tmp_path: Path, read: Read) -> No
         np.testing.assert_array_equal(read(tmp_path / "in", select=group.select).volume.voxels, voxels)
 
 
-def test_unevenly_interleaved_acquisitions_are_selected(tmp_path: Path, read: Read) -> None:
-    add_phase(tmp_path / "in", 1, {"AcquisitionNumber": 1})
-    nearby = raised(0.3)
-    second = add_phase(tmp_path / "in", 2, {"AcquisitionNumber": 2}, stack=nearby)
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_unevenly_interleaved_acquisitions_are_selected(tmp_path: Path, read: Read, modality: str) -> None:
+    add_phase(tmp_path / "in", 1, {"AcquisitionNumber": 1}, modality=modality)
+    second = add_phase(tmp_path / "in", 2, {"AcquisitionNumber": 2}, stack=raised(0.3), modality=modality)
     error = refusal(read, tmp_path / "in")
-    assert "seem to be interleaved" in error.message
+    assert "interleaved" in error.message
     assert selections(error.groups) == [{"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}]
     np.testing.assert_array_equal(read(tmp_path / "in", select=error.groups[1].select).volume.voxels, second)
 
@@ -338,3 +365,58 @@ def test_a_gradient_is_read_from_its_inner_group(tmp_path: Path, read: Read) -> 
 def test_every_attribute_of_the_contract_is_read() -> None:
     assert set(SELECTABLE) < set(KEYWORDS)
     assert not re.search("Patient|Person|Physician|Description", " ".join(SELECTABLE))
+
+
+KINDS = ("TemporalPositionIdentifier", "EchoTime", "DiffusionBValue", "ConvolutionKernel", "AcquisitionTime")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_groups_are_volumes_that_their_selections_give(data: st.DataObject) -> None:
+    """Phases told apart by one attribute or two, among attributes that tell nothing, with parts missing."""
+    telling = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True))
+    sizes = data.draw(st.lists(st.integers(2, 3), min_size=len(telling), max_size=len(telling)))
+    slices = []
+    for phase, values in enumerate(product(*map(range, sizes))):
+        first = data.draw(st.integers(0, 2), label="first slice")
+        for k in range(first, 6):
+            attributes = {
+                **dict(zip(telling, map(float, values), strict=True)),
+                "SliceThickness": 2.0,
+                "SeriesNumber": float(k),
+                "ContentTime": float(37 * k + phase),
+            }
+            slices.append(made_slice(k, phase, attributes))
+    shuffled = data.draw(st.permutations(slices))
+    groups = find_groups(shuffled)
+    assert {tuple(group.select) for group in groups} == {tuple(each for each in SELECTABLE if each in telling)}
+    assert sum(group.slices for group in groups) == len(slices)
+    for group in groups:
+        found = select_slices(shuffled, check_selection(group.select))
+        assert len(found) == group.slices
+        assert len({slice_.instance.sop_class_uid for slice_ in found}) == 1
+        find_geometry(found)
+
+
+def made_slice(k: int, phase: int, attributes: Mapping[str, float]) -> Slice:
+    """A slice at height k, whose SOP class is the number of its phase."""
+    stated: dict[str, AttributeValue] = dict(attributes)
+    if "ConvolutionKernel" in stated:
+        stated["ConvolutionKernel"] = Text(f"B{attributes['ConvolutionKernel']:g}")
+    frame = Frame(0, (0, 0, float(k)), (1, 0, 0), (0, 1, 0), (1, 1), 1, 0, attributes=tuple(stated.items()))
+    instance = Instance(
+        path=Path(f"{phase}/{k}"),
+        sop_class_uid=str(phase),
+        sop_instance_uid="",
+        series_uid="1",
+        frame_of_reference_uid="1",
+        modality="MR",
+        transfer_syntax_uid="",
+        lossy=False,
+        monochrome1=False,
+        exclusion_reason=None,
+        pixels=PixelDescription(2, 2, 16, 16, 15, signed=False, padding_range=None),
+        frames=(frame,),
+        slice_thickness_mm=None,
+    )
+    return Slice(instance, frame)

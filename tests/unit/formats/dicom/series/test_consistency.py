@@ -85,7 +85,7 @@ def test_alternating_acquisitions_give_a_warning_in_mr(
         dataset.AcquisitionNumber = numbers[k]
 
     write_series(tmp_path / "in", regular_stack(), change=change)
-    message = "slices of 2 acquisitions alternate: they may have been taken at different times"
+    message = "slices of 2 acquisitions seem to lie between each other, as AcquisitionNumber shows"
     expected = (ReportWarning(WarningCode.ALTERNATING_ACQUISITIONS, message),)
     assert read(tmp_path / "in").warnings == (expected if alternate else ())
 

@@ -137,6 +137,26 @@ def test_equal_images_of_other_acquisitions_are_no_copies(tmp_path: Path, read: 
         read(tmp_path / "in")
 
 
+def relabelled(dataset: FileDataset) -> None:
+    dataset.SeriesDescription, dataset.SeriesNumber, dataset.ContentTime = "CORRECTED", 9, "101010"
+
+
+def test_a_copy_of_one_uid_may_be_relabelled(tmp_path: Path, read: Read) -> None:
+    paths = write_series(tmp_path / "in", STACK)
+    for name, path in enumerate(paths[1:4]):
+        changed_copy(path, tmp_path / "in" / f"copy{name}", relabelled)
+    check_read_once(read(tmp_path / "in"), copies=3)
+
+
+@pytest.mark.parametrize("keyword", ["RescaleIntercept", "RescaleType", "Modality"])
+def test_a_copy_with_other_values_is_refused(tmp_path: Path, read: Read, keyword: str) -> None:
+    paths = write_series(tmp_path / "in", STACK)
+    value = {"RescaleIntercept": -1000, "RescaleType": "MGML", "Modality": "PT"}[keyword]
+    changed_copy(paths[2], tmp_path / "in" / "copy", lambda dataset: setattr(dataset, keyword, value))
+    with pytest.raises(InconsistentGeometry):
+        read(tmp_path / "in")
+
+
 @pytest.mark.parametrize("place", ["pixels' end", "pixels' start", "header"])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, JPEG2000Lossless])
@@ -206,3 +226,45 @@ def test_pixels_of_many_alike_slices_are_decoded_once(
     with pytest.raises(NotAVolume, match="the series is 8 volumes"):
         read(tmp_path / "in")
     assert len(read_files) == len(set(read_files)) == 48
+
+
+def test_frames_that_are_copies_are_left_out(tmp_path: Path, read: Read) -> None:
+    """As of a concatenation whose parts overlap."""
+    for number, frames in enumerate(([0, 1, 2, 3, 1], [2, 3, 4, 5])):
+        part = replace(
+            STACK,
+            voxels=STACK.voxels[:, :, frames],
+            positions_mm=STACK.positions_mm[frames],
+            changes={"SOPInstanceUID": f"1.2.3.4.{number}"},
+        )
+        write_enhanced(tmp_path / "in" / str(number), part)
+    scan = read(tmp_path / "in")
+    np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels)
+    assert scan.set_aside == {}
+    assert [warning.message for warning in scan.warnings] == [
+        "3 frames of multi-frame images are copies of others, with the same header and pixels: left out"
+    ]
+
+
+def test_equal_frames_of_other_phases_are_no_copies(tmp_path: Path, read: Read) -> None:
+    """As above and below the patient."""
+    both = replace(
+        STACK,
+        voxels=np.concatenate([STACK.voxels] * 2, axis=2),
+        positions_mm=np.concatenate([STACK.positions_mm] * 2),
+    )
+    path = write_enhanced(tmp_path / "in", both)
+    dataset = pydicom.dcmread(path)
+    seen: set[float] = set()
+    for item in dataset.PerFrameFunctionalGroupsSequence:
+        height = float(item.PlanePositionSequence[0].ImagePositionPatient[2])
+        content = Dataset()
+        content.FrameAcquisitionNumber = 1 + (height in seen)
+        item.FrameContentSequence = [content]
+        seen.add(height)
+    dataset.save_as(path)
+    with pytest.raises(NotAVolume, match="the series is 2 volumes"):
+        read(path)
+    for number in (1, 2):
+        scan = read(path, select={"FrameAcquisitionNumber": number})
+        np.testing.assert_array_equal(scan.volume.voxels, STACK.voxels)

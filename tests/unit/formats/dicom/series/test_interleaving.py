@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
 from inference_service.core.errors import InconsistentGeometry
+from inference_service.core.report_warnings import WarningCode
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
@@ -92,6 +93,7 @@ def test_interleaved_acquisitions_are_refused_by_the_attribute_that_tells_them_a
         ("ContentTime", ["101010", "101045"], "MR"),
         ("AcquisitionNumber", [1, 2], "MR"),
         ("TriggerTime", [100, 400, 130, 430, 160, 460, 190, 490, 220, 520, 250, 550], "MR"),
+        ("TriggerTime", [30, 37, 31, 38, 32, 33, 34, 30, 37, 31, 38, 32], "MR"),
         ("RepetitionTime", [900, 901], "MR"),
         ("RescaleSlope", [1, 2], "PT"),
         ("DiffusionBValue", [1000.0], "MR"),
@@ -161,6 +163,8 @@ def test_three_slices_show_no_pattern(tmp_path: Path, read: Read) -> None:
         ("DiffusionBValue", [0.0, 1000.0]),
         ("TemporalPositionIdentifier", [1, 2]),
         ("MonoenergeticEnergyEquivalent", [40.0, 70.0]),
+        ("SeriesNumber", [3, 4]),
+        ("SequenceName", ["A", "B"]),
     ],
 )
 def test_a_gap_that_another_acquisition_fills_is_refused(
@@ -183,13 +187,18 @@ def test_a_gap_that_another_acquisition_fills_is_refused(
             [f"1010{k:02}" for k in range(5)] + ["101500", "101501"] + [f"1010{k:02}" for k in range(7, 12)],
         ),
         ("AcquisitionDateTime", ["20240102101010"] * 5 + ["20240102101500"] * 2 + ["20240102101010"] * 5),
+        ("TriggerTime", [0] * 5 + [600] * 2 + [0] * 5),
+        ("NominalPercentageOfCardiacPhase", [75.0] * 5 + [72.0] * 2 + [75.0] * 5),
+        ("ImageType", [["ORIGINAL", "PRIMARY"]] * 5 + [["DERIVED", "PRIMARY"]] * 2 + [["ORIGINAL", "PRIMARY"]] * 5),
     ],
 )
 def test_a_gap_filled_at_another_time_gives_a_warning(
     tmp_path: Path, read: Read, keyword: str, values: list[object]
 ) -> None:
     write_with(tmp_path / "in", keyword, values)
-    assert [warning.code for warning in read(tmp_path / "in").warnings] == ["alternating_acquisitions"]
+    (warning,) = read(tmp_path / "in").warnings
+    assert warning.code == WarningCode.ALTERNATING_ACQUISITIONS
+    assert warning.message == f"slices of 2 acquisitions seem to lie between each other, as {keyword} shows"
 
 
 @pytest.mark.parametrize(
@@ -260,4 +269,7 @@ def test_every_other_slice_first_is_one_acquisition_in_mr(
     tmp_path: Path, read: Read, keyword: str, attributes: dict[str, list[object]]
 ) -> None:
     write_mr(tmp_path / "in", keyword, **attributes)
-    assert read(tmp_path / "in").volume.shape == (9, 7, 12)
+    scan = read(tmp_path / "in")
+    assert scan.volume.shape == (9, 7, 12)
+    expected = [] if keyword == "ContentTime" else [WarningCode.ALTERNATING_ACQUISITIONS]
+    assert [warning.code for warning in scan.warnings] == expected

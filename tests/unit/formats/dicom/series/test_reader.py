@@ -115,12 +115,29 @@ def test_defects_of_another_series_do_not_matter(tmp_path: Path, read: Read, cha
         read(tmp_path / "in", series="1.2.3.4")
 
 
-def test_a_last_slice_with_a_lookup_table_gives_a_warning(tmp_path: Path, read: Read) -> None:
-    write_series(tmp_path / "in", regular_stack(), change=with_attribute("ModalityLUTSequence", [Dataset()], only=5))
+@pytest.mark.parametrize("only", [2, 5, None])
+def test_a_slice_with_a_lookup_table_is_refused(tmp_path: Path, read: Read, only: int | None) -> None:
+    write_series(tmp_path / "in", regular_stack(), change=with_attribute("ModalityLUTSequence", [Dataset()], only=only))
+    with pytest.raises(UnsupportedFormat, match="from a lookup table"):
+        read(tmp_path / "in")
+
+
+def test_an_empty_lookup_table_is_none(tmp_path: Path, read: Read) -> None:
+    write_series(tmp_path / "in", regular_stack(), change=with_attribute("ModalityLUTSequence", []))
+    assert read(tmp_path / "in").volume.shape == (9, 7, 6)
+
+
+def test_a_lookup_table_of_an_image_that_is_no_slice_does_not_matter(tmp_path: Path, read: Read) -> None:
+    write_series(tmp_path / "in" / "slices", regular_stack())
+
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.SOPInstanceUID = "1.2.3.99"
+        dataset.ModalityLUTSequence = [Dataset()]
+        del dataset.ImagePositionPatient
+
+    write_series(tmp_path / "in" / "other", regular_stack(phantom()[:, :, :1]), change=change)
     scan = read(tmp_path / "in")
-    assert scan.volume.shape[2] == 5
-    assert scan.warnings[-1].code == WarningCode.UNREADABLE_FILES
-    assert "1 of the 6 files could not be read as DICOM" in scan.warnings[-1].message
+    assert (scan.volume.shape, scan.set_aside, scan.warnings) == ((9, 7, 6), {"lookup_table": 1}, ())
 
 
 def test_a_last_slice_marked_as_projection_gives_a_warning(tmp_path: Path, read: Read) -> None:
