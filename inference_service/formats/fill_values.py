@@ -56,8 +56,9 @@ def replace_fill_values(volume: Volume) -> int:
 
 
 def _may_hold_fill(plane: Voxels) -> bool:
-    # Comparisons with NaN are false.
-    return not (plane.min() > _LOWEST_INT16 and plane.max() < _MIN_FILL)
+    # Most integers cannot be as high. Comparisons with NaN are false.
+    can_be_high = plane.dtype.kind == "f" or plane.dtype.itemsize > 2
+    return not (plane.min() > _LOWEST_INT16 and (not can_be_high or plane.max() < _MIN_FILL))
 
 
 def _is_fill(values: Voxels, *, with_int16: bool) -> NDArray[np.bool_]:

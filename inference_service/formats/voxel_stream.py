@@ -45,7 +45,8 @@ def read_voxels(
     buffer = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
     got = 0
     while got < len(buffer):
-        count = stream.readinto(buffer[got:])  # type: ignore[attr-defined]
+        # A gzip stream decompresses as much as is asked for into an array of its own.
+        count = stream.readinto(buffer[got : got + _CHUNK_BYTES])  # type: ignore[attr-defined]
         if not count:
             raise InputCorrupt(f"the file is truncated: expected {len(buffer)} bytes of voxels, got {got}")
         got += count

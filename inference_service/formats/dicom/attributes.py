@@ -6,6 +6,7 @@ of the encoded value. The length is therefore checked before.
 
 import re
 from collections.abc import Iterator, MutableSequence, Sequence
+from functools import cache
 from math import isfinite, nan
 from typing import Any
 
@@ -25,6 +26,12 @@ _PADDING = " \0\t\r\n"
 _BINARY = {"FL", "FD", "SL", "SS", "SV", "UL", "US", "UV", "US or SS"}
 # The attributes that are read here are short, apart from sequences.
 _MAX_VALUE_BYTES = 4096
+
+
+@cache
+def tag_of(keyword: str) -> BaseTag:
+    """Returns the tag of an attribute. pydicom looks it up anew for each use of a keyword, which takes much longer."""
+    return Tag(keyword)
 
 
 def is_too_long(dataset: Dataset, tag: BaseTag) -> bool:
@@ -50,10 +57,12 @@ def read_values(dataset: Dataset, keyword: str) -> list[Any]:
     Raises:
         InputCorrupt: The value cannot be read.
     """
-    if keyword in dataset:
-        check_length(dataset, Tag(keyword))
+    tag = tag_of(keyword)
+    if tag not in dataset:
+        return []
+    check_length(dataset, tag)
     with map_pydicom_errors(f"a DICOM file's {keyword} has an invalid value"):
-        value = dataset.get(keyword)
+        value = dataset[tag].value
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list | MutableSequence) else [value]
@@ -67,7 +76,7 @@ def holders(sources: Sequence[Dataset], group: str) -> Iterator[Dataset]:
         group: Sequence of the functional group that holds the attribute; empty where none does.
     """
     for source in sources:
-        if group and group in source:
+        if group and tag_of(group) in source:
             yield from read_values(source, group)[:1]
         # Single-frame images have it in the data set, and some writers put it beside the group.
         yield source
@@ -133,7 +142,7 @@ def require_integer(dataset: Dataset, keyword: str) -> int:
 
 def read_components(dataset: Dataset, keyword: str) -> list[str]:
     """The components of an attribute as text, without padding; empty ones at the end are left out."""
-    tag = Tag(keyword)
+    tag = tag_of(keyword)
     element: object = dataset.get_item(tag) if tag in dataset else None
     if isinstance(element, RawDataElement) and _value_representation(element) not in _BINARY:
         check_length(dataset, tag)
@@ -155,6 +164,6 @@ def _value_representation(element: RawDataElement) -> str:
 
 
 def _describe_vr(dataset: Dataset, keyword: str) -> str:
-    element: object = dataset.get_item(Tag(keyword))
+    element: object = dataset.get_item(tag_of(keyword))
     vr = _value_representation(element) if isinstance(element, RawDataElement) else ""
     return f" of value representation {vr}" if re.fullmatch("[A-Z]{2}", vr) else ""

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 
 from inference_service.contract.slice_selection import SELECTABLE
 from inference_service.core.errors import InputCorrupt
-from inference_service.formats.dicom.attributes import holders, read_components, read_values
+from inference_service.formats.dicom.attributes import holders, read_components, read_values, tag_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ KEYWORDS = (*SELECTABLE, *(keyword for keyword in _GROUPS if keyword not in SELE
 """All attributes that are read, the most telling ones first."""
 
 # With each keyword, the tags of which one is in each data set that may have it.
-_TAGS = [(keyword, {Tag(name) for name in (keyword, *_GROUPS[keyword])}) for keyword in KEYWORDS]
+_TAGS = [(keyword, {tag_of(name) for name in (keyword, *_GROUPS[keyword])}) for keyword in KEYWORDS]
 # A time of day, after a date of eight digits (PS3.5 6.2, TM and DT).
 _TIME = re.compile(r"(?:\d{8})?(\d{2})(?::?(\d{2})(?::?(\d{2}(?:\.\d{1,6})?))?)?(?:[+-]\d{4})?")
 # Decimal strings and binary numbers of 32 bits state a value to about as many digits.
@@ -172,7 +171,7 @@ def format_number(number: float) -> str:
 
 def _read(sources: Sequence[Dataset], keyword: str) -> list[str]:
     for holder in _holders(sources, keyword):
-        if keyword in holder:
+        if tag_of(keyword) in holder:
             # No file is refused for an invalid value of these.
             with suppress(InputCorrupt):
                 components = read_components(holder, keyword)
@@ -185,6 +184,6 @@ def _holders(sources: Sequence[Dataset], keyword: str) -> Iterator[Dataset]:
     inner = _INNER_GROUPS.get(keyword, "")
     for group in _GROUPS[keyword] or ("",):
         for holder in holders(sources, group):
-            if inner and inner in holder:
+            if inner and tag_of(inner) in holder:
                 yield from read_values(holder, inner)[:1]
             yield holder

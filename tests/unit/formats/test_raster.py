@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import tracemalloc
 import zipfile
 import zlib
 from contextlib import suppress
@@ -250,6 +251,26 @@ def test_the_modality_and_what_was_assumed_are_told(tmp_path: Path) -> None:
     path.write_bytes(nrrd(space_origin=None))
     message = "the header has no `space origin`: the first voxel was taken for the origin"
     assert scan_of(path).warnings == (ReportWarning(WarningCode.ORIGIN_MISSING, message),)
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_compressed_voxels_are_held_once(tmp_path: Path, ending: str) -> None:
+    shape = (256, 256, 128)
+    size = " ".join(map(str, shape))
+    voxels = bytes(2 * int(np.prod(shape)))
+    path = tmp_path / f"scan.{ending}"
+    path.write_bytes(
+        nrrd(gzip.compress(voxels), sizes=size, encoding="gzip")
+        if ending == "nrrd"
+        else mha(zlib.compress(voxels), DimSize=size, CompressedData="True")
+    )
+    tracemalloc.start()
+    try:
+        scan = read_scan(path, tmp_path, ReadLimits(10**8))
+        assert tracemalloc.get_traced_memory()[1] < len(voxels) + MEMORY_BYTES
+    finally:
+        tracemalloc.stop()
+    assert scan.volume.shape == shape
 
 
 REFUSED: dict[str, tuple[bytes, type[ServiceError], str]] = {

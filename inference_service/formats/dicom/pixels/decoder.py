@@ -18,7 +18,6 @@ from inference_service.formats.dicom.header import NO_PIXELS
 from inference_service.formats.dicom.instance import Instance
 from inference_service.formats.dicom.pixels import jpeg_xl
 from inference_service.formats.dicom.pixels.encoded_frames import EncodedFrame, encoded_frames
-from inference_service.formats.dicom.pixels.offset_table import drop_wrong_offsets
 from inference_service.formats.dicom.pixels.stored_bits import take_values
 from inference_service.formats.dicom.pydicom_errors import map_pydicom_errors, suppress_warnings
 from inference_service.formats.dicom.transfer_syntax import (
@@ -115,7 +114,6 @@ def _read_encoded(instance: Instance) -> Iterator[EncodedFrame]:
     with BoundedFile(instance.path) as file:
         dataset = pydicom.dcmread(file, force=True, specific_tags=list(_KEYWORDS))
     _check_pixels(dataset, instance)
-    _prepare(dataset, instance)
     yield from encoded_frames(dataset, instance)
 
 
@@ -149,24 +147,6 @@ def _native_bytes(instance: Instance) -> int:
     """Size of an instance's pixels where they are not compressed."""
     description = instance.pixels
     return len(instance.frames) * description.rows * description.columns * description.bits_allocated // 8
-
-
-def _prepare(dataset: Dataset, instance: Instance) -> None:
-    """Removes wrong offset tables, and sets the attributes of pixels to the values that `header` read."""
-    description = instance.pixels
-    dataset.add_new("NumberOfFrames", "IS", len(instance.frames))
-    for keyword, value in (
-        ("Rows", description.rows),
-        ("Columns", description.columns),
-        ("SamplesPerPixel", 1),
-        ("BitsAllocated", description.bits_allocated),
-        ("BitsStored", description.bits_stored),
-        ("HighBit", description.high_bit),
-        ("PixelRepresentation", int(description.signed)),
-    ):
-        dataset.add_new(keyword, "US", value)
-    if instance.transfer_syntax_uid not in NATIVE:
-        drop_wrong_offsets(dataset, len(instance.frames))
 
 
 def _check_length(dataset: Dataset, instance: Instance) -> None:

@@ -20,6 +20,7 @@ from inference_service.core.errors import InputCorrupt, InputTooLarge
 from inference_service.formats.dicom.instance import Instance, PixelDescription
 from inference_service.formats.dicom.pixels import jpeg_2000, jpeg_xl
 from inference_service.formats.dicom.pixels.codestream import CodestreamHeader, is_complete, read_codestream_header
+from inference_service.formats.dicom.pixels.offset_table import drop_wrong_offsets
 from inference_service.formats.dicom.transfer_syntax import (
     BYTE_FRAMES,
     DEFLATED_FRAMES,
@@ -40,7 +41,8 @@ DECODERS: Mapping[str, Decode] = {
     **dict.fromkeys(JPEG_XL, partial(imagecodecs.jpegxl_decode, index=0, numthreads=1)),
 }
 """Decoder of a codestream by transfer syntax."""
-_READ_BY_PYDICOM = {*NATIVE, uid.RLELossless}
+# In big endian, pairs of bytes may be swapped.
+_READ_BY_PYDICOM = {uid.ExplicitVRBigEndian, uid.RLELossless}
 _MAX_BITS = 32
 # OpenJPEG takes ten kilobytes for each tile, and up to one for each packet. Most images have one tile and few packets.
 _MAX_TILES = 2**10
@@ -64,7 +66,8 @@ def encoded_frames(dataset: Dataset, instance: Instance) -> Iterator[EncodedFram
     """The frames of an instance, in their order.
 
     Args:
-        dataset: Has the instance's pixel data, of the kind that its transfer syntax states.
+        dataset: Has the instance's pixel data, of the kind that its transfer syntax states; native ones are complete.
+            Its offset tables may be removed.
         instance: The instance.
 
     Raises:
@@ -73,26 +76,54 @@ def encoded_frames(dataset: Dataset, instance: Instance) -> Iterator[EncodedFram
         UnsupportedFormat: A codestream is none of a DICOM frame.
     """
     syntax = instance.transfer_syntax_uid
+    if syntax not in NATIVE:
+        drop_wrong_offsets(dataset, len(instance.frames))
     if syntax in _READ_BY_PYDICOM:
         yield from _frames_of_pydicom(dataset, instance)
         return
     bits_allocated = instance.pixels.bits_allocated
-    for data in generate_frames(dataset.PixelData, number_of_frames=len(instance.frames)):
-        if syntax in BYTE_FRAMES:
+    for data in _frame_data(dataset, instance):
+        if syntax in NATIVE | BYTE_FRAMES:
             inflates = syntax == DEFLATED_FRAMES
             yield EncodedFrame(partial(_decode_bytes, data, instance.pixels, inflates=inflates), bits_allocated)
         else:
             yield _codestream_frame(data, instance)
 
 
+def _frame_data(dataset: Dataset, instance: Instance) -> Iterator[bytes]:
+    """The bytes of each frame."""
+    pixel_data: bytes = dataset.PixelData
+    count = len(instance.frames)
+    if instance.transfer_syntax_uid not in NATIVE:
+        yield from generate_frames(pixel_data, number_of_frames=count)
+        return
+    description = instance.pixels
+    size = description.rows * description.columns * description.bits_allocated // 8
+    for index in range(count):
+        yield pixel_data[index * size : (index + 1) * size]
+
+
 def _frames_of_pydicom(dataset: Dataset, instance: Instance) -> Iterator[EncodedFrame]:
+    description = instance.pixels
+    # pydicom reads them by the values that `header` read.
+    dataset.add_new("NumberOfFrames", "IS", len(instance.frames))
+    for keyword, value in (
+        ("Rows", description.rows),
+        ("Columns", description.columns),
+        ("SamplesPerPixel", 1),
+        ("BitsAllocated", description.bits_allocated),
+        ("BitsStored", description.bits_stored),
+        ("HighBit", description.high_bit),
+        ("PixelRepresentation", int(description.signed)),
+    ):
+        dataset.add_new(keyword, "US", value)
     syntax = instance.transfer_syntax_uid
     frames = get_decoder(syntax).iter_array(
         dataset, raw=True, correct_unused_bits=False, decoding_plugin="" if syntax in NATIVE else "pydicom"
     )
     for pixels, _ in frames:
         # As the loop goes on, `pixels` becomes the next frame: it must not be bound late.
-        yield EncodedFrame(partial(np.asarray, pixels), instance.pixels.bits_allocated)
+        yield EncodedFrame(partial(np.asarray, pixels), description.bits_allocated)
 
 
 def _decode_bytes(data: bytes, description: PixelDescription, *, inflates: bool) -> NDArray[np.integer]:
@@ -104,7 +135,8 @@ def _decode_bytes(data: bytes, description: PixelDescription, *, inflates: bool)
     if not size <= len(data) <= size + 1:
         relation = "more" if len(data) > size else f"{len(data)}: it is truncated or damaged"
         raise InputCorrupt(f"a DICOM file's frame has {size} bytes by the header, but its pixel data have {relation}")
-    pixels = np.frombuffer(data, np.dtype(f"<u{item_bytes}"), count=description.rows * description.columns)
+    dtype = np.dtype(f"<{'i' if description.signed else 'u'}{item_bytes}")
+    pixels = np.frombuffer(data, dtype, count=description.rows * description.columns)
     return pixels.reshape(description.rows, description.columns)
 
 
