@@ -15,7 +15,7 @@ from inference_service.core.execution import ExecutionOptions
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import SessionCache
+from inference_service.engine.session_cache import LoadedModel, SessionCache
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.segmentation.pipeline import ModelRun, segment_file
 from inference_service.segmentation.resources import StageMonitor
@@ -28,7 +28,7 @@ def run(task: Task) -> Run:
     clock = StageClock()
 
     class WatchedSessions(SessionCache):
-        def load(self, model: Model, execution: ExecutionOptions) -> Session:
+        def load(self, model: Model, execution: ExecutionOptions) -> LoadedModel:
             with memory.loading():
                 return super().load(model, execution)
 

@@ -12,10 +12,12 @@ from benchmarks.watch import MemoryWatch, NetworkClock
 from inference_service.core.progress import StageClock
 from inference_service.core.threads import ThreadPool
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import load_session
+from inference_service.engine.session_cache import load_model
 from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.resources import Resources, StageMonitor
-from inference_service.segmentation.volume_segmentation import segment_with_session
+from inference_service.segmentation.volume_segmentation import segment_volume
+from inference_service.segmentation.windows.tiling import window_shape
 
 
 def run(task: Task) -> Run:
@@ -25,22 +27,22 @@ def run(task: Task) -> Run:
     clock = StageClock()
     model = task_model(task)
     with memory.loading():
-        session = load_session(model, task_execution(task))
-    check_precision(task, session.precision)
+        loaded = load_model(model, task_execution(task))
+    check_precision(task, loaded.precision)
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     volume = Volume(np.load(task.source), affine)
-    session.run(np.zeros((1, 1, *model.manifest.window), np.float32))
+    (session,) = loaded.sessions.values()
+    session.run(np.zeros((1, 1, *window_shape(volume.shape, model.manifest)), np.float32))
     with (
         ThreadPool(task.threads) as threads,
         patch.object(Session, "run", network.timed(Session.run)),
         patch.object(Session, "run_on_device", network.timed(Session.run_on_device)),
     ):
         start = time.perf_counter()
-        segmentation = segment_with_session(
-            volume,
+        segmentation = segment_volume(
+            [volume],
             model.manifest,
-            session,
-            batch_size=1,
+            loaded_networks(loaded, 1),
             max_voxels=MAX_VOXELS,
             resources=Resources(threads, monitor=StageMonitor(clock)),
         )

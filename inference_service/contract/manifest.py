@@ -1,184 +1,32 @@
-"""The schema of a model's `manifest.json`, which describes how to run its network.
+"""The schema of a model's `manifest.json`, which describes how to run its networks.
 
 It covers what nnU-Net's plans and MONAI bundles specify for inference; `docs/models.md` shows how.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
+from inference_service.contract.labels import Label, PostProcessing
+from inference_service.contract.manifest_types import Sha256
+from inference_service.contract.part import NETWORK_FILE, NetworkFile, Part
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.core.execution import Precision
 
-# No control character, and no backslash, which separates values in DICOM.
-_DICOM_TEXT = r"^[^\x00-\x1f\x7f\\]{1,64}$"
-_AXES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
-Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-Percent = Annotated[float, Field(ge=0, le=100)]
-WindowShape = tuple[PositiveInt, PositiveInt, PositiveInt]
+# Fields of a part that another part does not inherit.
+_OWN = {"networks", "outputs", "first_stage"}
+_SHA256 = TypeAdapter[str](Sha256)
+_LABELS = TypeAdapter(tuple[Label, ...])
 
 
-def _increasing(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] >= bounds[1]:
-        raise ValueError(f"expected two increasing numbers, got {list(bounds)}")
-    return bounds
+class Manifest(Part):
+    """Describes a model, the preparation of its input and the conversion of its output to a mask.
 
-
-Range = Annotated[tuple[float, float], AfterValidator(_increasing)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CtIntensity(_Strict):
-    """Clips to `clip`, subtracts `mean` and divides by `std`: nnU-Net's CTNormalization, with the values of the data
-    set's fingerprint."""
-
-    kind: Literal["ct"]
-    clip: Range
-    mean: float
-    std: PositiveFloat
-
-
-class ZScoreIntensity(_Strict):
-    """Subtracts the scan's mean and divides by its standard deviation: nnU-Net's ZScoreNormalization, MONAI's
-    NormalizeIntensity. With `nonzero_only`, voxels with the value 0 are neither counted nor changed."""
-
-    kind: Literal["z_score"]
-    nonzero_only: bool = False
-
-
-class PercentilesIntensity(_Strict):
-    """Maps two percentiles of the scan to the range `output`: MONAI's ScaleIntensityRangePercentiles."""
-
-    kind: Literal["percentiles"]
-    percentiles: Annotated[tuple[Percent, Percent], AfterValidator(_increasing)]
-    output: Range = (0.0, 1.0)
-    clip: bool = True
-
-
-class MinMaxIntensity(_Strict):
-    """Maps the scan's minimum and maximum to the range `output`: MONAI's ScaleIntensity, nnU-Net's RescaleTo01."""
-
-    kind: Literal["min_max"]
-    output: Range = (0.0, 1.0)
-
-
-class FixedRangeIntensity(_Strict):
-    """Maps the range `input` to the range `output`: MONAI's ScaleIntensityRange, nnU-Net's RGBTo01 for 0…255."""
-
-    kind: Literal["fixed_range"]
-    input: Range
-    output: Range = (0.0, 1.0)
-    clip: bool = True
-
-
-class NoIntensity(_Strict):
-    """Leaves the values as they are: nnU-Net's NoNormalization."""
-
-    kind: Literal["none"]
-
-
-Intensity = Annotated[
-    CtIntensity | ZScoreIntensity | PercentilesIntensity | MinMaxIntensity | FixedRangeIntensity | NoIntensity,
-    Field(discriminator="kind"),
-]
-
-
-class Channel(_Strict):
-    """One input channel of the network."""
-
-    name: str = Field(min_length=1, max_length=64)
-    intensity: Intensity
-
-
-class CodedConcept(_Strict):
-    """A coded concept as in DICOM PS3.3 Table 8.8-1, for example SCT, 39607008, Lung."""
-
-    scheme: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Coding scheme designator; SCT is SNOMED CT.")
-    value: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Code value in the coding scheme.")
-    meaning: str = Field(pattern=_DICOM_TEXT, description="Code meaning, as text for people.")
-
-
-class Label(_Strict):
-    """The label that belongs to one output channel of the network."""
-
-    name: str = Field(pattern=_DICOM_TEXT)
-    value: int = Field(ge=0, le=65535, description="Value of the label in the mask.")
-    category: CodedConcept | None = Field(
-        None,
-        description="Segmented Property Category for DICOM, from PS3.16 CID 7150, for example SCT, 123037004, "
-        "Anatomical Structure. Default: SCT, 85756007, Tissue.",
-    )
-    type: CodedConcept | None = Field(
-        None,
-        description="Segmented Property Type for DICOM, for example SCT, 39607008, Lung. Default: SCT, 85756007, "
-        "Tissue.",
-    )
-
-
-class _ComponentStep(_Strict):
-    labels: tuple[int, ...] = Field(min_length=1)
-    becomes: Annotated[int, Field(ge=0, le=65535)] | Literal["surroundings"] = Field(
-        0,
-        description="New value of the removed voxels. surroundings: for each component, the value with which it shares "
-        "the most voxel faces.",
-    )
-
-
-class LargestComponent(_ComponentStep):
-    """Removes all but the largest 26-connected component of each label."""
-
-    step: Literal["largest_component"]
-
-
-class RemoveSmallComponents(_ComponentStep):
-    """Removes the 26-connected components of each label that are smaller than `min_volume_ml`, or smaller than
-    `min_share` of its largest component."""
-
-    step: Literal["remove_small"]
-    min_volume_ml: PositiveFloat
-    min_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Smallest size that is kept, as a share of the label's largest component. It lets both parts stay "
-        "of an organ that a scan may show in two parts, such as the base of a lung.",
-    )
-
-
-class NonzeroCrop(_Strict):
-    """Crops the scan to the voxels that are not 0, plus `margin_mm`: nnU-Net's crop to non-zero."""
-
-    kind: Literal["nonzero"]
-    margin_mm: NonNegativeFloat = 0.0
-
-
-class BodyCrop(_Strict):
-    """Crops the scan to its largest connected region above `threshold`, in the scan's unit (HU for CT), plus
-    `margin_mm`."""
-
-    kind: Literal["body"]
-    threshold: float = -500.0
-    margin_mm: NonNegativeFloat = 10.0
-
-
-Crop = Annotated[NonzeroCrop | BodyCrop, Field(discriminator="kind")]
-PostProcessing = Annotated[LargestComponent | RemoveSmallComponents, Field(discriminator="step")]
-
-
-class Manifest(_Strict):
-    """Describes a model, the preparation of its input and the conversion of its output to a mask."""
+    A model of one part describes it in the fields of the manifest itself. With `parts`, these fields hold for each part
+    that does not state its own.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=VERSION_PATTERN)
@@ -186,88 +34,131 @@ class Manifest(_Strict):
     licence: str = Field(min_length=1, description="SPDX identifier of the licence of the weights.")
     intended_use: str = Field(min_length=1)
     modality: Literal["CT", "MR", "PT", "US", "other"]
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of model.onnx.")
-
-    channels: tuple[Channel, ...] = Field(min_length=1, description="Input channels in the order of the network.")
-    orientation: str = Field(
-        description="Direction of each spatial axis of the network, for example RAS, or SPL for z, y, x arrays."
-    )
-    spacing_mm: Spacing = Field(description="Voxel size along each axis of the network, in mm.")
-    interpolation: Literal["linear", "area", "cubic"] = Field(
-        "linear",
-        description="Interpolation of the scan to spacing_mm. area: each coarser voxel is the mean of the voxels that "
-        "it covers (OpenCV's INTER_AREA); axes that become finer are interpolated linearly. cubic: an interpolating "
-        "spline (nnU-Net).",
-    )
-    intensity_before_resampling: bool = Field(
-        False,
-        description="Whether intensities are normalised before resampling (nnU-Net) or after it (most MONAI bundles).",
-    )
-    separate_axis_above: PositiveFloat | None = Field(
-        None,
-        description="If the scan's largest spacing exceeds its smallest by more than this factor, the axis with the "
-        "largest spacing is interpolated by nearest neighbour (nnU-Net: 3).",
-    )
-
-    crop: Crop | None = Field(
-        None,
-        description="Region of the scan that is segmented; the mask is 0 outside it. Resampling and intensity "
-        "statistics use the cropped scan.",
-    )
-
-    window: WindowShape
-    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a window that overlaps the next one.")
-    placement: Literal["snap", "even"] = Field(
-        "snap",
-        description="Placement of the windows. snap: fixed step, and the last window is moved back into the volume "
-        "(MONAI). even: equal steps (nnU-Net).",
-    )
-    blending: Literal["gaussian", "constant"] = "gaussian"
-    padding_value: float = Field(
-        0.0, description="Value that pads a volume smaller than the window, in normalised intensities."
-    )
-
-    mirror_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
-        (),
-        description="Axes for test-time augmentation (nnU-Net's mirroring): each window runs once for every "
-        "combination of these axes mirrored, and the logits are averaged. Three axes take eight times as long.",
-    )
+    sha256: Sha256 | None = Field(None, description="SHA-256 of model.onnx; null where `networks` names the files.")
     precisions: tuple[Precision, ...] = Field(
         ("fp32",),
-        description="Precisions in which the network may run. Add bf16 only after `models verify --precision bf16` has "
-        "shown that its masks agree with fp32.",
+        description="Precisions in which the networks may run. Add bf16 only after `models verify --precision bf16` "
+        "has shown that its masks agree with fp32.",
     )
-
     time_limit_s: PositiveInt | None = Field(
         None,
         description="Seconds after which a job with this model fails with time_limit, if lower than TIME_LIMIT_S.",
     )
-    activation: Literal["softmax", "sigmoid"] = Field(
-        description="How the output channels become a mask. softmax: the label of the highest channel. sigmoid: every "
-        "channel above 0.5 writes its label; later channels overwrite earlier ones."
-    )
-    labels: tuple[Label, ...] = Field(
-        min_length=1, description="One label for each output channel, in the order of the network."
-    )
+    labels: tuple[Label, ...] = Field(min_length=1, description="The labels of the mask.")
     postprocessing: tuple[PostProcessing, ...] = ()
+    parts: tuple[Part, ...] = Field(
+        (),
+        description="Parts that segment the same scan one after the other; labels of later parts overwrite those of "
+        "earlier ones (TotalSegmentator). Fields that a part leaves out are those of the manifest.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: object) -> object:
+        """Writes out what a manifest may leave out: networks, outputs, and the fields that parts inherit."""
+        return _completed(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(self.orientation) != len(_AXES) or any(len(set(self.orientation) & axis) != 1 for axis in _AXES):
-            raise ValueError(
-                f"orientation must contain one letter of each of L/R, P/A and I/S, got {self.orientation!r}"
-            )
-        if len(set(self.mirror_axes)) != len(self.mirror_axes):
-            raise ValueError(f"mirror_axes must be unique, got {list(self.mirror_axes)}")
         if "fp32" not in self.precisions:
             raise ValueError("precisions must contain fp32, which every provider supports")
         values = [label.value for label in self.labels]
         if len(set(values)) != len(values) or len({label.name for label in self.labels}) != len(values):
             raise ValueError("labels must have unique names and unique values")
-        if self.activation == "sigmoid" and 0 in values:
-            raise ValueError("a sigmoid model has no background channel: label value 0 is not allowed")
+        self._check_networks()
+        for part in self.every_part:
+            self._check_part(part, values)
         unknown = {value for step in self.postprocessing for value in step.labels} - set(values)
         unknown |= {step.becomes for step in self.postprocessing if step.becomes != "surroundings"} - {0, *values}
         if unknown:
             raise ValueError(f"postprocessing uses label values that the model does not have: {sorted(unknown)}")
         return self
+
+    def _check_networks(self) -> None:
+        if self.parts and (own := [name for name in sorted({"sha256", *_OWN}) if getattr(self, name)]):
+            raise ValueError(f"a manifest with parts has no {' and no '.join(own)} of its own: the parts have them")
+        if self.sha256 is not None and self.networks != (NetworkFile(file=NETWORK_FILE, sha256=self.sha256),):
+            raise ValueError("sha256 is that of model.onnx: leave it out where networks names the files")
+        # A network is loaded once, for windows or for planes along one axis.
+        uses: dict[str, tuple[object, ...]] = {}
+        for part in self.every_part:
+            for network in part.networks:
+                use = (network, [size == 1 for size in part.window])
+                if uses.setdefault(network.file, use) != use:
+                    raise ValueError(f"parts that share {network.file} must describe it alike")
+
+    def _check_part(self, part: Part, values: list[int]) -> None:
+        if not part.networks:
+            raise ValueError("a network is required: sha256 of model.onnx, or networks")
+        unknown = {*part.values} - {*values}
+        if unknown:
+            raise ValueError(f"outputs have values that no label has: {sorted(unknown)}")
+        names = [channel.name for channel in self.channels]
+        others = [channel.name for channel in part.channels if channel.name not in names]
+        if others:
+            raise ValueError(f"a part has channels that the manifest does not have: {others}")
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The parts, in the order in which they run; the manifest itself where it describes only one."""
+        return self.parts or (self,)
+
+    @property
+    def every_part(self) -> tuple[Part, ...]:
+        """The parts and their first stages."""
+        return tuple(each for part in self.all_parts for each in (part.first_stage, part) if each is not None)
+
+    @property
+    def network_files(self) -> dict[str, NetworkFile]:
+        """The networks of all parts, by file."""
+        return {network.file: network for part in self.every_part for network in part.networks}
+
+    @property
+    def networks_sha256(self) -> str:
+        """Identifies the weights: the SHA-256 of the only file with them, or of the hashes of all files in order."""
+        networks = self.network_files.values()
+        digests = [digest for network in networks for digest in (network.sha256, *network.external_data.values())]
+        return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
+def _completed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes out the networks, the outputs and the inherited fields of a manifest.
+
+    An invalid sha256 or label is not copied, so that its error names the field that the manifest has.
+    """
+    completed = dict(manifest)
+    labels = completed.get("labels")
+    outputs: list[dict[str, Any]] = []
+    if _is_valid(_LABELS, labels):
+        outputs = [{"channel": channel, "value": label["value"]} for channel, label in enumerate(labels or ())]
+    if parts := _objects(completed.get("parts")):
+        completed["parts"] = [_inherit(part, completed, outputs) for part in parts]
+        return completed
+    if not completed.get("networks") and _is_valid(_SHA256, completed.get("sha256")):
+        completed["networks"] = [{"file": NETWORK_FILE, "sha256": completed["sha256"]}]
+    return _inherit(completed, {}, outputs)
+
+
+def _inherit(part: Mapping[str, Any], enclosing: Mapping[str, Any], outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Completes a part by the fields of what it lies in, and its first stage by its own."""
+    inherited = {name: value for name, value in enclosing.items() if name in Part.model_fields and name not in _OWN}
+    inherited |= part
+    inherited["outputs"] = inherited.get("outputs") or outputs
+    if isinstance(first_stage := inherited.get("first_stage"), Mapping):
+        inherited["first_stage"] = _inherit(first_stage, inherited, outputs)
+    return inherited
+
+
+def _objects(values: object) -> list[Mapping[str, Any]]:
+    """Returns the values if they are a list of JSON objects; an empty list for anything else."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
+        return []
+    return list(values)
+
+
+def _is_valid(kind: TypeAdapter[Any], value: object) -> bool:
+    try:
+        kind.validate_python(value)
+    except ValidationError:
+        return False
+    return True

@@ -11,22 +11,23 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.part import NETWORK_FILE, NetworkFile
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.core.errors import ModelInvalid, ModelNotFound, StorageUnavailable
-from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, check_self_contained, is_truncated
+from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, NetworkContent, check_self_contained, is_truncated
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
-NETWORK_FILE = "model.onnx"
 _MAX_MANIFEST_BYTES = 2**20
+_MAX_EXTERNAL_BYTES = 2**34
 # A link to itself leads nowhere, like one to a missing file.
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
@@ -41,26 +42,40 @@ class Model:
         folder: The folder of the model's files.
     """
 
-    manifest: Manifest
+    manifest: Manifest = field(compare=False)
     manifest_sha256: str
     folder: Path
 
-    def read_network(self) -> bytes:
-        """Reads the ONNX file and verifies it. The caller loads these bytes, not the file, which may change.
+    @property
+    def title(self) -> str:
+        """Name and version."""
+        return _title(self.manifest)
+
+    def read_network(self, network: NetworkFile) -> NetworkContent:
+        """Reads a network and verifies it. The caller loads these bytes, not the files, which may change.
 
         Raises:
-            ModelNotFound: There is none.
-            ModelInvalid: Its sha256 differs from the manifest, or a part of the network lies in another file.
-            StorageUnavailable: The file cannot be read.
+            ModelNotFound: A file is missing.
+            ModelInvalid: A sha256 differs from the manifest, or a part of the network lies in a file that the manifest
+                does not list.
+            StorageUnavailable: A file cannot be read.
         """
-        network = _read(self.folder, NETWORK_FILE, max_bytes=MAX_NETWORK_BYTES)
-        digest = hashlib.sha256(network).hexdigest()
-        if digest != self.manifest.sha256:
-            raise ModelInvalid(
-                f"model {_title(self.manifest)}: expected sha256 {self.manifest.sha256} of {NETWORK_FILE}, got {digest}"
-            )
-        check_self_contained(network)
-        return network
+        content = NetworkContent(
+            self._read_verified(network.file, network.sha256, MAX_NETWORK_BYTES),
+            {
+                name: self._read_verified(name, sha256, _MAX_EXTERNAL_BYTES)
+                for name, sha256 in network.external_data.items()
+            },
+        )
+        check_self_contained(content.network, external=content.external_data)
+        return content
+
+    def _read_verified(self, name: str, sha256: str, max_bytes: int) -> bytes:
+        content = _read(self.folder, name, max_bytes=max_bytes)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != sha256:
+            raise ModelInvalid(f"model {_title(self.manifest)}: expected sha256 {sha256} of {name}, got {digest}")
+        return content
 
 
 @dataclass(frozen=True)
@@ -164,30 +179,6 @@ def read_model(folder: Path) -> Model:
     return Model(manifest, hashlib.sha256(content).hexdigest(), folder)
 
 
-def check_signature(manifest: Manifest, inputs: list[list[int | None]], outputs: list[list[int | None]]) -> None:
-    """Checks the shapes of a network's inputs and outputs against the manifest.
-
-    Args:
-        manifest: The model's manifest.
-        inputs: Shape of each input, None for a free dimension. Expected: one input of (batch, channels, *window).
-        outputs: Shape of each output. Expected: one output of (batch, labels, *window).
-
-    Raises:
-        ModelInvalid: The shapes differ from the manifest.
-    """
-    batch = inputs[0][0] if inputs and inputs[0] else None
-    for role, shapes, channels in (
-        ("input", inputs, len(manifest.channels)),
-        ("output", outputs, len(manifest.labels)),
-    ):
-        expected = [batch or "any", channels, *manifest.window]
-        fits = len(shapes) == 1 and len(shapes[0]) == len(expected)
-        if not fits or any(got not in (None, want) for got, want in zip(shapes[0], expected, strict=True)):
-            raise ModelInvalid(f"model {_title(manifest)}: expected one {role} of shape {expected}, got {shapes}")
-    if len(manifest.channels) != 1:
-        raise ModelInvalid(f"model {_title(manifest)} expects {len(manifest.channels)} channels; a job has one volume")
-
-
 def _versions(folder: Path) -> dict[str, str | None]:
     """Lists the versions of a model in ascending order, each with what it lacks; None where it is complete.
 
@@ -208,16 +199,31 @@ def _complete(versions: Mapping[str, str | None]) -> list[str]:
 
 
 def _missing_part(folder: Path) -> str | None:
-    """Names the file of a version that is missing or truncated; None where both are whole."""
-    for name in (MANIFEST_FILE, NETWORK_FILE):
-        if not _is_file(folder / name):
-            return name
-    if _is_partial_json(_read(folder, MANIFEST_FILE, max_bytes=_MAX_MANIFEST_BYTES)):
+    """Names a file of a version that is missing or truncated; None where all are whole."""
+    if not _is_file(folder / MANIFEST_FILE):
+        return MANIFEST_FILE
+    content = _read(folder, MANIFEST_FILE, max_bytes=_MAX_MANIFEST_BYTES)
+    networks = _network_files(content)
+    for name, external in networks.items():
+        for file in (name, *external):
+            if not _is_file(folder / file):
+                return file
+    if _is_partial_json(content):
         return f"a part of {MANIFEST_FILE}"
-    with (folder / NETWORK_FILE).open("rb") as network:
-        if is_truncated(network, os.fstat(network.fileno()).st_size):
-            return f"a part of {NETWORK_FILE}"
+    for name in networks:
+        with (folder / name).open("rb") as network:
+            if is_truncated(network, os.fstat(network.fileno()).st_size):
+                return f"a part of {name}"
     return None
+
+
+def _network_files(manifest: bytes) -> dict[str, list[str]]:
+    """Lists the network files of a manifest, each with its external data; model.onnx where it is invalid."""
+    try:
+        networks = Manifest.model_validate_json(manifest).network_files
+    except ValidationError:
+        return {NETWORK_FILE: []}
+    return {name: list(network.external_data) for name, network in networks.items()}
 
 
 def _is_partial_json(content: bytes) -> bool:

@@ -4,7 +4,7 @@ ONNX Runtime reads a tensor with external data, or a compiled part of a network,
 directory, or wherever a link leads. The manifest's sha256 covers no such file, so that they are refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 from inference_service.core.errors import ModelInvalid
@@ -29,6 +29,10 @@ _OP_TYPE = 4
 _EXTERNAL_DATA = 13
 _DATA_LOCATION = 14
 _STORED_INSIDE = b"\0"
+# Fields of an entry of external data.
+_KEY = 1
+_VALUE = 2
+_NOT_LISTED = "the model's network has external data that its manifest does not list in external_data"
 # The node that stands for a part of the network which an execution provider has compiled.
 _COMPILED = b"EPContext"
 # Wire types, and the bytes of those with a fixed length.
@@ -81,14 +85,28 @@ def is_truncated(file: BinaryIO, size: int) -> bool:
     return at > size or not {_GRAPH, _OPSETS} <= seen
 
 
-def check_self_contained(network: bytes) -> None:
-    """Refuses a network of which a part lies in another file.
+class NetworkContent(NamedTuple):
+    """The verified content of a network's files.
+
+    Attributes:
+        network: The ONNX file.
+        external_data: The files with tensors of the network, by the name that it gives them.
+    """
+
+    network: bytes
+    external_data: Mapping[str, bytes] = {}
+
+
+def check_self_contained(network: bytes, *, external: Container[str] = ()) -> None:
+    """Refuses a network of which a part lies in an unknown file.
 
     Args:
         network: The ONNX file's content.
+        external: Names of the files that may hold tensors.
 
     Raises:
-        ModelInvalid: A tensor has external data, a node is a compiled part of a network, or the content is not ONNX.
+        ModelInvalid: A tensor has external data in another file, a node is a compiled part of a network, or the content
+            is not ONNX.
     """
     data = memoryview(network)
     messages = [("model", 0, len(data))]
@@ -96,8 +114,10 @@ def check_self_contained(network: bytes) -> None:
         kind, start, end = messages.pop()
         for field in _fields(data, start, end):
             value = data[field.start : field.end]
-            if kind == "tensor" and _is_external(field, value):
-                raise ModelInvalid("the model's network has external data: store all of its tensors in model.onnx")
+            if kind == "tensor" and field.number == _EXTERNAL_DATA:
+                _check_location(data, field, external)
+            elif kind == "tensor" and field.number == _DATA_LOCATION and value != _STORED_INSIDE and not external:
+                raise ModelInvalid(_NOT_LISTED)
             if kind == "node" and field.number == _OP_TYPE and value == _COMPILED:
                 raise ModelInvalid("the model's network has a compiled part: export it without EPContext nodes")
             part = _PARTS[kind].get(field.number)
@@ -105,8 +125,11 @@ def check_self_contained(network: bytes) -> None:
                 messages.append((part, field.start, field.end))
 
 
-def _is_external(field: _Field, value: memoryview) -> bool:
-    return field.number == _EXTERNAL_DATA or (field.number == _DATA_LOCATION and value != _STORED_INSIDE)
+def _check_location(data: memoryview, entry: _Field, external: Container[str]) -> None:
+    """Checks the file that an entry of a tensor's external data names: a pair of the texts key and value."""
+    texts = {field.number: bytes(data[field.start : field.end]) for field in _fields(data, entry.start, entry.end)}
+    if texts.get(_KEY) == b"location" and texts.get(_VALUE, b"").decode(errors="replace") not in external:
+        raise ModelInvalid(_NOT_LISTED)
 
 
 def _fields(data: Sequence[int], start: int, end: int) -> Iterator[_Field]:

@@ -11,6 +11,7 @@ import onnxruntime
 
 from inference_service.core.errors import ServiceError
 from inference_service.core.execution import CPU
+from inference_service.engine.onnx_file import NetworkContent
 from inference_service.engine.providers import RESULT_PREFIX
 from inference_service.engine.runtime_errors import short_message
 from inference_service.engine.session import Session
@@ -37,7 +38,7 @@ def main() -> None:
 def _obstacle(provider: str) -> str | None:
     """Returns the reason why a provider is not usable; None if it is usable."""
     try:
-        session = Session(_NETWORK, providers=[provider])
+        session = Session(NetworkContent(_NETWORK), providers=[provider])
         session.run(np.ones((1, 1, 2, 2, 2), dtype=np.float32))
     except ServiceError as error:
         return short_message(str(error.__cause__))

@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError
 from inference_service.core.execution import CPU, CUDA, DEFAULT_GPU_OPTIONS, GPU_PROVIDERS, GpuOptions, Precision
-from inference_service.engine.onnx_file import check_self_contained
+from inference_service.engine.onnx_file import NetworkContent, check_self_contained
 from inference_service.engine.provider_options import provider_options
 from inference_service.engine.runtime_errors import memory_or_gpu_error
 
@@ -54,7 +54,8 @@ class Session:
     """A network loaded on execution providers, ready to run.
 
     Args:
-        network: The ONNX file's content.
+        content: The network's files.
+        output: Name of the output with the logits; None: the first one.
         providers: Execution providers, best first.
         threads: Threads of one run; None: ONNX Runtime's own choice.
         precision: Precision that the network computes in; only OpenVINO supports another than fp32.
@@ -74,8 +75,9 @@ class Session:
 
     def __init__(
         self,
-        network: bytes,
+        content: NetworkContent,
         *,
+        output: str | None = None,
         providers: Sequence[str],
         threads: int | None = None,
         precision: Precision = "fp32",
@@ -88,9 +90,9 @@ class Session:
         if any(provider in GPU_PROVIDERS for provider in providers):
             _load_cuda()
         self._open = partial(_open, providers=list(providers), threads=threads, precision=precision, spin=spin, gpu=gpu)
-        check_self_contained(network)
+        check_self_contained(content.network, external=content.external_data)
         try:
-            self._session, self.fallback_reason = self._open(network)
+            self._session, self.fallback_reason = self._open(content)
             self._inputs = [_Argument.of(argument) for argument in self._session.get_inputs()]
             self._outputs = [_Argument.of(argument) for argument in self._session.get_outputs()]
         except _ERRORS as error:
@@ -102,12 +104,20 @@ class Session:
         _release_free_memory()
         if not self._inputs:
             raise ModelInvalid("the model's network has no input")
+        self._output = self._find_output(output)
         if self._inputs[0].type not in _INPUT_TYPES:
             raise ModelInvalid(
                 f"the model's network expects input of {self._inputs[0].type}; supported: {' or '.join(_INPUT_TYPES)}"
             )
         self._input_name = self._inputs[0].name
         self._input_type = _INPUT_TYPES[self._inputs[0].type]
+
+    def _find_output(self, name: str | None) -> _Argument:
+        for argument in self._outputs:
+            if name in (None, argument.name):
+                return argument
+        names = ", ".join(argument.name for argument in self._outputs)
+        raise ModelInvalid(f"the model's network has no output {name!r}; it has {names or 'none'}")
 
     @property
     def providers(self) -> list[str]:
@@ -130,9 +140,9 @@ class Session:
         return [argument.shape for argument in self._inputs]
 
     @property
-    def output_shapes(self) -> list[list[int | None]]:
-        """Shape of each output; None for a free dimension."""
-        return [argument.shape for argument in self._outputs]
+    def output_shape(self) -> list[int | None]:
+        """Shape of the output with the logits; None for a free dimension."""
+        return self._output.shape
 
     @property
     def fixed_batch_size(self) -> int | None:
@@ -156,20 +166,20 @@ class Session:
         """
         with self._mapping_errors():
             given = windows.astype(self._input_type, copy=False)
-            (logits,) = self._session.run(None, {self._input_name: given})
+            (logits,) = self._session.run([self._output.name], {self._input_name: given})
         return np.asarray(logits, dtype=np.float32)
 
     @property
     def aggregates_on_device(self) -> bool:
         """True if the GPU that computes the logits also adds up those of overlapping windows."""
         # CUDA alone: TensorRT would build an engine for each position of a window.
-        return self._gpu.aggregate_on_device and self.providers[0] == CUDA and self._outputs[0].type in _INPUT_TYPES
+        return self._gpu.aggregate_on_device and self.providers[0] == CUDA and self._output.type in _INPUT_TYPES
 
     def run_on_device(self, windows: NDArray[np.float32]) -> DeviceArray:
         """Runs the network like `run`; the logits stay on the device, in the precision of the network."""
         with self._mapping_errors():
             given = np.ascontiguousarray(windows, dtype=self._input_type)
-            return _run_bound(self._session, {self._input_name: given}, self._device)
+            return _run_bound(self._session, {self._input_name: given}, self._device, self._output.name)
 
     def run_graph(
         self, graph: bytes, given: Mapping[str, NDArray[Any] | DeviceArray], into: DeviceArray | None = None
@@ -188,7 +198,7 @@ class Session:
         """
         with self._mapping_errors():
             if graph not in self._graphs:
-                self._graphs[graph] = self._open(graph)[0]
+                self._graphs[graph] = self._open(NetworkContent(graph))[0]
                 self._graphs[graph].disable_fallback()
             return _run_bound(self._graphs[graph], given, "cpu" if into is None else into)
 
@@ -224,20 +234,23 @@ class Session:
 
 
 def _run_bound(
-    session: onnxruntime.InferenceSession, given: Mapping[str, NDArray[Any] | DeviceArray], into: str | DeviceArray
+    session: onnxruntime.InferenceSession,
+    given: Mapping[str, NDArray[Any] | DeviceArray],
+    into: str | DeviceArray,
+    output: str | None = None,
 ) -> DeviceArray:
-    """Runs a session with one output, which is written to an array or, for a device's name, to a new one there."""
+    """Computes one output, the first by default, in an array or, for a device's name, in a new one there."""
     binding = session.io_binding()
     for name, value in given.items():
         bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
         bind(name, value)
     bind = binding.bind_output if isinstance(into, str) else binding.bind_ortvalue_output
-    bind(session.get_outputs()[0].name, into)
+    bind(output or session.get_outputs()[0].name, into)
     session.run_with_iobinding(binding)
-    (output,) = binding.get_outputs()
+    (computed,) = binding.get_outputs()
     # The output keeps the binding alive, and the binding its inputs.
     binding.clear_binding_inputs()
-    return output
+    return computed
 
 
 @cache
@@ -247,22 +260,27 @@ def _load_cuda() -> None:
 
 
 def _open(
-    network: bytes, providers: list[str], threads: int | None, precision: Precision, spin: bool, gpu: GpuOptions
+    content: NetworkContent,
+    providers: list[str],
+    threads: int | None,
+    precision: Precision,
+    spin: bool,
+    gpu: GpuOptions,
 ) -> tuple[onnxruntime.InferenceSession, str | None]:
     """Opens a session; the second value is the reason why the first provider does not run the whole network."""
     chosen = [(name, provider_options(name, threads, precision, gpu)) for name in providers]
     fallback_reason = None
     if providers[0] != CPU:
         # ONNX Runtime lists a provider as in use even if it runs no part of the network; here it must run all of it.
-        options = _session_options(threads, spin)
+        options = _session_options(content, threads, spin)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.log_severity_level = _LOG_FATAL_ONLY
         try:
-            session = onnxruntime.InferenceSession(network, options, providers=chosen[:1], enable_fallback=0)
+            session = onnxruntime.InferenceSession(content.network, options, providers=chosen[:1], enable_fallback=0)
             return session, None
         except _ERRORS as error:
             fallback_reason = str(error)
-    session = onnxruntime.InferenceSession(network, _session_options(threads, spin), providers=chosen)
+    session = onnxruntime.InferenceSession(content.network, _session_options(content, threads, spin), providers=chosen)
     return session, fallback_reason
 
 
@@ -272,7 +290,7 @@ def _release_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _session_options(threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
+def _session_options(content: NetworkContent, threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     # Memory patterns take a quarter more memory and make no network faster on a CPU.
@@ -280,6 +298,11 @@ def _session_options(threads: int | None, spin: bool) -> onnxruntime.SessionOpti
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     # Not ONNX Runtime's own format, whose structure is not checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    if content.external_data:
+        files = content.external_data
+        options.add_external_initializers_from_files_in_memory(
+            list(files), list(files.values()), [len(file) for file in files.values()]
+        )
     return options
 
 

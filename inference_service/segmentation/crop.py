@@ -1,36 +1,38 @@
 """The part of a scan that is segmented: the box around the body, or around nonzero voxels, as the manifest asks."""
 
+from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.manifest import BodyCrop, Crop
+from inference_service.contract.crops import BodyCrop, Crop
 from inference_service.imaging.geometry import Box, Volume, box
 
 # The body is found on a grid of about this spacing: fine enough to separate it from the table, and fast.
 _BODY_STEP_MM = 4.0
 
 
-def crop_box(volume: Volume, crop: Crop | None) -> Box:
+def crop_box(channels: Sequence[Volume], crop: Crop | None) -> Box:
     """Finds the box that a crop keeps.
 
     Args:
-        volume: The scan; its values are finite.
+        channels: The channels of the scan, on one grid; their values are finite.
         crop: The manifest's crop; None keeps the whole scan.
 
     Returns:
         A slice for each axis; the whole scan where the crop would keep nothing.
     """
+    volume = channels[0]
     found: Box | None = None
     if isinstance(crop, BodyCrop):
         found = _body(volume, crop.threshold)
     elif crop is not None:
-        found = _bounds(volume.voxels != 0)
+        found = _bounds(np.logical_or.reduce([channel.voxels != 0 for channel in channels]))
     if crop is None or found is None:
         return box((0, size) for size in volume.shape)
-    margins = (ceil(round(crop.margin_mm / mm, 6)) for mm in volume.spacing_mm)
+    margins = (ceil(round(getattr(crop, "margin_mm", 0.0) / mm, 6)) for mm in volume.spacing_mm)
     return box(
         (max(0, side.start - margin), min(size, side.stop + margin))
         for side, margin, size in zip(found, margins, volume.shape, strict=True)

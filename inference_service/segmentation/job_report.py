@@ -52,6 +52,6 @@ def model_report(model: Model) -> ModelReport:
     return ModelReport(
         name=manifest.name,
         version=manifest.version,
-        sha256=manifest.sha256,
+        sha256=manifest.networks_sha256,
         manifest_sha256=model.manifest_sha256,
     )

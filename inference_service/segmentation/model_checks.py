@@ -7,22 +7,29 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.core.errors import BadRequest, ModelInvalid
+from inference_service.contract.manifest import Manifest
+from inference_service.core.errors import BadRequest
 from inference_service.core.execution import Precision
 from inference_service.core.progress import StageClock
 from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import find_model
-from inference_service.engine.session_cache import load_session, session_warnings
+from inference_service.engine.session_cache import load_model
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
+from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.local_run import check_exists, local_execution
 from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
-from inference_service.segmentation.volume_segmentation import segment_with_session
+from inference_service.segmentation.volume_segmentation import segment_volume
+
+# Size of an axis whose window is the whole image.
+_FREE_AXIS_VOXELS = 64
+_AXES = ("LRi", "PAj", "ISk")
 
 
 def verify_model(settings: Settings, name: str, version: str | None) -> dict[str, object]:
-    """Loads a model as a worker would, and runs it on one window of noise.
+    """Loads a model as a worker would, and runs it on noise of the size of one window.
 
     Args:
         settings: Models and providers.
@@ -37,17 +44,20 @@ def verify_model(settings: Settings, name: str, version: str | None) -> dict[str
         ModelInvalid: The manifest does not match the network, or its logits are not finite.
     """
     model = find_model(settings.models_path, name, version)
-    session = load_session(model, local_execution(settings))
-    shape = (session.fixed_batch_size or 1, 1, *model.manifest.window)
-    logits = session.run(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-    if not np.isfinite(logits).all():
-        raise ModelInvalid(f"model {name}: the network gives values that are not finite")
+    execution = local_execution(settings)
+    loaded = load_model(model, execution)
+    segment_volume(
+        _noise(model.manifest),
+        model.manifest,
+        loaded_networks(loaded, execution.batch_size),
+        max_voxels=settings.max_voxels,
+    )
     return {
         "model": f"{model.manifest.name} {model.manifest.version}",
-        "sha256": model.manifest.sha256,
-        "providers": session.providers,
-        "precision": session.precision,
-        "window": list(model.manifest.window),
+        "sha256": model.manifest.networks_sha256,
+        "providers": loaded.providers,
+        "precision": loaded.precision,
+        "window": list(model.manifest.all_parts[0].window),
         "labels": {label.value: label.name for label in model.manifest.labels},
     }
 
@@ -81,16 +91,15 @@ def compare_precisions(
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):
         execution = replace(local_execution(settings), precision=each)
-        session = load_session(model, execution)
-        if session.precision != each:
-            raise BadRequest("; ".join(warning.message for warning in session_warnings(model, execution, session)))
+        loaded = load_model(model, execution)
+        if loaded.precision != each:
+            raise BadRequest("; ".join(warning.message for warning in loaded.warnings))
         clock = StageClock()
         with job_threads(execution.threads) as threads:
-            segmentation = segment_with_session(
-                volume,
+            segmentation = segment_volume(
+                [volume],
                 model.manifest,
-                session,
-                batch_size=execution.batch_size,
+                loaded_networks(loaded, execution.batch_size),
                 max_voxels=settings.max_voxels,
                 resources=Resources(threads, monitor=StageMonitor(clock)),
             )
@@ -108,6 +117,20 @@ def compare_precisions(
         },
         "network_s": seconds,
     }
+
+
+def _noise(manifest: Manifest) -> list[Volume]:
+    """Returns noise for each channel that fills a window of the first part that runs."""
+    part = manifest.every_part[0]
+    # Each axis of the network is an axis of the file; the file's axes run to the right, the front and the head.
+    axes = [next(axis for axis, letters in enumerate(_AXES) if letter in letters) for letter in part.orientation]
+    shape = np.ones(3, dtype=np.intp)
+    shape[axes] = [size or max(part.multiple_of, _FREE_AXIS_VOXELS) for size in part.window]
+    spacing_mm = np.ones(3)
+    spacing_mm[axes] = [mm or 1.0 for mm in part.spacing_mm]
+    affine = np.diag([*spacing_mm, 1.0])
+    random = np.random.default_rng(0)
+    return [Volume(random.normal(size=shape).astype(np.float32), affine) for _ in manifest.channels]
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -27,8 +27,8 @@ from inference_service.core.files import Checksum, input_sha256
 from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
-from inference_service.engine.session import RUNTIME_VERSION, Session
-from inference_service.engine.session_cache import SessionCache, session_warnings
+from inference_service.engine.session import RUNTIME_VERSION
+from inference_service.engine.session_cache import LoadedModel, SessionCache
 from inference_service.formats.dicom.segmentation_writer import (
     UidSeed,
     WrittenSegmentation,
@@ -43,10 +43,11 @@ from inference_service.imaging.components import find_components
 from inference_service.imaging.shear import find_shear
 from inference_service.segmentation.job_report import input_report, model_report, options_report
 from inference_service.segmentation.label_statistics import measure_labels
+from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.modality_check import check_modality
 from inference_service.segmentation.preview.page import draw_preview
 from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
-from inference_service.segmentation.volume_segmentation import VolumeSegmentation, segment_with_session
+from inference_service.segmentation.volume_segmentation import VolumeSegmentation, segment_volume
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ModelRun:
     Attributes:
         model: The model.
         execution: Providers, threads and precision of the network.
-        sessions: Keeps its network loaded between jobs.
+        sessions: Keeps its networks loaded between jobs.
     """
 
     model: Model
@@ -68,8 +69,8 @@ class ModelRun:
         """The model's manifest."""
         return self.model.manifest
 
-    def load(self) -> Session:
-        """Returns the loaded network; raises the errors of `load_session`."""
+    def load(self) -> LoadedModel:
+        """Returns the loaded networks; raises the errors of `load_model`."""
         return self.sessions.load(self.model, self.execution)
 
 
@@ -171,14 +172,14 @@ def segment_file(
     with monitor.stage("read"):
         read = _read(source, target, model, replace(limits, require_memory=memory.require), options)
     with monitor.stage("model_load"):
-        session = model.load()
+        loaded = model.load()
     with job_threads(model.execution.threads) as threads:
         resources = Resources(threads, memory, monitor)
-        segmentation = segment_with_session(
-            read.scan.aligned.volume if read.scan.aligned else read.scan.volume,
+        volume = read.scan.aligned.volume if read.scan.aligned else read.scan.volume
+        segmentation = segment_volume(
+            [volume],
             model.manifest,
-            session,
-            batch_size=model.execution.batch_size,
+            loaded_networks(loaded, model.execution.batch_size),
             max_voxels=limits.max_voxels,
             resources=resources,
         )
@@ -187,7 +188,7 @@ def segment_file(
             written = _write(target, read, description, model.manifest, options, memory)
             checksums = {name: Checksum.of_file(target / name) for name in _other_files(options.formats)}
     results = _Results(read, segmentation, description, written, checksums)
-    report = _report(model, session, options, results, monitor.clock)
+    report = _report(model, loaded, options, results, monitor.clock)
     report.write(target / REPORT_FILE)
     return report
 
@@ -276,15 +277,17 @@ def _other_files(formats: Sequence[OutputFormat]) -> list[str]:
     return [name for name in result_files(formats).values() if name != REPORT_FILE]
 
 
-def _report(model: ModelRun, session: Session, options: SegmentOptions, results: _Results, clock: StageClock) -> Report:
+def _report(
+    model: ModelRun, loaded: LoadedModel, options: SegmentOptions, results: _Results, clock: StageClock
+) -> Report:
     return Report(
         service_version=version("inference-service"),
         onnxruntime_version=RUNTIME_VERSION,
         input=input_report(results.read.scan, results.read.sha256, results.segmentation.cropped_to),
         options=options_report(options.input_options),
         model=model_report(model.model),
-        providers=session.providers,
-        precision=session.precision,
+        providers=loaded.providers,
+        precision=loaded.precision,
         windows=results.segmentation.windows,
         labels=results.description.labels,
         timings_s=dict(clock.seconds),
@@ -292,7 +295,7 @@ def _report(model: ModelRun, session: Session, options: SegmentOptions, results:
         checksums=results.checksums,
         empty_segments=sorted({name for written in results.written for name in written.empty_segments}),
         warnings=[
-            *session_warnings(model.model, model.execution, session),
+            *loaded.warnings,
             *results.read.scan.warnings,
             *results.segmentation.warnings,
             *dict.fromkeys(warning for written in results.written for warning in written.warnings),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.manifest import LargestComponent, PostProcessing
+from inference_service.contract.labels import LargestComponent, PostProcessing
 
 # 26-connectivity: voxels that share a corner are connected.
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)

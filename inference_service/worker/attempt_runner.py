@@ -185,7 +185,7 @@ class AttemptRunner:
         identity = job_store.ModelIdentity(
             model_name=manifest.name,
             model_version=manifest.version,
-            model_sha256=manifest.sha256,
+            model_sha256=manifest.networks_sha256,
             manifest_sha256=work.model.manifest_sha256,
             precision=expected_precision(work.model, self._execution),
         )

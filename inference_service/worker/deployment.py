@@ -166,7 +166,9 @@ def _check_models(settings: Settings) -> str:
     if errors:
         raise errors[0]
     for folder in folders:
-        read_model(folder).read_network()
+        model = read_model(folder)
+        for network in model.manifest.network_files.values():
+            model.read_network(network)
     return f"{len(folders)} installed, each matches its manifest"
 
 

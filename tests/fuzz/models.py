@@ -11,7 +11,7 @@ from fuzz.target import Target, scratch_folder
 from inference_service.core.errors import ModelInvalid
 from inference_service.core.execution import CPU
 from inference_service.engine.model_registry import MANIFEST_FILE, read_model
-from inference_service.engine.onnx_file import check_self_contained
+from inference_service.engine.onnx_file import NetworkContent, check_self_contained
 from inference_service.engine.session import Session
 
 _ALL_FIELDS = {
@@ -85,7 +85,7 @@ def _network_seeds() -> list[bytes]:
 
 
 def _load_network(data: bytes) -> None:
-    session = Session(data, providers=[CPU], threads=1)
+    session = Session(NetworkContent(data), providers=[CPU], threads=1)
     assert session.input_shapes
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from inference_service.core.execution import CPU, OPENVINO, ExecutionOptions, Pr
 from inference_service.core.host import has_bfloat16
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model
+from inference_service.engine.onnx_file import NetworkContent
 from inference_service.engine.providers import probe_providers
 from inference_service.engine.session import Session
-from inference_service.engine.session_cache import SessionCache, load_session
+from inference_service.engine.session_cache import SessionCache, load_model
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
@@ -108,22 +110,39 @@ def test_openvino_is_usable_and_effective() -> None:
 
 
 def test_a_whole_network_runs_on_openvino_with_the_results_of_the_cpu(windows: NDArray[np.float32]) -> None:
-    session = Session(network(), providers=[OPENVINO, CPU], threads=2)
+    session = Session(NetworkContent(network()), providers=[OPENVINO, CPU], threads=2)
     assert session.single_provider
     assert session.providers == [OPENVINO, CPU]
-    assert relative_error(session.run(windows), Session(network(), providers=[CPU]).run(windows)) < 1e-4
+    assert relative_error(session.run(windows), Session(NetworkContent(network()), providers=[CPU]).run(windows)) < 1e-4
 
 
 def test_an_operator_that_openvino_lacks_is_detected(windows: NDArray[np.float32]) -> None:
-    session = Session(network("Det"), providers=[OPENVINO, CPU], threads=1)
+    session = Session(NetworkContent(network("Det")), providers=[OPENVINO, CPU], threads=1)
     assert not session.single_provider
     assert session.run(windows).shape == (2, LABELS, WINDOW[0])
 
 
+def test_external_data_are_read_from_memory(windows: NDArray[np.float32]) -> None:
+    model = onnx.load_from_string(network())
+    held = b""
+    for tensor in model.graph.initializer:
+        content = tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "weights.bin"), ("offset", str(len(held))), ("length", str(len(content)))):
+            tensor.external_data.add(key=key, value=value)
+        held += content
+    split = NetworkContent(model.SerializeToString(), {"weights.bin": held})
+    session = Session(split, providers=[OPENVINO, CPU], threads=2)
+    assert session.single_provider
+    whole = Session(NetworkContent(network()), providers=[CPU])
+    assert relative_error(session.run(windows), whole.run(windows)) < 1e-4
+
+
 @needs_bfloat16
 def test_bf16_results_are_close_to_fp32(windows: NDArray[np.float32]) -> None:
-    exact = Session(network(), providers=[CPU]).run(windows)
-    session = Session(network(), providers=[OPENVINO, CPU], threads=1, precision="bf16")
+    exact = Session(NetworkContent(network()), providers=[CPU]).run(windows)
+    session = Session(NetworkContent(network()), providers=[OPENVINO, CPU], threads=1, precision="bf16")
     assert session.single_provider
     assert 1e-4 < relative_error(session.run(windows), exact) < 5e-2
 
@@ -169,5 +188,5 @@ def test_a_scan_is_segmented_on_openvino(tmp_path: Path, model: Model, precision
         assert report.warnings == []
         masks[name] = read_scan(target / "mask.nii.gz", target, ReadLimits(10**6)).volume.voxels
     assert report.precision == precision
-    assert load_session(model, executions[OPENVINO]).single_provider
+    assert load_model(model, executions[OPENVINO]).single_provider
     assert np.mean(masks[CPU] == masks[OPENVINO]) > (0.999 if precision == "fp32" else 0.97)

@@ -18,7 +18,7 @@ from inference_service.core.errors import (
 )
 from inference_service.core.execution import CPU, ExecutionOptions
 from inference_service.engine.model_registry import Model
-from inference_service.engine.session_cache import SessionCache, load_session
+from inference_service.engine.session_cache import LoadedModel, SessionCache, load_model
 from inference_service.jobs import job_store, recovery
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobState
@@ -85,22 +85,16 @@ def test_a_job_that_fails_on_a_gpu_runs_on_a_cpu(
 ) -> None:
     used: list[tuple[str, ...]] = []
 
-    class Gpu:
-        """A session on the GPU, which fails on every run."""
+    def fail(windows: np.ndarray) -> np.ndarray:
+        raise failure
 
-        providers = ("CUDAExecutionProvider",)
-        fixed_batch_size = 1
-        on_gpu = True
-        precision = "fp32"
-        single_provider = True
-        aggregates_on_device = False
-
-        def run(self, windows: np.ndarray) -> np.ndarray:
-            raise failure
-
-    def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> object:
+    def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> LoadedModel:
         used.append(execution.providers)
-        return load_session(model, execution) if execution.providers == (CPU,) else Gpu()
+        loaded = load_model(model, execution.on_cpu())
+        if execution.providers != (CPU,):
+            for session in loaded.sessions.values():
+                monkeypatch.setattr(session, "run", fail)
+        return loaded
 
     monkeypatch.setattr(SessionCache, "load", load)
     handler = make_handler(replace(EXECUTION, providers=("CUDAExecutionProvider", CPU), strict=True))

@@ -73,26 +73,20 @@ def make_model(
 
     def make(
         *,
-        channels: int = 1,
+        input_channels: int = 1,
         labels: int = 4,
-        outputs: int = 1,
         batch: int | str = "batch",
         network: bytes | None = None,
         **fields: object,
     ) -> Model:
         values = np.arange(labels, dtype=np.float32)
-        weights = np.zeros((labels, channels, 1, 1, 1), dtype=np.float32)
+        weights = np.zeros((labels, input_channels, 1, 1, 1), dtype=np.float32)
         weights[:, 0, 0, 0, 0] = values
-        nodes = [helper.make_node("Conv", ["volume", "weights", "biases"], ["logits"], kernel_shape=[1, 1, 1])]
-        nodes += [helper.make_node("Identity", ["logits"], ["again"])] * (outputs - 1)
         graph = helper.make_graph(
-            nodes,
+            [helper.make_node("Conv", ["volume", "weights", "biases"], ["logits"], kernel_shape=[1, 1, 1])],
             "nearest",
-            [helper.make_tensor_value_info("volume", TensorProto.FLOAT, [batch, channels, *MODEL_WINDOW])],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, labels, *MODEL_WINDOW])
-                for name in ("logits", "again")[:outputs]
-            ],
+            [helper.make_tensor_value_info("volume", TensorProto.FLOAT, [batch, input_channels, *MODEL_WINDOW])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, labels, *MODEL_WINDOW])],
             [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(-(values**2) / 2, "biases")],
         )
         made = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])

@@ -45,6 +45,7 @@ from benchmarks.summary import DETAILS, GPU_DETAILS, GPU_SUMMARY, SUMMARY, Measu
 from benchmarks.tables import case_tables, summary_table
 from benchmarks.watch import DeviceWatch, MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
+from inference_service.contract.intensity import CtIntensity
 
 # The project's goals refer to these keys of the summary.
 KEYS = {
@@ -293,8 +294,8 @@ def test_nnunet_gets_the_same_parameters(tmp_path: Path, monkeypatch: pytest.Mon
     assert configuration["spacing"] == list(manifest.spacing_mm)
     assert configuration["patch_size"] == list(manifest.window)
     assert [label.value for label in manifest.labels] == list(data_set["labels"].values())
-    intensity = manifest.channels[0].intensity
-    assert intensity.kind == "ct"
+    (intensity,) = manifest.channels[0].intensities
+    assert isinstance(intensity, CtIntensity)
     assert (ct["percentile_00_5"], ct["percentile_99_5"]) == intensity.clip
     assert (ct["mean"], ct["std"]) == (intensity.mean, intensity.std)
     assert configuration["architecture"]["arch_kwargs"]["features_per_stage"] == [32, 64, 128, 256, 320, 320]

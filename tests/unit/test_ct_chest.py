@@ -9,7 +9,8 @@ from scipy import ndimage
 from inference_service.core.execution import ExecutionOptions
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import read_model
-from inference_service.engine.session_cache import load_session
+from inference_service.engine.session_cache import load_model
+from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.postprocessing import postprocess
 from inference_service.segmentation.volume_segmentation import segment_volume
 
@@ -40,15 +41,17 @@ def test_a_lung_keeps_a_part_that_is_not_much_smaller_than_the_other(ml: int, st
 
 
 def test_network_is_small_and_matches_the_hash_in_the_manifest() -> None:
-    assert len(read_model(MODEL).read_network()) < LARGEST_NETWORK_BYTES
+    model = read_model(MODEL)
+    (network,) = model.manifest.networks
+    assert len(model.read_network(network).network) < LARGEST_NETWORK_BYTES
 
 
 def test_both_lungs_of_a_phantom_are_found() -> None:
     """Each lung is found on its side and is mostly air; the phantom is not part of the training data."""
     phantom = chest_phantom((170, 170, 60), (2.4, 2.4, 5.0))
     model = read_model(MODEL)
-    session = load_session(model, ExecutionOptions(("CPUExecutionProvider",), threads=2))
-    mask = segment_volume(phantom, model.manifest, session, max_voxels=2**24).mask
+    loaded = load_model(model, ExecutionOptions(("CPUExecutionProvider",), threads=2))
+    mask = segment_volume([phantom], model.manifest, loaded_networks(loaded, 1), max_voxels=2**24).mask
     inside = (phantom.voxels.astype(np.int16) > -950) & (phantom.voxels.astype(np.int16) < -700)
     patient = ndimage.binary_erosion(ndimage.binary_fill_holes(mask > 0), iterations=4)
     assert np.isin(mask, (LUNG_LEFT, LUNG_RIGHT))[inside & patient].mean() > 0.97

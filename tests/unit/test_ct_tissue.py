@@ -7,7 +7,8 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from inference_service.engine.model_registry import Model, check_signature, read_model
+from inference_service.engine.model_registry import Model, read_model
+from inference_service.engine.signature import check_signature
 
 FOLDER = Path(__file__).parents[2] / "models" / "ct-tissue" / "1"
 LABELS = ["background", "air", "lung", "fat", "soft_tissue", "bone"]
@@ -27,7 +28,9 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def session(model: Model) -> ort.InferenceSession:
-    return ort.InferenceSession(model.read_network(), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        model.read_network(model.manifest.networks[0]).network, providers=["CPUExecutionProvider"]
+    )
 
 
 def logits_of(session: ort.InferenceSession, volume: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -41,7 +44,8 @@ def test_manifest_fits_the_network(model: Model, session: ort.InferenceSession) 
         return [size if isinstance(size, int) else None for size in shape]
 
     inputs = [free(value.shape) for value in session.get_inputs()]
-    check_signature(model.manifest, inputs, [free(value.shape) for value in session.get_outputs()])
+    (output,) = session.get_outputs()
+    check_signature(model.title, model.manifest, inputs, free(output.shape))
     assert inputs[0][0] is None
     assert [label.name for label in model.manifest.labels] == LABELS
     assert [label.value for label in model.manifest.labels] == list(range(6))

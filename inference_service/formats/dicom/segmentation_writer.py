@@ -18,7 +18,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from inference_service.contract.manifest import CodedConcept, Label, Manifest
+from inference_service.contract.labels import CodedConcept, Label
+from inference_service.contract.manifest import Manifest
 from inference_service.contract.result_files import SegmentationType
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.report_warnings import ReportWarning, WarningCode
@@ -176,7 +177,7 @@ def _build(
             manufacturer_model_name=_MANUFACTURER,
             software_versions=version(_MANUFACTURER),
             # Required; the network stands for the device.
-            device_serial_number=manifest.sha256,
+            device_serial_number=manifest.networks_sha256,
             content_label="SEGMENTATION",
             content_description=title,
             series_description=title,
@@ -210,7 +211,7 @@ def _describe(label: Label, number: int, manifest: Manifest) -> SegmentDescripti
             name=manifest.name,
             family=codes.DCM.ArtificialIntelligence,
             version=manifest.version,
-            parameters={"sha256": manifest.sha256},
+            parameters={"sha256": manifest.networks_sha256},
         ),
         display_color=CIELabColor.from_rgb(*label_colour(number - 1)),
     )

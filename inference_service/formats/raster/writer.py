@@ -10,7 +10,8 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from inference_service.contract.manifest import CodedConcept, Manifest
+from inference_service.contract.labels import CodedConcept
+from inference_service.contract.manifest import Manifest
 from inference_service.imaging.geometry import LPS_TO_RAS, Affine, spacing_mm
 from inference_service.imaging.palette import label_colour
 

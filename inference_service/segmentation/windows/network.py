@@ -1,5 +1,6 @@
 """The interface between the sliding window and a loaded network, and the batching of windows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -62,3 +63,48 @@ class Batching:
 
 SINGLE_WINDOWS = Batching()
 """One window at a time."""
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network that is ready to run, and the batches that it takes."""
+
+    network: Network | DeviceNetwork
+    batching: Batching = SINGLE_WINDOWS
+
+
+class PlaneNetwork:
+    """A network for planes, run on windows of one voxel along an axis.
+
+    Args:
+        network: Takes windows of shape (batch, channels, h, w).
+        axis: The axis (0, 1, 2) that its windows lack.
+    """
+
+    def __init__(self, network: Network, axis: int) -> None:
+        self._network = network
+        self._axis = axis + 2
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Network`."""
+        return np.expand_dims(self._network.run(windows.squeeze(self._axis)), self._axis)
+
+
+class ActivatedNetwork:
+    """A network that gives probabilities instead of logits.
+
+    Args:
+        network: Gives logits; those of a `DeviceNetwork` are copied to the worker's memory.
+        activate: Turns logits of shape (batch, labels, *window) into probabilities, in place.
+    """
+
+    def __init__(
+        self, network: Network | DeviceNetwork, activate: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    ) -> None:
+        self._network = network
+        self._activate = activate
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Network`."""
+        logits = self._network.run(windows)
+        return self._activate(logits if isinstance(logits, np.ndarray) else logits.to_host())

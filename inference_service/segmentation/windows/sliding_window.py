@@ -4,21 +4,27 @@ Memory holds the logits of one window's depth, not of the whole volume: planes t
 and dropped at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice, pairwise, product
+from itertools import chain, count, product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.contract.manifest import Manifest
+from inference_service.contract.part import Part
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.segmentation.windows.aggregator import Aggregator, FallbackAggregator, HostAggregator, HostLogits
 from inference_service.segmentation.windows.network import SINGLE_WINDOWS, Batching, DeviceNetwork, Network
 from inference_service.segmentation.windows.tiling import WindowPlan, importance_map
-from inference_service.segmentation.windows.window_runs import NetworkTime, WindowLogits, mirrorings, run_windows
+from inference_service.segmentation.windows.window_runs import (
+    NetworkTime,
+    RunNetwork,
+    WindowLogits,
+    WindowOrder,
+    run_windows,
+)
 
 # Finished planes that are normalised and made contiguous at a time; fewer where they are larger than `_BAND_BYTES`.
 _PLANES_AT_A_TIME = 8
@@ -51,24 +57,24 @@ NO_HOOKS = StreamHooks()
 
 def stream_logits(
     image: NDArray[np.float32],
-    network: Network | DeviceNetwork,
-    manifest: Manifest,
+    networks: Sequence[Network | DeviceNetwork],
+    part: Part,
     plan: WindowPlan,
     *,
     batching: Batching = SINGLE_WINDOWS,
     threads: ThreadPool = SINGLE_THREAD,
     hooks: StreamHooks = NO_HOOKS,
 ) -> Iterator[NDArray[np.float32]]:
-    """Runs the network over an image.
+    """Runs the networks of a part over an image, and averages their logits.
 
     Args:
-        image: Shape (i, j, k), on the model's grid and normalised.
-        network: The loaded network. The logits of a `DeviceNetwork` are aggregated on its device, and in the worker's
-            memory where the device has no memory for them.
-        manifest: Gives the window, blending, mirroring, labels and padding.
+        image: Shape (channels, i, j, k), on the model's grid and normalised.
+        networks: The loaded networks, whose logits are averaged. All are of one kind. Logits of `DeviceNetwork`s are
+            aggregated on their device, and in the worker's memory where the device has no memory for them.
+        part: Gives blending, mirroring, outputs and padding.
         plan: Where the windows lie.
         batching: How windows are batched.
-        threads: Share the work beside the network.
+        threads: Share the work beside the networks.
         hooks: Functions of the caller.
 
     Yields:
@@ -79,79 +85,109 @@ def stream_logits(
         OutOfMemory, GpuOutOfMemory: The smallest batch does not fit into memory.
         ModelInvalid: The logits have another shape than the manifest's, or are not finite.
     """
-    if any(before or after for before, after in plan.pads):
-        image = np.pad(image, plan.pads, constant_values=manifest.padding_value)
-    inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, image.shape, strict=True)]
+    image = _padded(image, part, plan)
+    shape = image.shape[1:]
+    inside = [slice(before, size - after) for (before, after), size in zip(plan.pads, shape, strict=True)]
     inside_h, inside_w = (inside[axis] for axis in plan.axes[1:])
-    run = network.run if isinstance(network, DeviceNetwork) else lambda windows: HostLogits(network.run(windows))
-    windows = run_windows(image, run, manifest, plan, batching, hooks.network_time)
-    planes = _blend(windows, image.shape, network, manifest, plan, threads, hooks)
+    order = WindowOrder(plan, part.mirror_axes, len(networks), batching.size)
+    windows = run_windows(image, [_runner(network) for network in networks], part, order, batching, hooks.network_time)
+    weights = importance_map(plan.window, part.blending)
+    extent = [order.depth if axis == plan.stream_axis else size for axis, size in enumerate(shape)]
+    sums = _Sums((len(part.outputs), *extent), plan, weights, order.runs_per_window)
+    planes = _blend(windows, sums, partial(_new_aggregator, networks[0], sums, threads, hooks), hooks.on_window)
     for index, plane in enumerate(planes):
         if inside[plan.stream_axis].start <= index < inside[plan.stream_axis].stop:
             yield plane[:, inside_h, inside_w]
 
 
-def _blend(
-    windows: Iterator[WindowLogits],
-    shape: tuple[int, ...],
-    network: Network | DeviceNetwork,
-    manifest: Manifest,
-    plan: WindowPlan,
-    threads: ThreadPool,
-    hooks: StreamHooks,
-) -> Iterator[NDArray[np.float32]]:
-    """Aggregates windows, and yields each plane (labels, h, w) of the padded volume once no later window touches it."""
-    axis = plan.stream_axis
-    weights = importance_map(manifest.window, manifest.blending)
-    runs_per_window = len(mirrorings(manifest.mirror_axes))
-    sums_shape = (len(manifest.labels), *(manifest.window[i] if i == axis else size for i, size in enumerate(shape)))
+@dataclass(frozen=True)
+class _Sums:
+    """The sums of weighted logits that an aggregator holds.
+
+    Attributes:
+        shape: Shape (labels, i, j, k); as deep along the stream axis as the windows that run before planes leave.
+        plan: Where the windows lie.
+        weights: Importance map of a window, shape (*window).
+        runs_per_window: How often each window is added: by each network, in each mirroring.
+    """
+
+    shape: tuple[int, ...]
+    plan: WindowPlan
+    weights: NDArray[np.float32]
+    runs_per_window: int
+
+
+def _padded(image: NDArray[np.float32], part: Part, plan: WindowPlan) -> NDArray[np.float32]:
+    """Pads the axes that are shorter than a window; the image itself where there is none."""
+    if not any(before or after for before, after in plan.pads):
+        return image
+    pads = ((0, 0), *plan.pads)
+    if part.padding == "constant":
+        return np.pad(image, pads, constant_values=part.padding_value)
+    return np.pad(image, pads, mode=part.padding)
+
+
+def _runner(network: Network | DeviceNetwork) -> RunNetwork:
+    return network.run if isinstance(network, DeviceNetwork) else lambda windows: HostLogits(network.run(windows))
+
+
+def _new_aggregator(
+    network: Network | DeviceNetwork, sums: _Sums, threads: ThreadPool, hooks: StreamHooks
+) -> Aggregator:
+    """Returns an empty aggregator, on the device of the network if it can aggregate there."""
+    axis = sums.plan.stream_axis
 
     def host_aggregator(earlier_sums: NDArray[np.float32] | None = None) -> Aggregator:
-        sums = hooks.allocate(sums_shape)
+        held = hooks.allocate(sums.shape)
         if earlier_sums is not None:
-            sums += earlier_sums
-        return HostAggregator(sums, axis, weights, threads)
+            held += earlier_sums
+        return HostAggregator(held, axis, sums.weights, threads)
 
+    if isinstance(network, DeviceNetwork):
+        return FallbackAggregator(partial(network.aggregator, sums.shape, axis, sums.weights), host_aggregator)
+    return host_aggregator()
+
+
+def _blend(
+    windows: Iterator[WindowLogits],
+    sums: _Sums,
+    new_aggregator: Callable[[], Aggregator],
+    on_window: Callable[[int], None],
+) -> Iterator[NDArray[np.float32]]:
+    """Aggregates windows, and yields each plane (labels, h, w) of the padded volume once no later window touches it."""
+    axis = sums.plan.stream_axis
     # The sums are allocated after the first run, when the network's own memory is already allocated.
     first = next(windows)
-    aggregator: Aggregator
-    if isinstance(network, DeviceNetwork):
-        aggregator = FallbackAggregator(partial(network.aggregator, sums_shape, axis, weights), host_aggregator)
-    else:
-        aggregator = host_aggregator()
+    aggregator = new_aggregator()
     windows = chain([first], windows)
     del first
-    for done, (corner, following) in enumerate(pairwise([*plan.corners(), shape]), start=1):
-        i, j, k = (0 if each == axis else start for each, start in enumerate(corner))
-        for window in islice(windows, runs_per_window):
-            aggregator.add(*window, (i, j, k))
-            del window
-        hooks.on_window(done)
-        finished = range(corner[axis], following[axis])
+    done = count(1)
+    held_from = 0
+    for window in windows:
+        i, j, k = (start - held_from if each == axis else start for each, start in enumerate(window.corner))
+        aggregator.add(window.batch, window.number, window.flipped_axes, (i, j, k))
+        finished = range(held_from, window.following)
+        del window
+        whole, runs = divmod(next(done), sums.runs_per_window)
+        if runs == 0:
+            on_window(whole)
         if finished:
-            window_weights = runs_per_window * np.moveaxis(weights, axis, 0)
-            yield from _finished_planes(aggregator, finished, plan, window_weights, sums_shape)
-            del window_weights
+            yield from _finished_planes(aggregator, finished, sums)
+            held_from = finished.stop
 
 
-def _finished_planes(
-    aggregator: Aggregator,
-    finished: range,
-    plan: WindowPlan,
-    weights: NDArray[np.float32],
-    sums_shape: tuple[int, ...],
-) -> Iterator[NDArray[np.float32]]:
+def _finished_planes(aggregator: Aggregator, finished: range, sums: _Sums) -> Iterator[NDArray[np.float32]]:
     """Yields the first planes of the sums, divided by their total weights, and moves the other planes up.
 
     Args:
         aggregator: Holds the sums.
         finished: Indices in the volume of the planes that no later window touches.
-        plan: Where the windows lie.
-        weights: The importance map of a window, shape (depth, h, w), times the number of its mirrorings.
-        sums_shape: Shape of the sums, (labels, i, j, k).
+        sums: Gives the weights of all windows.
     """
-    height, width = (sums_shape[axis + 1] for axis in plan.axes[1:])
-    step = max(1, min(_PLANES_AT_A_TIME, _BAND_BYTES // (4 * sums_shape[0] * height * width)))
+    plan = sums.plan
+    height, width = (sums.shape[axis + 1] for axis in plan.axes[1:])
+    weights = sums.runs_per_window * np.moveaxis(sums.weights, plan.stream_axis, 0)
+    step = max(1, min(_PLANES_AT_A_TIME, _BAND_BYTES // (4 * sums.shape[0] * height * width)))
     for start in range(0, len(finished), step):
         band = slice(start, min(start + step, len(finished)))
         total_weights = np.zeros((band.stop - band.start, height, width), dtype=np.float32)

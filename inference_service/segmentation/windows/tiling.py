@@ -8,20 +8,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.contract.part import Blending, Gaussian, Part
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Shape
 
 Placement = Literal["snap", "even"]
-Blending = Literal["gaussian", "constant"]
 Corner = tuple[int, int, int]
 """Index (i, j, k) of a window's first voxel."""
 
 MAX_WINDOWS = 2**18
 """Upper limit of the windows of one scan: 512 million voxels in windows of 32³ that overlap by half have fewer."""
-# Standard deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI).
-_SIGMA_PER_WINDOW = 1 / 8
 # Lower bound of the weights, so that the total weight of a voxel that only a window's corner covers is not 0 (MONAI).
 _MIN_WEIGHT = 1e-3
+# Standard deviations from the centre beyond which nnU-Net's Gaussian is 0 (SciPy's gaussian_filter).
+_TRUNCATED_AT_SIGMA = 4
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class WindowPlan:
     """Where the windows of one volume lie.
 
     Attributes:
+        window: Voxels of a window along each axis.
         axes: The volume's axes, `stream_axis` first.
         pads: Voxels added before and after each axis, so that a window fits.
         starts: Along each axis, the first index of each window in the padded volume.
     """
 
+    window: Shape
     axes: tuple[int, int, int]
     pads: tuple[tuple[int, int], ...]
     starts: tuple[list[int], ...]
@@ -55,6 +57,18 @@ class WindowPlan:
         return [(corner[i], corner[j], corner[k]) for corner in ordered]
 
 
+def window_shape(shape: Shape, part: Part) -> Shape:
+    """Returns the window of a part; along an axis for which it states none, the whole image, padded to a multiple.
+
+    Args:
+        shape: Voxels of the image along each axis.
+        part: Gives the window.
+    """
+    multiple = part.multiple_of
+    i, j, k = (extent or -(-size // multiple) * multiple for extent, size in zip(part.window, shape, strict=True))
+    return i, j, k
+
+
 def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placement) -> WindowPlan:
     """Places windows so that they cover a volume.
 
@@ -70,7 +84,7 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
         InputTooLarge: There are more than MAX_WINDOWS.
 
     >>> plan_windows((4, 10, 3), (4, 4, 4), 0.25, "snap")
-    WindowPlan(axes=(1, 0, 2), pads=((0, 0), (0, 0), (0, 1)), starts=([0], [0, 3, 6], [0]))
+    WindowPlan(window=(4, 4, 4), axes=(1, 0, 2), pads=((0, 0), (0, 0), (0, 1)), starts=([0], [0, 3, 6], [0]))
     """
     count = prod(
         count_windows(max(size, extent), extent, overlap, placement) for size, extent in zip(shape, window, strict=True)
@@ -85,7 +99,7 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
     starts = tuple(
         window_starts(max(size, extent), extent, overlap, placement) for size, extent in zip(shape, window, strict=True)
     )
-    return WindowPlan((longest, second, third), pads, starts)
+    return WindowPlan(window, (longest, second, third), pads, starts)
 
 
 def count_windows(size: int, window: int, overlap: float, placement: Placement) -> int:
@@ -122,7 +136,9 @@ def window_starts(size: int, window: int, overlap: float, placement: Placement) 
 
 
 def _step(window: int, overlap: float, placement: Placement) -> float:
-    """Voxels between two windows; for "even" the upper limit of it."""
+    """Voxels between two windows; for "even" the upper limit of it. Windows of one voxel do not overlap."""
+    if window == 1:
+        return 1
     return max(1, int(window * (1 - overlap))) if placement == "snap" else window * (1 - overlap)
 
 
@@ -141,17 +157,23 @@ def importance_map(window: Shape, blending: Blending) -> NDArray[np.float32]:
 
     Args:
         window: Voxels of a window along each axis.
-        blending: "gaussian": a Gaussian around the window's centre, whose standard deviation is an eighth of the
-            window; "constant": equal weights.
+        blending: "constant": equal weights. A Gaussian: around the window's middle (MONAI's compute_importance_map), or
+            around the voxel at half of its size (nnU-Net's compute_gaussian, whose weights of 0 become the least other
+            weight); "gaussian" is MONAI's with the standard deviation of an eighth of the window.
 
     Returns:
         Shape `window`, in (0, 1].
     """
     weights = np.ones(window, dtype=np.float32)
-    if blending == "gaussian":
-        for axis, size in enumerate(window):
-            offsets = np.arange(size, dtype=np.float32) - (size - 1) / 2
-            profile = np.exp(-(offsets**2) / (2 * (size * _SIGMA_PER_WINDOW) ** 2))
-            weights *= np.moveaxis(np.broadcast_to(profile.astype(np.float32), (1, 1, size)), 2, axis)
-        np.maximum(weights, _MIN_WEIGHT, out=weights)
-    return weights
+    if blending == "constant":
+        return weights
+    gaussian = Gaussian() if blending == "gaussian" else blending
+    for axis, size in enumerate(window):
+        sigma = size * gaussian.sigma
+        offsets = np.arange(size) - ((size - 1) / 2 if gaussian.centre == "middle" else size // 2)
+        profile = np.exp(-(offsets**2) / (2 * sigma**2)).astype(np.float32)
+        if gaussian.centre == "voxel":
+            profile[np.abs(offsets) > int(_TRUNCATED_AT_SIGMA * sigma + 0.5)] = 0
+        weights *= np.moveaxis(np.broadcast_to(profile, (1, 1, size)), 2, axis)
+    least = _MIN_WEIGHT if gaussian.centre == "middle" else weights[weights > 0].min()
+    return np.maximum(weights, least, out=weights)

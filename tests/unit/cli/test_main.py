@@ -34,8 +34,7 @@ from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model
-from inference_service.engine.session import Session
-from inference_service.engine.session_cache import SessionCache, load_session
+from inference_service.engine.session_cache import LoadedModel, SessionCache, load_model
 from inference_service.formats.nifti import write_volume
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -255,11 +254,11 @@ def test_segment_falls_back_to_the_cpu_when_the_gpu_fails(
 ) -> None:
     used = []
 
-    def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> Session:
+    def load(self: SessionCache, model: Model, execution: ExecutionOptions) -> LoadedModel:
         used.append(execution.providers)
         if execution.providers != (CPU,):
             raise failure
-        return load_session(model, execution)
+        return load_model(model, execution)
 
     monkeypatch.setattr(SessionCache, "load", load)
     monkeypatch.setattr(Settings, "effective_onnx_providers", [CUDA, CPU])

@@ -1,13 +1,26 @@
 """The manifest's rules, and manifests for models of nnU-Net and MONAI."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 
 import pytest
 from manifests import VALID_MANIFEST
 from pydantic import ValidationError
 
+from inference_service.contract.intensity import (
+    ClipIntensity,
+    CtIntensity,
+    FixedRangeIntensity,
+    Intensity,
+    MinMaxIntensity,
+    NoIntensity,
+    PercentilesIntensity,
+    ZScoreIntensity,
+)
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.part import NetworkFile, OutputChannel
 
 LABELS = [{"name": "lung", "value": 1}, {"name": "heart", "value": 2}]
 
@@ -66,6 +79,10 @@ def intensity(**fields: object) -> list[dict[str, object]]:
     return [{"name": "CT", "intensity": fields}]
 
 
+def intensity_list(*intensities: dict[str, object]) -> list[dict[str, object]]:
+    return [{"name": "CT", "intensity": intensities}]
+
+
 def test_defaults() -> None:
     plain = manifest()
     assert (plain.interpolation, plain.separate_axis_above) == ("linear", None)
@@ -95,6 +112,9 @@ def test_defaults() -> None:
         ({"channels": [{"name": "", "intensity": {"kind": "none"}}]}, "channels.0.name"),
         ({"channels": intensity(kind="magic")}, "channels.0.intensity"),
         ({"channels": intensity(kind="none", clip=True)}, "channels.0.intensity.none.clip"),
+        ({"channels": intensity_list()}, "channels.0.intensity"),
+        ({"channels": intensity_list({"kind": "none"}, {"kind": "none", "clip": True})},
+         "channels.0.intensity.1.none.clip"),
         ({"channels": intensity(kind="ct", clip=[3, 3], mean=0, std=1)}, "channels.0.intensity.ct.clip"),
         ({"channels": intensity(kind="ct", clip=[0, 3], mean=0, std=0)}, "channels.0.intensity.ct.std"),
         ({"channels": intensity(kind="ct", clip=[0, 3], std=1)}, "channels.0.intensity.ct.mean"),
@@ -110,7 +130,7 @@ def test_defaults() -> None:
         ({"orientation": "RASL"}, ""),
         ({"spacing_mm": [1, 1]}, "spacing_mm.2"),
         ({"spacing_mm": [1, 0, 1]}, "spacing_mm.1"),
-        ({"interpolation": "nearest"}, "interpolation"),
+        ({"interpolation": "magic"}, "interpolation"),
         ({"separate_axis_above": 0}, "separate_axis_above"),
         ({"window": [96, 96]}, "window.2"),
         ({"window": [96, 96, 0]}, "window.2"),
@@ -119,6 +139,7 @@ def test_defaults() -> None:
         ({"overlap": -0.1}, "overlap"),
         ({"placement": "random"}, "placement"),
         ({"blending": "max"}, "blending"),
+        ({"blending": {"sigma": 0}}, "blending.sigma"),
         ({"padding_value": float("nan")}, "padding_value"),
         ({"padding_value": float("inf")}, "padding_value"),
         ({"activation": "relu"}, "activation"),
@@ -146,11 +167,88 @@ def test_an_invalid_value_is_refused_and_its_field_named(changes: dict[str, obje
     assert ".".join(str(part) for part in caught.value.errors()[0]["loc"]) == field
 
 
-@pytest.mark.parametrize("field", VALID_MANIFEST)
+@pytest.mark.parametrize("field", [name for name in VALID_MANIFEST if name != "sha256"])
 def test_each_field_without_a_default_is_required(field: str) -> None:
     without = {name: value for name, value in VALID_MANIFEST.items() if name != field}
     with pytest.raises(ValidationError, match="Field required"):
         Manifest.model_validate_json(json.dumps(without))
+
+
+SHA256 = VALID_MANIFEST["sha256"]
+NETWORKS = [{"file": "fold_0.onnx", "sha256": "a" * 64}, {"file": "fold_1.onnx", "sha256": "b" * 64}]
+OTHER_CHANNEL = {"name": "PET", "intensity": {"kind": "none"}}
+
+
+def test_a_manifest_of_one_network_is_completed() -> None:
+    model = manifest()
+    assert model.networks == (NetworkFile(file="model.onnx", sha256=str(SHA256)),)
+    assert model.outputs == (OutputChannel(channel=0, value=0), OutputChannel(channel=1, value=1))
+    assert model.all_parts == model.every_part == (model,)
+    assert model.networks_sha256 == SHA256
+
+
+def test_a_channel_may_have_several_intensities() -> None:
+    model = manifest(channels=intensity_list({"kind": "clip", "range": [0, 9]}, {"kind": "none"}))
+    assert model.channels[0].intensities == (ClipIntensity(kind="clip", range=(0, 9)), NoIntensity(kind="none"))
+
+
+def test_several_networks_are_identified_together() -> None:
+    model = manifest(sha256=None, networks=NETWORKS)
+    assert list(model.network_files) == ["fold_0.onnx", "fold_1.onnx"]
+    assert model.networks_sha256 == sha256(b"a" * 64 + b"b" * 64).hexdigest()
+    external = manifest(sha256=None, networks=[{**NETWORKS[0], "external_data": {"fold_0.data": "c" * 64}}])
+    assert external.networks_sha256 == sha256(b"a" * 64 + b"c" * 64).hexdigest()
+
+
+def test_parts_and_first_stages_inherit_what_they_leave_out() -> None:
+    coarse = {"networks": NETWORKS[:1], "spacing_mm": [3, 3, 3]}
+    fine = {"networks": NETWORKS[1:], "orientation": "LPS", "first_stage": coarse}
+    plain = {"networks": [{"file": "model.onnx", "sha256": SHA256}], "outputs": [{"channel": 0, "value": 1}]}
+    model = manifest(sha256=None, overlap=0.25, parts=[fine, plain])
+    first_stage, with_stage, last = model.every_part
+    assert model.all_parts == (with_stage, last)
+    assert (first_stage.orientation, first_stage.spacing_mm, first_stage.overlap) == ("LPS", (3, 3, 3), 0.25)
+    assert (with_stage.orientation, with_stage.spacing_mm, with_stage.overlap) == ("LPS", (1.5, 1, 2), 0.25)
+    assert (last.orientation, last.first_stage, last.overlap) == ("RAS", None, 0.25)
+    assert [len(part.outputs) for part in model.every_part] == [2, 2, 1]
+    assert [part.values for part in model.every_part] == [[1], [1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": None}, "a network is required: sha256 of model.onnx, or networks"),
+        ({"networks": NETWORKS}, "sha256 is that of model.onnx: leave it out"),
+        ({"parts": [{"networks": NETWORKS}]}, "a manifest with parts has no sha256 of its own"),
+        ({"sha256": None, "networks": NETWORKS, "parts": [{"networks": NETWORKS}]}, "has no networks of its own"),
+        ({"sha256": None, "parts": [{}]}, "a network is required"),
+        ({"sha256": None, "parts": [{"networks": NETWORKS}, {"networks": NETWORKS, "window": [64, 1, 32]}]},
+         "parts that share fold_0.onnx must describe it alike"),
+        ({"sha256": None, "networks": [NETWORKS[0], {**NETWORKS[0], "output": "aux"}]}, "must describe it alike"),
+        ({"sha256": None, "parts": [{"networks": NETWORKS, "channels": [OTHER_CHANNEL]}]},
+         "a part has channels that the manifest does not have: ['PET']"),
+        ({"outputs": [{"channel": 0, "value": 7}]}, "outputs have values that no label has: [7]"),
+        ({"outputs": [{"channel": 1, "value": 1}]}, "each output channel once, from 0 on, got [1]"),
+        ({"outputs": [{"channel": 0, "value": 1}] * 2}, "each output channel once, from 0 on, got [0, 0]"),
+        ({"first_stage": {"first_stage": {}}}, "a first stage has no first stage of its own"),
+        ({"first_stage": {"outputs": [{"channel": 0, "value": 0}]}}, "a first stage needs an output with a value"),
+    ],
+)  # fmt: skip
+def test_contradictions_of_parts_and_networks_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        manifest(**changes)
+
+
+@pytest.mark.parametrize("file", ["../model.onnx", "folder/model.onnx", ".hidden", "", "/etc/passwd", "a\\b", "a\n"])
+@pytest.mark.parametrize("external", [False, True])
+def test_a_network_lies_in_the_folder_of_its_manifest(file: str, external: bool) -> None:
+    named = (
+        {"file": "a.onnx", "sha256": SHA256, "external_data": {file: SHA256}}
+        if external
+        else {"file": file, "sha256": SHA256}
+    )
+    with pytest.raises(ValidationError, match="should match pattern"):
+        manifest(sha256=None, networks=[named])
 
 
 class StrictConfig(dict[str, object]):
@@ -209,9 +307,9 @@ def from_nnunet(plans: dict[str, object], dataset: dict[str, object]) -> Manifes
         fingerprint = fingerprints.part(index)
         channels.append({"name": name, "intensity": nnunet_intensity(scheme, masked, fingerprint)})
         assert not fingerprint
-    # SimpleITK returns arrays in z, y, x order, of scans in LPS orientation.
+    # SimpleITK returns the axes of the file in reversed order.
     assert config.pop("image_reader_writer") == "SimpleITKIO"
-    orientation = "".join("SPL"[int(axis)] for axis in config.numbers("transpose_forward"))
+    orientation = "".join("kji"[int(axis)] for axis in config.numbers("transpose_forward"))
     resampling = configuration.part("resampling_fn_data_kwargs")
     back = configuration.part("resampling_fn_probabilities_kwargs")
     assert back == {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
@@ -225,7 +323,7 @@ def from_nnunet(plans: dict[str, object], dataset: dict[str, object]) -> Manifes
         "window": configuration.numbers("patch_size"),
         "overlap": 0.5,
         "placement": "even",
-        "blending": "gaussian",
+        "blending": {"kind": "gaussian", "centre": "voxel"},
         **nnunet_labels(data),
     }
     assert resampling == {"is_seg": False, "order_z": 0}
@@ -235,10 +333,9 @@ def from_nnunet(plans: dict[str, object], dataset: dict[str, object]) -> Manifes
 
 def test_a_manifest_describes_an_nnunet_model() -> None:
     model = from_nnunet(NNUNET_PLANS, NNUNET_DATASET)
-    assert [(channel.name, channel.intensity.model_dump()) for channel in model.channels] == [
-        ("CT", {"kind": "ct", "clip": (-903.0, 376.0), "mean": 54.6, "std": 132.1})
-    ]
-    assert (model.orientation, model.spacing_mm, model.window) == ("SPL", (2.5, 0.78125, 0.78125), (80, 192, 160))
+    intensity = CtIntensity(kind="ct", clip=(-903.0, 376.0), mean=54.6, std=132.1)
+    assert [(channel.name, channel.intensities) for channel in model.channels] == [("CT", (intensity,))]
+    assert (model.orientation, model.spacing_mm, model.window) == ("kji", (2.5, 0.78125, 0.78125), (80, 192, 160))
     assert (model.interpolation, model.separate_axis_above, model.placement) == ("cubic", 3, "even")
     assert model.activation == "softmax"
     assert [(label.name, label.value) for label in model.labels] == [("background", 0), ("lung", 1), ("heart", 2)]
@@ -253,23 +350,22 @@ def test_nnunet_regions_become_sigmoid_channels_in_order() -> None:
 @pytest.mark.parametrize(
     ("scheme", "masked", "kind"),
     [
-        ("ZScoreNormalization", True, {"kind": "z_score", "nonzero_only": True}),
-        ("ZScoreNormalization", False, {"kind": "z_score", "nonzero_only": False}),
-        ("RescaleTo01Normalization", False, {"kind": "min_max", "output": (0.0, 1.0)}),
-        ("RGBTo01Normalization", False,
-         {"kind": "fixed_range", "input": (0.0, 255.0), "output": (0.0, 1.0), "clip": False}),
-        ("NoNormalization", False, {"kind": "none"}),
+        ("ZScoreNormalization", True, ZScoreIntensity(kind="z_score", nonzero_only=True)),
+        ("ZScoreNormalization", False, ZScoreIntensity(kind="z_score")),
+        ("RescaleTo01Normalization", False, MinMaxIntensity(kind="min_max", output=(0.0, 1.0))),
+        ("RGBTo01Normalization", False, FixedRangeIntensity(kind="fixed_range", input=(0.0, 255.0), clip=False)),
+        ("NoNormalization", False, NoIntensity(kind="none")),
     ],
-)  # fmt: skip
-def test_every_nnunet_normalisation_has_an_intensity_kind(scheme: str, masked: bool, kind: dict[str, object]) -> None:
+)
+def test_every_nnunet_normalisation_has_an_intensity_kind(scheme: str, masked: bool, kind: Intensity) -> None:
     configuration = StrictConfig(NNUNET_PLANS).part("configuration")
     configuration |= {"normalization_schemes": [scheme], "use_mask_for_norm": [masked]}
     model = from_nnunet({**NNUNET_PLANS, "configuration": configuration}, NNUNET_DATASET)
-    assert model.channels[0].intensity.model_dump() == kind
+    assert model.channels[0].intensities == (kind,)
 
 
 def test_an_nnunet_transposition_becomes_an_orientation() -> None:
-    assert from_nnunet({**NNUNET_PLANS, "transpose_forward": [2, 0, 1]}, NNUNET_DATASET).orientation == "LSP"
+    assert from_nnunet({**NNUNET_PLANS, "transpose_forward": [2, 0, 1]}, NNUNET_DATASET).orientation == "ikj"
 
 
 MonaiPart = Callable[[StrictConfig], dict[str, object]]
@@ -354,12 +450,7 @@ def from_monai(bundle: dict[str, dict[str, object]], labels: Sequence[dict[str, 
 
 def test_a_manifest_describes_a_monai_bundle() -> None:
     model = from_monai(MONAI_CT, [{"name": "background", "value": 0}, *LABELS])
-    assert model.channels[0].intensity.model_dump() == {
-        "kind": "fixed_range",
-        "input": (-57.0, 164.0),
-        "output": (0.0, 1.0),
-        "clip": True,
-    }
+    assert model.channels[0].intensities == (FixedRangeIntensity(kind="fixed_range", input=(-57.0, 164.0)),)
     assert (model.orientation, model.spacing_mm, model.interpolation) == ("RAS", (1.5, 1.5, 2.0), "linear")
     assert (model.window, model.overlap, model.placement) == ((96, 96, 64), 0.625, "snap")
     assert (model.blending, model.padding_value, model.activation) == ("gaussian", -1.0, "softmax")
@@ -369,7 +460,7 @@ def test_a_manifest_describes_a_monai_bundle() -> None:
 
 def test_a_manifest_describes_a_monai_bundle_of_regions() -> None:
     model = from_monai(MONAI_MR, LABELS)
-    assert model.channels[0].intensity.model_dump() == {"kind": "z_score", "nonzero_only": True}
+    assert model.channels[0].intensities == (ZScoreIntensity(kind="z_score", nonzero_only=True),)
     assert (model.orientation, model.blending, model.activation) == ("SPL", "constant", "sigmoid")
 
 
@@ -377,9 +468,5 @@ def test_a_monai_bundle_scales_by_percentiles() -> None:
     scaling: dict[str, object] = {"lower": 1, "upper": 99, "b_min": -1.0, "b_max": 1.0, "clip": False}
     bundle = {name: part for name, part in MONAI_CT.items() if name != "ScaleIntensityRanged"}
     model = from_monai({**bundle, "ScaleIntensityRangePercentilesd": scaling}, LABELS)
-    assert model.channels[0].intensity.model_dump() == {
-        "kind": "percentiles",
-        "percentiles": (1.0, 99.0),
-        "output": (-1.0, 1.0),
-        "clip": False,
-    }
+    expected = PercentilesIntensity(kind="percentiles", percentiles=(1.0, 99.0), output=(-1.0, 1.0), clip=False)
+    assert model.channels[0].intensities == (expected,)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 from manifests import VALID_MANIFEST
+from onnx import TensorProto, helper
 
-from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelError, ModelInvalid, ModelNotFound, StorageUnavailable
 from inference_service.engine.model_registry import (
-    check_signature,
+    Model,
     find_model,
     list_models,
     read_model,
     take_inventory,
 )
+from inference_service.engine.onnx_file import NetworkContent
 
 # Version 8 of the format, an empty graph and an empty set of operators.
 NETWORK = b"\x08\x08\x3a\x00\x42\x00"
@@ -33,15 +34,15 @@ def install(models_path: Path, name: str, version: str, **changes: object) -> Pa
     return folder
 
 
-def manifest(**changes: object) -> Manifest:
-    return Manifest.model_validate_json(json.dumps({**VALID, **changes}))
+def read_networks(model: Model) -> list[NetworkContent]:
+    return [model.read_network(network) for network in model.manifest.network_files.values()]
 
 
 def test_a_model_is_found_by_name_and_version(tmp_path: Path) -> None:
     folder = install(tmp_path, "ct-lung", "1.2")
     model = find_model(tmp_path, "ct-lung", "1.2")
     assert (model.folder, model.manifest.name, model.manifest.version) == (folder, "ct-lung", "1.2")
-    assert model.read_network() == NETWORK
+    assert model.read_network(model.manifest.networks[0]) == NetworkContent(NETWORK)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +156,10 @@ def test_a_half_copied_version_is_skipped_with_a_warning(
     assert caplog.messages[0] == f"model ct-lung: version 2 is skipped: it lacks {missing}"
     # Where no other version will do, the job gets the error of the file.
     with pytest.raises(error, match=r"^model ct-lung 2"):
-        find_model(tmp_path, "ct-lung", "2").read_network()
+        read_networks(find_model(tmp_path, "ct-lung", "2"))
     shutil.rmtree(complete)
     with pytest.raises(error, match=r"^model ct-lung 2"):
-        find_model(tmp_path, "ct-lung").read_network()
+        read_networks(find_model(tmp_path, "ct-lung"))
 
 
 @pytest.mark.parametrize("cause", [errno.EIO, errno.ESTALE, errno.EACCES])
@@ -220,53 +221,78 @@ def test_the_error_for_an_invalid_manifest_names_the_field(tmp_path: Path) -> No
         find_model(tmp_path, "ct-lung")
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def install_folds(models_path: Path, version: str) -> Path:
+    """A model of two networks, the second with tensors in a file of their own."""
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value="fold_1.data")
+    graph = helper.make_graph([], "g", [], [], [weights])
+    second = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    networks = [
+        {"file": "fold_0.onnx", "sha256": sha256(NETWORK)},
+        {"file": "fold_1.onnx", "sha256": sha256(second), "external_data": {"fold_1.data": sha256(bytes(8))}},
+    ]
+    folder = install(models_path, "ct-folds", version, sha256=None, networks=networks)
+    (folder / "model.onnx").rename(folder / "fold_0.onnx")
+    (folder / "fold_1.onnx").write_bytes(second)
+    (folder / "fold_1.data").write_bytes(bytes(8))
+    return folder
+
+
+def test_the_networks_of_a_model_are_read_with_their_external_data(tmp_path: Path) -> None:
+    folder = install_folds(tmp_path, "1")
+    first, second = read_networks(read_model(folder))
+    assert first == NetworkContent(NETWORK)
+    assert second == NetworkContent((folder / "fold_1.onnx").read_bytes(), {"fold_1.data": bytes(8)})
+
+
+@pytest.mark.parametrize("file", ["fold_0.onnx", "fold_1.onnx", "fold_1.data"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_version_without_all_of_its_files_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, absent: bool
+) -> None:
+    complete = install_folds(tmp_path, "1")
+    damaged = install_folds(tmp_path, "2")
+    if absent:
+        (damaged / file).unlink()
+    else:
+        replace_by_fifo(damaged / file)
+    assert list_models(tmp_path) == [complete]
+    assert f"model ct-folds: version 2 is skipped: it lacks {file}" in caplog.text
+    with pytest.raises(ModelNotFound, match=f"^model ct-folds 2 has no {file}$"):
+        read_networks(find_model(tmp_path, "ct-folds", "2"))
+
+
+@pytest.mark.parametrize("file", ["fold_0.onnx", "fold_1.onnx"])
+def test_a_version_with_half_a_network_is_skipped(tmp_path: Path, file: str) -> None:
+    complete = install_folds(tmp_path, "1")
+    cut(install_folds(tmp_path, "2") / file, 3)
+    assert find_model(tmp_path, "ct-folds").folder == complete
+
+
+@pytest.mark.parametrize("file", ["fold_0.onnx", "fold_1.onnx", "fold_1.data"])
+def test_a_changed_file_is_refused(tmp_path: Path, file: str) -> None:
+    folder = install_folds(tmp_path, "1")
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelInvalid, match=rf"^model ct-folds 1: expected sha256 [0-9a-f]{{64}} of {file}, got "):
+        read_networks(read_model(folder))
+
+
+def test_external_data_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> None:
+    folder = install_folds(tmp_path, "1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["networks"][1]["external_data"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelInvalid, match="external data that its manifest does not list"):
+        read_networks(read_model(folder))
+
+
 def test_a_network_with_a_wrong_sha256_is_refused(tmp_path: Path) -> None:
     folder = install(tmp_path, "ct-lung", "1")
     (folder / "model.onnx").write_bytes(NETWORK + b"!")
     with pytest.raises(ModelInvalid, match=r"expected sha256 [0-9a-f]{64} .*, got [0-9a-f]{64}"):
-        read_model(folder).read_network()
-
-
-@pytest.mark.parametrize(
-    ("inputs", "outputs"),
-    [
-        ([[1, 1, 96, 64, 32]], [[1, 2, 96, 64, 32]]),
-        ([[None, 1, 96, 64, 32]], [[None, 2, None, None, None]]),
-        ([[None] * 5], [[None] * 5]),
-    ],
-)
-def test_a_network_that_matches_its_manifest_passes(
-    inputs: list[list[int | None]], outputs: list[list[int | None]]
-) -> None:
-    check_signature(manifest(), inputs, outputs)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "role"),
-    [
-        ([], [[None] * 5], "input"),
-        ([[None] * 5, [None] * 5], [[None] * 5], "input"),
-        ([[None] * 4], [[None] * 5], "input"),
-        ([[None, 2, None, None, None]], [[None] * 5], "input"),
-        ([[None, 1, 96, 96, 96]], [[None] * 5], "input"),
-        ([[0, 1, 96, 64, 32]], [[None] * 5], "input"),
-        ([[4, 1, 96, 64, 32]], [[2, 2, 96, 64, 32]], "output"),
-        ([[None] * 5], [], "output"),
-        ([[None] * 5], [[None] * 5, [None] * 5], "output"),
-        ([[None] * 5], [[None, 3, None, None, None]], "output"),
-        ([[None] * 5], [[1, 2, 48, 32, 16]], "output"),
-        ([[None] * 5], [[]], "output"),
-    ],
-)
-def test_a_network_that_does_not_match_its_manifest_is_refused(
-    inputs: list[list[int | None]], outputs: list[list[int | None]], role: str
-) -> None:
-    with pytest.raises(ModelInvalid, match=f"^model ct-lung 1: expected one {role} of shape "):
-        check_signature(manifest(), inputs, outputs)
-
-
-def test_a_model_with_several_channels_is_refused() -> None:
-    channel = {"name": "CT", "intensity": {"kind": "none"}}
-    two = manifest(channels=[channel, channel])
-    with pytest.raises(ModelInvalid, match="expects 2 channels"):
-        check_signature(two, [[None] * 5], [[None] * 5])
+        read_networks(read_model(folder))

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inference_service.core.errors import ModelInvalid
 from inference_service.core.execution import CPU
 from inference_service.engine.model_registry import Model
-from inference_service.engine.onnx_file import check_self_contained, is_truncated
+from inference_service.engine.onnx_file import NetworkContent, check_self_contained, is_truncated
 from inference_service.engine.session import Session
 
 INPUT = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
@@ -86,10 +87,61 @@ def test_external_data_are_refused_wherever_they_are(place: Callable[[onnx.Tenso
 def test_external_data_are_refused_by_session_and_registry(make_model: Callable[..., Model]) -> None:
     network = with_initializer(outside()).SerializeToString()
     with pytest.raises(ModelInvalid, match="external data"):
-        Session(network, providers=[CPU])
+        Session(NetworkContent(network), providers=[CPU])
     installed = make_model(network=network)
     with pytest.raises(ModelInvalid, match="external data"):
-        installed.read_network()
+        installed.read_network(installed.manifest.networks[0])
+
+
+def stored_in(file: str, **fields: str) -> onnx.TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": file, **fields}.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+@pytest.mark.parametrize("place", [with_initializer, with_constant])
+@pytest.mark.parametrize("length", [{}, {"offset": "0", "length": "8"}])
+def test_listed_external_data_come_from_the_verified_bytes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Callable[[onnx.TensorProto], onnx.ModelProto],
+    length: dict[str, str],
+) -> None:
+    """Not from the file of that name below the working directory, which ONNX Runtime would read otherwise."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(np.array([7, 7], dtype=np.float32).tobytes())
+    network = place(stored_in("weights.bin", **length)).SerializeToString()
+    given = np.array([1, 2], dtype=np.float32)
+    content = NetworkContent(network, {"weights.bin": np.array([10, 20], dtype=np.float32).tobytes()})
+    assert Session(content, providers=[CPU]).run(given).tolist() == [11, 22]
+
+
+@pytest.mark.parametrize("location", ["./weights.bin", "other.bin", "/etc/passwd", "../weights.bin", ""])
+@pytest.mark.parametrize("place", PLACES)
+def test_unlisted_external_data_are_refused(
+    place: Callable[[onnx.TensorProto], onnx.ModelProto], location: str
+) -> None:
+    check_self_contained(place(stored_in("weights.bin")).SerializeToString(), external={"weights.bin"})
+    with pytest.raises(ModelInvalid, match="external data that its manifest does not list"):
+        check_self_contained(place(stored_in(location)).SerializeToString(), external={"weights.bin"})
+    twice = stored_in("weights.bin")
+    twice.external_data.add(key="location", value=location)
+    with pytest.raises(ModelInvalid, match="external data that its manifest does not list"):
+        check_self_contained(place(twice).SerializeToString(), external={"weights.bin"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"offset": "4", "length": "8"}, {"offset": "-8", "length": "8"}, {"offset": "9223372036854775807"},
+        {"length": "4"}, {"length": "16"}, {"offset": "x"},
+    ],
+)  # fmt: skip
+def test_external_data_beyond_their_file_are_refused(fields: dict[str, str]) -> None:
+    network = with_initializer(stored_in("weights.bin", **fields)).SerializeToString()
+    with pytest.raises(ModelInvalid):
+        Session(NetworkContent(network, {"weights.bin": bytes(8)}), providers=[CPU])
 
 
 @pytest.mark.parametrize("mark", ["data_location", "external_data"])

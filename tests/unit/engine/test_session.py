@@ -17,6 +17,7 @@ from inference_service.core.errors import GpuFailed, GpuOutOfMemory, ModelInvali
 from inference_service.core.execution import CPU, CUDA, OPENVINO, TENSORRT, GpuOptions, Precision
 from inference_service.engine import provider_probe
 from inference_service.engine import session as session_module
+from inference_service.engine.onnx_file import NetworkContent
 from inference_service.engine.provider_options import provider_options
 from inference_service.engine.session import Session
 
@@ -55,7 +56,7 @@ DOUBLE = network([helper.make_node("Add", ["x", "x"], ["y"])])
 
 
 def test_a_session_runs_its_network() -> None:
-    session = Session(DOUBLE, providers=[CPU], threads=1)
+    session = Session(NetworkContent(DOUBLE), providers=[CPU], threads=1)
     logits = session.run(WINDOW)
     np.testing.assert_array_equal(logits, 2 * WINDOW)
     assert logits.dtype == np.float32
@@ -63,7 +64,9 @@ def test_a_session_runs_its_network() -> None:
 
 
 def test_a_float16_network_takes_and_returns_float32() -> None:
-    session = Session(network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.FLOAT16), providers=[CPU])
+    session = Session(
+        NetworkContent(network([helper.make_node("Add", ["x", "x"], ["y"])], kind=TensorProto.FLOAT16)), providers=[CPU]
+    )
     given = WINDOW + np.float32(1 / 3)
     logits = session.run(given)
     assert logits.dtype == given.dtype == np.float32
@@ -84,7 +87,7 @@ def test_a_float16_network_takes_and_returns_float32() -> None:
 )
 def test_a_damaged_network_is_refused(network: bytes) -> None:
     with pytest.raises(ModelInvalid):
-        Session(network, providers=[CPU])
+        Session(NetworkContent(network), providers=[CPU])
 
 
 def test_a_network_of_another_type_is_refused() -> None:
@@ -92,7 +95,7 @@ def test_a_network_of_another_type_is_refused() -> None:
     with pytest.raises(
         ModelInvalid, match=r"expects input of tensor\(double\); supported: tensor\(float\) or tensor\(float16\)"
     ):
-        Session(doubles, providers=[CPU])
+        Session(NetworkContent(doubles), providers=[CPU])
 
 
 PROBE_AND_WAIT = """
@@ -116,21 +119,28 @@ def test_no_telemetry_is_written(tmp_path: Path) -> None:
 
 
 def test_free_dimensions_are_none() -> None:
-    session = Session(DOUBLE, providers=[CPU])
+    session = Session(NetworkContent(DOUBLE), providers=[CPU])
     assert session.input_shapes == [[1, 1, None, None, None]]
-    assert session.output_shapes == [[1, 1, None, None, None]]
+    assert session.output_shape == [1, 1, None, None, None]
 
 
 def test_fixed_dimensions_are_numbers() -> None:
-    session = Session(provider_probe._NETWORK, providers=[CPU])
-    assert session.input_shapes == session.output_shapes == [[1, 1, 2, 2, 2]]
+    session = Session(NetworkContent(provider_probe._NETWORK), providers=[CPU])
+    assert session.input_shapes == [session.output_shape] == [[1, 1, 2, 2, 2]]
 
 
-def test_several_outputs_have_a_shape_each() -> None:
-    double = network(
-        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["x"], ["z"])], outputs=("y", "z")
-    )
-    assert len(Session(double, providers=[CPU]).output_shapes) == 2
+def test_the_logits_are_the_first_output_or_the_one_named() -> None:
+    """A network with deep supervision has further outputs."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("ReduceSum", ["x"], ["z"], keepdims=1)]
+    content = NetworkContent(network(nodes, outputs=("y", "z")))
+    first = Session(content, providers=[CPU])
+    named = Session(content, output="z", providers=[CPU])
+    assert (first.run(WINDOW) == 2 * WINDOW).all()
+    assert named.run(WINDOW).tolist() == [[[[[WINDOW.sum()]]]]]
+    assert (first.to_host(first.run_on_device(WINDOW)) == 2 * WINDOW).all()
+    assert named.to_host(named.run_on_device(WINDOW)).tolist() == [[[[[WINDOW.sum()]]]]]
+    with pytest.raises(ModelInvalid, match="the model's network has no output 'x'; it has y, z"):
+        Session(content, output="x", providers=[CPU])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ def test_several_outputs_have_a_shape_each() -> None:
 )
 def test_a_file_that_is_not_a_network_is_an_invalid_model(content: bytes) -> None:
     with pytest.raises(ModelInvalid):
-        Session(content, providers=[CPU])
+        Session(NetworkContent(content), providers=[CPU])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +177,7 @@ def test_a_file_that_is_not_a_network_is_an_invalid_model(content: bytes) -> Non
     ids=["other shape", "other rank", "failing operator"],
 )
 def test_a_run_that_fails_is_an_invalid_model(content: bytes, window: NDArray[np.float32]) -> None:
-    session = Session(content, providers=[CPU])
+    session = Session(NetworkContent(content), providers=[CPU])
     with pytest.raises(ModelInvalid) as caught:
         session.run(window)
     assert caught.value.__cause__ is not None
@@ -175,17 +185,17 @@ def test_a_run_that_fails_is_an_invalid_model(content: bytes, window: NDArray[np
 
 def test_a_window_that_exceeds_memory_is_out_of_memory() -> None:
     expand = network([helper.make_node("Expand", ["x", "s"], ["y"])], constants=[shape_constant(ENORMOUS)])
-    session = Session(expand, providers=[CPU])
+    session = Session(NetworkContent(expand), providers=[CPU])
     with pytest.raises(OutOfMemory):
         session.run(np.ones((1, 1, 1, 1, 1), dtype=np.float32))
 
 
 def test_the_cpu_provider_runs_the_whole_network() -> None:
-    assert Session(DOUBLE, providers=[CPU]).single_provider
+    assert Session(NetworkContent(DOUBLE), providers=[CPU]).single_provider
 
 
 def test_a_failed_run_does_not_move_the_session_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(DOUBLE, providers=[CPU])
+    session = Session(NetworkContent(DOUBLE), providers=[CPU])
 
     failing = Mock()
     failing.is_webgpu_graph_capture_enabled.return_value = False
@@ -196,9 +206,9 @@ def test_a_failed_run_does_not_move_the_session_to_the_cpu(monkeypatch: pytest.M
 
 
 def test_the_batch_size_is_free_or_fixed() -> None:
-    assert Session(DOUBLE, providers=[CPU]).fixed_batch_size == 1
+    assert Session(NetworkContent(DOUBLE), providers=[CPU]).fixed_batch_size == 1
     free = network([helper.make_node("Add", ["x", "x"], ["y"])], batch="n")
-    assert Session(free, providers=[CPU]).fixed_batch_size is None
+    assert Session(NetworkContent(free), providers=[CPU]).fixed_batch_size is None
 
 
 @pytest.mark.parametrize(("providers", "loads"), [([CPU], 0), (["CUDAExecutionProvider", CPU], 1)])
@@ -216,7 +226,7 @@ def test_cuda_is_loaded_from_its_wheels_once_before_the_session(
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
     session_module._load_cuda.cache_clear()
     for _ in range(2):
-        Session(DOUBLE, providers=providers)
+        Session(NetworkContent(DOUBLE), providers=providers)
     session_module._load_cuda.cache_clear()
 
 
@@ -236,7 +246,7 @@ def test_openvino_gets_threads_and_precision(monkeypatch: pytest.MonkeyPatch, pr
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
     with pytest.raises(ModelInvalid):
-        Session(DOUBLE, providers=[OPENVINO, CPU], threads=3, precision=precision)
+        Session(NetworkContent(DOUBLE), providers=[OPENVINO, CPU], threads=3, precision=precision)
     (alone, without_fallback), (both, with_fallback) = opened
     assert alone == both[:1]
     assert (without_fallback, with_fallback) == ("1", "0")
@@ -260,7 +270,7 @@ def test_gpu_providers_get_their_options(monkeypatch: pytest.MonkeyPatch, provid
     monkeypatch.setattr(session_module, "_load_cuda", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
     with pytest.raises(ModelInvalid):
-        Session(DOUBLE, providers=[provider, CPU], gpu=gpu)
+        Session(NetworkContent(DOUBLE), providers=[provider, CPU], gpu=gpu)
     expected = provider_options(provider, None, "fp32", gpu)
     assert expected
     assert opened == [expected, expected]
@@ -286,21 +296,21 @@ def test_failed_allocations_are_out_of_memory(monkeypatch: pytest.MonkeyPatch, e
     def fail(*_args: object, **_kwargs: object) -> None:
         raise error
 
-    session = Session(DOUBLE, providers=[CPU])
+    session = Session(NetworkContent(DOUBLE), providers=[CPU])
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
     with pytest.raises(OutOfMemory) as caught:
         session.run(WINDOW)
     assert caught.value.__cause__ is error
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with pytest.raises(OutOfMemory):
-        Session(DOUBLE, providers=[CPU])
+        Session(NetworkContent(DOUBLE), providers=[CPU])
 
 
 def test_gpu_memory_and_worker_memory_have_different_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory")
 
-    session = Session(DOUBLE, providers=[CPU])
+    session = Session(NetworkContent(DOUBLE), providers=[CPU])
     monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
     with pytest.raises(GpuOutOfMemory, match="a window of this model does not fit into the GPU's memory"):
@@ -308,7 +318,7 @@ def test_gpu_memory_and_worker_memory_have_different_errors(monkeypatch: pytest.
     monkeypatch.setattr(session_module, "_load_cuda", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with pytest.raises(GpuOutOfMemory, match="the model does not fit"):
-        Session(DOUBLE, providers=[CUDA, CPU])
+        Session(NetworkContent(DOUBLE), providers=[CUDA, CPU])
 
 
 def test_a_limited_arena_is_out_of_memory_and_still_runs_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,15 +328,15 @@ def test_a_limited_arena_is_out_of_memory_and_still_runs_smaller_batches(monkeyp
     memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
     onnxruntime.create_and_register_allocator(memory, limited)
 
-    def in_limits(threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
-        options = session_options(threads, spin)
+    def in_limits(content: NetworkContent, threads: int | None, spin: bool) -> onnxruntime.SessionOptions:
+        options = session_options(content, threads, spin)
         options.add_session_config_entry("session.use_env_allocators", "1")
         return options
 
     session_options = session_module._session_options
     monkeypatch.setattr(session_module, "_session_options", in_limits)
     halves = [helper.make_node("Add", ["x", "x"], ["z"]), helper.make_node("Mul", ["z", "z"], ["y"])]
-    session = Session(network(halves, batch="n"), providers=[CPU])
+    session = Session(NetworkContent(network(halves, batch="n")), providers=[CPU])
     monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(Session, "_device", "cpu")
     window = np.ones((1, 1, 32, 32, 32), dtype=np.float32)
@@ -348,7 +358,7 @@ def test_a_gpu_failure_is_not_an_invalid_model(monkeypatch: pytest.MonkeyPatch) 
     message = "Non-zero status code returned: CUDA failure 700: an illegal memory access was encountered ; GPU=0"
 
     def run(provider: str, *, on_device: bool) -> ServiceError:
-        session = Session(DOUBLE, providers=[CPU])
+        session = Session(NetworkContent(DOUBLE), providers=[CPU])
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
         with pytest.raises(ServiceError) as caught:
             session.run_on_device(WINDOW) if on_device else session.run(WINDOW)

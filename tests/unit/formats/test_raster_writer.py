@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from inference_service.contract.manifest import CodedConcept, Manifest
+from inference_service.contract.labels import CodedConcept
+from inference_service.contract.manifest import Manifest
 from inference_service.formats.raster.writer import write_metaimage, write_segmentation_nrrd
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from inference_service.contract.manifest import BodyCrop, NonzeroCrop
+from inference_service.contract.crops import BodyCrop, NonzeroCrop
 from inference_service.imaging.geometry import Affine, Box, Volume, box
 from inference_service.segmentation.crop import crop_box
 
@@ -23,12 +23,12 @@ def scan(*boxes: tuple[Box, int], shape: tuple[int, int, int] = SHAPE, outside: 
 
 
 def test_without_a_crop_the_whole_scan_is_kept() -> None:
-    assert crop_box(Volume(scan(), np.eye(4)), None) == box([(0, 40), (0, 30), (0, 20)])
+    assert crop_box([Volume(scan(), np.eye(4))], None) == box([(0, 40), (0, 30), (0, 20)])
 
 
 def test_nonzero_crop_is_the_smallest_box_around_nonzero_voxels() -> None:
     voxels = scan((box([(3, 4), (5, 9), (7, 8)]), -5), (box([(30, 31), (6, 7), (2, 3)]), 1))
-    assert crop_box(Volume(voxels, np.eye(4)), NonzeroCrop(kind="nonzero")) == box([(3, 31), (5, 9), (2, 8)])
+    assert crop_box([Volume(voxels, np.eye(4))], NonzeroCrop(kind="nonzero")) == box([(3, 31), (5, 9), (2, 8)])
 
 
 @given(st.lists(st.tuples(*[st.integers(0, size - 1) for size in SHAPE]), min_size=1, max_size=5))
@@ -36,7 +36,7 @@ def test_nonzero_crop_contains_all_nonzero_voxels_and_is_tight(places: list[tupl
     voxels = scan()
     for place in places:
         voxels[place] = 7
-    kept = crop_box(Volume(voxels, np.eye(4)), NonzeroCrop(kind="nonzero"))
+    kept = crop_box([Volume(voxels, np.eye(4))], NonzeroCrop(kind="nonzero"))
     inside = voxels[kept]
     assert np.count_nonzero(inside) == np.count_nonzero(voxels)
     assert all(np.take(inside, edge, axis).any() for axis in range(3) for edge in (0, -1))
@@ -54,7 +54,7 @@ def test_margins_are_in_millimetres_and_clipped_to_the_scan(
         (max(0, start - margin), min(size, stop + margin))
         for (start, stop), margin, size in zip(inner, voxels, SHAPE, strict=True)
     )
-    assert crop_box(volume, NonzeroCrop(kind="nonzero", margin_mm=margin_mm)) == expected
+    assert crop_box([volume], NonzeroCrop(kind="nonzero", margin_mm=margin_mm)) == expected
 
 
 @pytest.mark.parametrize("spacing_mm", [4.0, 2.0, 1.0, 0.7])
@@ -62,7 +62,7 @@ def test_body_crop_is_around_the_largest_region_above_the_threshold(spacing_mm: 
     body = box([(8, 31), (9, 22), (0, 20)])
     table = box([(5, 36), (26, 28), (0, 20)])
     voxels = scan((body, 40), (table, 300), outside=-1000)
-    kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
+    kept = crop_box([Volume(voxels, np.diag([spacing_mm] * 3 + [1]))], BodyCrop(kind="body", margin_mm=0))
     step = max(1, int(4 / spacing_mm))
     for side, whole, size in zip(kept, body, SHAPE, strict=True):
         assert max(0, whole.start - step) < side.start + 1 <= whole.start + 1
@@ -76,13 +76,13 @@ def test_body_crop_is_around_the_largest_region_above_the_threshold(spacing_mm: 
 def test_body_crop_contains_every_voxel_of_the_body(sides: tuple[tuple[int, int], ...], spacing_mm: float) -> None:
     body = box((start, min(size, start + length)) for (start, length), size in zip(sides, SHAPE, strict=True))
     voxels = scan((body, 40), outside=-1000)
-    kept = crop_box(Volume(voxels, np.diag([spacing_mm] * 3 + [1])), BodyCrop(kind="body", margin_mm=0))
+    kept = crop_box([Volume(voxels, np.diag([spacing_mm] * 3 + [1]))], BodyCrop(kind="body", margin_mm=0))
     assert np.count_nonzero(voxels[kept] == 40) == np.count_nonzero(voxels == 40)
 
 
 @pytest.mark.parametrize("crop", [NonzeroCrop(kind="nonzero"), BodyCrop(kind="body", threshold=10)])
 def test_a_scan_without_a_body_is_kept_whole(crop: NonzeroCrop | BodyCrop) -> None:
-    assert crop_box(Volume(scan(), np.eye(4)), crop) == box([(0, 40), (0, 30), (0, 20)])
+    assert crop_box([Volume(scan(), np.eye(4))], crop) == box([(0, 40), (0, 30), (0, 20)])
 
 
 def test_a_cropped_volume_keeps_its_place_in_the_world(oblique_affine: MakeAffine) -> None:

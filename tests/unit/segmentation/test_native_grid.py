@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from inference_service.contract.manifest import Manifest
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape
 from inference_service.imaging.interpolation import Interpolation, Interpolations, axis_taps
@@ -22,7 +23,6 @@ from inference_service.segmentation.native_grid import write_native_labels
 Floats = NDArray[np.float32]
 Labels = NDArray[np.unsignedinteger]
 Order = Literal[0, 1]
-Activation = Literal["softmax", "sigmoid"]
 
 SHAPES = st.tuples(*[st.integers(1, 8)] * 3)
 LINEAR: Interpolations = ("linear", "linear", "linear")
@@ -168,8 +168,11 @@ def test_equal_grids_need_no_interpolation(shape: Shape, kinds: Interpolations) 
 
 
 @pytest.mark.parametrize(("activation", "values"), [("softmax", (0, 7, 3)), ("sigmoid", (2, 300, 1))])
-def test_labels_are_those_of_the_channels(activation: Activation, values: tuple[int, ...]) -> None:
-    decide = partial(decide_labels, activation=activation, values=values, dtype=np.uint16)
+def test_labels_are_those_of_the_channels(
+    make_manifest: Callable[..., Manifest], activation: str, values: tuple[int, ...]
+) -> None:
+    part = make_manifest(activation=activation, values=values)
+    decide = partial(decide_labels, part=part, values=values, dtype=np.uint16)
     logits = noise((3, 4, 5, 6))
     labels = np.zeros((7, 9, 8), dtype=np.uint16)
     write_native_labels(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, interpolations=LINEAR)

@@ -9,12 +9,14 @@ import nibabel
 import numpy as np
 import pytest
 from dicom_files import Stack, phantom, read_segmentation, regular_stack, write_series
+from fake_networks import NearestValueNetwork, ThresholdNetwork
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.part import NETWORK_FILE
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, result_files
 from inference_service.contract.task_message import OutputFormat
@@ -31,6 +33,7 @@ from inference_service.imaging.geometry import Affine, Volume
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import Resources, StageMonitor
 from inference_service.segmentation.volume_segmentation import segment_volume
+from inference_service.segmentation.windows.network import LoadedNetwork, Network
 
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[[str, Sequence[float]], Affine]
@@ -52,28 +55,6 @@ GEOMETRY = (
 TIE = 1e-4
 
 
-class NearestValueNetwork:
-    """The logit of a label is highest where the image is nearest to the label's value."""
-
-    def __init__(self, *values: float) -> None:
-        self.values = np.array(values, dtype=np.float32).reshape(1, -1, 1, 1, 1)
-        self.images: list[NDArray[np.float32]] = []
-
-    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.images.append(windows[0, 0])
-        return np.asarray(-np.abs(windows - self.values))
-
-
-class ThresholdNetwork:
-    """A channel for each threshold, above one half where the image exceeds it."""
-
-    def __init__(self, *thresholds: float) -> None:
-        self.thresholds = np.array(thresholds, dtype=np.float32).reshape(1, -1, 1, 1, 1)
-
-    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return windows - self.thresholds
-
-
 def label_scan(shape: tuple[int, ...]) -> NDArray[np.int16]:
     """Labels 0…3 as intensities, without any symmetry."""
     return np.random.default_rng(0).integers(0, 4, shape, dtype=np.int16)
@@ -83,8 +64,12 @@ def spacing_of(orientation: str) -> list[float]:
     return [WORLD_SPACING_MM[code] for code in orientation]
 
 
+def only(network: Network) -> dict[str, LoadedNetwork]:
+    return {NETWORK_FILE: LoadedNetwork(network)}
+
+
 def segment(volume: Volume, manifest: Manifest, *values: float) -> NDArray[np.unsignedinteger]:
-    return segment_volume(volume, manifest, NearestValueNetwork(*values), max_voxels=10**6).mask
+    return segment_volume([volume], manifest, only(NearestValueNetwork(*values)), max_voxels=10**6).mask
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -113,7 +98,7 @@ def test_network_sees_the_scan_along_its_own_axes(
         orientation=MODEL_ORIENTATION, spacing_mm=spacing_of(MODEL_ORIENTATION), window=expected.shape
     )
     network = NearestValueNetwork(0, 1, 2, 3)
-    segmented = segment_volume(volume, manifest, network, max_voxels=10**6)
+    segmented = segment_volume([volume], manifest, only(network), max_voxels=10**6)
     assert segmented.windows == len(network.images) == 1
     assert np.array_equal(network.images[0], expected)
     assert np.array_equal(segmented.mask, volume.voxels)
@@ -169,7 +154,8 @@ def test_logits_are_interpolated_separately_along_thick_slices(make_manifest: Ma
 def test_later_sigmoid_channels_override_earlier_ones(make_manifest: MakeManifest) -> None:
     voxels = label_scan((7, 4, 5))
     manifest = make_manifest(activation="sigmoid", values=(2, 300, 1), window=WINDOW)
-    mask = segment_volume(Volume(voxels, np.eye(4)), manifest, ThresholdNetwork(0.5, 2.5, 1.5), max_voxels=10**6).mask
+    network = ThresholdNetwork(0.5, 2.5, 1.5)
+    mask = segment_volume([Volume(voxels, np.eye(4))], manifest, only(network), max_voxels=10**6).mask
     assert mask.dtype == np.uint16
     assert np.array_equal(mask, np.array([0, 2, 1, 1])[voxels])
 
@@ -320,9 +306,9 @@ def test_unused_provider_is_reported(tmp_path: Path, model: Model, oblique_affin
     ("wrong", "message"),
     [
         ({"sha256": "0" * 64}, "expected sha256 0000"),
-        ({"channels": 2}, r"expected one input of shape \['any', 1, 5, 4, 3\], got \[\[None, 2, 5, 4, 3\]\]"),
+        ({"input_channels": 2}, r"expected one input of shape \['any', 1, 5, 4, 3\], got \[\[None, 2, 5, 4, 3\]\]"),
         ({"labels": 3}, r"expected one output of shape \['any', 4, 5, 4, 3\], got \[\[None, 3, 5, 4, 3\]\]"),
-        ({"outputs": 2}, "expected one output of shape"),
+        ({"outputs": [{"channel": 0, "value": 1}]}, r"expected one output of shape \['any', 1, 5, 4, 3\]"),
         ({"window": (5, 4, 4)}, "expected one input of shape"),
     ],
 )
@@ -333,6 +319,13 @@ def test_model_that_does_not_match_its_manifest_is_refused(
     with pytest.raises(ModelInvalid, match=message):
         run(tmp_path / "scan.nii", tmp_path, make_model(**wrong))
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
+
+
+def test_a_scan_with_too_few_channels_for_the_model_is_refused(tmp_path: Path, make_model: MakeModel) -> None:
+    write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
+    channels = [{"name": name, "intensity": {"kind": "none"}} for name in ("CT", "PET")]
+    with pytest.raises(BadRequest, match=r"model test needs 2 channels \(CT, PET\), got 1"):
+        run(tmp_path / "scan.nii", tmp_path, make_model(input_channels=2, channels=channels))
 
 
 def test_scan_above_the_voxel_limit_is_refused(tmp_path: Path, model: Model) -> None:
@@ -409,7 +402,7 @@ def test_intensity_statistics_come_from_the_cropped_scan(make_manifest: MakeMani
     z_score = [{"name": "CT", "intensity": {"kind": "z_score"}}]
     manifest = make_manifest(channels=z_score, crop={"kind": "nonzero"}, window=(3, 4, 3), values=(0, 1))
     network = NearestValueNetwork(0, 1)
-    segment_volume(Volume(voxels, np.eye(4)), manifest, network, max_voxels=10**6)
+    segment_volume([Volume(voxels, np.eye(4))], manifest, only(network), max_voxels=10**6)
     (image,) = network.images
     assert image.mean() == pytest.approx(0, abs=1e-5)
     assert image.std() == pytest.approx(1, abs=1e-5)
@@ -431,9 +424,9 @@ def test_a_job_that_does_not_fit_into_memory_is_refused_before_it_runs(make_mani
     network = NearestValueNetwork(0, 1, 2, 3)
     with pytest.raises(OutOfMemory, match=r"needs 128 MiB more memory, and this worker has 128 MiB available"):
         segment_volume(
-            Volume(label_scan((7, 4, 5)), np.eye(4)),
+            [Volume(label_scan((7, 4, 5)), np.eye(4))],
             make_manifest(),
-            network,
+            only(network),
             max_voxels=10**6,
             resources=Resources(memory=MemoryBudget(available=lambda jobs: 128 * 2**20)),
         )
@@ -453,9 +446,9 @@ def test_logits_on_disk_give_the_same_mask_and_a_warning(tmp_path: Path, make_ma
 
     voxels = label_scan((17, 4, 5))
     segmented = segment_volume(
-        Volume(voxels, np.eye(4)),
+        [Volume(voxels, np.eye(4))],
         make_manifest(),
-        NearestValueNetwork(0, 1, 2, 3),
+        only(NearestValueNetwork(0, 1, 2, 3)),
         max_voxels=10**6,
         resources=Resources(memory=MemoryBudget(tmp_path, available=Shrinking())),
     )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.manifest import LargestComponent, PostProcessing, RemoveSmallComponents
+from inference_service.contract.labels import LargestComponent, PostProcessing, RemoveSmallComponents
 from inference_service.segmentation.postprocessing import postprocess
 
 Box = tuple[slice | int, slice | int, slice | int]

@@ -8,7 +8,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.manifest import Intensity, Manifest
+from inference_service.contract.intensity import Intensity
+from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Affine, Volume
 from inference_service.segmentation.preprocessing import normalise, preprocess
@@ -69,7 +70,7 @@ FORMULAS: list[tuple[Fields, Callable[[Doubles], Doubles]]] = [
 
 
 def intensity_of(make_manifest: MakeManifest, fields: Fields) -> Intensity:
-    return make_manifest(channels=[{"name": "CT", "intensity": fields}]).channels[0].intensity
+    return make_manifest(channels=[{"name": "CT", "intensity": fields}]).channels[0].intensities[0]
 
 
 def hounsfield(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -132,17 +133,17 @@ def test_image_has_the_models_orientation_and_spacing(
     expected = ndimage.zoom(scan.astype(np.float64), ratios, order=order, mode="nearest", grid_mode=True)
 
     manifest = make_manifest(orientation=target, spacing_mm=model_spacing, interpolation=interpolation)
-    prepared = preprocess(volume, manifest, max_voxels=MAX_VOXELS)
-    assert prepared.image.shape == expected.shape
+    prepared = preprocess([volume], manifest, max_voxels=MAX_VOXELS)
+    assert prepared.image[0].shape == expected.shape
     assert len({round(ratio, 3) for ratio in ratios}) == 3
-    assert np.allclose(prepared.image, expected, rtol=CLOSE, atol=0.01)
+    assert np.allclose(prepared.image[0], expected, rtol=CLOSE, atol=0.01)
 
 
 def test_area_interpolation_averages_the_voxels_that_a_model_voxel_covers(make_manifest: MakeManifest) -> None:
     volume = Volume(hounsfield((6, 8, 9)), np.diag([1.0, 1.0, 1.0, 1.0]))
     manifest = make_manifest(spacing_mm=(2.0, 4.0, 3.0), interpolation="area")
     means = volume.voxels.reshape(3, 2, 2, 4, 3, 3).mean(axis=(1, 3, 5))
-    assert np.allclose(preprocess(volume, manifest, max_voxels=MAX_VOXELS).image, means, atol=0.01)
+    assert np.allclose(preprocess([volume], manifest, max_voxels=MAX_VOXELS).image[0], means, atol=0.01)
 
 
 @pytest.mark.parametrize("source", ["RAS", "LPS", "PIR", "SLA"])
@@ -156,14 +157,16 @@ def test_axes_run_in_the_models_directions(
     by_world_axis = dict(zip(world_axes, spacing, strict=True))
     manifest = make_manifest(orientation="SPR", spacing_mm=[by_world_axis[axis] for axis in (2, 1, 0)])
     for axis, (world_axis, sign) in enumerate(((2, 1), (1, -1), (0, 1))):
-        image = preprocess(Volume(world_mm[..., world_axis], affine), manifest, max_voxels=MAX_VOXELS).image
+        image = preprocess([Volume(world_mm[..., world_axis], affine)], manifest, max_voxels=MAX_VOXELS).image[0]
         steps = sign * np.diff(image, axis=axis)
         assert (steps > 0.8 * by_world_axis[world_axis]).all()
 
 
 def test_intensities_are_mapped_as_the_manifest_asks(make_manifest: MakeManifest) -> None:
     volume = Volume(hounsfield((6, 5, 4)).astype(np.int16), np.eye(4))
-    image = preprocess(volume, make_manifest(channels=[{"name": "CT", "intensity": CT}]), max_voxels=MAX_VOXELS).image
+    image = preprocess(
+        [volume], make_manifest(channels=[{"name": "CT", "intensity": CT}]), max_voxels=MAX_VOXELS
+    ).image[0]
     assert np.allclose(image, ct(volume.voxels.astype(np.float64)), atol=CLOSE)
     assert volume.voxels.dtype == np.int16
     assert volume.voxels.min() < -900
@@ -173,18 +176,18 @@ def test_separate_axis_is_found_along_the_models_axes(make_manifest: MakeManifes
     voxels = hounsfield((8, 7, 4))
     volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
     manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
-    prepared = preprocess(volume, manifest, max_voxels=MAX_VOXELS)
+    prepared = preprocess([volume], manifest, max_voxels=MAX_VOXELS)
     assert prepared.logits_interpolations == ("nearest", "linear", "linear")
-    assert np.array_equal(prepared.image, np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
-    prepared = preprocess(volume, make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
+    assert np.array_equal(prepared.image[0], np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
+    prepared = preprocess([volume], make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
     assert prepared.logits_interpolations == ("linear", "linear", "linear")
 
 
 def test_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
     voxels = hounsfield((4, 5, 6))
     manifest = make_manifest(orientation="IAR")
-    prepared = preprocess(Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0))), manifest, max_voxels=MAX_VOXELS)
-    assert np.array_equal(prepared.image, prepared.reorientation.apply(voxels))
+    prepared = preprocess([Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0)))], manifest, max_voxels=MAX_VOXELS)
+    assert np.array_equal(prepared.image[0], prepared.reorientation.apply(voxels))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,7 @@ def test_large_grids_are_refused_before_they_are_allocated(
     tracemalloc.start()
     try:
         with pytest.raises(InputTooLarge, match=message):
-            preprocess(volume, manifest, max_voxels=MAX_VOXELS)
+            preprocess([volume], manifest, max_voxels=MAX_VOXELS)
         assert tracemalloc.get_traced_memory()[1] < 10**5
     finally:
         tracemalloc.stop()
@@ -223,16 +226,16 @@ def test_large_grids_are_refused_before_they_are_allocated(
 def test_grids_as_large_as_the_limit_are_accepted(make_manifest: MakeManifest) -> None:
     volume = Volume(np.zeros((3, 1, 4), dtype=np.int16), np.diag([2.0, 3.0, 2.0, 1.0]))
     manifest = make_manifest(window=(5, 4, 3))
-    assert preprocess(volume, manifest, max_voxels=6 * 4 * 8).image.shape == (6, 3, 8)
+    assert preprocess([volume], manifest, max_voxels=6 * 4 * 8).image[0].shape == (6, 3, 8)
     with pytest.raises(InputTooLarge, match=r"192 voxels.*at most 191"):
-        preprocess(volume, manifest, max_voxels=6 * 4 * 8 - 1)
+        preprocess([volume], manifest, max_voxels=6 * 4 * 8 - 1)
 
 
 def test_long_axes_take_memory_in_proportion(make_manifest: MakeManifest) -> None:
     volume = Volume(np.zeros((4096, 1, 1), dtype=np.int16), np.diag([0.5, 1.0, 1.0, 1.0]))
     tracemalloc.start()
     try:
-        assert preprocess(volume, make_manifest(), max_voxels=MAX_VOXELS).image.shape == (2048, 1, 1)
+        assert preprocess([volume], make_manifest(), max_voxels=MAX_VOXELS).image[0].shape == (2048, 1, 1)
         assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
     finally:
         tracemalloc.stop()
@@ -260,19 +263,19 @@ def test_intensities_may_be_mapped_before_resampling(
     before = voxels.copy()
     fields = {"channels": [{"name": "CT", "intensity": intensity}], "interpolation": interpolation}
     manifest = make_manifest(**fields, spacing_mm=(1.6, 0.7, 1.3), intensity_before_resampling=True)
-    got = preprocess(Volume(voxels, np.eye(4)), manifest, max_voxels=MAX_VOXELS).image
+    got = preprocess([Volume(voxels, np.eye(4))], manifest, max_voxels=MAX_VOXELS).image[0]
 
     mapped = voxels.astype(np.float32)
-    normalise(mapped, manifest.channels[0].intensity)
+    normalise(mapped, manifest.channels[0].intensities[0])
     plain = make_manifest(interpolation=interpolation, spacing_mm=(1.6, 0.7, 1.3))
-    expected = preprocess(Volume(mapped, np.eye(4)), plain, max_voxels=MAX_VOXELS).image
+    expected = preprocess([Volume(mapped, np.eye(4))], plain, max_voxels=MAX_VOXELS).image[0]
     assert np.allclose(got, expected, atol=1e-5)
     assert np.array_equal(voxels, before)
     if intensity["kind"] == "ct":
         after = preprocess(
-            Volume(voxels, np.eye(4)), make_manifest(**fields, spacing_mm=(1.6, 0.7, 1.3)), max_voxels=10**6
+            [Volume(voxels, np.eye(4))], make_manifest(**fields, spacing_mm=(1.6, 0.7, 1.3)), max_voxels=10**6
         )
-        assert not np.allclose(got, after.image, atol=0.1)
+        assert not np.allclose(got, after.image[0], atol=0.1)
 
 
 @pytest.mark.parametrize("intensity", [Z_SCORE, PERCENTILES, MIN_MAX])
@@ -292,16 +295,17 @@ def test_padding_of_a_ct_does_not_shift_its_statistics(
         voxels[:3] = value
         scan = voxels.copy()
         for modality in ("CT", "MR"):
-            manifest = make_manifest(**fields, modality=modality)
-            images[modality, value] = preprocess(Volume(scan, np.eye(4)), manifest, max_voxels=MAX_VOXELS).image
+            volume = Volume(scan, np.eye(4))
+            prepared = preprocess([volume], make_manifest(**fields), of_ct=modality == "CT", max_voxels=MAX_VOXELS)
+            images[modality, value] = prepared.image
         np.testing.assert_array_equal(scan, voxels)
     np.testing.assert_array_equal(images["CT", padding], images["CT", -1024])
     assert not np.allclose(images["MR", padding], images["MR", -1024])
 
 
 def test_a_copy_of_a_ct_without_padding_is_accounted_for(make_manifest: MakeManifest) -> None:
-    manifest = make_manifest(channels=[{"name": "CT", "intensity": Z_SCORE}], modality="CT")
-    voxels = np.full((12, 9, 10), -2000, np.int16)
+    manifest = make_manifest(channels=[{"name": "CT", "intensity": Z_SCORE}])
+    volume = Volume(np.full((12, 9, 10), -2000, np.int16), np.eye(4))
     required: list[int] = []
-    preprocess(Volume(voxels, np.eye(4)), manifest, max_voxels=MAX_VOXELS, require_memory=required.append)
-    assert voxels.nbytes in required
+    preprocess([volume], manifest, of_ct=True, max_voxels=MAX_VOXELS, require_memory=required.append)
+    assert volume.voxels.nbytes in required

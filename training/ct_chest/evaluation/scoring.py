@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.progress import StageClock
 from inference_service.embedded.phantom import chest_phantom
-from inference_service.engine.model_registry import Model, read_model
-from inference_service.engine.session import Session
-from inference_service.engine.session_cache import load_session
+from inference_service.engine.model_registry import read_model
+from inference_service.engine.session_cache import LoadedModel, load_model
 from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
 from inference_service.segmentation.volume_segmentation import segment_volume
 from training.ct_chest.labels import NAMES
@@ -37,15 +37,13 @@ _THREADS = 2
 
 def segment(volume: Volume, folder: Path = MODEL) -> NDArray[np.unsignedinteger]:
     """Returns the mask that the service writes with the model in `folder`."""
-    model, session = _loaded(folder)
-    segmented = segment_volume(volume, model.manifest, session, max_voxels=2**30)
-    return segmented.mask
+    loaded = _loaded(folder)
+    return segment_volume([volume], loaded.manifest, loaded_networks(loaded, 1), max_voxels=2**30).mask
 
 
 @cache
-def _loaded(folder: Path) -> tuple[Model, Session]:
-    model = read_model(folder)
-    return model, load_session(model, ExecutionOptions(("CPUExecutionProvider",), threads=_THREADS))
+def _loaded(folder: Path) -> LoadedModel:
+    return load_model(read_model(folder), ExecutionOptions(("CPUExecutionProvider",), threads=_THREADS))
 
 
 def dice(first: Mask, second: Mask) -> float:
@@ -85,12 +83,13 @@ def compared(mask: NDArray[np.unsignedinteger], example: Example) -> Figures:
 def timed(folder: Path = MODEL, repeats: int = 3) -> Figures:
     """Seconds for a phantom of 512×512×300 at 0.7×0.7×1 mm, from memory to the mask; the median of the repeats."""
     phantom = chest_phantom((512, 512, 300), (0.7, 0.7, 1.0))
-    model, session = _loaded(folder)
+    loaded = _loaded(folder)
+    networks = loaded_networks(loaded, 1)
     clocks = [StageClock() for _ in range(repeats)]
     with job_threads(_THREADS) as threads:
         for clock in clocks:
             resources = Resources(threads, monitor=StageMonitor(clock))
-            segment_volume(phantom, model.manifest, session, max_voxels=2**30, resources=resources)
+            segment_volume([phantom], loaded.manifest, networks, max_voxels=2**30, resources=resources)
     for stage in clocks[0].seconds:
         yield f"{stage}, s", float(np.median([clock.seconds[stage] for clock in clocks]))
     yield "all, s", float(np.median([sum(clock.seconds.values()) for clock in clocks]))

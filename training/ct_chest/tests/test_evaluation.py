@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.embedded.phantom import chest_phantom
-from inference_service.engine.model_registry import Model
-from inference_service.engine.session import Session
+from inference_service.engine.session_cache import LoadedModel
 from inference_service.imaging.geometry import Volume
 from training.ct_chest import evaluate
 from training.ct_chest.evaluation import real, scoring
@@ -65,7 +64,7 @@ def test_every_section_evaluates_the_requested_model(
         shutil.copytree(scoring.MODEL, folder)
     load = scoring._loaded
 
-    def loaded(which: Path) -> tuple[Model, Session]:
+    def loaded(which: Path) -> LoadedModel:
         requested.add(which)
         return load(which)
 

@@ -1,6 +1,6 @@
 """The manifest in the repository agrees with the training."""
 
-from inference_service.contract.manifest import CtIntensity
+from inference_service.contract.intensity import CtIntensity
 from inference_service.engine.model_registry import read_model
 from training.ct_chest import labels
 from training.ct_chest.evaluation.scoring import MODEL

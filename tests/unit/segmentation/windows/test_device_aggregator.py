@@ -20,6 +20,7 @@ from inference_service.core.errors import GpuOutOfMemory, ModelInvalid
 from inference_service.core.execution import CPU, CUDA, TENSORRT, ExecutionOptions, GpuOptions
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import Model
+from inference_service.engine.onnx_file import NetworkContent
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.nifti import write_volume
@@ -30,7 +31,7 @@ from inference_service.segmentation.resources import StageMonitor
 from inference_service.segmentation.windows.device_aggregator import GRAPHS, TEXTS, DeviceAggregator, DeviceSession
 from inference_service.segmentation.windows.network import SINGLE_WINDOWS, Batching, Network
 from inference_service.segmentation.windows.sliding_window import stream_logits
-from inference_service.segmentation.windows.tiling import plan_windows
+from inference_service.segmentation.windows.tiling import plan_windows, window_shape
 
 MakeManifest = Callable[..., Manifest]
 
@@ -50,7 +51,7 @@ def session_of(kind: int = TensorProto.FLOAT, value: float = 1.0) -> Session:
         [numpy_helper.from_array(weights.astype(helper.tensor_dtype_to_np_dtype(kind)), "w")],
     )
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return Session(network.SerializeToString(), providers=[CPU], threads=1)
+    return Session(NetworkContent(network.SerializeToString()), providers=[CPU], threads=1)
 
 
 def noise(shape: Shape) -> NDArray[np.float32]:
@@ -58,10 +59,10 @@ def noise(shape: Shape) -> NDArray[np.float32]:
 
 
 def streamed(
-    shape: Shape, manifest: Manifest, network: Network | DeviceSession, batching: Batching = SINGLE_WINDOWS
+    shape: Shape, manifest: Manifest, *networks: Network | DeviceSession, batching: Batching = SINGLE_WINDOWS
 ) -> NDArray[np.float32]:
-    plan = plan_windows(shape, manifest.window, manifest.overlap, manifest.placement)
-    return np.stack(list(stream_logits(noise(shape), network, manifest, plan, batching=batching)))
+    plan = plan_windows(shape, window_shape(shape, manifest), manifest.overlap, manifest.placement)
+    return np.stack(list(stream_logits(noise(shape)[np.newaxis], networks, manifest, plan, batching=batching)))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -93,15 +94,28 @@ def test_device_aggregation_agrees_with_the_hosts(
     session = session_of()
     manifest = make_manifest(window=window, overlap=overlap, values=LABELS, mirror_axes=mirror_axes)
     here = streamed(shape, manifest, session)
-    there = streamed(shape, manifest, DeviceSession(session), Batching(batch, run_ahead=ahead))
+    there = streamed(shape, manifest, DeviceSession(session), batching=Batching(batch, run_ahead=ahead))
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.sampled_from([(), (0, 2)]), st.integers(1, 9), st.booleans())
+def test_several_networks_are_averaged_on_the_device(
+    make_manifest: MakeManifest, shape: Shape, mirror_axes: tuple[int, ...], batch: int, ahead: bool
+) -> None:
+    sessions = [session_of(value=value) for value in (1.0, -3.0, 0.5)]
+    manifest = make_manifest(window=(4, 2, 3), values=LABELS, mirror_axes=mirror_axes)
+    here = streamed(shape, manifest, *sessions)
+    batching = Batching(batch, run_ahead=ahead)
+    there = streamed(shape, manifest, *map(DeviceSession, sessions), batching=batching)
+    np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(there, streamed(shape, manifest, sessions[0]), atol=1e-3)
 
 
 def test_float16_logits_are_aggregated_in_float32(make_manifest: MakeManifest) -> None:
     half = session_of(TensorProto.FLOAT16)
     full = session_of()
     manifest = make_manifest(window=(4, 5, 3), values=LABELS, mirror_axes=(1,))
-    there = streamed((9, 6, 8), manifest, DeviceSession(half), Batching(2))
+    there = streamed((9, 6, 8), manifest, DeviceSession(half), batching=Batching(2))
     assert there.dtype == np.float32
     np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, half), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(there, streamed((9, 6, 8), manifest, full), rtol=HALF_RTOL, atol=20 * HALF_RTOL)
@@ -175,7 +189,9 @@ def test_a_window_that_does_not_fit_into_the_gpus_memory_is_out_of_memory(
     monkeypatch.setattr(Session, "run_on_device", full)
     session = session_of()
     with pytest.raises(GpuOutOfMemory, match="too large"):
-        streamed((9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), DeviceSession(session), Batching(4))
+        streamed(
+            (9, 6, 8), make_manifest(window=(4, 5, 3), values=LABELS), DeviceSession(session), batching=Batching(4)
+        )
 
 
 @pytest.mark.parametrize(("provider", "expected"), [(CUDA, True), (TENSORRT, False), (CPU, False)])
@@ -183,7 +199,7 @@ def test_cuda_aggregates_on_the_device_if_the_settings_enable_it(
     monkeypatch: pytest.MonkeyPatch, provider: str, expected: bool
 ) -> None:
     for wanted in (False, True):
-        session = Session(GRAPHS["means"], providers=[CPU], gpu=GpuOptions(aggregate_on_device=wanted))
+        session = Session(NetworkContent(GRAPHS["means"]), providers=[CPU], gpu=GpuOptions(aggregate_on_device=wanted))
         monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
         assert session.aggregates_on_device == (wanted and expected)
 

@@ -1,19 +1,23 @@
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
+from inference_service.contract.manifest import Manifest
+from inference_service.contract.part import Blending, Gaussian
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Shape
 from inference_service.segmentation.windows.tiling import (
     MAX_WINDOWS,
-    Blending,
     Placement,
     importance_map,
     padding,
     plan_windows,
+    window_shape,
     window_starts,
 )
 
@@ -32,7 +36,8 @@ def monai_starts(size: int, window: int, overlap: float) -> list[int]:
 
 def nnunet_starts(size: int, window: int, overlap: float) -> list[int]:
     """nnU-Net's compute_steps_for_sliding_window for one axis."""
-    target_step = window * (1 - overlap)
+    # Each slice of a network for planes runs once.
+    target_step = window * (1 - overlap) if window > 1 else 1
     number = int(np.ceil((size - window) / target_step)) + 1
     step = (size - window) / (number - 1) if number > 1 else 0.0
     return [int(np.round(step * index)) for index in range(number)]
@@ -77,6 +82,30 @@ def test_every_voxel_has_a_weight(
         covered += weights
     assert total.min() >= weights.min() > 0
     assert plan.count == len(list(product(*plan.starts)))
+
+
+@pytest.mark.parametrize("placement", ["snap", "even"])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.9])
+def test_windows_of_one_voxel_do_not_overlap(overlap: float, placement: Placement) -> None:
+    assert window_starts(7, 1, overlap, placement) == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("window", "multiple_of", "expected"),
+    [
+        ((5, 4, 3), 8, (5, 4, 3)),
+        ((None, 4, None), 1, (9, 4, 16)),
+        ((None, None, None), 8, (16, 8, 16)),
+        ((None, 1, None), 5, (10, 1, 20)),
+    ],
+)
+def test_a_window_without_a_size_is_the_whole_image_padded_to_a_multiple(
+    make_manifest: Callable[..., Manifest], window: tuple[int | None, ...], multiple_of: int, expected: Shape
+) -> None:
+    part = make_manifest(window=window, multiple_of=multiple_of)
+    assert window_shape((9, 7, 16), part) == expected
+    plan = plan_windows((9, 7, 16), expected, part.overlap, part.placement)
+    assert all(len(starts) == 1 for size, starts in zip(window, plan.starts, strict=True) if size is None)
 
 
 @pytest.mark.timeout(20)
@@ -148,6 +177,26 @@ def test_gaussian_has_a_sigma_of_an_eighth_of_the_window_and_a_lower_bound() -> 
     squares = sum(np.ix_(*(distance**2 for distance in distances)))
     assert np.allclose(weights, np.maximum(np.exp(-squares / 2), 1e-3), rtol=1e-5)
     assert weights[0, 0, 0] == np.float32(1e-3)
+
+
+@pytest.mark.parametrize("window", [(16, 24, 20), (9, 12, 7), (5, 1, 8)])
+@pytest.mark.parametrize("sigma", [0.125, 0.0625, 0.3])
+def test_gaussian_around_a_voxel_is_that_of_nnunet(window: Shape, sigma: float) -> None:
+    """nnU-Net filters an impulse with SciPy, which cuts the Gaussian at 4 sigma, and raises weights of 0."""
+    impulse = np.zeros(window)
+    impulse[tuple(size // 2 for size in window)] = 1
+    expected = ndimage.gaussian_filter(impulse, [size * sigma for size in window], 0, mode="constant", cval=0)
+    expected /= expected.max()
+    expected[expected == 0] = expected[expected > 0].min()
+    weights = importance_map(window, Gaussian(sigma=sigma, centre="voxel"))
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def test_gaussian_around_the_middle_has_the_sigma_of_the_model() -> None:
+    weights = importance_map((8, 1, 1), Gaussian(sigma=0.25))
+    expected = np.exp(-((np.arange(8) - 3.5) ** 2) / (2 * 2**2))
+    np.testing.assert_allclose(weights[:, 0, 0], expected, rtol=1e-5)
+    assert np.array_equal(importance_map((8, 6, 5), Gaussian()), importance_map((8, 6, 5), "gaussian"))
 
 
 def test_constant_blending_gives_equal_weights() -> None:

@@ -1,0 +1,54 @@
+"""The part of a scan that is segmented."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from inference_service.contract.manifest_types import LabelValue, Strict
+from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
+
+
+class NonzeroCrop(Strict):
+    """Crops the scan to the voxels that are not 0 in all channels, plus `margin_mm`: nnU-Net's crop to non-zero."""
+
+    kind: Literal["nonzero"]
+    margin_mm: NonNegativeFloat = 0.0
+
+
+class BodyCrop(Strict):
+    """Crops the scan to its largest connected region above `threshold`, in the scan's unit (HU for CT), plus
+    `margin_mm`."""
+
+    kind: Literal["body"]
+    threshold: float = -500.0
+    margin_mm: NonNegativeFloat = 10.0
+
+
+class ForegroundCrop(Strict):
+    """Crops to the voxels above `threshold`, plus `margin_voxels`: MONAI's CropForeground.
+
+    The values and the grid are those of the scan, or with `prepared` those that the network gets.
+    """
+
+    kind: Literal["foreground"]
+    threshold: float = 0.0
+    margin_voxels: NonNegativeInt = 0
+    divisor: PositiveInt = Field(
+        1, description="The box is widened until its size is a multiple of this (k_divisible)."
+    )
+    channel: NonNegativeInt | None = Field(None, description="The channel that is looked at; null: all of them.")
+    prepared: bool = False
+
+
+class ModelCrop(Strict):
+    """Crops to what another installed model finds in the scan, plus `margin_mm`; to the whole scan if it finds
+    nothing."""
+
+    kind: Literal["model"]
+    model: str = Field(pattern=NAME_PATTERN)
+    version: str | None = Field(None, pattern=VERSION_PATTERN)
+    labels: tuple[LabelValue, ...] = Field((), description="The labels that count; none: all except 0.")
+    margin_mm: NonNegativeFloat = 20.0
+
+
+Crop = Annotated[NonzeroCrop | BodyCrop | ForegroundCrop | ModelCrop, Field(discriminator="kind")]

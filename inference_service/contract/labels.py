@@ -1,0 +1,68 @@
+"""The labels of a mask, their codes for DICOM, and the steps that clean them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from inference_service.contract.manifest_types import LabelValue, Strict
+
+# No control character, and no backslash, which separates values in DICOM.
+_DICOM_TEXT = r"^[^\x00-\x1f\x7f\\]{1,64}$"
+
+
+class CodedConcept(Strict):
+    """A coded concept as in DICOM PS3.3 Table 8.8-1, for example SCT, 39607008, Lung."""
+
+    scheme: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Coding scheme designator; SCT is SNOMED CT.")
+    value: str = Field(pattern=r"^[!-\[\]-~]{1,16}$", description="Code value in the coding scheme.")
+    meaning: str = Field(pattern=_DICOM_TEXT, description="Code meaning, as text for people.")
+
+
+class Label(Strict):
+    """A label of the mask; by default, that of the output channel with its index."""
+
+    name: str = Field(pattern=_DICOM_TEXT)
+    value: LabelValue = Field(description="Value of the label in the mask.")
+    category: CodedConcept | None = Field(
+        None,
+        description="Segmented Property Category for DICOM, from PS3.16 CID 7150, for example SCT, 123037004, "
+        "Anatomical Structure. Default: SCT, 85756007, Tissue.",
+    )
+    type: CodedConcept | None = Field(
+        None,
+        description="Segmented Property Type for DICOM, for example SCT, 39607008, Lung. Default: SCT, 85756007, "
+        "Tissue.",
+    )
+
+
+class _ComponentStep(Strict):
+    labels: tuple[int, ...] = Field(min_length=1)
+    becomes: LabelValue | Literal["surroundings"] = Field(
+        0,
+        description="New value of the removed voxels. surroundings: for each component, the value with which it shares "
+        "the most voxel faces.",
+    )
+
+
+class LargestComponent(_ComponentStep):
+    """Removes all but the largest 26-connected component of each label."""
+
+    step: Literal["largest_component"]
+
+
+class RemoveSmallComponents(_ComponentStep):
+    """Removes the 26-connected components of each label that are smaller than `min_volume_ml`, or smaller than
+    `min_share` of its largest component."""
+
+    step: Literal["remove_small"]
+    min_volume_ml: PositiveFloat
+    min_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Smallest size that is kept, as a share of the label's largest component. It lets both parts stay "
+        "of an organ that a scan may show in two parts, such as the base of a lung.",
+    )
+
+
+PostProcessing = Annotated[LargestComponent | RemoveSmallComponents, Field(discriminator="step")]
