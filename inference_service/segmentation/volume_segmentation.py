@@ -13,6 +13,7 @@ from inference_service.imaging.geometry import Box, Volume
 from inference_service.segmentation.part_runs import PartRuns
 from inference_service.segmentation.postprocessing import postprocess
 from inference_service.segmentation.resources import Resources
+from inference_service.segmentation.supported import check_supported
 from inference_service.segmentation.windows.network import LoadedNetwork
 
 
@@ -54,7 +55,8 @@ def segment_volume(
         BadRequest: The scan has another number of channels than the model.
         InputTooLarge: The scan on the model's grid is too large.
         OutOfMemory, GpuOutOfMemory: The job does not fit into memory.
-        ModelInvalid: A network's logits are not finite, or of another shape than the manifest's.
+        ModelInvalid: A network's logits are not finite, or of another shape than the manifest's, or the manifest asks
+            for a step that is not supported.
     """
     if len(channels) != len(manifest.channels):
         names = ", ".join(channel.name for channel in manifest.channels)
@@ -62,6 +64,8 @@ def segment_volume(
             f"model {manifest.name} needs {len(manifest.channels)} channels ({names}), got {len(channels)}"
         )
     resources = resources or Resources()
+    for part in manifest.every_part:
+        check_supported(part)
     # Voxels are labelled by number of output first, where several outputs have one value.
     largest = max(*(label.value for label in manifest.labels), *(len(part.outputs) for part in manifest.every_part))
     dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16

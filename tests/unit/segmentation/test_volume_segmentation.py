@@ -361,6 +361,25 @@ def channel(*intensities: dict[str, object]) -> list[dict[str, object]]:
     return [{"name": "CT", "intensity": intensities if len(intensities) > 1 else intensities[0]}]
 
 
+@pytest.mark.parametrize(
+    ("fields", "step"),
+    [
+        ({"grid": "first_centre"}, "grid first_centre"),
+        ({"crop": {"kind": "foreground"}}, "crop foreground"),
+        ({"crop": {"kind": "model", "model": "body"}}, "crop model"),
+        ({"channels": channel({"kind": "none"}, {"kind": "none"})}, "several intensities of a channel"),
+        ({"channels": channel({"kind": "linear", "scale": 2})}, "intensity linear"),
+        ({"channels": channel({"kind": "z_score", "fill_holes": True})}, "intensity z_score"),
+        ({"channels": channel({"kind": "min_max", "statistics": "all_channels"})}, "intensity min_max"),
+    ],
+)
+def test_a_step_that_is_not_supported_is_refused(
+    make_manifest: MakeManifest, fields: dict[str, object], step: str
+) -> None:
+    with pytest.raises(ModelInvalid, match=f"does not support: {step}$"):
+        segment(at((1, 1, 1), label_scan((7, 4, 5))), make_manifest(**fields), NearestValueNetwork(0, 1, 2, 3))
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("placement", ["snap", "even"])
 def test_a_network_for_planes_runs_on_each_slice_once(make_manifest: MakeManifest, axis: int, placement: str) -> None:
