@@ -27,7 +27,8 @@ class BodyCrop(Strict):
 class ForegroundCrop(Strict):
     """Crops to the voxels above `threshold`, plus `margin_voxels`: MONAI's CropForeground.
 
-    The values and the grid are those of the scan, or with `prepared` those that the network gets.
+    The values and the grid are those of the scan, whose edge limits the box. With `prepared` they are those that the
+    network gets: the box may exceed the image, which is padded with 0.
     """
 
     kind: Literal["foreground"]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, WrapValidator, model_validator
 
-from inference_service.contract.crops import Crop
+from inference_service.contract.crops import Crop, ForegroundCrop
 from inference_service.contract.intensity import Intensity
 from inference_service.contract.manifest_types import LabelValue, Sha256, Strict
 
@@ -19,7 +19,7 @@ NETWORK_FILE = "model.onnx"
 GridSpacing = tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None]
 WindowSize = tuple[PositiveInt | None, PositiveInt | None, PositiveInt | None]
 FileName = Annotated[str, Field(pattern=_FILE_NAME)]
-Interpolated = Literal["nearest", "linear", "area", "cubic"]
+Interpolated = Literal["nearest", "linear", "area", "quadratic", "cubic"]
 
 
 _SeveralIntensities = Annotated[tuple[Intensity, ...], Field(min_length=1)]
@@ -114,8 +114,8 @@ class Part(Strict):
     interpolation: Interpolated = Field(
         "linear",
         description="Interpolation of the scan to spacing_mm. area: each coarser voxel is the mean of the voxels that "
-        "it covers (OpenCV's INTER_AREA); axes that become finer are interpolated linearly. cubic: an interpolating "
-        "spline (nnU-Net).",
+        "it covers (OpenCV's INTER_AREA); axes that become finer are interpolated linearly. quadratic, cubic: the "
+        "interpolating spline of order 2 or 3 (nnU-Net, SciPy).",
     )
     intensity_before_resampling: bool = Field(
         False,
@@ -150,6 +150,11 @@ class Part(Strict):
         "constant", description="How a volume smaller than the window is padded."
     )
     padding_value: float = Field(0.0, description="Value of constant padding, in normalised intensities.")
+    padding_sides: Literal["both", "end"] = Field(
+        "both",
+        description="Where such a volume is padded. both: by halves, the smaller one first (nnU-Net, MONAI). end: at "
+        "the end of each axis (MONAI's DivisiblePad and SpatialPad with this method).",
+    )
     mirror_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
         (),
         description="Axes for test-time augmentation (nnU-Net's mirroring): each window runs once for every "
@@ -200,7 +205,18 @@ class Part(Strict):
             raise ValueError("a first stage has no first stage of its own")
         if self.first_stage is not None and not self.first_stage.values:
             raise ValueError("a first stage needs an output with a value other than 0")
+        if self.grid == "first_centre" and self.interpolation == "area":
+            raise ValueError("interpolation area needs the grid edges, on which voxels cover each other")
+        if isinstance(self.crop, ForegroundCrop):
+            self._check_foreground(self.crop)
         return self
+
+    def _check_foreground(self, crop: ForegroundCrop) -> None:
+        if crop.channel is not None and crop.channel >= len(self.channels):
+            raise ValueError(f"crop.channel is {crop.channel}, and the part has {len(self.channels)} channels")
+        values = {output.channel: output.value for output in self.outputs if output.value is not None}
+        if crop.prepared and self.activation == "softmax" and values and values[min(values)] != 0:
+            raise ValueError("a crop of the prepared scan needs the background as the first output channel")
 
     @property
     def preparation(self) -> tuple[object, ...]:

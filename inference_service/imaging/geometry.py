@@ -25,6 +25,8 @@ Affine: TypeAlias = NDArray[np.float64]
 Shape: TypeAlias = tuple[int, int, int]
 Spacing: TypeAlias = tuple[float, float, float]
 Box: TypeAlias = tuple[slice, slice, slice]
+Sides: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""The first index of a box along each axis, and the index after its last one; the box may exceed its grid."""
 Voxel = TypeVar("Voxel", bound=np.generic)
 Value = TypeVar("Value")
 
@@ -85,6 +87,19 @@ class Reorientation:
         """A view of an array (i, j, k) along the target's axes; writing to the view writes to the array."""
         i, j, k = (slice(None, None, -1 if flip else None) for flip in self.flipped)
         return array.transpose(self.axes)[i, j, k]
+
+    def source_box(self, target: Box, shape: Shape) -> Box:
+        """Returns the box along the source's axes from one along the target's.
+
+        Args:
+            target: A box within the reoriented array.
+            shape: Shape of the source.
+        """
+        sides = [(0, 0)] * 3
+        for axis, flipped, side in zip(self.axes, self.flipped, target, strict=True):
+            size = shape[axis]
+            sides[axis] = (size - side.stop, size - side.start) if flipped else (side.start, side.stop)
+        return box(sides)
 
     def apply_triple(self, values: tuple[Value, Value, Value]) -> tuple[Value, Value, Value]:
         """Reorders values that belong to the axes, such as a shape or a spacing."""

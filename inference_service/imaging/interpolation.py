@@ -1,7 +1,7 @@
 """Interpolation along one axis of an image, as the weights of its samples. Pure numerics.
 
-The two grids cover the same extent: their outer edges coincide, not the centres of their first voxels, as in nnU-Net
-and PyTorch (align_corners=False).
+The two grids cover the same extent, so that their outer edges coincide (nnU-Net; PyTorch with align_corners=False). Or
+the centres of their first samples coincide, and a step is given (MONAI's Spacing).
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,23 @@ from scipy import ndimage, sparse
 
 from inference_service.imaging.geometry import Spacing
 
-Interpolation = Literal["nearest", "linear", "area", "cubic"]
+Interpolation = Literal["nearest", "linear", "area", "quadratic", "cubic"]
 Interpolations = tuple[Interpolation, Interpolation, Interpolation]
+Steps = tuple[float | None, float | None, float | None]
+"""Source samples between two resampled ones along each axis, where the centres of the first samples coincide; None
+where the outer edges do."""
+
+EQUAL_EXTENTS: Steps = (None, None, None)
+"""The steps of grids whose outer edges coincide."""
+SPLINE_ORDERS: dict[Interpolation, Literal[2, 3]] = {"quadratic": 2, "cubic": 3}
+"""Order of each spline that may overshoot."""
 
 # Samples on either side of a position that contribute to a cubic spline there. Their weights fall by a factor of 3.7
-# from one to the next, and those too small for float32 are dropped.
+# from one to the next (quadratic: 5.8), and those too small for float32 are dropped.
 _SPLINE_REACH = 24
 _MIN_WEIGHT = 1e-8
+# Positions this close to a sample are on it: rounding of the step moved them. Bounds their float32 weights.
+_ON_SAMPLE = 1e-6
 
 
 def axis_interpolations(
@@ -69,37 +79,77 @@ class Taps:
         return (self.first, 1 - self.weight), (self.second, self.weight)
 
 
-def axis_taps(size_in: int, size_out: int, interpolation: Interpolation) -> Taps:
+def axis_taps(size_in: int, size_out: int, interpolation: Interpolation, step: float | None = None) -> Taps:
     """The source samples of nearest or linear interpolation along one axis.
 
     Beyond the centres of the outermost source samples, the edge value holds.
 
+    Args:
+        size_in: Number of source samples.
+        size_out: Number of resampled ones.
+        interpolation: "nearest" or "linear".
+        step: Source samples between two resampled ones, where the centres of the first samples coincide; None: the
+            outer edges coincide.
+
     >>> taps = axis_taps(2, 4, "linear")
     >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
     ([0, 0, 0, 1], [0, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
+    >>> taps = axis_taps(3, 4, "linear", step=0.75)
+    >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
+    ([0, 0, 1, 2], [0, 1, 2, 2], [0.0, 0.75, 0.5, 0.0])
     """
     if interpolation == "nearest":
-        # Computed in floats so that of two equally near samples, rounding picks the one that SciPy's order 0 picks.
-        first = np.clip(np.floor(_centres(size_in, size_out) + 0.5).astype(np.intp), 0, size_in - 1)
+        positions = _centres(size_in, size_out, step)
+        # Of two equally near samples, SciPy's order 0 picks the second one, and PyTorch's grid_sample the even one.
+        # Computed in floats, as SciPy does, so that rounding picks the same one.
+        nearest = np.floor(positions + 0.5) if step is None else np.rint(positions)
+        first = np.clip(nearest.astype(np.intp), 0, size_in - 1)
         return Taps(first, first, np.zeros(size_out, dtype=np.float32))
+    if step is not None:
+        return _taps_at(np.clip(_centres(size_in, size_out, step), 0, size_in - 1))
     # Integers, in units of 1 / unit voxels: weights of exactly 0 stay 0.
     unit = 2 * size_out
-    positions = np.arange(1, unit, 2) * size_in - size_out
-    first, rest = np.divmod(np.clip(positions, 0, unit * (size_in - 1)), unit)
+    units = np.arange(1, unit, 2) * size_in - size_out
+    first, rest = np.divmod(np.clip(units, 0, unit * (size_in - 1)), unit)
     return Taps(first, first + (rest > 0), (rest / unit).astype(np.float32))
 
 
-def _centres(size_in: int, size_out: int) -> NDArray[np.float64]:
+def _taps_at(positions: NDArray[np.float64]) -> Taps:
+    """The samples of linear interpolation at positions within the source."""
+    samples = np.rint(positions)
+    positions = np.where(np.abs(positions - samples) < _ON_SAMPLE, samples, positions)
+    first = np.floor(positions)
+    weight = (positions - first).astype(np.float32)
+    return Taps(first.astype(np.intp), first.astype(np.intp) + (weight > 0), weight)
+
+
+def _centres(size_in: int, size_out: int, step: float | None) -> NDArray[np.float64]:
     """Positions of the resampled centres, in source samples; shape (size_out,)."""
+    if step is not None:
+        return np.asarray(np.arange(size_out) * step)
     return np.asarray((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5)
 
 
-def axis_matrix(size_in: int, size_out: int, interpolation: Interpolation) -> sparse.csr_array[np.float32]:
+def keeps_axis(size_in: int, size_out: int, step: float | None) -> bool:
+    """Returns True if an axis stays as it is."""
+    return size_in == size_out and step in (None, 1.0)
+
+
+def axis_matrix(
+    size_in: int, size_out: int, interpolation: Interpolation, step: float | None = None
+) -> sparse.csr_array[np.float32]:
     """The linear operator that resamples one axis; the identity between equal grids.
 
-    Beyond the centres of the outermost source samples, the edge value holds. Cubic is the interpolating spline of order
-    3, as in nnU-Net's resampling of images; each sample depends on about 27 source samples. Area is the mean over the
-    extent of a coarser sample, and linear on a finer grid (OpenCV's INTER_AREA).
+    Beyond the centres of the outermost source samples, the edge value holds. Quadratic and cubic are the interpolating
+    splines of order 2 and 3, as in nnU-Net's resampling of images; each sample of a cubic one depends on about 27
+    source samples. Area is the mean over the extent of a coarser sample, and linear on a finer grid (OpenCV's
+    INTER_AREA).
+
+    Args:
+        size_in: Number of source samples.
+        size_out: Number of resampled ones.
+        interpolation: The interpolation; "area" takes no step.
+        step: See `axis_taps`.
 
     Returns:
         Shape (size_out, size_in); each row sums to 1.
@@ -109,34 +159,35 @@ def axis_matrix(size_in: int, size_out: int, interpolation: Interpolation) -> sp
     >>> axis_matrix(4, 2, "area").toarray().tolist()
     [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
-    if interpolation == "cubic" and size_in != size_out:
-        return _spline_matrix(size_in, size_out)
+    if keeps_axis(size_in, size_out, step):
+        return sparse.eye_array(size_in, dtype=np.float32, format="csr")
+    if interpolation in SPLINE_ORDERS:
+        return _spline_matrix(size_in, _centres(size_in, size_out, step), SPLINE_ORDERS[interpolation])
     if interpolation == "area" and size_in > size_out:
         return _area_matrix(size_in, size_out)
-    taps = axis_taps(size_in, size_out, "nearest" if size_in == size_out else interpolation)
+    taps = axis_taps(size_in, size_out, interpolation, step)
     columns, weights = (np.concatenate(parts) for parts in zip(*taps.pairs, strict=True))
     rows = np.tile(np.arange(size_out), 2)
     return _drop_tiny(sparse.csr_array((weights, (rows, columns)), shape=(size_out, size_in)))
 
 
-def _spline_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:
+def _spline_matrix(size_in: int, centres: NDArray[np.float64], order: Literal[2, 3]) -> sparse.csr_array[np.float32]:
     """Obtains the weights by resampling unit impulses with SciPy.
 
     One array holds many impulses, far enough apart that each resampled value depends on the nearest one alone.
     """
-    centres = _centres(size_in, size_out)
     lowest = np.floor(centres).astype(np.intp) - _SPLINE_REACH
-    dense = np.zeros((2 * _SPLINE_REACH, size_out))
+    dense = np.zeros((2 * _SPLINE_REACH, len(centres)))
     columns = np.empty(dense.shape, dtype=np.intp)
     for first in range(len(dense)):
         comb = np.zeros(size_in)
         comb[first :: len(dense)] = 1
         columns[first] = lowest + (first - lowest) % len(dense)
-        ndimage.map_coordinates(comb, centres[np.newaxis], dense[first], order=3, mode="nearest")
-    rows = np.broadcast_to(np.arange(size_out), dense.shape)
+        ndimage.map_coordinates(comb, centres[np.newaxis], dense[first], order=order, mode="nearest")
+    rows = np.broadcast_to(np.arange(len(centres)), dense.shape)
     inside = (columns >= 0) & (columns < size_in)
     weights = dense[inside].astype(np.float32)
-    return _drop_tiny(sparse.csr_array((weights, (rows[inside], columns[inside])), shape=(size_out, size_in)))
+    return _drop_tiny(sparse.csr_array((weights, (rows[inside], columns[inside])), shape=(len(centres), size_in)))
 
 
 def _area_matrix(size_in: int, size_out: int) -> sparse.csr_array[np.float32]:

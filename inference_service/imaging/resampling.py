@@ -11,7 +11,16 @@ from scipy import sparse
 
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape, Spacing
-from inference_service.imaging.interpolation import Interpolation, Interpolations, axis_matrix, axis_taps
+from inference_service.imaging.interpolation import (
+    EQUAL_EXTENTS,
+    SPLINE_ORDERS,
+    Interpolation,
+    Interpolations,
+    Steps,
+    axis_matrix,
+    axis_taps,
+    keeps_axis,
+)
 
 IntensityTransform = Callable[[NDArray[np.float32]], None]
 """Maps the values of an array in place."""
@@ -35,18 +44,35 @@ def resized_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shap
     return i, j, k
 
 
+def stepped_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
+    """Shape of the grid that begins at the same centre with another spacing: MONAI's compute_shape_offset.
+
+    The distance between the first and the last centre is rounded to whole voxels, half to even.
+
+    >>> stepped_shape((512, 4, 5), (0.7, 2.5, 1.0), (1.5, 1.0, 2.5))
+    (239, 8, 3)
+    """
+    i, j, k = (
+        round((size - 1) * (spacing / target) + 1)
+        for size, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
+    )
+    return i, j, k
+
+
 def resize(
     image: NDArray[np.generic],
     shape: Shape,
     interpolations: Interpolations,
     *,
+    steps: Steps = EQUAL_EXTENTS,
     transform: IntensityTransform | None = None,
+    out: NDArray[np.float32] | None = None,
     threads: ThreadPool = SINGLE_THREAD,
 ) -> NDArray[np.float32]:
-    """Resamples an image to a grid of the same extent.
+    """Resamples an image to another grid.
 
-    Overshoot of a cubic spline is clipped to the range of the image's values, or to the range of each slice where one
-    axis is not cubic, as scikit-image does for nnU-Net.
+    Overshoot of a spline is clipped to the range of the image's values, or to the range of each slice where one axis is
+    not a spline, as scikit-image does for nnU-Net; not so where steps are given (MONAI, SciPy).
 
     The image is read once, plane by plane along the axis that is slowest in memory. Besides the result, each thread
     holds one plane in float32 and the resampled planes that `_PLANES_PER_BAND` planes of the result depend on: at most
@@ -56,37 +82,56 @@ def resize(
         image: Shape (i, j, k), any real dtype; may be a view.
         shape: Voxels of the target grid.
         interpolations: Interpolation along each axis.
+        steps: Voxels of the image between two of the target along each axis, where the centres of the first voxels
+            coincide; None: both grids have the same extent.
         transform: Applied to each plane of the image before it is resampled.
+        out: Shape `shape`, with axes that are contiguous in some order; it gets the result. None: a new array, whose
+            axes have the same order in memory as the image's.
         threads: Share the work; their number does not change the result. BLAS should use one thread meanwhile.
 
     Returns:
-        A new array of shape `shape`; its axes have the same order in memory as the image's.
+        `out` or the new array.
     """
-    slowest_first = sorted(range(3), key=lambda axis: -abs(image.strides[axis]))
-    across, *along = (axis_matrix(image.shape[axis], shape[axis], interpolations[axis]) for axis in slowest_first)
+    slowest_first = slow_axes(image if out is None else out)
+    if out is None:
+        out = np.empty([shape[axis] for axis in slowest_first], dtype=np.float32).transpose(np.argsort(slowest_first))
+    across, *along = (
+        axis_matrix(image.shape[axis], shape[axis], interpolations[axis], steps[axis]) for axis in slowest_first
+    )
+    kept = [keeps_axis(image.shape[axis], shape[axis], steps[axis]) for axis in slowest_first]
+    along_h, along_w = (None if keep else matrix for keep, matrix in zip(kept[1:], along, strict=True))
     used = np.unique(across.indices)
     planes = image.transpose(slowest_first)
-    resized = np.empty([shape[axis] for axis in slowest_first], dtype=np.float32)
+    resized = out.transpose(slowest_first)
     bands = [across[start : start + _PLANES_PER_BAND, used] for start in range(0, len(resized), _PLANES_PER_BAND)]
     # The widest of all bands, so that the order of additions does not depend on how threads share them.
     width = max(int(np.ptp(band.indices)) for band in bands) + 1
-    value_range = _ValueRange(planes.shape, [interpolations[axis] for axis in slowest_first])
+    clipped = not all(kept) and steps == EQUAL_EXTENTS
+    value_range = _ValueRange(planes.shape, [interpolations[axis] for axis in slowest_first], clipped=clipped)
 
     def read_plane(index: int) -> NDArray[np.float32]:
         plane = np.array(planes[index], dtype=np.float32, order="C")
         if transform is not None:
             transform(plane)
         value_range.update(index, plane)
-        return _resize_plane(plane, *along)
+        return plane
 
     def work(part: slice) -> None:
         needed = used[bands[part.start].indices.min() :]
-        _blend_planes(map(read_plane, needed), bands[part], width, resized[part.start * _PLANES_PER_BAND :])
+        resized_planes = (_resize_plane(read_plane(index), along_h, along_w) for index in needed)
+        _blend_planes(resized_planes, bands[part], width, resized[part.start * _PLANES_PER_BAND :])
 
     threads.for_each_slice(len(bands), work)
-    if image.shape != shape:
+    if value_range.needed:
+        for index in np.setdiff1d(np.arange(len(planes)), used):
+            read_plane(index)
         value_range.clip(resized)
-    return resized.transpose(np.argsort(slowest_first))
+    return out
+
+
+def slow_axes(array: NDArray[np.generic]) -> list[int]:
+    """Returns the axes of an array in the order in which they lie in memory, the slowest first."""
+    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
 
 
 def _blend_planes(
@@ -118,27 +163,34 @@ def _blend_planes(
 
 
 def _resize_plane(
-    plane: NDArray[np.float32], along_h: sparse.csr_array[np.float32], along_w: sparse.csr_array[np.float32]
+    plane: NDArray[np.float32],
+    along_h: sparse.csr_array[np.float32] | None,
+    along_w: sparse.csr_array[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """Resamples a plane (h, w) along its two axes; skips an axis whose size stays the same."""
-    if along_h.shape[0] != along_h.shape[1]:
+    """Resamples a plane (h, w) along its two axes, or along those that change."""
+    if along_h is not None:
         plane = along_h @ plane
-    if along_w.shape[0] != along_w.shape[1]:
+    if along_w is not None:
         plane = (along_w @ plane.T).T
     return plane
 
 
 class _ValueRange:
-    """The range of an image's values, collected plane by plane, to which cubic interpolation is clipped.
+    """The range of an image's values, collected plane by plane, to which a spline is clipped.
 
     Args:
         shape: Shape of the image, whose planes lie along the first axis.
-        interpolations: Interpolation along each axis. Along an axis that is not cubic, each slice has its own range.
+        interpolations: Interpolation along each axis. Along an axis that is not a spline, each slice has its own range.
+        clipped: Whether splines are clipped.
+
+    Attributes:
+        needed: Whether there is anything to clip.
     """
 
-    def __init__(self, shape: Sequence[int], interpolations: Sequence[Interpolation]) -> None:
-        self._needed = "cubic" in interpolations
-        self._separate = [axis for axis, name in enumerate(interpolations) if name != "cubic" and self._needed]
+    def __init__(self, shape: Sequence[int], interpolations: Sequence[Interpolation], *, clipped: bool) -> None:
+        splines = [name in SPLINE_ORDERS for name in interpolations]
+        self.needed = clipped and any(splines)
+        self._separate = [axis for axis, spline in enumerate(splines) if not spline and self.needed]
         # Axes of a plane (h, w) over which its range is taken.
         self._plane_axes = tuple(axis - 1 for axis in (1, 2) if axis not in self._separate)
         self._interpolations = interpolations
@@ -148,14 +200,12 @@ class _ValueRange:
 
     def update(self, index: int, plane: NDArray[np.float32]) -> None:
         """Takes the plane (h, w) at an index into account."""
-        if self._needed:
+        if self.needed:
             self._low[index] = plane.min(axis=self._plane_axes, keepdims=True)
             self._high[index] = plane.max(axis=self._plane_axes, keepdims=True)
 
     def clip(self, resized: NDArray[np.float32]) -> None:
         """Clips the resampled image to the range, in place."""
-        if not self._needed:
-            return
         low = self._low
         high = self._high
         for axis, interpolation in enumerate(self._interpolations):

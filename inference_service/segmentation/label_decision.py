@@ -78,6 +78,12 @@ def probabilities(logits: NDArray[np.float32], part: Part, *, axis: int) -> NDAr
     return logits
 
 
+def background_value(part: Part) -> float:
+    """Returns the value of all output channels that stands for background: 0 (MONAI), or less where 0 is a label."""
+    thresholds = _thresholds(part.outputs, part) if part.activation == "sigmoid" else ()
+    return min([0.0, *map(float, thresholds)])
+
+
 def _thresholds(outputs: Sequence[OutputChannel], part: Part) -> NDArray[np.float32]:
     """The threshold of each output, as a logit unless the values are probabilities; 0.5 is exactly the logit 0."""
     thresholds = [output.threshold for output in outputs]

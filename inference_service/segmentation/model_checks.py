@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest
-from inference_service.core.execution import Precision
+from inference_service.core.execution import ExecutionOptions, Precision
 from inference_service.core.progress import StageClock
 from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
-from inference_service.engine.model_registry import find_model
+from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.session_cache import load_model
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.imaging.geometry import Volume
+from inference_service.segmentation.crop import SegmentBy
+from inference_service.segmentation.crop_models import CropModels
 from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.local_run import check_exists, local_execution
 from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
@@ -51,6 +53,7 @@ def verify_model(settings: Settings, name: str, version: str | None) -> dict[str
         model.manifest,
         loaded_networks(loaded, execution.batch_size),
         max_voxels=settings.max_voxels,
+        segment_by=_segment_by(model, execution, settings, Resources()),
     )
     return {
         "model": f"{model.manifest.name} {model.manifest.version}",
@@ -96,12 +99,14 @@ def compare_precisions(
             raise BadRequest("; ".join(warning.message for warning in loaded.warnings))
         clock = StageClock()
         with job_threads(execution.threads) as threads:
+            resources = Resources(threads, monitor=StageMonitor(clock))
             segmentation = segment_volume(
                 [volume],
                 model.manifest,
                 loaded_networks(loaded, execution.batch_size),
                 max_voxels=settings.max_voxels,
-                resources=Resources(threads, monitor=StageMonitor(clock)),
+                resources=resources,
+                segment_by=_segment_by(model, execution, settings, resources),
             )
         masks[each] = segmentation.mask
         seconds[each] = round(clock.seconds["network"], 3)
@@ -117,6 +122,15 @@ def compare_precisions(
         },
         "network_s": seconds,
     }
+
+
+def _segment_by(model: Model, execution: ExecutionOptions, settings: Settings, resources: Resources) -> SegmentBy:
+    return CropModels.of(model).segment_by(
+        lambda other: load_model(other, execution),
+        batch_size=execution.batch_size,
+        max_voxels=settings.max_voxels,
+        resources=resources,
+    )
 
 
 def _noise(manifest: Manifest) -> list[Volume]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
-from inference_service.imaging.interpolation import Interpolation, Taps, axis_taps
+from inference_service.imaging.interpolation import Taps
 
 _T = TypeVar("_T", bound=np.generic)
 DecideLabels = Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger]]
@@ -76,10 +76,9 @@ class _BoundaryPoints:
 def write_native_labels(
     planes: Iterable[NDArray[np.float32]],
     *,
-    depth: int,
     decide: DecideLabels,
     target: NDArray[np.unsignedinteger],
-    interpolations: Sequence[Interpolation],
+    taps: Sequence[Taps],
     threads: ThreadPool = SINGLE_THREAD,
 ) -> None:
     """Interpolates logits to the scan's grid plane by plane, and writes the labels that they decide.
@@ -90,18 +89,20 @@ def write_native_labels(
     fastest in memory.
 
     Args:
-        planes: `depth` planes of logits in order, each of shape (labels, h, w).
-        depth: Number of planes along the first axis of the logits' grid.
+        planes: Planes of logits in order, each of shape (labels, h, w).
         decide: Decides labels (...) from logits (labels, ...). Where it gives one label for several logits, it must
             give the same label for their weighted means.
         target: Shape (D, H, W), written in place; may be a view.
-        interpolations: Interpolation along the target's axes, linear or nearest.
+        taps: The samples of the logits' grid that each point along each of the target's axes is interpolated from.
         threads: Share the work; the result does not depend on their number.
     """
+    if not target.size:
+        return
     incoming = enumerate(planes)
     held: dict[int, _LogitsPlane] = {}
     within_plane: _PlaneInterpolation | None = None
-    along = axis_taps(depth, target.shape[0], interpolations[0])
+    along, rows_taps, columns_taps = taps
+    interpolated = any(axis.weight.any() for axis in taps)
     pairs = list(zip(along.first.tolist(), along.second.tolist(), strict=True))
     buffer = _write_buffer(target)
     # Rows of one group lie between the same two planes of logits, and in the same filling of the buffer.
@@ -110,11 +111,10 @@ def write_native_labels(
         while far not in held:
             index, logits = next(incoming)
             if index >= near:
-                interpolated = bool(along.weight.any()) or logits.shape[1:] != target.shape[1:]
                 held[index] = _decide_plane(logits, decide, target.dtype, threads, interpolated=interpolated)
             del logits
         if within_plane is None:
-            within_plane = _plane_interpolation(held[far].labels.shape, target.shape[1:], interpolations[1:])
+            within_plane = _plane_interpolation(held[far].labels.shape[1], rows_taps, columns_taps)
         group_rows = list(group)
         rows = slice(group_rows[0], group_rows[-1] + 1)
         written = buffer[rows.start - start : rows.stop - start]
@@ -139,17 +139,14 @@ def _flush(buffer: NDArray[np.unsignedinteger], target: NDArray[np.unsignedinteg
     threads.for_each_slice(target.shape[1], work)
 
 
-def _plane_interpolation(
-    source: tuple[int, ...], target: tuple[int, ...], interpolations: Sequence[Interpolation]
-) -> _PlaneInterpolation:
-    height, width = target
-    rows = axis_taps(source[0], height, interpolations[0])
-    columns = axis_taps(source[1], width, interpolations[1])
+def _plane_interpolation(source_width: int, rows: Taps, columns: Taps) -> _PlaneInterpolation:
+    height = len(rows.first)
+    width = len(columns.first)
     corners = np.empty((height, width, 2, 2), dtype=np.int32)
     weights = np.empty((height, width, 2, 2), dtype=np.float32)
     for i, (row, row_weight) in enumerate(rows.pairs):
         for j, (column, column_weight) in enumerate(columns.pairs):
-            np.add.outer(row * source[1], column, out=corners[:, :, i, j], casting="same_kind")
+            np.add.outer(row * source_width, column, out=corners[:, :, i, j], casting="same_kind")
             np.multiply.outer(row_weight, column_weight, out=weights[:, :, i, j])
     return _PlaneInterpolation(rows, columns, corners.reshape(height, width, 4), weights.reshape(height, width, 4))
 

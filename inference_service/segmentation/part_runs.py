@@ -8,13 +8,20 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.contract.crops import ModelCrop
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import Part
 from inference_service.core.errors import ModelInvalid
 from inference_service.core.threads import ThreadPool
 from inference_service.imaging.geometry import Box, Volume, box
-from inference_service.segmentation.crop import crop_box
-from inference_service.segmentation.label_decision import decide_labels, deciding_outputs, probabilities
+from inference_service.segmentation.crop import SegmentBy, crop_box
+from inference_service.segmentation.label_decision import (
+    background_value,
+    decide_labels,
+    deciding_outputs,
+    probabilities,
+)
+from inference_service.segmentation.model_grid import Placement
 from inference_service.segmentation.native_grid import write_native_labels
 from inference_service.segmentation.preprocessing import PreprocessedImage, preprocess
 from inference_service.segmentation.resources import Resources
@@ -36,6 +43,7 @@ class PartRuns:
         max_voxels: Upper limit of the voxels on a model's grid.
         resources: The job's threads, memory budget and monitor.
         dtype: Type of the mask.
+        segment_by: Segments the scan by another model; None refuses to.
 
     Attributes:
         windows: Number of windows of the parts so far.
@@ -50,6 +58,7 @@ class PartRuns:
         max_voxels: int,
         resources: Resources,
         dtype: type[np.unsignedinteger],
+        segment_by: SegmentBy | None,
     ) -> None:
         self._channels = {channel.name: volume for channel, volume in zip(manifest.channels, channels, strict=True)}
         self._shape = channels[0].shape
@@ -58,6 +67,8 @@ class PartRuns:
         self._max_voxels = max_voxels
         self._resources = resources
         self._dtype = dtype
+        self._segment_by = segment_by
+        self._crops: dict[ModelCrop, Box] = {}
         self._steps = len(manifest.every_part)
         self._done = 0
         self._prepared: _Prepared | None = None
@@ -77,7 +88,7 @@ class PartRuns:
         del labels
         image = prepared.image.image
         shape = image.shape[1:]
-        plan = plan_windows(shape, window_shape(shape, part), part.overlap, part.placement)
+        plan = plan_windows(shape, window_shape(shape, part), part.overlap, part.placement, part.padding_sides)
         networks = _averaged(part, [self._networks[network.file] for network in part.networks])
         planes = stream_logits(
             image,
@@ -98,7 +109,7 @@ class PartRuns:
         if self._prepared is None or self._prepared.preparation != part.preparation:
             self._prepared = None
             channels = [self._channels[channel.name] for channel in part.channels]
-            crop = crop_box(channels, part.crop)
+            crop = self._crop(part, channels)
             image = preprocess(
                 [channel.cropped(crop) for channel in channels],
                 part,
@@ -109,8 +120,17 @@ class PartRuns:
                 threads=self._resources.threads,
             )
             self._prepared = _Prepared(part.preparation, crop, image)
-            self.segmented = _union(self.segmented, crop)
+            self.segmented = _union(self.segmented, self._prepared.segmented)
         return self._prepared
+
+    def _crop(self, part: Part, channels: Sequence[Volume]) -> Box:
+        """Finds the box of the scan that a part is cropped to; what another model finds is found once."""
+        if not isinstance(part.crop, ModelCrop) or self._segment_by is None:
+            return crop_box(channels, part.crop)
+        if part.crop not in self._crops:
+            find_labels = partial(self._segment_by, channels=self._channels)
+            self._crops[part.crop] = crop_box(channels, part.crop, find_labels)
+        return self._crops[part.crop]
 
     def _write(
         self,
@@ -131,13 +151,15 @@ class PartRuns:
         numbered = len(set(values)) < len(values)
         decided = range(1, 1 + len(values)) if numbered else values
         cropped = mask[prepared.crop]
+        scan = prepared.image.grid.reorientation.apply(cropped)
+        placement = prepared.placement
+        planes = placement.bordered(planes, plan.axes, background_value(part))
         with clock.stage("map"):
             write_native_labels(
                 clock.timed("windows", planes),
-                depth=prepared.image.image.shape[1 + plan.stream_axis],
                 decide=partial(decide_labels, part=part, values=decided, dtype=self._dtype),
-                target=np.moveaxis(prepared.image.reorientation.apply(cropped), plan.stream_axis, 0),
-                interpolations=[prepared.image.logits_interpolations[axis] for axis in plan.axes],
+                target=scan[placement.region].transpose(plan.axes),
+                taps=[placement.taps[axis] for axis in plan.axes],
                 threads=threads,
             )
             if numbered:
@@ -173,6 +195,21 @@ class _Prepared:
     preparation: tuple[object, ...]
     crop: Box
     image: PreprocessedImage
+
+    @property
+    def placement(self) -> Placement:
+        """Where the logits of the image lie on the cropped scan."""
+        return self.image.grid.placement(self.image.sides)
+
+    @property
+    def segmented(self) -> Box:
+        """The box of the scan that labels are written to."""
+        i, j, k = (side.stop - side.start for side in self.crop)
+        region = self.image.grid.reorientation.source_box(self.placement.region, (i, j, k))
+        return box(
+            (outer.start + inner.start, outer.start + inner.stop)
+            for outer, inner in zip(self.crop, region, strict=True)
+        )
 
 
 def _averaged(part: Part, networks: Sequence[LoadedNetwork]) -> Sequence[LoadedNetwork]:

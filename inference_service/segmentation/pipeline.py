@@ -41,6 +41,7 @@ from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
 from inference_service.imaging.components import find_components
 from inference_service.imaging.shear import find_shear
+from inference_service.segmentation.crop_models import CropModels
 from inference_service.segmentation.job_report import input_report, model_report, options_report
 from inference_service.segmentation.label_statistics import measure_labels
 from inference_service.segmentation.loaded_networks import loaded_networks
@@ -69,9 +70,9 @@ class ModelRun:
         """The model's manifest."""
         return self.model.manifest
 
-    def load(self) -> LoadedModel:
-        """Returns the loaded networks; raises the errors of `load_model`."""
-        return self.sessions.load(self.model, self.execution)
+    def load(self, model: Model | None = None) -> LoadedModel:
+        """Returns the loaded networks of the model, or of another one; raises the errors of `load_model`."""
+        return self.sessions.load(model or self.model, self.execution)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def segment_file(
     Raises:
         InputError: The scan cannot be used.
         BadRequest: A requested DICOM format needs a DICOM series and a label other than 0.
-        ModelInvalid: The model cannot be used.
+        ModelNotFound: A model by which the scan is cropped is not installed.
+        ModelInvalid: The model, or one by which the scan is cropped, cannot be used.
         OutOfMemory: The job does not fit into memory.
         GpuError: The GPU has not enough memory for the job, or failed.
     """
@@ -173,6 +175,7 @@ def segment_file(
         read = _read(source, target, model, replace(limits, require_memory=memory.require), options)
     with monitor.stage("model_load"):
         loaded = model.load()
+        crop_models = CropModels.of(model.model)
     with job_threads(model.execution.threads) as threads:
         resources = Resources(threads, memory, monitor)
         volume = read.scan.aligned.volume if read.scan.aligned else read.scan.volume
@@ -182,6 +185,9 @@ def segment_file(
             loaded_networks(loaded, model.execution.batch_size),
             max_voxels=limits.max_voxels,
             resources=resources,
+            segment_by=crop_models.segment_by(
+                model.load, batch_size=model.execution.batch_size, max_voxels=limits.max_voxels, resources=resources
+            ),
         )
         description = _describe(read.scan, segmentation.mask, model.manifest, resources)
         with monitor.stage("write"):

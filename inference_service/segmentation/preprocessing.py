@@ -1,45 +1,35 @@
 """Preprocessing: brings a scan to the orientation, spacing and intensities that the network expects."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import prod, sqrt
+from math import prod
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.contract.intensity import (
-    CtIntensity,
-    FixedRangeIntensity,
-    Intensity,
-    MinMaxIntensity,
-    NoIntensity,
-    PercentilesIntensity,
-    ZScoreIntensity,
-)
+from inference_service.contract.crops import ForegroundCrop
 from inference_service.contract.part import Part
-from inference_service.core.errors import InputTooLarge
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
-from inference_service.imaging.geometry import Reorientation, Shape, Spacing, Volume, reorientation
+from inference_service.imaging.geometry import Shape, Sides, Volume
 from inference_service.imaging.hounsfield import AIR_HU
-from inference_service.imaging.interpolation import Interpolations, axis_interpolations
-from inference_service.imaging.resampling import (
-    IntensityTransform,
-    resize,
-    resized_shape,
+from inference_service.imaging.resampling import IntensityTransform, resize, slow_axes
+from inference_service.segmentation.crop import foreground_sides
+from inference_service.segmentation.intensities import (
+    filled_mask,
+    keeps_values,
+    maps_planes,
+    needs_all_channels,
+    needs_statistics,
+    normalise,
+    plane_transform,
+    working_bytes,
 )
-from inference_service.segmentation.windows.tiling import window_shape
+from inference_service.segmentation.model_grid import ModelGrid, check_image_size, check_size, model_grid, padded_shape
 
-# Lower bound of divisors, so that a constant volume is not divided by zero (nnU-Net).
-_MIN_SPREAD = 1e-8
 # Share of a label at which a voxel gets it.
 _HALF = 0.5
-# Longer than the axes of any real scan.
-_MAX_AXIS_VOXELS = 4096
-# Normalisations whose parameters depend on all of an image's values.
-_OWN_STATISTICS = (ZScoreIntensity, PercentilesIntensity, MinMaxIntensity)
 
 
 @dataclass(frozen=True)
@@ -47,23 +37,21 @@ class PreprocessedImage:
     """A scan ready for the network.
 
     Attributes:
-        image: Shape (channels, i, j, k) along the model's axes, on the model's grid, normalised. A view of the scan
-            where it has one channel and only its axes change. The channels of a first stage's labels are the last ones;
-            `write_label_channels` fills them.
-        reorientation: From the scan's axes to the model's.
-        logits_interpolations: Interpolation of logits to the scan's grid, along the model's axes.
-        label_interpolations: Interpolation of labels from the scan's grid to the model's, along the model's axes.
+        image: Shape (channels, i, j, k) along the model's axes, on a box of the model's grid, normalised; the channels
+            of a first stage's labels come last; `write_label_channels` fills them. A view of the scan where it has one
+            channel and only its axes change.
+        grid: The model's grid.
+        sides: The box of the grid that the image covers; it may exceed the grid.
     """
 
     image: NDArray[np.float32]
-    reorientation: Reorientation
-    logits_interpolations: Interpolations
-    label_interpolations: Interpolations
+    grid: ModelGrid
+    sides: Sides
 
     def write_label_channels(
         self, mask: NDArray[np.unsignedinteger], values: Sequence[int], threads: ThreadPool = SINGLE_THREAD
     ) -> None:
-        """Brings a mask on the scan's grid to the model's grid, into the last channels: 0 and 1 for each label.
+        """Writes a mask on the scan's grid to the last channels of the image: 0 and 1 for each label.
 
         Each label is interpolated linearly, and a voxel gets the last label with a weight of at least one half, as in
         nnU-Net's resampling of segmentations.
@@ -73,13 +61,16 @@ class PreprocessedImage:
             values: The labels, ascending.
             threads: Share the resampling.
         """
-        scan = self.reorientation.apply(mask)
-        labels = np.zeros(self.image.shape[1:], dtype=mask.dtype)
+        grid = self.grid
+        scan = grid.reorientation.apply(mask)
+        labels = np.zeros(grid.shape, dtype=mask.dtype)
         for value in values:
-            share = resize(scan == value, labels.shape, self.label_interpolations, threads=threads)
+            kinds = grid.label_interpolations
+            share = resize(scan == value, grid.shape, kinds, steps=grid.steps, threads=threads)
             labels[share >= _HALF] = value
-        for channel, value in zip(self.image[-len(values) :], values, strict=True):
-            np.equal(labels, value, out=channel, casting="unsafe")
+        labels = _within(labels[np.newaxis], self.sides)[0]
+        for channel, value in zip(self.image[len(self.image) - len(values) :], values, strict=True):
+            np.equal(labels, value, out=channel)
 
 
 def preprocess(
@@ -91,7 +82,7 @@ def preprocess(
     require_memory: RequireMemory = no_memory_limit,
     threads: ThreadPool = SINGLE_THREAD,
 ) -> PreprocessedImage:
-    """Reorients, resamples and normalises a scan.
+    """Reorients, resamples and normalises a scan, and crops it where the crop is that of the prepared scan.
 
     Args:
         channels: A volume for each channel of the part, all on one grid; their values are finite.
@@ -104,37 +95,27 @@ def preprocess(
     Raises:
         InputTooLarge: An axis of the scan, or its grid at the model's spacing, padded to a window, is too large.
     """
-    volume = channels[0]
-    change = _orient(volume, part)
-    scans = [change.apply(channel.voxels) for channel in channels]
-    scan_spacing = change.apply_triple(volume.spacing_mm)
-    scan_shape = change.apply_triple(volume.shape)
-    spacing = _spacing(scan_spacing, part)
-    shape = resized_shape(scan_shape, scan_spacing, spacing)
-    _check_size(scan_shape, shape, part, max_voxels)
-    require_memory(_image_bytes(shape, part))
-    interpolations = axis_interpolations(scan_spacing, spacing, part.interpolation, part.separate_axis_above)
-    # A single channel is not copied.
-    image = np.empty((part.input_channels, *shape), dtype=np.float32) if part.input_channels > 1 else None
-    for index, (scan, channel) in enumerate(zip(scans, part.channels, strict=True)):
-        (intensity,) = channel.intensities
-        if of_ct and isinstance(intensity, _OWN_STATISTICS):
-            scan = _without_padding(scan, require_memory)
-        if shape == scan_shape and scan.dtype == np.float32 and isinstance(intensity, NoIntensity):
-            prepared = cast("NDArray[np.float32]", scan)
-        elif part.intensity_before_resampling:
-            transform = intensity_transform(scan, intensity)
-            prepared = resize(scan, shape, interpolations, transform=transform, threads=threads)
-        else:
-            prepared = resize(scan, shape, interpolations, threads=threads)
-            normalise(prepared, intensity)
-        if image is None:
-            image = prepared[np.newaxis]
-        else:
-            image[index] = prepared
-    back = axis_interpolations(spacing, scan_spacing, part.logits_interpolation, part.separate_axis_above)
-    labels = axis_interpolations(scan_spacing, spacing, "linear", part.separate_axis_above)
-    return PreprocessedImage(cast("NDArray[np.float32]", image), change, back, labels)
+    grid = model_grid(channels[0], part)
+    check_size(grid, part, max_voxels)
+    scans = [grid.reorientation.apply(channel.voxels) for channel in channels]
+    if of_ct:
+        scans = [
+            _without_padding(scan, require_memory) if needs_statistics(channel.intensities) else scan
+            for scan, channel in zip(scans, part.channels, strict=True)
+        ]
+    image = _own_image(scans[0], grid, part)
+    if image is None:
+        require_memory(_bytes(grid, part))
+        image = _new_image(scans[0], grid, part)
+        _fill(image, scans, grid, part, threads)
+    else:
+        require_memory(_padded_bytes(grid.shape, part))
+    sides: Sides = ((0, grid.shape[0]), (0, grid.shape[1]), (0, grid.shape[2]))
+    if isinstance(part.crop, ForegroundCrop) and part.crop.prepared:
+        sides = foreground_sides(image[: len(scans)], part.crop) or sides
+        _check_sides(sides, grid, part, max_voxels, require_memory)
+        image = _within(image, sides)
+    return PreprocessedImage(image, grid, sides)
 
 
 def _without_padding(scan: NDArray[np.generic], require_memory: RequireMemory) -> NDArray[np.generic]:
@@ -146,118 +127,87 @@ def _without_padding(scan: NDArray[np.generic], require_memory: RequireMemory) -
     return raised
 
 
-def _orient(volume: Volume, part: Part) -> Reorientation:
-    if part.axes_of_file:
-        i, j, k = ("ijk".index(axis) for axis in part.orientation)
-        return Reorientation((i, j, k), (False, False, False))
-    return reorientation(volume.orientation, part.orientation)
+def _own_image(scan: NDArray[np.generic], grid: ModelGrid, part: Part) -> NDArray[np.float32] | None:
+    """The only channel of a scan, if it is the network's input as it is."""
+    if not grid.is_scans or scan.dtype != np.float32 or part.input_channels > 1:
+        return None
+    return cast("NDArray[np.float32]", scan[np.newaxis]) if keeps_values(part.channels[0].intensities) else None
 
 
-def _spacing(scan_mm: Spacing, part: Part) -> Spacing:
-    """The spacing of the model's grid; that of the scan along axes where the part states none."""
-    i, j, k = (wanted or given for wanted, given in zip(part.spacing_mm, scan_mm, strict=True))
-    return i, j, k
+def _new_image(scan: NDArray[np.generic], grid: ModelGrid, part: Part) -> NDArray[np.float32]:
+    """Allocates an image whose axes lie in memory as those of the scan; its channels of labels are 0."""
+    order = slow_axes(scan)
+    shape = (part.input_channels, *(grid.shape[axis] for axis in order))
+    image = np.empty(shape, dtype=np.float32).transpose(0, *(1 + np.argsort(order)))
+    image[len(part.channels) :] = 0
+    return image
 
 
-def _check_size(scan: Shape, grid: Shape, part: Part, max_voxels: int) -> None:
-    if max(scan) > _MAX_AXIS_VOXELS:
-        raise InputTooLarge(
-            f"the scan has an axis of {max(scan)} voxels; this service takes at most {_MAX_AXIS_VOXELS}"
-        )
-    spacing = f"at the model's spacing of {' × '.join(f'{mm:g}' if mm else 'any' for mm in part.spacing_mm)} mm"
-    padded = _padded(grid, part)
-    if max(padded) > _MAX_AXIS_VOXELS:
-        raise InputTooLarge(
-            f"the scan gets an axis of {max(padded)} voxels {spacing}; this service takes at most {_MAX_AXIS_VOXELS}"
-        )
-    if prod(padded) > max_voxels:
-        raise InputTooLarge(
-            f"the scan becomes a grid of {prod(padded)} voxels {spacing}; this service takes at most {max_voxels}"
-        )
-
-
-def _padded(grid: Shape, part: Part) -> Shape:
-    i, j, k = (max(size, extent) for size, extent in zip(grid, window_shape(grid, part), strict=True))
-    return i, j, k
-
-
-def _image_bytes(grid: Shape, part: Part) -> int:
-    """Memory of the image on the model's grid, and of its padded copy where it is smaller than a window."""
-    padded = _padded(grid, part)
-    channels = part.input_channels
-    # Of several channels, each is resampled to an array of its own first.
-    resampled = channels + 1 if channels > 1 else 1
-    return 4 * (resampled * prod(grid) + (channels * prod(padded) if padded != grid else 0))
-
-
-def normalise(image: NDArray[np.float32], intensity: Intensity) -> None:
-    """Normalises an image in place, by the `intensity_transform` that its own statistics give."""
-    intensity_transform(image, intensity)(image)
-
-
-def intensity_transform(image: NDArray[np.generic], intensity: Intensity) -> IntensityTransform:
-    """Returns the function that maps intensities to those that the network was trained on.
-
-    Args:
-        image: Gives the statistics of mappings that depend on the image: any shape and real dtype, finite values.
-        intensity: The mapping.
-
-    Returns:
-        A function that maps float32 values in place, all of the image's or a part of them.
-    """
-    match intensity:
-        case CtIntensity():
-            return partial(_standardise, mean=intensity.mean, spread=intensity.std, clip=intensity.clip)
-        case ZScoreIntensity():
-            mean, spread = _moments(image, nonzero_only=intensity.nonzero_only)
-            return partial(_standardise, mean=mean, spread=spread, nonzero_only=intensity.nonzero_only)
-        case PercentilesIntensity():
-            low, high = np.percentile(cast("NDArray[np.float32]", image), intensity.percentiles)
-            return partial(_rescale, source=(low, high), target=intensity.output, clip=intensity.clip)
-        case MinMaxIntensity():
-            return partial(_rescale, source=(image.min(), image.max()), target=intensity.output, clip=False)
-        case FixedRangeIntensity():
-            return partial(_rescale, source=intensity.input, target=intensity.output, clip=intensity.clip)
-    return lambda image: None
-
-
-def _moments(image: NDArray[np.generic], *, nonzero_only: bool) -> tuple[float, float]:
-    """Mean and standard deviation, by two passes over planes: the whole image in float64 would take too much memory."""
-    planes = np.moveaxis(image, max(range(image.ndim), key=lambda axis: abs(image.strides[axis])), 0)
-
-    def counted() -> Iterator[NDArray[np.float64]]:
-        for plane in planes:
-            yield np.asarray(plane[plane != 0] if nonzero_only else plane, dtype=np.float64)
-
-    count = sum(plane.size for plane in counted())
-    if not count:
-        return 0.0, 1.0
-    mean = sum(float(plane.sum()) for plane in counted()) / count
-    return mean, sqrt(sum(float(np.square(plane - mean).sum()) for plane in counted()) / count)
-
-
-def _standardise(
+def _fill(
     image: NDArray[np.float32],
-    *,
-    mean: float,
-    spread: float,
-    clip: tuple[float, float] | None = None,
-    nonzero_only: bool = False,
+    scans: Sequence[NDArray[np.generic]],
+    grid: ModelGrid,
+    part: Part,
+    threads: ThreadPool,
 ) -> None:
-    counted = image != 0 if nonzero_only else True
-    if clip is not None:
-        np.clip(image, *clip, out=image)
-    np.subtract(image, np.float32(mean), out=image, where=counted)
-    np.divide(image, np.float32(max(spread, _MIN_SPREAD)), out=image, where=counted)
+    """Writes the normalised scans to an image on the model's grid."""
+    mappings = [channel.intensities for channel in part.channels]
+
+    def resample(scan: NDArray[np.generic], number: int, transform: IntensityTransform | None = None) -> None:
+        kinds = grid.image_interpolations
+        resize(scan, grid.shape, kinds, steps=grid.steps, transform=transform, out=image[number], threads=threads)
+
+    if not part.intensity_before_resampling:
+        for number, scan in enumerate(scans):
+            resample(scan, number)
+        images = image[: len(scans)]
+        normalise(list(images), mappings, filled_mask(list(images), mappings))
+        return
+    mask = filled_mask(scans, mappings)
+    if needs_all_channels(mappings):
+        copies = [np.array(scan, dtype=np.float32, order="K") for scan in scans]
+        normalise(copies, mappings, mask)
+        for number, copy in enumerate(copies):
+            resample(copy, number)
+        return
+    for number, (scan, each) in enumerate(zip(scans, mappings, strict=True)):
+        if maps_planes(each):
+            resample(scan, number, plane_transform(scan, each))
+        else:
+            copy = np.array(scan, dtype=np.float32, order="K")
+            normalise([copy], [each], mask)
+            resample(copy, number)
 
 
-def _rescale(
-    image: NDArray[np.float32], *, source: tuple[float, float], target: tuple[float, float], clip: bool
-) -> None:
-    low = float(source[0])
-    high = float(source[1])
-    image -= low
-    image *= (target[1] - target[0]) / max(high - low, _MIN_SPREAD)
-    image += target[0]
-    if clip:
-        np.clip(image, min(target), max(target), out=image)
+def _check_sides(sides: Sides, grid: ModelGrid, part: Part, max_voxels: int, require_memory: RequireMemory) -> None:
+    """Checks the size of a box of the grid, which may exceed it, and requires the memory of its image then."""
+    i, j, k = (stop - start for start, stop in sides)
+    check_image_size((i, j, k), part, max_voxels)
+    if any(start < 0 or stop > size for (start, stop), size in zip(sides, grid.shape, strict=True)):
+        require_memory(4 * part.input_channels * i * j * k + _padded_bytes((i, j, k), part))
+
+
+def _within(image: NDArray[np.float32], sides: Sides) -> NDArray[np.float32]:
+    """The part of an image within a box: a view, or a copy padded with 0 where the box exceeds the image."""
+    shape = image.shape[1:]
+    inside = tuple(slice(max(0, start), stop) for start, stop in sides)
+    pads = [(max(0, -start), max(0, stop - size)) for (start, stop), size in zip(sides, shape, strict=True)]
+    image = image[:, *inside]
+    return np.pad(image, [(0, 0), *pads]) if any(map(any, pads)) else image
+
+
+def _bytes(grid: ModelGrid, part: Part) -> int:
+    """Memory of the image on the model's grid, and of what is needed beside it at a time."""
+    mappings = [channel.intensities for channel in part.channels]
+    voxels = prod(grid.scan_shape if part.intensity_before_resampling else grid.shape)
+    working = working_bytes(mappings, voxels)
+    if part.intensity_before_resampling:
+        copies = len(mappings) if needs_all_channels(mappings) else int(not all(map(maps_planes, mappings)))
+        working += 4 * copies * voxels
+    return 4 * part.input_channels * prod(grid.shape) + max(working, _padded_bytes(grid.shape, part))
+
+
+def _padded_bytes(shape: Shape, part: Part) -> int:
+    """Memory of the padded copy of an image that is smaller than a window."""
+    padded = padded_shape(shape, part)
+    return 4 * part.input_channels * prod(padded) if padded != shape else 0

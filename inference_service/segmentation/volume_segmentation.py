@@ -10,10 +10,10 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest
 from inference_service.core.report_warnings import ReportWarning
 from inference_service.imaging.geometry import Box, Volume
+from inference_service.segmentation.crop import SegmentBy
 from inference_service.segmentation.part_runs import PartRuns
 from inference_service.segmentation.postprocessing import postprocess
 from inference_service.segmentation.resources import Resources
-from inference_service.segmentation.supported import check_supported
 from inference_service.segmentation.windows.network import LoadedNetwork
 
 
@@ -41,6 +41,7 @@ def segment_volume(
     *,
     max_voxels: int,
     resources: Resources | None = None,
+    segment_by: SegmentBy | None = None,
 ) -> VolumeSegmentation:
     """Segments one scan in memory.
 
@@ -50,13 +51,14 @@ def segment_volume(
         networks: The loaded networks, by file.
         max_voxels: Scans that become larger on the model's grid are refused.
         resources: The job's threads, memory budget and monitor; None: the calling thread and the machine's memory.
+        segment_by: Segments the scan by another model, to whose labels a part crops it.
 
     Raises:
         BadRequest: The scan has another number of channels than the model.
         InputTooLarge: The scan on the model's grid is too large.
         OutOfMemory, GpuOutOfMemory: The job does not fit into memory.
-        ModelInvalid: A network's logits are not finite, or of another shape than the manifest's, or the manifest asks
-            for a step that is not supported.
+        ModelInvalid: A network's logits are not finite, or of another shape than the manifest's; or a part crops to
+            labels of another model, and none is given.
     """
     if len(channels) != len(manifest.channels):
         names = ", ".join(channel.name for channel in manifest.channels)
@@ -64,12 +66,10 @@ def segment_volume(
             f"model {manifest.name} needs {len(manifest.channels)} channels ({names}), got {len(channels)}"
         )
     resources = resources or Resources()
-    for part in manifest.every_part:
-        check_supported(part)
     # Voxels are labelled by number of output first, where several outputs have one value.
     largest = max(*(label.value for label in manifest.labels), *(len(part.outputs) for part in manifest.every_part))
     dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
-    runs = PartRuns(channels, manifest, networks, max_voxels, resources, dtype)
+    runs = PartRuns(channels, manifest, networks, max_voxels, resources, dtype, segment_by)
     resources.monitor.progress("preprocess", 0.0)
     mask = runs.segment(manifest.all_parts[0])
     for part in manifest.all_parts[1:]:

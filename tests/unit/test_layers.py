@@ -50,6 +50,7 @@ HOMES: dict[str, set[str]] = {
     },
     "scipy": {
         "segmentation.crop",
+        "segmentation.intensities",
         "segmentation.native_grid",
         "imaging.components",
         "imaging.interpolation",

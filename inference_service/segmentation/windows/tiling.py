@@ -69,7 +69,9 @@ def window_shape(shape: Shape, part: Part) -> Shape:
     return i, j, k
 
 
-def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placement) -> WindowPlan:
+def plan_windows(
+    shape: Shape, window: Shape, overlap: float, placement: Placement, padding_sides: Literal["both", "end"] = "both"
+) -> WindowPlan:
     """Places windows so that they cover a volume.
 
     The windows advance last along the axis that is longest in windows, so that the fewest logits are held at a time.
@@ -79,6 +81,7 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
         window: Voxels of a window along each axis; may exceed the volume.
         overlap: Share of a window that its neighbour covers too, in [0, 1).
         placement: "snap" or "even", as `window_starts` describes them.
+        padding_sides: Where a volume smaller than a window is padded.
 
     Raises:
         InputTooLarge: There are more than MAX_WINDOWS.
@@ -95,7 +98,7 @@ def plan_windows(shape: Shape, window: Shape, overlap: float, placement: Placeme
         )
     longest = max(range(3), key=lambda axis: shape[axis] / window[axis])
     second, third = (axis for axis in range(3) if axis != longest)
-    pads = tuple(padding(size, extent) for size, extent in zip(shape, window, strict=True))
+    pads = tuple(padding(size, extent, padding_sides) for size, extent in zip(shape, window, strict=True))
     starts = tuple(
         window_starts(max(size, extent), extent, overlap, placement) for size, extent in zip(shape, window, strict=True)
     )
@@ -142,14 +145,15 @@ def _step(window: int, overlap: float, placement: Placement) -> float:
     return max(1, int(window * (1 - overlap))) if placement == "snap" else window * (1 - overlap)
 
 
-def padding(size: int, window: int) -> tuple[int, int]:
-    """Voxels to add before and after an axis so that a window fits; the smaller half comes first (MONAI, nnU-Net).
+def padding(size: int, window: int, sides: Literal["both", "end"] = "both") -> tuple[int, int]:
+    """Voxels to add before and after an axis so that a window fits; of both sides, the smaller half comes first.
 
-    >>> padding(3, 8), padding(9, 8)
-    ((2, 3), (0, 0))
+    >>> padding(3, 8), padding(9, 8), padding(3, 8, "end")
+    ((2, 3), (0, 0), (0, 5))
     """
     missing = max(0, window - size)
-    return missing // 2, missing - missing // 2
+    before = missing // 2 if sides == "both" else 0
+    return before, missing - before
 
 
 def importance_map(window: Shape, blending: Blending) -> NDArray[np.float32]:

@@ -232,6 +232,11 @@ def test_parts_and_first_stages_inherit_what_they_leave_out() -> None:
         ({"outputs": [{"channel": 0, "value": 1}] * 2}, "each output channel once, from 0 on, got [0, 0]"),
         ({"first_stage": {"first_stage": {}}}, "a first stage has no first stage of its own"),
         ({"first_stage": {"outputs": [{"channel": 0, "value": 0}]}}, "a first stage needs an output with a value"),
+        ({"grid": "first_centre", "interpolation": "area"}, "interpolation area needs the grid edges"),
+        ({"crop": {"kind": "foreground", "channel": 1}}, "crop.channel is 1, and the part has 1 channels"),
+        ({"crop": {"kind": "foreground", "prepared": True},
+          "outputs": [{"channel": 0, "value": 1}, {"channel": 1, "value": 0}]},
+         "a crop of the prepared scan needs the background as the first output channel"),
     ],
 )  # fmt: skip
 def test_contradictions_of_parts_and_networks_are_refused(changes: dict[str, object], message: str) -> None:
@@ -276,7 +281,7 @@ def nnunet_intensity(scheme: object, masked: object, fingerprint: StrictConfig) 
         return {"kind": "ct", "clip": clip, "mean": fingerprint.pop("mean"), "std": fingerprint.pop("std")}
     fingerprint.clear()
     kinds: dict[object, dict[str, object]] = {
-        "ZScoreNormalization": {"kind": "z_score", "nonzero_only": masked},
+        "ZScoreNormalization": {"kind": "z_score", "nonzero_only": masked, "fill_holes": masked},
         "RescaleTo01Normalization": {"kind": "min_max"},
         "RGBTo01Normalization": {"kind": "fixed_range", "input": [0, 255], "clip": False},
         "NoNormalization": {"kind": "none"},
@@ -350,7 +355,7 @@ def test_nnunet_regions_become_sigmoid_channels_in_order() -> None:
 @pytest.mark.parametrize(
     ("scheme", "masked", "kind"),
     [
-        ("ZScoreNormalization", True, ZScoreIntensity(kind="z_score", nonzero_only=True)),
+        ("ZScoreNormalization", True, ZScoreIntensity(kind="z_score", nonzero_only=True, fill_holes=True)),
         ("ZScoreNormalization", False, ZScoreIntensity(kind="z_score")),
         ("RescaleTo01Normalization", False, MinMaxIntensity(kind="min_max", output=(0.0, 1.0))),
         ("RGBTo01Normalization", False, FixedRangeIntensity(kind="fixed_range", input=(0.0, 255.0), clip=False)),
@@ -398,7 +403,11 @@ def monai_percentiles(config: StrictConfig) -> dict[str, object]:
 
 def monai_spacing(config: StrictConfig) -> dict[str, object]:
     kinds: dict[object, str] = {"bilinear": "linear", 3: "cubic"}
-    return {"spacing_mm": config.pop("pixdim"), "interpolation": kinds[config.pop("mode")]}
+    return {
+        "spacing_mm": config.pop("pixdim"),
+        "interpolation": kinds[config.pop("mode")],
+        "grid": "first_centre",
+    }
 
 
 def monai_inferer(config: StrictConfig) -> dict[str, object]:

@@ -2,7 +2,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -15,10 +15,10 @@ from inference_service.imaging.interpolation import (
     axis_taps,
 )
 
-Order = Literal[0, 1, 3]
+Order = Literal[0, 1, 2, 3]
 
-INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "area", "cubic")
-ORDERS: dict[Interpolation, Order] = {"nearest": 0, "linear": 1, "cubic": 3}
+INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "area", "quadratic", "cubic")
+ORDERS: dict[Interpolation, Order] = {"nearest": 0, "linear": 1, "quadratic": 2, "cubic": 3}
 
 # Bounds float32 rounding of weights, and of an interpolated value of standard deviation 1.
 CLOSE = 2e-5
@@ -70,12 +70,46 @@ def test_taps_are_those_of_scipy(size_in: int, size_out: int) -> None:
         assert taps.first + taps.weight == pytest.approx(scipys, abs=1e-4)
 
 
-@given(st.integers(1, 150), st.integers(1, 150))
-def test_a_cubic_matrix_is_the_spline_of_scipy(size_in: int, size_out: int) -> None:
+@given(st.integers(1, 150), st.integers(1, 150), st.sampled_from(["quadratic", "cubic"]))
+def test_a_matrix_is_the_spline_of_scipy(size_in: int, size_out: int, interpolation: Interpolation) -> None:
     centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
     samples = np.random.default_rng(0).normal(size=size_in)
-    spline = ndimage.map_coordinates(samples, centres[np.newaxis], order=3, mode="nearest")
-    assert axis_matrix(size_in, size_out, "cubic") @ samples == pytest.approx(spline, abs=1e-6)
+    spline = ndimage.map_coordinates(samples, centres[np.newaxis], order=ORDERS[interpolation], mode="nearest")
+    assert axis_matrix(size_in, size_out, interpolation) @ samples == pytest.approx(spline, abs=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ORDERS)
+@given(st.integers(1, 60), st.floats(0.2, 5))
+def test_first_centres_coincide_where_a_step_is_given(interpolation: Interpolation, size_in: int, step: float) -> None:
+    size_out = round((size_in - 1) / step) + 1
+    positions = np.arange(size_out) * step
+    # Of two equally near samples, SciPy's order 0 takes another one.
+    assume(interpolation != "nearest" or (np.abs(positions % 1 - 0.5) > 1e-9).all())
+    samples = np.random.default_rng(0).normal(size=size_in)
+    expected = ndimage.map_coordinates(samples, positions[np.newaxis], order=ORDERS[interpolation], mode="nearest")
+    assert axis_matrix(size_in, size_out, interpolation, step) @ samples == pytest.approx(expected, abs=CLOSE)
+
+
+def test_of_two_equally_near_samples_the_even_one_is_taken_where_a_step_is_given() -> None:
+    assert axis_taps(4, 7, "nearest", 0.5).first.tolist() == [0, 0, 1, 2, 2, 2, 3]
+
+
+@given(st.integers(2, 200), st.integers(1, 12), st.integers(1, 12))
+def test_rounding_moves_no_position_off_a_sample(size_in: int, numerator: int, denominator: int) -> None:
+    step = numerator / denominator
+    size_out = round((size_in - 1) / step) + 1
+    taps = axis_taps(size_in, size_out, "linear", step)
+    on_samples = np.arange(size_out) * numerator % denominator == 0
+    assert not taps.weight[on_samples].any()
+    assert (taps.weight < 1).all()
+    assert np.array_equal(taps.second - taps.first, taps.weight > 0)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("step", [None, 1.0])
+def test_an_axis_that_stays_is_not_interpolated(interpolation: Interpolation, step: float | None) -> None:
+    assert np.array_equal(axis_matrix(7, 7, interpolation, step).toarray(), np.eye(7))
+    assert not np.array_equal(axis_matrix(7, 7, "linear", 1.05).toarray(), np.eye(7))
 
 
 @given(st.integers(1, 40), st.data())

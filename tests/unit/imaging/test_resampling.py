@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -18,7 +18,7 @@ from inference_service.imaging.interpolation import (
     axis_matrix,
     axis_taps,
 )
-from inference_service.imaging.resampling import resize, resized_shape
+from inference_service.imaging.resampling import resize, resized_shape, stepped_shape
 
 Order = Literal[0, 1, 3]
 
@@ -74,7 +74,9 @@ def test_constants_stay_constant(interpolation: Interpolation, shape: Shape, tar
     assert resized == pytest.approx(-1024, rel=CLOSE)
 
 
-@pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("cubic", 3)])
+@pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("quadratic", 2), ("cubic", 3)])
+# The only plane of the result is one of the image: the range is still that of all planes.
+@example((3, 2, 1), (1, 3, 1))
 @given(SHAPES, SHAPES)
 def test_resize_agrees_with_scipys_zoom(
     interpolation: Interpolation, order: Order, shape: Shape, target: Shape
@@ -211,3 +213,39 @@ def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
 def test_rounding_of_a_float32_spacing_does_not_change_the_shape() -> None:
     sizes = {resized_shape((17, 17, 17), (spacing,) * 3, (1.6, 1.6, 1.6)) for spacing in (0.8, float(np.float32(0.8)))}
     assert sizes == {(8, 8, 8)}
+
+
+@pytest.mark.parametrize(("interpolation", "order"), [("nearest", 0), ("linear", 1), ("quadratic", 2), ("cubic", 3)])
+def test_overshoot_is_kept_where_steps_are_given(interpolation: Interpolation, order: Literal[0, 1, 2, 3]) -> None:
+    """As MONAI and SciPy do; scikit-image clips it."""
+    image = np.where(noise((9, 8, 7)) > 0, 1, -1).astype(np.float32)
+    steps = (0.71, 1.31, 0.46)
+    target = stepped_shape(image.shape, (1.0, 1.0, 1.0), steps)
+    positions = [np.arange(size) * step for size, step in zip(target, steps, strict=True)]
+    grid = np.meshgrid(*positions, indexing="ij")
+    expected = ndimage.map_coordinates(image.astype(np.float64), grid, order=order, mode="nearest")
+    resized = resize(image, target, (interpolation,) * 3, steps=steps)
+    assert np.allclose(resized, expected, atol=CLOSE)
+    assert (np.abs(resized).max() > 1.01) == (order > 1)
+
+
+def test_a_grid_of_the_same_shape_with_another_step_is_interpolated() -> None:
+    image = noise((5, 6, 7))
+    steps = (1.05, None, 0.98)
+    resized = resize(image, (5, 6, 7), ("linear",) * 3, steps=steps)
+    rows = np.clip(np.arange(5) * 1.05, 0, 4)
+    columns = np.arange(7) * 0.98
+    grid = np.meshgrid(rows, np.arange(6), columns, indexing="ij")
+    assert np.allclose(resized, ndimage.map_coordinates(image, grid, order=1), atol=CLOSE)
+
+
+@pytest.mark.parametrize("out_order", list(permutations(range(3))))
+@pytest.mark.parametrize("image_order", [(0, 1, 2), (2, 0, 1)])
+def test_the_result_is_written_to_an_array_in_any_memory_order(
+    out_order: tuple[int, int, int], image_order: tuple[int, int, int]
+) -> None:
+    image = noise((9, 8, 7)).transpose(image_order)
+    target = (5, 11, 8)
+    out = np.empty([target[axis] for axis in out_order], dtype=np.float32).transpose(np.argsort(out_order))
+    assert resize(image, target, ("cubic", "linear", "nearest"), out=out) is out
+    assert np.allclose(out, resize(image, target, ("cubic", "linear", "nearest")), atol=CLOSE)

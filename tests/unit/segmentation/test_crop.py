@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from inference_service.contract.crops import BodyCrop, NonzeroCrop
+from inference_service.contract.crops import BodyCrop, ForegroundCrop, ModelCrop, NonzeroCrop
+from inference_service.core.errors import ModelInvalid
 from inference_service.imaging.geometry import Affine, Box, Volume, box
 from inference_service.segmentation.crop import crop_box
 
@@ -92,3 +93,49 @@ def test_a_cropped_volume_keeps_its_place_in_the_world(oblique_affine: MakeAffin
     assert part.shape == (7, 5, 12)
     assert part.affine @ [2, 3, 0, 1] == pytest.approx(volume.affine @ [4, 6, 8, 1])
     assert part.spacing_mm == pytest.approx(volume.spacing_mm)
+
+
+def test_nonzero_voxels_of_any_channel_are_kept() -> None:
+    first = scan((box([(3, 5), (5, 9), (7, 8)]), -5))
+    second = scan((box([(4, 31), (6, 7), (2, 3)]), 1))
+    channels = [Volume(first, np.eye(4)), Volume(second.astype(np.float32), np.eye(4))]
+    assert crop_box(channels, NonzeroCrop(kind="nonzero")) == box([(3, 31), (5, 9), (2, 8)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ((3, 31), (5, 9), (2, 8))),
+        ({"channel": 0}, ((3, 5), (5, 9), (7, 8))),
+        ({"threshold": 1.0}, ((4, 31), (6, 7), (2, 3))),
+        ({"threshold": -7.5}, ((0, 40), (0, 30), (0, 20))),
+        ({"margin_voxels": 4}, ((0, 35), (1, 13), (0, 12))),
+        ({"divisor": 5}, ((2, 32), (5, 10), (0, 10))),
+        ({"margin_voxels": 2, "divisor": 16, "channel": 0}, ((0, 12), (0, 15), (0, 16))),
+        ({"threshold": 2.0}, ((0, 40), (0, 30), (0, 20))),
+        ({"prepared": True}, ((0, 40), (0, 30), (0, 20))),
+    ],
+)
+def test_foreground_crop_is_around_voxels_above_a_threshold(
+    fields: dict[str, float], expected: tuple[tuple[int, int], ...]
+) -> None:
+    first = scan((box([(3, 5), (5, 9), (7, 8)]), 1), outside=-5)
+    second = scan((box([(4, 31), (6, 7), (2, 3)]), 2), outside=-7)
+    crop = ForegroundCrop.model_validate({"kind": "foreground"} | fields)
+    assert crop_box([Volume(first, np.eye(4)), Volume(second, np.eye(4))], crop) == box(expected)
+
+
+def test_model_crop_is_around_the_labels_that_are_found(oblique_affine: MakeAffine) -> None:
+    volume = Volume(scan(), oblique_affine("LPS", (2.0, 3.0, 0.5)))
+    mask = scan((box([(3, 5), (5, 9), (7, 8)]), 1), (box([(14, 31), (6, 7), (2, 3)]), 4)).astype(np.uint8)
+    crop = ModelCrop(kind="model", model="other", labels=(1, 2), margin_mm=3.0)
+    assert crop_box([volume], crop, lambda asked: mask) == box([(1, 7), (4, 10), (1, 14)])
+    everything = crop.model_copy(update={"labels": (), "margin_mm": 0.0})
+    assert crop_box([volume], everything, lambda asked: mask) == box([(3, 31), (5, 9), (2, 8)])
+    nothing = crop.model_copy(update={"labels": (2,)})
+    assert crop_box([volume], nothing, lambda asked: mask) == box([(0, 40), (0, 30), (0, 20)])
+
+
+def test_model_crop_is_refused_where_no_other_model_can_run() -> None:
+    with pytest.raises(ModelInvalid, match="cropped to what model other finds"):
+        crop_box([Volume(scan(), np.eye(4))], ModelCrop(kind="model", model="other"))

@@ -15,7 +15,7 @@ from scipy import ndimage
 from inference_service.contract.manifest import Manifest
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape
-from inference_service.imaging.interpolation import Interpolation, Interpolations, axis_taps
+from inference_service.imaging.interpolation import EQUAL_EXTENTS, Interpolation, Interpolations, Steps, Taps, axis_taps
 from inference_service.segmentation import native_grid
 from inference_service.segmentation.label_decision import decide_labels
 from inference_service.segmentation.native_grid import write_native_labels
@@ -50,6 +50,12 @@ def last_above_zero(logits: Floats) -> Labels:
     return labels
 
 
+def taps_between(
+    source: tuple[int, ...], target: Shape, kinds: Interpolations = LINEAR, steps: Steps = EQUAL_EXTENTS
+) -> list[Taps]:
+    return [axis_taps(*axis) for axis in zip(source, target, kinds, steps, strict=True)]
+
+
 def mapped(
     logits: Floats,
     shape: Shape,
@@ -60,15 +66,14 @@ def mapped(
     """Labels of logits (labels, d, h, w) on a grid of another shape."""
     labels = np.full(shape, 255, dtype=np.uint8)
     planes = np.moveaxis(logits, 1, 0)
-    write_native_labels(planes, depth=len(planes), decide=decide, target=labels, interpolations=kinds, threads=threads)
+    taps = taps_between(logits.shape[1:], shape, kinds)
+    write_native_labels(planes, decide=decide, target=labels, taps=taps, threads=threads)
     return labels
 
 
 def interpolated(logits: Floats, shape: Shape, kinds: Interpolations) -> Floats:
     """All logits (labels, d, h, w) on the target's grid, by the operations of the module in the same order."""
-    along_d, along_h, along_w = (
-        axis_taps(size, target, kind) for size, target, kind in zip(logits.shape[1:], shape, kinds, strict=True)
-    )
+    along_d, along_h, along_w = taps_between(logits.shape[1:], shape, kinds)
     weight = along_d.weight[:, np.newaxis, np.newaxis]
     planes = logits[:, along_d.first] * (1 - weight) + logits[:, along_d.second] * weight
     result = np.zeros((len(logits), *shape), dtype=np.float32)
@@ -175,7 +180,9 @@ def test_labels_are_those_of_the_channels(
     decide = partial(decide_labels, part=part, values=values, dtype=np.uint16)
     logits = noise((3, 4, 5, 6))
     labels = np.zeros((7, 9, 8), dtype=np.uint16)
-    write_native_labels(np.moveaxis(logits, 1, 0), depth=4, decide=decide, target=labels, interpolations=LINEAR)
+    write_native_labels(
+        np.moveaxis(logits, 1, 0), decide=decide, target=labels, taps=taps_between((4, 5, 6), (7, 9, 8))
+    )
     assert np.array_equal(labels, decide(interpolated(logits, (7, 9, 8), LINEAR)))
     assert set(values) <= set(labels.ravel().tolist())
 
@@ -191,7 +198,11 @@ def test_reversed_and_transposed_views_are_written(
     mask = np.full([(9, 7, 8)[axis] for axis in axes], 255, dtype=np.uint8)
     target = mask.transpose(np.argsort(axes))[::-1, :, ::-1]
     write_native_labels(
-        np.moveaxis(logits, 1, 0), depth=5, decide=highest, target=target, interpolations=LINEAR, threads=threads
+        np.moveaxis(logits, 1, 0),
+        decide=highest,
+        target=target,
+        taps=taps_between((5, 4, 6), (9, 7, 8)),
+        threads=threads,
     )
     assert np.array_equal(mask, expected[::-1, :, ::-1].transpose(axes))
     assert expected.max() == 2
@@ -234,7 +245,7 @@ def test_planes_are_consumed_only_when_needed(depth: int, rows: int) -> None:
             written.append(int((target != 255).all(axis=(1, 2)).sum()))
             yield plane
 
-    write_native_labels(planes(), depth=depth, decide=highest, target=target, interpolations=LINEAR)
+    write_native_labels(planes(), decide=highest, target=target, taps=taps_between((depth, 3, 4), (rows, 3, 4)))
     centres = np.clip((np.arange(rows) + 0.5) * depth / rows - 0.5, 0, depth - 1)
     last_needed = np.ceil(centres - TIE)
     assert written == [int((last_needed < index).sum()) for index in range(int(last_needed[-1]) + 1)]
@@ -256,7 +267,11 @@ def test_no_more_than_two_planes_are_held(threads: ThreadPool, rows: int) -> Non
     tracemalloc.start()
     try:
         write_native_labels(
-            planes(), depth=depth, decide=highest, target=target, interpolations=LINEAR, threads=threads
+            planes(),
+            decide=highest,
+            target=target,
+            taps=taps_between((depth, height, width), (rows, 4, 5)),
+            threads=threads,
         )
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -1,9 +1,9 @@
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import nibabel
 import numpy as np
@@ -14,6 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from inference_service.contract.crops import ModelCrop
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import NETWORK_FILE
@@ -394,6 +395,65 @@ def test_mask_is_0_outside_the_crop_and_the_crop_is_reported(
     assert report.windows < whole.windows
     assert report.labels == whole.labels
     assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
+
+
+def test_a_crop_of_the_prepared_scan_is_reported_on_the_scans_grid(
+    tmp_path: Path, make_model: MakeModel, oblique_affine: MakeAffine
+) -> None:
+    """The model's axes are other ones than the scan's, and its voxels half as long."""
+    voxels = np.zeros((9, 11, 8), dtype=np.int16)
+    voxels[2:7, 3:9, 1:4] = 3
+    write_scan(tmp_path / "scan.nii", voxels, oblique_affine("PLI", spacing_of("PLI")))
+    fields = {
+        "orientation": MODEL_ORIENTATION,
+        "spacing_mm": [mm / 2 for mm in spacing_of(MODEL_ORIENTATION)],
+        "grid": "first_centre",
+        "logits_interpolation": "nearest",
+    }
+    whole = run(tmp_path / "scan.nii", tmp_path, make_model(**fields))
+    crop = {"kind": "foreground", "threshold": 2.9, "prepared": True}
+    report = run(tmp_path / "scan.nii", tmp_path, make_model(crop=crop, **fields))
+    assert whole.input.cropped_to is None
+    assert report.input.cropped_to == [(2, 7), (3, 9), (1, 4)]
+    assert report.windows < whole.windows
+    assert np.array_equal(np.asarray(nibabel.Nifti1Image.from_filename(tmp_path / MASK_FILE).dataobj), voxels)
+
+
+@pytest.mark.parametrize("sides", ["both", "end"])
+@pytest.mark.parametrize("padding", ["constant", "edge", "reflect"])
+def test_a_scan_smaller_than_the_window_is_padded_as_the_manifest_asks(
+    make_manifest: MakeManifest, padding: Literal["constant", "edge", "reflect"], sides: str
+) -> None:
+    voxels = label_scan((7, 4, 5))
+    manifest = make_manifest(window=(None, None, None), multiple_of=6, padding=padding, padding_sides=sides)
+    network = NearestValueNetwork(0, 1, 2, 3)
+    segmented = segment_volume([Volume(voxels, np.eye(4))], manifest, only(network), max_voxels=10**6)
+    pads = [(0, missing) if sides == "end" else (missing // 2, missing - missing // 2) for missing in (5, 2, 1)]
+    assert np.array_equal(network.images[0], np.pad(voxels, pads, mode=padding))
+    assert np.array_equal(segmented.mask, voxels)
+
+
+def test_another_model_segments_the_scan_once_for_all_parts(make_manifest: MakeManifest) -> None:
+    voxels = label_scan((7, 6, 5))
+    crop = {"kind": "model", "model": "rough", "margin_mm": 0.0}
+    part = {"networks": [{"file": NETWORK_FILE, "sha256": "1" * 64}]}
+    manifest = make_manifest(sha256=None, crop=crop, parts=[part, {**part, "orientation": "LPS"}])
+    asked: list[ModelCrop] = []
+
+    def segment_by(crop: ModelCrop, channels: Mapping[str, Volume]) -> NDArray[np.unsignedinteger]:
+        asked.append(crop)
+        (volume,) = channels.values()
+        found = np.zeros(volume.shape, dtype=np.uint8)
+        found[1:5, 2:4, 3:] = 1
+        return found
+
+    network = only(NearestValueNetwork(0, 1, 2, 3))
+    segmented = segment_volume([Volume(voxels, np.eye(4))], manifest, network, max_voxels=10**6, segment_by=segment_by)
+    assert len(asked) == 1
+    assert segmented.cropped_to == (slice(1, 5), slice(2, 4), slice(3, 5))
+    inside = np.zeros_like(voxels)
+    inside[segmented.cropped_to] = voxels[segmented.cropped_to]
+    assert np.array_equal(segmented.mask, inside)
 
 
 def test_intensity_statistics_come_from_the_cropped_scan(make_manifest: MakeManifest) -> None:

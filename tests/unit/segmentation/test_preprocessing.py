@@ -8,11 +8,11 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.intensity import Intensity
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Affine, Volume
-from inference_service.segmentation.preprocessing import normalise, preprocess
+from inference_service.segmentation.intensities import filled_mask, normalise
+from inference_service.segmentation.preprocessing import preprocess
 
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[[str, Sequence[float]], Affine]
@@ -28,49 +28,7 @@ def ct(x: Doubles) -> Doubles:
     return np.asarray((np.clip(x, -900, 300) - 80) / 120)
 
 
-def z_score(x: Doubles) -> Doubles:
-    return np.asarray((x - x.mean()) / x.std())
-
-
-def z_score_nonzero(x: Doubles) -> Doubles:
-    return np.where(x == 0, 0, (x - x[x != 0].mean()) / x[x != 0].std())
-
-
-def percentiles(x: Doubles) -> Doubles:
-    low, high = np.percentile(x, [5, 90])
-    return np.asarray(-1 + 3 * (x - low) / (high - low))
-
-
-def min_max(x: Doubles) -> Doubles:
-    return np.asarray(-1 + 4 * (x - x.min()) / (x.max() - x.min()))
-
-
-def fixed_range(x: Doubles) -> Doubles:
-    return -1 + 2 * (x + 200) / 500
-
-
 CT: Fields = {"kind": "ct", "clip": (-900, 300), "mean": 80.0, "std": 120.0}
-Z_SCORE: Fields = {"kind": "z_score"}
-Z_SCORE_NONZERO: Fields = {"kind": "z_score", "nonzero_only": True}
-PERCENTILES: Fields = {"kind": "percentiles", "percentiles": (5, 90), "output": (-1, 2)}
-MIN_MAX: Fields = {"kind": "min_max", "output": (-1, 3)}
-FIXED_RANGE: Fields = {"kind": "fixed_range", "input": (-200, 300), "output": (-1, 1)}
-
-FORMULAS: list[tuple[Fields, Callable[[Doubles], Doubles]]] = [
-    (CT, ct),
-    (Z_SCORE, z_score),
-    (Z_SCORE_NONZERO, z_score_nonzero),
-    (PERCENTILES, lambda x: np.clip(percentiles(x), -1, 2)),
-    (PERCENTILES | {"clip": False}, percentiles),
-    (MIN_MAX, min_max),
-    (FIXED_RANGE, lambda x: np.clip(fixed_range(x), -1, 1)),
-    (FIXED_RANGE | {"clip": False}, fixed_range),
-    ({"kind": "none"}, lambda x: x),
-]
-
-
-def intensity_of(make_manifest: MakeManifest, fields: Fields) -> Intensity:
-    return make_manifest(channels=[{"name": "CT", "intensity": fields}]).channels[0].intensities[0]
 
 
 def hounsfield(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -78,37 +36,6 @@ def hounsfield(shape: tuple[int, ...]) -> NDArray[np.float32]:
     random = np.random.default_rng(0)
     values = random.normal(50, 500, shape)
     return np.where(random.random(shape) < 0.2, 0, values).astype(np.float32)
-
-
-@pytest.mark.parametrize(("fields", "formula"), FORMULAS)
-def test_intensities_are_mapped_by_their_formulas(
-    make_manifest: MakeManifest, fields: Fields, formula: Callable[[Doubles], Doubles]
-) -> None:
-    image = hounsfield((11, 7, 5))
-    expected = formula(image.astype(np.float64))
-    normalise(image, intensity_of(make_manifest, fields))
-    assert image.dtype == np.float32
-    assert np.allclose(image, expected, rtol=CLOSE, atol=CLOSE)
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [(Z_SCORE, 0), (Z_SCORE_NONZERO, 0), (PERCENTILES, -1), (PERCENTILES | {"clip": False}, -1), (MIN_MAX, -1)],
-)
-@pytest.mark.parametrize("value", [0.0, 0.1, -1024.3])
-def test_constant_volumes_are_not_divided_by_0(
-    make_manifest: MakeManifest, fields: Fields, expected: float, value: float
-) -> None:
-    image = np.full((5, 4, 3), value, dtype=np.float32)
-    normalise(image, intensity_of(make_manifest, fields))
-    assert (image == expected).all()
-
-
-def test_views_are_normalised_in_place(make_manifest: MakeManifest) -> None:
-    image = hounsfield((6, 5, 4))
-    expected = z_score_nonzero(image.astype(np.float64))
-    normalise(image.transpose(2, 0, 1)[::-1], intensity_of(make_manifest, Z_SCORE_NONZERO))
-    assert np.allclose(image, expected, atol=CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -177,17 +104,17 @@ def test_separate_axis_is_found_along_the_models_axes(make_manifest: MakeManifes
     volume = Volume(voxels, oblique_affine("RAS", (1.0, 1.0, 5.0)))
     manifest = make_manifest(orientation="SAR", interpolation="cubic", separate_axis_above=3)
     prepared = preprocess([volume], manifest, max_voxels=MAX_VOXELS)
-    assert prepared.logits_interpolations == ("nearest", "linear", "linear")
+    assert prepared.grid.logits_interpolations == ("nearest", "linear", "linear")
     assert np.array_equal(prepared.image[0], np.repeat(voxels.transpose(2, 1, 0), 5, axis=0))
     prepared = preprocess([volume], make_manifest(separate_axis_above=6), max_voxels=MAX_VOXELS)
-    assert prepared.logits_interpolations == ("linear", "linear", "linear")
+    assert prepared.grid.logits_interpolations == ("linear", "linear", "linear")
 
 
 def test_reorientation_leads_back_to_the_scan(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
     voxels = hounsfield((4, 5, 6))
     manifest = make_manifest(orientation="IAR")
     prepared = preprocess([Volume(voxels, oblique_affine("PLI", (1.0, 1.0, 1.0)))], manifest, max_voxels=MAX_VOXELS)
-    assert np.array_equal(prepared.image[0], prepared.reorientation.apply(voxels))
+    assert np.array_equal(prepared.image[0], prepared.grid.reorientation.apply(voxels))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +193,7 @@ def test_intensities_may_be_mapped_before_resampling(
     got = preprocess([Volume(voxels, np.eye(4))], manifest, max_voxels=MAX_VOXELS).image[0]
 
     mapped = voxels.astype(np.float32)
-    normalise(mapped, manifest.channels[0].intensities[0])
+    normalise([mapped], [manifest.channels[0].intensities])
     plain = make_manifest(interpolation=interpolation, spacing_mm=(1.6, 0.7, 1.3))
     expected = preprocess([Volume(mapped, np.eye(4))], plain, max_voxels=MAX_VOXELS).image[0]
     assert np.allclose(got, expected, atol=1e-5)
@@ -278,11 +205,21 @@ def test_intensities_may_be_mapped_before_resampling(
         assert not np.allclose(got, after.image[0], atol=0.1)
 
 
-@pytest.mark.parametrize("intensity", [Z_SCORE, PERCENTILES, MIN_MAX])
+Z_SCORE: Fields = {"kind": "z_score"}
+CT_CHAINS: list[list[Fields]] = [
+    [Z_SCORE],
+    [{"kind": "percentiles", "percentiles": (5, 90)}],
+    [{"kind": "min_max"}],
+    [{"kind": "linear", "scale": 2.0}, Z_SCORE | {"statistics": "all_channels"}],
+    [{"kind": "clip_percentiles", "percentiles": (0, 100)}],
+]
+
+
+@pytest.mark.parametrize("intensity", CT_CHAINS)
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("padding", [-2000, -2048, -3024, -(2**15)])
 def test_padding_of_a_ct_does_not_shift_its_statistics(
-    make_manifest: MakeManifest, intensity: Fields, before: bool, padding: int
+    make_manifest: MakeManifest, intensity: list[Fields], before: bool, padding: int
 ) -> None:
     fields: Fields = {
         "channels": [{"name": "CT", "intensity": intensity}],
@@ -309,3 +246,137 @@ def test_a_copy_of_a_ct_without_padding_is_accounted_for(make_manifest: MakeMani
     required: list[int] = []
     preprocess([volume], manifest, of_ct=True, max_voxels=MAX_VOXELS, require_memory=required.append)
     assert volume.voxels.nbytes in required
+
+
+def two_channels(*intensities: Fields) -> list[Fields]:
+    return [{"name": name, "intensity": intensities} for name in ("T1", "T2")]
+
+
+CHAINS: list[list[Fields]] = [
+    [{"kind": "clip_percentiles", "percentiles": (5, 95)}, {"kind": "z_score"}],
+    [{"kind": "z_score", "nonzero_only": True, "fill_holes": True}],
+    [{"kind": "percentiles", "percentiles": (5, 95), "statistics": "all_channels"}],
+    [{"kind": "z_score", "statistics": "all_channels"}, {"kind": "clip", "range": (-1, 1)}],
+    [{"kind": "min_max"}, {"kind": "linear", "scale": 2.0, "offset": -1.0}],
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_mappings_of_several_channels_are_applied_before_or_after_resampling(
+    make_manifest: MakeManifest, chain: list[Fields], order: Literal["C", "F"], *, before: bool
+) -> None:
+    scans = np.random.default_rng(0).integers(-1000, 1000, (2, 12, 9, 10)).astype(np.int16)
+    scans[:, 2:5, 3:6] = 0
+    volumes = [Volume(np.array(scans[0], order=order), np.eye(4)), Volume(scans[1].astype(np.float32), np.eye(4))]
+    given = [volume.voxels.copy() for volume in volumes]
+    fields = {"spacing_mm": (1.6, 0.7, 1.3), "orientation": "SAL"}
+    manifest = make_manifest(**fields, channels=two_channels(*chain), intensity_before_resampling=before)
+    plain = make_manifest(**fields, channels=two_channels({"kind": "none"}))
+    mappings = [channel.intensities for channel in manifest.channels]
+
+    def normalised(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        normalise(list(images), mappings, filled_mask(list(images), mappings))
+        return images
+
+    def resampled(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return preprocess([Volume(image, np.eye(4)) for image in images], plain, max_voxels=MAX_VOXELS).image
+
+    scan = scans.astype(np.float32)
+    expected = resampled(normalised(scan)) if before else normalised(resampled(scan))
+    got = preprocess(volumes, manifest, max_voxels=MAX_VOXELS).image
+    assert np.allclose(got, expected, atol=1e-5)
+    for volume, voxels in zip(volumes, given, strict=True):
+        assert np.array_equal(volume.voxels, voxels)
+
+
+@pytest.mark.parametrize("chain", [[{"kind": "none"}], [{"kind": "z_score"}], *CHAINS])
+@pytest.mark.parametrize("before", [True, False])
+def test_the_memory_that_preprocessing_takes_is_required_first(
+    make_manifest: MakeManifest, chain: list[Fields], *, before: bool
+) -> None:
+    scans = np.random.default_rng(0).integers(-900, 1000, (2, 40, 50, 60)).astype(np.int16)
+    volumes = [Volume(scan, np.eye(4)) for scan in scans]
+    manifest = make_manifest(
+        spacing_mm=(1.1, 0.9, 1.2), channels=two_channels(*chain), intensity_before_resampling=before
+    )
+    required: list[int] = []
+    tracemalloc.start()
+    try:
+        image = preprocess(volumes, manifest, max_voxels=MAX_VOXELS, require_memory=required.append).image
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Beside matrices, and planes in float64.
+    assert peak < sum(required) + 2 * 10**6
+    assert sum(required) < image.nbytes + 4 * 4 * max(image[0].size, scans[0].size) + 1
+
+
+def test_a_padded_image_is_required_with_its_channels_of_labels(make_manifest: MakeManifest) -> None:
+    first_stage = {"networks": [{"file": "first.onnx", "sha256": "1" * 64}], "spacing_mm": (2, 2, 2)}
+    manifest = make_manifest(window=(8, 4, 4), first_stage=first_stage)
+    assert manifest.input_channels == 4
+    required: list[int] = []
+    volume = Volume(np.zeros((6, 4, 3), dtype=np.int16), np.eye(4))
+    preprocess([volume], manifest, max_voxels=MAX_VOXELS, require_memory=required.append)
+    assert required == [4 * 4 * (6 * 4 * 3 + 8 * 4 * 4)]
+
+
+def test_labels_of_a_first_stage_follow_the_channels(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
+    first_stage = {"networks": [{"file": "first.onnx", "sha256": "1" * 64}], "spacing_mm": (2, 2, 2)}
+    manifest = make_manifest(
+        first_stage=first_stage, orientation="SAL", spacing_mm=(1.3, 0.8, 1.1), grid="first_centre", values=(0, 1, 3)
+    )
+    voxels = hounsfield((9, 8, 7))
+    mask = np.zeros(voxels.shape, dtype=np.uint8)
+    mask[2:6, 1:5, 2:6] = 1
+    mask[4:8, 3:7, 1:4] = 3
+    affine = oblique_affine("LPI", (1.0, 1.2, 0.9))
+    prepared = preprocess([Volume(voxels, affine)], manifest, max_voxels=MAX_VOXELS)
+    alone = make_manifest(orientation="SAL", spacing_mm=(1.3, 0.8, 1.1), grid="first_centre")
+    assert np.array_equal(
+        prepared.image[0], preprocess([Volume(voxels, affine)], alone, max_voxels=MAX_VOXELS).image[0]
+    )
+    assert not prepared.image[1:].any()
+    prepared.write_label_channels(mask, [1, 3])
+    shares = [
+        preprocess([Volume((mask == value).astype(np.float32), affine)], alone, max_voxels=MAX_VOXELS).image[0]
+        for value in (1, 3)
+    ]
+    assert np.array_equal(prepared.image[2], shares[1] >= 0.5)
+    assert np.array_equal(prepared.image[1], (shares[0] >= 0.5) & (shares[1] < 0.5))
+    assert prepared.image[1:].any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(("margin", "divisor"), [(0, 1), (2, 5), (9, 4)])
+def test_the_prepared_foreground_is_cropped_and_padded_with_0(
+    make_manifest: MakeManifest, margin: int, divisor: int
+) -> None:
+    voxels = np.full((12, 9, 10), -5, dtype=np.int16)
+    voxels[4:8, 2:5, 3:9] = np.random.default_rng(0).integers(1, 9, (4, 3, 6))
+    crop = {"kind": "foreground", "margin_voxels": margin, "divisor": divisor, "prepared": True}
+    prepared = preprocess([Volume(voxels, np.eye(4))], make_manifest(crop=crop), max_voxels=MAX_VOXELS)
+    padded = np.pad(voxels, 20)
+    assert prepared.image.shape[1:] == tuple(stop - start for start, stop in prepared.sides)
+    assert all(size % divisor == 0 for size in prepared.image.shape[1:])
+    assert np.array_equal(prepared.image[0], padded[tuple(slice(20 + a, 20 + b) for a, b in prepared.sides)])
+    for (start, stop), first, last in zip(prepared.sides, (4, 2, 3), (8, 5, 9), strict=True):
+        before, after = first - margin - start, stop - (last + margin)
+        assert 0 <= before <= after <= before + 1
+        assert before + after < divisor
+
+
+def test_without_foreground_the_whole_prepared_scan_is_kept(make_manifest: MakeManifest) -> None:
+    crop = {"kind": "foreground", "prepared": True}
+    volume = Volume(np.full((5, 4, 3), -5, dtype=np.int16), np.eye(4))
+    prepared = preprocess([volume], make_manifest(crop=crop), max_voxels=MAX_VOXELS)
+    assert prepared.sides == ((0, 5), (0, 4), (0, 3))
+
+
+def test_a_crop_that_exceeds_the_scan_by_far_is_refused_before_it_is_allocated(make_manifest: MakeManifest) -> None:
+    volume = Volume(np.ones((5, 4, 3), dtype=np.int16), np.eye(4))
+    for fields, message in (({"divisor": 200}, "8000000 voxels"), ({"margin_voxels": 2500}, "an axis of 5005 voxels")):
+        manifest = make_manifest(crop={"kind": "foreground", "prepared": True, **fields})
+        with pytest.raises(InputTooLarge, match=message):
+            preprocess([volume], manifest, max_voxels=MAX_VOXELS)

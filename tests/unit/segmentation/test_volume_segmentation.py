@@ -357,29 +357,6 @@ def test_networks_that_take_batches_of_different_sizes_are_refused(make_manifest
         segment_volume([at((1, 1, 1), label_scan((7, 4, 5)))], manifest, loaded, max_voxels=10**6)
 
 
-def channel(*intensities: dict[str, object]) -> list[dict[str, object]]:
-    return [{"name": "CT", "intensity": intensities if len(intensities) > 1 else intensities[0]}]
-
-
-@pytest.mark.parametrize(
-    ("fields", "step"),
-    [
-        ({"grid": "first_centre"}, "grid first_centre"),
-        ({"crop": {"kind": "foreground"}}, "crop foreground"),
-        ({"crop": {"kind": "model", "model": "body"}}, "crop model"),
-        ({"channels": channel({"kind": "none"}, {"kind": "none"})}, "several intensities of a channel"),
-        ({"channels": channel({"kind": "linear", "scale": 2})}, "intensity linear"),
-        ({"channels": channel({"kind": "z_score", "fill_holes": True})}, "intensity z_score"),
-        ({"channels": channel({"kind": "min_max", "statistics": "all_channels"})}, "intensity min_max"),
-    ],
-)
-def test_a_step_that_is_not_supported_is_refused(
-    make_manifest: MakeManifest, fields: dict[str, object], step: str
-) -> None:
-    with pytest.raises(ModelInvalid, match=f"does not support: {step}$"):
-        segment(at((1, 1, 1), label_scan((7, 4, 5))), make_manifest(**fields), NearestValueNetwork(0, 1, 2, 3))
-
-
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("placement", ["snap", "even"])
 def test_a_network_for_planes_runs_on_each_slice_once(make_manifest: MakeManifest, axis: int, placement: str) -> None:
@@ -406,7 +383,9 @@ def test_padding_counts_in_the_statistics_of_a_ct_as_air(
         voxels = 500 * label_scan((7, 6, 8)) - 1000
         voxels[:3] = padding
         network = NearestValueNetwork(0, 1, 2, 3)
-        manifest = make_manifest(modality=modality, channels=channel({"kind": "z_score"}), window=WHOLE)
+        manifest = make_manifest(
+            modality=modality, channels=[{"name": "CT", "intensity": {"kind": "z_score"}}], window=WHOLE
+        )
         segment(at((1, 1, 1), voxels), manifest, network)
         images += network.images
     plain, padded = images

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -201,3 +202,11 @@ def test_gaussian_around_the_middle_has_the_sigma_of_the_model() -> None:
 
 def test_constant_blending_gives_equal_weights() -> None:
     assert (importance_map((3, 4, 5), "constant") == 1).all()
+
+
+@pytest.mark.parametrize(("sides", "expected"), [("both", (2, 3)), ("end", (0, 5))])
+def test_volumes_are_padded_on_both_sides_or_at_the_end(
+    sides: Literal["both", "end"], expected: tuple[int, int]
+) -> None:
+    plan = plan_windows((3, 9, 4), (8, 4, 4), 0.5, "snap", sides)
+    assert plan.pads == (expected, (0, 0), (0, 0))
