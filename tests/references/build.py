@@ -12,7 +12,7 @@ import torch
 from references.cache import Prediction, Reference, cache_folder, data_set_folder, relative, write_index
 from references.datasets import DATA_SETS, DataSet, Training
 from references.plans import CASCADE, LOW_RESOLUTION, in_old_format
-from references.prediction import Output, check_same_labels, predict_all, variants
+from references.prediction import Model, Output, check_same_labels, predict_all, variants
 from references.raw_data import write_data_set, write_tests
 from references.training import Work, choose, export, fold_folder, plan, train
 
@@ -57,9 +57,9 @@ def _reference(work: Work, training: Training, scans: Mapping[str, Sequence[Path
     archive = work.home / "archives" / f"{training.configuration}.zip"
     archive.parent.mkdir(exist_ok=True)
     export(work, training, archive)
-    predictions = _predictions(work, training, scans)
-    old = _old_folder(work, training, predictions) if training.folds == (0, 1, 2, 3, 4) else None
     postprocessing = next(folder.rglob("postprocessing.pkl"), None)
+    predictions = _predictions(work, training, Model(folder, postprocessing), scans)
+    old = _old_folder(work, training, predictions) if training.folds == (0, 1, 2, 3, 4) else None
     choice = folder.parent / "inference_information.json"
     return Reference(
         data_set=work.data_set.name,
@@ -75,13 +75,13 @@ def _reference(work: Work, training: Training, scans: Mapping[str, Sequence[Path
     )
 
 
-def _predictions(work: Work, training: Training, scans: Mapping[str, Sequence[Path]]) -> list[Prediction]:
+def _predictions(work: Work, training: Training, model: Model, scans: Mapping[str, Sequence[Path]]) -> list[Prediction]:
     folder = work.home / "predictions"
     predictions = []
     for variant in variants(training):
         output = Output(folder / training.configuration / variant.name)
         previous = Output(folder / LOW_RESOLUTION / variant.name) if training.configuration == CASCADE else None
-        predictions += predict_all(work.results_folder(training), variant, scans, output, previous)
+        predictions += predict_all(model, variant, scans, output, previous)
     for name, score in predictions[0].dice.items():
         if score < MIN_DICE:
             raise ValueError(f"expected a Dice of at least {MIN_DICE} for {name}, got {score:.3f}")

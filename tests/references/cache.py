@@ -13,7 +13,7 @@ _DEFAULT = Path.home() / ".cache" / "inference-service" / "references"
 _INDEX = "index.json"
 
 # Raise it when references that were made before no longer serve.
-RECIPE = 1
+RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Prediction:
         mirroring: Whether mirrored windows were averaged, along the axes that the checkpoint allows.
         half_sums: Whether overlapping windows and folds were added in half precision, as nnU-Net does.
         labels: The mask.
+        postprocessed: The mask after the steps of `postprocessing.pkl`, or None.
         probabilities: An npz file with the array `probabilities`, on the scan's grid in the reader's axes.
         stages: An npz file: `data` is the input of the windows, `logits` their mean, both on the model's grid.
         dice: Dice of each foreground label or region with the truth.
@@ -43,6 +44,7 @@ class Prediction:
     mirroring: bool
     half_sums: bool
     labels: str
+    postprocessed: str | None
     probabilities: str
     stages: str
     dice: dict[str, float]

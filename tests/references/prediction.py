@@ -11,9 +11,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.postprocessing.remove_connected_components import load_postprocess_save
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from references.cache import Fold, Prediction, relative
@@ -34,6 +36,14 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A results folder, and its `postprocessing.pkl`, if nnU-Net determined one."""
+
+    folder: Path
+    postprocessing: Path | None
+
+
+@dataclass(frozen=True)
 class Output:
     """Where the predictions of one variant go."""
 
@@ -42,6 +52,9 @@ class Output:
     def labels(self, scan: str) -> Path:
         return self.folder / "labels" / f"{scan}{ENDING}"
 
+    def postprocessed(self, scan: str) -> Path:
+        return self.folder / "postprocessed" / f"{scan}{ENDING}"
+
     def probabilities(self, scan: str) -> Path:
         return self.folder / "probabilities" / f"{scan}.npz"
 
@@ -49,7 +62,7 @@ class Output:
         return self.folder / "stages" / f"{scan}.npz"
 
     def make(self) -> None:
-        for name in ("labels", "probabilities", "stages"):
+        for name in ("labels", "postprocessed", "probabilities", "stages"):
             (self.folder / name).mkdir(parents=True)
 
 
@@ -68,16 +81,15 @@ def variants(training: Training) -> list[Variant]:
 
 
 def predict_all(
-    folder: Path, variant: Variant, scans: Mapping[str, Sequence[Path]], output: Output, previous: Output | None
+    model: Model, variant: Variant, scans: Mapping[str, Sequence[Path]], output: Output, previous: Output | None
 ) -> list[Prediction]:
     """Predicts all scans in one way, and checks the first against nnU-Net's own way from files to files.
 
     Args:
-        folder: The results folder.
         previous: The predictions of the stage before, for a cascade.
     """
     output.make()
-    predictor = _predictor(folder, variant)
+    predictor = _predictor(model.folder, variant)
     predictions: list[Prediction] = []
     for scan, images in scans.items():
         before = previous.labels(scan) if previous else None
@@ -85,6 +97,8 @@ def predict_all(
             seconds = _predict(predictor, images, output, scan, before)
         if not predictions and variant.half_sums:
             _check_alike(predictor, images, output.labels(scan), before)
+        if model.postprocessing:
+            _postprocess(predictor, model.postprocessing, output.labels(scan), output.postprocessed(scan))
         predictions.append(
             Prediction(
                 scan=scan,
@@ -95,9 +109,10 @@ def predict_all(
                 mirroring=variant.mirroring,
                 half_sums=variant.half_sums,
                 labels=relative(output.labels(scan)),
+                postprocessed=relative(output.postprocessed(scan)) if model.postprocessing else None,
                 probabilities=relative(output.probabilities(scan)),
                 stages=relative(output.stages(scan)),
-                dice=_dice(folder, output.labels(scan), images[0].parents[1] / "truth" / f"{scan}{ENDING}"),
+                dice=_dice(model.folder, output.labels(scan), images[0].parents[1] / "truth" / f"{scan}{ENDING}"),
                 seconds=round(seconds, 2),
             )
         )
@@ -151,6 +166,13 @@ def _predict(
     export_prediction_from_logits(*given, str(output.probabilities(scan).with_suffix("")), save_probabilities=True)
     np.savez_compressed(output.stages(scan), data=data, logits=logits.numpy())
     return seconds
+
+
+def _postprocess(predictor: nnUNetPredictor, steps: Path, labels: Path, target: Path) -> None:
+    """Does what `nnUNetv2_apply_postprocessing` does for one scan."""
+    functions, arguments = load_pickle(str(steps))
+    reader = predictor.plans_manager.image_reader_writer_class()
+    load_postprocess_save(str(labels), str(target), reader, functions, arguments)
 
 
 def _check_alike(

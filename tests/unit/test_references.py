@@ -139,6 +139,7 @@ def reference() -> Reference:
         mirroring=True,
         half_sums=True,
         labels="labels.nii.gz",
+        postprocessed=None,
         probabilities="probabilities.npz",
         stages="stages.npz",
         dice={"liver": 0.9},
