@@ -121,6 +121,10 @@ def read_start(path: Path, size: int) -> bytes:
     Raises:
         InputCorrupt: They cannot be decompressed.
     """
+    with path.open("rb") as file:
+        start = file.read(max(size, MAGIC_BYTES))
+    if not is_compressed(start):
+        return start[:size]
     with _opened(path, find_layers(path), threads=0) as stream:
         return stream.read(size)
 

@@ -40,8 +40,8 @@ class InputFiles:
         if not self.links:
             return ()
         message = (
-            f"{self.links} symbolic links in the archive were not followed: if one leads to the first or the last "
-            "slice, this slice is missing"
+            f"symbolic links in the archive were not followed, {self.links} in all: if one leads to the first or the "
+            "last slice, this slice is missing"
         )
         return (ReportWarning(WarningCode.LINKS_IGNORED, message),)
 
@@ -66,7 +66,9 @@ def input_files(path: Path, work_folder: Path, limits: ReadLimits) -> InputFiles
             break
         files = [each for file in files for each in (unpack(file, unpacked) if file in archives else [file])]
     if not files and unpacked.links:
-        raise InputNotFound(f"the archive has no file but {unpacked.links} symbolic links: pack the files they lead to")
+        raise InputNotFound(
+            f"the archive has symbolic links alone, {unpacked.links} in all: pack the files they lead to"
+        )
     if not files:
         raise InputNotFound("the input contains no file")
     return InputFiles(files, unpacked.links)

@@ -3,11 +3,13 @@
 import io
 import random
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -122,6 +124,24 @@ def test_a_damaged_zip_is_read_or_refused(
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for number, content in enumerate(originals[0]):
             archive.writestr(f"../{number}", content)
+    survives(tmp_path_factory.mktemp("hostile"), [damaged(buffer.getvalue(), *hurt)])
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@settings(max_examples=60)
+@given(hurt=damage)
+def test_a_damaged_tar_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    originals: list[list[bytes]],
+    mode: Literal["w", "w:gz", "w:bz2", "w:xz"],
+    hurt: tuple[Changes, float],
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for number, content in enumerate(originals[0]):
+            entry = tarfile.TarInfo(f"../{number}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     survives(tmp_path_factory.mktemp("hostile"), [damaged(buffer.getvalue(), *hurt)])
 
 

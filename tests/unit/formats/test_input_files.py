@@ -223,7 +223,7 @@ def test_an_archive_truncated_anywhere_is_refused(tmp_path: Path, series: dict[s
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_archives_of_links_alone_are_refused_as_such(read: Callable[..., Scan], kind: str) -> None:
-    with pytest.raises(InputNotFound, match="no file but 2 symbolic links"):
+    with pytest.raises(InputNotFound, match="symbolic links alone, 2 in all"):
         read(links(kind, 2, {}))
 
 
@@ -232,7 +232,7 @@ def test_links_in_an_archive_give_a_warning(read: Callable[..., Scan], series: d
     scan = read(zipped({"inner": links(kind, 3, series)}))
     np.testing.assert_array_equal(scan.volume.voxels, phantom(), strict=True)
     assert [warning.code for warning in scan.warnings] == [WarningCode.LINKS_IGNORED]
-    assert scan.warnings[0].message.startswith("3 symbolic links")
+    assert "3 in all" in scan.warnings[0].message
 
 
 def links(kind: str, count: int, files: Mapping[str, bytes]) -> bytes:
