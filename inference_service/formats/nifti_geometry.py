@@ -87,7 +87,7 @@ def _choose_form(
         raise InconsistentGeometry(f"{text}: expected one spacing, or a qform that agrees with a pixdim other than 1")
     qform = _require_qform(header)
     # The mask states the geometry that was used: readers that prefer the sform would measure it wrongly.
-    header.set_sform(qform, code=int(header["sform_code"]))
+    header["srow_x"], header["srow_y"], header["srow_z"] = qform[:3]
     message = f"{text}, as the qform does: the qform was used, and is the mask's sform too"
     return "qform", qform, (ReportWarning(WarningCode.SFORM_IGNORED, message),)
 
