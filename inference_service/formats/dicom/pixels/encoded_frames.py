@@ -43,6 +43,7 @@ DECODERS: Mapping[str, Decode] = {
 """Decoder of a codestream by transfer syntax."""
 # In big endian, pairs of bytes may be swapped.
 _READ_BY_PYDICOM = {uid.ExplicitVRBigEndian, uid.RLELossless}
+_WITH_END_MARKERS = {*JPEG, *JPEG_LS, *JPEG_2000}
 _MAX_BITS = 32
 # OpenJPEG takes ten kilobytes for each tile, and up to one for each packet. Most images have one tile and few packets.
 _MAX_TILES = 2**10
@@ -77,7 +78,7 @@ def encoded_frames(dataset: Dataset, instance: Instance) -> Iterator[EncodedFram
     """
     syntax = instance.transfer_syntax_uid
     if syntax not in NATIVE:
-        drop_wrong_offsets(dataset, len(instance.frames))
+        drop_wrong_offsets(dataset, len(instance.frames), with_end_markers=syntax in _WITH_END_MARKERS)
     if syntax in _READ_BY_PYDICOM:
         yield from _frames_of_pydicom(dataset, instance)
         return
@@ -157,8 +158,8 @@ def _codestream_frame(encoded: bytes, instance: Instance) -> EncodedFrame:
         )
     if syntax in JPEG_2000:
         _check_parts(data)
-    # JPEG XL has no end marker, and its decoder reports missing data.
-    if syntax not in JPEG_XL and not is_complete(data):
+    # The decoder of JPEG XL reports missing data.
+    if syntax in _WITH_END_MARKERS and not is_complete(data):
         raise InputCorrupt("a DICOM file is truncated: a codestream has no end marker")
     return EncodedFrame(partial(DECODERS[syntax], data), header.bits)
 

@@ -10,10 +10,12 @@ from itertools import pairwise
 from pydicom.dataset import Dataset
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 
+from inference_service.core.errors import InputCorrupt
+
 _EMPTY_TABLE = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
 
 
-def drop_wrong_offsets(dataset: Dataset, frames: int) -> None:
+def drop_wrong_offsets(dataset: Dataset, frames: int, *, with_end_markers: bool) -> None:
     """Removes the extended offset table, and a basic one that is wrong.
 
     The extended table is dispensable: with it, each frame is one fragment (PS3.3 C.7.6.3.1.8).
@@ -21,6 +23,10 @@ def drop_wrong_offsets(dataset: Dataset, frames: int) -> None:
     Args:
         dataset: Has encapsulated pixel data.
         frames: The number of frames.
+        with_end_markers: Whether codestreams have end markers.
+
+    Raises:
+        InputCorrupt: Frames cannot be told apart.
     """
     for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
         if keyword in dataset:
@@ -35,5 +41,12 @@ def drop_wrong_offsets(dataset: Dataset, frames: int) -> None:
         and all(offset < following for offset, following in pairwise(offsets))
         and {offset + start for offset in offsets} <= set(positions)
     )
-    if offsets and not is_right:
+    if is_right:
+        return
+    if not with_end_markers and 1 < frames < len(positions):
+        raise InputCorrupt(
+            f"a DICOM file has {len(positions)} fragments of pixel data for {frames} frames, and no valid offset table "
+            "that tells them apart: expected one fragment for each frame"
+        )
+    if offsets:
         dataset.PixelData = _EMPTY_TABLE + dataset.PixelData[start:]

@@ -20,13 +20,15 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
+from inference_service.core.errors import InputCorrupt
 from inference_service.formats.scan_reader import Scan
 
 Read = Callable[..., Scan]
 STACK = regular_stack(phantom((20, 18, 6)))
 # Their codestreams have end markers, so that frames are told apart without a table.
 MARKED_SYNTAXES = [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless]
-SYNTAXES = [*MARKED_SYNTAXES, JPEG_XL_LOSSLESS, UNCOMPRESSED_FRAMES, DEFLATED_FRAMES]
+UNMARKED_SYNTAXES = [JPEG_XL_LOSSLESS, UNCOMPRESSED_FRAMES, DEFLATED_FRAMES]
+SYNTAXES = [*MARKED_SYNTAXES, *UNMARKED_SYNTAXES]
 
 
 def item(content: bytes) -> bytes:
@@ -90,6 +92,18 @@ def test_frames_in_two_fragments_are_told_apart_by_the_table(tmp_path: Path, rea
     fragments = [half for codestream in write_multi_frame(tmp_path / "in", syntax) for half in halves(codestream)]
     set_fragments(tmp_path / "in", fragments, starts(fragments)[::2])
     check_right(read(tmp_path / "in"))
+
+
+@pytest.mark.parametrize("syntax", [*UNMARKED_SYNTAXES, RLELossless])
+def test_frames_that_cannot_be_told_apart_are_refused(tmp_path: Path, read: Read, syntax: str) -> None:
+    codestreams = [b"x" * 40] * 6 if syntax == RLELossless else write_multi_frame(tmp_path / "in", syntax)
+    fragments = [half for codestream in codestreams for half in halves(codestream)]
+    if syntax == RLELossless:
+        encode(write_enhanced(tmp_path / "in", STACK), syntax)
+    for offsets in (starts(fragments), []):
+        set_fragments(tmp_path / "in", fragments, offsets)
+        with pytest.raises(InputCorrupt, match="12 fragments of pixel data for 6 frames, and no valid offset table"):
+            read(tmp_path / "in")
 
 
 @pytest.mark.parametrize("syntax", MARKED_SYNTAXES)
