@@ -36,6 +36,8 @@ SELECTABLE = (
     "SliceThickness",
     "ImageType",
     "FrameType",
+    "RescaleType",
+    "Units",
     "ScanOptions",
     "ContrastBolusAgent",
     "SeriesNumber",

@@ -91,6 +91,8 @@ _TERMS: dict[str, tuple[str, ...]] = {
     "ReconstructionAlgorithm": ("CTReconstructionSequence",),
     "ImageType": (),
     "FrameType": ("CTImageFrameTypeSequence", "MRImageFrameTypeSequence", "PETFrameTypeSequence"),
+    "RescaleType": ("PixelValueTransformationSequence",),
+    "Units": (),
     "ScanOptions": (),
     "ContrastBolusAgent": (),
 }
@@ -112,6 +114,8 @@ KEYWORDS = (*SELECTABLE, *(keyword for keyword in _GROUPS if keyword not in SELE
 _TAGS = [(keyword, {tag_of(name) for name in (keyword, *_GROUPS[keyword])}) for keyword in KEYWORDS]
 # A time of day, after a date of eight digits (PS3.5 6.2, TM and DT).
 _TIME = re.compile(r"(?:\d{8})?(\d{2})(?::?(\d{2})(?::?(\d{2}(?:\.\d{1,6})?))?)?(?:[+-]\d{4})?")
+# Python reads more as numbers, such as 1_000.
+_NUMERIC = re.compile(r"[-+.0-9eE]+")
 # Decimal strings and binary numbers of 32 bits state a value to about as many digits.
 _DIGITS = 7
 
@@ -151,7 +155,7 @@ def to_value(keyword: str, components: Sequence[str]) -> AttributeValue:
         if match:
             hours, minutes, seconds = (float(each or 0) for each in match.groups())
             return hours * 3600 + minutes * 60 + seconds
-    elif keyword not in _FREE_TEXTS:
+    elif keyword not in _FREE_TEXTS and all(map(_NUMERIC.fullmatch, components)):
         with suppress(ValueError):
             # Adding 0 removes the sign of 0.
             numbers = [float(format_number(float(each))) + 0.0 for each in components]

@@ -45,10 +45,12 @@ def find_groups(slices: Sequence[Slice]) -> list[SliceGroup]:
         The groups, in the order of their values; none where no attributes tell groups apart.
     """
     places = _places(slices)
+    # A value for each slice tells no groups apart, unless all are at one position.
+    max_groups = max(len(slices) // 2, int(np.bincount(places).max()))
     examined = 0
     distinct: list[tuple[Column, ...]] = []
     for columns, labels in _splits(_candidates(slices)):
-        if 2 * (labels.max() + 1) > len(slices) or not _are_distinct(labels, places):
+        if labels.max() >= max_groups or not _are_distinct(labels, places):
             continue
         distinct.append(columns)
         examined += len(slices)

@@ -20,6 +20,7 @@ from inference_service.core.memory_budget import RequireMemory
 from inference_service.formats.dicom.instance import Frame, Instance, Slice
 from inference_service.formats.dicom.pixels.decoder import check_decodable, read_frames
 from inference_service.formats.dicom.series.consistency import direction_cosines
+from inference_service.formats.dicom.series.geometry import instances_of
 
 # Distance of copies with rounded positions, in mm and in pixels, at most.
 _MAX_DISTANCE_MM = 0.01
@@ -54,15 +55,28 @@ class CopyFinder:
         members: dict[Hashable, list[Instance]] = {}
         for instance in instances:
             members.setdefault(instance.sop_instance_uid or instance.path, []).append(instance)
-        kept = []
-        for alike in members.values():
-            intact = [each for each in alike if len(alike) == 1 or self._digests(each) is not None]
-            places = [instance.frames for instance in intact]
-            kept += [each for each in alike if each in intact or not any(_are_near(each.frames, at) for at in places)]
-        return kept
+        return [instance for alike in members.values() for instance in self._without_damaged(alike)]
 
-    def without_equal_copies(self, instances: Sequence[Instance]) -> list[Slice]:
-        """Returns the slices of instances, of copies the first.
+    def _without_damaged(self, alike: Sequence[Instance]) -> list[Instance]:
+        """Leaves out damaged instances of one SOPInstanceUID, unless all are or they lie elsewhere."""
+        if len(alike) == 1:
+            return list(alike)
+        intact = {instance.path: instance for instance in alike if self._digests(instance)}
+        places: dict[Cell, list[Sequence[Frame]]] = {}
+        for instance in intact.values():
+            places.setdefault(_cell(instance.frames[0]), []).append(instance.frames)
+
+        def is_copy(damaged: Instance) -> bool:
+            if not intact or not damaged.frames:
+                # A header that is cut off may state no frames.
+                return bool(intact)
+            near = (frames for cell in _cells_around(damaged.frames[0]) for frames in places.get(cell, ()))
+            return any(_are_near(damaged.frames, frames) for frames in near)
+
+        return [instance for instance in alike if instance.path in intact or not is_copy(instance)]
+
+    def without_equal_copies(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Leaves out slices that are copies of others.
 
         Slices that differ are all kept, also with one SOPInstanceUID. Attributes that tell acquisitions apart may
         differ between files of one SOPInstanceUID, but not between others.
@@ -70,8 +84,7 @@ class CopyFinder:
         Raises:
             UnsupportedTransferSyntax: There is no decoder for instances that may be copies.
         """
-        slices = [Slice(instance, frame) for instance in instances for frame in instance.frames]
-        header_of = {instance.path: _comparable(instance) for instance in instances}
+        header_of = {instance.path: _comparable(instance) for instance in instances_of(slices)}
         identities = [_identities(header_of[slice_.instance.path], slice_) for slice_ in slices]
         occupied = Counter(
             (identity, _cell(slice_.frame))

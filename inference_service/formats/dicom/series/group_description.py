@@ -9,13 +9,18 @@ from inference_service.core.errors import SliceGroup
 from inference_service.formats.dicom.frame_attributes import CLOCK_TIMES, AttributeValue, HashedText, Text, TimeRange
 
 _MAX_LISTED = 8
-# Kernels of vendors, terms of the standard and small numbers; any other text could identify a patient.
-_KNOWN_TEXT = re.compile(
-    r"[-+]?\d{1,4}(\.\d{1,8})?(e[-+]\d{1,2})?|[A-Z]|[A-Z]{1,2}[a-z]?\d{2}[a-z]?"
-    "|ORIGINAL|DERIVED|PRIMARY|SECONDARY|AXIAL|VOLUME|MIXED|NONE|STANDARD|SOFT|BONE|BONEPLUS|LUNG|DETAIL|EDGE|CHST"
-    "|SHARP|SMOOTH|FLAT|WEDGE|BUTTERFLY|ND|NORM|DIS2D|DIS3D|MAGNITUDE|PHASE|REAL|IMAGINARY|MAG|DIFFUSION|ADC|TRACEW"
-    "|WATER|FAT|IN_PHASE|OUT_PHASE|OPP_PHASE|VMI|FFE|M_FFE|FILTER_BACK_PROJ|ITERATIVE"
-)
+# Small numbers and kernels of vendors; with the terms below, all texts that cannot identify a patient.
+_KNOWN_TEXT = re.compile(r"[-+]?\d{1,4}(\.\d{1,8})?(e[-+]\d{1,2})?|[A-Z]|[A-Z]{1,2}[a-z]?\d{2}[a-z]?")
+_KNOWN_TERMS = {
+    "STANDARD", "SOFT", "BONE", "BONEPLUS", "LUNG", "DETAIL", "EDGE", "CHST", "SHARP", "SMOOTH",
+    "FLAT", "WEDGE", "BUTTERFLY", "FILTER_BACK_PROJ", "ITERATIVE",
+    "ORIGINAL", "DERIVED", "MIXED", "PRIMARY", "SECONDARY", "AXIAL", "VOLUME", "LOCALIZER", "REFORMATTED", "RESAMPLED",
+    "DYNAMIC", "OTHER", "NONE",
+    "VMI", "MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY",
+    "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "MAG", "ND", "NORM", "DIS2D", "DIS3D", "FFE", "M_FFE", "DIFFUSION",
+    "ADC", "TRACEW", "WATER", "FAT", "IN_PHASE", "OUT_PHASE", "OPP_PHASE",
+    "HU", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "BQML", "CNTS", "GML",
+}  # fmt: skip
 _HIDDEN = "…"
 
 
@@ -67,7 +72,7 @@ def _public(select: Mapping[str, SelectValue]) -> dict[str, SelectValue]:
 
 
 def _is_known(text: str) -> bool:
-    return all(_KNOWN_TEXT.fullmatch(component) for component in text.split("\\"))
+    return all(each in _KNOWN_TERMS or _KNOWN_TEXT.fullmatch(each) for each in text.split("\\"))
 
 
 def sort_key(value: SelectValue) -> tuple[int, float, str]:

@@ -28,8 +28,8 @@ _MAX_TIME_RATIO = 0.25
 _MIN_TIME_STEP_S = 1.0
 # MR acquires every other slice first, so that neighbours do not disturb each other; CT and PET acquire in order.
 _VARIES_IN_MR = CLOCK_TIMES | {"AcquisitionNumber", "FrameAcquisitionNumber"}
-# Scanners may scale each slice by itself.
-_VARIES = {"RescaleSlope", "RescaleIntercept"}
+# Scanners may scale each slice by itself; `find_value_type` compares the types of values.
+_VARIES = {"RescaleSlope", "RescaleIntercept", "RescaleType", "Units"}
 # Within one acquisition these never change and change back.
 _CONSTANT = {
     "TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfRespiratoryPhase", "StackID",
@@ -42,6 +42,9 @@ _NEARLY_CONSTANT = (
     "AcquisitionNumber", "FrameAcquisitionNumber", "NominalPercentageOfCardiacPhase", "ImageType", "FrameType",
     "ScanOptions",
 )  # fmt: skip
+# Scanners may state the measured value of each slice, which differs from the others by less than this share.
+_MEASURED = {"EchoTime", "EffectiveEchoTime", "FlipAngle", "InversionTime", "KVP", "SliceThickness"}
+_MAX_NOISE = 0.01
 _ACQUISITION_TIMES = ("AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime")
 # A pause between two acquisitions: longer than this, and than this many times the usual step between slices.
 _MIN_PAUSE_S = 10.0
@@ -66,6 +69,8 @@ def check_not_interleaved(slices: Sequence[Slice], spacing_mm: float) -> None:
     is_mr = slices[0].instance.modality == "MR"
     for keyword in KEYWORDS:
         values = [frame.get(keyword) for frame in frames]
+        if keyword in _MEASURED:
+            values = _without_noise(values)
         if keyword in _VARIES or values.count(values[0]) == len(values):
             continue
         if is_mr and keyword in TIME_OFFSETS:
@@ -121,6 +126,21 @@ def _returns(values: Sequence[object]) -> bool:
     """
     changes = sum(one != other for one, other in pairwise(values))
     return 0 < len(set(values)) <= changes
+
+
+def _without_noise(values: Sequence[AttributeValue | None]) -> list[AttributeValue | None]:
+    """The values, and the lowest of numbers that hardly differ in place of all of them.
+
+    >>> _without_noise([120.0, 119.9, 80.0, None])
+    [119.9, 119.9, 80.0, None]
+    """
+    lowest: dict[AttributeValue | None, AttributeValue] = {}
+    before = None
+    for number in sorted({value for value in values if isinstance(value, float)}):
+        is_noise = before is not None and number - before <= _MAX_NOISE * abs(number)
+        lowest[number] = lowest[before] if is_noise else number
+        before = number
+    return [lowest.get(value, value) for value in values]
 
 
 def _alternating_terms(values: Sequence[AttributeValue | None]) -> list[int] | None:

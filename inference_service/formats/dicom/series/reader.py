@@ -104,10 +104,8 @@ def read_series(
     """
     headers = read_headers(files, limits)
     series, set_aside = _select(headers, options.series)
-    every, copy_warnings = _distinct_slices(series, set_aside, limits.require_memory)
-    slices = select_slices(every, options.select)
+    slices, copy_warnings = _choose_slices(series, set_aside, options, limits.require_memory)
     geometry, value_type = _find_geometry(slices, options)
-    set_aside[ExclusionReason.NOT_SELECTED] += len(instances_of(every)) - len(instances_of(slices))
     rescaling_warnings = check_rescaling(geometry.slices)
     _check_size(geometry, limits.max_voxels)
     _check_slopes(slices)
@@ -194,24 +192,31 @@ def _select(headers: Headers, series_uid: str | None) -> tuple[list[Instance], C
     return instances, set_aside
 
 
-def _distinct_slices(
-    series: Sequence[Instance], set_aside: Counter[ExclusionReason], require_memory: RequireMemory
+def _choose_slices(
+    series: Sequence[Instance],
+    set_aside: Counter[ExclusionReason],
+    options: InputOptions,
+    require_memory: RequireMemory,
 ) -> tuple[list[Slice], list[ReportWarning]]:
-    """The slices of a series without copies, and a warning about frames that are copies.
+    """The slices of a series that the request selects, without copies, and a warning about frames that are copies.
 
     Args:
         series: The instances of the series.
-        set_aside: Number of files that are left out, by reason; those of copies are added.
+        set_aside: Number of files that are left out, by reason; those of the series are added.
+        options: The options of the request.
         require_memory: Called before each large allocation.
     """
     finder = CopyFinder(require_memory)
     intact = finder.without_damaged_copies(series)
     check_positions(intact)
-    slices = finder.without_equal_copies(intact)
-    kept = instances_of(slices)
+    selected = select_slices([Slice(each, frame) for each in intact for frame in each.frames], options.select)
+    slices = finder.without_equal_copies(selected)
+    chosen, kept = instances_of(selected), instances_of(slices)
     set_aside[ExclusionReason.DAMAGED_COPY] += len(series) - len(intact)
-    set_aside[ExclusionReason.DUPLICATE] += len(intact) - len(kept)
-    repeated = sum(len(instance.frames) for instance in kept) - len(slices)
+    set_aside[ExclusionReason.NOT_SELECTED] += len(intact) - len(chosen)
+    set_aside[ExclusionReason.DUPLICATE] += len(chosen) - len(kept)
+    paths = {instance.path for instance in kept}
+    repeated = sum(slice_.instance.path in paths for slice_ in selected) - len(slices)
     if not repeated:
         return slices, []
     message = f"{repeated} frames of multi-frame images are copies of others, with the same header and pixels: left out"
@@ -334,7 +339,7 @@ def _count_look_alikes(images: Sequence[Instance], series: Sequence[Instance]) -
         cosines = (round(cosine, 3) for cosine in (*frame.row_direction, *frame.column_direction))
         return instance.series_uid, instance.pixels.rows, instance.pixels.columns, *cosines
 
-    appearances = {appearance(instance) for instance in series}
+    appearances = {appearance(instance) for instance in series if instance.frames}
     paths = {instance.path for instance in series}
     return sum(image.path not in paths and bool(image.frames) and appearance(image) in appearances for image in images)
 

@@ -80,6 +80,8 @@ CASES: list[tuple[str, list[object], list[SelectValue]]] = [
     ("ImageType", [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]],
      ["ORIGINAL\\PRIMARY\\M", "ORIGINAL\\PRIMARY\\P"]),
     ("ScanOptions", ["HELIX", "AXIAL"], ["AXIAL", "HELIX"]),
+    ("RescaleType", ["HU", "MGML"], ["HU", "MGML"]),
+    ("Units", ["BQML", "GML"], ["BQML", "GML"]),
     ("ContrastBolusAgent", [None, "IOPAMIDOL 370"], [None, "IOPAMIDOL 370"]),
     ("TriggerTime", ["0", "600.25"], [0, 600.25]),
     ("FrameReferenceTime", ["0", "3600000"], [0, 3600000]),
@@ -223,6 +225,18 @@ def test_interleaved_acquisitions_are_selected(tmp_path: Path, read: Read) -> No
         np.testing.assert_array_equal(read(tmp_path / "in", select=group.select).volume.voxels, voxels)
 
 
+def test_interleaved_values_of_two_types_are_selected(tmp_path: Path, read: Read) -> None:
+    add_phase(tmp_path / "in", 1, {"RescaleType": "HU"})
+    second = add_phase(tmp_path / "in", 2, {"RescaleType": "Z_EFF"}, stack=raised(1.25))
+    error = refusal(read, tmp_path / "in")
+    assert error.message == (
+        "the series' slices differ in what their values measure: 6 RescaleType HU, 6 RescaleType Z_EFF; expected one; "
+        'or choose one of 2 groups of slices by input.select: {"RescaleType": "HU"} (6 slices), '
+        '{"RescaleType": "Z_EFF"} (6 slices)'
+    )
+    np.testing.assert_array_equal(read(tmp_path / "in", select={"RescaleType": "Z_EFF"}).volume.voxels, second)
+
+
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_unevenly_interleaved_acquisitions_are_selected(tmp_path: Path, read: Read, modality: str) -> None:
     add_phase(tmp_path / "in", 1, {"AcquisitionNumber": 1}, modality=modality)
@@ -242,6 +256,25 @@ def test_overlapping_acquisitions_are_selected(tmp_path: Path, read: Read) -> No
     assert isinstance(error, InconsistentGeometry)
     assert [group.slices for group in error.groups] == [6, 6]
     np.testing.assert_array_equal(read(tmp_path / "in", select={"AcquisitionNumber": 2}).volume.voxels, second)
+
+
+def test_phases_of_a_single_slice_are_selected(tmp_path: Path, read: Read) -> None:
+    single = regular_stack(phantom((9, 7, 1)))
+    phases = [add_phase(tmp_path / "in", n, {"EchoTime": 4 * n}, stack=single, modality="MR") for n in (1, 2, 3)]
+    error = refusal(read, tmp_path / "in")
+    assert selections(error.groups) == [{"EchoTime": 4}, {"EchoTime": 8}, {"EchoTime": 12}]
+    assert '{"EchoTime": 8} (1 slice)' in error.message
+    np.testing.assert_array_equal(read(tmp_path / "in", select={"EchoTime": 8}).volume.voxels, phases[1])
+
+
+def test_the_pixels_of_other_slices_do_not_matter(tmp_path: Path, read: Read) -> None:
+    for number in (1, 2):
+        add_phase(tmp_path / "in", number, {"AcquisitionNumber": number})
+    for path in (tmp_path / "in" / "1").iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+        (tmp_path / "in" / f"{path.name} copy").write_bytes(path.read_bytes())
+    scan = read(tmp_path / "in", select={"AcquisitionNumber": 2})
+    assert (scan.volume.shape, scan.set_aside) == ((9, 7, 6), {"not_selected": 12})
 
 
 def test_stacks_of_other_orientations_or_sizes_are_selected(tmp_path: Path, read: Read) -> None:

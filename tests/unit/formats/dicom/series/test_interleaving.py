@@ -98,6 +98,8 @@ def test_interleaved_acquisitions_are_refused_by_the_attribute_that_tells_them_a
         ("RescaleSlope", [1, 2], "PT"),
         ("DiffusionBValue", [1000.0], "MR"),
         ("EchoTime", [4.6, *[4.7] * 11], "MR"),
+        ("EchoTime", [4.60, 4.61, 4.60, 4.60, 4.61, 4.62], "MR"),
+        ("KVP", [119.9, 120.1, 120.0, 119.8], "CT"),
     ],
     ids=str,
 )
