@@ -6,6 +6,7 @@ that contradict themselves, and ignores units, padding and the order of frames.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from inference_service.contract.input_options import InputOptions
 from inference_service.core.errors import ServiceError
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
@@ -75,9 +77,13 @@ def check_file(path: Path) -> None:
 
 
 def check_series(folder: Path) -> None:
+    assert_same(read(folder), read_by_simpleitk(folder))
+
+
+def read_by_simpleitk(folder: Path) -> SimpleITK.Image:
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
-    assert_same(read(folder), reader.Execute())
+    return reader.Execute()
 
 
 # DICOM
@@ -142,6 +148,23 @@ def test_slices_rescaled_each_by_its_own_slope(tmp_path: Path) -> None:
 
     write_series(tmp_path / "in", regular_stack(), change=change)
     check_series(tmp_path / "in")
+
+
+def test_each_phase_of_a_series(tmp_path: Path) -> None:
+    """SimpleITK reads the files of one phase, which lie in a folder of their own."""
+    turn = oblique_rotation()
+    for number in (1, 2):
+        stack = replace(regular_stack(phantom(), row=turn[:, 0], column=turn[:, 1]), voxels=phantom() + number)
+
+        def change(k: int, dataset: Dataset, number: int = number) -> None:
+            dataset.SOPInstanceUID = f"1.2.3.{number}.{k}"
+            dataset.TemporalPositionIdentifier = number
+
+        write_series(tmp_path / "in" / str(number), stack, change=change)
+    for number in (1, 2):
+        options = InputOptions(select={"TemporalPositionIdentifier": number})
+        scan = read_scan(tmp_path / "in", tmp_path, ReadLimits(10**6), input_options=options)
+        assert_same(scan, read_by_simpleitk(tmp_path / "in" / str(number)))
 
 
 def test_an_mr_series(tmp_path: Path) -> None:
