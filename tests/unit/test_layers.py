@@ -54,6 +54,7 @@ HOMES: dict[str, set[str]] = {
         "segmentation.native_grid",
         "imaging.components",
         "imaging.interpolation",
+        "imaging.regridding",
         "imaging.resampling",
         "imaging.run_length",
         "segmentation.postprocessing",
