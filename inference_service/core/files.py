@@ -2,19 +2,26 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from inference_service.core.errors import InputNotFound, InputTooLarge
 
 MAX_FILES = 20_000
 """Upper limit of the files of one input; no study has as many slices."""
+MAX_CHANNELS = 16
+"""Upper limit of the channels of one input; no model of the field takes as many."""
+Sources: TypeAlias = Path | Mapping[str, Path]
+"""An input on disk: one file or folder, or one for each channel by the channel's name."""
 _CHUNK_BYTES = 2**20
 # Formats that keep header and voxels in two files of the same name: the endings of one, and of the other.
 _PARTS = {".hdr": (".img",), ".img": (".hdr",), ".nhdr": (".raw",), ".mhd": (".raw", ".zraw")}
 _GZIP_ENDING = ".gz"
+# The end of a name by which nnU-Net tells the channels of a case, such as _0001.nii.gz. Other numbers could be a year.
+_CHANNEL_ENDING = re.compile(r"_(00[0-9]{2})(?:\.[A-Za-z0-9]{1,8}){0,3}\Z")
 
 
 class _Readable(Protocol):
@@ -81,12 +88,57 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
     return files
 
 
-def input_sha256(source: Path) -> str:
-    """Returns the sha256 of a file, or for several files the sha256 of their sorted sha256 values."""
-    files = list(_files(source)) if source.is_dir() else [source, *_other_parts(source)]
+def channel_number(name: str) -> int | None:
+    """Returns the number of the channel that a file's name ends in, as nnU-Net writes it; None where there is none.
+
+    >>> channel_number("case_12_0001.nii.gz"), channel_number("000003_0001"), channel_number("slice_1961.dcm")
+    (1, 1, None)
+    """
+    ending = _CHANNEL_ENDING.search(name)
+    number = MAX_CHANNELS if ending is None else int(ending[1])
+    return number if number < MAX_CHANNELS else None
+
+
+def numbered_name(number: int, name: str) -> str:
+    """Returns the name of a file of an input in a folder of ours: a number, and of its own name the channel alone.
+
+    >>> numbered_name(3, "MUELLER/case_12_0001.nii.gz"), numbered_name(3, "slice_1961.dcm")
+    ('000003_0001', '000003')
+    """
+    return f"{number:06}{_ending(name)}"
+
+
+def _ending(name: str) -> str:
+    channel = channel_number(name)
+    return "" if channel is None else f"_{channel:04}"
+
+
+def input_sha256(sources: Sources, channels: Sequence[str] = ()) -> str:
+    """Identifies the content of an input.
+
+    For a file it is the sha256, for a folder the sha256 of the sorted sha256 values of its files, and for several
+    channels the sha256 of their values in the model's order. In one folder for a model of several channels, the endings
+    of the names count too.
+
+    Args:
+        sources: The input.
+        channels: Names of the model's channels; they matter for several ones.
+    """
+    if not isinstance(sources, Path):
+        digests = [input_sha256(sources[name], [name]) for name in channels]
+        return digests[0] if len(digests) == 1 else _combined(digests)
+    if sources.is_dir():
+        return _combined(sorted(_sha256(file) + _ending(file.name) * (len(channels) > 1) for file in _files(sources)))
+    return files_sha256([sources, *_other_parts(sources)])
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Returns the sha256 of one file, or for several files the sha256 of their sorted sha256 values."""
     digests = sorted(map(_sha256, files))
-    if files == [source]:
-        return digests[0]
+    return digests[0] if len(digests) == 1 else _combined(digests)
+
+
+def _combined(digests: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

@@ -28,7 +28,7 @@ from inference_service.core.errors import (
     StorageUnavailable,
     redacted,
 )
-from inference_service.core.files import MAX_FILES, Checksum
+from inference_service.core.files import MAX_FILES, Checksum, numbered_name
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 from inference_service.jobs.storage_refusals import refusal
@@ -153,7 +153,7 @@ class Storage:
             unverified.unlink(missing_ok=True)
 
     def fetch_folder(self, bucket: str, prefix: str, target: Path, *, max_bytes: int) -> None:
-        """Downloads all objects under a prefix into numbered files, so that no key becomes a path.
+        """Downloads all objects under a prefix into files with the names of `numbered_name`: no key becomes a path.
 
         Args:
             bucket: The bucket.
@@ -168,7 +168,9 @@ class Storage:
         """
         keys = self._retrying(self._list, bucket, prefix, max_bytes=max_bytes)
         target.mkdir(exist_ok=True)
-        _transfer_all(lambda number, key: self.fetch(bucket, key, target / _name(number), max_bytes=max_bytes), keys)
+        _transfer_all(
+            lambda number, key: self.fetch(bucket, key, target / numbered_name(number, key), max_bytes=max_bytes), keys
+        )
 
     def _list(self, bucket: str, prefix: str, *, max_bytes: int) -> list[str]:
         keys = []
@@ -197,7 +199,7 @@ class Storage:
         self._retrying(self._store, bucket, key, source, content_type)
 
     def store_folder(self, bucket: str, prefix: str, sources: Sequence[Path], *, content_type: str) -> None:
-        """Uploads files to numbered keys, which do not contain the files' names.
+        """Uploads files to keys with the names of `numbered_name`, which do not contain the files' names.
 
         Args:
             bucket: The bucket.
@@ -209,7 +211,10 @@ class Storage:
             StorageUnavailable: The storage does not answer or refuses.
         """
         _transfer_all(
-            lambda number, path: self.store(bucket, prefix + _name(number), path, content_type=content_type), sources
+            lambda number, path: self.store(
+                bucket, prefix + numbered_name(number, path.name), path, content_type=content_type
+            ),
+            sources,
         )
 
     def _store(self, bucket: str, key: str, source: Path, content_type: str) -> None:
@@ -310,10 +315,6 @@ class Storage:
 
 def _no_bucket(bucket: str) -> StorageUnavailable:
     return StorageUnavailable(f"there is no bucket {bucket}: run `inference-service migrate`")
-
-
-def _name(number: int) -> str:
-    return f"{number:06}"
 
 
 def _transfer_all(transfer: Callable[[int, Item], None], items: Sequence[Item]) -> None:

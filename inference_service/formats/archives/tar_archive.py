@@ -1,7 +1,7 @@
 """Unpacks a tar from a stream, block by block: ustar, GNU, pax and older ones.
 
 Python's tarfile holds extended headers of any length in memory, and its older versions loop on forged ones. Here no
-name is read, no more than a bounded header is held, and no byte is read twice.
+more than a bounded header is held, no byte is read twice, and a name is read for its ending alone.
 Source: POSIX.1-2017, pax; the manual of GNU tar.
 """
 
@@ -17,7 +17,7 @@ from inference_service.formats.archives.unpacked_files import UnpackedFiles
 
 BLOCK_BYTES = 512
 _CHUNK_BYTES = 2**20
-_MAX_PAX_BYTES = 2**20
+_MAX_EXTENSION_BYTES = 2**20
 # Headers, padding and everything that is skipped, for each file that is allowed.
 _OVERHEAD_BYTES = 4096
 _SIZE = slice(124, 136)
@@ -31,8 +31,10 @@ _OLD_FILE = b"\0"
 _SYMBOLIC_LINK = b"2"
 # Further names of files before them, devices, folders and FIFOs, and the name of the archive: no data follows.
 _WITHOUT_DATA = (b"1", b"3", b"4", b"5", b"6", b"V")
-# Long names and links, headers for all files, and lists of a folder's files.
-_SKIPPED = (b"L", b"K", b"N", b"g", b"D")
+# Long links, old long names, headers for all files, and lists of a folder's files.
+_SKIPPED = (b"K", b"N", b"g", b"D")
+# The header of the next entry goes on in these.
+_LONG_NAME = b"L"
 _PAX = (b"x", b"X")
 _SPARSE = b"S"
 _CONTINUED = b"M"
@@ -40,10 +42,11 @@ _CONTINUED = b"M"
 
 @dataclass(frozen=True)
 class _Header:
-    """The header of an entry: its kind, and the size of the data that follow."""
+    """The header of an entry: its kind, the size of the data that follow, and its name."""
 
     kind: bytes
     size: int
+    name: bytes
 
 
 def is_tar(start: bytes) -> bool:
@@ -69,10 +72,8 @@ def unpack_tar(stream: BinaryIO, target: UnpackedFiles) -> list[Path]:
     while (header := archive.next_header()) is not None:
         if header.kind == _SYMBOLIC_LINK:
             target.links += 1
-        elif header.kind in _SKIPPED:
-            archive.skip(header.size)
         elif header.kind not in _WITHOUT_DATA:
-            paths.append(target.add(archive.data(header.size)))
+            paths.append(target.add(archive.data(header.size), header.name.decode("latin-1")))
     return paths
 
 
@@ -86,7 +87,8 @@ class _Archive:
 
     def next_header(self) -> _Header | None:
         """Reads up to the next header but those that extend others; None at the end."""
-        stated_size = None
+        stated_size: int | None = None
+        stated_name: bytes | None = None
         at_end = False
         while block := self._read(BLOCK_BYTES):
             if not any(block):
@@ -95,9 +97,17 @@ class _Archive:
             if len(block) < BLOCK_BYTES or not _has_checksum(block):
                 raise InputCorrupt("the tar is truncated or damaged: expected a header with a valid checksum")
             header = _parse(block)
-            if header.kind not in _PAX:
-                return header if stated_size is None else _Header(header.kind, stated_size)
-            stated_size = self._read_pax(header.size)
+            if header.kind in _SKIPPED:
+                self._skip(header.size)
+            elif header.kind == _LONG_NAME:
+                stated_name = self._extension(header).split(b"\0")[0]
+            elif header.kind in _PAX:
+                pax = _parse_pax(self._extension(header))
+                stated_size = pax.size
+                stated_name = pax.name or stated_name
+            else:
+                size = header.size if stated_size is None else stated_size
+                return _Header(header.kind, size, stated_name or header.name)
             at_end = False
         if not at_end:
             raise InputCorrupt("the tar is truncated: it ends without a block of zeros")
@@ -114,24 +124,18 @@ class _Archive:
             yield chunk
         self._read(padding)
 
-    def skip(self, size: int) -> None:
+    def _skip(self, size: int) -> None:
         """Reads over the data of an entry."""
         for _ in self.data(size):
             pass
 
-    def _read_pax(self, size: int) -> int | None:
-        """Reads an extended header; returns the size of the next entry if it states one."""
-        if size > _MAX_PAX_BYTES:
-            raise InputCorrupt(f"the tar has an extended header of {size} bytes; at most {_MAX_PAX_BYTES} are read")
-        stated_size = None
-        for key, value in _pax_records(b"".join(self.data(size))):
-            if key.startswith(b"GNU.sparse."):
-                raise _sparse()
-            if key == b"size":
-                if not _DECIMAL.fullmatch(value):
-                    raise _invalid_header()
-                stated_size = int(value)
-        return stated_size
+    def _extension(self, header: _Header) -> bytes:
+        """Reads the data of an entry that belongs to the header of the next one."""
+        if header.size > _MAX_EXTENSION_BYTES:
+            raise InputCorrupt(
+                f"the tar has an extended header of {header.size} bytes; at most {_MAX_EXTENSION_BYTES} are read"
+            )
+        return b"".join(self.data(header.size))
 
     def _read(self, size: int) -> bytes:
         self._remaining_bytes -= size
@@ -140,6 +144,29 @@ class _Archive:
                 f"the tar has more than {self._max_bytes} bytes, which is the most that this service reads"
             )
         return self._stream.read(size)
+
+
+@dataclass(frozen=True)
+class _Pax:
+    """What an extended header states about the next entry; None if it does not."""
+
+    size: int | None
+    name: bytes | None
+
+
+def _parse_pax(data: bytes) -> _Pax:
+    size: int | None = None
+    name: bytes | None = None
+    for key, value in _pax_records(data):
+        if key.startswith(b"GNU.sparse."):
+            raise _sparse()
+        if key == b"size":
+            if not _DECIMAL.fullmatch(value):
+                raise _invalid_header()
+            size = int(value)
+        if key == b"path":
+            name = value
+    return _Pax(size, name)
 
 
 def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -165,8 +192,9 @@ def _parse(block: bytes) -> _Header:
     size = _number(block[_SIZE])
     if size is None:
         raise _invalid_header()
-    is_folder = kind == _OLD_FILE and block[_NAME].split(b"\0")[0].endswith(b"/")
-    return _Header(b"5" if is_folder else kind, size)
+    name = block[_NAME].split(b"\0")[0]
+    is_folder = kind == _OLD_FILE and name.endswith(b"/")
+    return _Header(b"5" if is_folder else kind, size, name)
 
 
 def _has_checksum(block: bytes) -> bool:

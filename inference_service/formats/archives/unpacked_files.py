@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from inference_service.core.errors import InputTooLarge
-from inference_service.core.files import MAX_FILES
+from inference_service.core.files import MAX_FILES, numbered_name
 
 _CHUNK_BYTES = 2**20
 
 
 class UnpackedFiles:
-    """Writes files into one folder, each named by its number: names in an archive are not used.
+    """Writes files into one folder, with the names of `numbered_name`: names in an archive are not used otherwise.
 
     Args:
         folder: Created for the first file.
@@ -29,8 +29,12 @@ class UnpackedFiles:
         self._remaining_bytes = max_bytes
         self._count = 0
 
-    def add(self, content: Iterable[bytes]) -> Path:
+    def add(self, content: Iterable[bytes], name: str = "") -> Path:
         """Writes a file.
+
+        Args:
+            content: Its content, piece by piece.
+            name: Its name in the archive.
 
         Raises:
             InputTooLarge: The files together exceed the limits.
@@ -40,7 +44,7 @@ class UnpackedFiles:
                 f"the input's archives hold more than {MAX_FILES} files, which is the most that this service takes"
             )
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        path = self._folder / f"{self._count:06}"
+        path = self._folder / numbered_name(self._count, name)
         self._count += 1
         with path.open("xb") as file:
             for chunk in content:

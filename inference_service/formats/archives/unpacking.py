@@ -64,7 +64,7 @@ def decompress(path: Path, target: UnpackedFiles) -> Path:
     if not find_layers(path):
         return path
     with open_decompressed(path) as stream:
-        return target.add(chunks(stream))
+        return target.add(chunks(stream), path.name)
 
 
 def refuse_other_formats(files: Sequence[Path]) -> None:

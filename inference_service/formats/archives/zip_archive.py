@@ -74,7 +74,7 @@ def unpack_zip(source: Path, target: UnpackedFiles) -> list[Path]:
                 continue
             entry.orig_filename = _AnyName()
             with archive.open(entry) as stream:
-                paths.append(target.add(chunks(cast("BinaryIO", stream))))
+                paths.append(target.add(chunks(cast("BinaryIO", stream)), entry.filename))
     return paths
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from inference_service.core import files
 from inference_service.core.errors import InputNotFound, InputTooLarge
-from inference_service.core.files import input_sha256, list_files, list_input
+from inference_service.core.files import channel_number, input_sha256, list_files, list_input, numbered_name
 
 
 def write(folder: Path, contents: dict[str, bytes]) -> Path:
@@ -119,3 +119,40 @@ def test_the_other_part_of_a_file_belongs_to_it(tmp_path: Path, name: str, parts
     if parts:
         alone = write(tmp_path / "alone", {each: each.encode() for each in (name, *parts)})
         assert input_sha256(source) == input_sha256(alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "channel"),
+    [
+        ("case_0000.nii.gz", 0), ("case_0001", 1), ("CASE_0015.NRRD", 15), ("a/b_0002.mhd", 2), ("_0003.nii", 3),
+        ("000007_0004", 4), ("x_0001.nii.gz.zst", 1), ("case_0016.nii", None), ("case_1970.nii", None),
+        ("case_001.nii", None),
+        ("case_00001.nii", None), ("case0001.nii", None), ("case_0001/scan.nii", None), ("case_0001_seg.nii", None),
+        ("case_0001.a.b.c.d", None), ("case_0001.", None), ("case_0001.nii\n", None), ("case_٠٠٠١.nii", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_the_channel_is_read_from_the_end_of_a_name(name: str, channel: int | None) -> None:
+    assert channel_number(name) == channel
+    assert numbered_name(12, name) == ("000012" if channel is None else f"000012_{channel:04}")
+    assert channel_number(numbered_name(12, name)) == channel
+
+
+def test_the_ending_of_a_name_matters_for_several_channels_alone(tmp_path: Path) -> None:
+    folders = {
+        "first": {"a_0000.nii": b"T1", "a_0001.nii": b"FLAIR"},
+        "renamed": {"b_0000.nii": b"T1", "000007_0001": b"FLAIR"},
+        "swapped": {"a_0001.nii": b"T1", "a_0000.nii": b"FLAIR"},
+    }
+    written = {name: write(tmp_path / name, files) for name, files in folders.items()}
+    alone = {name: input_sha256(folder) for name, folder in written.items()}
+    assert len(set(alone.values())) == 1
+    several = {name: input_sha256(folder, ["T1", "FLAIR"]) for name, folder in written.items()}
+    assert several["first"] == several["renamed"] != several["swapped"]
+
+
+def test_the_hash_of_channels_depends_on_their_order(tmp_path: Path) -> None:
+    write(tmp_path, {"a": b"T1", "b": b"FLAIR"})
+    scans = {"T1": tmp_path / "a", "FLAIR": tmp_path / "b"}
+    assert input_sha256(scans, ["T1", "FLAIR"]) != input_sha256(scans, ["FLAIR", "T1"])
+    assert input_sha256({"CT": tmp_path / "a"}, ["CT"]) == input_sha256(tmp_path / "a")
