@@ -15,6 +15,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 if TYPE_CHECKING:
     from inference_service.client import Client
     from inference_service.contract.task_message import (
+        ChannelReference,
         InputReference,
         OutputReference,
         Priority,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from inference_service.jobs.worker_registry import Worker
 
 __all__ = [
+    "ChannelReference",
     "Client",
     "ErrorCode",
     "InputReference",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ChannelReference": "contract.task_message",
     "Client": "client",
     "ErrorCode": "core.errors",
     "InputReference": "contract.task_message",

@@ -85,7 +85,8 @@ class Client:
 
         Args:
             volume: A file, or a folder of files, which become objects under a prefix. A header whose voxels are in a
-                file beside it is uploaded with that file.
+                file beside it is uploaded with that file. Of the names in a folder, an ending such as _0001 stays, by
+                which nnU-Net tells channels.
 
         Raises:
             InputNotFound: The file does not exist, or the folder contains no file.
@@ -104,6 +105,17 @@ class Client:
         else:
             self._storage.store(bucket, key, volume, content_type=_CONTENT_TYPE)
         return InputReference(bucket=bucket, key=key)
+
+    def upload_channels(self, volumes: Mapping[str, Path]) -> InputReference:
+        """Stores a scan for each channel of a model, as `upload` does.
+
+        Args:
+            volumes: A file or a folder for each channel, by the channel's name in the model's manifest.
+
+        Raises:
+            InputNotFound, InputTooLarge, StorageUnavailable, OSError: See `upload`.
+        """
+        return InputReference(channels={name: self.upload(volume).scans[0] for name, volume in volumes.items()})
 
     def submit(
         self,

@@ -23,6 +23,7 @@ def inspection_json(found: "Inspection") -> dict[str, object]:
         "volumes": [_volume_json(volume) for volume in found.volumes],
         "other_files": found.other_files,
         "error": _error_json(found.error),
+        "channels": found.channels,
     }
 
 
@@ -44,7 +45,8 @@ def print_inspection(screen: Console, found: "Inspection") -> None:
         )
     screen.print(table)
     for number, volume in enumerate(found.volumes, 1):
-        screen.print(f"{number}: {'series ' if volume.kind == 'dicom' else ''}{printable_name(volume.name)}")
+        channel = "" if volume.channel is None else f" (channel {volume.channel})"
+        screen.print(f"{number}: {'series ' if volume.kind == 'dicom' else ''}{printable_name(volume.name)}{channel}")
         if volume.error is not None:
             screen.print(f"{number}: {volume.error.code}: {volume.error.message}")
             for line in group_lines(volume.error.groups):
@@ -54,7 +56,8 @@ def print_inspection(screen: Console, found: "Inspection") -> None:
     for reason, count in found.other_files.items():
         screen.print(f"{count} other file(s): {reason}")
     if found.error is None:
-        screen.print("A job with this input would be read.")
+        model = "" if found.channels == 1 else f" and a model of {found.channels} channels"
+        screen.print(f"A job with this input{model} would be read.")
 
 
 def _verdict(volume: "FoundVolume") -> str:
@@ -93,6 +96,7 @@ def _volume_json(volume: "FoundVolume") -> dict[str, object]:
         "format": volume.kind,
         "name": volume.name,
         "files": volume.files,
+        "channel": volume.channel,
         "modality": volume.modality or None,
         "shape": facts and facts.shape,
         "spacing_mm": facts and facts.spacing_mm,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import click
@@ -13,11 +14,12 @@ from rich.table import Column, Table
 from inference_service.cli.display import ProgressDisplay, console, job_table, print_json, show_job
 from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import (
+    InputArguments,
     JobOptions,
     ModelOptions,
     OutputOptions,
     duration,
-    input_options,
+    input_arguments,
     job_argument,
     job_options,
     json_option,
@@ -26,7 +28,7 @@ from inference_service.cli.options import (
 )
 from inference_service.client import Client
 from inference_service.contract.input_options import InputOptions
-from inference_service.contract.task_message import parse_request
+from inference_service.contract.task_message import ChannelReference, InputReference, parse_request
 from inference_service.core.errors import (
     COMMAND_LINE_CODES,
     BadRequest,
@@ -38,51 +40,55 @@ from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
 _S3 = "s3://"
+# The key of a local file in a request that is only validated.
+_PLACEHOLDER = "uploads"
+Reference = TypeVar("Reference", InputReference, ChannelReference)
 _ROW_CODES = sorted(code.value for code in set(ErrorCode) - COMMAND_LINE_CODES - {ErrorCode.CANCELLED})
 
 
 @click.command()
-@click.argument("volume", metavar="IN")
+@click.argument("volume", metavar="[IN]", required=False)
 @model_options
 @job_options
-@input_options
+@input_arguments
 @output_options
 @click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the job is finished.")
 @json_option
 def submit(
-    volume: str,
+    volume: str | None,
     model: ModelOptions,
     job: JobOptions,
-    input_options: InputOptions,
+    arguments: InputArguments,
     output: OutputOptions,
     wait_for_end: bool,
     as_json: bool,
 ) -> None:
-    """Submit a job that segments IN.
+    """Submit a job that segments IN, or for a model of several channels the scans of --channel.
 
     IN is a local file or folder, which is uploaded, or s3://bucket/key. A file is NIfTI, NRRD, MetaImage, DICOM, or a
-    zip or tar of files; a folder, or a key that ends in /, contains a DICOM series or another volume.
+    zip or tar of files; a folder, or a key that ends in /, contains a DICOM series or another volume. For a
+    model of several channels, a folder or an archive may hold one file for each, with names that end in _0000, _0001
+    and so on.
     """
+    if (volume is None) != bool(arguments.channels):
+        raise click.UsageError("expected either IN or --channel")
     # The whole request is validated before the upload, so that a rejected request leaves no scan behind.
     request = parse_request(
         {
-            "input": {**_input_reference(volume), "series": input_options.series, "select": input_options.select},
+            "input": _input(volume, arguments),
             "model": model.model,
             "model_version": model.model_version,
             "priority": job.priority,
             "output": {"prefix": output.prefix, "formats": output.formats or ("nifti",)},
             "options": {
                 "reuse": job.reuse,
-                "tolerate": input_options.tolerate,
-                "modality_check": input_options.modality_check,
+                "tolerate": arguments.tolerate,
+                "modality_check": arguments.modality_check,
             },
         }
     )
     with Client() as client:
-        if not volume.startswith(_S3):
-            uploaded = client.upload(Path(volume))
-            placed = request.input.model_copy(update={"bucket": uploaded.bucket, "key": uploaded.key})
-            request = request.model_copy(update={"input": placed})
+        request = request.model_copy(update={"input": _uploaded(client, request.input, volume, arguments)})
         job_id = client.submit(request, job_id=job.job_id)
         if wait_for_end:
             _follow(client, job_id, as_json=as_json)
@@ -280,14 +286,41 @@ def list_workers(as_json: bool) -> None:
     console().print(table)
 
 
-def _input_reference(volume: str) -> dict[str, str]:
-    """Returns the input of the request; a local file gets a placeholder until it is uploaded."""
-    if volume.startswith(_S3):
-        bucket, _, key = volume.removeprefix(_S3).partition("/")
-        return {"bucket": bucket, "key": key}
-    if not Path(volume).exists():
+def _input(volume: str | None, arguments: InputArguments) -> dict[str, object]:
+    """Returns the input of the request; local files get placeholders until they are uploaded."""
+    options = arguments.options()
+    if volume is not None:
+        return _scan(volume, options)
+    return {"channels": {name: _scan(source, options.of_channel(name)) for name, source in arguments.channels.items()}}
+
+
+def _scan(source: str, options: InputOptions) -> dict[str, object]:
+    chosen = {"series": options.series, "select": dict(options.select)}
+    if source.startswith(_S3):
+        bucket, _, key = source.removeprefix(_S3).partition("/")
+        return {"bucket": bucket, "key": key, **chosen}
+    if not Path(source).exists():
         raise InputNotFound("there is no such file or folder")
-    return {"key": "uploads"}
+    return {"key": _PLACEHOLDER, **chosen}
+
+
+def _uploaded(
+    client: Client, reference: InputReference, volume: str | None, arguments: InputArguments
+) -> InputReference:
+    """Uploads local files, and returns the input with their places."""
+    if volume is not None:
+        return _placed(client, reference, volume)
+    channels = {
+        name: _placed(client, channel, arguments.channels[name]) for name, channel in reference.channels.items()
+    }
+    return reference.model_copy(update={"channels": channels})
+
+
+def _placed(client: Client, reference: Reference, source: str) -> Reference:
+    if source.startswith(_S3):
+        return reference
+    uploaded = client.upload(Path(source))
+    return reference.model_copy(update={"bucket": uploaded.bucket, "key": uploaded.key})
 
 
 def _found(job: Job | None, job_id: UUID) -> Job:

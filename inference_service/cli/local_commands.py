@@ -1,5 +1,6 @@
 """Commands that need no servers: segment a file, inspect the models, run the demo or the embedded stack."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -8,16 +9,25 @@ from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
 from inference_service.cli.inspection_display import inspection_json, print_inspection
-from inference_service.cli.options import ModelOptions, format_option, input_options, json_option, model_options
+from inference_service.cli.options import (
+    InputArguments,
+    ModelOptions,
+    format_option,
+    input_arguments,
+    input_options,
+    json_option,
+    model_options,
+)
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.result_files import REPORT_FILE
 from inference_service.contract.task_message import OutputFormat
 from inference_service.core.execution import Precision
+from inference_service.core.files import Sources
 from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
 
 
-def _check_target(_context: click.Context, _parameter: click.Parameter, target: Path) -> Path:
+def _check_target(target: Path) -> None:
     name = target.name.lower()
     if name.endswith(".gz") and not name.endswith(".nii.gz"):
         raise click.BadParameter(
@@ -25,27 +35,34 @@ def _check_target(_context: click.Context, _parameter: click.Parameter, target: 
         )
     if target.is_file() and not name.endswith((".nii", ".nii.gz")):
         raise click.BadParameter(f"{target} is a file: expected a folder, or a mask's path ending in .nii or .nii.gz")
-    return target
+
+
+def _sources_and_target(paths: Sequence[Path], channels: Mapping[str, str]) -> tuple[Sources, Path]:
+    """Splits the arguments IN and OUT, of which there is no IN beside --channel."""
+    if len(paths) != (1 if channels else 2):
+        raise click.UsageError("expected IN and OUT, or with --channel OUT alone")
+    *sources, target = paths
+    _check_target(target)
+    return {name: Path(source) for name, source in channels.items()} or sources[0], target
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path), callback=_check_target)
+@click.argument("paths", metavar="[IN] OUT", nargs=-1, type=click.Path(path_type=Path))
 @model_options
-@input_options
+@input_arguments
 @format_option
 @json_option
 def segment(
-    source: Path,
-    target: Path,
+    paths: tuple[Path, ...],
     model: ModelOptions,
-    input_options: InputOptions,
+    arguments: InputArguments,
     formats: tuple[OutputFormat, ...],
     as_json: bool,
 ) -> None:
-    """Segment IN into OUT without any server.
+    """Segment IN into OUT without any server, or for a model of several channels the scans of --channel.
 
-    IN is a NIfTI, NRRD or MetaImage file, or a DICOM series in a folder, an archive or a file.
+    IN is a NIfTI, NRRD or MetaImage file, or a DICOM series in a folder, an archive or a file. For a model of
+    several channels, a folder or an archive may hold one file for each, with names that end in _0000, _0001 and so on.
 
     OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format. If OUT ends in .nii or
     .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
@@ -55,15 +72,16 @@ def segment(
     from inference_service.segmentation.pipeline import SegmentOptions
     from inference_service.segmentation.result_paths import ResultPaths
 
-    with ProgressDisplay(console(stderr=True), {source: "the scan"}) as display:
+    sources, target = _sources_and_target(paths, arguments.channels)
+    with ProgressDisplay(console(stderr=True), {target: "the scan"}) as display:
         report = segment_locally(
-            source,
+            sources,
             target,
             get_settings(),
             model=model.model,
             version=model.model_version,
-            options=SegmentOptions(input_options, formats),
-            progress=lambda stage, share: display.show(source, stage, overall_progress(stage, share)),
+            options=SegmentOptions(arguments.options(), formats),
+            progress=lambda stage, share: display.show(target, stage, overall_progress(stage, share)),
         )
     if as_json:
         print_json(report.model_dump(mode="json"))
@@ -73,8 +91,8 @@ def segment(
     screen.print(labels_table(report.labels))
     for warning in report.warnings:
         screen.print(f"warning {warning.code}: {warning.message}")
-    paths = ResultPaths.of(target)
-    screen.print(f"{', '.join(report.files)} and {paths.path(REPORT_FILE).name}: {paths.folder}")
+    result = ResultPaths.of(target)
+    screen.print(f"{', '.join(report.files)} and {result.path(REPORT_FILE).name}: {result.folder}")
 
 
 @click.command()

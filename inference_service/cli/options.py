@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeAlias, get_args
@@ -17,6 +17,7 @@ from inference_service.contract.task_message import OutputFormat, Priority, Tole
 Command: TypeAlias = Callable[..., None]
 Decorator: TypeAlias = Callable[[Command], Command]
 
+_SELECTION = "--select KEYWORD=VALUE, and each keyword once"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -32,13 +33,20 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 def selection(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str | None]:
     """Reads options of the form KEYWORD=VALUE; a callback of the option. An empty value is none."""
-    found: dict[str, str | None] = {}
-    for text in values:
-        keyword, separator, value = text.partition("=")
-        if not separator or keyword in found:
-            raise click.BadParameter("expected KEYWORD=VALUE, and each keyword once")
-        found[keyword] = value or None
-    return found
+    return {keyword: value or None for keyword, value in _assignments(values, _SELECTION)}
+
+
+def scans_of_channels(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Reads options of the form NAME=IN; a callback of the option."""
+    return dict(_assignments(values, "--channel NAME=IN, and each channel once"))
+
+
+def _assignments(values: Iterable[str], expected: str) -> list[tuple[str, str]]:
+    """Splits texts of the form NAME=VALUE, each with another name."""
+    split = [text.partition("=") for text in values]
+    if not all(name and separator for name, separator, _ in split) or len({name for name, *_ in split}) < len(split):
+        raise click.BadParameter(f"expected {expected}")
+    return [(name, value) for name, _, value in split]
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -56,6 +64,55 @@ class ModelOptions:
 
     model: str
     model_version: str | None
+
+
+@dataclass(frozen=True)
+class InputArguments:
+    """The scans to segment, and how they are read.
+
+    Attributes:
+        channels: The scan of each channel, by name; empty: there is one input.
+        series: UIDs of series: of the only input, or NAME=UID of a channel's.
+        tolerate: Defects of the geometry that are corrected.
+        modality_check: Whether the scans must have the modality of the model.
+        select: KEYWORD=VALUE of attributes of slices: of the only input, or NAME=KEYWORD=VALUE of a channel's.
+    """
+
+    channels: Mapping[str, str]
+    series: tuple[str, ...]
+    tolerate: tuple[Tolerance, ...]
+    modality_check: bool
+    select: tuple[str, ...]
+
+    def options(self) -> InputOptions:
+        """Returns the options for reading the scans.
+
+        Raises:
+            click.BadParameter: An option names no channel, or one that has no scan.
+            BadRequest: An attribute or its value is not allowed.
+        """
+        base = InputOptions(tolerate=self.tolerate, modality_check=self.modality_check)
+        if not self.channels:
+            return self._scan_options(base, self.series, self.select)
+        series = self._by_channel(self.series, "--series NAME=UID")
+        select = self._by_channel(self.select, "--select NAME=KEYWORD=VALUE")
+        channels = {name: self._scan_options(base, series[name], select[name]) for name in self.channels}
+        return replace(base, channels=channels)
+
+    def _scan_options(self, base: InputOptions, series: Sequence[str], select: Iterable[str]) -> InputOptions:
+        if len(series) > 1:
+            raise click.BadParameter("--series is given more than once for one scan")
+        selected = {keyword: value or None for keyword, value in _assignments(select, _SELECTION)}
+        return replace(base, series=series[0] if series else None, select=selected)
+
+    def _by_channel(self, values: Iterable[str], expected: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {name: [] for name in self.channels}
+        for text in values:
+            name, separator, value = text.partition("=")
+            if not separator or name not in found:
+                raise click.BadParameter(f"expected {expected}, with the name of a --channel")
+            found[name].append(value)
+        return found
 
 
 @dataclass(frozen=True)
@@ -86,15 +143,19 @@ class JobOptions:
     job_id: UUID | None
 
 
-def _grouped(parameter: str, value_type: Callable[..., Any], *options: Decorator) -> Decorator:
+def _grouped(
+    parameter: str, value_type: Callable[..., Any], *options: Decorator, without: Sequence[str] = ()
+) -> Decorator:
     """Adds options to a command, which receives them as one value.
 
     Args:
         parameter: The command's parameter.
         value_type: A dataclass whose fields have the names of the options.
         options: The options.
+        without: Fields that have no option, and keep their default.
     """
-    names = [field.name for field in dataclasses.fields(value_type)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(value_type)  # type: ignore[arg-type]
+    names = [field.name for field in fields if field.name not in without]
 
     def decorate(command: Command) -> Command:
         @wraps(command)
@@ -116,29 +177,60 @@ model_options = _grouped(
     click.option("--model", required=True, help="Name of the model."),
     click.option("--model-version", help="Version of the model; default: the highest installed version."),
 )
+_tolerate_option = click.option(
+    "--tolerate",
+    type=click.Choice(get_args(Tolerance)),
+    multiple=True,
+    help="Accept this defect of the geometry, and correct it where possible; may be given several times.",
+)
+_modality_option = click.option(
+    "--modality-check/--no-modality-check",
+    default=True,
+    show_default=True,
+    help="Reject a scan whose modality is not the model's.",
+)
 input_options = _grouped(
     "input_options",
     InputOptions,
-    click.option("--series", help="SeriesInstanceUID of the series to segment, if the input has several."),
-    click.option(
-        "--tolerate",
-        type=click.Choice(get_args(Tolerance)),
-        multiple=True,
-        help="Accept this defect of the geometry, and correct it where possible; may be given several times.",
-    ),
-    click.option(
-        "--modality-check/--no-modality-check",
-        default=True,
-        show_default=True,
-        help="Reject a scan whose modality is not the model's.",
-    ),
+    click.option("--series", help="SeriesInstanceUID of the series to read, if the input has several."),
+    _tolerate_option,
+    _modality_option,
     click.option(
         "--select",
         metavar="KEYWORD=VALUE",
         multiple=True,
         callback=selection,
-        help="Segment the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series "
+        help="Read the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series "
         "has several acquisitions; may be given several times.",
+    ),
+    without=("channels",),
+)
+input_arguments = _grouped(
+    "arguments",
+    InputArguments,
+    click.option(
+        "--channel",
+        "channels",
+        metavar="NAME=IN",
+        multiple=True,
+        callback=scans_of_channels,
+        help="The scan of a channel, by the channel's name in the model's manifest, in place of IN; once for each "
+        "channel of the model.",
+    ),
+    click.option(
+        "--series",
+        metavar="UID",
+        multiple=True,
+        help="SeriesInstanceUID of the series to segment, if the input has several. With --channel: NAME=UID.",
+    ),
+    _tolerate_option,
+    _modality_option,
+    click.option(
+        "--select",
+        metavar="KEYWORD=VALUE",
+        multiple=True,
+        help="Segment the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series "
+        "has several acquisitions; may be given several times. With --channel: NAME=KEYWORD=VALUE.",
     ),
 )
 format_option = click.option(

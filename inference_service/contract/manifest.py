@@ -5,15 +5,16 @@ It covers what nnU-Net's plans and MONAI bundles specify for inference; `docs/mo
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from inference_service.contract.labels import Label, PostProcessing
-from inference_service.contract.manifest_types import Sha256
+from inference_service.contract.manifest_types import Modality, Sha256
 from inference_service.contract.part import NETWORK_FILE, NetworkFile, Part
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.core.execution import Precision
+from inference_service.core.files import MAX_CHANNELS
 
 # Fields of a part that another part does not inherit.
 _OWN = {"networks", "outputs", "first_stage"}
@@ -33,7 +34,7 @@ class Manifest(Part):
     description: str = Field(min_length=1)
     licence: str = Field(min_length=1, description="SPDX identifier of the licence of the weights.")
     intended_use: str = Field(min_length=1)
-    modality: Literal["CT", "MR", "PT", "US", "other"]
+    modality: Modality
     sha256: Sha256 | None = Field(None, description="SHA-256 of model.onnx; null where `networks` names the files.")
     precisions: tuple[Precision, ...] = Field(
         ("fp32",),
@@ -65,6 +66,7 @@ class Manifest(Part):
         values = [label.value for label in self.labels]
         if len(set(values)) != len(values) or len({label.name for label in self.labels}) != len(values):
             raise ValueError("labels must have unique names and unique values")
+        self._check_channels()
         self._check_networks()
         for part in self.every_part:
             self._check_part(part, values)
@@ -73,6 +75,15 @@ class Manifest(Part):
         if unknown:
             raise ValueError(f"postprocessing uses label values that the model does not have: {sorted(unknown)}")
         return self
+
+    def _check_channels(self) -> None:
+        modalities: dict[str, Modality | None] = {}
+        for part in (self, *self.every_part):
+            for channel in part.channels:
+                if modalities.setdefault(channel.name, channel.modality) != channel.modality:
+                    raise ValueError("channels of one name get the same scan: they must have the same modality")
+        if len(self.channel_names) > MAX_CHANNELS:
+            raise ValueError(f"a model takes at most {MAX_CHANNELS} channels of different names")
 
     def _check_networks(self) -> None:
         if self.parts and (own := [name for name in sorted({"sha256", *_OWN}) if getattr(self, name)]):
@@ -97,6 +108,11 @@ class Manifest(Part):
         others = [channel.name for channel in part.channels if channel.name not in names]
         if others:
             raise ValueError(f"a part has channels that the manifest does not have: {others}")
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The channels that a job has scans for: their different names, in order."""
+        return tuple(dict.fromkeys(channel.name for channel in self.channels))
 
     @property
     def all_parts(self) -> tuple[Part, ...]:

@@ -1,11 +1,12 @@
 """Types that the parts of a manifest share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
+Modality = Literal["CT", "MR", "PT", "US", "other"]
 Percent = Annotated[float, Field(ge=0, le=100)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]

@@ -7,7 +7,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdap
 
 from inference_service.contract.crops import Crop, ForegroundCrop
 from inference_service.contract.intensity import Intensity
-from inference_service.contract.manifest_types import LabelValue, Sha256, Strict
+from inference_service.contract.manifest_types import LabelValue, Modality, Sha256, Strict
+from inference_service.contract.task_message import ChannelName
 
 _AXES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 _FILE_AXES = {"i", "j", "k"}
@@ -35,7 +36,12 @@ def _validate_intensity(value: object, handler: object) -> object:
 class Channel(Strict):
     """One input channel of the network."""
 
-    name: str = Field(min_length=1, max_length=64)
+    name: ChannelName = Field(
+        description="Name by which a request refers to the channel's scan. Channels of one name get the same scan."
+    )
+    modality: Modality | None = Field(
+        None, description="Modality of the channel's scan. Default: the modality of the model."
+    )
     intensity: Annotated[Intensity | _SeveralIntensities, WrapValidator(_validate_intensity)] = Field(
         description="Mappings are applied one after the other."
     )

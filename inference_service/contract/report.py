@@ -20,11 +20,26 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ChannelReport(_Part):
+    """The scan of one input channel, on its own grid."""
+
+    name: str = Field(description="Name of the channel in the model's manifest.")
+    kind: InputFormat = Field(description="Format of the scan.")
+    sha256: str = Field(description="SHA-256 of its file; for several files, of their sorted SHA-256 values.")
+    shape: tuple[int, int, int] = Field(description="Number of voxels along each axis of the file.")
+    spacing_mm: tuple[float, float, float]
+    modality: str | None = Field(description="Modality of the scan, as in DICOM; null if it states none.")
+    resampled: bool = Field(description="Whether it was resampled to the grid of the first channel.")
+
+
 class InputReport(_Part):
-    """The scan as it was read, without patient data."""
+    """The scan as it was read, without patient data; of several channels the first one, on whose grid the mask lies."""
 
     kind: InputFormat = Field(description="Format of the input.")
-    sha256: str = Field(description="SHA-256 of the input file; for several files, of their sorted SHA-256 values.")
+    sha256: str = Field(
+        description="SHA-256 of the input file; for several files, of their sorted SHA-256 values; for the scans of "
+        "several channels, of the channels' values in the order of the model."
+    )
     shape: tuple[int, int, int] = Field(description="Number of voxels along each axis of the file.")
     spacing_mm: tuple[float, float, float]
     orientation: str = Field(description="Direction of each axis of the file, for example LPS.")
@@ -50,6 +65,9 @@ class InputReport(_Part):
         description="First voxel of the segmented region along each axis of the file, and the one after its last, if "
         "the model's manifest asks for a crop; null if the whole scan was segmented."
     )
+    channels: list[ChannelReport] = Field(
+        default_factory=list, description="The scan of each input channel, in the order of the model."
+    )
 
 
 class ModelReport(_Part):
@@ -61,6 +79,15 @@ class ModelReport(_Part):
     manifest_sha256: str = Field(description="SHA-256 of manifest.json.")
 
 
+class ChannelOptionsReport(_Part):
+    """The options of the request for the scan of one channel."""
+
+    series: str | None = Field(description="SeriesInstanceUID of the series that the request selected.")
+    select: dict[str, SelectValue] = Field(
+        default_factory=dict, description="Attributes by which the request selected slices of the series."
+    )
+
+
 class OptionsReport(_Part):
     """The options of the request for its input."""
 
@@ -69,6 +96,9 @@ class OptionsReport(_Part):
     modality_check: bool
     select: dict[str, SelectValue] = Field(
         default_factory=dict, description="Attributes by which the request selected slices of the series."
+    )
+    channels: dict[str, ChannelOptionsReport] = Field(
+        default_factory=dict, description="Options for each channel, by its name, if the request named a scan for each."
     )
 
 

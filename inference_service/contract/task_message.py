@@ -5,11 +5,13 @@
 
 import json
 import re
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, Self, cast, get_args
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 from inference_service.contract.slice_selection import (
     MAX_SELECTED_ATTRIBUTES,
@@ -18,6 +20,7 @@ from inference_service.contract.slice_selection import (
     check_selection,
 )
 from inference_service.core.errors import BadRequest
+from inference_service.core.files import MAX_CHANNELS
 
 # Names and versions become parts of a path; the patterns keep it inside the models folder.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -34,6 +37,8 @@ MAX_MESSAGE_BYTES = 256 * 1024
 UPLOAD_PREFIX = "uploads/"
 """The prefix of all uploads of Python clients, each under a random key."""
 
+# Below this location of a request are the names of channels.
+_CHANNELS = ("input", "channels")
 # S3 allows 1024 bytes; a prefix is extended by the name of a result.
 _MAX_KEY_BYTES = 900
 
@@ -81,6 +86,12 @@ ObjectKey = Annotated[
 ]
 BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"), AfterValidator(_s3_bucket)]
 Selection = Annotated[dict[str, SelectValue], BeforeValidator(check_selection)]
+ChannelName = Annotated[str, Field(min_length=1, max_length=64)]
+"""The name of an input channel in a model's manifest."""
+_KEY = (
+    "Key of a NIfTI, NRRD, MetaImage or DICOM file, or of a zip or tar of files; or a prefix, ending in /, of such "
+    "files."
+)
 
 
 class _Part(BaseModel):
@@ -93,16 +104,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InputReference(_Part):
-    """The location of the input."""
+class _ScanReference(_Part):
+    """The location of a scan, and what to choose of it."""
 
     bucket: BucketName | None = Field(
         None,
         description="Bucket of the input: MINIO_INPUT_BUCKET, which is the default, or one of INPUT_BUCKETS.",
-    )
-    key: ObjectKey = Field(
-        description="Key of a NIfTI, NRRD, MetaImage or DICOM file, or of a zip or tar of files; or a prefix, ending "
-        "in /, of such files."
     )
     series: str | None = Field(
         None,
@@ -118,6 +125,65 @@ class InputReference(_Part):
         "one component suffices. null selects the slices without the attribute.",
         json_schema_extra={"propertyNames": {"enum": list(SELECTABLE)}, "maxProperties": MAX_SELECTED_ATTRIBUTES},
     )
+
+
+class ChannelReference(_ScanReference):
+    """The location of the scan of one channel."""
+
+    key: ObjectKey = Field(description=_KEY)
+
+
+# One of two forms; null and an empty object stand for a field that is left out.
+_INPUT_FORMS: JsonDict = {
+    "oneOf": [
+        {"required": ["key"], "properties": {"channels": {"maxProperties": 0}}},
+        {
+            "required": ["channels"],
+            "properties": {
+                "channels": {"minProperties": 1},
+                "bucket": {"type": "null"},
+                "series": {"type": "null"},
+                "select": {"maxProperties": 0},
+            },
+            "not": {"required": ["key"]},
+        },
+    ]
+}
+
+
+def _without_default(schema: JsonDict) -> None:
+    schema.pop("default", None)
+
+
+class InputReference(_ScanReference):
+    """The location of the input: one scan or folder by its key, or a scan for each channel of the model."""
+
+    model_config = ConfigDict(json_schema_extra=_INPUT_FORMS)
+
+    # Empty instead of null, as upstreams rely on a text.
+    key: ObjectKey = Field("", exclude_if=lambda key: not key, description=_KEY, json_schema_extra=_without_default)
+    channels: dict[ChannelName, ChannelReference] = Field(
+        default_factory=dict,
+        max_length=MAX_CHANNELS,
+        exclude_if=lambda channels: not channels,
+        description="The scan of each channel, by the channel's name in the model's manifest; instead of bucket, key, "
+        "series and select.",
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if bool(self.key) == bool(self.channels):
+            raise ValueError("expected either key or channels")
+        if self.channels and (self.bucket is not None or self.series is not None or self.select):
+            raise ValueError("bucket, series and select belong to each of the channels")
+        return self
+
+    @property
+    def scans(self) -> tuple[ChannelReference, ...]:
+        """The reference to the only scan, or to that of each channel."""
+        if self.channels:
+            return tuple(self.channels.values())
+        return (ChannelReference(bucket=self.bucket, key=self.key, series=self.series, select=self.select),)
 
 
 class OutputReference(_Part):
@@ -199,12 +265,21 @@ def parse_request(request: object) -> SegmentRequest:
 
 
 def _reason(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    """Describes an error by the names of known fields alone: the name of an unknown one is the sender's text."""
+    """Describes an error by the names of known fields alone: other names are the sender's text."""
+    public = ["request", *map(str, location)]
+    if location[:2] == _CHANNELS and len(location) > len(_CHANNELS):
+        public[3] = "*"
     if kind != "extra_forbidden":
-        return f"{'.'.join(['request', *map(str, location)])}: {message.removeprefix('Value error, ')}"
-    *parents, _ = location
+        return f"{'.'.join(public)}: {message.removeprefix('Value error, ')}"
+    known = ", ".join(_fields(location[:-1]))
+    return f"{'.'.join(public[:-1])}: unknown field; expected no others than {known}"
+
+
+def _fields(location: tuple[int | str, ...]) -> Iterable[str]:
+    """Names of the fields at a location of a request."""
+    if location[:2] == _CHANNELS:
+        return ChannelReference.model_fields
     model: type[BaseModel] = SegmentRequest
-    for name in parents:
+    for name in location:
         model = cast("type[BaseModel]", model.model_fields[str(name)].annotation)
-    known = ", ".join(model.model_fields)
-    return f"{'.'.join(['request', *map(str, parents)])}: unknown field; expected no others than {known}"
+    return model.model_fields

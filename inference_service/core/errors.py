@@ -41,7 +41,8 @@ data. Only an EmbeddedServerError, which appears on the operator's terminal alon
 the operator are in the exception's cause, which is logged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from traceback import extract_tb
@@ -324,6 +325,16 @@ class GpuFailed(GpuError):
 
 MEMORY_ERRORS = (OutOfMemory, GpuOutOfMemory)
 """Too little memory on the CPU or on the GPU: a smaller batch, or the other memory, may do."""
+
+
+@contextmanager
+def naming(subject: str) -> Iterator[None]:
+    """Begins the sentence of an error about the input or the request with its subject, such as a channel."""
+    try:
+        yield
+    except (BadRequest, InputError) as error:
+        error.args = (f"{subject}: {error.message}", *error.args[1:])
+        raise
 
 
 def redacted(error: BaseException) -> Exception:

@@ -77,6 +77,9 @@ class WarningCode(StrEnum):
     FILL_VALUES_REPLACED = "fill_values_replaced"
     """Voxels were NaN, infinite or another fill value."""
 
+    CHANNEL_RESAMPLED = "channel_resampled"
+    """The scan of a channel was resampled to the grid of the first one."""
+
     # The model and its run.
     PROVIDER_UNUSED = "provider_unused"
     """The model does not run on an execution provider of the worker."""

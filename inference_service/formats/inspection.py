@@ -6,7 +6,10 @@ from pathlib import Path
 
 from inference_service.contract.report import InputFormat
 from inference_service.core.errors import BadRequest, InputError
+from inference_service.core.files import channel_number
 from inference_service.core.report_warnings import ReportWarning
+from inference_service.formats.channel_files import complete_channels
+from inference_service.formats.channel_reader import files_of_channels, read_channels
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
 from inference_service.formats.dicom.series.reader import read_headers
@@ -45,6 +48,7 @@ class FoundVolume:
         facts: Facts about the volume; None if it was not read.
         error: Error of a job with this volume alone; None if it can be read, or is left out.
         warnings: Warnings for the user of a mask.
+        channel: Number of the channel that the name of its file ends in, as nnU-Net writes it; None for other files.
     """
 
     kind: InputFormat
@@ -55,6 +59,7 @@ class FoundVolume:
     facts: VolumeFacts | None = None
     error: InputError | None = None
     warnings: tuple[ReportWarning, ...] = ()
+    channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,13 @@ class Inspection:
         volumes: The volumes and series.
         other_files: Number of the other files, by reason.
         error: Error that a job with this input would end with; None if its scan would be read.
+        channels: Number of channels of the model that would read it.
     """
 
     volumes: tuple[FoundVolume, ...]
     other_files: dict[str, int]
     error: InputError | BadRequest | None
+    channels: int = 1
 
 
 def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspection:
@@ -88,7 +95,11 @@ def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspec
     headers = {header for paths in single.values() for header in paths}
     others = [file for file in files.paths if file not in headers and not looks_like_dicom(file)]
     volumes = [
-        _read_volume(FoundVolume(kind, _name(header, path), 1), replace(files, paths=[header, *others]), options)
+        _read_volume(
+            FoundVolume(kind, _name(header, path), 1, channel=channel_number(header.name)),
+            replace(files, paths=[header, *others]),
+            options,
+        )
         for kind, paths in single.items()
         for header in paths
     ]
@@ -96,9 +107,10 @@ def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspec
     # `read_headers` counts these files as not DICOM.
     other_files[ExclusionReason.NOT_DICOM] -= sum(volume.files for volume in volumes)
     volumes += series
+    channels = max(1, complete_channels(files.paths))
     alone = len(volumes) == 1 and volumes[0].left_out is None and _options_of(volumes[0], options) == options
-    error = volumes[0].error if alone else _error_of(files, options)
-    return Inspection(tuple(volumes), dict(sorted((+other_files).items())), error)
+    error = volumes[0].error if alone else _error_of(files, options, channels)
+    return Inspection(tuple(volumes), dict(sorted((+other_files).items())), error, channels)
 
 
 def _series(files: InputFiles, options: ReadOptions) -> tuple[list[FoundVolume], Counter[str]]:
@@ -158,9 +170,14 @@ def _facts(scan: Scan) -> VolumeFacts:
     return VolumeFacts(volume.shape, volume.spacing_mm, volume.orientation, (low, high))
 
 
-def _error_of(files: InputFiles, options: ReadOptions) -> InputError | BadRequest | None:
+def _error_of(files: InputFiles, options: ReadOptions, channels: int) -> InputError | BadRequest | None:
+    """The error of a job with a model of one channel, or with one of the channels that the files are named for."""
     try:
-        read_files(files, options)
+        if channels == 1:
+            read_files(files, options)
+        else:
+            names = [f"_{number:04}" for number in range(channels)]
+            read_channels(files_of_channels(files, names, options.limits), options)
     except (InputError, BadRequest) as error:
         return error
     return None

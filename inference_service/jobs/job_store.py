@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, literal, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Connection, Text, column, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, array
 
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, JobCancelled
@@ -21,6 +21,8 @@ from inference_service.jobs.database import Database, is_lock_conflict
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
 
+# Fields of the reference to a scan that say where it lies.
+_PLACE = ("bucket", "key")
 # Wait of a sweep for one row.
 _LOCK_LIMIT_MS = 100
 
@@ -253,6 +255,10 @@ def find_same_work(
     """
     requested = request.model_dump(mode="json")
     requested["options"].pop("reuse")
+    channel_options = {
+        name: {field: value for field, value in channel.items() if field not in _PLACE}
+        for name, channel in requested["input"].get("channels", {}).items()
+    }
     statement = (
         select(*_JOB_COLUMNS)
         .where(
@@ -264,6 +270,7 @@ def find_same_work(
             JobRow.request["input"]["series"].astext.is_not_distinct_from(request.input.series),
             func.coalesce(JobRow.request["input"]["select"], literal({}, JSONB))
             == literal(request.input.select, JSONB),
+            _channel_options() == literal(channel_options, JSONB),
             JobRow.request["output"]["formats"] == requested["output"]["formats"],
         )
         .order_by(JobRow.finished_at.desc())
@@ -272,6 +279,14 @@ def find_same_work(
     with database.connection() as connection:
         row = connection.execute(statement).one_or_none()
     return _job(row._asdict()) if row else None
+
+
+def _channel_options() -> ColumnElement[Any]:
+    """The channels of a row's request without the places of their objects."""
+    channels = func.coalesce(JobRow.request["input"]["channels"], literal({}, JSONB))
+    each = func.jsonb_each(channels).table_valued(column("key", Text), column("value", JSONB))
+    options = func.jsonb_object_agg(each.c.key, each.c.value.op("-")(array(_PLACE)))
+    return select(func.coalesce(options, literal({}, JSONB))).select_from(each).scalar_subquery()
 
 
 def _job(values: dict[str, Any]) -> Job:

@@ -1,20 +1,31 @@
 """The parts of `report.json` that describe a job's input, options and model."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from inference_service.contract.input_options import InputOptions
-from inference_service.contract.report import InputReport, ModelReport, OptionsReport
+from inference_service.contract.report import (
+    ChannelOptionsReport,
+    ChannelReport,
+    InputReport,
+    ModelReport,
+    OptionsReport,
+)
+from inference_service.core.files import files_sha256, input_sha256
 from inference_service.engine.model_registry import Model
-from inference_service.formats.scan_reader import Scan
+from inference_service.formats.channel_reader import ChannelScan, Study
 from inference_service.imaging.geometry import Box
 
 
-def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
-    """Describes a scan as it was read.
+def input_report(study: Study, sha256: str, crop: Box) -> InputReport:
+    """Describes an input as it was read.
 
     Args:
-        scan: The scan.
-        sha256: Hash of the file, or for a folder of its files' hashes.
-        crop: The part of the volume that was segmented.
+        study: The scan of each channel.
+        sha256: Hash of the whole input.
+        crop: The part of the first channel's volume that was segmented.
     """
+    scan = study.first
     volume = scan.volume
     # The crop of an aligned scan is a box of the aligned grid, not of the scan's.
     cropped = scan.aligned is None and any(
@@ -33,6 +44,26 @@ def input_report(scan: Scan, sha256: str, crop: Box) -> InputReport:
         set_aside=dict(scan.set_aside),
         replaced_voxels=scan.replaced_voxels,
         cropped_to=[(side.start, side.stop) for side in crop] if cropped else None,
+        channels=[
+            _channel_report(channel, sha256 if len(study.channels) == 1 else _sha256(channel.sources))
+            for channel in study.channels
+        ],
+    )
+
+
+def _sha256(sources: Sequence[Path]) -> str:
+    return input_sha256(sources[0]) if len(sources) == 1 else files_sha256(sources)
+
+
+def _channel_report(channel: ChannelScan, sha256: str) -> ChannelReport:
+    return ChannelReport(
+        name=channel.name,
+        kind=channel.input_format,
+        sha256=sha256,
+        shape=channel.shape,
+        spacing_mm=channel.spacing_mm,
+        modality=channel.modality or None,
+        resampled=channel.resampled,
     )
 
 
@@ -43,6 +74,10 @@ def options_report(options: InputOptions) -> OptionsReport:
         tolerate=list(options.tolerate),
         modality_check=options.modality_check,
         select=dict(options.select),
+        channels={
+            name: ChannelOptionsReport(series=channel.series, select=dict(channel.select))
+            for name, channel in options.channels.items()
+        },
     )
 
 

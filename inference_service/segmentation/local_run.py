@@ -8,7 +8,7 @@ from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, REPORT_FILE
 from inference_service.core.errors import GpuError, InputNotFound, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
-from inference_service.core.files import Checksum
+from inference_service.core.files import Checksum, Sources
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress
 from inference_service.core.scratch_space import scratch_folder
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def segment_locally(
-    source: Path,
+    sources: Sources,
     target: Path,
     settings: Settings,
     *,
@@ -36,7 +36,7 @@ def segment_locally(
     """Segments a scan with all of this machine's CPUs.
 
     Args:
-        source: The scan: a file, an archive or a folder.
+        sources: The scan: a file, an archive or a folder; or one for each channel of the model.
         target: A folder, or the mask's path, if it ends in .nii or .nii.gz; nothing is overwritten.
         settings: Models, providers and limits.
         model: Name of the model.
@@ -48,7 +48,8 @@ def segment_locally(
         BadRequest: There is a result already, or the target cannot be written to.
         ServiceError: See `segment_file`.
     """
-    check_exists(source)
+    for source in [sources] if isinstance(sources, Path) else sources.values():
+        check_exists(source)
     paths = ResultPaths.of(target)
     paths.check_free()
     found = find_model(settings.models_path, model, version)
@@ -59,7 +60,7 @@ def segment_locally(
         with scratch_folder(settings.usable_work_path) as folder:
             try:
                 report = segment_file(
-                    source,
+                    sources,
                     folder,
                     ModelRun(found, execution, sessions),
                     limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),

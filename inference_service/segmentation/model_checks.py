@@ -7,6 +7,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest
 from inference_service.core.execution import ExecutionOptions, Precision
@@ -15,8 +16,9 @@ from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.session_cache import load_model
+from inference_service.formats.channel_reader import read_study
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.formats.scan_reader import read_scan
+from inference_service.formats.scan_reader import ReadOptions
 from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.crop import SegmentBy
 from inference_service.segmentation.crop_models import CropModels
@@ -89,7 +91,9 @@ def compare_precisions(
     model = find_model(settings.models_path, name, version)
     model = replace(model, manifest=model.manifest.model_copy(update={"precisions": get_args(Precision)}))
     with scratch_folder(settings.usable_work_path) as folder:
-        volume = read_scan(source, folder, ReadLimits(settings.max_voxels, settings.max_input_bytes)).volume
+        limits = ReadLimits(settings.max_voxels, settings.max_input_bytes)
+        options = ReadOptions(limits, DEFAULT_INPUT_OPTIONS, threads=local_execution(settings).threads)
+        study = read_study(source, model.manifest.channel_names, folder, options)
     masks: dict[Precision, NDArray[np.unsignedinteger]] = {}
     seconds: dict[Precision, float] = {}
     for each in dict.fromkeys(("fp32", precision)):
@@ -101,7 +105,7 @@ def compare_precisions(
         with job_threads(execution.threads) as threads:
             resources = Resources(threads, monitor=StageMonitor(clock))
             segmentation = segment_volume(
-                [volume],
+                study.volumes(channel.name for channel in model.manifest.channels),
                 model.manifest,
                 loaded_networks(loaded, execution.batch_size),
                 max_voxels=settings.max_voxels,

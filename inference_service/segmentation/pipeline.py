@@ -23,12 +23,13 @@ from inference_service.contract.result_files import (
 from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import BadRequest
 from inference_service.core.execution import ExecutionOptions
-from inference_service.core.files import Checksum, input_sha256
+from inference_service.core.files import Checksum, Sources, input_sha256
 from inference_service.core.memory_budget import MemoryBudget
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model
 from inference_service.engine.session import RUNTIME_VERSION
 from inference_service.engine.session_cache import LoadedModel, SessionCache
+from inference_service.formats.channel_reader import Study, read_study
 from inference_service.formats.dicom.segmentation_writer import (
     UidSeed,
     WrittenSegmentation,
@@ -38,7 +39,7 @@ from inference_service.formats.dicom.source_references import SourceSeries
 from inference_service.formats.nifti import write_mask
 from inference_service.formats.raster.writer import write_metaimage, write_segmentation_nrrd
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.formats.scan_reader import Scan, read_scan
+from inference_service.formats.scan_reader import ReadOptions, Scan
 from inference_service.imaging.components import find_components
 from inference_service.imaging.shear import find_shear
 from inference_service.segmentation.crop_models import CropModels
@@ -95,15 +96,20 @@ DEFAULT_SEGMENT_OPTIONS = SegmentOptions()
 
 @dataclass(frozen=True)
 class _Input:
-    """The scan as it was read.
+    """The input as it was read.
 
     Attributes:
-        scan: The scan.
-        sha256: Hash of the file, or for a folder of its files' hashes.
+        study: The scan of each channel.
+        sha256: Hash of the whole input.
     """
 
-    scan: Scan
+    study: Study
     sha256: str
+
+    @property
+    def scan(self) -> Scan:
+        """The scan on whose grid the mask lies."""
+        return self.study.first
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class _Results:
 
 
 def segment_file(
-    source: Path,
+    sources: Sources,
     target: Path,
     model: ModelRun,
     *,
@@ -149,10 +155,10 @@ def segment_file(
     options: SegmentOptions = DEFAULT_SEGMENT_OPTIONS,
     monitor: StageMonitor,
 ) -> Report:
-    """Segments one scan: reads it, segments it, describes the mask, and writes the results.
+    """Segments one scan, of one channel or several: reads it, segments it, describes the mask, writes the results.
 
     Args:
-        source: The scan: a file, an archive or a folder.
+        sources: The scan: a file, an archive or a folder; or one for each channel of the model.
         target: An existing folder for the files of `result_files`; archives are unpacked there, too.
         model: The model, and the options with which it runs.
         limits: Larger inputs are refused, and scans that become larger on the model's grid.
@@ -164,7 +170,8 @@ def segment_file(
 
     Raises:
         InputError: The scan cannot be used.
-        BadRequest: A requested DICOM format needs a DICOM series and a label other than 0.
+        BadRequest: The sources are not those of the model's channels, or a requested DICOM format needs a DICOM series
+            and a label other than 0.
         ModelNotFound: A model by which the scan is cropped is not installed.
         ModelInvalid: The model, or one by which the scan is cropped, cannot be used.
         OutOfMemory: The job does not fit into memory.
@@ -172,15 +179,14 @@ def segment_file(
     """
     memory = MemoryBudget(target, model.execution.concurrency)
     with monitor.stage("read"):
-        read = _read(source, target, model, replace(limits, require_memory=memory.require), options)
+        read = _read(sources, target, model, replace(limits, require_memory=memory.require), options, monitor)
     with monitor.stage("model_load"):
         loaded = model.load()
         crop_models = CropModels.of(model.model)
     with job_threads(model.execution.threads) as threads:
         resources = Resources(threads, memory, monitor)
-        volume = read.scan.aligned.volume if read.scan.aligned else read.scan.volume
         segmentation = segment_volume(
-            [volume],
+            read.study.volumes(channel.name for channel in model.manifest.channels),
             model.manifest,
             loaded_networks(loaded, model.execution.batch_size),
             max_voxels=limits.max_voxels,
@@ -199,14 +205,30 @@ def segment_file(
     return report
 
 
-def _read(source: Path, target: Path, model: ModelRun, limits: ReadLimits, options: SegmentOptions) -> _Input:
-    """Reads the scan, and checks that the model and the formats can be applied to it."""
-    input_options = options.input_options
-    scan = read_scan(source, target, limits, input_options=input_options, threads=model.execution.threads)
-    _check_formats(options.formats, scan, model.manifest)
-    if input_options.modality_check:
-        check_modality(model.manifest.modality, scan.modality, scan.volume.voxels, scan.value_type)
-    return _Input(scan, input_sha256(source))
+def _read(
+    sources: Sources,
+    target: Path,
+    model: ModelRun,
+    limits: ReadLimits,
+    options: SegmentOptions,
+    monitor: StageMonitor,
+) -> _Input:
+    """Reads the scan of each channel, and checks that the model and the formats can be applied to it."""
+    manifest = model.manifest
+    modalities = {channel.name: channel.modality or manifest.modality for channel in manifest.channels}
+    read: list[str] = []
+
+    def check(name: str, scan: Scan) -> None:
+        if not read:
+            _check_formats(options.formats, scan, manifest)
+        if options.input_options.modality_check:
+            check_modality(modalities[name], scan.modality, scan.volume.voxels, scan.value_type)
+        read.append(name)
+        monitor.progress("read", len(read) / len(modalities))
+
+    read_options = ReadOptions(limits, options.input_options, model.execution.threads)
+    study = read_study(sources, manifest.channel_names, target, read_options, check)
+    return _Input(study, input_sha256(sources, manifest.channel_names))
 
 
 def _describe(scan: Scan, mask: NDArray[np.unsignedinteger], manifest: Manifest, resources: Resources) -> _Description:
@@ -289,7 +311,7 @@ def _report(
     return Report(
         service_version=version("inference-service"),
         onnxruntime_version=RUNTIME_VERSION,
-        input=input_report(results.read.scan, results.read.sha256, results.segmentation.cropped_to),
+        input=input_report(results.read.study, results.read.sha256, results.segmentation.cropped_to),
         options=options_report(options.input_options),
         model=model_report(model.model),
         providers=loaded.providers,
@@ -302,7 +324,7 @@ def _report(
         empty_segments=sorted({name for written in results.written for name in written.empty_segments}),
         warnings=[
             *loaded.warnings,
-            *results.read.scan.warnings,
+            *results.read.study.warnings,
             *results.segmentation.warnings,
             *dict.fromkeys(warning for written in results.written for warning in written.warnings),
         ],

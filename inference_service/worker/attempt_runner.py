@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from inference_service.contract.input_options import InputOptions
-from inference_service.contract.task_message import SegmentRequest, parse_request
+from inference_service.contract.input_options import InputOptions, check_channels
+from inference_service.contract.task_message import ChannelReference, SegmentRequest, parse_request
 from inference_service.core.errors import (
     BadRequest,
     GpuFailed,
@@ -22,8 +22,9 @@ from inference_service.core.errors import (
     ServiceError,
     StorageRefused,
     StorageUnavailable,
+    naming,
 )
-from inference_service.core.files import Checksum, input_sha256
+from inference_service.core.files import Checksum, Sources, input_sha256, list_files
 from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.session_cache import expected_precision
@@ -49,21 +50,23 @@ class _Work:
     Attributes:
         request: The job's request.
         model: The model to run.
-        source: The fetched scan, a file or a folder; its parent folder takes the results.
+        folder: The folder of the fetched scans and the results.
         results: Stores the results.
         lease: The attempt's lease.
     """
 
     request: SegmentRequest
     model: Model
-    source: Path
+    folder: Path
     results: ResultStore
     lease: Lease
 
     @property
-    def folder(self) -> Path:
-        """The folder of the results."""
-        return self.source.parent
+    def sources(self) -> Sources:
+        """The fetched scan, a file or a folder; or one for each channel that the request names."""
+        if not self.request.input.channels:
+            return self.folder / "input"
+        return {name: self.folder / f"input-{number}" for number, name in enumerate(self.model.manifest.channel_names)}
 
 
 class AttemptRunner:
@@ -147,6 +150,8 @@ class AttemptRunner:
         context = self._context
         settings = context.settings
         model = find_model(settings.models_path, request.model, request.model_version)
+        if request.input.channels:
+            check_channels(request.input.channels, model.manifest.channel_names)
         location = attempt_location(self._claim, settings.minio_output_bucket, request.output.prefix)
         results = ResultStore(context.storage, location, request.output.formats)
         with (
@@ -159,7 +164,7 @@ class AttemptRunner:
             ) as lease,
             context.scratch_space.folder(self._claim.job_id) as folder,
         ):
-            work = _Work(request, model, folder / "input", results, lease)
+            work = _Work(request, model, folder, results, lease)
             self._fetch(work)
             success = self._reuse_result(work) or self._compute_result(work)
             recorded = self._outcome.record_success(success)
@@ -168,19 +173,31 @@ class AttemptRunner:
             raise LeaseLost("another attempt holds the job, or the job has ended")
 
     def _fetch(self, work: _Work) -> None:
-        storage = self._context.storage
-        settings = self._context.settings
-        scan = work.request.input
+        """Fetches the scan of the request, or that of each channel within the limit on all of them."""
+        scans = work.request.input
+        sources = work.sources
+        remaining_bytes = self._context.settings.max_input_bytes
         with self._clock.stage("fetch"):
-            fetch = storage.fetch_folder if scan.key.endswith("/") else storage.fetch
-            bucket = scan.bucket or settings.minio_input_bucket
-            fetch(bucket, scan.key, work.source, max_bytes=settings.max_input_bytes)
+            if isinstance(sources, Path):
+                self._fetch_scan(scans.scans[0], sources, remaining_bytes)
+                return
+            for number, (name, target) in enumerate(sources.items()):
+                work.lease.progress("fetch", number / len(sources))
+                with naming(f"channel {name}"):
+                    self._fetch_scan(scans.channels[name], target, remaining_bytes)
+                files = list_files(target, max_bytes=remaining_bytes) if target.is_dir() else [target]
+                remaining_bytes -= sum(file.stat().st_size for file in files)
+
+    def _fetch_scan(self, scan: ChannelReference, target: Path, max_bytes: int) -> None:
+        storage = self._context.storage
+        fetch = storage.fetch_folder if scan.key.endswith("/") else storage.fetch
+        fetch(scan.bucket or self._context.settings.minio_input_bucket, scan.key, target, max_bytes=max_bytes)
 
     def _reuse_result(self, work: _Work) -> attempts.Success | None:
         """Takes over the result of an earlier job with the same input, if the request allows it and there is one."""
         if not work.request.options.reuse:
             return None
-        sha256 = input_sha256(work.source)
+        sha256 = input_sha256(work.sources, work.model.manifest.channel_names)
         manifest = work.model.manifest
         identity = job_store.ModelIdentity(
             model_name=manifest.name,
@@ -220,7 +237,7 @@ class AttemptRunner:
     def _compute_result(self, work: _Work) -> attempts.Success:
         settings = self._context.settings
         report = segment_file(
-            work.source,
+            work.sources,
             work.folder,
             ModelRun(work.model, self._execution, self._context.sessions),
             limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),

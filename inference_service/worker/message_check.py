@@ -149,7 +149,7 @@ def _body(envelope: dict[str, object], headers: dict[str, object], properties: d
         raise _Unreadable(_FORM)
     try:
         content = b64decode(body) if properties.get("body_encoding") == "base64" else body
-        return json.loads(content, object_hook=_plain_object)
+        return json.loads(content, object_pairs_hook=_plain_object)
     except (ValueError, RecursionError) as error:
         raise _Unreadable(_FORM) from error
 
@@ -170,7 +170,10 @@ def _refused(reason: str, job_id: object = None) -> dict[str, object]:
     return {"job_id": job_id if usable else None, "refused": reason}
 
 
-def _plain_object(value: dict[str, object]) -> dict[str, object]:
+def _plain_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _Unreadable("the message's body has an object with two fields of one name")
     if "__type__" in value:
         raise ValueError("kombu would turn this object into a type that JSON does not have")
     return value

@@ -199,3 +199,29 @@ def test_an_upload_of_a_header_includes_its_voxels(client: Client, storage: Stor
     uploaded = client.upload(tmp_path / "scan.hdr")
     storage.fetch_folder(str(uploaded.bucket), uploaded.key, tmp_path / "fetched", max_bytes=100)
     assert [path.read_bytes() for path in sorted((tmp_path / "fetched").iterdir())] == [b"header", b"voxels"]
+
+
+def test_each_channel_is_uploaded_under_a_key_of_its_own(client: Client, storage: Storage, tmp_path: Path) -> None:
+    scans = {"T1": tmp_path / "Doe^Jane_1970.nii.gz", "FLAIR": tmp_path / "flair.nii.gz"}
+    for name, path in scans.items():
+        path.write_bytes(name.encode())
+    reference = client.upload_channels(scans)
+    assert list(reference.channels) == ["T1", "FLAIR"]
+    for name, channel in reference.channels.items():
+        assert channel.bucket == "volumes"
+        assert "Doe" not in channel.key
+        storage.fetch("volumes", channel.key, tmp_path / "fetched", max_bytes=10)
+        assert (tmp_path / "fetched").read_bytes() == name.encode()
+
+
+def test_an_upload_of_a_folder_keeps_the_endings_of_channels(client: Client, storage: Storage, tmp_path: Path) -> None:
+    folder = tmp_path / "Doe^Jane"
+    folder.mkdir()
+    for name in ("Doe_0001.nii.gz", "Doe_0000.nii.gz", "Doe_1970.nii.gz"):
+        (folder / name).write_bytes(name.encode())
+    key = client.upload(folder).key
+    storage.fetch_folder("volumes", key, tmp_path / "fetched", max_bytes=1000)
+    fetched = {path.name: path.read_text() for path in (tmp_path / "fetched").iterdir()}
+    assert fetched == {
+        "000000_0000": "Doe_0000.nii.gz", "000001_0001": "Doe_0001.nii.gz", "000002": "Doe_1970.nii.gz",
+    }  # fmt: skip

@@ -9,7 +9,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import create_engine
 
-from inference_service.contract.task_message import InputReference, Priority, RequestOptions, SegmentRequest
+from inference_service.contract.task_message import (
+    ChannelReference,
+    InputReference,
+    Priority,
+    RequestOptions,
+    SegmentRequest,
+)
 from inference_service.core.errors import DatabaseUnavailable, InputCorrupt, JobCancelled
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
@@ -257,3 +263,29 @@ def test_the_same_work_is_found_by_input_model_and_options(database: Database, j
     assert not found(sha256="2" * 64)
     for column in dataclasses.asdict(model):
         assert not found(by=dataclasses.replace(model, **{column: "2"}))
+
+
+def test_the_same_work_of_several_channels_is_found_by_the_options_of_each(database: Database) -> None:
+    network = uuid4().hex * 2
+    model = job_store.ModelIdentity("ct-tissue", "1", network, "9" * 64, "fp32")
+
+    def request(t1: ChannelReference, **others: ChannelReference) -> SegmentRequest:
+        return SegmentRequest(input=InputReference(channels={"T1": t1, **others}), model="ct-tissue")
+
+    plain = ChannelReference(key="a")
+    selecting = ChannelReference(bucket="volumes", key="b", series="1.2", select={"EchoTime": 80})
+    job_id = uuid4()
+    job_store.create(database, job_id, request(plain, FLAIR=selecting))
+    attempts.succeed(database, claimed(database, job_id), dataclasses.replace(SUCCESS, model_sha256=network))
+
+    def found(wanted: SegmentRequest) -> bool:
+        return job_store.find_same_work(database, wanted, input_sha256="1" * 64, model=model) == get(database, job_id)
+
+    assert found(request(plain, FLAIR=selecting))
+    elsewhere = {"bucket": "research", "key": "c"}
+    assert found(request(plain.model_copy(update=elsewhere), FLAIR=selecting.model_copy(update=elsewhere)))
+    assert not found(request(plain, FLAIR=selecting.model_copy(update={"series": "1.3"})))
+    assert not found(request(plain, FLAIR=selecting.model_copy(update={"select": {}})))
+    assert not found(request(selecting, FLAIR=plain))
+    assert not found(request(plain))
+    assert not found(REQUEST)

@@ -8,6 +8,7 @@ import pytest
 import inference_service
 
 PUBLIC_NAMES = [
+    "ChannelReference",
     "Client",
     "ErrorCode",
     "InputReference",

@@ -20,8 +20,9 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from dicom_files import affine_of, regular_stack, with_attribute, write_series
+from dicom_files import affine_of, phantom, regular_stack, with_attribute, write_series
 from pydicom import Dataset
+from two_channels import CHANNELS, expected_mask, install_model, labels_of, write_scan
 
 from inference_service.cli.main import main
 from inference_service.client import Client
@@ -49,11 +50,11 @@ import os, signal, sys
 from inference_service.cli.main import main
 from inference_service.segmentation import model_checks, pipeline
 
-def die(source, folder, *_args, **_kwargs):
+def die(sources, names, folder, *_args, **_kwargs):
     (folder / "slice.dcm").write_text("of a patient")
     os.kill(os.getpid(), signal.SIGKILL)
 
-model_checks.read_scan = pipeline.read_scan = die
+model_checks.read_study = pipeline.read_study = die
 main(sys.argv[1:])
 """
 
@@ -744,3 +745,99 @@ def test_health_checks_the_age_of_the_file(
         path.touch()
         os.utime(path, (time.time() - age_s,) * 2)
     assert run("health", "--within", "60").exit_code == exit_code
+
+
+@pytest.fixture
+def two_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
+    """Scans for the model of two channels, which is installed."""
+    install_model(tmp_path / "models")
+    monkeypatch.setenv("MODELS_PATH", str(tmp_path / "models"))
+    return {
+        name: write_scan(tmp_path / "scans" / f"case_{number:04}.nii.gz", name) for number, name in enumerate(CHANNELS)
+    }
+
+
+def test_channels_are_segmented(two_scans: dict[str, Path], tmp_path: Path) -> None:
+    channels = [word for name, path in two_scans.items() for word in ("--channel", f"{name}={path}")]
+    result = run("segment", *channels, tmp_path / "out", "--model", "sums")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(labels_of(tmp_path / "out" / "mask.nii.gz"), expected_mask())
+    result = run("segment", tmp_path / "scans", tmp_path / "mask.nii", "--model", "sums", "--json")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(labels_of(tmp_path / "mask.nii"), expected_mask())
+    assert [channel["name"] for channel in json.loads(result.stdout)["input"]["channels"]] == list(CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--channel", "T1=a"], "expected IN and OUT, or with --channel OUT alone"),
+        (["--channel", "T1=a", "in", "out"], "expected IN and OUT, or with --channel OUT alone"),
+        (["in"], "expected IN and OUT, or with --channel OUT alone"),
+        (["--channel", "T1", "out"], "expected --channel NAME=IN, and each channel once"),
+        (["--channel", "=a", "out"], "expected --channel NAME=IN, and each channel once"),
+        (["--channel", "T1=a", "--channel", "T1=b", "out"], "expected --channel NAME=IN, and each channel once"),
+        (["--channel", "T1=.", "--series", "1.2", "out"], "expected --series NAME=UID, with the name of a --channel"),
+        (["--channel", "T1=.", "--series", "T2=1.2", "out"], "expected --series NAME=UID"),
+        (["--channel", "T1=.", "--select", "EchoTime=8", "out"], "expected --select NAME=KEYWORD=VALUE"),
+        (["--channel", "T1=.", "--series", "T1=1", "--series", "T1=2", "out"], "--series is given more than once"),
+        (["in", "out", "--series", "1", "--series", "2"], "--series is given more than once"),
+        (["in", "out", "--select", "EchoTime"], "expected --select KEYWORD=VALUE, and each keyword once"),
+    ],
+)
+def test_wrong_use_of_channels_is_explained(arguments: list[str], reason: str) -> None:
+    result = run("segment", *arguments, "--model", MODEL)
+    assert result.exit_code == 2
+    assert reason in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["in", "--channel", "T1=a"]])
+def test_a_submission_has_an_input_or_channels(no_servers: None, arguments: list[str]) -> None:
+    result = run("submit", *arguments, "--model", MODEL)
+    assert result.exit_code == 2
+    assert "expected either IN or --channel" in result.stderr
+
+
+def test_other_channels_than_the_models_are_refused(two_scans: dict[str, Path], tmp_path: Path) -> None:
+    result = run("segment", "--channel", f"T2={two_scans['T1']}", tmp_path / "out", "--model", "sums")
+    assert result.exit_code == 3
+    assert "bad_request: input.channels: expected a scan for each channel of the model, by its name: T1, FLAIR" in (
+        result.stderr
+    )
+    missing = run("segment", "--channel", "T1=none.nii", "--channel", "FLAIR=none", tmp_path / "out", "--model", "sums")
+    assert "input_not_found" in missing.stderr
+
+
+def test_series_of_a_study_are_named_by_channel(two_scans: dict[str, Path], tmp_path: Path) -> None:
+    stack = regular_stack((phantom() + 1100) // 1100)
+    for number in (3, 4):
+        write_series(tmp_path / "study" / str(number), replace(stack, series_uid=f"1.2.{number}"))
+    refused = run("segment", tmp_path / "study", tmp_path / "out", "--model", "sums")
+    assert refused.exit_code == 3
+    assert "name each channel in input.channels by the key of these files and its series" in refused.stderr
+    assert "  1.2.3: 6 slices" in refused.stderr
+    channels = [word for name in CHANNELS for word in ("--channel", f"{name}={tmp_path / 'study'}")]
+    series = ["--series", "T1=1.2.3", "--series", "FLAIR=1.2.4"]
+    result = run("segment", *channels, *series, tmp_path / "out", "--model", "sums", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {name: each["series"] for name, each in report["options"]["channels"].items()} == {
+        "T1": "1.2.3",
+        "FLAIR": "1.2.4",
+    }
+
+
+def test_inspect_tells_the_channels_of_a_folder(two_scans: dict[str, Path], tmp_path: Path) -> None:
+    result = run("inspect", tmp_path / "scans")
+    assert result.exit_code == 0, result.output
+    assert "1: case_0000.nii.gz (channel 0)" in result.output
+    assert "2: case_0001.nii.gz (channel 1)" in result.output
+    assert "A job with this input and a model of 2 channels would be read." in result.output
+    found = json.loads(run("inspect", tmp_path / "scans", "--json").stdout)
+    assert (found["channels"], [volume["channel"] for volume in found["volumes"]]) == (2, [0, 1])
+
+
+def test_a_model_of_several_channels_is_verified(two_scans: dict[str, Path], tmp_path: Path) -> None:
+    assert run("models", "verify", "sums").exit_code == 0
+    refused = run("models", "verify", "sums", "--precision", "bf16", "--volume", two_scans["T1"])
+    assert "the model takes 2 channels" in refused.stderr

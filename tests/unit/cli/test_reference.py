@@ -17,7 +17,8 @@ from jsonschema import Draft202012Validator
 from inference_service.cli.main import main
 from inference_service.cli.reference import reference_pages
 from inference_service.contract.slice_selection import SELECTABLE
-from inference_service.core.errors import ErrorCode
+from inference_service.contract.task_message import parse_request
+from inference_service.core.errors import BadRequest, ErrorCode
 from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
 
@@ -89,6 +90,40 @@ def test_the_message_schema_accepts_valid_messages_only() -> None:
     assert validator("task-message").is_valid(message)
     assert not validator("task-message").is_valid({**message, "extra": 1})
     assert not validator("task-message").is_valid({"job_id": message["job_id"], "request": {"model": "ct-chest"}})
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"key": "a"},
+        {"bucket": "volumes", "key": "a", "series": "1.2", "select": {"EchoTime": 80}},
+        {"key": "a", "channels": {}},
+        {"channels": {"T1": {"key": "a"}, "FLAIR": {"bucket": "volumes", "key": "b", "series": "1.2"}}},
+        {"bucket": None, "series": None, "select": {}, "channels": {"T1": {"key": "a", "bucket": None}}},
+        {},
+        {"channels": {}},
+        {"bucket": "volumes"},
+        {"key": None, "channels": {"T1": {"key": "a"}}},
+        {"key": "a", "channels": {"T1": {"key": "a"}}},
+        {"series": "1.2", "channels": {"T1": {"key": "a"}}},
+        {"bucket": "volumes", "channels": {"T1": {"key": "a"}}},
+        {"select": {"EchoTime": 80}, "channels": {"T1": {"key": "a"}}},
+        {"channels": {"T1": {}}},
+        {"channels": {"T1": {"key": "a", "more": 1}}},
+        {"channels": {"": {"key": "a"}}},
+        {"channels": {str(number): {"key": "a"} for number in range(16)}},
+        {"channels": {str(number): {"key": "a"} for number in range(17)}},
+    ],
+)
+def test_the_message_schema_and_the_parser_accept_the_same_inputs(reference: dict[str, object]) -> None:
+    request = {"input": reference, "model": "ct-chest"}
+    try:
+        parse_request(request)
+        accepted = True
+    except BadRequest:
+        accepted = False
+    message = {"job_id": "7d444840-9dc0-11d1-b245-5ffdce74fad2", "request": request}
+    assert validator("task-message").is_valid(message) is accepted
 
 
 def test_the_manifest_schema_accepts_the_installed_model() -> None:

@@ -479,3 +479,22 @@ def test_a_monai_bundle_scales_by_percentiles() -> None:
     model = from_monai({**bundle, "ScaleIntensityRangePercentilesd": scaling}, LABELS)
     expected = PercentilesIntensity(kind="percentiles", percentiles=(1.0, 99.0), output=(-1.0, 1.0), clip=False)
     assert model.channels[0].intensities == (expected,)
+
+
+def channels(*names: str, **fields: object) -> list[dict[str, object]]:
+    return [{"name": name, "intensity": {"kind": "none"}, **fields} for name in names]
+
+
+def test_channels_of_one_name_get_one_scan() -> None:
+    manifest = Manifest.model_validate(VALID_MANIFEST | {"channels": channels("PET", "CT", "CT")})
+    assert manifest.channel_names == ("PET", "CT")
+    different = channels("CT", modality="CT") + channels("CT", modality="PT")
+    with pytest.raises(ValidationError, match="must have the same modality"):
+        Manifest.model_validate(VALID_MANIFEST | {"channels": different})
+
+
+def test_the_number_of_scans_is_limited() -> None:
+    names = [str(number) for number in range(17)]
+    assert len(Manifest.model_validate(VALID_MANIFEST | {"channels": channels(*names[:16], "0")}).channel_names) == 16
+    with pytest.raises(ValidationError, match="at most 16 channels"):
+        Manifest.model_validate(VALID_MANIFEST | {"channels": channels(*names)})

@@ -39,7 +39,14 @@ json_values = st.recursive(
 keys = st.text(st.sampled_from("a./\\\0 ä"), max_size=8)
 near_misses = st.fixed_dictionaries(
     {
-        "input": st.fixed_dictionaries({"key": keys | json_values}, optional={"bucket": st.text() | json_values}),
+        "input": st.fixed_dictionaries(
+            {},
+            optional={
+                "key": keys | json_values,
+                "bucket": st.text() | json_values,
+                "channels": st.dictionaries(st.text(), st.fixed_dictionaries({"key": keys})) | json_values,
+            },
+        ),
         "model": st.just("ct-chest") | json_values,
     },
     optional={
@@ -118,7 +125,7 @@ def test_a_message_has_a_job_id_and_a_request() -> None:
         ({**VALID, "options": {"tolerate": ["gantry_tilt", "secret"]}}, "request.options.tolerate.1"),
         ({"model": "secret"}, "request.input"),
         ({"input": {"key": "secret"}}, "request.model"),
-        ({**VALID, "input": {}}, "request.input.key"),
+        ({**VALID, "input": {}}, "request.input"),
         ({**VALID, "input": "secret"}, "request.input"),
         ({**VALID, "model": ["secret"]}, "request.model"),
         ({**VALID, "model": ""}, "request.model"),
@@ -152,7 +159,7 @@ def test_the_error_for_an_unknown_field_lists_the_known_ones() -> None:
         "request: unknown field; expected no others than input, model, model_version, priority, output, options"
     )
     assert error_message({**VALID, "input": {"key": "a", "name": "MUELLER^HANS"}}) == (
-        "request.input: unknown field; expected no others than bucket, key, series, select"
+        "request.input: unknown field; expected no others than bucket, series, select, key, channels"
     )
 
 
@@ -216,8 +223,9 @@ def test_a_value_that_is_not_json_is_refused(request_: object) -> None:
 def test_arbitrary_json_is_parsed_or_refused(request: object) -> None:
     with suppress(BadRequest):
         parsed = parse_request(request)
-        assert ".." not in parsed.input.key.split("/")
-        assert not parsed.input.key.startswith("/")
+        for scan in parsed.input.scans:
+            assert ".." not in scan.key.split("/")
+            assert not scan.key.startswith("/")
 
 
 @pytest.mark.parametrize(
@@ -237,4 +245,65 @@ def test_tolerances_are_distinct_and_sorted() -> None:
     assert parse_request({**VALID, "options": {"tolerate": tolerate}}).options.tolerate == (
         "uneven_spacing",
         "gantry_tilt",
+    )
+
+
+CHANNELS: dict[str, object] = {
+    "T1": {"key": "a/t1.nii.gz"},
+    "FLAIR": {"bucket": "research", "key": "a/", "series": "1.2", "select": {"EchoTime": 80}},
+}
+
+
+def test_a_request_names_a_scan_for_each_channel() -> None:
+    request = parse_request({**VALID, "input": {"channels": CHANNELS}})
+    assert list(request.input.channels) == ["T1", "FLAIR"]
+    assert [(scan.bucket, scan.key) for scan in request.input.scans] == [(None, "a/t1.nii.gz"), ("research", "a/")]
+    assert (request.input.channels["FLAIR"].series, request.input.channels["FLAIR"].select) == ("1.2", {"EchoTime": 80})
+    assert parse_request(json.loads(json.dumps(request.model_dump(mode="json")))) == request
+    assert "key" not in request.model_dump(mode="json")["input"]
+
+
+def test_a_request_with_a_key_has_one_scan() -> None:
+    (scan,) = parse_request({**VALID, "input": {"key": "a/", "series": "1.2"}}).input.scans
+    assert (scan.bucket, scan.key, scan.series) == (None, "a/", "1.2")
+
+
+@pytest.mark.parametrize("given", [{"bucket": None, "series": None, "select": {}}, {}])
+def test_empty_fields_beside_the_channels_mean_nothing(given: dict[str, object]) -> None:
+    request = parse_request({**VALID, "input": {"channels": CHANNELS, **given}})
+    assert request == parse_request({**VALID, "input": {"channels": CHANNELS}})
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"key": "a", "channels": CHANNELS}, "request.input"),
+        ({"channels": {}}, "request.input"),
+        ({"key": None, "channels": CHANNELS}, "request.input.key"),
+        ({"bucket": "secret-bucket", "channels": CHANNELS}, "request.input"),
+        ({"series": "secret", "channels": CHANNELS}, "request.input"),
+        ({"select": {"EchoTime": 1}, "channels": CHANNELS}, "request.input"),
+        ({"channels": [{"key": "secret"}]}, "request.input.channels"),
+        ({"channels": {"secret": None}}, "request.input.channels.*"),
+        ({"channels": {"secret": {}}}, "request.input.channels.*.key"),
+        ({"channels": {"secret": {"key": "../secret"}}}, "request.input.channels.*.key"),
+        ({"channels": {"secret": {"key": "a", "bucket": "S"}}}, "request.input.channels.*.bucket"),
+        ({"channels": {"secret": {"key": "a", "select": {"secret": 1}}}}, "request.input.channels.*.select"),
+        ({"channels": {"": {"key": "a"}}}, "request.input.channels.*"),
+        ({"channels": {"secret" * 11: {"key": "a"}}}, "request.input.channels.*"),
+        ({"channels": {f"secret{n}": {"key": "a"} for n in range(17)}}, "request.input.channels"),
+        ({"channels": {f"secret{n}": {"key": "a"} for n in range(5000)}}, "request.input.channels"),
+        ({"channels": {"key": {"key": "a", "channels": {"secret": 1}}}}, "request.input.channels.*"),
+    ],
+)
+def test_an_error_in_channels_quotes_no_name(given: dict[str, object], field: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request({**VALID, "input": given})
+    assert caught.value.message.startswith((f"{field}: ", f"{field}."))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_error_for_an_unknown_field_of_a_channel_lists_the_known_ones() -> None:
+    assert error_message({**VALID, "input": {"channels": {"key": {"key": "a", "name": "MUELLER^HANS"}}}}) == (
+        "request.input.channels.*: unknown field; expected no others than bucket, series, select, key"
     )

@@ -21,7 +21,7 @@ from inference_service.contract.part import NETWORK_FILE
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, REPORT_FILE, result_files
 from inference_service.contract.task_message import OutputFormat
-from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid, OutOfMemory
+from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid, NotAVolume, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import Checksum
 from inference_service.core.memory_budget import MemoryBudget
@@ -322,10 +322,10 @@ def test_model_that_does_not_match_its_manifest_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]
 
 
-def test_a_scan_with_too_few_channels_for_the_model_is_refused(tmp_path: Path, make_model: MakeModel) -> None:
+def test_a_single_scan_for_a_model_of_several_channels_is_refused(tmp_path: Path, make_model: MakeModel) -> None:
     write_scan(tmp_path / "scan.nii", label_scan((7, 4, 5)), np.eye(4))
     channels = [{"name": name, "intensity": {"kind": "none"}} for name in ("CT", "PET")]
-    with pytest.raises(BadRequest, match=r"model test needs 2 channels \(CT, PET\), got 1"):
+    with pytest.raises(NotAVolume, match=r"the model takes 2 channels, each a file .*: CT \(_0000\), PET \(_0001\); "):
         run(tmp_path / "scan.nii", tmp_path, make_model(input_channels=2, channels=channels))
 
 

@@ -70,6 +70,10 @@ def test_a_message_of_protocol_1_is_taken() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a name twice": (
+        lambda: with_body(f'[[], {{"job_id": "{JOB_ID}", "request": {{"a": 1, "a": 2}}}}, {{}}]'.encode()),
+        "two fields of one name",
+    ),
     "positional arguments": (lambda: with_body([[PATIENT], KWARGS, {}]), "job_id and request only"),
     "argument self": (lambda: with_body([[], {**KWARGS, "self": PATIENT}, {}]), "job_id and request only"),
     "argument refused": (

@@ -65,3 +65,20 @@ def test_a_prefix_outside_the_root_is_refused(prefix: str) -> None:
 def test_any_output_prefix_is_allowed_without_a_root() -> None:
     assert confine(request(prefix="x/y"), settings()).output.prefix == "x/y"
     assert confine(request(), settings()).output.prefix is None
+
+
+def test_each_channel_is_kept_within_the_buckets_and_prefixes() -> None:
+    allowed = settings(input_buckets=["research"], input_prefixes=["ct"])
+
+    def channels(**changes: object) -> SegmentRequest:
+        return parse_request(
+            {"input": {"channels": {"T1": {"key": "ct/1"}, "MUELLER": {"key": "ct/2"} | changes}}, "model": "m"}
+        )
+
+    assert confine(channels(bucket="research"), allowed) == channels(bucket="research")
+    with pytest.raises(BadRequest, match=r"^request\.input\.channels\.\*\.bucket: expected research or volumes$"):
+        confine(channels(bucket="masks"), allowed)
+    with pytest.raises(BadRequest, match=r"^request\.input\.channels\.\*\.key: expected a key below ct/$"):
+        confine(channels(key="mr/2"), allowed)
+    with pytest.raises(BadRequest, match=r"^request\.input\.channels\.\*\.key: expected one upload"):
+        confine(channels(key="uploads/"), settings())
