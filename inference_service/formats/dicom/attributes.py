@@ -30,7 +30,7 @@ _MAX_VALUE_BYTES = 4096
 
 @cache
 def tag_of(keyword: str) -> BaseTag:
-    """Returns the tag of an attribute. pydicom looks it up anew for each use of a keyword, which takes much longer."""
+    """Returns the tag of an attribute. pydicom looks it up again for each use of a keyword, which takes much longer."""
     return Tag(keyword)
 
 
