@@ -96,6 +96,11 @@ def read_frames(instance: Instance, *, require_memory: RequireMemory) -> Iterato
                 f"a DICOM file is truncated: expected {len(instance.frames)} frames, as its header states, got fewer"
             )
         yield partial(_decode, frame, instance)
+    with suppress_warnings(), map_pydicom_errors():
+        if next(frames, None) is not None:
+            raise InputCorrupt(
+                f"a DICOM file has more frames than its NumberOfFrames states: expected {len(instance.frames)}"
+            )
 
 
 def _decode(frame: EncodedFrame, instance: Instance) -> NDArray[np.integer]:
@@ -154,3 +159,12 @@ def _check_length(dataset: Dataset, instance: Instance) -> None:
     expected = _native_bytes(instance)
     if got < expected:
         raise InputCorrupt(f"a DICOM file is truncated: expected {expected} bytes of pixels, got {got}")
+    frame_bytes = expected // len(instance.frames)
+    line_bytes = frame_bytes // max(instance.pixels.rows, instance.pixels.columns)
+    extra: bytes = dataset.PixelData[expected:]
+    # Some writers pad the pixels with zeros. Otherwise, more than a row or column shows that an attribute is wrong.
+    is_padding = len(extra) < frame_bytes and not extra.strip(b"\0")
+    if len(extra) >= line_bytes and not is_padding:
+        raise InputCorrupt(
+            f"a DICOM file has {got} bytes of pixels, but {expected} by NumberOfFrames, Rows, Columns and BitsAllocated"
+        )

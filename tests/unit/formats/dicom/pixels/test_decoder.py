@@ -28,6 +28,7 @@ from dicom_files import (
     Stack,
     phantom,
     regular_stack,
+    save,
     set_stored_values,
     write_enhanced,
     write_series,
@@ -223,6 +224,47 @@ def test_a_file_with_fewer_frames_than_it_states_is_refused(tmp_path: Path, read
     dataset.save_as(tmp_path / "in")
     with pytest.raises(InputCorrupt):
         read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_a_file_with_more_frames_than_it_states_is_refused(tmp_path: Path, read: Read, has_table: bool) -> None:
+    path = write_enhanced(tmp_path / "in", regular_stack())
+    dataset = pydicom.dcmread(path)
+    frames = [jpeg_2000(pixels, 16) for pixels in dataset.pixel_array]
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PixelData = encapsulate([*frames, frames[0]], has_bot=has_table)
+    dataset["PixelData"].is_undefined_length = True
+    save(dataset, path)
+    with pytest.raises(InputCorrupt, match="more frames than its NumberOfFrames"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"Rows": 5}, {"Columns": 8}, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}],
+    ids=lambda attributes: next(iter(attributes)),
+)
+@pytest.mark.parametrize("syntax", NATIVE_SYNTAXES, ids=syntax_id)
+def test_more_native_pixels_than_the_header_states_are_refused(
+    tmp_path: Path, read: Read, syntax: str, attributes: dict[str, int]
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        for keyword, value in attributes.items():
+            setattr(dataset, keyword, value)
+
+    write_series(tmp_path / "in", regular_stack(), syntax=syntax, change=change)
+    with pytest.raises(InputCorrupt, match=r"126 bytes of pixels, but \d+ by NumberOfFrames, Rows, Columns"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("padding", [b"\1", bytes(2), bytes(100)], ids=len)
+def test_padding_after_native_pixels_is_ignored(tmp_path: Path, read: Read, padding: bytes) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.PixelData += padding
+
+    stack = regular_stack()
+    write_series(tmp_path / "in", stack, change=change)
+    np.testing.assert_array_equal(read(tmp_path / "in").volume.voxels, stack.voxels)
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
