@@ -14,19 +14,22 @@ MAX_TRAILING_BYTES = 4096
 _STATED_SIZE_BYTES = 4
 
 
-def choose_data_file(fitting: Sequence[Path], others: Sequence[Path]) -> Path:
+def choose_data_file(fitting: Sequence[Path], others: Sequence[Path], *, size_bytes: int | None = None) -> Path:
     """Returns the one data file that fits a header.
 
     Args:
         fitting: The files that fit it.
         others: All files beside the header.
+        size_bytes: Size by which one of several files that fit is chosen; None where it is unknown.
 
     Raises:
         UnsupportedFormat: There is no file beside the header.
         InputCorrupt: None of them fits, or several do.
     """
-    if len(fitting) == 1:
-        return fitting[0]
+    exact = [path for path in fitting if path.stat().st_size == size_bytes]
+    for found in (fitting, exact):
+        if len(found) == 1:
+            return found[0]
     if not others:
         raise UnsupportedFormat(
             "the header's voxels are in another file, which is missing: send both in one zip or folder, or save the "
@@ -64,7 +67,8 @@ def _find(others: Sequence[Path], size_bytes: int) -> Path:
         for path in others
         if (_states(path, size_bytes) if path in compressed else _fits(path.stat().st_size, size_bytes))
     ]
-    return choose_data_file(fitting or (list(compressed) if len(compressed) == 1 else []), others)
+    fitting = fitting or (list(compressed) if len(compressed) == 1 else [])
+    return choose_data_file(fitting, others, size_bytes=size_bytes)
 
 
 def _fits(size_bytes: int, expected_bytes: int) -> bool:

@@ -49,7 +49,13 @@ _SPACES = {
     "left-posterior-superior": LPS_TO_RAS,
     "lps": LPS_TO_RAS,
 }
-_UNITS_MM = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "micron": 0.001}
+_UNIT_NAMES = {
+    1.0: ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres"),
+    10.0: ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
+    1000.0: ("m", "meter", "meters", "metre", "metres"),
+    0.001: ("um", "µm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
+}
+_UNITS_MM = {name: mm for mm, names in _UNIT_NAMES.items() for name in names}
 _VECTOR = re.compile(r"none|\([^()]*\)")
 _MAX_DIMENSIONS = 16
 # Relative difference of a spacing and the length of a direction that is taken for rounding.

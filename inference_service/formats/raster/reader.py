@@ -28,7 +28,8 @@ START_BYTES = 4096
 """The bytes of a file by which its format is recognised."""
 _MAX_LINE_BYTES = 2**20
 _CHUNK_BYTES = 2**20
-_COMPRESSED = (b"\x1f\x8b", b"\x78")
+# The magic of gzip, and the headers of zlib at each of its levels.
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,14 @@ def read_raster(
 
 def _data_file(header: RasterHeader, others: Sequence[Path]) -> Path:
     """Finds the data file of a detached header among the other files: by its size, or as the only one."""
-    if not header.compressed:
-        size = prod(header.shape) * header.dtype.itemsize
-        least = size + max(header.skipped_bytes, 0)
-        fitting = [path for path in others if least <= path.stat().st_size <= least + MAX_TRAILING_BYTES]
-        if header.skipped_bytes < 0 or header.skipped_lines:
-            fitting = [path for path in others if path.stat().st_size >= size]
-    else:
-        fitting = [path for path in others if _start(path).startswith(_COMPRESSED)]
-    return choose_data_file(fitting, others)
+    if header.compressed:
+        return choose_data_file([path for path in others if _start(path).startswith(_COMPRESSED)], others)
+    size = prod(header.shape) * header.dtype.itemsize
+    least = size + max(header.skipped_bytes, 0)
+    fitting = [path for path in others if least <= path.stat().st_size <= least + MAX_TRAILING_BYTES]
+    if header.skipped_bytes < 0 or header.skipped_lines:
+        fitting = [path for path in others if path.stat().st_size >= size]
+    return choose_data_file(fitting, others, size_bytes=least)
 
 
 def _read(file: BinaryIO, header: RasterHeader, limits: ReadLimits) -> NDArray[np.generic]:

@@ -164,6 +164,12 @@ def test_the_parts_find_each_other_by_content(
         assert_as_simpleitk(scan, tmp_path / "named" / f"a{endings[0]}")
 
 
+def test_a_file_a_little_longer_than_the_voxels_is_left_out(tmp_path: Path) -> None:
+    scan = scan_of(write(tmp_path / "in", {**pair(), "notes.txt": b"-" * 200}))
+    np.testing.assert_array_equal(scan.volume.voxels, values(), strict=True)
+    assert scan.set_aside == {"no_volume": 1}
+
+
 def test_the_values_are_scaled(tmp_path: Path) -> None:
     files = pair()
     header = bytearray(files["a.hdr"])

@@ -184,6 +184,7 @@ def test_variants_are_read_as_by_simpleitk(tmp_path: Path, name: str) -> None:
 def test_units_other_than_millimetres_are_converted(tmp_path: Path) -> None:
     for name, content in (
         ("a.nrrd", nrrd(space_units='"cm" "cm" "cm"')),
+        ("b.nrrd", nrrd(space_units='"Centimeters" "centimetre" "cm"')),
         ("a.mha", mha(DistanceUnits="cm")),
     ):
         path = tmp_path / name
@@ -404,6 +405,21 @@ def test_a_data_file_that_does_not_fit_is_not_taken(tmp_path: Path) -> None:
     (source / "b.raw").write_bytes(SHORTS)
     with pytest.raises(InputCorrupt, match="got 2 among 2 other"):
         scan_of(source)
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+def test_files_beside_the_data_file_are_left_out(tmp_path: Path, compressed: bool) -> None:
+    source = tmp_path / "scan"
+    source.mkdir()
+    encoding = "gzip" if compressed else "raw"
+    (source / "a.nhdr").write_bytes(nrrd(b"", data_file="a.raw", encoding=encoding))
+    (source / "a.raw").write_bytes(gzip.compress(SHORTS) if compressed else SHORTS)
+    (source / "notes.txt").write_text(
+        "xyz: a text a little longer than the voxels, which begins with the letter of zlib"
+    )
+    scan = scan_of(source)
+    np.testing.assert_array_equal(scan.volume.voxels.ravel(order="F"), VALUES)
+    assert scan.set_aside == {"no_volume": 1}
 
 
 VALID = [nrrd(), nrrd(gzip.compress(SHORTS), encoding="gzip"), mha(), mha(zlib.compress(SHORTS), CompressedData="True")]
