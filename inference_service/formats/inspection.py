@@ -87,10 +87,16 @@ def inspect_input(path: Path, work_folder: Path, options: ReadOptions) -> Inspec
         work_folder: An existing folder into which archives are unpacked; their files are left there.
         options: The options that a job would read it with.
 
-    Raises:
-        InputError: The files themselves cannot be listed or unpacked.
+    Returns:
+        The content; without volumes if the files cannot be listed or unpacked, or one exceeds the limits.
     """
-    files = input_files(path, work_folder, options.limits)
+    try:
+        return _inspect(path, input_files(path, work_folder, options.limits), options)
+    except InputError as error:
+        return Inspection((), {}, error)
+
+
+def _inspect(path: Path, files: InputFiles, options: ReadOptions) -> Inspection:
     single = volume_files(files.paths)
     headers = {header for paths in single.values() for header in paths}
     others = [file for file in files.paths if file not in headers and not looks_like_dicom(file)]

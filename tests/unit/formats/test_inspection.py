@@ -4,13 +4,22 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
-from dicom_files import phantom, regular_stack, write_series
+from dicom_files import phantom, regular_stack, save, write_series
 from pydicom import Dataset
 
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.slice_selection import SelectValue
-from inference_service.core.errors import BadRequest, InputNotFound, MixedSeries, NotAVolume, UnsupportedFormat
+from inference_service.core.errors import (
+    BadRequest,
+    InputCorrupt,
+    InputNotFound,
+    InputTooLarge,
+    MixedSeries,
+    NotAVolume,
+    UnsupportedFormat,
+)
 from inference_service.formats.inspection import FoundVolume, Inspection, VolumeFacts, inspect_input
 from inference_service.formats.nifti import write_volume
 from inference_service.formats.read_limits import ReadLimits
@@ -94,8 +103,18 @@ def test_an_input_without_a_volume_is_told(tmp_path: Path) -> None:
     found = inspect(source)
     assert (found.volumes, found.other_files) == ((), {"not_dicom": 1})
     assert found.error is not None
-    with pytest.raises(InputNotFound):
-        inspect(tmp_path / "work")
+    assert isinstance(inspect(tmp_path / "work").error, InputNotFound)
+
+
+def test_the_error_of_files_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "damaged.zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert isinstance(inspect(tmp_path / "damaged.zip").error, InputCorrupt)
+    source = tmp_path / "in"
+    (path,) = write_series(source, regular_stack(phantom((9, 7, 1))))
+    dataset = pydicom.dcmread(path)
+    dataset.NumberOfFrames = 10**9
+    save(dataset, path)
+    assert isinstance(inspect(source).error, InputTooLarge)
 
 
 def add_phases(folder: Path, uid: str) -> None:
