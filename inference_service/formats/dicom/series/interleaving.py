@@ -65,6 +65,17 @@ def check_not_interleaved(slices: Sequence[Slice], spacing_mm: float) -> None:
     """
     if len(slices) < _MIN_SLICES:
         return
+    _check_attributes(slices, spacing_mm)
+    for count in range(2, _MAX_ACQUISITIONS + 1):
+        if _are_numbered_alike(slices, count):
+            raise InconsistentGeometry(
+                f"slices of {count} acquisitions are interleaved: each InstanceNumber is that of {count} neighbouring "
+                "slices; send one acquisition"
+            )
+
+
+def _check_attributes(slices: Sequence[Slice], spacing_mm: float) -> None:
+    """Refuses slices of which an attribute alternates, or changes and changes back."""
     frames = [dict(slice_.frame.attributes) for slice_ in slices]
     is_mr = slices[0].instance.modality == "MR"
     for keyword in KEYWORDS:
@@ -224,10 +235,13 @@ def _are_stated_apart(slices: Sequence[Slice], spacing_mm: float, count: int) ->
         spacing_mm: Usual distance of slices.
         count: Number of acquisitions that seem to alternate one by one.
     """
-    instances = [slice_.instance for slice_ in slices]
-    stated_mm = [instance.spacing_between_mm or 0.0 for instance in instances]
-    if np.allclose(stated_mm, count * spacing_mm, rtol=_MAX_SPACING_DIFFERENCE, atol=0):
-        return True
-    numbers = [[instance.number for instance in instances[first::count]] for first in range(count)]
+    stated_mm = [slice_.instance.spacing_between_mm or 0.0 for slice_ in slices]
+    is_spacing_stated = np.allclose(stated_mm, count * spacing_mm, rtol=_MAX_SPACING_DIFFERENCE, atol=0)
+    return is_spacing_stated or _are_numbered_alike(slices, count)
+
+
+def _are_numbered_alike(slices: Sequence[Slice], count: int) -> bool:
+    """Returns True if slices alternate between acquisitions that have the same InstanceNumbers, each once."""
+    numbers = [[slice_.instance.number for slice_ in slices[first::count]] for first in range(count)]
     numbered_alike = all(set(group) == set(numbers[0]) for group in numbers)
     return numbered_alike and None not in numbers[0] and len(set(numbers[0])) == len(numbers[0]) > 1

@@ -230,8 +230,8 @@ def test_interleaved_values_of_two_types_are_selected(tmp_path: Path, read: Read
     second = add_phase(tmp_path / "in", 2, {"RescaleType": "Z_EFF"}, stack=raised(1.25))
     error = refusal(read, tmp_path / "in")
     assert error.message == (
-        "the series' slices differ in what their values measure: 6 RescaleType HU, 6 RescaleType Z_EFF; expected one; "
-        'or choose one of 2 groups of slices by input.select: {"RescaleType": "HU"} (6 slices), '
+        "slices of 2 acquisitions are interleaved: each InstanceNumber is that of 2 neighbouring slices; send one "
+        'acquisition; or choose one of 2 groups of slices by input.select: {"RescaleType": "HU"} (6 slices), '
         '{"RescaleType": "Z_EFF"} (6 slices)'
     )
     np.testing.assert_array_equal(read(tmp_path / "in", select={"RescaleType": "Z_EFF"}).volume.voxels, second)

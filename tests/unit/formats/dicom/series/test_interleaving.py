@@ -275,3 +275,25 @@ def test_every_other_slice_first_is_one_acquisition_in_mr(
     assert scan.volume.shape == (9, 7, 12)
     expected = [] if keyword == "ContentTime" else [WarningCode.ALTERNATING_ACQUISITIONS]
     assert [warning.code for warning in scan.warnings] == expected
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_slices_with_the_numbers_of_several_acquisitions_are_refused(tmp_path: Path, read: Read, count: int) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.InstanceNumber = 1 + k // count
+
+    write_series(tmp_path / "in", regular_stack(phantom((9, 7, 12))), change=change)
+    with pytest.raises(InconsistentGeometry, match=f"{count} acquisitions are interleaved: .* InstanceNumber"):
+        read(tmp_path / "in")
+
+
+@pytest.mark.parametrize("number", [None, 1])
+def test_slices_without_a_number_of_their_own_are_one_acquisition(
+    tmp_path: Path, read: Read, number: int | None
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.InstanceNumber = number
+
+    stack = regular_stack()
+    write_series(tmp_path / "in", stack, change=change)
+    assert read(tmp_path / "in").volume.shape == stack.voxels.shape
