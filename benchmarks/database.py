@@ -19,11 +19,12 @@ from inference_service.contract.task_message import InputReference, SegmentReque
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import settings_for
-from inference_service.jobs import attempts, job_store, recovery, resubmission, retention, stored_attempts
+from inference_service.jobs import attempts, job_store, recovery, resubmission, retention
 from inference_service.jobs.database import Database, connect, migrate
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.storage import stored_attempts
 from inference_service.jobs.worker_registry import list_workers
 from inference_service.worker.metrics import Metrics
 

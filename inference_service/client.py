@@ -21,12 +21,12 @@ from inference_service.jobs import job_store
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.dispatch import dispatch
 from inference_service.jobs.job_store import Job, Transition, UnsentJob
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import App, make_app, shares_of_tenants
 from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_state
 from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.resubmission import failed_jobs, queue_again
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.jobs.worker_registry import Worker, list_workers
 
 logger = logging.getLogger(__name__)

@@ -38,12 +38,12 @@ from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import WorkerProcess, settings_for
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
-from inference_service.jobs.audit import Audit, Problem
 from inference_service.jobs.database import connect
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app, send
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.audit import Audit, Problem
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.deployment import prepare
 
 # Faults cost attempts; no job should run out of them by chance.

@@ -13,7 +13,7 @@ from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import duration, json_option
 from inference_service.core.settings import get_settings
 from inference_service.jobs.database import connect
-from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.health import is_fresh, pause_reason
 
 _PRUNED_AT_ONCE = 1000
@@ -75,8 +75,8 @@ def audit(sizes_only: bool, remove_unclaimed: bool, as_json: bool) -> None:
     objects of lost attempts that no job names and no sweep removes: each as it is found, and figures at the end. With
     --json, each line is a JSON object. Exits with 1 if there are findings.
     """
-    from inference_service.jobs.audit import Audit
-    from inference_service.jobs.stored_attempts import record_unclaimed
+    from inference_service.jobs.storage.audit import Audit
+    from inference_service.jobs.storage.stored_attempts import record_unclaimed
 
     settings = get_settings()
     patience_s = settings.outage_patience_s

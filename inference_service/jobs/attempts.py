@@ -17,11 +17,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from inference_service.core.errors import JobCancelled, ServiceError, WorkerLost
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
-from inference_service.jobs import stored_attempts
 from inference_service.jobs.database import Database
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, queue_of
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 from inference_service.jobs.state_machine import StateChange, change_state, fence
+from inference_service.jobs.storage import stored_attempts
 from inference_service.jobs.worker_registry import has_consumer
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())

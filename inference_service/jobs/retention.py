@@ -10,12 +10,12 @@ from uuid import UUID, uuid4
 from sqlalchemy import delete, func, select
 
 from inference_service.core.errors import StorageUnavailable
-from inference_service.jobs import stored_attempts
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage, is_outage
-from inference_service.jobs.result_store import ResultStore
 from inference_service.jobs.schema import FINAL_STATES, JobRow
-from inference_service.jobs.stored_attempts import StoredAttempt
+from inference_service.jobs.storage import stored_attempts
+from inference_service.jobs.storage.object_storage import Storage, is_outage
+from inference_service.jobs.storage.result_store import ResultStore
+from inference_service.jobs.storage.stored_attempts import StoredAttempt
 
 logger = logging.getLogger(__name__)
 

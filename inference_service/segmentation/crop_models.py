@@ -13,8 +13,8 @@ from inference_service.core.progress import Stage
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.session_cache import LoadedModel
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.crop import SegmentBy
 from inference_service.segmentation.loaded_networks import loaded_networks
+from inference_service.segmentation.preparation.crop import SegmentBy
 from inference_service.segmentation.resources import Resources
 from inference_service.segmentation.volume_segmentation import segment_volume
 

@@ -20,10 +20,10 @@ from inference_service.formats.channel_reader import read_study
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import ReadOptions
 from inference_service.imaging.geometry import Volume
-from inference_service.segmentation.crop import SegmentBy
 from inference_service.segmentation.crop_models import CropModels
 from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.local_run import check_exists, local_execution
+from inference_service.segmentation.preparation.crop import SegmentBy
 from inference_service.segmentation.resources import Resources, StageMonitor, job_threads
 from inference_service.segmentation.volume_segmentation import segment_volume
 

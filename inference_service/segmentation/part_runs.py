@@ -14,16 +14,16 @@ from inference_service.contract.part import Part
 from inference_service.core.errors import ModelInvalid
 from inference_service.core.threads import ThreadPool
 from inference_service.imaging.geometry import Box, Volume, box
-from inference_service.segmentation.crop import SegmentBy, crop_box
-from inference_service.segmentation.label_decision import (
+from inference_service.segmentation.labels.label_decision import (
     background_value,
     decide_labels,
     deciding_outputs,
     probabilities,
 )
-from inference_service.segmentation.model_grid import Placement
-from inference_service.segmentation.native_grid import write_native_labels
-from inference_service.segmentation.preprocessing import PreprocessedImage, preprocess
+from inference_service.segmentation.labels.native_grid import write_native_labels
+from inference_service.segmentation.preparation.crop import SegmentBy, crop_box
+from inference_service.segmentation.preparation.model_grid import Placement
+from inference_service.segmentation.preparation.preprocessing import PreprocessedImage, preprocess
 from inference_service.segmentation.resources import Resources
 from inference_service.segmentation.windows.network import ActivatedNetwork, LoadedNetwork
 from inference_service.segmentation.windows.sliding_window import StreamHooks, stream_logits

@@ -44,7 +44,7 @@ from inference_service.imaging.components import find_components
 from inference_service.imaging.shear import find_shear
 from inference_service.segmentation.crop_models import CropModels
 from inference_service.segmentation.job_report import input_report, model_report, options_report
-from inference_service.segmentation.label_statistics import measure_labels
+from inference_service.segmentation.labels.label_statistics import measure_labels
 from inference_service.segmentation.loaded_networks import loaded_networks
 from inference_service.segmentation.modality_check import check_modality
 from inference_service.segmentation.preview.page import draw_preview

@@ -10,9 +10,9 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest
 from inference_service.core.report_warnings import ReportWarning
 from inference_service.imaging.geometry import Box, Volume
-from inference_service.segmentation.crop import SegmentBy
+from inference_service.segmentation.labels.postprocessing import postprocess
 from inference_service.segmentation.part_runs import PartRuns
-from inference_service.segmentation.postprocessing import postprocess
+from inference_service.segmentation.preparation.crop import SegmentBy
 from inference_service.segmentation.resources import Resources
 from inference_service.segmentation.windows.network import LoadedNetwork
 

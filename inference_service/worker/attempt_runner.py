@@ -29,9 +29,10 @@ from inference_service.core.progress import StageClock
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.session_cache import expected_precision
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.jobs import attempts, job_store, stored_attempts
+from inference_service.jobs import attempts, job_store
 from inference_service.jobs.lease import Lease, LeaseLost
-from inference_service.jobs.result_store import ResultStore, attempt_location
+from inference_service.jobs.storage import stored_attempts
+from inference_service.jobs.storage.result_store import ResultStore, attempt_location
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext

@@ -21,11 +21,11 @@ from inference_service.engine.model_registry import read_model, require_models, 
 from inference_service.jobs import job_store
 from inference_service.jobs.database import connect, migrate, require_limits
 from inference_service.jobs.grants import grant_rights, missing_rights
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.queues.server_check import find_memory
 from inference_service.jobs.redis_ownership import RedisOwnership
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.self_test import key_for_test
 
 logger = logging.getLogger(__name__)

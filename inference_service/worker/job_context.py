@@ -13,7 +13,7 @@ from inference_service.core.settings import Settings
 from inference_service.core.tracing import Tracing
 from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs.database import Database, connect, is_database_outage
-from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.self_test import SelfTest
 
 Parameters = ParamSpec("Parameters")

@@ -33,7 +33,7 @@ from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIden
 from inference_service.worker.deployment import take_redis
 from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext
-from inference_service.worker.redis_transport import install
+from inference_service.worker.messages.redis_transport import install
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.supervisor import Supervisor
 from inference_service.worker.task import TaskHandler, register

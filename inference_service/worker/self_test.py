@@ -27,7 +27,7 @@ from inference_service.core.execution import CPU
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, take_inventory
 from inference_service.engine.providers import PROBE_LIMIT_S, run_probe
-from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.jobs.worker_registry import InstalledModel
 
 _STORAGE_TIMEOUT_S = 5.0

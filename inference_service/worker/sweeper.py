@@ -13,11 +13,11 @@ from inference_service.jobs import recovery, retention
 from inference_service.jobs.completion_events import publish_completions
 from inference_service.jobs.database import Database
 from inference_service.jobs.dispatch import dispatch
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import App
 from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
-from inference_service.worker.cancellations import cancel_by_messages
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.worker.messages.cancellations import cancel_by_messages
 
 logger = logging.getLogger(__name__)
 

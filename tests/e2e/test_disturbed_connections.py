@@ -15,10 +15,10 @@ from inference_service import Client
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import WorkerProcess, settings_for
-from inference_service.jobs.audit import Audit, Finding, Problem
 from inference_service.jobs.database import connect
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState, StoredAttemptRow
+from inference_service.jobs.storage.audit import Audit, Finding, Problem
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.deployment import prepare
 
 pytestmark = pytest.mark.timeout(300)

@@ -29,10 +29,10 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import WorkerProcess, settings_for, start_worker
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.deployment import check, prepare
 
 MODEL = "ct-tissue"

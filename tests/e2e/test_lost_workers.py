@@ -188,7 +188,7 @@ def test_a_worker_whose_processes_die_fails_no_job(service: Service, tmp_path: P
 
 # A worker whose transport never asks Redis for messages.
 DEAF = """
-from inference_service.worker.redis_transport import Channel
+from inference_service.worker.messages.redis_transport import Channel
 
 Channel._ask = lambda self, **_: None
 """

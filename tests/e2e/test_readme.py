@@ -14,8 +14,8 @@ import pytest
 from inference_service import Client
 from inference_service.contract.task_message import InputReference
 from inference_service.embedded.stack import Stack
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.object_storage import Storage
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = README.read_text(encoding="utf-8").partition("## Enqueue a job")[2].partition("\n## ")[0]

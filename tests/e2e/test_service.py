@@ -20,9 +20,9 @@ from inference_service.embedded.stack import Stack, start_worker
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.object_storage import Storage
 
 LIMIT_S = 60.0
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fuzz.target import Target
 from inference_service.contract.task_message import CANCEL_TASK_NAME, MAX_MESSAGE_BYTES, TASK_NAME, parse_request
-from inference_service.worker.message_check import NoJob, cancelled_job, task_message
+from inference_service.worker.messages.message_check import NoJob, cancelled_job, task_message
 
 _JOB_ID = "7d444840-9dc0-11d1-b245-5ffdce74fad2"
 _REQUEST = {

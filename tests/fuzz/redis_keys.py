@@ -17,8 +17,8 @@ from inference_service.contract.task_message import MAX_MESSAGE_BYTES
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.stack import settings_for
 from inference_service.jobs.queues.lists import KEYS_PER_LIST, OVERFLOW_QUEUE, PRIORITY_QUEUE, QUEUES, keys_of
-from inference_service.worker.message_check import NoJob, task_message
-from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
+from inference_service.worker.messages.message_check import NoJob, task_message
+from inference_service.worker.messages.redis_scripts import GIVE_BACK, TAKE, TIDY
 
 _UNACKED = "unacked"
 _INDEX = "unacked_index"

@@ -18,9 +18,9 @@ from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.servers import Servers
 from inference_service.jobs.database import Database, connect
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import App, make_app
 from inference_service.jobs.schema import JobRow, WorkerRow
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper

@@ -16,10 +16,10 @@ from inference_service.core.errors import BadRequest, DatabaseUnavailable, Input
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store, resubmission, state_machine
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.schema import JobRow, JobState
-from inference_service.worker import cancellations
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.worker.messages import cancellations
 from inference_service.worker.sweeper import Sweeper
 from inference_service.worker.task import TaskHandler
 

@@ -20,10 +20,10 @@ from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, QueueUnavailable
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.queues.redis_state import fetch_redis_state
+from inference_service.jobs.storage.object_storage import Storage
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 

@@ -18,9 +18,9 @@ from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, completion_events, job_store
 from inference_service.jobs.completion_events import STREAM, publish_completions
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import App
 from inference_service.jobs.schema import TransitionRow
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.sweeper import Sweeper
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")

@@ -16,8 +16,8 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.process import HOST
 from inference_service.embedded.servers import Servers
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.refusals import CLUSTER
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker import deployment
 from inference_service.worker.deployment import Check, check
 

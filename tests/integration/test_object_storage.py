@@ -16,7 +16,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from inference_service.core.errors import InputNotFound, InputTooLarge, StorageRefused, StorageUnavailable
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
-from inference_service.jobs.object_storage import Storage, is_outage
+from inference_service.jobs.storage.object_storage import Storage, is_outage
 
 BUCKET = "volumes"
 LIMIT = 10**6
@@ -108,7 +108,7 @@ def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
         storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="application/dicom")
     with pytest.raises(InputTooLarge, match="119 bytes"):
         storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=119)
-    monkeypatch.setattr("inference_service.jobs.object_storage.MAX_FILES", 1)
+    monkeypatch.setattr("inference_service.jobs.storage.object_storage.MAX_FILES", 1)
     with pytest.raises(InputTooLarge, match="1 objects"):
         storage.fetch_folder(BUCKET, prefix, tmp_path / "target", max_bytes=120)
     assert not (tmp_path / "target").exists()
@@ -117,7 +117,7 @@ def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
 def test_all_keys_are_listed_although_the_storage_fails_meanwhile(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference_service.jobs.object_storage._KEYS_AT_ONCE", 2)
+    monkeypatch.setattr("inference_service.jobs.storage.object_storage._KEYS_AT_ONCE", 2)
     storage = Storage(settings, retry_for_s=60)
     bucket = f"listed-{uuid4().hex}"
     storage.ensure_bucket(bucket)

@@ -23,7 +23,7 @@ from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.worker import deployment
 from inference_service.worker.deployment import check
-from inference_service.worker.redis_transport import SentinelTransport
+from inference_service.worker.messages.redis_transport import SentinelTransport
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 LIMIT_S = 30.0

@@ -22,7 +22,7 @@ from inference_service.core.settings import Settings
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.queues.redis_state import fetch_redis_state
-from inference_service.worker.redis_transport import Channel
+from inference_service.worker.messages.redis_transport import Channel
 
 LIMIT_S = 30.0
 REQUEST = {"input": {"key": "scan"}, "model": "ct-tissue"}
@@ -84,7 +84,7 @@ def make_taker(settings: Settings) -> Callable[..., Any]:
         app = make_app(settings.model_copy(update={"redis_prefix": prefix}))
         with Connection(
             url,
-            transport="inference_service.worker.redis_transport:Transport",
+            transport="inference_service.worker.messages.redis_transport:Transport",
             transport_options={**app.conf.broker_transport_options, **options},
         ) as connection:
             channel = connection.channel()

@@ -15,14 +15,15 @@ from sqlalchemy import func, select, update
 from inference_service.core.errors import StorageRefused, StorageUnavailable
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
-from inference_service.jobs import job_store, retention, stored_attempts
-from inference_service.jobs.audit import Audit, Finding
+from inference_service.jobs import job_store, retention
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
-from inference_service.jobs.result_store import ResultStore
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow, TransitionRow
+from inference_service.jobs.storage import stored_attempts
+from inference_service.jobs.storage.audit import Audit, Finding
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.jobs.storage.result_store import ResultStore
 from inference_service.worker.sweeper import Sweeper
 from inference_service.worker.task import TaskHandler
 

@@ -15,8 +15,8 @@ from inference_service.client import Client
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.task import TaskHandler
 
 

@@ -48,16 +48,16 @@ from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs import attempts, job_store
-from inference_service.jobs.audit import Audit, Problem
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.lease import Lease
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import App, make_app
 from inference_service.jobs.queues.lists import QUEUES
 from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.retention import prune
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, StoredAttemptRow, WorkerRow
 from inference_service.jobs.state_machine import NEXT_STATES
+from inference_service.jobs.storage.audit import Audit, Problem
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper

@@ -23,11 +23,12 @@ from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
-from inference_service.jobs import attempts, job_store, recovery, stored_attempts
-from inference_service.jobs.audit import Audit, Problem
+from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, JobState, StoredAttemptRow
+from inference_service.jobs.storage import stored_attempts
+from inference_service.jobs.storage.audit import Audit, Problem
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.sweeper import Sweeper
 from inference_service.worker.task import TaskHandler
 
@@ -475,7 +476,7 @@ def test_the_audit_yields_what_it_has_found_and_survives_outages(
 
     monkeypatch.setattr(storage._minio, "stat_object", stat)
     monkeypatch.setattr(Database, "connection", connection)
-    monkeypatch.setattr("inference_service.jobs.audit._JOBS_AT_ONCE", 1)
+    monkeypatch.setattr("inference_service.jobs.storage.audit._JOBS_AT_ONCE", 1)
     audit = Audit(database, storage, bucket="masks", sizes_only=True, outage_patience_s=60)
     findings = audit.findings()
     first = next(findings)

@@ -22,8 +22,8 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobState
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.task import TaskHandler
 
 

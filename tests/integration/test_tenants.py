@@ -20,14 +20,14 @@ from inference_service.contract.task_message import InputReference, Priority, Se
 from inference_service.core.errors import BadRequest
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import Database
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.lists import all_lists
 from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.schema import JobRow
+from inference_service.jobs.storage.object_storage import Storage
 from inference_service.jobs.worker_registry import Role, WorkerIdentity, deregister, record_heartbeat
-from inference_service.worker.redis_transport import Turns
+from inference_service.worker.messages.redis_transport import Turns
 from inference_service.worker.sweeper import Sweeper
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
@@ -62,7 +62,7 @@ class Taken:
         app = make_app(settings)
         self._connection = Connection(
             settings.broker_url,
-            transport="inference_service.worker.redis_transport:Transport",
+            transport="inference_service.worker.messages.redis_transport:Transport",
             transport_options=app.conf.broker_transport_options,
         )
         self.messages: list[Message] = []

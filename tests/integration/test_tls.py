@@ -15,9 +15,9 @@ from inference_service.core.errors import DatabaseUnavailable, QueueUnavailable,
 from inference_service.core.settings import Settings
 from inference_service.jobs import job_store
 from inference_service.jobs.database import connect
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state
+from inference_service.jobs.storage.object_storage import Storage
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from inference_service.jobs.database import Database
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE
 from inference_service.jobs.schema import JobState
-from inference_service.worker.message_check import task_message
+from inference_service.worker.messages.message_check import task_message
 from inference_service.worker.task import TaskHandler
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -10,8 +10,8 @@ from inference_service.core.execution import ExecutionOptions
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.engine.model_registry import read_model
 from inference_service.engine.session_cache import load_model
+from inference_service.segmentation.labels.postprocessing import postprocess
 from inference_service.segmentation.loaded_networks import loaded_networks
-from inference_service.segmentation.postprocessing import postprocess
 from inference_service.segmentation.volume_segmentation import segment_volume
 
 MODEL = Path(__file__).parents[2] / "models" / "ct-chest" / "1"

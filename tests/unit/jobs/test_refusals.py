@@ -7,8 +7,8 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
-from inference_service.jobs import storage_refusals
 from inference_service.jobs.queues import refusals
+from inference_service.jobs.storage import storage_refusals
 
 PARSE: Any = BaseParser.parse_error
 

@@ -6,7 +6,7 @@ import pytest
 
 from inference_service.contract.manifest import Manifest
 from inference_service.segmentation.model_checks import _noise
-from inference_service.segmentation.preprocessing import preprocess
+from inference_service.segmentation.preparation.preprocessing import preprocess
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "SPL", "kji", "jki"])

@@ -16,7 +16,7 @@ from inference_service.core.progress import Stage
 from inference_service.core.threads import ThreadPool
 from inference_service.imaging.geometry import Affine, Shape, Volume
 from inference_service.segmentation import part_runs
-from inference_service.segmentation.preprocessing import PreprocessedImage, preprocess
+from inference_service.segmentation.preparation.preprocessing import PreprocessedImage, preprocess
 from inference_service.segmentation.resources import Resources, StageMonitor
 from inference_service.segmentation.volume_segmentation import VolumeSegmentation, segment_volume
 from inference_service.segmentation.windows.network import Batching, LoadedNetwork, Network, PlaneNetwork

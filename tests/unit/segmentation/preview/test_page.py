@@ -14,7 +14,7 @@ from inference_service.contract.manifest import Manifest
 from inference_service.imaging.components import LabelComponents, find_components
 from inference_service.imaging.geometry import Affine, Volume
 from inference_service.imaging.palette import label_colour
-from inference_service.segmentation.label_statistics import measure_labels
+from inference_service.segmentation.labels.label_statistics import measure_labels
 from inference_service.segmentation.preview.page import draw_preview
 
 MakeManifest = Callable[..., Manifest]

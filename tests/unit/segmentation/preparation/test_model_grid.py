@@ -22,10 +22,10 @@ from scipy import ndimage
 from inference_service.contract.manifest import Manifest
 from inference_service.imaging.geometry import Affine, Reorientation, Shape, Sides, Volume
 from inference_service.imaging.interpolation import EQUAL_EXTENTS, Interpolation, Interpolations, Steps
-from inference_service.segmentation.label_decision import background_value, decide_labels
-from inference_service.segmentation.model_grid import ModelGrid, model_grid
-from inference_service.segmentation.native_grid import write_native_labels
-from inference_service.segmentation.preprocessing import PreprocessedImage, preprocess
+from inference_service.segmentation.labels.label_decision import background_value, decide_labels
+from inference_service.segmentation.labels.native_grid import write_native_labels
+from inference_service.segmentation.preparation.model_grid import ModelGrid, model_grid
+from inference_service.segmentation.preparation.preprocessing import PreprocessedImage, preprocess
 
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[[str, Sequence[float]], Affine]

@@ -23,8 +23,8 @@ from redis.exceptions import ResponseError
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES
 from inference_service.jobs.queues.lists import CANCELLATIONS, KEYS_PER_LIST, all_lists, keys_of, list_of
-from inference_service.worker.message_check import NoJob, task_message
-from inference_service.worker.redis_scripts import GIVE_BACK, TAKE, TIDY
+from inference_service.worker.messages.message_check import NoJob, task_message
+from inference_service.worker.messages.redis_scripts import GIVE_BACK, TAKE, TIDY
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from inference_service.jobs import job_store
 from inference_service.jobs.database import Database
 from inference_service.jobs.queues.celery_app import App, open_channel, redis_key
 from inference_service.jobs.queues.lists import CANCELLATIONS, keys_of
-from inference_service.worker.message_check import NoJob, cancelled_job
+from inference_service.worker.messages.message_check import NoJob, cancelled_job
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import ResultDamaged
 from inference_service.core.files import Checksum
 from inference_service.jobs.attempts import Claim
-from inference_service.jobs.object_storage import Storage
+from inference_service.jobs.storage.object_storage import Storage
 
 _CONTENT_TYPES = {
     ".gz": "application/gzip",

@@ -9,7 +9,7 @@ import pytest
 from queue_items import CLIENTS, protocol_1_item, python_headers, python_item
 
 from inference_service.contract.task_message import CANCEL_TASK_NAME, MAX_MESSAGE_BYTES, TASK_NAME
-from inference_service.worker.message_check import NoJob, cancelled_job, nests_deeper, task_message
+from inference_service.worker.messages.message_check import NoJob, cancelled_job, nests_deeper, task_message
 
 PATIENT = "MUELLER^HANS"
 JOB_ID = str(uuid4())

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from scipy import ndimage
 
 from inference_service.contract.intensity import Intensity
-from inference_service.segmentation.intensities import (
+from inference_service.segmentation.preparation.intensities import (
     filled_mask,
     maps_planes,
     normalise,

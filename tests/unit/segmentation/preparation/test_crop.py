@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from inference_service.contract.crops import BodyCrop, ForegroundCrop, ModelCrop, NonzeroCrop
 from inference_service.core.errors import ModelInvalid
 from inference_service.imaging.geometry import Affine, Box, Volume, box
-from inference_service.segmentation.crop import crop_box
+from inference_service.segmentation.preparation.crop import crop_box
 
 MakeAffine = Callable[[str, Sequence[float]], Affine]
 

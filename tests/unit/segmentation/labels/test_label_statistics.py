@@ -11,7 +11,7 @@ from inference_service.contract.report import LabelReport
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.components import find_components
 from inference_service.imaging.geometry import Affine, Volume
-from inference_service.segmentation.label_statistics import measure_labels
+from inference_service.segmentation.labels.label_statistics import measure_labels
 
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[..., Affine]

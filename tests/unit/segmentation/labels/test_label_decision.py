@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 
 from inference_service.contract.manifest import Manifest
-from inference_service.segmentation.label_decision import decide_labels, deciding_outputs, probabilities
+from inference_service.segmentation.labels.label_decision import decide_labels, deciding_outputs, probabilities
 
 MakeManifest = Callable[..., Manifest]
 

@@ -16,9 +16,9 @@ from inference_service.core.files import Checksum
 from inference_service.core.retry import retrying
 from inference_service.jobs.database import Database, is_database_outage
 from inference_service.jobs.job_store import Job, succeeded_after
-from inference_service.jobs.object_storage import Storage
 from inference_service.jobs.schema import JobRow, StoredAttemptRow
-from inference_service.jobs.stored_attempts import StoredAttempt
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.jobs.storage.stored_attempts import StoredAttempt
 
 # Few, as findings appear after each batch.
 _JOBS_AT_ONCE = 50

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.contract.labels import LargestComponent, PostProcessing, RemoveSmallComponents
-from inference_service.segmentation.postprocessing import postprocess
+from inference_service.segmentation.labels.postprocessing import postprocess
 
 Box = tuple[slice | int, slice | int, slice | int]
 
@@ -84,7 +84,7 @@ def test_surroundings_of_many_and_of_large_components(monkeypatch: pytest.Monkey
     mask = np.random.default_rng(0).choice([0, 1, 2, 5], (40, 50, 30), p=[0.4, 0.1, 0.2, 0.3]).astype(np.uint16)
     step = LargestComponent(step="largest_component", labels=(1, 5), becomes="surroundings")
     at_once = cleaned(mask, step)
-    monkeypatch.setattr("inference_service.segmentation.postprocessing._VOXELS_AT_A_TIME", 7)
+    monkeypatch.setattr("inference_service.segmentation.labels.postprocessing._VOXELS_AT_A_TIME", 7)
     assert np.array_equal(cleaned(mask, step), at_once)
     assert np.count_nonzero(at_once == 1) < np.count_nonzero(mask == 1)
 

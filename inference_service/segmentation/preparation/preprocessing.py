@@ -15,8 +15,8 @@ from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape, Sides, Volume
 from inference_service.imaging.hounsfield import AIR_HU
 from inference_service.imaging.resampling import IntensityTransform, resize, slow_axes
-from inference_service.segmentation.crop import foreground_sides
-from inference_service.segmentation.intensities import (
+from inference_service.segmentation.preparation.crop import foreground_sides
+from inference_service.segmentation.preparation.intensities import (
     filled_mask,
     keeps_values,
     maps_planes,
@@ -26,7 +26,13 @@ from inference_service.segmentation.intensities import (
     plane_transform,
     working_bytes,
 )
-from inference_service.segmentation.model_grid import ModelGrid, check_image_size, check_size, model_grid, padded_shape
+from inference_service.segmentation.preparation.model_grid import (
+    ModelGrid,
+    check_image_size,
+    check_size,
+    model_grid,
+    padded_shape,
+)
 
 # Share of a label at which a voxel gets it.
 _HALF = 0.5

@@ -8,7 +8,7 @@ import pytest
 RESOLVE = """
 import json, sys
 from kombu import Connection
-from inference_service.worker.redis_transport import install
+from inference_service.worker.messages.redis_transport import install
 
 install()
 connection = Connection(sys.argv[1])
@@ -20,14 +20,14 @@ print(json.dumps([found.__module__, found.__name__, bool(connection.ssl)]))
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://h/0", ["inference_service.worker.redis_transport", "Transport", False]),
-        ("rediss://h/0", ["inference_service.worker.redis_transport", "Transport", True]),
-        ("redis+socket:///tmp/s", ["inference_service.worker.redis_transport", "Transport", False]),
-        ("redis://h/0;redis://i/0", ["inference_service.worker.redis_transport", "Transport", False]),
-        ("sentinel://h/0", ["inference_service.worker.redis_transport", "SentinelTransport", False]),
+        ("redis://h/0", ["inference_service.worker.messages.redis_transport", "Transport", False]),
+        ("rediss://h/0", ["inference_service.worker.messages.redis_transport", "Transport", True]),
+        ("redis+socket:///tmp/s", ["inference_service.worker.messages.redis_transport", "Transport", False]),
+        ("redis://h/0;redis://i/0", ["inference_service.worker.messages.redis_transport", "Transport", False]),
+        ("sentinel://h/0", ["inference_service.worker.messages.redis_transport", "SentinelTransport", False]),
         (
             "sentinel://h/0;sentinel://i/0",
-            ["inference_service.worker.redis_transport", "SentinelTransport", False],
+            ["inference_service.worker.messages.redis_transport", "SentinelTransport", False],
         ),
     ],
 )

@@ -5,8 +5,8 @@ import pytest
 
 from inference_service.contract.result_files import result_files
 from inference_service.jobs.attempts import Claim
-from inference_service.jobs.object_storage import Storage
-from inference_service.jobs.result_store import ResultStore, attempt_location
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.jobs.storage.result_store import ResultStore, attempt_location
 
 STORAGE = cast("Storage", None)
 

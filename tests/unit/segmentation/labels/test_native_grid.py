@@ -16,9 +16,9 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape
 from inference_service.imaging.interpolation import EQUAL_EXTENTS, Interpolation, Interpolations, Steps, Taps, axis_taps
-from inference_service.segmentation import native_grid
-from inference_service.segmentation.label_decision import decide_labels
-from inference_service.segmentation.native_grid import write_native_labels
+from inference_service.segmentation.labels import native_grid
+from inference_service.segmentation.labels.label_decision import decide_labels
+from inference_service.segmentation.labels.native_grid import write_native_labels
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.unsignedinteger]

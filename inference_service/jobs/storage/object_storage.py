@@ -31,7 +31,7 @@ from inference_service.core.errors import (
 from inference_service.core.files import MAX_FILES, Checksum, numbered_name
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
-from inference_service.jobs.storage_refusals import refusal
+from inference_service.jobs.storage.storage_refusals import refusal
 
 Item = TypeVar("Item")
 

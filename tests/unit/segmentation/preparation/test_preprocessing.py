@@ -11,8 +11,8 @@ from scipy import ndimage
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Affine, Volume
-from inference_service.segmentation.intensities import filled_mask, normalise
-from inference_service.segmentation.preprocessing import preprocess
+from inference_service.segmentation.preparation.intensities import filled_mask, normalise
+from inference_service.segmentation.preparation.preprocessing import preprocess
 
 MakeManifest = Callable[..., Manifest]
 MakeAffine = Callable[[str, Sequence[float]], Affine]

@@ -1,0 +1,1 @@
+"""From logits to the labels on the scan's own grid, and their cleaning and figures."""

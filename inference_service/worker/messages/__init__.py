@@ -1,0 +1,1 @@
+"""Messages from the lists in Redis: how they are taken and checked, and cancellations."""
