@@ -11,7 +11,7 @@ from pathlib import Path
 from inference_service.core.errors import MixedSeries, NotAVolume
 from inference_service.core.files import channel_number
 from inference_service.formats.dicom.file_check import looks_like_dicom
-from inference_service.formats.dicom.series.reader import read_headers
+from inference_service.formats.dicom.series.headers import read_headers
 from inference_service.formats.input_files import InputFiles, volume_files
 from inference_service.formats.read_limits import ReadLimits
 

@@ -12,7 +12,7 @@ from inference_service.formats.channel_files import complete_channels
 from inference_service.formats.channel_reader import files_of_channels, read_channels
 from inference_service.formats.dicom.file_check import looks_like_dicom
 from inference_service.formats.dicom.instance import ExclusionReason, Instance
-from inference_service.formats.dicom.series.reader import read_headers
+from inference_service.formats.dicom.series.headers import read_headers
 from inference_service.formats.input_files import InputFiles, input_files, volume_files
 from inference_service.formats.scan_reader import ReadOptions, Scan, read_files
 from inference_service.imaging.geometry import Shape, Spacing

@@ -1,4 +1,4 @@
-"""Reads a DICOM series from files: their headers, the selected series, its geometry and pixels, the volume's grid."""
+"""Reads a DICOM series from files: the selected series, its slices, geometry and pixels, and the volume's grid."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,26 +18,24 @@ from inference_service.core.errors import (
 )
 from inference_service.core.memory_budget import RequireMemory
 from inference_service.core.report_warnings import ReportWarning, WarningCode
-from inference_service.formats.dicom.file_check import looks_like_dicom, may_be_damaged
-from inference_service.formats.dicom.header import read_instance
 from inference_service.formats.dicom.instance import (
     MAX_AXIS_VOXELS,
     ExclusionReason,
     Instance,
     Slice,
-    UnusableInstance,
     ValueType,
 )
 from inference_service.formats.dicom.pixels.decoder import check_decodable
-from inference_service.formats.dicom.pixels.frame_stack import background_value, padding_range, stack_frames
+from inference_service.formats.dicom.pixels.frame_stack import background_value, stack_frames
 from inference_service.formats.dicom.series.acquisitions import find_groups
 from inference_service.formats.dicom.series.consistency import check_positions, check_rescaling, find_value_type
 from inference_service.formats.dicom.series.duplicates import CopyFinder
 from inference_service.formats.dicom.series.geometry import SeriesGeometry, find_geometry, instances_of
 from inference_service.formats.dicom.series.group_description import describe_groups
+from inference_service.formats.dicom.series.headers import Headers, read_headers
 from inference_service.formats.dicom.series.selection import select_series
+from inference_service.formats.dicom.series.series_warnings import left_out_warnings, pixel_warnings
 from inference_service.formats.dicom.series.slice_selection import select_slices
-from inference_service.formats.dicom.transfer_syntax import ALWAYS_LOSSY
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.imaging.geometry import Volume
 from inference_service.imaging.slice_alignment import AlignedVolume, align_slices, aligned_shape
@@ -67,21 +65,6 @@ class DicomSeries:
     slices: tuple[Slice, ...]
     set_aside: Counter[ExclusionReason]
     warnings: tuple[ReportWarning, ...]
-
-
-@dataclass(frozen=True)
-class Headers:
-    """The headers of an input's files.
-
-    Attributes:
-        instances: Image instances.
-        unusable: Image instances with an invalid header.
-        excluded: Number of the other files, by reason.
-    """
-
-    instances: list[Instance]
-    unusable: list[UnusableInstance]
-    excluded: Counter[ExclusionReason]
 
 
 def read_series(
@@ -117,9 +100,9 @@ def read_series(
         *geometry.warnings,
         *sorted({assumption for instance in instances_of(slices) for assumption in instance.assumptions}),
         *rescaling_warnings,
-        *_pixel_warnings(slices),
+        *pixel_warnings(slices),
         *copy_warnings,
-        *_left_out_warnings(headers.instances, series, set_aside, len(files)),
+        *left_out_warnings(headers.instances, series, set_aside, len(files)),
     ]
     if stack.padding_voxels:
         message = f"{stack.padding_voxels} voxels are padding, and got the value {background_value(first):g}"
@@ -135,37 +118,6 @@ def read_series(
         set_aside=+set_aside,
         warnings=tuple(warnings),
     )
-
-
-def read_headers(files: Sequence[Path], limits: ReadLimits) -> Headers:
-    """Reads the header of each file; the limit on bytes applies to the inflated size of all deflated files together."""
-    headers = Headers([], [], Counter())
-    remaining_bytes = limits.max_bytes
-    unrecognised = []
-    for path in files:
-        if not looks_like_dicom(path):
-            unrecognised.append(path)
-            continue
-        found = read_instance(path, max_bytes=remaining_bytes, require_memory=limits.require_memory)
-        if isinstance(found, Instance):
-            headers.instances.append(found)
-            remaining_bytes -= found.inflated_bytes
-        elif isinstance(found, UnusableInstance):
-            headers.unusable.append(found)
-        else:
-            headers.excluded[found] += 1
-    damaged = sum(map(may_be_damaged, unrecognised)) if headers.instances else 0
-    headers.excluded[ExclusionReason.UNREADABLE] += damaged
-    headers.excluded[ExclusionReason.NOT_DICOM] += len(unrecognised) - damaged
-    return _without_damaged_copies(headers)
-
-
-def _without_damaged_copies(headers: Headers) -> Headers:
-    """Leaves out files with an invalid header if another one has the same SOPInstanceUID and is intact."""
-    intact = {(each.series_uid, each.sop_instance_uid) for each in headers.instances if each.sop_instance_uid}
-    unusable = [each for each in headers.unusable if (each.series_uid, each.sop_instance_uid) not in intact]
-    copies = Counter({ExclusionReason.DAMAGED_COPY: len(headers.unusable) - len(unusable)})
-    return replace(headers, unusable=unusable, excluded=+(headers.excluded + copies))
 
 
 def _select(headers: Headers, series_uid: str | None) -> tuple[list[Instance], Counter[ExclusionReason]]:
@@ -256,92 +208,6 @@ def _check_size(geometry: SeriesGeometry, max_voxels: int) -> None:
 def _check_slopes(slices: Sequence[Slice]) -> None:
     if all(slice_.frame.rescale_slope == 0 for slice_ in slices):
         raise InputCorrupt("RescaleSlope is 0 in all slices: expected another slope in slices with content")
-
-
-def _pixel_warnings(slices: Sequence[Slice]) -> list[ReportWarning]:
-    """Warnings about the pixel values: lossy compression, padding that was not applied, HighBit, MONOCHROME1."""
-    warnings = []
-    instances = instances_of(slices)
-    lossy = sum(each.lossy or each.transfer_syntax_uid in ALWAYS_LOSSY for each in instances)
-    if lossy:
-        message = f"{lossy} of the series' {len(instances)} images were compressed with loss"
-        warnings.append(ReportWarning(WarningCode.LOSSY_COMPRESSION, message))
-    if any(
-        slice_.instance.pixels.padding_range and padding_range(slice_.instance, slice_.frame) is None
-        for slice_ in slices
-    ):
-        message = "the series marks values as padding that are tissue in CT: they were not taken for padding"
-        warnings.append(ReportWarning(WarningCode.PADDING_VALUE_IGNORED, message))
-    misplaced = sum(each.pixels.high_bit != each.pixels.bits_stored - 1 for each in instances)
-    if misplaced:
-        message = (
-            f"HighBit contradicts BitsStored in {misplaced} of the series' {len(instances)} images: the lowest bits "
-            "were taken for the values"
-        )
-        warnings.append(ReportWarning(WarningCode.HIGH_BIT_IGNORED, message))
-    slopes = [slice_.frame.rescale_slope for slice_ in slices]
-    if slopes.count(0):
-        value = background_value(instances[0])
-        message = (
-            f"{slopes.count(0)} of {len(slopes)} slices have the RescaleSlope 0 and no content: they got the "
-            f"value {value:g}"
-        )
-        warnings.append(ReportWarning(WarningCode.EMPTY_SLICES, message))
-    if any(instance.monochrome1 for instance in instances):
-        message = "low values are meant to be displayed bright (MONOCHROME1): values were not inverted"
-        warnings.append(ReportWarning(WarningCode.MONOCHROME1, message))
-    return warnings
-
-
-def _left_out_warnings(
-    images: Sequence[Instance], series: Sequence[Instance], set_aside: Counter[ExclusionReason], files: int
-) -> list[ReportWarning]:
-    """Warnings about copies, and about files that may be slices: a missing first or last one leaves no gap.
-
-    Args:
-        images: All image instances of the input.
-        series: The image instances of the series that is read, with their copies.
-        set_aside: Number of files that are no part of the series, by reason.
-        files: Number of files in the input.
-    """
-    warnings = []
-    duplicates = set_aside[ExclusionReason.DUPLICATE]
-    if duplicates:
-        message = f"{duplicates} of the {files} files are copies of others, with the same header and pixels: left out"
-        warnings.append(ReportWarning(WarningCode.DUPLICATE_FILES, message))
-    damaged = set_aside[ExclusionReason.DAMAGED_COPY]
-    if damaged:
-        message = f"{damaged} of the {files} files are damaged copies of others, with the same SOPInstanceUID: left out"
-        warnings.append(ReportWarning(WarningCode.DAMAGED_COPIES, message))
-    unread = set_aside[ExclusionReason.UNREADABLE]
-    if unread:
-        message = (
-            f"{unread} of the {files} files could not be read as DICOM: if one was the first or the last slice, this "
-            "slice is missing"
-        )
-        warnings.append(ReportWarning(WarningCode.UNREADABLE_FILES, message))
-    look_alikes = _count_look_alikes(images, series)
-    if look_alikes:
-        images_were = "image with the planes of the series was" if look_alikes == 1 else "images with its planes were"
-        message = (
-            f"{look_alikes} {images_were} left out, as ImageType does not say that they are slices: if one was the "
-            "first or the last slice, this slice is missing"
-        )
-        warnings.append(ReportWarning(WarningCode.POSSIBLE_SLICES_LEFT_OUT, message))
-    return warnings
-
-
-def _count_look_alikes(images: Sequence[Instance], series: Sequence[Instance]) -> int:
-    """Number of images that were left out although their series, orientation and size are those of the slices."""
-
-    def appearance(instance: Instance) -> tuple[object, ...]:
-        frame = instance.frames[0]
-        cosines = (round(cosine, 3) for cosine in (*frame.row_direction, *frame.column_direction))
-        return instance.series_uid, instance.pixels.rows, instance.pixels.columns, *cosines
-
-    appearances = {appearance(instance) for instance in series if instance.frames}
-    paths = {instance.path for instance in series}
-    return sum(image.path not in paths and bool(image.frames) and appearance(image) in appearances for image in images)
 
 
 def _regrid(
