@@ -177,6 +177,10 @@ model_options = _grouped(
     click.option("--model", required=True, help="Name of the model."),
     click.option("--model-version", help="Version of the model; default: the highest installed version."),
 )
+_SELECTED = (
+    "the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series has several "
+    "acquisitions; may be given several times."
+)
 _tolerate_option = click.option(
     "--tolerate",
     type=click.Choice(get_args(Tolerance)),
@@ -200,8 +204,7 @@ input_options = _grouped(
         metavar="KEYWORD=VALUE",
         multiple=True,
         callback=selection,
-        help="Read the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series "
-        "has several acquisitions; may be given several times.",
+        help=f"Read {_SELECTED}",
     ),
     without=("channels",),
 )
@@ -229,8 +232,7 @@ input_arguments = _grouped(
         "--select",
         metavar="KEYWORD=VALUE",
         multiple=True,
-        help="Segment the slices with this value of an attribute, such as TemporalPositionIdentifier=2, if the series "
-        "has several acquisitions; may be given several times. With --channel: NAME=KEYWORD=VALUE.",
+        help=f"Segment {_SELECTED} With --channel: NAME=KEYWORD=VALUE.",
     ),
 )
 format_option = click.option(

@@ -156,7 +156,7 @@ def _completed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inherit(part: Mapping[str, Any], enclosing: Mapping[str, Any], outputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Completes a part by the fields of what it lies in, and its first stage by its own."""
+    """Fills in the fields that a part inherits from the manifest, and those that its first stage inherits from it."""
     inherited = {name: value for name, value in enclosing.items() if name in Part.model_fields and name not in _OWN}
     inherited |= part
     inherited["outputs"] = inherited.get("outputs") or outputs

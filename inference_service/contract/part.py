@@ -240,7 +240,7 @@ class Part(Strict):
 
     @property
     def axes_of_file(self) -> bool:
-        """Whether the orientation names axes of the file, not directions in the patient."""
+        """True if the orientation names axes of the file instead of directions in the patient."""
         return set(self.orientation) == _FILE_AXES
 
     @property

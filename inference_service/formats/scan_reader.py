@@ -178,7 +178,9 @@ def _check_not_damaged(files: Sequence[Path]) -> None:
     """Raises InputCorrupt if the files are empty, or if one is compressed and cannot be decompressed."""
     filled = [path for path in files if path.stat().st_size]
     if not filled:
-        raise InputCorrupt(f"the input's {len(files)} files are empty")
+        raise InputCorrupt(
+            "the input is an empty file" if len(files) == 1 else f"the input's {len(files)} files are empty"
+        )
     for path in filled:
         read_start(path, 1)
 

@@ -76,7 +76,7 @@ def regrid(
 def _outside(
     steps: NDArray[np.float64], start: NDArray[np.float64], plane_shape: tuple[int, ...], source_shape: tuple[int, ...]
 ) -> NDArray[np.bool_]:
-    """Where the voxels of a plane lie outside of the source.
+    """Finds the voxels of a plane that lie outside of the source.
 
     Args:
         steps: Shape (3, 2): voxels of the source along each of its axes for one voxel along each axis of the plane.

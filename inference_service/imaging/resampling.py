@@ -71,8 +71,8 @@ def resize(
 ) -> NDArray[np.float32]:
     """Resamples an image to another grid.
 
-    Overshoot of a spline is clipped to the range of the image's values, or to the range of each slice where one axis is
-    not a spline, as scikit-image does for nnU-Net; not so where steps are given (MONAI, SciPy).
+    Overshoot of a spline is clipped to the range of the image, or of each slice where one axis is not a spline, as
+    scikit-image does for nnU-Net; not so where steps are given (MONAI, SciPy).
 
     The image is read once, plane by plane along the axis that is slowest in memory. Besides the result, each thread
     holds one plane in float32 and the resampled planes that `_PLANES_PER_BAND` planes of the result depend on: at most
@@ -95,18 +95,12 @@ def resize(
     slowest_first = slow_axes(image if out is None else out)
     if out is None:
         out = np.empty([shape[axis] for axis in slowest_first], dtype=np.float32).transpose(np.argsort(slowest_first))
-    across, *along = (
-        axis_matrix(image.shape[axis], shape[axis], interpolations[axis], steps[axis]) for axis in slowest_first
-    )
-    kept = [keeps_axis(image.shape[axis], shape[axis], steps[axis]) for axis in slowest_first]
-    along_h, along_w = (None if keep else matrix for keep, matrix in zip(kept[1:], along, strict=True))
-    used = np.unique(across.indices)
+    axes = [(image.shape[axis], shape[axis], interpolations[axis], steps[axis]) for axis in slowest_first]
+    along_h, along_w = (None if keeps_axis(*axis[:2], axis[3]) else axis_matrix(*axis) for axis in axes[1:])
     planes = image.transpose(slowest_first)
     resized = out.transpose(slowest_first)
-    bands = [across[start : start + _PLANES_PER_BAND, used] for start in range(0, len(resized), _PLANES_PER_BAND)]
-    # The widest of all bands, so that the order of additions does not depend on how threads share them.
-    width = max(int(np.ptp(band.indices)) for band in bands) + 1
-    clipped = not all(kept) and steps == EQUAL_EXTENTS
+    used, bands, width = _bands(axis_matrix(*axes[0]))
+    clipped = image.shape != shape and steps == EQUAL_EXTENTS
     value_range = _ValueRange(planes.shape, [interpolations[axis] for axis in slowest_first], clipped=clipped)
 
     def read_plane(index: int) -> NDArray[np.float32]:
@@ -127,6 +121,22 @@ def resize(
             read_plane(index)
         value_range.clip(resized)
     return out
+
+
+def _bands(
+    across: sparse.csr_array[np.float32],
+) -> tuple[NDArray[np.integer], list[sparse.csr_array[np.float32]], int]:
+    """Divides the matrix of the slowest axis into bands of `_PLANES_PER_BAND` planes of the result.
+
+    Returns:
+        The planes of the image that the result depends on, ascending; the weights of these in each band; and the
+        largest number of neighbouring ones that a band depends on. It is that of all bands, so that the order of
+        additions does not depend on how threads share them.
+    """
+    used = np.unique(across.indices)
+    starts = range(0, across.shape[0], _PLANES_PER_BAND)
+    bands = [across[start : start + _PLANES_PER_BAND, used] for start in starts]
+    return used, bands, max(int(np.ptp(band.indices)) for band in bands) + 1
 
 
 def slow_axes(array: NDArray[np.generic]) -> list[int]:

@@ -198,7 +198,7 @@ class _Prepared:
 
     @property
     def placement(self) -> Placement:
-        """Where the logits of the image lie on the cropped scan."""
+        """The place of the image's logits on the cropped scan."""
         return self.image.grid.placement(self.image.sides)
 
     @property
@@ -243,8 +243,8 @@ def _replace(mask: NDArray[np.unsignedinteger], values: NDArray[np.unsignedinteg
     """Replaces each number in a mask by the value with its index, plane by plane."""
     planes = np.moveaxis(mask, 2, 0)
 
-    def replace(part: slice) -> None:
-        for plane in planes[part]:
+    def replace(indices: slice) -> None:
+        for plane in planes[indices]:
             plane[...] = values.take(plane)
 
     threads.for_each_slice(len(planes), replace)

@@ -148,7 +148,7 @@ class _Archive:
 
 @dataclass(frozen=True)
 class _Pax:
-    """What an extended header states about the next entry; None if it does not."""
+    """The fields of the next entry that an extended header states; None for a field that it leaves out."""
 
     size: int | None
     name: bytes | None

@@ -141,14 +141,13 @@ def write_segmentation(
         empty_segments=tuple(
             label.name for label, in_slices in zip(labels, planes.is_present.T, strict=True) if not in_slices.any()
         ),
-        warnings=tuple(
-            ReportWarning(
-                WarningCode.UIDS_GENERATED,
-                f"the scan has no {keyword}: the DICOM segmentation refers to a generated one",
-            )
-            for keyword in uids.derived
-        ),
+        warnings=tuple(map(_generated_uid_warning, uids.derived)),
     )
+
+
+def _generated_uid_warning(keyword: str) -> ReportWarning:
+    message = f"the scan has no {keyword}: the DICOM segmentation refers to a generated one"
+    return ReportWarning(WarningCode.UIDS_GENERATED, message)
 
 
 def _build(

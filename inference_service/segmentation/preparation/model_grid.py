@@ -53,8 +53,8 @@ class ModelGrid:
     logits_interpolations: Interpolations
 
     @property
-    def is_scans(self) -> bool:
-        """Whether the grid is that of the scan, apart from the order and direction of axes."""
+    def is_scan_grid(self) -> bool:
+        """True if the grid is the scan's own, up to the order and direction of axes."""
         return all(map(keeps_axis, self.scan_shape, self.shape, self.steps))
 
     def placement(self, sides: Sides) -> "Placement":
@@ -67,7 +67,7 @@ class ModelGrid:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the logits of a box of the model's grid lie on the scan, along the model's axes.
+    """The place on the scan of the logits of a box of the model's grid, along the model's axes.
 
     Attributes:
         taps: The samples of the logits with their border, for each voxel of the region.

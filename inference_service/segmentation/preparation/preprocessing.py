@@ -135,7 +135,7 @@ def _without_padding(scan: NDArray[np.generic], require_memory: RequireMemory) -
 
 def _own_image(scan: NDArray[np.generic], grid: ModelGrid, part: Part) -> NDArray[np.float32] | None:
     """The only channel of a scan, if it is the network's input as it is."""
-    if not grid.is_scans or scan.dtype != np.float32 or part.input_channels > 1:
+    if not grid.is_scan_grid or scan.dtype != np.float32 or part.input_channels > 1:
         return None
     return cast("NDArray[np.float32]", scan[np.newaxis]) if keeps_values(part.channels[0].intensities) else None
 
@@ -203,7 +203,7 @@ def _within(image: NDArray[np.float32], sides: Sides) -> NDArray[np.float32]:
 
 
 def _bytes(grid: ModelGrid, part: Part) -> int:
-    """Memory of the image on the model's grid, and of what is needed beside it at a time."""
+    """Memory of the image on the model's grid, and of the arrays that are held beside it at one time."""
     mappings = [channel.intensities for channel in part.channels]
     voxels = prod(grid.scan_shape if part.intensity_before_resampling else grid.shape)
     working = working_bytes(mappings, voxels)

@@ -171,9 +171,9 @@ def test_a_grid_is_the_scans_where_no_spacing_is_stated(make_manifest: MakeManif
     volume = Volume(np.zeros((4, 5, 6), dtype=np.float32), np.diag([0.7, 1.3, 2.9, 1.0]))
     for grid in ("edges", "first_centre"):
         manifest = make_manifest(spacing_mm=(None, None, None), grid=grid)
-        assert model_grid(volume, manifest).is_scans
+        assert model_grid(volume, manifest).is_scan_grid
         assert np.shares_memory(preprocess([volume], manifest, max_voxels=10**6).image, volume.voxels)
-    assert not model_grid(volume, make_manifest(spacing_mm=(0.71, 1.3, 2.9), grid="first_centre")).is_scans
+    assert not model_grid(volume, make_manifest(spacing_mm=(0.71, 1.3, 2.9), grid="first_centre")).is_scan_grid
 
 
 def sides_within(size: int) -> st.SearchStrategy[tuple[int, int]]:
