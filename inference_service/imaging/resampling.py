@@ -96,12 +96,35 @@ def resize(
     if out is None:
         out = np.empty([shape[axis] for axis in slowest_first], dtype=np.float32).transpose(np.argsort(slowest_first))
     axes = [(image.shape[axis], shape[axis], interpolations[axis], steps[axis]) for axis in slowest_first]
+    value_range = _ValueRange(
+        [image.shape[axis] for axis in slowest_first],
+        [interpolations[axis] for axis in slowest_first],
+        clipped=image.shape != shape and steps == EQUAL_EXTENTS,
+    )
+    _resize_planes(image.transpose(slowest_first), out.transpose(slowest_first), axes, transform, value_range, threads)
+    return out
+
+
+def _resize_planes(
+    planes: NDArray[np.generic],
+    resized: NDArray[np.float32],
+    axes: Sequence[tuple[int, int, Interpolation, float | None]],
+    transform: IntensityTransform | None,
+    value_range: "_ValueRange",
+    threads: ThreadPool,
+) -> None:
+    """Resamples an image whose slowest axis comes first.
+
+    Args:
+        planes: The image.
+        resized: Gets the result.
+        axes: Sizes before and after, interpolation and step of each axis.
+        transform: Applied to each plane before it is resampled.
+        value_range: Collects the range of the image, and clips the result to it.
+        threads: Share the work.
+    """
     along_h, along_w = (None if keeps_axis(*axis[:2], axis[3]) else axis_matrix(*axis) for axis in axes[1:])
-    planes = image.transpose(slowest_first)
-    resized = out.transpose(slowest_first)
     used, bands, width = _bands(axis_matrix(*axes[0]))
-    clipped = image.shape != shape and steps == EQUAL_EXTENTS
-    value_range = _ValueRange(planes.shape, [interpolations[axis] for axis in slowest_first], clipped=clipped)
 
     def read_plane(index: int) -> NDArray[np.float32]:
         plane = np.array(planes[index], dtype=np.float32, order="C")
@@ -120,7 +143,6 @@ def resize(
         for index in np.setdiff1d(np.arange(len(planes)), used):
             read_plane(index)
         value_range.clip(resized)
-    return out
 
 
 def _bands(
