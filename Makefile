@@ -20,7 +20,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint prose docs format lock soak model fuzz bench train traintest references clean
+.PHONY: help demo test test-all check lint prose docs format lock soak model fuzz bench train traintest importtest references clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -37,13 +37,15 @@ demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a fi
 # The end-to-end tests mostly wait for a process to start or a lease to expire, so the longest file of them sets the time.
 PYTEST  := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 TRAINPYTEST := $(TRAIN)/bin/pytest --numprocesses 2 --dist loadfile --timeout 600
+IMPORTPYTEST := $(IMPORT)/bin/pytest --numprocesses 2 --timeout 600
 
 test: $(READY) ## run the tests on embedded servers (ENGINE=openvino TESTS=tests/integration/test_openvino.py)
 	$(PYTEST) -m "not slow" $(TESTS)
 
-test-all: test traintest ## run the long tests too: whole demos, long outages, the training code and the accuracy of the models
+test-all: test traintest importtest ## run the long tests too: whole demos, long outages, the training code and the accuracy of the models
 	$(PYTEST) -m slow
 	$(TRAINPYTEST) -m slow training
+	$(IMPORTPYTEST) -m slow tests/importers
 
 check: lint prose docs test ## check everything: lint, prose, docs, tests
 
@@ -110,6 +112,9 @@ train: $(TRAIN)/.ready ## retrain ct-chest on synthetic CT, into WORK/ct-chest/1
 
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
 	$(TRAINPYTEST) -m "not slow" $(or $(TESTS),training)
+
+importtest: $(IMPORT)/.ready ## test the import of models, without the slow tests (TESTS=tests/importers/test_sources.py)
+	$(IMPORTPYTEST) -m "not slow" $(or $(TESTS),tests/importers)
 
 references: $(IMPORT)/.ready ## train small networks with nnU-Net and keep its predictions in a cache (ARGS="--only HeadMR --again")
 	@PYTHONPATH=tests $(IMPORT)/bin/python -m references $(ARGS)

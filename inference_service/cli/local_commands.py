@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
+from inference_service.cli.import_command import import_model
 from inference_service.cli.inspection_display import inspection_json, print_inspection
 from inference_service.cli.options import (
     InputArguments,
@@ -128,7 +129,10 @@ def inspect(source: Path, input_options: InputOptions, as_json: bool) -> None:
 
 @click.group()
 def models() -> None:
-    """Inspect the installed models."""
+    """Inspect the installed models, and import others."""
+
+
+models.add_command(import_model)
 
 
 @models.command("list")

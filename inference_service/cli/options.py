@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeAlias, get_args
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import click
 
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.task_message import OutputFormat, Priority, Tolerance
+from inference_service.importers.request import ImportRequest
 
 Command: TypeAlias = Callable[..., None]
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -263,5 +265,24 @@ job_options = _grouped(
     ),
     click.option(
         "--job-id", type=click.UUID, help="Id of the job; default: a new one. Submitting the same id again is harmless."
+    ),
+)
+_PATH = click.Path(path_type=Path)
+import_options = _grouped(
+    "request",
+    ImportRequest,
+    click.argument("source", type=_PATH),
+    click.option("--name", required=True, help="Name of the model."),
+    click.option("--version", default="1", show_default=True, help="Version of the model, such as 1 or 1.2."),
+    click.option("--licence", help="SPDX identifier of the licence of the weights; default: what the source states."),
+    click.option("--config", type=_PATH, help="Which config of a bundle, or a short config for TorchScript and ONNX."),
+    click.option("--labels", type=_PATH, help="A JSON file with labels, in place of the source's."),
+    click.option("--float16", is_flag=True, help="Convert the networks to float16."),
+    click.option("--bf16", is_flag=True, help="Allow bfloat16 where ONNX_PRECISION asks for it."),
+    click.option(
+        "--compare",
+        type=_PATH,
+        multiple=True,
+        help="A scan on which the model is compared with the source's own predictor; once for each channel.",
     ),
 )

@@ -22,7 +22,9 @@ HOMES: dict[str, set[str]] = {
     "minio": {"jobs.storage.object_storage", "embedded.servers"},
     "nibabel": {"formats.analyze", "formats.nifti", "formats.nifti_geometry", "formats.nifti_header"},
     "opentelemetry": {"core.tracing"},
-    "onnxruntime": {"engine.session", "engine.provider_probe"},
+    "monai": {"importers.isolated.builders", "importers.isolated.monai_evaluator"},
+    "onnx": {"importers.isolated.export", "importers.isolated.onnx_graph"},
+    "onnxruntime": {"engine.session", "engine.provider_probe", "importers.isolated.export"},
     "psycopg2": {"jobs.database", "embedded.postgres"},
     "imagecodecs": {"formats.dicom.pixels.encoded_frames"},
     "pydicom": {
@@ -78,6 +80,13 @@ HOMES: dict[str, set[str]] = {
     },
     "tenacity": {"core.retry"},
     "threadpoolctl": {"segmentation.resources"},
+    "torch": {
+        "importers.isolated.builders",
+        "importers.isolated.checkpoints",
+        "importers.isolated.export",
+        "importers.isolated.monai_evaluator",
+    },
+    "yaml": {"importers.monai.config_file"},
 }
 # The base installation, which a client uses, lacks these.
 WORKERS_PART = (

@@ -64,11 +64,11 @@ def unpack_zip(source: Path, target: UnpackedFiles) -> list[Path]:
         UnsupportedFormat: The zip is encrypted, or compressed by another method than deflate.
     """
     paths = []
-    with _map_zip_errors(), _BoundedFile(source) as file, zipfile.ZipFile(file) as archive:
+    with opened_zip(source) as archive:
         for entry in archive.infolist():
             if not _is_input_file(entry):
                 continue
-            _check_readable(entry)
+            require_readable(entry)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 target.links += 1
                 continue
@@ -86,7 +86,21 @@ def _is_input_file(entry: zipfile.ZipInfo) -> bool:
     return not is_folder and name.split("/")[0] != _MACOS_FOLDER
 
 
-def _check_readable(entry: zipfile.ZipInfo) -> None:
+@contextmanager
+def opened_zip(source: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip whose central directory is bounded.
+
+    Raises:
+        InputTooLarge: The central directory is too large.
+        InputCorrupt: The zip is damaged.
+        UnsupportedFormat: It has a feature that is not supported.
+    """
+    with _map_zip_errors(), _BoundedFile(source) as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def require_readable(entry: zipfile.ZipInfo) -> None:
+    """Raises UnsupportedFormat for a file that is encrypted, or compressed by another method than deflate."""
     if entry.flag_bits & _ENCRYPTED_FLAG:
         raise UnsupportedFormat("the zip is encrypted: send it without a password")
     if entry.compress_type not in _METHODS:

@@ -1,0 +1,70 @@
+"""The command `models import`, which installs a model from another project's files."""
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from inference_service.cli.display import ProgressDisplay, console, print_json
+from inference_service.cli.options import import_options, json_option
+from inference_service.core.settings import get_settings
+from inference_service.importers.request import ImportRequest
+
+if TYPE_CHECKING:
+    from inference_service.importers.comparison import Comparison
+    from inference_service.importers.model_import import Imported
+
+_MIB = 2**20
+
+
+@click.command("import")
+@import_options
+@json_option
+def import_model(request: ImportRequest, as_json: bool) -> None:
+    """Install a model from SOURCE into MODELS_PATH.
+
+    SOURCE is a MONAI bundle (a folder, a zip, or a TorchScript file with its configs), a TorchScript file or an ONNX
+    file. The networks are exported to ONNX and compared with PyTorch; if anything fails, nothing is installed.
+    """
+    from inference_service.importers.model_import import import_model as run_import
+
+    with ProgressDisplay(console(stderr=True), {request.source: "the model"}) as display:
+        imported = run_import(
+            request, get_settings(), lambda activity, share: display.show(request.source, activity, share)
+        )
+    if as_json:
+        print_json(imported.record)
+    else:
+        _print_imported(console(), imported)
+
+
+def _print_imported(screen: Console, imported: "Imported") -> None:
+    taken = Table("part of the manifest", "taken from", title=imported.title, title_justify="left")
+    for each in imported.model.taken:
+        taken.add_row(each.what, each.where)
+    screen.print(taken)
+    for sentence in imported.model.assumed:
+        screen.print(f"assumed: {sentence}")
+    for network in imported.networks:
+        if network.error is not None:
+            screen.print(f"{network.file}: differs from PyTorch by {network.error:.1e} of the range of its logits")
+    if imported.comparison is not None:
+        _print_comparison(screen, imported.comparison)
+    screen.print(f"installed: {imported.folder}")
+
+
+def _print_comparison(screen: Console, comparison: "Comparison") -> None:
+    screen.print(
+        f"{comparison.agreement:.4%} of the voxels of {comparison.scan} have the label of the source's own predictor"
+    )
+    if comparison.note:
+        screen.print(comparison.note)
+    dice = Table("label", "Dice")
+    for label, value in comparison.dice.items():
+        dice.add_row(label, f"{value:.4f}")
+    runs = Table("predictor", "seconds", "peak memory, MiB")
+    for predictor, seconds in comparison.seconds.items():
+        runs.add_row(predictor, f"{seconds:.1f}", f"{comparison.peak_bytes[predictor] / _MIB:.0f}")
+    screen.print(dice)
+    screen.print(runs)

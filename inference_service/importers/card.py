@@ -1,0 +1,82 @@
+"""The README of an imported model: its card."""
+
+from collections.abc import Mapping, Sequence
+
+from inference_service.contract.manifest import Manifest
+from inference_service.importers.networks import ExportedNetwork
+from inference_service.importers.sources import ImportedModel
+
+
+def write_card(
+    manifest: Manifest,
+    model: ImportedModel,
+    networks: Sequence[ExportedNetwork],
+    source: Mapping[str, object],
+    comparison: Mapping[str, object] | None,
+) -> str:
+    """Returns the card of a model, as Markdown.
+
+    Args:
+        manifest: The model's manifest.
+        model: What was read from the source.
+        networks: The exported networks.
+        source: Name and sha256 of the source.
+        comparison: The comparison with the source's own predictor; None: none was made.
+    """
+    labels = [f"| {label.value} | {label.name} |" for label in manifest.labels]
+    taken = [f"| {each.what} | {each.where} |" for each in model.taken]
+    lines = [
+        f"# {manifest.name} {manifest.version}",
+        "",
+        _one_line(manifest.description),
+        "",
+        f"Imported from {source['name']} ({model.kind}), sha256 `{source['sha256']}`.",
+        "",
+        f"- Licence: {manifest.licence}",
+        f"- Modality: {manifest.modality}",
+        f"- Channels: {', '.join(channel.name for channel in manifest.channels)}",
+        *(f"- {heading}: {_one_line(text)}" for heading, text in model.facts.items()),
+        "",
+        "## Labels",
+        "",
+        "| value | name |",
+        "|---|---|",
+        *labels,
+        "",
+        "## What was taken from where",
+        "",
+        "| part of the manifest | source |",
+        "|---|---|",
+        *taken,
+        "",
+        "## What was assumed",
+        "",
+        *([f"- {each}" for each in model.assumed] or ["Nothing."]),
+        "",
+        "## Agreement with the source",
+        "",
+        *(f"- {line}" for network in networks for line in [_agreement(network)]),
+        *([] if comparison is None else [f"- {_compared(comparison)}"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _agreement(network: ExportedNetwork) -> str:
+    if network.error is None:
+        return f"{network.file} is the source's own file."
+    return (
+        f"{network.file}: ONNX Runtime differs from PyTorch by {network.error:.1e} of the range of the logits on "
+        f"random windows (opset {network.details.get('opset')})."
+    )
+
+
+def _compared(comparison: Mapping[str, object]) -> str:
+    return (
+        f"On {comparison['scan']}, {float(str(comparison['agreement'])):.4%} of the voxels have the label that the "
+        "source's own predictor gives them."
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,118 @@
+"""Builds the networks of sources, each from the JSON that its importer has made."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from inference_service.core.errors import ModelInvalid
+from inference_service.importers.isolated.checkpoints import find_weights, load_checkpoint, put_weights
+from inference_service.importers.monai.network import NETWORKS
+from inference_service.importers.source_files import is_torchscript
+
+Arguments = Mapping[str, object]
+# Arguments of older versions of MONAI that no longer have an effect.
+_OBSOLETE = {"SwinUNETR": {"img_size"}}
+# Operators of TorchScript that reach beyond their tensors.
+_FORBIDDEN = ("aten::save", "aten::from_file", "prim::PythonOp")
+
+
+class FirstOutput(torch.nn.Module):  # type: ignore[misc]
+    """A network that gives the first of several outputs."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of a batch of windows."""
+        return cast("torch.Tensor", first_output(self.network(image)))
+
+
+def build(builder: str, arguments: Arguments) -> torch.nn.Module:
+    """Builds a network, ready to run.
+
+    Args:
+        builder: The name of a builder.
+        arguments: Its arguments.
+
+    Raises:
+        ModelInvalid: The arguments make no network, or the weights are of another one.
+    """
+    network = _BUILDERS[builder](arguments).eval()
+    # The exporter takes a TorchScript module as it is, and none within another module.
+    return network if isinstance(network, torch.jit.ScriptModule) else FirstOutput(network).eval()
+
+
+def first_output(output: object) -> object:
+    """Returns the first of several outputs: the mask, where deep supervision gives further ones."""
+    while isinstance(output, list | tuple) and output:
+        output = output[0]
+    if isinstance(output, dict) and output:
+        output = output["out"] if "out" in output else next(iter(output.values()))
+    return output
+
+
+def monai_network(arguments: Arguments) -> torch.nn.Module:
+    """Builds a network of MONAI with the weights of a checkpoint.
+
+    Args:
+        arguments: `network`, a class of monai.networks.nets; `arguments`, its own; `checkpoint`, a path; and `entry`,
+            the name of the weights in it; or a TorchScript file in its place.
+    """
+    name = str(arguments["network"])
+    given = arguments["arguments"]
+    if name not in NETWORKS or not isinstance(given, Mapping):
+        raise ModelInvalid(f"a network of the class {name} is not imported")
+    import monai.networks.nets as networks
+
+    kind = getattr(networks, name, None)
+    if kind is None:
+        raise ModelInvalid(f"this version of MONAI has no network {name}")
+    chosen = {key: value for key, value in given.items() if key not in _OBSOLETE.get(name, ())}
+    if "pretrained" in inspect.signature(kind.__init__).parameters:
+        # All weights come from the checkpoint, none from the network.
+        chosen["pretrained"] = False
+    try:
+        network = kind(**chosen)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise ModelInvalid(f"MONAI cannot make the network {name}: {str(error)[:300]}") from error
+    path = Path(str(arguments["checkpoint"]))
+    if is_torchscript(path):
+        # The exporter does not take all that torch.jit.script makes, and its weights have the same names.
+        weights = torchscript({"file": str(path)}).state_dict()
+    else:
+        weights = find_weights(load_checkpoint(path), str(arguments["entry"]), path.name)
+    put_weights(network, weights, path.name)
+    return network
+
+
+def torchscript(arguments: Arguments) -> torch.nn.Module:
+    """Loads a TorchScript file.
+
+    Args:
+        arguments: `file`, its path.
+
+    Raises:
+        ModelInvalid: It is damaged, or has an operator that reaches beyond its tensors.
+    """
+    path = Path(str(arguments["file"]))
+    try:
+        network = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        if "memory" in str(error):
+            raise
+        raise ModelInvalid(f"{path.name} is not a TorchScript file that PyTorch {torch.__version__} loads") from error
+    inlined = network.inlined_graph
+    for kind in _FORBIDDEN:
+        if inlined.findAllNodes(kind, recurse=True):
+            raise ModelInvalid(f"{path.name} has the operator {kind}, which is refused")
+    return network
+
+
+_BUILDERS: Mapping[str, Callable[[Arguments], torch.nn.Module]] = {
+    "monai_network": monai_network,
+    "torchscript": torchscript,
+}

@@ -1,0 +1,253 @@
+"""The whole of an import: from a source to an installed model, or to nothing at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from inference_service.contract.manifest import Manifest
+from inference_service.core.errors import BadRequest, ConfigurationError, ModelInvalid
+from inference_service.core.execution import CPU, ExecutionOptions
+from inference_service.core.files import input_sha256
+from inference_service.core.host import usable_cpus
+from inference_service.core.scratch_space import scratch_folder
+from inference_service.core.settings import Settings
+from inference_service.engine.model_registry import MANIFEST_FILE, read_model
+from inference_service.engine.session_cache import load_model
+from inference_service.importers.card import write_card
+from inference_service.importers.comparison import Comparison, compare
+from inference_service.importers.isolation import Progress
+from inference_service.importers.networks import ExportedNetwork, export_network, with_checksums
+from inference_service.importers.registry import find_importer
+from inference_service.importers.request import ImportRequest
+from inference_service.importers.source_files import opened_source
+from inference_service.importers.sources import ImportedModel, ImportOptions, LabelChoice
+
+IMPORT_FILE = "import.json"
+_CARD_FILE = "README.md"
+_PACKAGES = ("torch", "onnx", "yaml")
+_NO_SHA256 = "0" * 64
+_MAX_LABELS_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An installed model.
+
+    Attributes:
+        folder: Its folder.
+        manifest: Its manifest.
+        model: What was read from the source.
+        networks: Its networks.
+        comparison: The comparison with the source's own predictor; None: none was made.
+        record: The content of its import.json.
+    """
+
+    folder: Path
+    manifest: Manifest
+    model: ImportedModel
+    networks: Sequence[ExportedNetwork]
+    comparison: Comparison | None
+    record: Mapping[str, object]
+
+    @property
+    def title(self) -> str:
+        """Name and version."""
+        return f"{self.manifest.name} {self.manifest.version}"
+
+
+def import_model(request: ImportRequest, settings: Settings, progress: Progress) -> Imported:
+    """Imports a model into the folder of all models. If anything fails, nothing is written.
+
+    Args:
+        request: What is imported.
+        settings: The folder of all models, and that for temporary files.
+        progress: Called for each step, with the share of the whole that is done.
+
+    Raises:
+        BadRequest: This version is installed already, or the request lacks something.
+        ModelInvalid: The source is damaged, or has what a manifest cannot say.
+        ConfigurationError: A package of the extra `import` is missing.
+        ServiceError: See the importers.
+    """
+    _require_packages()
+    target = settings.models_path / request.name / request.version
+    if target.exists():
+        raise BadRequest(f"model {request.name} has a version {request.version} already; choose another --version")
+    with scratch_folder(settings.usable_work_path) as scratch, _staging(settings.models_path) as staging:
+        progress("reading", 0.0)
+        with opened_source(request.source, scratch) as source:
+            labels = None if request.labels is None else read_labels(request.labels)
+            model = find_importer(source).read(source, ImportOptions(scratch, request.config, labels))
+            fields = _fields(request, model)
+            _validated(_with_placeholders(fields, model))
+            folder = staging / request.name / request.version
+            folder.mkdir(parents=True)
+            networks = _export(model, folder, scratch, request, progress)
+            complete = with_checksums(fields, networks)
+            manifest = _validated(complete)
+            (folder / MANIFEST_FILE).write_text(_json(complete))
+            load_model(read_model(folder), ExecutionOptions((CPU,), usable_cpus()))
+            comparison = _compare(request, model, manifest, staging, scratch, progress)
+        record = _describe(folder, request, model, manifest, (networks, comparison))
+        _install(folder, target)
+    progress("installed", 1.0)
+    return Imported(target, manifest, model, networks, comparison, record)
+
+
+def read_labels(path: Path) -> LabelChoice:
+    """Reads the file of `--labels`.
+
+    Raises:
+        BadRequest: There is no such file, or its content is invalid.
+    """
+    if not path.is_file() or path.stat().st_size > _MAX_LABELS_BYTES:
+        raise BadRequest(f"{path.name} is no file with labels")
+    try:
+        return LabelChoice.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise BadRequest(f"{path.name} is invalid at {_place(error)}") from error
+
+
+def _require_packages() -> None:
+    for name in _PACKAGES:
+        if find_spec(name) is None:
+            raise ConfigurationError(
+                f"{name} is not installed: importing a model needs the extra `import`, "
+                "pip install 'inference-service[import]'"
+            )
+
+
+def _fields(request: ImportRequest, model: ImportedModel) -> dict[str, object]:
+    licence = request.licence or model.licence
+    if licence is None:
+        raise BadRequest("the source states no licence that is known: give --licence, such as Apache-2.0")
+    precisions = {"precisions": ["fp32", "bf16"]} if request.bf16 else {}
+    return {"name": request.name, "version": request.version, "licence": licence, **model.manifest, **precisions}
+
+
+def _with_placeholders(fields: Mapping[str, object], model: ImportedModel) -> dict[str, object]:
+    """The fields as they will be, so that they are checked before a network is exported."""
+    return with_checksums(fields, [ExportedNetwork(network.file, _NO_SHA256) for network in model.networks])
+
+
+def _validated(fields: Mapping[str, object]) -> Manifest:
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise ModelInvalid(f"the manifest that follows from the source is invalid at {_place(error)}") from error
+
+
+def _place(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the top level'}: {first['msg']}"
+
+
+def _export(
+    model: ImportedModel, folder: Path, scratch: Path, request: ImportRequest, progress: Progress
+) -> list[ExportedNetwork]:
+    share = (0.6 if request.compare else 0.9) / len(model.networks)
+    return [
+        export_network(
+            network,
+            folder,
+            scratch,
+            float16=request.float16,
+            progress=_part_of(progress, 0.05 + share * number, share),
+        )
+        for number, network in enumerate(model.networks)
+    ]
+
+
+def _part_of(progress: Progress, start: float, share: float) -> Progress:
+    """A `Progress` for a part of the whole."""
+    return lambda step, done: progress(step, start + share * done)
+
+
+def _compare(
+    request: ImportRequest,
+    model: ImportedModel,
+    manifest: Manifest,
+    models_path: Path,
+    scratch: Path,
+    progress: Progress,
+) -> Comparison | None:
+    if not request.compare:
+        return None
+    if model.reference is None:
+        raise BadRequest(f"a {model.kind} has no predictor of its own to compare with")
+    return compare(
+        model.reference,
+        manifest,
+        models_path,
+        request.compare,
+        scratch,
+        _part_of(progress, 0.65, 0.3),
+    )
+
+
+def _describe(
+    folder: Path,
+    request: ImportRequest,
+    model: ImportedModel,
+    manifest: Manifest,
+    measured: tuple[Sequence[ExportedNetwork], Comparison | None],
+) -> dict[str, object]:
+    """Writes the card and the record of an import; returns the record."""
+    networks, comparison = measured
+    source = {"name": request.source.name, "kind": model.kind, "sha256": input_sha256(request.source)}
+    compared = None if comparison is None else asdict(comparison)
+    record: dict[str, object] = {
+        "source": source,
+        "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "inference_service": installed_version("inference-service"),
+        "networks": [asdict(network) for network in networks],
+        "taken": [asdict(each) for each in model.taken],
+        "assumed": list(model.assumed),
+        "comparison": compared,
+    }
+    (folder / IMPORT_FILE).write_text(_json(record))
+    (folder / _CARD_FILE).write_text(write_card(manifest, model, networks, source, compared))
+    return record
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _staging(models_path: Path) -> Iterator[Path]:
+    """A folder beside the models, in which a version grows; it is on their disk, and no worker looks into it."""
+    models_path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=models_path) as folder:
+        yield Path(folder)
+
+
+def _install(folder: Path, target: Path) -> None:
+    """Puts a complete version into its place at once.
+
+    Raises:
+        BadRequest: Another one has been put there meanwhile.
+    """
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    folder.chmod(0o755)
+    target.parent.mkdir(exist_ok=True)
+    try:
+        if target.exists():
+            raise FileExistsError
+        os.rename(folder, target)
+    except OSError as error:
+        if not target.exists():
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise BadRequest(f"model {target.parent.name} has a version {target.name} already") from error

@@ -1,0 +1,234 @@
+"""Puts the parts of a bundle together: manifest, network, card and reference."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from inference_service.contract.part import NETWORK_FILE
+from inference_service.core.errors import InputNotFound
+from inference_service.importers.monai.bundle_config import BundleConfig
+from inference_service.importers.monai.component import Component
+from inference_service.importers.monai.config_file import look_up
+from inference_service.importers.monai.inference import map_inferer
+from inference_service.importers.monai.labels import channel_names, check_counts, label_fields, modality
+from inference_service.importers.monai.network import (
+    channel_count,
+    dimensions,
+    find_checkpoint,
+    find_network,
+    has_known_network,
+    network_arguments,
+)
+from inference_service.importers.monai.postprocessing import Decision
+from inference_service.importers.monai.preprocessing import Preparation
+from inference_service.importers.monai.reference import reference_config
+from inference_service.importers.monai.values import Value
+from inference_service.importers.monai.workflow import Workflow
+from inference_service.importers.source_files import licence_of
+from inference_service.importers.sources import ImportedModel, LabelChoice, NetworkRecipe, Reference, Taken
+
+KIND = "MONAI bundle"
+# Size of an axis that the window leaves free.
+_FREE_AXIS_VOXELS = 64
+_USUAL_MODULES = {"glob", "os", "numpy", "torch", "monai", "sys", "json", "math", "pathlib", "pandas", "pd", "np", "re"}
+_FACTS = {
+    "name": "Name",
+    "version": "Version",
+    "authors": "Authors",
+    "copyright": "Copyright",
+    "data_source": "Data",
+    "image_classes": "Images",
+    "pred_classes": "Labels, as the source describes them",
+    "intended_use": "Intended use",
+}
+_MAX_FACT = 2000
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The files of a bundle.
+
+    Attributes:
+        config: The config of its inference.
+        metadata: Content of metadata.json, empty where there is none.
+        source: The folder, or the TorchScript file.
+    """
+
+    config: BundleConfig
+    metadata: Mapping[str, Value]
+    source: Path
+
+
+class BundleModel:
+    """Puts the parts of a bundle together."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        labels: LabelChoice | None,
+        workflow: Workflow,
+        preparation: Preparation,
+        decision: Decision,
+    ) -> None:
+        self._bundle = bundle
+        self._config = bundle.config
+        self._given = labels
+        self._preparation = preparation
+        self._decision = decision
+        self._workflow = workflow
+        self._first = workflow.preprocessing[0]
+        # A TorchScript file may hold a network that the config cannot make.
+        itself = bundle.source.is_file() and not has_known_network(bundle.config)
+        self._network = None if itself else find_network(bundle.config)
+        self._dimensions = 3 if self._network is None else dimensions(self._network)
+        counts: tuple[int | None, int | None] = (None, None)
+        if self._network is not None:
+            network = self._network
+            counts = channel_count(network, "in_channels"), channel_count(network, "out_channels", "num_classes")
+        self._inputs, self._outputs = check_counts(bundle.metadata, inputs=counts[0], outputs=counts[1])
+
+    def imported(self) -> ImportedModel:
+        """Returns the model."""
+        inferer = self._workflow.inferer
+        windows = map_inferer(inferer, self._preparation.padding, self._dimensions)
+        names = channel_names(self._bundle.metadata, self._inputs)
+        prepared = self._preparation.fields(names, self._first)
+        decided = self._decision.fields(self._outputs)
+        labels, labels_from = label_fields(
+            self._bundle.metadata,
+            self._config.resolve("labels") if "labels" in self._config else None,
+            self._outputs,
+            self._decision,
+            self._given,
+        )
+        metadata = self._bundle.metadata
+        manifest = {
+            "description": _text(metadata, "description") or _text(metadata, "name") or "A MONAI bundle",
+            "intended_use": _text(metadata, "intended_use") or "Not stated by the source. Not a medical device.",
+            "modality": modality(metadata),
+            **prepared,
+            **windows,
+            **decided,
+            **labels,
+            "postprocessing": self._steps(labels),
+        }
+        return ImportedModel(
+            kind=KIND,
+            manifest=manifest,
+            networks=(self._recipe(windows),),
+            licence=licence_of(self._bundle.source),
+            taken=self._taken(inferer, labels_from),
+            assumed=self._assumed(str(manifest["modality"])),
+            facts=self._facts(),
+            reference=Reference("monai_bundle", self._reference(manifest)),
+        )
+
+    def _steps(self, labels: Mapping[str, object]) -> list[dict[str, object]]:
+        values = [label["value"] for label in _objects(labels["labels"]) if label["value"] != 0]
+        steps = []
+        for step in self._decision.steps:
+            applied = step["labels"]
+            wanted = values if applied is None else [self._decision.value(each) for each in _integers(applied)]
+            steps.append({**step, "labels": [each for each in wanted if each != 0]})
+        return [step for step in steps if step["labels"]]
+
+    def _recipe(self, windows: Mapping[str, object]) -> NetworkRecipe:
+        window = [size for size in _sizes(windows["window"]) if self._dimensions == 3 or size != 1]
+        multiple = windows.get("multiple_of", 1)
+        free = multiple if isinstance(multiple, int) else 1
+        shape = [size or free * ceil(_FREE_AXIS_VOXELS / free) for size in window]
+        return NetworkRecipe(
+            file=NETWORK_FILE,
+            builder="torchscript" if self._network is None else "monai_network",
+            arguments=self._builder_arguments(),
+            input_shape=(self._inputs, *shape),
+            free_axes=tuple(axis for axis, size in enumerate(window) if size is None),
+        )
+
+    def _builder_arguments(self) -> dict[str, object]:
+        if self._network is None:
+            return {"file": str(self._bundle.source)}
+        path, name = find_checkpoint(self._config)
+        source = self._bundle.source
+        script = source if source.is_file() else source / "models" / "model.ts"
+        checkpoint = script if source.is_file() or not (source / path).is_file() else source / path
+        if not checkpoint.is_file():
+            raise InputNotFound(
+                f"the bundle has no {path}, from which its weights are loaded; where large_files.yml lists it, "
+                "download it first"
+            )
+        return {
+            "network": self._network.name,
+            "arguments": network_arguments(self._network),
+            "checkpoint": str(checkpoint),
+            "entry": name,
+        }
+
+    def _reference(self, manifest: Mapping[str, object]) -> dict[str, object]:
+        workflow = self._workflow
+        return {
+            "config": reference_config(
+                self._preparation.used, workflow.inferer, self._decision.used, workflow.preprocessing_key
+            ),
+            "builder": "torchscript" if self._network is None else "monai_network",
+            "network": self._builder_arguments(),
+            "images": self._preparation.images,
+            "outputs": manifest["outputs"],
+        }
+
+    def _taken(self, inferer: Component, labels_from: str) -> list[Taken]:
+        network = "the TorchScript file" if self._network is None else f"{self._config.name}, {self._network.key}"
+        return [
+            Taken("channels, orientation, spacing and intensities", f"{self._config.name}, {self._first.key}"),
+            Taken("windows, overlap and blending", f"{self._config.name}, {inferer.key}"),
+            Taken("the decision on labels", f"{self._config.name}, postprocessing"),
+            Taken("names of labels", labels_from),
+            Taken("the network", network),
+        ]
+
+    def _assumed(self, stated_modality: str) -> list[str]:
+        notes = [*self._preparation.notes, *self._decision.notes]
+        if stated_modality == "other":
+            notes.append("The modality is `other`: metadata.json does not say it, or says another one.")
+        for module in _own_modules(self._config):
+            notes.append(f"The config imports {module}, which is not run; nothing that was imported uses it.")
+        for component in self._decision.skipped:
+            notes.append(f"{component.key} ({component.name}) is left out: the labels are those of --labels.")
+        return notes
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            heading: text
+            for field, heading in _FACTS.items()
+            if (text := _text(self._bundle.metadata, field)) is not None
+        }
+
+
+def _own_modules(config: BundleConfig) -> list[str]:
+    """Modules that the config imports and that are neither Python's nor MONAI's."""
+    imports = config.items.get("imports")
+    found = []
+    for line in imports if isinstance(imports, list) else [imports]:
+        match = re.fullmatch(r"\$\s*(?:import|from)\s+([\w.]+).*", line) if isinstance(line, str) else None
+        if match and match[1].split(".")[0] not in _USUAL_MODULES:
+            found.append(match[1])
+    return found
+
+
+def _text(metadata: Mapping[str, Value], field: str) -> str | None:
+    value = look_up(metadata, field)
+    return value.strip()[:_MAX_FACT] if isinstance(value, str) and value.strip() else None
+
+
+def _objects(value: object) -> list[Mapping[str, object]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
+def _integers(value: object) -> Sequence[int]:
+    return [each for each in value if isinstance(each, int)] if isinstance(value, list) else []
+
+
+def _sizes(value: object) -> list[int | None]:
+    return [each if isinstance(each, int) else None for each in value] if isinstance(value, tuple | list) else []

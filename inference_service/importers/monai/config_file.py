@@ -1,0 +1,95 @@
+"""Reads a config of a bundle, JSON or YAML, as data within limits, and finds the line of a value in it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from inference_service.core.errors import InputNotFound, ModelInvalid
+from inference_service.importers.monai.values import Value, count_nodes
+
+MAX_CONFIG_BYTES = 2**20
+_MAX_NODES = 2**20
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+def read_config(path: Path) -> dict[str, Value]:
+    """Reads a config file.
+
+    Raises:
+        InputNotFound: There is no such file.
+        ModelInvalid: It is neither JSON nor YAML with an object at the top level, or too large.
+    """
+    if not path.is_file():
+        raise InputNotFound(f"the bundle has no {path.name}")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ModelInvalid(f"{path.name} has more than {MAX_CONFIG_BYTES} bytes, which is the most that is read")
+    return parse_config(path.read_bytes(), path.name)
+
+
+def parse_config(content: bytes, name: str) -> dict[str, Value]:
+    """Parses a config.
+
+    Args:
+        content: JSON, or YAML if the name ends in .yaml or .yml.
+        name: The file's name, for errors.
+
+    Raises:
+        ModelInvalid: See `read_config`.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        value = yaml.safe_load(text) if name.endswith(YAML_SUFFIXES) else json.loads(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ModelInvalid(f"{name} is not valid {'YAML' if name.endswith(YAML_SUFFIXES) else 'JSON'}") from error
+    if not isinstance(value, dict):
+        raise ModelInvalid(f"{name} has no object at its top level")
+    # An alias of YAML may stand for a value that is much larger than its text.
+    if count_nodes(value, _MAX_NODES) > _MAX_NODES:
+        raise ModelInvalid(f"{name} unfolds to more than {_MAX_NODES} values, which is the most that is read")
+    return value
+
+
+def find_line(content: bytes, parts: Sequence[str]) -> int | None:
+    """Finds the line of a value, counted from 1.
+
+    Args:
+        content: A config; JSON is read as the YAML that it is but for tabs.
+        parts: The keys and indices that lead to the value.
+
+    Returns:
+        The line of the value, or of the last one on the way that is there; None if the text cannot be parsed.
+    """
+    try:
+        node = yaml.compose(content.decode("utf-8-sig").replace("\t", " "), Loader=yaml.SafeLoader)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return None
+    line: int | None = None
+    for part in parts:
+        found = _child(node, part)
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+def _child(node: yaml.Node | None, part: str) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return key.start_mark.line + 1, value
+    elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+        child = node.value[int(part)]
+        return child.start_mark.line + 1, child
+    return None
+
+
+def look_up(config: Mapping[str, Value], *parts: str) -> Value:
+    """Returns the value that keys of nested objects lead to; None if one of them is missing."""
+    value: Value = config
+    for part in parts:
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value

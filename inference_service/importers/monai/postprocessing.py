@@ -1,0 +1,283 @@
+"""Maps the postprocessing of a bundle: when and how labels are decided, and how the mask is cleaned."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp, prod
+from typing import Literal
+
+from inference_service.importers.monai.component import Component
+from inference_service.importers.monai.spatial import Grid
+from inference_service.importers.monai.values import Function
+
+PREDICTION_KEY = "pred"
+_WITHOUT_EFFECT = {
+    "CastToTyped",
+    "CopyItemsd",
+    "DeleteItemsd",
+    "EnsureTyped",
+    "FromMetaTensord",
+    "Identityd",
+    "SelectItemsd",
+    "SqueezeDimd",
+    "ToDeviced",
+    "ToTensord",
+}
+_CODE = {"Lambdad", "Lambda"}
+_MM3_PER_ML = 1000.0
+_FULL_CONNECTIVITY = 3
+
+
+@dataclass
+class Decision:
+    """How outputs become labels, as far as it has been mapped.
+
+    Attributes:
+        grid: The grid of the network; None: that of the scan.
+        activation: The activation before the decision; None: none.
+        decided: How labels are decided; None: not yet.
+        threshold: Of a decision by threshold.
+        inverted: Interpolation back to the scan's grid; None: not yet.
+        inverted_before_decision: Whether that came first.
+        inverted_probabilities: Whether probabilities went back, not logits.
+        values: The label that each label becomes, where it becomes another.
+        kept: The labels that are kept; None: all.
+        steps: Steps of a manifest's postprocessing, with None for the labels of all channels.
+        notes: What is assumed.
+        skipped: Components of Python that were left out because labels are given.
+        used: The transforms that the network's output goes through.
+    """
+
+    grid: Grid | None = None
+    activation: Literal["softmax", "sigmoid"] | None = None
+    decided: Literal["argmax", "threshold"] | None = None
+    threshold: float = 0.5
+    inverted: Literal["nearest", "linear"] | None = None
+    inverted_before_decision: bool = False
+    inverted_probabilities: bool = False
+    values: dict[int, int] = field(default_factory=dict)
+    kept: list[int] | None = None
+    steps: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skipped: list[Component] = field(default_factory=list)
+    used: list[Component] = field(default_factory=list)
+
+    def fields(self, outputs: int) -> dict[str, object]:
+        """Returns the fields of the manifest, but for labels, outputs and postprocessing."""
+        if self.decided is None:
+            self._assume_decision(outputs)
+        if self.inverted is None and self.grid is not None:
+            self.notes.append("The bundle leaves its mask on the network's grid; here it is that of the scan.")
+        # Where the label is decided on the network's grid, it goes back as the nearest voxel's.
+        before = self.inverted_before_decision and self.inverted == "linear"
+        return {
+            "activation": self.final_activation,
+            "interpolate": "probabilities" if before and self.inverted_probabilities else "logits",
+            "logits_interpolation": "linear" if before else "nearest",
+        }
+
+    @property
+    def final_activation(self) -> Literal["softmax", "sigmoid"]:
+        """The activation of the manifest."""
+        return "sigmoid" if self.decided == "threshold" else "softmax"
+
+    @property
+    def probability(self) -> float:
+        """The threshold as a probability; without an activation, it is that of a logit."""
+        if self.activation == "sigmoid":
+            return self.threshold
+        return 1 / (1 + exp(-max(-30.0, min(30.0, self.threshold))))
+
+    def value(self, channel: int) -> int:
+        """The label of a channel of a softmax in the mask."""
+        value = self.values.get(channel, channel)
+        return 0 if self.kept is not None and channel not in self.kept else value
+
+    def _assume_decision(self, outputs: int) -> None:
+        by_threshold = self.activation == "sigmoid" or outputs == 1
+        self.decided = "threshold" if by_threshold else "argmax"
+        self.inverted_before_decision = self.inverted is not None
+        how = "every channel above one half" if by_threshold else "the highest channel"
+        self.notes.append(f"The bundle has no AsDiscreted; the label is decided by {how}.")
+        if self.activation is None and by_threshold:
+            self.threshold = 0.0
+
+
+def map_postprocessing(
+    transforms: Sequence[Component],
+    grid: Grid | None,
+    preprocessing: str,
+    images: Collection[str],
+    *,
+    labels_given: bool,
+) -> Decision:
+    """Maps the transforms of a bundle's postprocessing.
+
+    Args:
+        transforms: The transforms, in order.
+        grid: The grid that the preprocessing resamples to.
+        preprocessing: Key of the preprocessing, which Invertd must invert.
+        images: Keys of the images that it prepares, of which Invertd must name one.
+        labels_given: Whether the labels are given apart, so that Python that maps labels is left out.
+
+    Raises:
+        ModelInvalid: A transform has no counterpart in a manifest; the message names it.
+    """
+    decision = Decision(grid)
+    for component in transforms:
+        if component.name in _CODE or not component.is_monai:
+            if not labels_given or not component.is_monai:
+                component.refuse(
+                    "the bundle's own Python is not run. If it only maps labels, give these by --labels FILE"
+                )
+            decision.skipped.append(component)
+            continue
+        if component.name in _WITHOUT_EFFECT or PREDICTION_KEY not in component.texts("keys"):
+            continue
+        handler = _HANDLERS.get(component.name)
+        if handler is None:
+            component.refuse("this transform cannot be mapped to a manifest")
+        if component.name == "Invertd":
+            _check_inverted(component, preprocessing, images)
+        handler(decision, component)
+        decision.used.append(component)
+    return decision
+
+
+def _activate(decision: Decision, component: Component) -> None:
+    if decision.decided is not None:
+        component.refuse("it lies after the decision on labels")
+    softmax, sigmoid = component.flag("softmax"), component.flag("sigmoid")
+    if component.take("other") is not None:
+        component.refuse("this activation cannot be mapped to a manifest", "other")
+    if softmax and component.take("dim", 0) != 0:
+        component.refuse("a softmax along another axis than the channels' cannot be mapped to a manifest", "dim")
+    if softmax and sigmoid:
+        component.refuse("softmax and sigmoid exclude one another")
+    decision.activation = "softmax" if softmax else "sigmoid" if sigmoid else decision.activation
+
+
+def _decide(decision: Decision, component: Component) -> None:
+    argmax, threshold = component.flag("argmax"), component.optional_number("threshold")
+    component.take("to_onehot")
+    if decision.decided is None and (argmax or threshold is not None):
+        decision.decided = "argmax" if argmax else "threshold"
+        decision.inverted_before_decision = decision.inverted is not None
+        if threshold is not None and (argmax or decision.activation == "softmax"):
+            component.refuse("a threshold on a softmax cannot be mapped to a manifest", "threshold")
+        decision.threshold = decision.threshold if threshold is None else threshold
+        if decision.activation == "sigmoid" and not 0 < decision.threshold < 1:
+            component.refuse(f"expected a threshold between 0 and 1, got {decision.threshold:g}", "threshold")
+    component.finish(("allow_missing_keys", "rounding", "dim", "keepdim", "dtype"))
+
+
+def _check_inverted(component: Component, preprocessing: str, images: Collection[str]) -> None:
+    transform = component.take("transform")
+    key = getattr(transform, "key", None)
+    if key != preprocessing:
+        component.refuse(f"it inverts other transforms than {preprocessing}", "transform")
+    if not set(component.texts("orig_keys", component.texts("keys"))) & set(images):
+        component.refuse("it does not name the image whose transforms it inverts, and so inverts none", "orig_keys")
+
+
+def _invert(decision: Decision, component: Component) -> None:
+    post = component.take("post_func")
+    if post is not None and not (isinstance(post, Function) and post.source in ("lambda x: x", "lambda _: _")):
+        component.refuse("the bundle's own Python is not run", "post_func")
+    nearest = component.flag("nearest_interp", True)
+    interpolation = "linear" if decision.grid is None else decision.grid.interpolation
+    decision.inverted = "nearest" if nearest or interpolation == "nearest" else "linear"
+    if decision.inverted == "linear" and interpolation != "linear":
+        decision.notes.append(f"Probabilities go back to the scan's grid linearly, not by a {interpolation} spline.")
+    decision.inverted_probabilities = decision.activation is not None
+    if decision.decided is not None and not nearest and decision.grid is not None:
+        decision.notes.append(
+            "The bundle interpolates labels linearly as numbers (Invertd without nearest_interp), which gives values "
+            "between labels; here a voxel has the label of the nearest one."
+        )
+
+
+def _largest(decision: Decision, component: Component) -> None:
+    labels = _labels(component, "applied_labels")
+    if component.whole("num_components", 1) != 1:
+        component.refuse("only the largest component can be kept", "num_components")
+    if not component.flag("independent", True) and (labels is None or len(labels) > 1):
+        component.refuse("a component of several labels cannot be mapped to a manifest", "independent")
+    component.take("is_onehot")
+    _note_components(decision, component, default=_FULL_CONNECTIVITY)
+    component.finish(("allow_missing_keys",))
+    decision.steps.append({"step": "largest_component", "labels": labels})
+
+
+def _remove_small(decision: Decision, component: Component) -> None:
+    size = component.number("min_size", 64)
+    if component.flag("by_measure"):
+        volume_ml = size / _MM3_PER_ML
+    else:
+        spacing = () if decision.grid is None else decision.grid.spacing_mm
+        sides = [side for side in spacing if side is not None]
+        if len(sides) < len(spacing) or not sides or decision.inverted is not None:
+            component.refuse("a size in voxels of the scan cannot be mapped to a manifest, which has millilitres")
+        volume_ml = size * prod(sides) / _MM3_PER_ML
+    component.take("pixdim")
+    component.take("independent_channels")
+    _note_components(decision, component, default=1)
+    component.finish(("allow_missing_keys",))
+    decision.steps.append({"step": "remove_small", "labels": None, "min_volume_ml": volume_ml})
+
+
+def _note_components(decision: Decision, component: Component, default: int) -> None:
+    """Notes differences in what is a component."""
+    connectivity = component.optional_number("connectivity", default)
+    if connectivity is not None and connectivity < _FULL_CONNECTIVITY:
+        decision.notes.append(
+            f"{component.name} takes voxels that share a corner for apart; here they belong together."
+        )
+    if decision.inverted is None:
+        decision.notes.append(f"{component.name} is applied on the scan's grid, not on the network's.")
+
+
+def _map_values(decision: Decision, component: Component) -> None:
+    labels, targets = _labels(component, "orig_labels"), _labels(component, "target_labels")
+    if labels is None or targets is None or len(labels) != len(targets):
+        component.refuse("orig_labels and target_labels have different lengths")
+    if decision.values or decision.steps or decision.kept is not None:
+        component.refuse("it lies after other changes of the labels")
+    decision.values = dict(zip(labels, targets, strict=True))
+    component.finish(("allow_missing_keys", "dtype"))
+
+
+def _filter(decision: Decision, component: Component) -> None:
+    if decision.values or decision.steps:
+        component.refuse("it lies after other changes of the labels")
+    decision.kept = _labels(component, "applied_labels")
+    component.finish(("allow_missing_keys",))
+
+
+def _save(decision: Decision, component: Component) -> None:
+    if component.flag("resample") and decision.inverted is None:
+        decision.inverted = "nearest"
+
+
+def _labels(component: Component, argument: str) -> list[int] | None:
+    """An argument with labels; None if it is missing."""
+    value = component.take(argument)
+    if value is None:
+        return None
+    labels = []
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, bool) or not isinstance(each, int | float) or each != int(each):
+            component.refuse(f"expected whole numbers, got {value!r}", argument)
+        labels.append(int(each))
+    return labels
+
+
+_HANDLERS: Mapping[str, Callable[[Decision, Component], None]] = {
+    "Activationsd": _activate,
+    "AsDiscreted": _decide,
+    "Invertd": _invert,
+    "KeepLargestConnectedComponentd": _largest,
+    "LabelFilterd": _filter,
+    "MapLabelValued": _map_values,
+    "RemoveSmallObjectsd": _remove_small,
+    "SaveImaged": _save,
+}

@@ -1,0 +1,32 @@
+"""What an import is asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What is imported, and as what.
+
+    Attributes:
+        source: The source.
+        name: Name of the model.
+        version: Its version.
+        licence: SPDX identifier of the licence of the weights; None: what the source states.
+        config: See `ImportOptions`.
+        labels: A file with labels; None: the source's own.
+        float16: Whether the networks are converted to float16.
+        bf16: Whether the manifest allows bfloat16.
+        compare: The files of a scan, one for each channel, on which the model is compared with the source's own
+            predictor; none: it is not compared.
+    """
+
+    source: Path
+    name: str
+    version: str
+    licence: str | None = None
+    config: Path | None = None
+    labels: Path | None = None
+    float16: bool = False
+    bf16: bool = False
+    compare: tuple[Path, ...] = ()

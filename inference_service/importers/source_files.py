@@ -1,0 +1,149 @@
+"""The files of a source: what they are by content, an unpacked zip, and the licence beside them."""
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from inference_service.core.errors import InputCorrupt, InputNotFound, InputTooLarge
+from inference_service.core.files import MAX_FILES
+from inference_service.formats.archives.zip_archive import is_zip, opened_zip, require_readable
+
+_MAX_SOURCE_BYTES = 2**36
+_CHUNK_BYTES = 2**20
+_MAX_NAME = 1024
+# Entries of a TorchScript archive: the code and the constants of its modules.
+_SCRIPT_ENTRIES = ("constants.pkl", "data.pkl")
+_ONNX_SUFFIX = ".onnx"
+_MAX_LICENCE_BYTES = 2**16
+_LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+# The beginning of a licence's text, without spaces, and its SPDX identifier.
+_LICENCES = (
+    ("apachelicenseversion2.0", "Apache-2.0"),
+    ("mitlicense", "MIT"),
+    ("bsd3-clauselicense", "BSD-3-Clause"),
+)
+
+
+def _looks_like_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_zip(file.read(4))
+
+
+@contextmanager
+def opened_source(path: Path, scratch: Path) -> Iterator[Path]:
+    """Opens a source: a folder or file as it is, a zip unpacked.
+
+    Args:
+        path: The source.
+        scratch: A folder for the content of a zip, which is removed in the end.
+
+    Yields:
+        The folder, or the file; for a zip whose files lie in one folder, that folder.
+
+    Raises:
+        InputNotFound: There is no such file or folder.
+        InputTooLarge, InputCorrupt, UnsupportedFormat: The zip cannot be unpacked within the limits.
+    """
+    if not path.exists():
+        raise InputNotFound("there is no such file or folder to import")
+    if path.is_dir() or not _looks_like_zip(path) or is_torchscript(path):
+        yield path
+        return
+    folder = scratch / "source"
+    try:
+        unpack_named(path, folder)
+        yield _only_folder(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def unpack_named(source: Path, folder: Path, *, max_bytes: int = _MAX_SOURCE_BYTES) -> None:
+    """Unpacks a zip with the names of its files, none of which may lead out of the folder.
+
+    Args:
+        source: The zip.
+        folder: Created here.
+        max_bytes: Limit on the unpacked files together.
+
+    Raises:
+        InputTooLarge: The zip has more bytes or files than allowed.
+        InputCorrupt: The zip is damaged, or a name leads out of the folder or occurs twice.
+        UnsupportedFormat: The zip is encrypted, or compressed by another method than deflate.
+    """
+    folder.mkdir(mode=0o700)
+    remaining_bytes = max_bytes
+    with opened_zip(source) as archive:
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        if len(entries) > MAX_FILES:
+            raise InputTooLarge(f"the zip has {len(entries)} files; at most {MAX_FILES} are unpacked")
+        for entry in entries:
+            require_readable(entry)
+            with archive.open(entry) as compressed, _created(folder / _confined(entry)) as target:
+                while chunk := compressed.read(_CHUNK_BYTES):
+                    remaining_bytes -= len(chunk)
+                    if remaining_bytes < 0:
+                        raise InputTooLarge(f"the zip unpacks to more than {max_bytes} bytes")
+                    target.write(chunk)
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path.open("xb")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputCorrupt("the zip has two files of one name") from error
+
+
+def _confined(entry: zipfile.ZipInfo) -> PurePosixPath:
+    path = PurePosixPath(entry.filename.replace("\\", "/"))
+    is_link = stat.S_ISLNK(entry.external_attr >> 16)
+    leads_out = not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+    if leads_out or is_link or len(entry.filename) > _MAX_NAME:
+        raise InputCorrupt("a file of the zip is a link, or its name leads out of the folder")
+    return path
+
+
+def _only_folder(folder: Path) -> Path:
+    """The folder itself, or the only folder in it, as archives often have one."""
+    children = [child for child in folder.iterdir() if child.name != "__MACOSX"]
+    return _only_folder(children[0]) if len(children) == 1 and children[0].is_dir() else folder
+
+
+def is_torchscript(path: Path) -> bool:
+    """Returns True for a file that torch.jit.save has written."""
+    if not path.is_file() or not _looks_like_zip(path):
+        return False
+    with opened_zip(path) as archive:
+        inside = {name.partition("/")[2] for name in archive.namelist()}
+    return all(entry in inside for entry in _SCRIPT_ENTRIES)
+
+
+def is_onnx(path: Path) -> bool:
+    """Returns True for a file that is called an ONNX file; its content is checked when it is read."""
+    return path.is_file() and path.suffix.lower() == _ONNX_SUFFIX
+
+
+def torchscript_extra(path: Path, name: str, max_bytes: int) -> bytes | None:
+    """Returns an extra file of a TorchScript archive, cut after `max_bytes`; None if there is none."""
+    with opened_zip(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.partition("/")[2] == f"extra/{name}":
+                require_readable(entry)
+                with archive.open(entry) as file:
+                    return file.read(max_bytes)
+    return None
+
+
+def licence_of(source: Path) -> str | None:
+    """Returns the SPDX identifier of the licence in a folder; None if there is none that is known."""
+    for name in _LICENCE_FILES:
+        path = source / name
+        if source.is_dir() and path.is_file():
+            with path.open("rb") as file:
+                text = "".join(file.read(_MAX_LICENCE_BYTES).decode(errors="replace").lower().split())
+            return next((spdx for start, spdx in _LICENCES if start in text[:400].replace(",", "")), None)
+    return None

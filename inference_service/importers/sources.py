@@ -1,0 +1,135 @@
+"""What an importer reads from a source: the interface between the kinds of sources and everything that they share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from inference_service.contract.labels import Label
+from inference_service.contract.manifest_types import Strict
+from inference_service.contract.part import OutputChannel
+
+
+class LabelChoice(Strict):
+    """The content of the file of `--labels`: the labels of the mask, and the channels that decide them."""
+
+    labels: tuple[Label, ...] = Field(min_length=1, description="The labels of the mask, as in a manifest.")
+    outputs: tuple[OutputChannel, ...] = Field(
+        (),
+        description="The value of each output channel, in the order in which sigmoid channels write. Default: one for "
+        "each label, in the order of the labels.",
+    )
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What is asked for, beside the source.
+
+    Attributes:
+        scratch: A folder for temporary files.
+        config: Which config of a bundle, or a short config for TorchScript and ONNX; None: the usual one, or none.
+        labels: Labels that take the place of the source's; None: the source's own.
+    """
+
+    scratch: Path
+    config: Path | None = None
+    labels: LabelChoice | None = None
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """How a process of its own builds one network.
+
+    Attributes:
+        file: Name of the ONNX file in the model's folder.
+        builder: Name of the builder in `isolated.builders`.
+        arguments: Its arguments, as JSON.
+        input_shape: Channels and spatial size of an input that the network takes, (channels, *window).
+        free_axes: Spatial axes (0, 1, 2) along which the network takes other sizes too.
+    """
+
+    file: str
+    builder: str
+    arguments: Mapping[str, object]
+    input_shape: tuple[int, ...]
+    free_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkCopy:
+    """A network that is an ONNX file already.
+
+    Attributes:
+        file: Name of the ONNX file in the model's folder.
+        source: The file.
+        external_data: Names of the files beside it that hold tensors.
+    """
+
+    file: str
+    source: Path
+    external_data: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How a process of its own runs the source's own predictor.
+
+    Attributes:
+        predictor: Name of the predictor in `isolated.predictors`.
+        arguments: Its arguments, as JSON.
+    """
+
+    predictor: str
+    arguments: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A part of the manifest, and the place in the source that it was taken from."""
+
+    what: str
+    where: str
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model as a source describes it, before its networks are exported.
+
+    Attributes:
+        kind: The kind of source, such as MONAI bundle.
+        manifest: The fields of the manifest without name, version, licence and the checksums of the networks.
+        networks: The networks.
+        licence: SPDX identifier of the licence that the source states; None: it states none.
+        taken: What was taken from where.
+        assumed: What the source does not say, and what differs from it: sentences for the model's card.
+        facts: What the source says about itself: lines for the model's card, by heading.
+        reference: The source's own predictor; None: there is none.
+    """
+
+    kind: str
+    manifest: Mapping[str, object]
+    networks: Sequence[NetworkRecipe | NetworkCopy]
+    licence: str | None = None
+    taken: Sequence[Taken] = ()
+    assumed: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+
+
+class Importer(Protocol):
+    """Reads one kind of source."""
+
+    kind: str
+
+    def recognises(self, source: Path) -> bool:
+        """Returns True if a file or folder is a source of this kind, as its content says."""
+
+    def read(self, source: Path, options: ImportOptions) -> ImportedModel:
+        """Reads a source.
+
+        Raises:
+            ModelInvalid: The source is damaged, contradicts itself, or has what a manifest cannot say.
+            InputNotFound: A part of it is missing.
+        """

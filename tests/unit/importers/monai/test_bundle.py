@@ -1,0 +1,394 @@
+"""What the manifest says for each part of a bundle's config, and what is refused."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference_service.core.errors import InputNotFound, ModelInvalid
+from inference_service.importers.monai.bundle import MonaiBundle
+from inference_service.importers.sources import ImportedModel, ImportOptions, LabelChoice
+
+Read = Callable[..., ImportedModel]
+
+LOAD = {"_target_": "LoadImaged", "keys": "image"}
+FIRST = {"_target_": "EnsureChannelFirstd", "keys": "image"}
+ORIENT = {"_target_": "Orientationd", "keys": "image", "axcodes": "LPS"}
+SPACE = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0], "mode": "bilinear"}
+SCALE = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -100, "a_max": 300, "b_min": 0, "b_max": 1}
+NORMALISE = {"_target_": "NormalizeIntensityd", "keys": "image"}
+CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
+SOFTMAX = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
+SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+THRESHOLD = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}
+INVERT = {
+    "_target_": "Invertd",
+    "keys": "pred",
+    "transform": "@preprocessing",
+    "orig_keys": "image",
+    "nearest_interp": False,
+}
+SAVE = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "$@bundle_root + '/eval'"}
+
+CONFIG: dict[str, Any] = {
+    "bundle_root": "/workspace/bundle",
+    "network_def": {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8]},
+    "preprocessing": {"_target_": "Compose", "transforms": [LOAD, FIRST, ORIENT, SPACE, SCALE]},
+    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 64], "overlap": 0.5},
+    "postprocessing": {"_target_": "Compose", "transforms": [SOFTMAX, INVERT, ARGMAX, SAVE]},
+    "checkpointloader": {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"},
+}
+METADATA: dict[str, Any] = {
+    "description": "A test.",
+    "network_data_format": {
+        "inputs": {"image": {"modality": "MRI", "num_channels": 1, "channel_def": {"0": "T2"}}},
+        "outputs": {"pred": {"num_channels": 3, "channel_def": {"0": "background", "1": "liver", "2": "tumour"}}},
+    },
+}
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Reads a bundle with some items of its config replaced."""
+
+    def read_bundle(
+        *, metadata: dict[str, Any] = METADATA, labels: LabelChoice | None = None, **items: object
+    ) -> ImportedModel:
+        config = deepcopy(CONFIG) | items
+        for step in ("preprocessing", "postprocessing"):
+            if isinstance(config[step], list):
+                config[step] = {"_target_": "Compose", "transforms": config[step]}
+        folder = tmp_path / "bundle"
+        for name in ("configs", "models"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "configs" / "inference.json").write_text(json.dumps(config, indent=1))
+        (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+        (folder / "models" / "model.pt").touch()
+        assert MonaiBundle().recognises(folder)
+        return MonaiBundle().read(folder, ImportOptions(tmp_path, labels=labels))
+
+    return read_bundle
+
+
+def test_a_whole_bundle_becomes_a_manifest(read: Read) -> None:
+    model = read()
+    assert model.manifest == {
+        "description": "A test.",
+        "intended_use": "Not stated by the source. Not a medical device.",
+        "modality": "MR",
+        "channels": [
+            {
+                "name": "T2",
+                "intensity": [
+                    {"kind": "fixed_range", "input": (-100.0, 300.0), "output": (0.0, 1.0), "clip": False},
+                ],
+            }
+        ],
+        "orientation": "LPS",
+        "spacing_mm": (1.5, 1.5, 2.0),
+        "grid": "first_centre",
+        "interpolation": "linear",
+        "intensity_before_resampling": False,
+        "window": (96, 96, 64),
+        "overlap": 0.5,
+        "placement": "snap",
+        "blending": "constant",
+        "padding": "constant",
+        "padding_value": 0.0,
+        "activation": "softmax",
+        "interpolate": "probabilities",
+        "logits_interpolation": "linear",
+        "labels": [
+            {"name": "background", "value": 0},
+            {"name": "liver", "value": 1},
+            {"name": "tumour", "value": 2},
+        ],
+        "outputs": [{"channel": 0, "value": 0}, {"channel": 1, "value": 1}, {"channel": 2, "value": 2}],
+        "postprocessing": [],
+    }
+    (network,) = model.networks
+    assert (network.file, getattr(network, "input_shape", None)) == ("model.onnx", (1, 96, 96, 64))
+
+
+@pytest.mark.parametrize(
+    ("transform", "steps"),
+    [
+        (SCALE | {"clip": True, "b_min": 1, "b_max": -1}, ["fixed_range", "linear"]),
+        (SCALE | {"b_min": None, "b_max": None}, ["fixed_range"]),
+        ({"_target_": "ScaleIntensityd", "keys": "image", "minv": None, "maxv": None, "factor": 0.5}, ["linear"]),
+        ({"_target_": "ScaleIntensityd", "keys": ["image"]}, ["min_max"]),
+        ({"_target_": "monai.transforms.NormalizeIntensityD", "keys": "image", "nonzero": True}, ["z_score"]),
+        (NORMALISE | {"subtrahend": 100, "divisor": [20.0]}, ["linear"]),
+        (
+            {
+                "_target_": "ScaleIntensityRangePercentilesd",
+                "keys": "image",
+                "lower": 1,
+                "upper": 99,
+                "b_min": 0,
+                "b_max": 1,
+            },
+            ["percentiles"],
+        ),
+        (
+            {
+                "_target_": "ScaleIntensityRangePercentilesd",
+                "keys": "image",
+                "lower": 5,
+                "upper": 95,
+                "b_min": 0,
+                "b_max": 1,
+                "relative": True,
+            },
+            ["percentiles"],
+        ),
+        ({"_target_": "ClipIntensityPercentilesd", "keys": "image", "lower": 0.5, "upper": None}, ["clip_percentiles"]),
+        ({"_target_": "ThresholdIntensityd", "keys": "image", "threshold": 5, "cval": 5}, ["clip"]),
+        ({"_target_": "ShiftIntensityd", "keys": "image", "offset": 3}, ["linear"]),
+    ],
+)
+def test_intensities_are_mapped(read: Read, transform: dict[str, Any], steps: list[str]) -> None:
+    manifest: Any = read(preprocessing=[LOAD, FIRST, ORIENT, SPACE, transform]).manifest
+    assert [step["kind"] for step in manifest["channels"][0]["intensity"]] == steps
+
+
+def test_intensities_before_the_resampling_stay_before_it(read: Read) -> None:
+    assert read(preprocessing=[LOAD, ORIENT, NORMALISE, SPACE]).manifest["intensity_before_resampling"] is True
+    assert read(preprocessing=[LOAD, ORIENT, NORMALISE, SPACE, SCALE]).manifest["intensity_before_resampling"] is True
+    assert read(preprocessing=[LOAD, ORIENT, SCALE, SPACE, NORMALISE]).manifest["intensity_before_resampling"] is False
+
+
+def test_without_orientation_and_spacing_the_axes_and_the_grid_are_the_scans(read: Read) -> None:
+    manifest = read(preprocessing=[LOAD, NORMALISE]).manifest
+    assert (manifest["orientation"], manifest["spacing_mm"]) == ("ijk", (None, None, None))
+
+
+def test_images_that_are_joined_become_channels(read: Read) -> None:
+    keys = ["t1", "t2"]
+    both = [{**each, "keys": keys} for each in (LOAD, FIRST, ORIENT, SPACE)]
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["inputs"]["image"] |= {"num_channels": 2, "channel_def": {"0": "T1", "1": "T2"}}
+    manifest = read(
+        metadata=metadata,
+        network_def=CONFIG["network_def"] | {"in_channels": 2},
+        preprocessing=[
+            *both,
+            SCALE | {"keys": "t1"},
+            NORMALISE | {"keys": "t2"},
+            {"_target_": "ConcatItemsd", "keys": keys, "name": "image"},
+        ],
+    ).manifest
+    kinds = [[step["kind"] for step in channel["intensity"]] for channel in manifest["channels"]]  # type: ignore[attr-defined]
+    assert kinds == [["fixed_range"], ["z_score"]]
+
+
+@pytest.mark.parametrize(
+    ("transforms", "threshold", "prepared"),
+    [
+        ([LOAD, ORIENT, CROP, SPACE, NORMALISE], 0.0, False),
+        ([LOAD, ORIENT, SCALE, CROP, SPACE], -100.0, False),
+        ([LOAD, ORIENT, SPACE, SCALE | {"clip": True}, CROP], 0.0, True),
+        ([LOAD, ORIENT, SPACE, CROP, SCALE | {"clip": True}], 0.25, True),
+        ([LOAD, ORIENT, SPACE, CROP | {"select_fn": "$lambda v: v > -20"}, SCALE], 0.2, True),
+    ],
+)
+def test_a_crop_has_the_threshold_of_its_place(
+    read: Read, transforms: list[dict[str, Any]], threshold: float, prepared: bool
+) -> None:
+    crop = read(preprocessing=transforms).manifest["crop"]
+    assert isinstance(crop, dict)
+    assert (crop["threshold"], crop["prepared"]) == (pytest.approx(threshold), prepared)
+
+
+@pytest.mark.parametrize(
+    ("inferer", "padding", "expected"),
+    [
+        (
+            {"_target_": "SlidingWindowInferer", "roi_size": 64, "mode": "gaussian", "padding_mode": "replicate"},
+            None,
+            {"window": (64, 64, 64), "overlap": 0.25, "blending": "gaussian", "padding": "edge"},
+        ),
+        (
+            {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, -1], "overlap": [0.5, 0.5, 0.5], "cval": -1},
+            None,
+            {"window": (64, 64, None), "overlap": 0.5, "padding_value": -1.0},
+        ),
+        (
+            {"_target_": "SlidingWindowInferer", "roi_size": 64, "mode": "gaussian", "sigma_scale": 0.25},
+            {"_target_": "SpatialPadd", "keys": "image", "spatial_size": 64, "mode": "edge", "method": "end"},
+            {
+                "blending": {"kind": "gaussian", "sigma": 0.25, "centre": "middle"},
+                "padding": "edge",
+                "padding_sides": "end",
+            },
+        ),
+        (
+            {"_target_": "SimpleInferer"},
+            {"_target_": "DivisiblePadd", "keys": "image", "k": 32},
+            {"window": (None, None, None), "multiple_of": 32, "padding_sides": "both"},
+        ),
+    ],
+)
+def test_inferers_are_mapped(
+    read: Read, inferer: dict[str, Any], padding: dict[str, Any] | None, expected: dict[str, object]
+) -> None:
+    transforms = [LOAD, ORIENT, SPACE, SCALE, *([] if padding is None else [padding])]
+    manifest = read(preprocessing=transforms, inferer=inferer).manifest
+    assert {key: manifest[key] for key in expected} == expected
+
+
+def test_a_slice_inferer_makes_windows_of_one_plane(read: Read) -> None:
+    network = CONFIG["network_def"] | {"spatial_dims": 2}
+    inferer = {"_target_": "SliceInferer", "roi_size": [128, 96], "spatial_dim": 2}
+    model = read(network_def=network, inferer=inferer)
+    assert model.manifest["window"] == (128, 96, 1)
+    assert getattr(model.networks[0], "input_shape", None) == (1, 128, 96)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "expected"),
+    [
+        ([SOFTMAX, ARGMAX, INVERT | {"nearest_interp": True}], ("softmax", "logits", "nearest")),
+        ([SOFTMAX, INVERT, ARGMAX], ("softmax", "probabilities", "linear")),
+        ([INVERT, SOFTMAX, ARGMAX], ("softmax", "logits", "linear")),
+        ([INVERT, ARGMAX], ("softmax", "logits", "linear")),
+        ([SOFTMAX, INVERT | {"nearest_interp": True}, ARGMAX], ("softmax", "logits", "nearest")),
+        ([ARGMAX, SAVE | {"resample": True}], ("softmax", "logits", "nearest")),
+        ([SOFTMAX, INVERT, SAVE], ("softmax", "probabilities", "linear")),
+    ],
+)
+def test_the_decision_has_its_place(read: Read, transforms: list[dict[str, Any]], expected: tuple[str, ...]) -> None:
+    manifest = read(postprocessing=transforms).manifest
+    assert (manifest["activation"], manifest["interpolate"], manifest["logits_interpolation"]) == expected
+
+
+def test_a_sigmoid_of_one_channel_has_its_threshold(read: Read) -> None:
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"] = {"channel_def": {"0": "lesion"}}
+    network = CONFIG["network_def"] | {"out_channels": 1}
+    steps = [SIGMOID, INVERT, THRESHOLD | {"threshold": 0.3}]
+    manifest = read(metadata=metadata, network_def=network, postprocessing=steps).manifest
+    assert manifest["labels"] == [{"name": "lesion", "value": 1}]
+    assert manifest["outputs"] == [{"channel": 0, "value": 1, "threshold": 0.3}]
+    logits = read(metadata=metadata, network_def=network, postprocessing=[THRESHOLD | {"threshold": 0.0}]).manifest
+    assert logits["outputs"] == [{"channel": 0, "value": 1, "threshold": 0.5}]
+
+
+def test_the_labels_are_cleaned_and_renamed(read: Read) -> None:
+    steps = [
+        ARGMAX,
+        {"_target_": "RemoveSmallObjectsd", "keys": "pred", "min_size": 100},
+        {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": 2},
+    ]
+    model = read(postprocessing=steps)
+    assert model.manifest["postprocessing"] == [
+        {"step": "remove_small", "labels": [1, 2], "min_volume_ml": pytest.approx(0.45)},
+        {"step": "largest_component", "labels": [2]},
+    ]
+    assert any("corner" in note for note in model.assumed)
+    renamed = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1, 2], "target_labels": [0, 7, 7]}
+    manifest = read(postprocessing=[ARGMAX, renamed]).manifest
+    assert manifest["labels"] == [{"name": "background", "value": 0}, {"name": "liver", "value": 7}]
+    filtered = read(
+        postprocessing=[ARGMAX, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}]
+    ).manifest
+    assert filtered["outputs"] == [{"channel": 0, "value": 0}, {"channel": 1, "value": 0}, {"channel": 2, "value": 2}]
+
+
+LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x[[2]] > 0, 4, 1)"}
+GIVEN = {
+    "labels": [{"name": "whole tumour", "value": 2}, {"name": "core", "value": 1}, {"name": "enhancing", "value": 4}],
+    "outputs": [{"channel": 1, "value": 2}, {"channel": 0, "value": 1}, {"channel": 2, "value": 4}],
+}
+
+
+def test_given_labels_stand_for_python_that_maps_them(read: Read) -> None:
+    steps = [SIGMOID, INVERT, THRESHOLD, LAMBDA]
+    with pytest.raises(ModelInvalid, match=r"line \d+, postprocessing#transforms#3: Lambdad: .*--labels"):
+        read(postprocessing=steps)
+    model = read(postprocessing=steps, labels=LabelChoice.model_validate(GIVEN))
+    assert [output["value"] for output in model.manifest["outputs"]] == [2, 1, 4]  # type: ignore[attr-defined]
+    assert any("Lambdad" in note for note in model.assumed)
+
+
+def test_modules_of_the_bundle_are_named_and_not_imported(read: Read) -> None:
+    model = read(imports=["$import glob", "$import scripts.monai_utils"])
+    assert [note for note in model.assumed if "scripts.monai_utils" in note]
+
+
+SLIDING = CONFIG["inferer"]
+NETWORK = CONFIG["network_def"]
+
+
+@pytest.mark.parametrize(
+    ("items", "named"),
+    [
+        ({"preprocessing": [LOAD, {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x"}]}, "Lambdad"),
+        ({"preprocessing": [LOAD, {"_target_": "scripts.transforms.Own", "keys": "image"}]}, "scripts.transforms.Own"),
+        ({"preprocessing": [LOAD, {"_target_": "Resized", "keys": "image", "spatial_size": 96}]}, "Resized"),
+        ({"preprocessing": [LOAD, {"_target_": "RandFlipd", "keys": "image"}]}, "RandFlipd"),
+        ({"preprocessing": [LOAD, SPACE, ORIENT]}, "Orientationd"),
+        ({"preprocessing": [LOAD, SPACE, SPACE]}, "resampled twice"),
+        ({"preprocessing": [LOAD, SPACE | {"diagonal": True}]}, "diagonal"),
+        ({"preprocessing": [LOAD, SPACE | {"mode": 5}]}, "mode"),
+        ({"preprocessing": [LOAD, SPACE | {"padding_mode": "zeros"}]}, "padding_mode"),
+        ({"preprocessing": [LOAD, SPACE | {"min_pixdim": [1, 1, 1]}]}, "min_pixdim"),
+        ({"preprocessing": [LOAD, NORMALISE, SPACE, NORMALISE]}, "both before and after"),
+        ({"preprocessing": [LOAD, SPACE, CROP, NORMALISE]}, "CropForegroundd"),
+        ({"preprocessing": [LOAD, NORMALISE, CROP]}, "depend on the whole scan"),
+        ({"preprocessing": [LOAD, CROP | {"select_fn": "$lambda x: x < 3"}]}, "select_fn"),
+        ({"preprocessing": [LOAD, CROP | {"source_key": "label"}]}, "label"),
+        ({"preprocessing": [LOAD, SCALE | {"a_min": "low"}]}, "a_min"),
+        ({"preprocessing": [LOAD, SCALE | {"a_min": 300}]}, "a_min"),
+        ({"preprocessing": [LOAD, {"_target_": "CastToTyped", "keys": "image", "dtype": "$torch.int16"}]}, "int16"),
+        ({"preprocessing": [LOAD | {"keys": ["t1", "t2"]}]}, "network's input"),
+        ({"preprocessing": []}, "no preprocessing"),
+        ({"inferer": {"_target_": "PatchInferer"}}, "PatchInferer"),
+        ({"inferer": {"_target_": "scripts.Inferer"}}, "scripts.Inferer"),
+        ({"inferer": SLIDING | {"roi_size": [96, 96]}}, "roi_size"),
+        ({"inferer": SLIDING | {"overlap": [0.5, 0.5, 0.25]}}, "overlap"),
+        ({"inferer": SLIDING | {"with_coord": True}}, "with_coord"),
+        ({"inferer": SLIDING | {"padding_mode": "circular"}}, "circular"),
+        ({"network_def": NETWORK | {"spatial_dims": 2}}, "2 dimensions"),
+        ({"network_def": {"_target_": "scripts.networks.Net"}}, "scripts.networks.Net"),
+        ({"network_def": {"_target_": "monai.networks.nets.DiNTS"}}, "DiNTS"),
+        ({"network_def": {"_target_": "monai.bundle.scripts.run"}}, "run"),
+        ({"network_def": NETWORK | {"channels": "$torch.load('x')"}}, "torch.load"),
+        ({"network_def": NETWORK | {"out_channels": 4}}, "contradict"),
+        ({"network_def": NETWORK | {"in_channels": 4}}, "contradict"),
+        ({"checkpointloader": {"_target_": "CheckpointLoader", "load_path": "../../model.pt"}}, "outside the bundle"),
+        ({"checkpointloader": {"_target_": "CheckpointLoader", "load_path": "/model.pt"}}, "outside the bundle"),
+        ({"postprocessing": [SIGMOID, INVERT, THRESHOLD]}, "may overlap"),
+        ({"postprocessing": [SOFTMAX, THRESHOLD]}, "threshold"),
+        ({"postprocessing": [ARGMAX, SOFTMAX]}, "after the decision"),
+        ({"postprocessing": [ARGMAX, {"_target_": "FillHolesd", "keys": "pred"}]}, "FillHolesd"),
+        ({"postprocessing": [ARGMAX, {"_target_": "scripts.Post", "keys": "pred"}]}, "own Python"),
+        ({"postprocessing": [ARGMAX, INVERT | {"transform": "@other"}], "other": {"_target_": "Compose"}}, "inverts"),
+        ({"postprocessing": [ARGMAX, INVERT | {"orig_keys": None}]}, "orig_keys"),
+        (
+            {
+                "preprocessing": [LOAD],
+                "postprocessing": [ARGMAX, {"_target_": "RemoveSmallObjectsd", "keys": "pred"}],
+            },
+            "millilitres",
+        ),
+    ],
+)
+def test_what_a_manifest_cannot_say_is_refused_by_name(read: Read, items: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelInvalid) as refused:
+        read(**items)
+    assert named in str(refused.value)
+
+
+def test_missing_weights_are_named(read: Read) -> None:
+    with pytest.raises(InputNotFound, match=r"models/other.pt"):
+        read(checkpointloader={"_target_": "CheckpointLoader", "load_path": "models/other.pt"})
+
+
+def test_unnamed_labels_are_asked_for(read: Read) -> None:
+    with pytest.raises(ModelInvalid, match="--labels"):
+        read(metadata={})

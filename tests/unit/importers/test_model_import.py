@@ -1,0 +1,161 @@
+"""The frame of every import, with an importer that needs no further package."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inference_service.core.errors import BadRequest, ConfigurationError, ModelInvalid
+from inference_service.core.settings import Settings
+from inference_service.engine.model_registry import Model, find_model
+from inference_service.importers import model_import
+from inference_service.importers.card import write_card
+from inference_service.importers.isolation import no_progress
+from inference_service.importers.model_import import Imported, import_model
+from inference_service.importers.networks import ExportedNetwork, with_checksums
+from inference_service.importers.request import ImportRequest
+from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkCopy, Taken
+
+
+class Installed:
+    """Reads a model that is installed elsewhere."""
+
+    kind = "installed model"
+
+    def __init__(self, model: Model, **changes: object) -> None:
+        self._manifest = model.manifest.model_dump(mode="json", exclude_unset=True)
+        self._changes = changes
+
+    def recognises(self, source: Path) -> bool:
+        return True
+
+    def read(self, source: Path, options: ImportOptions) -> ImportedModel:
+        own = ("name", "version", "licence", "sha256", "networks", "outputs")
+        manifest = {field: value for field, value in self._manifest.items() if field not in own}
+        copy = NetworkCopy("model.onnx", source / "model.onnx")
+        return ImportedModel(
+            self.kind, {**manifest, **self._changes}, (copy,), "MIT", (Taken("all", "manifest"),), ["A sentence."]
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Imported]:
+    """Imports a model that lies elsewhere, with some fields of its manifest changed."""
+    model = make_model()
+    monkeypatch.setattr(model_import, "_PACKAGES", ())
+
+    def run_import(*, request: dict[str, object] | None = None, **changes: object) -> Imported:
+        monkeypatch.setattr(model_import, "find_importer", lambda _: Installed(model, **changes))
+        values = {"name": "copy", "version": "1", **(request or {})}
+        settings = Settings(models_path=tmp_path / "models", work_path=tmp_path)
+        return import_model(ImportRequest(model.folder, **values), settings, no_progress)  # type: ignore[arg-type]
+
+    return run_import
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_model_is_installed_whole(run: Callable[..., Imported], tmp_path: Path) -> None:
+    imported = run()
+    assert find_model(tmp_path / "models", "copy").manifest == imported.manifest
+    assert left(imported.folder) == ["README.md", "import.json", "manifest.json", "model.onnx"]
+    assert left(tmp_path / "models") == ["copy"]
+    assert (imported.folder / "manifest.json").stat().st_mode & 0o777 == 0o644
+    record = json.loads((imported.folder / "import.json").read_text())
+    assert (record["assumed"], record["taken"]) == (["A sentence."], [{"what": "all", "where": "manifest"}])
+    assert "- A sentence." in (imported.folder / "README.md").read_text()
+    assert imported.manifest.licence == "MIT"
+
+
+def test_an_existing_version_is_not_replaced(run: Callable[..., Imported], tmp_path: Path) -> None:
+    first = run()
+    before = (first.folder / "import.json").stat()
+    with pytest.raises(BadRequest, match="has a version 1 already"):
+        run()
+    assert (first.folder / "import.json").stat() == before
+    assert run(request={"version": "2"}).folder.name == "2"
+
+
+def test_another_import_that_was_faster_is_not_replaced(
+    run: Callable[..., Imported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_card(*values: object) -> str:
+        (tmp_path / "models" / "copy" / "1").mkdir(parents=True)
+        return write_card(*values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model_import, "write_card", slow_card)
+    with pytest.raises(BadRequest, match="already"):
+        run()
+    assert left(tmp_path / "models" / "copy" / "1") == []
+    assert left(tmp_path / "models") == ["copy"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"window": [0, 1, 1]}, "window"), ({"unknown": 1}, "unknown"), ({"labels": []}, "labels")],
+)
+def test_an_invalid_manifest_leaves_nothing(
+    run: Callable[..., Imported], tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ModelInvalid, match=named):
+        run(**changes)
+    assert left(tmp_path / "models") == []
+
+
+def test_a_network_of_another_shape_leaves_nothing(run: Callable[..., Imported], tmp_path: Path) -> None:
+    with pytest.raises(ModelInvalid, match="expected one output"):
+        run(labels=[{"name": "a", "value": 1}], outputs=[])
+    assert left(tmp_path / "models") == []
+
+
+def test_an_importer_without_predictor_has_nothing_to_compare_with(
+    run: Callable[..., Imported], tmp_path: Path
+) -> None:
+    with pytest.raises(BadRequest, match="no predictor"):
+        run(request={"compare": (tmp_path / "scan.nii.gz",)})
+    assert left(tmp_path / "models") == []
+
+
+def test_a_missing_package_is_named(run: Callable[..., Imported], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_import, "_PACKAGES", ("no_such_package",))
+    with pytest.raises(ConfigurationError, match=r"no_such_package.*inference-service\[import\]"):
+        run()
+
+
+def test_a_bad_file_of_labels_is_named(run: Callable[..., Imported], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    with pytest.raises(BadRequest, match=r"labels\.json"):
+        run(request={"labels": labels})
+    labels.write_text('{"labels": [{"name": "x"}]}')
+    with pytest.raises(BadRequest, match=r"labels\.0\.value"):
+        run(request={"labels": labels})
+
+
+def test_each_network_of_parts_and_stages_gets_its_checksum() -> None:
+    networks = [ExportedNetwork(f"{name}.onnx", name * 64, {f"{name}.data": "0" * 64}) for name in ("a", "b", "c")]
+    fields = {
+        "parts": [
+            {"networks": [{"file": "a.onnx"}, {"file": "b.onnx", "output": "x"}]},
+            {"first_stage": {"networks": [{"file": "c.onnx"}]}, "networks": [{"file": "a.onnx"}]},
+        ]
+    }
+    completed = with_checksums(fields, networks)
+    assert completed == {
+        "parts": [
+            {
+                "networks": [
+                    {"file": "a.onnx", "sha256": "a" * 64, "external_data": {"a.data": "0" * 64}},
+                    {"file": "b.onnx", "sha256": "b" * 64, "external_data": {"b.data": "0" * 64}, "output": "x"},
+                ]
+            },
+            {
+                "first_stage": {
+                    "networks": [{"file": "c.onnx", "sha256": "c" * 64, "external_data": {"c.data": "0" * 64}}]
+                },
+                "networks": [{"file": "a.onnx", "sha256": "a" * 64, "external_data": {"a.data": "0" * 64}}],
+            },
+        ]
+    }

@@ -1,0 +1,90 @@
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from inference_service.core.errors import InputCorrupt, InputNotFound, InputTooLarge
+from inference_service.importers.source_files import (
+    is_torchscript,
+    licence_of,
+    opened_source,
+    torchscript_extra,
+    unpack_named,
+)
+
+
+def archive(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in files.items():
+            target.writestr(name, content)
+    return path
+
+
+def test_a_zip_is_opened_at_its_only_folder_and_removed(tmp_path: Path) -> None:
+    source = archive(tmp_path / "bundle.zip", {"v1/configs/a.json": b"{}", "v1/models/b": b"x", "__MACOSX/v1/a": b""})
+    with opened_source(source, tmp_path) as folder:
+        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
+            "configs/a.json",
+            "models/b",
+        ]
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "..\\x", "C:/x", "a\\..\\..\\x", "."])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputCorrupt, match="out of the folder"):
+        unpack_named(archive(tmp_path / "x.zip", {name: b"x"}), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.zip"]
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as target:
+        link = zipfile.ZipInfo("link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        target.writestr(link, "/etc")
+    with pytest.raises(InputCorrupt, match="link"):
+        unpack_named(path, tmp_path / "out")
+
+
+def test_a_zip_is_unpacked_within_limits(tmp_path: Path) -> None:
+    bomb = archive(tmp_path / "x.zip", {"zeros": bytes(10**6)})
+    with pytest.raises(InputTooLarge, match="unpacks to more"):
+        unpack_named(bomb, tmp_path / "out", max_bytes=10**5)
+    assert (tmp_path / "out" / "zeros").stat().st_size <= 10**5
+
+
+def test_a_file_and_a_folder_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputCorrupt, match="one name"):
+        unpack_named(archive(tmp_path / "x.zip", {"a": b"1", "a/b": b"2"}), tmp_path / "out")
+
+
+def test_torchscript_is_recognised_by_its_entries(tmp_path: Path) -> None:
+    script = archive(
+        tmp_path / "model.ts", {"m/data.pkl": b"", "m/constants.pkl": b"", "m/extra/inference.json": b'{"a": 1}'}
+    )
+    checkpoint = archive(tmp_path / "model.pt", {"m/data.pkl": b"", "m/data/0": b""})
+    assert [is_torchscript(path) for path in (script, checkpoint, tmp_path)] == [True, False, False]
+    assert torchscript_extra(script, "inference.json", 4) == b'{"a"'
+    assert torchscript_extra(script, "metadata.json", 4) is None
+    with opened_source(script, tmp_path) as source:
+        assert source == script
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound), opened_source(tmp_path / "none", tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("  Apache License\n  Version 2.0, January 2004\n", "Apache-2.0"),
+        ("MIT License\n\nCopyright", "MIT"),
+        ("All rights reserved", None),
+    ],
+)
+def test_a_known_licence_is_recognised(tmp_path: Path, text: str, licence: str | None) -> None:
+    (tmp_path / "LICENSE").write_text(text)
+    assert licence_of(tmp_path) == licence
