@@ -127,6 +127,11 @@ class Part(Strict):
         False,
         description="Whether intensities are normalised before resampling (nnU-Net) or after it (most MONAI bundles).",
     )
+    air_floor: bool = Field(
+        True,
+        description="Whether values of a CT below −1024, as outside the circle of reconstruction, are raised to "
+        "−1024 where intensities depend on statistics of the scan. nnU-Net and MONAI count them as they are.",
+    )
     separate_axis_above: PositiveFloat | None = Field(
         None,
         description="If the scan's largest spacing exceeds its smallest by more than this factor, the axis with the "
@@ -229,7 +234,8 @@ class Part(Strict):
         """The fields that the prepared scan and the limits of its size depend on: parts with equal ones share it."""
         return (
             *(self.channels, self.orientation, self.spacing_mm, self.grid, self.interpolation),
-            *(self.intensity_before_resampling, self.separate_axis_above, self.crop, self.logits_interpolation),
+            *(self.intensity_before_resampling, self.air_floor, self.separate_axis_above, self.crop),
+            self.logits_interpolation,
             *(self.input_channels, self.window, self.multiple_of),
         )
 

@@ -132,7 +132,10 @@ def _fields(request: ImportRequest, model: ImportedModel) -> dict[str, object]:
     if licence is None:
         raise BadRequest("the source states no licence that is known: give --licence, such as Apache-2.0")
     precisions = {"precisions": ["fp32", "bf16"]} if request.bf16 else {}
-    return {"name": request.name, "version": request.version, "licence": licence, **model.manifest, **precisions}
+    # Other software counts values below air as they are.
+    floor = {"air_floor": False} if model.manifest.get("modality") == "CT" else {}
+    own = {"name": request.name, "version": request.version, "licence": licence}
+    return {**own, **floor, **model.manifest, **precisions}
 
 
 def _with_placeholders(fields: Mapping[str, object], model: ImportedModel) -> dict[str, object]:

@@ -14,7 +14,6 @@ import yaml
 from conftest import REPOSITORY
 
 from inference_service.core.settings import Settings
-from inference_service.imaging.hounsfield import AIR_HU
 from inference_service.importers.isolation import no_progress
 from inference_service.importers.model_import import Imported, import_model
 from inference_service.importers.monai.bundle_config import BundleConfig
@@ -80,10 +79,7 @@ def add_weights(folder: Path, config_path: Path, seed: int) -> None:
 
 @pytest.fixture
 def small_scan(real_scans: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Cuts a box out of a real CT, with the affine that it has there.
-
-    Values below that of air are raised to it, as this service does where statistics count, and MONAI does not.
-    """
+    """Cuts a box out of a real CT, with the affine that it has there."""
 
     def cut(size: Sequence[int], channel: int = 0) -> Path:
         image = nibabel.nifti1.load(real_scans / "chest_cta.nii.gz")
@@ -95,9 +91,7 @@ def small_scan(real_scans: Path, tmp_path: Path) -> Callable[..., Path]:
             slice(first + 3 * channel, first + 3 * channel + part) for first, part in zip(start, size, strict=True)
         )
         path = tmp_path / f"scan{channel}.nii.gz"
-        nibabel.save(
-            nibabel.Nifti1Image(np.maximum(np.asarray(image.dataobj)[box], AIR_HU).astype(np.int16), affine), path
-        )
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[box].astype(np.int16), affine), path)
         return path
 
     return cut

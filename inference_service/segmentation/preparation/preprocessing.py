@@ -93,7 +93,7 @@ def preprocess(
     Args:
         channels: A volume for each channel of the part, all on one grid; their values are finite.
         part: Gives orientation, spacing, interpolation, window and intensities of the network's input.
-        of_ct: Whether the values are HU, so that padding below air does not count in statistics.
+        of_ct: Whether the values are HU, so that `air_floor` has an effect.
         max_voxels: Larger grids are refused before they are allocated.
         require_memory: Called with the bytes that the image is about to take. An exception that it raises ends the job.
         threads: Share the resampling.
@@ -104,7 +104,7 @@ def preprocess(
     grid = model_grid(channels[0], part)
     check_size(grid, part, max_voxels)
     scans = [grid.reorientation.apply(channel.voxels) for channel in channels]
-    if of_ct:
+    if of_ct and part.air_floor:
         scans = [
             _without_padding(scan, require_memory) if needs_statistics(channel.intensities) else scan
             for scan, channel in zip(scans, part.channels, strict=True)

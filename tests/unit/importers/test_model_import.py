@@ -70,6 +70,12 @@ def test_a_model_is_installed_whole(run: Callable[..., Imported], tmp_path: Path
     assert imported.manifest.licence == "MIT"
 
 
+def test_values_of_a_ct_below_air_count_as_in_the_source(run: Callable[..., Imported]) -> None:
+    assert not run(modality="CT").manifest.air_floor
+    assert run(modality="CT", air_floor=True, request={"version": "2"}).manifest.air_floor
+    assert run(modality="MR", request={"version": "3"}).manifest.air_floor
+
+
 def test_an_existing_version_is_not_replaced(run: Callable[..., Imported], tmp_path: Path) -> None:
     first = run()
     before = (first.folder / "import.json").stat()

@@ -240,6 +240,18 @@ def test_padding_of_a_ct_does_not_shift_its_statistics(
     assert not np.allclose(images["MR", padding], images["MR", -1024])
 
 
+def test_values_below_air_count_where_the_manifest_says_so(make_manifest: MakeManifest) -> None:
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (12, 9, 10), dtype=np.int16)
+    voxels[:3] = -3024
+    fields: Fields = {
+        "channels": [{"name": "CT", "intensity": Z_SCORE}],
+        "spacing_mm": (None, None, None),
+        "air_floor": False,
+    }
+    prepared = preprocess([Volume(voxels, np.eye(4))], make_manifest(**fields), of_ct=True, max_voxels=MAX_VOXELS)
+    np.testing.assert_allclose(prepared.image[0], (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
+
+
 def test_a_copy_of_a_ct_without_padding_is_accounted_for(make_manifest: MakeManifest) -> None:
     manifest = make_manifest(channels=[{"name": "CT", "intensity": Z_SCORE}])
     volume = Volume(np.full((12, 9, 10), -2000, np.int16), np.eye(4))
