@@ -9,10 +9,15 @@ from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTER
 
 
 class NonzeroCrop(Strict):
-    """Crops the scan to the voxels that are not 0 in all channels, plus `margin_mm`: nnU-Net's crop to non-zero."""
+    """Crops the scan to the voxels that are not 0 in all channels, plus `margin_mm`: nnU-Net's crop to non-zero.
+
+    With `prepared`, the values and the grid are those of the resampled scan, before its intensities are mapped
+    (nnU-Net within TotalSegmentator).
+    """
 
     kind: Literal["nonzero"]
     margin_mm: NonNegativeFloat = 0.0
+    prepared: bool = False
 
 
 class BodyCrop(Strict):
@@ -42,14 +47,18 @@ class ForegroundCrop(Strict):
 
 
 class ModelCrop(Strict):
-    """Crops to what another installed model finds in the scan, plus `margin_mm`; to the whole scan if it finds
-    nothing."""
+    """Crops to what another installed model finds in the scan, plus `margin_mm`, cut to whole voxels of the scan."""
 
     kind: Literal["model"]
     model: str = Field(pattern=NAME_PATTERN)
     version: str | None = Field(None, pattern=VERSION_PATTERN)
     labels: tuple[LabelValue, ...] = Field((), description="The labels that count; none: all except 0.")
     margin_mm: NonNegativeFloat = 20.0
+    if_empty: Literal["whole", "nothing"] = Field(
+        "whole",
+        description="What is segmented where the other model finds nothing: the whole scan, or nothing, as in "
+        "TotalSegmentator.",
+    )
 
 
 Crop = Annotated[NonzeroCrop | BodyCrop | ForegroundCrop | ModelCrop, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, WrapValidator, model_validator
 
-from inference_service.contract.crops import Crop, ForegroundCrop
+from inference_service.contract.crops import Crop, ForegroundCrop, NonzeroCrop
 from inference_service.contract.intensity import Intensity
 from inference_service.contract.manifest_types import LabelValue, Modality, Sha256, Strict
 from inference_service.contract.task_message import ChannelName
@@ -111,17 +111,23 @@ class Part(Strict):
     spacing_mm: GridSpacing = Field(
         description="Voxel size along each axis of the network, in mm; null: that of the scan."
     )
-    grid: Literal["edges", "first_centre"] = Field(
+    grid: Literal["edges", "first_centre", "centres"] = Field(
         "edges",
         description="How the grid at spacing_mm lies on the scan. edges: the outer edges coincide, and the spacing "
         "changes a little so that they can (nnU-Net). first_centre: the centres of the first voxels coincide, and the "
-        "spacing is exact (MONAI's Spacing).",
+        "spacing is exact (MONAI's Spacing). centres: the centres of the first and of the last voxels coincide, and "
+        "the number of voxels is that of edges (SciPy's zoom, TotalSegmentator).",
     )
     interpolation: Interpolated = Field(
         "linear",
         description="Interpolation of the scan to spacing_mm. area: each coarser voxel is the mean of the voxels that "
         "it covers (OpenCV's INTER_AREA); axes that become finer are interpolated linearly. quadratic, cubic: the "
         "interpolating spline of order 2 or 3 (nnU-Net, SciPy).",
+    )
+    truncate_resampled: bool = Field(
+        False,
+        description="Whether resampled values lose their fraction, as in TotalSegmentator, which keeps them as "
+        "integers. A scan that is not resampled keeps its values.",
     )
     intensity_before_resampling: bool = Field(
         False,
@@ -216,15 +222,19 @@ class Part(Strict):
             raise ValueError("a first stage has no first stage of its own")
         if self.first_stage is not None and not self.first_stage.values:
             raise ValueError("a first stage needs an output with a value other than 0")
-        if self.grid == "first_centre" and self.interpolation == "area":
+        if self.grid != "edges" and self.interpolation == "area":
             raise ValueError("interpolation area needs the grid edges, on which voxels cover each other")
-        if isinstance(self.crop, ForegroundCrop):
-            self._check_foreground(self.crop)
+        if self.truncate_resampled and self.intensity_before_resampling:
+            raise ValueError("truncate_resampled needs intensities that are normalised after resampling")
+        if isinstance(self.crop, ForegroundCrop | NonzeroCrop):
+            self._check_crop(self.crop)
         return self
 
-    def _check_foreground(self, crop: ForegroundCrop) -> None:
-        if crop.channel is not None and crop.channel >= len(self.channels):
+    def _check_crop(self, crop: ForegroundCrop | NonzeroCrop) -> None:
+        if isinstance(crop, ForegroundCrop) and crop.channel is not None and crop.channel >= len(self.channels):
             raise ValueError(f"crop.channel is {crop.channel}, and the part has {len(self.channels)} channels")
+        if isinstance(crop, NonzeroCrop) and crop.prepared and (crop.margin_mm or self.intensity_before_resampling):
+            raise ValueError("a crop of the resampled scan has no margin, and intensities that are normalised after it")
         values = {output.channel: output.value for output in self.outputs if output.value is not None}
         if crop.prepared and self.activation == "softmax" and values and values[min(values)] != 0:
             raise ValueError("a crop of the prepared scan needs the background as the first output channel")
@@ -234,8 +244,8 @@ class Part(Strict):
         """The fields that the prepared scan and the limits of its size depend on: parts with equal ones share it."""
         return (
             *(self.channels, self.orientation, self.spacing_mm, self.grid, self.interpolation),
-            *(self.intensity_before_resampling, self.air_floor, self.separate_axis_above, self.crop),
-            self.logits_interpolation,
+            *(self.truncate_resampled, self.intensity_before_resampling, self.air_floor, self.separate_axis_above),
+            *(self.crop, self.logits_interpolation),
             *(self.input_channels, self.window, self.multiple_of),
         )
 

@@ -1,7 +1,8 @@
 """Interpolation along one axis of an image, as the weights of its samples. Pure numerics.
 
 The two grids cover the same extent, so that their outer edges coincide (nnU-Net; PyTorch with align_corners=False). Or
-the centres of their first samples coincide, and a step is given (MONAI's Spacing).
+the centres of their first samples coincide, and a step is given (MONAI's Spacing). Or the centres of their first and of
+their last samples coincide (SciPy's zoom; PyTorch with align_corners=True).
 """
 
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from inference_service.imaging.geometry import Spacing
 
 Interpolation = Literal["nearest", "linear", "area", "quadratic", "cubic"]
 Interpolations = tuple[Interpolation, Interpolation, Interpolation]
-Steps = tuple[float | None, float | None, float | None]
-"""Source samples between two resampled ones along each axis, where the centres of the first samples coincide; None
-where the outer edges do."""
+Step = float | Literal["centres"] | None
+"""How the samples of an axis lie on another one: source samples between two resampled ones, where the centres of the
+first samples coincide; "centres" where those of the first and of the last samples do; None where the outer edges do."""
+Steps = tuple[Step, Step, Step]
 
 EQUAL_EXTENTS: Steps = (None, None, None)
 """The steps of grids whose outer edges coincide."""
+EQUAL_CENTRES: Steps = ("centres", "centres", "centres")
+"""The steps of grids whose first and last centres coincide."""
 SPLINE_ORDERS: dict[Interpolation, Literal[2, 3]] = {"quadratic": 2, "cubic": 3}
 """Order of each spline that may overshoot."""
 
@@ -79,7 +83,7 @@ class Taps:
         return (self.first, 1 - self.weight), (self.second, self.weight)
 
 
-def axis_taps(size_in: int, size_out: int, interpolation: Interpolation, step: float | None = None) -> Taps:
+def axis_taps(size_in: int, size_out: int, interpolation: Interpolation, step: Step = None) -> Taps:
     """The source samples of nearest or linear interpolation along one axis.
 
     Beyond the centres of the outermost source samples, the edge value holds.
@@ -88,8 +92,7 @@ def axis_taps(size_in: int, size_out: int, interpolation: Interpolation, step: f
         size_in: Number of source samples.
         size_out: Number of resampled ones.
         interpolation: "nearest" or "linear".
-        step: Source samples between two resampled ones, where the centres of the first samples coincide; None: the
-            outer edges coincide.
+        step: How the samples lie on each other.
 
     >>> taps = axis_taps(2, 4, "linear")
     >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
@@ -97,19 +100,26 @@ def axis_taps(size_in: int, size_out: int, interpolation: Interpolation, step: f
     >>> taps = axis_taps(3, 4, "linear", step=0.75)
     >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
     ([0, 0, 1, 2], [0, 1, 2, 2], [0.0, 0.75, 0.5, 0.0])
+    >>> taps = axis_taps(2, 3, "linear", "centres")
+    >>> taps.first.tolist(), taps.second.tolist(), taps.weight.tolist()
+    ([0, 0, 1], [0, 1, 1], [0.0, 0.5, 0.0])
     """
     if interpolation == "nearest":
         positions = _centres(size_in, size_out, step)
         # Of two equally near samples, SciPy's order 0 picks the second one, and PyTorch's grid_sample the even one.
         # Computed in floats, as SciPy does, so that rounding picks the same one.
-        nearest = np.floor(positions + 0.5) if step is None else np.rint(positions)
+        nearest = np.rint(positions) if isinstance(step, float) else np.floor(positions + 0.5)
         first = np.clip(nearest.astype(np.intp), 0, size_in - 1)
         return Taps(first, first, np.zeros(size_out, dtype=np.float32))
-    if step is not None:
+    if isinstance(step, float):
         return _taps_at(np.clip(_centres(size_in, size_out, step), 0, size_in - 1))
     # Integers, in units of 1 / unit voxels: weights of exactly 0 stay 0.
-    unit = 2 * size_out
-    units = np.arange(1, unit, 2) * size_in - size_out
+    if step == "centres":
+        unit = max(1, size_out - 1)
+        units = np.arange(size_out) * (size_in - 1)
+    else:
+        unit = 2 * size_out
+        units = np.arange(1, unit, 2) * size_in - size_out
     first, rest = np.divmod(np.clip(units, 0, unit * (size_in - 1)), unit)
     return Taps(first, first + (rest > 0), (rest / unit).astype(np.float32))
 
@@ -123,20 +133,22 @@ def _taps_at(positions: NDArray[np.float64]) -> Taps:
     return Taps(first.astype(np.intp), first.astype(np.intp) + (weight > 0), weight)
 
 
-def _centres(size_in: int, size_out: int, step: float | None) -> NDArray[np.float64]:
+def _centres(size_in: int, size_out: int, step: Step) -> NDArray[np.float64]:
     """Positions of the resampled centres, in source samples; shape (size_out,)."""
+    if step == "centres":
+        step = (size_in - 1) / max(1, size_out - 1)
     if step is not None:
         return np.asarray(np.arange(size_out) * step)
     return np.asarray((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5)
 
 
-def keeps_axis(size_in: int, size_out: int, step: float | None) -> bool:
+def keeps_axis(size_in: int, size_out: int, step: Step) -> bool:
     """Returns True if an axis stays as it is."""
-    return size_in == size_out and step in (None, 1.0)
+    return size_in == size_out and step in (None, "centres", 1.0)
 
 
 def axis_matrix(
-    size_in: int, size_out: int, interpolation: Interpolation, step: float | None = None
+    size_in: int, size_out: int, interpolation: Interpolation, step: Step = None
 ) -> sparse.csr_array[np.float32]:
     """The linear operator that resamples one axis; the identity between equal grids.
 
@@ -148,8 +160,8 @@ def axis_matrix(
     Args:
         size_in: Number of source samples.
         size_out: Number of resampled ones.
-        interpolation: The interpolation; "area" takes no step.
-        step: See `axis_taps`.
+        interpolation: The interpolation; "area" needs equal extents.
+        step: How the samples lie on each other.
 
     Returns:
         Shape (size_out, size_in); each row sums to 1.

@@ -16,6 +16,7 @@ from inference_service.imaging.interpolation import (
     SPLINE_ORDERS,
     Interpolation,
     Interpolations,
+    Step,
     Steps,
     axis_matrix,
     axis_taps,
@@ -59,6 +60,21 @@ def stepped_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shap
     return i, j, k
 
 
+def zoomed_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
+    """Shape of the grid with the same first and last centres at about another spacing, as TotalSegmentator counts it.
+
+    Sizes are those of the covered extents, rounded half to even; spacings are the float32 numbers of NIfTI's header.
+
+    >>> zoomed_shape((512, 512, 300), (0.7, 0.7, 1.0), (1.5, 1.5, 1.5))
+    (239, 239, 200)
+    """
+    i, j, k = (
+        max(1, round(size * (float(np.float32(spacing)) / target)))
+        for size, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
+    )
+    return i, j, k
+
+
 def resize(
     image: NDArray[np.generic],
     shape: Shape,
@@ -72,7 +88,7 @@ def resize(
     """Resamples an image to another grid.
 
     Overshoot of a spline is clipped to the range of the image, or of each slice where one axis is not a spline, as
-    scikit-image does for nnU-Net; not so where steps are given (MONAI, SciPy).
+    scikit-image does for nnU-Net; not so where the extents differ (MONAI, SciPy).
 
     The image is read once, plane by plane along the axis that is slowest in memory. Besides the result, each thread
     holds one plane in float32 and the resampled planes that `_PLANES_PER_BAND` planes of the result depend on: at most
@@ -82,8 +98,7 @@ def resize(
         image: Shape (i, j, k), any real dtype; may be a view.
         shape: Voxels of the target grid.
         interpolations: Interpolation along each axis.
-        steps: Voxels of the image between two of the target along each axis, where the centres of the first voxels
-            coincide; None: both grids have the same extent.
+        steps: How the target grid lies on the image along each axis.
         transform: Applied to each plane of the image before it is resampled.
         out: Shape `shape`, with axes that are contiguous in some order; it gets the result. None: a new array, whose
             axes have the same order in memory as the image's.
@@ -108,7 +123,7 @@ def resize(
 def _resize_planes(
     planes: NDArray[np.generic],
     resized: NDArray[np.float32],
-    axes: Sequence[tuple[int, int, Interpolation, float | None]],
+    axes: Sequence[tuple[int, int, Interpolation, Step]],
     transform: IntensityTransform | None,
     value_range: "_ValueRange",
     threads: ThreadPool,

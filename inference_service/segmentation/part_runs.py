@@ -81,6 +81,9 @@ class PartRuns:
         mask = np.zeros(self._shape, dtype=self._dtype, order="F")
         with self._resources.monitor.clock.stage("preprocess"):
             prepared = self._prepare(part, mask.nbytes)
+            if prepared is None:
+                self._done += 1
+                return mask
             if part.first_stage is not None and labels is not None:
                 prepared.image.write_label_channels(
                     labels[prepared.crop], part.first_stage.values, self._resources.threads
@@ -104,12 +107,15 @@ class PartRuns:
         self._done += 1
         return mask
 
-    def _prepare(self, part: Part, mask_bytes: int) -> "_Prepared":
-        """Prepares the scan for a part, or returns the last preparation if it serves the part too."""
+    def _prepare(self, part: Part, mask_bytes: int) -> "_Prepared | None":
+        """Prepares the scan for a part, or returns the last preparation if it serves the part too; None if the crop
+        keeps nothing."""
         if self._prepared is None or self._prepared.preparation != part.preparation:
             self._prepared = None
             channels = [self._channels[channel.name] for channel in part.channels]
             crop = self._crop(part, channels)
+            if any(side.start == side.stop for side in crop):
+                return None
             image = preprocess(
                 [channel.cropped(crop) for channel in channels],
                 part,

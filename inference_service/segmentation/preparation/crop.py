@@ -42,7 +42,8 @@ def crop_box(channels: Sequence[Volume], crop: Crop | None, find_labels: FindLab
         find_labels: Segments the scan by another model.
 
     Returns:
-        A slice for each axis; the whole scan where the crop would keep nothing, or is one of the prepared scan.
+        A slice for each axis; the whole scan where the crop would keep nothing, or is one of the prepared scan; an
+        empty box where a model finds nothing and the crop asks for that.
 
     Raises:
         ModelInvalid: The crop names another model, which cannot run.
@@ -52,20 +53,32 @@ def crop_box(channels: Sequence[Volume], crop: Crop | None, find_labels: FindLab
     match crop:
         case BodyCrop():
             found = _body(volume, crop.threshold)
-        case NonzeroCrop():
-            found = _bounds(_any([channel.voxels for channel in channels], lambda voxels: voxels != 0))
+        case NonzeroCrop() if not crop.prepared:
+            found = nonzero_sides([channel.voxels for channel in channels])
         case ForegroundCrop() if not crop.prepared:
             found = foreground_sides([channel.voxels for channel in channels], crop)
         case ModelCrop():
             mask = find_labels(crop)
             found = _bounds(np.isin(mask, crop.labels) if crop.labels else mask != 0)
     if found is None:
-        return box((0, size) for size in volume.shape)
-    margins = (ceil(round(getattr(crop, "margin_mm", 0.0) / mm, 6)) for mm in volume.spacing_mm)
+        nothing = isinstance(crop, ModelCrop) and crop.if_empty == "nothing"
+        return box((0, 0 if nothing else size) for size in volume.shape)
+    margins = (_margin(crop, mm) for mm in volume.spacing_mm)
     return box(
         (max(0, start - margin), min(size, stop + margin))
         for (start, stop), margin, size in zip(found, margins, volume.shape, strict=True)
     )
+
+
+def _margin(crop: Crop | None, mm: float) -> int:
+    """The margin of a crop in voxels: rounded up, or down as in TotalSegmentator for the labels of a model."""
+    voxels = getattr(crop, "margin_mm", 0.0) / mm
+    return int(voxels) if isinstance(crop, ModelCrop) else ceil(round(voxels, 6))
+
+
+def nonzero_sides(channels: Channels) -> Sides | None:
+    """Finds the box around the voxels that are not 0 in all channels; None where there are none."""
+    return _bounds(_any(channels, lambda voxels: voxels != 0))
 
 
 def foreground_sides(channels: Channels, crop: ForegroundCrop) -> Sides | None:

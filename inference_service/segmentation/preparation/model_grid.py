@@ -11,6 +11,7 @@ from inference_service.contract.part import Part
 from inference_service.core.errors import InputTooLarge
 from inference_service.imaging.geometry import Box, Reorientation, Shape, Sides, Spacing, Volume, box, reorientation
 from inference_service.imaging.interpolation import (
+    EQUAL_CENTRES,
     EQUAL_EXTENTS,
     Interpolations,
     Steps,
@@ -19,7 +20,7 @@ from inference_service.imaging.interpolation import (
     axis_taps,
     keeps_axis,
 )
-from inference_service.imaging.resampling import resized_shape, stepped_shape
+from inference_service.imaging.resampling import resized_shape, stepped_shape, zoomed_shape
 from inference_service.segmentation.windows.tiling import window_shape
 
 # Longer than the axes of any real scan.
@@ -36,8 +37,8 @@ class ModelGrid:
         reorientation: From the scan's axes to the model's.
         scan_shape: Voxels of the scan.
         shape: Voxels of the grid.
-        steps: Voxels of the scan between two of the grid; None where both have the same extent.
-        steps_back: Voxels of the grid between two of the scan.
+        steps: How the grid lies on the scan.
+        steps_back: How the scan lies on the grid.
         image_interpolations: Interpolation of the scan to the grid.
         label_interpolations: Interpolation of labels to the grid.
         logits_interpolations: Interpolation of logits to the scan.
@@ -116,12 +117,15 @@ def model_grid(volume: Volume, part: Part) -> ModelGrid:
     scan_shape = change.apply_triple(volume.shape)
     scan_mm = change.apply_triple(volume.spacing_mm)
     i, j, k = (wanted or given for wanted, given in zip(part.spacing_mm, scan_mm, strict=True))
+    spacing: Spacing = (i, j, k)
     if part.grid == "edges":
-        spacing: Spacing = (i, j, k)
         shape = resized_shape(scan_shape, scan_mm, spacing)
         steps = steps_back = EQUAL_EXTENTS
+    elif part.grid == "centres":
+        shape = zoomed_shape(scan_shape, scan_mm, spacing)
+        steps = steps_back = EQUAL_CENTRES
     else:
-        spacing = _first_centre_spacing(scan_shape, scan_mm, (i, j, k))
+        spacing = _first_centre_spacing(scan_shape, scan_mm, spacing)
         shape = stepped_shape(scan_shape, scan_mm, spacing)
         steps = _ratios(spacing, scan_mm)
         steps_back = _ratios(scan_mm, spacing)
@@ -188,11 +192,11 @@ def _first_centre_spacing(shape: Shape, scan_mm: Spacing, wanted_mm: Spacing) ->
         given if abs(given - wanted) <= _EQUAL_SPACING else wanted
         for given, wanted in zip(scan_mm, wanted_mm, strict=True)
     )
-    near = all(abs(ratio - 1) <= _EQUAL_SPACING for ratio in _ratios((i, j, k), scan_mm) if ratio)
+    near = all(abs(ratio - 1) <= _EQUAL_SPACING for ratio in _ratios((i, j, k), scan_mm))
     return scan_mm if near and stepped_shape(shape, scan_mm, (i, j, k)) == shape else (i, j, k)
 
 
-def _ratios(numerators: Spacing, denominators: Spacing) -> Steps:
+def _ratios(numerators: Spacing, denominators: Spacing) -> Spacing:
     i, j, k = (one / other for one, other in zip(numerators, denominators, strict=True))
     return i, j, k
 

@@ -8,14 +8,14 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.contract.crops import ForegroundCrop
+from inference_service.contract.crops import ForegroundCrop, NonzeroCrop
 from inference_service.contract.part import Part
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape, Sides, Volume
 from inference_service.imaging.hounsfield import AIR_HU
 from inference_service.imaging.resampling import IntensityTransform, resize, slow_axes
-from inference_service.segmentation.preparation.crop import foreground_sides
+from inference_service.segmentation.preparation.crop import foreground_sides, nonzero_sides
 from inference_service.segmentation.preparation.intensities import (
     filled_mask,
     keeps_values,
@@ -36,6 +36,8 @@ from inference_service.segmentation.preparation.model_grid import (
 
 # Share of a label at which a voxel gets it.
 _HALF = 0.5
+# Keeps whole numbers, which three sums in float32 may have made a little smaller, from losing their last unit.
+_ROUNDING = np.float32(1 + 2**-21)
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,25 @@ def preprocess(
         _fill(image, scans, grid, part, threads)
     else:
         require_memory(_padded_bytes(grid.shape, part))
-    sides: Sides = ((0, grid.shape[0]), (0, grid.shape[1]), (0, grid.shape[2]))
+    whole: Sides = ((0, grid.shape[0]), (0, grid.shape[1]), (0, grid.shape[2]))
+    sides = whole
+    if isinstance(part.crop, NonzeroCrop) and part.crop.prepared:
+        sides = nonzero_sides(image[: len(scans)]) or whole
+    if not part.intensity_before_resampling:
+        _normalise(_within(image, sides)[: len(scans)], part)
     if isinstance(part.crop, ForegroundCrop) and part.crop.prepared:
-        sides = foreground_sides(image[: len(scans)], part.crop) or sides
+        sides = foreground_sides(image[: len(scans)], part.crop) or whole
+    if sides != whole:
         _check_sides(sides, grid, part, max_voxels, require_memory)
         image = _within(image, sides)
     return PreprocessedImage(image, grid, sides)
+
+
+def _normalise(image: NDArray[np.float32], part: Part) -> None:
+    """Maps the channels of the resampled scan to the intensities of a part, in place."""
+    mappings = [channel.intensities for channel in part.channels]
+    if not all(map(keeps_values, mappings)):
+        normalise(list(image), mappings, filled_mask(list(image), mappings))
 
 
 def _without_padding(scan: NDArray[np.generic], require_memory: RequireMemory) -> NDArray[np.generic]:
@@ -156,7 +171,7 @@ def _fill(
     part: Part,
     threads: ThreadPool,
 ) -> None:
-    """Writes the normalised scans to an image on the model's grid."""
+    """Writes the scans to an image on the model's grid, normalised if that precedes resampling."""
     mappings = [channel.intensities for channel in part.channels]
 
     def resample(scan: NDArray[np.generic], number: int, transform: IntensityTransform | None = None) -> None:
@@ -166,8 +181,9 @@ def _fill(
     if not part.intensity_before_resampling:
         for number, scan in enumerate(scans):
             resample(scan, number)
-        images = image[: len(scans)]
-        normalise(list(images), mappings, filled_mask(list(images), mappings))
+            if part.truncate_resampled and not grid.is_scan_grid:
+                image[number] *= _ROUNDING
+                np.trunc(image[number], out=image[number])
         return
     mask = filled_mask(scans, mappings)
     if needs_all_channels(mappings):
@@ -186,11 +202,13 @@ def _fill(
 
 
 def _check_sides(sides: Sides, grid: ModelGrid, part: Part, max_voxels: int, require_memory: RequireMemory) -> None:
-    """Checks the size of a box of the grid, which may exceed it, and requires the memory of its image then."""
+    """Checks the size of a box of the grid, which may exceed it, and requires the memory of copies of its image."""
     i, j, k = (stop - start for start, stop in sides)
     check_image_size((i, j, k), part, max_voxels)
-    if any(start < 0 or stop > size for (start, stop), size in zip(sides, grid.shape, strict=True)):
-        require_memory(4 * part.input_channels * i * j * k + _padded_bytes((i, j, k), part))
+    exceeds = any(start < 0 or stop > size for (start, stop), size in zip(sides, grid.shape, strict=True))
+    copied = 4 * part.input_channels * i * j * k if exceeds else 0
+    if required := copied + _padded_bytes((i, j, k), part):
+        require_memory(required)
 
 
 def _within(image: NDArray[np.float32], sides: Sides) -> NDArray[np.float32]:

@@ -90,6 +90,30 @@ def test_first_centres_coincide_where_a_step_is_given(interpolation: Interpolati
     assert axis_matrix(size_in, size_out, interpolation, step) @ samples == pytest.approx(expected, abs=CLOSE)
 
 
+@example(2, 3)
+@example(61, 121)
+@example(5, 1)
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_taps_of_equal_centres_are_those_of_scipys_zoom(size_in: int, size_out: int) -> None:
+    samples = np.arange(size_in, dtype=np.float64)
+    nearest = ndimage.zoom(samples, size_out / size_in, order=0, mode="nearest")
+    assert np.array_equal(axis_taps(size_in, size_out, "nearest", "centres").first, nearest)
+    taps = axis_taps(size_in, size_out, "linear", "centres")
+    linear = ndimage.zoom(samples, size_out / size_in, order=1, mode="nearest")
+    assert taps.first + taps.weight == pytest.approx(linear, abs=1e-4)
+    assert np.array_equal(taps.second - taps.first, taps.weight > 0)
+
+
+@pytest.mark.parametrize("interpolation", ["quadratic", "cubic"])
+@given(st.integers(1, 80), st.integers(1, 80))
+def test_a_matrix_of_equal_centres_is_that_of_scipys_zoom(
+    interpolation: Interpolation, size_in: int, size_out: int
+) -> None:
+    samples = np.random.default_rng(0).normal(size=size_in)
+    spline = ndimage.zoom(samples, size_out / size_in, order=ORDERS[interpolation], mode="nearest")
+    assert axis_matrix(size_in, size_out, interpolation, "centres") @ samples == pytest.approx(spline, abs=1e-6)
+
+
 def test_of_two_equally_near_samples_the_even_one_is_taken_where_a_step_is_given() -> None:
     assert axis_taps(4, 7, "nearest", 0.5).first.tolist() == [0, 0, 1, 2, 2, 2, 3]
 

@@ -18,7 +18,7 @@ from inference_service.imaging.interpolation import (
     axis_matrix,
     axis_taps,
 )
-from inference_service.imaging.resampling import resize, resized_shape, stepped_shape
+from inference_service.imaging.resampling import resize, resized_shape, stepped_shape, zoomed_shape
 
 Order = Literal[0, 1, 3]
 
@@ -213,6 +213,12 @@ def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
 def test_rounding_of_a_float32_spacing_does_not_change_the_shape() -> None:
     sizes = {resized_shape((17, 17, 17), (spacing,) * 3, (1.6, 1.6, 1.6)) for spacing in (0.8, float(np.float32(0.8)))}
     assert sizes == {(8, 8, 8)}
+
+
+def test_a_grid_of_equal_centres_has_the_shape_that_totalsegmentator_gives_it() -> None:
+    """The float32 number of the header decides which way half a voxel is rounded."""
+    assert zoomed_shape((25, 3, 5), (0.15, 0.7, 0.75), (1.5, 1.4, 1.5)) == (3, 1, 2)
+    assert zoomed_shape((1, 3, 40), (0.1, 0.75, 3.0), (1.5, 1.5, 1.5)) == (1, 2, 80)
 
 
 @pytest.mark.parametrize(("interpolation", "order"), [("nearest", 0), ("linear", 1), ("quadratic", 2), ("cubic", 3)])

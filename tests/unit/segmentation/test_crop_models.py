@@ -76,7 +76,7 @@ def segmented(model: Model, folder: Path, progress: Callable[[str, float], None]
     [
         ([2], 0.0, ((6, 9), (5, 8), (3, 6))),
         ([2, 3], 0.0, ((6, 13), (5, 11), (3, 9))),
-        ([], 1.5, ((0, 14), (0, 12), (0, 9))),
+        ([], 1.5, ((0, 14), (0, 12), (1, 9))),
         ([2], 2.0, ((4, 11), (3, 10), (1, 8))),
     ],
 )
@@ -110,6 +110,20 @@ def test_the_whole_scan_is_kept_where_the_other_model_finds_nothing(tmp_path: Pa
     report, mask = segmented(fine, tmp_path, lambda stage, share: None)
     assert np.array_equal(mask, voxels)
     assert report.input.cropped_to is None
+
+
+def test_nothing_is_segmented_where_the_other_model_finds_nothing_and_the_crop_asks_for_that(
+    tmp_path: Path, install: Install
+) -> None:
+    install("rough", values=(0, 1, 2, 7))
+    fine = install("fine", to="rough", crop={"labels": [1], "if_empty": "nothing"})
+    voxels = scan_with_spots(tmp_path / "scan.nii")
+    voxels[voxels == 1] = 3
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii")
+    report, mask = segmented(fine, tmp_path, lambda stage, share: None)
+    assert not mask.any()
+    assert report.windows == 0
+    assert report.input.cropped_to == [(0, 0)] * 3
 
 
 def test_models_that_crop_others_may_be_cropped(tmp_path: Path, install: Install) -> None:

@@ -95,6 +95,11 @@ def test_a_cropped_volume_keeps_its_place_in_the_world(oblique_affine: MakeAffin
     assert part.spacing_mm == pytest.approx(volume.spacing_mm)
 
 
+def test_a_crop_of_the_resampled_scan_keeps_the_whole_scan_here() -> None:
+    volume = Volume(scan((box([(3, 5), (5, 9), (7, 8)]), -5)), np.eye(4))
+    assert crop_box([volume], NonzeroCrop(kind="nonzero", prepared=True)) == box([(0, 40), (0, 30), (0, 20)])
+
+
 def test_nonzero_voxels_of_any_channel_are_kept() -> None:
     first = scan((box([(3, 5), (5, 9), (7, 8)]), -5))
     second = scan((box([(4, 31), (6, 7), (2, 3)]), 1))
@@ -129,11 +134,14 @@ def test_model_crop_is_around_the_labels_that_are_found(oblique_affine: MakeAffi
     volume = Volume(scan(), oblique_affine("LPS", (2.0, 3.0, 0.5)))
     mask = scan((box([(3, 5), (5, 9), (7, 8)]), 1), (box([(14, 31), (6, 7), (2, 3)]), 4)).astype(np.uint8)
     crop = ModelCrop(kind="model", model="other", labels=(1, 2), margin_mm=3.0)
-    assert crop_box([volume], crop, lambda asked: mask) == box([(1, 7), (4, 10), (1, 14)])
+    # 3 mm are 1.5, 1 and 6 voxels.
+    assert crop_box([volume], crop, lambda asked: mask) == box([(2, 6), (4, 10), (1, 14)])
     everything = crop.model_copy(update={"labels": (), "margin_mm": 0.0})
     assert crop_box([volume], everything, lambda asked: mask) == box([(3, 31), (5, 9), (2, 8)])
     nothing = crop.model_copy(update={"labels": (2,)})
     assert crop_box([volume], nothing, lambda asked: mask) == box([(0, 40), (0, 30), (0, 20)])
+    none = nothing.model_copy(update={"if_empty": "nothing"})
+    assert crop_box([volume], none, lambda asked: mask) == box([(0, 0)] * 3)
 
 
 def test_model_crop_is_refused_where_no_other_model_can_run() -> None:

@@ -2,6 +2,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given
@@ -68,7 +69,11 @@ def manifest_of(make_manifest: MakeManifest, case: Case, **fields: object) -> Ma
 
 
 def prepared(case: Case, manifest: Manifest) -> PreprocessedImage:
-    return preprocess([Volume(channel, case.affine) for channel in case.channels], manifest, max_voxels=10**6)
+    return prepared_of([Volume(channel, case.affine) for channel in case.channels], manifest)
+
+
+def prepared_of(channels: Sequence[Volume], manifest: Manifest) -> PreprocessedImage:
+    return preprocess(channels, manifest, max_voxels=10**6)
 
 
 def mapped_back(image: PreprocessedImage, logits: Floats, manifest: Manifest, shape: Shape) -> Labels:
@@ -155,6 +160,42 @@ def test_first_centres_coincide_and_the_spacing_is_exact(
     assert np.allclose(image, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("source", ["LPS", "PIR", "RAS"])
+@pytest.mark.parametrize("model_mm", [(1.5, 1.5, 1.5), (3.0, 0.75, 1.0)])
+def test_images_and_labels_are_those_of_totalsegmentator(
+    make_manifest: MakeManifest, oblique_affine: MakeAffine, source: str, model_mm: tuple[float, float, float]
+) -> None:
+    """Its change_spacing: SciPy's zoom of the scan in RAS to integers, and back by order 0."""
+    random = np.random.default_rng(0)
+    volume = Volume(
+        random.integers(-1024, 1500, (17, 24, 21)).astype(np.int16), oblique_affine(source, (1.2, 0.8, 2.5))
+    )
+    scan = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.voxels, volume.affine))
+    zoom = np.array(scan.header.get_zooms()) / model_mm[::-1]
+    zoomed = ndimage.zoom(scan.get_fdata(), zoom, order=1, mode="nearest")
+    expected = zoomed.astype(np.int32)
+    manifest = make_manifest(
+        orientation="SAR",
+        spacing_mm=model_mm,
+        grid="centres",
+        truncate_resampled=True,
+        logits_interpolation="nearest",
+        values=(0, 1, 2),
+    )
+    image = prepared_of([volume], manifest)
+    assert image.image[0].shape == expected.T.shape
+    # Rounding decides on which side of a whole number a value lies that is next to it.
+    differs = image.image[0] != expected.T
+    assert np.abs(zoomed - np.rint(zoomed)).T[differs].max(initial=0) < CLOSE
+    assert np.abs(image.image[0] - expected.T).max() <= 1
+    labels = random.integers(0, 3, expected.shape).astype(np.uint8)
+    logits = np.array([value == labels.T for value in range(3)], dtype=np.float32)
+    back = ndimage.zoom(labels, np.array(scan.shape) / labels.shape, order=0, mode="nearest")
+    change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(source))
+    mapped = mapped_back(image, 20 * logits, manifest, volume.shape)
+    assert np.array_equal(mapped, apply_orientation(back, change))
+
+
 @given(st.tuples(*[st.integers(1, 30)] * 3), st.tuples(*[st.floats(0.3, 5)] * 6))
 def test_the_last_centre_is_within_half_a_voxel_of_the_scans(
     make_manifest: MakeManifest, shape: Shape, spacings: tuple[float, ...]
@@ -162,7 +203,7 @@ def test_the_last_centre_is_within_half_a_voxel_of_the_scans(
     volume = Volume(np.zeros(shape, dtype=np.int16), np.diag([*spacings[:3], 1.0]))
     grid = model_grid(volume, make_manifest(spacing_mm=spacings[3:], grid="first_centre"))
     for size, size_out, step, back in zip(shape, grid.shape, grid.steps, grid.steps_back, strict=True):
-        assert step is not None
+        assert isinstance(step, float)
         assert back == pytest.approx(1 / step)
         assert abs((size_out - 1) * step - (size - 1)) <= step / 2 + 1e-3
 

@@ -379,6 +379,43 @@ def test_the_prepared_foreground_is_cropped_and_padded_with_0(
         assert before + after < divisor
 
 
+def test_a_scan_that_is_not_resampled_keeps_its_fractions(make_manifest: MakeManifest) -> None:
+    voxels = np.random.default_rng(0).normal(scale=100, size=(6, 5, 4)).astype(np.float32)
+    manifest = make_manifest(spacing_mm=(2, 2, 2), grid="centres", truncate_resampled=True)
+    same = preprocess([Volume(voxels, np.diag([2.0, 2, 2, 1]))], manifest, max_voxels=MAX_VOXELS)
+    assert np.array_equal(same.image[0], voxels)
+    finer = preprocess([Volume(voxels, np.diag([4.0, 2, 2, 1]))], manifest, max_voxels=MAX_VOXELS)
+    assert finer.image[0].shape == (12, 5, 4)
+    assert np.array_equal(finer.image[0], np.trunc(finer.image[0]))
+    assert np.array_equal(finer.image[0, 0], np.trunc(voxels[0]))
+
+
+@pytest.mark.parametrize("fill_holes", [False, True])
+def test_a_nonzero_crop_of_the_resampled_scan_decides_where_statistics_are_taken(
+    make_manifest: MakeManifest, *, fill_holes: bool
+) -> None:
+    voxels = np.zeros((9, 10, 8), dtype=np.int16)
+    voxels[2:6, 3:9, 1:7] = np.random.default_rng(0).integers(-1, 9, (4, 6, 6))
+    voxels[3, 5, 3] = 0
+    intensity = {"kind": "z_score", "nonzero_only": fill_holes, "fill_holes": fill_holes}
+    manifest = make_manifest(
+        channels=[{"name": "MR", "intensity": intensity}],
+        crop={"kind": "nonzero", "prepared": True},
+        spacing_mm=(1, 1, 1),
+        grid="centres",
+        truncate_resampled=True,
+    )
+    prepared = preprocess([Volume(voxels, np.diag([2.0, 1, 1, 1]))], manifest, max_voxels=MAX_VOXELS)
+    resampled = ndimage.zoom(voxels.astype(np.float64), (2, 1, 1), order=1, mode="nearest")
+    resampled = np.trunc(resampled * (1 + 1e-9))
+    (i0, i1), (j0, j1), (k0, k1) = [(found.min(), found.max() + 1) for found in np.nonzero(resampled)]
+    assert prepared.sides == ((i0, i1), (j0, j1), (k0, k1))
+    inside = resampled[i0:i1, j0:j1, k0:k1]
+    counted = ndimage.binary_fill_holes(inside != 0) if fill_holes else np.ones_like(inside, dtype=bool)
+    expected = np.where(counted, (inside - inside[counted].mean()) / inside[counted].std(), inside)
+    assert np.allclose(prepared.image[0], expected, atol=1e-5)
+
+
 def test_without_foreground_the_whole_prepared_scan_is_kept(make_manifest: MakeManifest) -> None:
     crop = {"kind": "foreground", "prepared": True}
     volume = Volume(np.full((5, 4, 3), -5, dtype=np.int16), np.eye(4))
