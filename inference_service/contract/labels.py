@@ -1,10 +1,12 @@
 """The labels of a mask, their codes for DICOM, and the steps that clean them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from inference_service.contract.manifest_types import LabelValue, Strict
+
+Shade = Annotated[int, Field(ge=0, le=255)]
 
 # No control character, and no backslash, which separates values in DICOM.
 _DICOM_TEXT = r"^[^\x00-\x1f\x7f\\]{1,64}$"
@@ -33,6 +35,18 @@ class Label(Strict):
         description="Segmented Property Type for DICOM, for example SCT, 39607008, Lung. Default: SCT, 85756007, "
         "Tissue.",
     )
+    modifier: CodedConcept | None = Field(
+        None, description="Segmented Property Type Modifier for DICOM, for example SCT, 7771000, Left."
+    )
+    colour: tuple[Shade, Shade, Shade] | None = Field(
+        None, description="Red, green and blue, 0 to 255. Default: one of this service's palette."
+    )
+
+    @model_validator(mode="after")
+    def _type_is_known(self) -> Self:
+        if self.modifier is not None and self.type is None:
+            raise ValueError("a modifier needs the type that it modifies")
+        return self
 
 
 class _ComponentStep(Strict):

@@ -240,7 +240,8 @@ def _describe(scan: Scan, mask: NDArray[np.unsignedinteger], manifest: Manifest,
         labels = measure_labels(mask, scan.volume, manifest, components, threads=resources.threads)
     with resources.monitor.stage("preview"):
         modality = scan.modality or manifest.modality
-        preview = draw_preview(scan.volume, mask, labels, components, modality=modality)
+        colours = {label.value: label.colour for label in manifest.labels if label.colour is not None}
+        preview = draw_preview(scan.volume, mask, labels, components, modality=modality, own_colours=colours)
     return _Description(mask, labels, preview)
 
 

@@ -13,6 +13,7 @@ import pydicom
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept as CodedConceptItem
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -200,7 +201,7 @@ def _number_segments(mask: NDArray[np.unsignedinteger], labels: Sequence[Label])
 
 
 def _describe(label: Label, number: int, manifest: Manifest) -> SegmentDescription:
-    return SegmentDescription(
+    description = SegmentDescription(
         segment_number=number,
         segment_label=label.name,
         segmented_property_category=_concept(label.category),
@@ -212,8 +213,12 @@ def _describe(label: Label, number: int, manifest: Manifest) -> SegmentDescripti
             version=manifest.version,
             parameters={"sha256": manifest.networks_sha256},
         ),
-        display_color=CIELabColor.from_rgb(*label_colour(number - 1)),
+        display_color=CIELabColor.from_rgb(*label_colour(number - 1, label.colour)),
     )
+    if label.modifier is not None:
+        modifier = CodedConceptItem.from_code(_concept(label.modifier))
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    return description
 
 
 def _concept(concept: CodedConcept | None) -> Code:

@@ -88,11 +88,13 @@ def _segments(mask: NDArray[np.unsignedinteger], manifest: Manifest) -> Iterator
         category, kind = label.category or _TISSUE, label.type or _TISSUE
         yield f"{segment}_ID:=Segment_{label.value}"
         yield f"{segment}_Name:={label.name}"
-        yield f"{segment}_Color:={_joined((round(part / 255, 6) for part in label_colour(number)), ' ')}"
+        colour = label_colour(number, label.colour)
+        yield f"{segment}_Color:={_joined((round(part / 255, 6) for part in colour), ' ')}"
         yield f"{segment}_LabelValue:={label.value}"
         yield f"{segment}_Layer:=0"
         yield f"{segment}_Extent:={extent}"
-        yield f"{segment}_Tags:=TerminologyEntry:~{_term(category)}~{_term(kind)}~^^~~^^~^^|"
+        modifier = _term(label.modifier) if label.modifier else "^^"
+        yield f"{segment}_Tags:=TerminologyEntry:~{_term(category)}~{_term(kind)}~{modifier}~~^^~^^|"
 
 
 def _term(concept: CodedConcept) -> str:

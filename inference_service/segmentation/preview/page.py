@@ -1,6 +1,6 @@
 """Draws `preview.png`, which shows a scan and its mask at a glance. It contains nothing that identifies a patient."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import floor, log10
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from inference_service.contract.report import LabelReport
 from inference_service.imaging.components import LabelComponents
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.palette import label_colour
+from inference_service.imaging.palette import NO_COLOURS, Rgb, label_colour
 from inference_service.segmentation.preview.legend import BLACK, PAGE, TEXT, draw_legend, draw_text
 from inference_service.segmentation.preview.planes import (
     AXIAL,
@@ -56,6 +56,7 @@ def draw_preview(
     components: LabelComponents,
     *,
     modality: str,
+    own_colours: Mapping[int, Rgb] = NO_COLOURS,
 ) -> bytes:
     """Draws three planes through the middle of the segmented labels, a strip of axial slices, and a legend.
 
@@ -67,6 +68,7 @@ def draw_preview(
         labels: Figures of the manifest's labels, in its order; label 0 is the background, and not drawn.
         components: Positions of the same labels.
         modality: A CT is shown in an intensity window in HU, any other scan in the range of its values.
+        own_colours: Colours of labels that have one of their own, by value.
 
     Returns:
         A PNG, of the same size for every scan.
@@ -81,7 +83,7 @@ def draw_preview(
     else:
         planes = [extractor.plane(volume.voxels, view, index) for view, index in middles.items()]
         window = percentile_intensity_window(planes)
-    colours = {label.value: label_colour(number) for number, label in enumerate(shown)}
+    colours = {label.value: label_colour(number, own_colours.get(label.value)) for number, label in enumerate(shown)}
     renderer = _PanelRenderer(
         extractor,
         volume.voxels,

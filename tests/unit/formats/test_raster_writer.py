@@ -59,6 +59,17 @@ def test_each_label_is_a_segment_of_3d_slicer(tmp_path: Path, manifest: Manifest
     assert not image.HasMetaDataKey("Segment2_Name")
 
 
+def test_a_segment_has_the_side_and_the_colour_of_its_label(tmp_path: Path, manifest: Manifest) -> None:
+    side = CodedConcept(scheme="SCT", value="7771000", meaning="Left")
+    lung = manifest.labels[1].model_copy(update={"modifier": side, "colour": (255, 0, 51)})
+    labels = (manifest.labels[0], lung, *manifest.labels[2:])
+    path = tmp_path / "mask.seg.nrrd"
+    write_segmentation_nrrd(path, mask("u1"), AFFINE, manifest.model_copy(update={"labels": labels}))
+    image = SimpleITK.ReadImage(str(path))
+    assert image.GetMetaData("Segment0_Color") == "1.0 0.0 0.2"
+    assert image.GetMetaData("Segment0_Tags").endswith("~SCT^7771000^Left~~^^~^^|")
+
+
 @pytest.fixture
 def manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
     """A manifest whose background is no segment, and whose texts contain the characters that separate codes."""

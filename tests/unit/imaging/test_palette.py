@@ -5,6 +5,11 @@ import numpy as np
 from inference_service.imaging.palette import label_colour
 
 
+def test_a_label_may_have_a_colour_of_its_own() -> None:
+    assert label_colour(3, (1, 2, 3)) == (1, 2, 3)
+    assert label_colour(3, None) == label_colour(3)
+
+
 def test_colours_differ_from_each_other_and_from_grey() -> None:
     colours = np.array([label_colour(index) for index in range(100)], dtype=np.int64)
     assert colours.min() >= 0

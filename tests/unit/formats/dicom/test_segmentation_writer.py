@@ -519,6 +519,26 @@ def test_segments_have_codes_and_an_algorithm(tmp_path: Path, read: Read, make_s
     assert codes[1] == [("SCT", "85756007", "Tissue")] * 2
 
 
+def test_a_segment_has_the_side_and_the_colour_of_its_label(
+    tmp_path: Path, read: Read, make_segmentation: Make
+) -> None:
+    lung = {"scheme": "SCT", "value": "39607008", "meaning": "Lung"}
+    left = {"scheme": "SCT", "value": "7771000", "meaning": "Left"}
+    labels = [
+        {"name": "background", "value": 0},
+        {"name": "left lung", "value": 1, "type": lung, "modifier": left, "colour": [71, 62, 248]},
+        {"name": "other", "value": 3},
+    ]
+    write_series(tmp_path / "in", regular_stack())
+    scan = read(tmp_path / "in")
+    first, second = make_segmentation(labels_of(scan.volume.voxels), scan, labels=labels).SegmentSequence
+    (modifier,) = first.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence
+    assert (modifier.CodingSchemeDesignator, modifier.CodeValue, modifier.CodeMeaning) == ("SCT", "7771000", "Left")
+    shown = CIELabColor.from_dicom_value(first.RecommendedDisplayCIELabValue).to_rgb()
+    np.testing.assert_allclose(shown, (71, 62, 248), atol=2)
+    assert "SegmentedPropertyTypeModifierCodeSequence" not in second.SegmentedPropertyTypeCodeSequence[0]
+
+
 @pytest.mark.parametrize("segmentation_type", SEGMENTATION_TYPES)
 def test_the_mask_of_a_real_series_is_read_back(
     real_scans: Path, tmp_path: Path, make_segmentation: Make, segmentation_type: SegmentationType
