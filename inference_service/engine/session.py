@@ -1,7 +1,7 @@
 """A network loaded into ONNX Runtime, with its errors mapped to ours. Knows no settings, manifests or volumes."""
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -61,6 +61,7 @@ class Session:
         precision: Precision that the network computes in; only OpenVINO supports another than fp32.
         spin: Whether waiting threads keep their cores busy: slightly faster on a machine that runs nothing else.
         gpu: Options for NVIDIA GPUs.
+        read_again: Reads the network's files again; None: the session cannot be unloaded.
 
     Attributes:
         precision: The requested precision. A network with float16 tensors computes in float16 all the same.
@@ -83,25 +84,19 @@ class Session:
         precision: Precision = "fp32",
         spin: bool = False,
         gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
+        read_again: Callable[[], NetworkContent] | None = None,
     ) -> None:
         self.precision = precision
         self._gpu = gpu
         self._graphs: dict[bytes, onnxruntime.InferenceSession] = {}
         if any(provider in GPU_PROVIDERS for provider in providers):
             _load_cuda()
+        self._read_again = read_again
         self._open = partial(_open, providers=list(providers), threads=threads, precision=precision, spin=spin, gpu=gpu)
         check_self_contained(content.network, external=content.external_data)
-        try:
-            self._session, self.fallback_reason = self._open(content)
-            self._inputs = [_Argument.of(argument) for argument in self._session.get_inputs()]
-            self._outputs = [_Argument.of(argument) for argument in self._session.get_outputs()]
-        except _ERRORS as error:
-            default_message = "ONNX Runtime cannot load the model's network"
-            on_gpu = providers[0] in GPU_PROVIDERS
-            raise _mapped(error, subject="the model", default_message=default_message, on_gpu=on_gpu) from error
-        # Otherwise ONNX Runtime moves the session to the CPU when a run fails, with a line on stderr only.
-        self._session.disable_fallback()
-        _release_free_memory()
+        self._asks_for_gpu = providers[0] in GPU_PROVIDERS
+        self._loaded: onnxruntime.InferenceSession | None = None
+        self._load(content)
         if not self._inputs:
             raise ModelInvalid("the model's network has no input")
         self._output = self._find_output(output)
@@ -119,10 +114,49 @@ class Session:
         names = ", ".join(argument.name for argument in self._outputs)
         raise ModelInvalid(f"the model's network has no output {name!r}; it has {names or 'none'}")
 
+    def load(self) -> None:
+        """Loads the network again if it was unloaded; a run does so by itself.
+
+        Raises:
+            ModelInvalid, ModelNotFound, StorageUnavailable: Its files have changed, or cannot be read any more.
+            OutOfMemory: There is not enough memory for the network.
+        """
+        if self._loaded is None and self._read_again is not None:
+            self._load(self._read_again())
+
+    def unload(self) -> None:
+        """Frees the memory that the network and its runs take, except on a GPU, where loading it takes too long."""
+        if self._read_again is not None and not self.on_gpu:
+            self._loaded = None
+            self._graphs.clear()
+            _release_free_memory()
+
+    def _load(self, content: NetworkContent) -> None:
+        try:
+            session, self.fallback_reason = self._open(content)
+            self._providers: list[str] = session.get_providers()
+            self._inputs = [_Argument.of(argument) for argument in session.get_inputs()]
+            self._outputs = [_Argument.of(argument) for argument in session.get_outputs()]
+        except _ERRORS as error:
+            default_message = "ONNX Runtime cannot load the model's network"
+            raise _mapped(
+                error, subject="the model", default_message=default_message, on_gpu=self._asks_for_gpu
+            ) from error
+        # Otherwise ONNX Runtime moves the session to the CPU when a run fails, with a line on stderr only.
+        session.disable_fallback()
+        self._loaded = session
+        _release_free_memory()
+
+    @property
+    def _session(self) -> onnxruntime.InferenceSession:
+        self.load()
+        assert self._loaded is not None
+        return self._loaded
+
     @property
     def providers(self) -> list[str]:
         """The execution providers in use, best first."""
-        return list(self._session.get_providers())
+        return list(self._providers)
 
     @property
     def single_provider(self) -> bool:

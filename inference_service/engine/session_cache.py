@@ -98,6 +98,9 @@ def load_model(model: Model, execution: ExecutionOptions) -> LoadedModel:
                 _check_gpu(sessions[network.file], execution)
             session = sessions[network.file]
             check_signature(model.title, part, session.input_shapes, session.output_shape)
+            if len(model.manifest.every_part) > 1:
+                # Parts run one after the other: each is loaded when it runs.
+                session.unload()
     name = model.manifest.name
     if execution.strict and (unused := _unused_providers(execution, sessions.values())):
         raise ConfigurationError(f"REQUIRE_GPU is set, and model {name} does not run on {unused[0]}")
@@ -122,6 +125,7 @@ def _open_session(model: Model, network: NetworkFile, execution: ExecutionOption
         # Spinning threads would take CPU time from the jobs that share the machine.
         spin=execution.concurrency == 1,
         gpu=execution.gpu,
+        read_again=partial(model.read_network, network),
     )
     precision = expected_precision(model, execution)
     session = open_session(precision=precision)

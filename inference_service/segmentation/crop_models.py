@@ -73,15 +73,18 @@ class CropModels:
 
         def segment(crop: ModelCrop, channels: Mapping[str, Volume]) -> NDArray[np.unsignedinteger]:
             model, others = self.crops[crop]
-            loaded = load(model)
-            return segment_volume(
+            networks = loaded_networks(load(model), batch_size)
+            labels = segment_volume(
                 _channels(model.manifest, channels),
                 model.manifest,
-                loaded_networks(loaded, batch_size),
+                networks,
                 max_voxels=max_voxels,
                 resources=resources,
                 segment_by=others.segment_by(load, batch_size=batch_size, max_voxels=max_voxels, resources=resources),
             ).mask
+            for network in networks.values():
+                network.unload()
+            return labels
 
         return segment
 

@@ -29,5 +29,6 @@ def _loaded_network(session: Session, part: Part, batch_size: int) -> LoadedNetw
     batching = Batching(fixed or batch_size, may_shrink=fixed is None, run_ahead=session.on_gpu)
     axis = plane_axis(part, session.input_shapes[0])
     if axis is not None:
-        return LoadedNetwork(PlaneNetwork(session, axis), batching)
-    return LoadedNetwork(DeviceSession(session) if session.aggregates_on_device else session, batching)
+        return LoadedNetwork(PlaneNetwork(session, axis), batching, session.load, session.unload)
+    network = DeviceSession(session) if session.aggregates_on_device else session
+    return LoadedNetwork(network, batching, session.load, session.unload)

@@ -92,7 +92,11 @@ class PartRuns:
         image = prepared.image.image
         shape = image.shape[1:]
         plan = plan_windows(shape, window_shape(shape, part), part.overlap, part.placement, part.padding_sides)
-        networks = _averaged(part, [self._networks[network.file] for network in part.networks])
+        loaded = [self._networks[network.file] for network in part.networks]
+        with self._resources.monitor.clock.stage("model_load"):
+            for each in loaded:
+                each.load()
+        networks = _averaged(part, loaded)
         planes = stream_logits(
             image,
             [network.network for network in networks],
@@ -103,6 +107,10 @@ class PartRuns:
             hooks=self._hooks(plan, mask.nbytes),
         )
         self._write(planes, prepared, part, plan, mask)
+        if self._steps > 1:
+            # The memory of their runs would add up over the parts.
+            for each in loaded:
+                each.unload()
         self.windows += plan.count
         self._done += 1
         return mask

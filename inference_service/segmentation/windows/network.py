@@ -65,12 +65,25 @@ SINGLE_WINDOWS = Batching()
 """One window at a time."""
 
 
+def _nothing() -> None:
+    """What a network does that stays in memory."""
+
+
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network that is ready to run, and the batches that it takes."""
+    """A network that is ready to run.
+
+    Attributes:
+        network: The network.
+        batching: The batches that it takes.
+        load: Loads it before its part runs, if it was unloaded.
+        unload: Frees its memory after its part has run.
+    """
 
     network: Network | DeviceNetwork
     batching: Batching = SINGLE_WINDOWS
+    load: Callable[[], None] = _nothing
+    unload: Callable[[], None] = _nothing
 
 
 class PlaneNetwork:

@@ -311,7 +311,7 @@ def test_gpu_memory_and_worker_memory_have_different_errors(monkeypatch: pytest.
         raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory")
 
     session = Session(NetworkContent(DOUBLE), providers=[CPU])
-    monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(session, "_providers", [CUDA, CPU])
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
     with pytest.raises(GpuOutOfMemory, match="a window of this model does not fit into the GPU's memory"):
         session.run(WINDOW)
@@ -337,7 +337,7 @@ def test_a_limited_arena_is_out_of_memory_and_still_runs_smaller_batches(monkeyp
     monkeypatch.setattr(session_module, "_session_options", in_limits)
     halves = [helper.make_node("Add", ["x", "x"], ["z"]), helper.make_node("Mul", ["z", "z"], ["y"])]
     session = Session(NetworkContent(network(halves, batch="n")), providers=[CPU])
-    monkeypatch.setattr(session._session, "get_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(session, "_providers", [CUDA, CPU])
     monkeypatch.setattr(Session, "_device", "cpu")
     window = np.ones((1, 1, 32, 32, 32), dtype=np.float32)
 
@@ -359,7 +359,7 @@ def test_a_gpu_failure_is_not_an_invalid_model(monkeypatch: pytest.MonkeyPatch) 
 
     def run(provider: str, *, on_device: bool) -> ServiceError:
         session = Session(NetworkContent(DOUBLE), providers=[CPU])
-        monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
+        monkeypatch.setattr(session, "_providers", [provider])
         with pytest.raises(ServiceError) as caught:
             session.run_on_device(WINDOW) if on_device else session.run(WINDOW)
         return caught.value
@@ -377,3 +377,33 @@ def test_a_gpu_failure_is_not_an_invalid_model(monkeypatch: pytest.MonkeyPatch) 
         failed = run(CUDA, on_device=on_device)
         assert (type(failed), failed.message) == (GpuFailed, "the GPU failed on a window of this model")
         assert type(run(CPU, on_device=on_device)) is ModelInvalid
+
+
+def test_an_unloaded_network_is_read_again_before_its_next_run() -> None:
+    reads: list[NetworkContent] = []
+
+    def read() -> NetworkContent:
+        reads.append(NetworkContent(DOUBLE))
+        return reads[-1]
+
+    session = Session(NetworkContent(DOUBLE), providers=[CPU], read_again=read)
+    session.load()
+    assert not reads
+    session.unload()
+    assert session._loaded is None
+    assert (session.providers, session.single_provider, session.fixed_batch_size) == ([CPU], True, 1)
+    assert not reads
+    np.testing.assert_array_equal(session.run(WINDOW), 2 * WINDOW)
+    np.testing.assert_array_equal(session.run(WINDOW), 2 * WINDOW)
+    assert len(reads) == 1
+
+
+def test_a_network_stays_loaded_on_a_gpu_or_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for session in (
+        Session(NetworkContent(DOUBLE), providers=[CPU]),
+        Session(NetworkContent(DOUBLE), providers=[CPU], read_again=lambda: NetworkContent(DOUBLE)),
+    ):
+        if session._read_again is not None:
+            monkeypatch.setattr(session, "_providers", [CUDA, CPU])
+        session.unload()
+        assert session._loaded is not None

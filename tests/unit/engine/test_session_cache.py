@@ -35,6 +35,7 @@ class FallsBackToCpu(Session):
         precision: Precision = "fp32",
         spin: bool = False,
         gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
+        read_again: Callable[[], NetworkContent] | None = None,
     ) -> None:
         super().__init__(content, providers=["CPUExecutionProvider"], threads=threads, precision=precision, spin=spin)
         self.fallback_reason = self.message
@@ -103,6 +104,18 @@ def test_all_networks_of_a_model_are_loaded(make_model: MakeModel) -> None:
     assert list(loaded.sessions) == ["model.onnx", "second.onnx"]
     assert (loaded.providers, loaded.precision, loaded.single_provider) == (["CPUExecutionProvider"], "fp32", True)
     assert loaded.warnings == []
+
+
+def test_networks_of_several_parts_are_unloaded_until_they_run(make_model: MakeModel) -> None:
+    model = make_model()
+    assert load_model(model, CPU).sessions["model.onnx"]._loaded is not None
+    parts = (model.manifest, model.manifest)
+    several = replace(model, manifest=model.manifest.model_copy(update={"parts": parts, "networks": ()}))
+    session = load_model(several, CPU).sessions["model.onnx"]
+    assert session._loaded is None
+    (model.folder / "model.onnx").write_bytes(b"changed")
+    with pytest.raises(ModelInvalid, match="expected sha256"):
+        session.load()
 
 
 def test_each_network_is_compared_with_its_part(make_model: MakeModel) -> None:

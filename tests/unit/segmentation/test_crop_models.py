@@ -60,11 +60,13 @@ def scan_with_spots(path: Path) -> NDArray[np.int16]:
     return voxels
 
 
-def segmented(model: Model, folder: Path, progress: Callable[[str, float], None]) -> tuple[Report, NDArray[np.uint8]]:
+def segmented(
+    model: Model, folder: Path, progress: Callable[[str, float], None], sessions: SessionCache | None = None
+) -> tuple[Report, NDArray[np.uint8]]:
     report = segment_file(
         folder / "scan.nii",
         folder,
-        ModelRun(model, CPU, SessionCache()),
+        ModelRun(model, CPU, sessions or SessionCache()),
         limits=LIMITS,
         monitor=StageMonitor(progress=progress),
     )
@@ -83,11 +85,12 @@ def segmented(model: Model, folder: Path, progress: Callable[[str, float], None]
 def test_a_scan_is_cropped_to_the_labels_of_another_model(
     tmp_path: Path, install: Install, labels: list[int], margin_mm: float, kept: tuple[tuple[int, int], ...]
 ) -> None:
-    install("rough")
+    rough = install("rough")
     fine = install("fine", to="rough", crop={"labels": labels, "margin_mm": margin_mm})
+    sessions = SessionCache()
     voxels = scan_with_spots(tmp_path / "scan.nii")
     seen: list[tuple[str, float]] = []
-    report, mask = segmented(fine, tmp_path, lambda stage, share: seen.append((stage, share)))
+    report, mask = segmented(fine, tmp_path, lambda stage, share: seen.append((stage, share)), sessions)
     box = tuple(slice(*side) for side in kept)
     expected = np.zeros_like(voxels)
     expected[box] = voxels[box]
@@ -95,6 +98,8 @@ def test_a_scan_is_cropped_to_the_labels_of_another_model(
     whole = all(side == (0, size) for side, size in zip(kept, voxels.shape, strict=True))
     assert report.input.cropped_to == (None if whole else list(kept))
     assert report.model.name == "fine"
+    loaded = [sessions.load(model, CPU).sessions["model.onnx"]._loaded is not None for model in (rough, fine)]
+    assert loaded == [False, True]
     # The windows of the other model belong to the preprocessing.
     stages = [stage for stage, _ in seen]
     assert stages.index("windows") > len(stages) - 1 - stages[::-1].index("preprocess")

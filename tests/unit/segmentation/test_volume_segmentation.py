@@ -121,6 +121,30 @@ def test_labels_of_later_parts_overwrite_those_of_earlier_ones(
 
 
 @pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (["a"], ["load a"]),
+        (["a", "b"], ["load a", "unload a", "load b", "unload b"]),
+    ],
+)
+def test_the_memory_of_a_network_is_freed_before_the_next_part(
+    make_manifest: MakeManifest, parts: list[str], expected: list[str]
+) -> None:
+    events: list[str] = []
+
+    def tell(event: str) -> Callable[[], None]:
+        return lambda: events.append(event)
+
+    networks = {
+        name: LoadedNetwork(NearestValueNetwork(0, 1, 2, 3), load=tell(f"load {name}"), unload=tell(f"unload {name}"))
+        for name in parts
+    }
+    manifest = make_manifest(sha256=None, parts=[named(name) for name in parts])
+    segment_volume([at((1, 1, 1), label_scan((7, 4, 5)))], manifest, networks, max_voxels=10**6)
+    assert events == expected
+
+
+@pytest.mark.parametrize(
     ("change", "count"),
     [
         ({}, 1),

@@ -200,7 +200,7 @@ def test_cuda_aggregates_on_the_device_if_the_settings_enable_it(
 ) -> None:
     for wanted in (False, True):
         session = Session(NetworkContent(GRAPHS["means"]), providers=[CPU], gpu=GpuOptions(aggregate_on_device=wanted))
-        monkeypatch.setattr(session._session, "get_providers", lambda: [provider])
+        monkeypatch.setattr(session, "_providers", [provider])
         assert session.aggregates_on_device == (wanted and expected)
 
 
