@@ -113,8 +113,13 @@ train: $(TRAIN)/.ready ## retrain ct-chest on synthetic CT, into WORK/ct-chest/1
 traintest: $(TRAIN)/.ready ## test how the models in models/ are made, without the slow tests (TESTS=training/ct_tissue)
 	$(TRAINPYTEST) -m "not slow" $(or $(TESTS),training)
 
-importtest: $(IMPORT)/.ready ## test the import of models, without the slow tests (TESTS=tests/importers/test_sources.py)
+importtest: $(IMPORT)/wheels/.ready ## test the import of models, without the slow tests (TESTS=tests/importers/test_sources.py)
 	$(IMPORTPYTEST) -m "not slow" $(or $(TESTS),tests/importers)
+
+# Networks to import, in a wheel whose code is not installed.
+$(IMPORT)/wheels/.ready: locks/deepbet.txt $(IMPORT)/.ready
+	$(IMPORT)/bin/pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest $(@D) -r locks/deepbet.txt
+	@touch $@
 
 references: $(IMPORT)/.ready ## train small networks with nnU-Net and keep its predictions in a cache (ARGS="--only HeadMR --again")
 	@PYTHONPATH=tests $(IMPORT)/bin/python -m references $(ARGS)

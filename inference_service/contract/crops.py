@@ -47,13 +47,20 @@ class ForegroundCrop(Strict):
 
 
 class ModelCrop(Strict):
-    """Crops to what another installed model finds in the scan, plus `margin_mm`, cut to whole voxels of the scan."""
+    """Crops to what another installed model finds in the scan, plus `margin_mm`, cut to whole voxels of the scan, and
+    `margin_share`. With `min_plane_share`, only planes count in which it finds more."""
 
     kind: Literal["model"]
     model: str = Field(pattern=NAME_PATTERN)
     version: str | None = Field(None, pattern=VERSION_PATTERN)
     labels: tuple[LabelValue, ...] = Field((), description="The labels that count; none: all except 0.")
     margin_mm: NonNegativeFloat = 20.0
+    margin_share: NonNegativeFloat = Field(
+        0.0, description="Further margin on each side, as a share of the size of what was found along that axis."
+    )
+    min_plane_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of a plane's voxels that must be exceeded for the plane to count."
+    )
     if_empty: Literal["whole", "nothing"] = Field(
         "whole",
         description="What is segmented where the other model finds nothing: the whole scan, or nothing, as in "

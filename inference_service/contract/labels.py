@@ -49,8 +49,18 @@ class Label(Strict):
         return self
 
 
+StepGrid = Annotated[
+    Literal["scan", "network"],
+    Field(
+        description="The grid that the step is applied on. network: that of the network, before its labels go back to "
+        "the scan. It needs a model of one part, with logits_interpolation nearest."
+    ),
+]
+
+
 class _ComponentStep(Strict):
     labels: tuple[int, ...] = Field(min_length=1)
+    grid: StepGrid = "scan"
     becomes: LabelValue | Literal["surroundings"] = Field(
         0,
         description="New value of the removed voxels. surroundings: for each component, the value with which it shares "
@@ -79,4 +89,13 @@ class RemoveSmallComponents(_ComponentStep):
     )
 
 
-PostProcessing = Annotated[LargestComponent | RemoveSmallComponents, Field(discriminator="step")]
+class FillHoles(Strict):
+    """Gives a label all voxels that it encloses: those from which no path over voxels that share a corner leads around
+    the label to the border of the mask."""
+
+    step: Literal["fill_holes"]
+    labels: tuple[int, ...] = Field(min_length=1)
+    grid: StepGrid = "scan"
+
+
+PostProcessing = Annotated[LargestComponent | RemoveSmallComponents | FillHoles, Field(discriminator="step")]

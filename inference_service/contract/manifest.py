@@ -71,9 +71,15 @@ class Manifest(Part):
         for part in self.every_part:
             self._check_part(part, values)
         unknown = {value for step in self.postprocessing for value in step.labels} - set(values)
-        unknown |= {step.becomes for step in self.postprocessing if step.becomes != "surroundings"} - {0, *values}
+        replacements = {getattr(step, "becomes", 0) for step in self.postprocessing}
+        unknown |= replacements - {"surroundings", 0, *values}
         if unknown:
             raise ValueError(f"postprocessing uses label values that the model does not have: {sorted(unknown)}")
+        grids = [step.grid for step in self.postprocessing]
+        if "network" in grids and (self.parts or self.first_stage or self.logits_interpolation != "nearest"):
+            raise ValueError("a step on the grid of the network needs one part, with logits_interpolation nearest")
+        if grids != sorted(grids):
+            raise ValueError("steps on the grid of the network come before those on the grid of the scan")
         return self
 
     def _check_channels(self) -> None:

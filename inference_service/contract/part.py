@@ -19,6 +19,7 @@ NETWORK_FILE = "model.onnx"
 
 GridSpacing = tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None]
 WindowSize = tuple[PositiveInt | None, PositiveInt | None, PositiveInt | None]
+GridSize = tuple[PositiveInt, PositiveInt, PositiveInt]
 FileName = Annotated[str, Field(pattern=_FILE_NAME)]
 Interpolated = Literal["nearest", "linear", "area", "quadratic", "cubic"]
 
@@ -110,6 +111,17 @@ class Part(Strict):
     )
     spacing_mm: GridSpacing = Field(
         description="Voxel size along each axis of the network, in mm; null: that of the scan."
+    )
+    size_voxels: GridSize | None = Field(
+        None,
+        description="Voxels along each axis to which the scan is resampled, whatever its spacing: spacing_mm is null "
+        "then (MONAI's Resize).",
+    )
+    box_voxels: GridSize | None = Field(
+        None,
+        description="Voxels along each axis of a box around the centre of the resampled scan. It is padded with 0, or "
+        "cropped, to this box before intensities are mapped, or after it with intensity_before_resampling (MONAI's "
+        "ResizeWithPadOrCrop; with a spacing of 1 mm, FreeSurfer's conform).",
     )
     grid: Literal["edges", "first_centre", "centres"] = Field(
         "edges",
@@ -226,26 +238,32 @@ class Part(Strict):
             raise ValueError("interpolation area needs the grid edges, on which voxels cover each other")
         if self.truncate_resampled and self.intensity_before_resampling:
             raise ValueError("truncate_resampled needs intensities that are normalised after resampling")
-        if isinstance(self.crop, ForegroundCrop | NonzeroCrop):
-            self._check_crop(self.crop)
+        if self.size_voxels is not None and (any(self.spacing_mm) or self.grid != "edges"):
+            raise ValueError("size_voxels takes the place of spacing_mm, on the grid edges")
+        self._check_boxes()
         return self
 
-    def _check_crop(self, crop: ForegroundCrop | NonzeroCrop) -> None:
+    def _check_boxes(self) -> None:
+        crop = self.crop
         if isinstance(crop, ForegroundCrop) and crop.channel is not None and crop.channel >= len(self.channels):
             raise ValueError(f"crop.channel is {crop.channel}, and the part has {len(self.channels)} channels")
-        if isinstance(crop, NonzeroCrop) and crop.prepared and (crop.margin_mm or self.intensity_before_resampling):
+        prepared = isinstance(crop, ForegroundCrop | NonzeroCrop) and crop.prepared
+        if isinstance(crop, NonzeroCrop) and prepared and (crop.margin_mm or self.intensity_before_resampling):
             raise ValueError("a crop of the resampled scan has no margin, and intensities that are normalised after it")
+        if prepared and self.box_voxels is not None:
+            raise ValueError("a crop of the prepared scan and box_voxels exclude one another")
         values = {output.channel: output.value for output in self.outputs if output.value is not None}
-        if crop.prepared and self.activation == "softmax" and values and values[min(values)] != 0:
-            raise ValueError("a crop of the prepared scan needs the background as the first output channel")
+        background_first = self.activation != "softmax" or not values or values[min(values)] == 0
+        if (prepared or self.box_voxels is not None) and not background_first:
+            raise ValueError("a crop of the prepared scan, or to box_voxels, needs the background as the first output")
 
     @property
     def preparation(self) -> tuple[object, ...]:
         """The fields that the prepared scan and the limits of its size depend on: parts with equal ones share it."""
         return (
-            *(self.channels, self.orientation, self.spacing_mm, self.grid, self.interpolation),
-            *(self.truncate_resampled, self.intensity_before_resampling, self.air_floor, self.separate_axis_above),
-            *(self.crop, self.logits_interpolation),
+            *(self.channels, self.orientation, self.spacing_mm, self.size_voxels, self.box_voxels, self.grid),
+            *(self.interpolation, self.truncate_resampled, self.intensity_before_resampling, self.air_floor),
+            *(self.separate_axis_above, self.crop, self.logits_interpolation),
             *(self.input_channels, self.window, self.multiple_of),
         )
 

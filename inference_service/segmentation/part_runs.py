@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.crops import ModelCrop
+from inference_service.contract.labels import PostProcessing
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import Part
 from inference_service.core.errors import ModelInvalid
@@ -20,7 +21,8 @@ from inference_service.segmentation.labels.label_decision import (
     deciding_outputs,
     probabilities,
 )
-from inference_service.segmentation.labels.native_grid import write_native_labels
+from inference_service.segmentation.labels.native_grid import DecideLabels, write_native_labels
+from inference_service.segmentation.labels.postprocessing import postprocess
 from inference_service.segmentation.preparation.crop import SegmentBy, crop_box
 from inference_service.segmentation.preparation.model_grid import Placement
 from inference_service.segmentation.preparation.preprocessing import PreprocessedImage, preprocess
@@ -63,6 +65,7 @@ class PartRuns:
         self._channels = {channel.name: volume for channel, volume in zip(manifest.channels, channels, strict=True)}
         self._shape = channels[0].shape
         self._of_ct = manifest.modality == "CT"
+        self._network_steps = [step for step in manifest.postprocessing if step.grid == "network"]
         self._networks = networks
         self._max_voxels = max_voxels
         self._resources = resources
@@ -162,16 +165,23 @@ class PartRuns:
         values = [output.value or 0 for output in deciding_outputs(part)]
         # Between corners of one label that different outputs decide, the label may be another. So the number of the
         # output is interpolated to, and replaced by its value at the end.
-        numbered = len(set(values)) < len(values)
+        numbered = len(set(values)) < len(values) and not self._network_steps
         decided = range(1, 1 + len(values)) if numbered else values
+        decide: DecideLabels = partial(decide_labels, part=part, values=decided, dtype=self._dtype)
         cropped = mask[prepared.crop]
         scan = prepared.image.grid.reorientation.apply(cropped)
         placement = prepared.placement
+        if self._network_steps:
+            i, j, k = (prepared.image.image.shape[1:][axis] for axis in plan.axes)
+            labels = np.empty((i, j, k), dtype=self._dtype)
+            voxel_ml = prepared.image.grid.voxels_of_scan * next(iter(self._channels.values())).voxel_volume_ml
+            planes = _cleaned(planes, decide, labels, self._network_steps, voxel_ml)
+            decide = _only_channel
         planes = placement.bordered(planes, plan.axes, background_value(part))
         with clock.stage("map"):
             write_native_labels(
                 clock.timed("windows", planes),
-                decide=partial(decide_labels, part=part, values=decided, dtype=self._dtype),
+                decide=decide,
                 target=scan[placement.region].transpose(plan.axes),
                 taps=[placement.taps[axis] for axis in plan.axes],
                 threads=threads,
@@ -251,6 +261,38 @@ def _activated(planes: Iterator[NDArray[np.float32]], part: Part, threads: Threa
     for plane in planes:
         threads.for_each_slice(plane.shape[1], partial(activate, plane))
         yield plane
+
+
+def _cleaned(
+    planes: Iterator[NDArray[np.float32]],
+    decide: DecideLabels,
+    labels: NDArray[np.unsignedinteger],
+    steps: Sequence[PostProcessing],
+    voxel_volume_ml: float,
+) -> Iterator[NDArray[np.float32]]:
+    """Decides the labels on the network's grid and applies steps there.
+
+    Args:
+        planes: Planes of logits (labels, h, w).
+        decide: Decides labels.
+        labels: Shape (planes, h, w): overwritten.
+        steps: The steps.
+        voxel_volume_ml: Volume of a voxel of the network's grid.
+
+    Yields:
+        Planes of labels (1, h, w).
+    """
+    for index, plane in enumerate(planes):
+        labels[index] = decide(plane)
+    postprocess(labels.T, steps, voxel_volume_ml=voxel_volume_ml)
+    for plane in labels:
+        yield plane[np.newaxis].astype(np.float32)
+
+
+def _only_channel(planes: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
+    """Returns labels that are decided already."""
+    labels: NDArray[np.unsignedinteger] = planes[0].astype(np.uint16)
+    return labels
 
 
 def _replace(mask: NDArray[np.unsignedinteger], values: NDArray[np.unsignedinteger], threads: ThreadPool) -> None:

@@ -75,7 +75,8 @@ def segment_volume(
     for part in manifest.all_parts[1:]:
         _overlay(mask, runs.segment(part))
     with resources.monitor.stage("postprocess"):
-        postprocess(mask, manifest.postprocessing, voxel_volume_ml=channels[0].voxel_volume_ml)
+        steps = [step for step in manifest.postprocessing if step.grid == "scan"]
+        postprocess(mask, steps, voxel_volume_ml=channels[0].voxel_volume_ml)
     return VolumeSegmentation(mask, runs.windows, runs.segmented, resources.memory.warnings)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolated.builders import Arguments, build, first_output
+from inference_service.importers.isolated.instance_norm import summed_by_axis
 from inference_service.importers.isolated.report import tell_progress
 
 # The exporter by TorchScript takes TorchScript files too. It exports a Swin transformer in a tenth of the time that the
@@ -16,6 +17,8 @@ from inference_service.importers.isolated.report import tell_progress
 OPSET = 18
 _INPUT, _OUTPUT = "image", "logits"
 _SEED = 20_240_117
+# Voxels of a channel from which on float32 sums in one go are too inexact.
+_MANY_VOXELS = 2**22
 _MAX_ONNX_BYTES = 2**31 - 1
 
 
@@ -103,8 +106,9 @@ def run(network: torch.nn.Module, windows: np.ndarray) -> np.ndarray:
 
 def _export(network: torch.nn.Module, example: torch.Tensor, target: Path, free: Sequence[int]) -> None:
     names = {axis: "batch" if axis == 0 else f"size{axis - 2}" for axis in free}
+    many = example[0, 0].numel() > _MANY_VOXELS
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), summed_by_axis(OPSET, applies=many):
             torch.onnx.export(
                 network,
                 (example,),

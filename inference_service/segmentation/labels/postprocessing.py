@@ -6,7 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.labels import LargestComponent, PostProcessing
+from inference_service.contract.labels import (
+    FillHoles,
+    LargestComponent,
+    PostProcessing,
+    RemoveSmallComponents,
+)
 
 # 26-connectivity: voxels that share a corner are connected.
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
@@ -20,23 +25,37 @@ def postprocess(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessin
 
     Args:
         mask: Shape (i, j, k), changed in place; fastest in Fortran order.
-        steps: The steps of the manifest.
+        steps: Steps of the manifest, all on the mask's grid.
         voxel_volume_ml: Volume of one voxel in millilitres.
     """
     # SciPy scans lines of the last axis. Where they are not contiguous, this takes two to three times as long.
     lines_last = mask.T
     for step in steps:
         for label in step.labels:
-            _postprocess_label(lines_last, label, step, voxel_volume_ml)
+            box = _bounding_box(lines_last == label)
+            if box is None:
+                continue
+            inside = lines_last[box]
+            if isinstance(step, FillHoles):
+                _fill_holes(inside, label)
+            else:
+                _drop_components(inside, label, step, voxel_volume_ml)
 
 
-def _postprocess_label(
-    mask: NDArray[np.unsignedinteger], label: int, step: PostProcessing, voxel_volume_ml: float
+def _fill_holes(inside: NDArray[np.unsignedinteger], label: int) -> None:
+    """Gives a label the voxels that it encloses (MONAI's fill_holes); their neighbours share a corner."""
+    # A border of a voxel, by which all that is outside holds together.
+    others, _ = ndimage.label(np.pad(inside != label, 1, constant_values=True), structure=_NEIGHBOURS)
+    within = others[1:-1, 1:-1, 1:-1]
+    inside[(within != 0) & (within != others[0, 0, 0])] = label
+
+
+def _drop_components(
+    inside: NDArray[np.unsignedinteger],
+    label: int,
+    step: LargestComponent | RemoveSmallComponents,
+    voxel_volume_ml: float,
 ) -> None:
-    box = _bounding_box(mask == label)
-    if box is None:
-        return
-    inside = mask[box]
     components, count = ndimage.label(inside == label, structure=_NEIGHBOURS)
     sizes = _sizes(components, count)
     sizes[0] = 0

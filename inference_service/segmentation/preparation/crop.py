@@ -59,11 +59,15 @@ def crop_box(channels: Sequence[Volume], crop: Crop | None, find_labels: FindLab
             found = foreground_sides([channel.voxels for channel in channels], crop)
         case ModelCrop():
             mask = find_labels(crop)
-            found = _bounds(np.isin(mask, crop.labels) if crop.labels else mask != 0)
+            found = _bounds(np.isin(mask, crop.labels) if crop.labels else mask != 0, crop.min_plane_share)
     if found is None:
         nothing = isinstance(crop, ModelCrop) and crop.if_empty == "nothing"
         return box((0, 0 if nothing else size) for size in volume.shape)
-    margins = (_margin(crop, mm) for mm in volume.spacing_mm)
+    share = getattr(crop, "margin_share", 0.0)
+    margins = (
+        _margin(crop, mm) + round(share * (stop - start))
+        for mm, (start, stop) in zip(volume.spacing_mm, found, strict=True)
+    )
     return box(
         (max(0, start - margin), min(size, stop + margin))
         for (start, stop), margin, size in zip(found, margins, volume.shape, strict=True)
@@ -136,11 +140,14 @@ def _body(volume: Volume, threshold: float) -> Sides | None:
     return i, j, k
 
 
-def _bounds(where: NDArray[np.bool_]) -> Sides | None:
-    """The smallest box around true voxels; None where there are none."""
-    if not where.any():
+def _bounds(where: NDArray[np.bool_], min_plane_share: float = 0.0) -> Sides | None:
+    """The smallest box around planes with more true voxels than a share of them; None where there are none."""
+    others = ((1, 2), (0, 2), (0, 1))
+    if min_plane_share:
+        found = [np.flatnonzero(where.mean(axis=axes) > min_plane_share) for axes in others]
+    else:
+        found = [np.flatnonzero(where.any(axis=axes)) for axes in others]
+    if not all(indices.size for indices in found):
         return None
-    axes = range(where.ndim)
-    found = [np.flatnonzero(where.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     i, j, k = ((int(indices[0]), int(indices[-1]) + 1) for indices in found)
     return i, j, k

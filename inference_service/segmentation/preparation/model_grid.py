@@ -58,6 +58,14 @@ class ModelGrid:
         """True if the grid is the scan's own, up to the order and direction of axes."""
         return all(map(keeps_axis, self.scan_shape, self.shape, self.steps))
 
+    @property
+    def voxels_of_scan(self) -> float:
+        """Volume of a voxel of the grid, in voxels of the scan."""
+        return prod(
+            step if isinstance(step, float) else old / new
+            for step, old, new in zip(self.steps, self.scan_shape, self.shape, strict=True)
+        )
+
     def placement(self, sides: Sides) -> "Placement":
         """Places the logits of a box of the grid on the scan."""
         axes = map(axis_taps, self.shape, self.scan_shape, self.logits_interpolations, self.steps_back)
@@ -118,7 +126,12 @@ def model_grid(volume: Volume, part: Part) -> ModelGrid:
     scan_mm = change.apply_triple(volume.spacing_mm)
     i, j, k = (wanted or given for wanted, given in zip(part.spacing_mm, scan_mm, strict=True))
     spacing: Spacing = (i, j, k)
-    if part.grid == "edges":
+    if part.size_voxels is not None:
+        shape = part.size_voxels
+        i, j, k = (mm * old / new for mm, old, new in zip(scan_mm, scan_shape, shape, strict=True))
+        spacing = (i, j, k)
+        steps = steps_back = EQUAL_EXTENTS
+    elif part.grid == "edges":
         shape = resized_shape(scan_shape, scan_mm, spacing)
         steps = steps_back = EQUAL_EXTENTS
     elif part.grid == "centres":
@@ -140,6 +153,15 @@ def model_grid(volume: Volume, part: Part) -> ModelGrid:
         label_interpolations=axis_interpolations(scan_mm, spacing, "linear", separate),
         logits_interpolations=axis_interpolations(spacing, scan_mm, part.logits_interpolation, separate),
     )
+
+
+def centred_sides(grid: ModelGrid, size: Shape) -> Sides:
+    """Returns the box of a size around the centre of a grid, which it may exceed: MONAI's ResizeWithPadOrCrop."""
+    starts = (
+        old // 2 - new // 2 if new < old else -((new - old) // 2) for old, new in zip(grid.shape, size, strict=True)
+    )
+    i, j, k = ((start, start + new) for start, new in zip(starts, size, strict=True))
+    return i, j, k
 
 
 def check_size(grid: ModelGrid, part: Part, max_voxels: int) -> None:

@@ -28,6 +28,7 @@ from inference_service.segmentation.preparation.intensities import (
 )
 from inference_service.segmentation.preparation.model_grid import (
     ModelGrid,
+    centred_sides,
     check_image_size,
     check_size,
     model_grid,
@@ -119,17 +120,24 @@ def preprocess(
     else:
         require_memory(_padded_bytes(grid.shape, part))
     whole: Sides = ((0, grid.shape[0]), (0, grid.shape[1]), (0, grid.shape[2]))
-    sides = whole
-    if isinstance(part.crop, NonzeroCrop) and part.crop.prepared:
-        sides = nonzero_sides(image[: len(scans)]) or whole
-    if not part.intensity_before_resampling:
-        _normalise(_within(image, sides)[: len(scans)], part)
-    if isinstance(part.crop, ForegroundCrop) and part.crop.prepared:
-        sides = foreground_sides(image[: len(scans)], part.crop) or whole
+    sides = _sides_of_resampled(image[: len(scans)], grid, part) or whole
     if sides != whole:
         _check_sides(sides, grid, part, max_voxels, require_memory)
         image = _within(image, sides)
+    if not part.intensity_before_resampling:
+        _normalise(image[: len(scans)], part)
+    if isinstance(part.crop, ForegroundCrop) and part.crop.prepared:
+        sides = foreground_sides(image[: len(scans)], part.crop) or whole
+        _check_sides(sides, grid, part, max_voxels, require_memory)
+        image = _within(image, sides)
     return PreprocessedImage(image, grid, sides)
+
+
+def _sides_of_resampled(image: NDArray[np.float32], grid: ModelGrid, part: Part) -> Sides | None:
+    """The box to which a resampled scan is brought before its intensities are mapped; None: it stays as it is."""
+    if part.box_voxels is not None:
+        return centred_sides(grid, part.box_voxels)
+    return nonzero_sides(image) if isinstance(part.crop, NonzeroCrop) and part.crop.prepared else None
 
 
 def _normalise(image: NDArray[np.float32], part: Part) -> None:
@@ -207,7 +215,8 @@ def _check_sides(sides: Sides, grid: ModelGrid, part: Part, max_voxels: int, req
     check_image_size((i, j, k), part, max_voxels)
     exceeds = any(start < 0 or stop > size for (start, stop), size in zip(sides, grid.shape, strict=True))
     copied = 4 * part.input_channels * i * j * k if exceeds else 0
-    if required := copied + _padded_bytes((i, j, k), part):
+    working = working_bytes([channel.intensities for channel in part.channels], i * j * k) if exceeds else 0
+    if required := copied + max(working, _padded_bytes((i, j, k), part)):
         require_memory(required)
 
 

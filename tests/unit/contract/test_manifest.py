@@ -19,6 +19,7 @@ from inference_service.contract.intensity import (
     PercentilesIntensity,
     ZScoreIntensity,
 )
+from inference_service.contract.labels import LargestComponent
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import NetworkFile, OutputChannel
 
@@ -160,7 +161,7 @@ def test_defaults() -> None:
          "postprocessing.0.remove_small.min_volume_ml"),
         *(({"postprocessing": [{"step": "remove_small", "labels": [1], "min_volume_ml": 1, "min_share": share}]},
            "postprocessing.0.remove_small.min_share") for share in (-0.1, 1.1, float("nan"))),
-        ({"postprocessing": [{"step": "fill_holes", "labels": [1]}]}, "postprocessing.0"),
+        ({"postprocessing": [{"step": "fill", "labels": [1]}]}, "postprocessing.0"),
         ({"unknown": 1}, "unknown"),
     ],
 )  # fmt: skip
@@ -217,6 +218,9 @@ def test_parts_and_first_stages_inherit_what_they_leave_out() -> None:
     assert [part.values for part in model.every_part] == [[1], [1], [1]]
 
 
+ON_NETWORK = {"step": "largest_component", "labels": [1], "grid": "network"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -244,7 +248,15 @@ def test_parts_and_first_stages_inherit_what_they_leave_out() -> None:
         ({"crop": {"kind": "foreground", "channel": 1}}, "crop.channel is 1, and the part has 1 channels"),
         ({"crop": {"kind": "foreground", "prepared": True},
           "outputs": [{"channel": 0, "value": 1}, {"channel": 1, "value": 0}]},
-         "a crop of the prepared scan needs the background as the first output channel"),
+         "needs the background as the first output"),
+        ({"box_voxels": [8, 8, 8], "outputs": [{"channel": 0, "value": 1}, {"channel": 1, "value": 0}]},
+         "needs the background as the first output"),
+        ({"box_voxels": [8, 8, 8], "crop": {"kind": "foreground", "prepared": True}}, "exclude one another"),
+        ({"size_voxels": [8, 8, 8], "spacing_mm": [1, None, None]}, "size_voxels takes the place of spacing_mm"),
+        ({"size_voxels": [8, 8, 8], "spacing_mm": [None] * 3, "grid": "first_centre"}, "on the grid edges"),
+        ({"postprocessing": [ON_NETWORK]}, "a step on the grid of the network needs one part"),
+        ({"postprocessing": [{**ON_NETWORK, "grid": "scan"}, ON_NETWORK], "logits_interpolation": "nearest"},
+         "steps on the grid of the network come before"),
     ],
 )  # fmt: skip
 def test_contradictions_of_parts_and_networks_are_refused(changes: dict[str, object], message: str) -> None:
@@ -471,8 +483,7 @@ def test_a_manifest_describes_a_monai_bundle() -> None:
     assert (model.orientation, model.spacing_mm, model.interpolation) == ("RAS", (1.5, 1.5, 2.0), "linear")
     assert (model.window, model.overlap, model.placement) == ((96, 96, 64), 0.625, "snap")
     assert (model.blending, model.padding_value, model.activation) == ("gaussian", -1.0, "softmax")
-    (step,) = model.postprocessing
-    assert (step.step, step.labels, step.becomes) == ("largest_component", (1,), 0)
+    assert model.postprocessing == (LargestComponent(step="largest_component", labels=(1,)),)
 
 
 def test_a_manifest_describes_a_monai_bundle_of_regions() -> None:

@@ -443,6 +443,78 @@ def test_a_network_may_take_the_axes_of_the_file_in_any_order(
     assert np.array_equal(mask, voxels)
 
 
+def test_a_scan_may_be_resampled_to_a_number_of_voxels(make_manifest: MakeManifest, oblique_affine: MakeAffine) -> None:
+    voxels = smooth_scan((8, 6, 9))
+    network = NearestValueNetwork(0, 1, 2, 3)
+    fields = {"spacing_mm": WHOLE, "window": WHOLE, "size_voxels": (12, 5, 9), "interpolation": "nearest"}
+    manifest = make_manifest(**fields, orientation="RAS", logits_interpolation="nearest")
+    mask = segment(Volume(voxels, oblique_affine("RAS", (1.3, 2, 0.7))), manifest, network)
+    (image,) = network.images
+    picked = [((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip((8, 6, 9), (12, 5, 9), strict=True)]
+    assert np.array_equal(image, voxels[np.ix_(*picked)])
+    assert np.array_equal(mask, zoomed(np.rint(image), voxels.shape, order=0))
+
+
+@pytest.mark.parametrize("shape", [(8, 7, 9), (12, 10, 5)])
+def test_a_scan_may_be_brought_to_a_box_around_its_centre(make_manifest: MakeManifest, shape: Shape) -> None:
+    """The statistics of intensities are those of the box."""
+    voxels = label_scan(shape) + 1
+    box_size = (9, 9, 6)
+    starts = [
+        old // 2 - new // 2 if new < old else -((new - old) // 2) for old, new in zip(shape, box_size, strict=True)
+    ]
+    inside = tuple(slice(max(0, start), start + new) for start, new in zip(starts, box_size, strict=True))
+    part = voxels[inside]
+    pads = [
+        (max(0, -start), new - max(0, -start) - size)
+        for start, new, size in zip(starts, box_size, part.shape, strict=True)
+    ]
+    box = np.pad(part, pads)
+    network = NearestValueNetwork(0, 0.25, 0.5, 0.75, 1)
+    labels = [{"name": str(value), "value": value} for value in range(5)]
+    manifest = make_manifest(
+        channels=[{"name": "MR", "intensity": {"kind": "min_max"}}], window=WHOLE, box_voxels=box_size, labels=labels
+    )
+    mask = segment(at((1, 1, 1), voxels), manifest, network)
+    (image,) = network.images
+    assert np.allclose(image, (box - box.min()) / (box.max() - box.min()))
+    expected = np.zeros(shape)
+    expected[inside] = np.rint(4 * (part - box.min()) / (box.max() - box.min()))
+    assert np.array_equal(mask, expected)
+
+
+def test_components_may_be_those_of_the_networks_grid(make_manifest: MakeManifest) -> None:
+    voxels = np.zeros((12, 8, 10), dtype=np.float32)
+    # Apart on the scan's grid, and together on the network's, whose voxels lie at every third plane.
+    voxels[:5, 1, 1], voxels[6:, 1, 1], voxels[0:3, 6, 6] = 1, 1, 1
+    fields = {"spacing_mm": (3, 1, 1), "interpolation": "nearest", "logits_interpolation": "nearest", "window": WHOLE}
+    step = {"step": "largest_component", "labels": [1]}
+    network = NearestValueNetwork(0, 1, 2, 3)
+    on_network = make_manifest(**fields, postprocessing=[{**step, "grid": "network"}])
+    expected = np.zeros((12, 8, 10))
+    expected[:, 1, 1] = 1
+    assert np.array_equal(segment(at((1, 1, 1), voxels), on_network, network), expected)
+    fields["spacing_mm"] = (1, 1, 1)
+    expected[:6, 1, 1] = 0
+    assert np.array_equal(
+        segment(at((1, 1, 1), voxels), make_manifest(**fields, postprocessing=[step]), network), expected
+    )
+
+
+def test_volumes_on_the_networks_grid_are_those_of_its_voxels(make_manifest: MakeManifest) -> None:
+    voxels = np.zeros((6, 6, 6), dtype=np.float32)
+    voxels[:2, :2, :2], voxels[4:, 4:, 4:] = 1, 2
+    steps = [
+        {"step": "remove_small", "labels": [label], "min_volume_ml": volume_ml, "grid": "network"}
+        for label, volume_ml in ((1, 0.008), (2, 0.0081))
+    ]
+    fields = {"spacing_mm": (2, 2, 2), "interpolation": "nearest", "logits_interpolation": "nearest", "window": WHOLE}
+    mask = segment(
+        at((1, 1, 1), voxels), make_manifest(**fields, postprocessing=steps), NearestValueNetwork(0, 1, 2, 3)
+    )
+    assert np.array_equal(mask, np.where(voxels == 1, 1, 0))
+
+
 def test_an_axis_without_a_spacing_keeps_that_of_the_scan(make_manifest: MakeManifest) -> None:
     voxels = smooth_scan((8, 6, 9))
     network = NearestValueNetwork(0, 1, 2, 3)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.labels import LargestComponent, PostProcessing, RemoveSmallComponents
+from inference_service.contract.labels import FillHoles, LargestComponent, PostProcessing, RemoveSmallComponents
 from inference_service.segmentation.labels.postprocessing import postprocess
 
 Box = tuple[slice | int, slice | int, slice | int]
@@ -41,6 +41,19 @@ SMALL = (slice(10, 12), 8, 0)
 
 def test_only_the_largest_component_is_kept() -> None:
     assert np.array_equal(cleaned(mask_of((1, SMALL), (1, BIG), (1, MIDDLE)), largest(1)), mask_of((1, BIG)))
+
+
+def test_a_label_gets_all_that_it_encloses() -> None:
+    shell = (slice(0, 6), slice(2, 8), slice(0, 6))
+    hollow = mask_of((1, shell), (0, (slice(1, 4), slice(3, 6), slice(1, 5))), (2, (2, 4, 2)))
+    fill = FillHoles(step="fill_holes", labels=(1,))
+    assert np.array_equal(cleaned(hollow, fill), mask_of((1, shell)))
+    assert np.array_equal(cleaned(hollow, FillHoles(step="fill_holes", labels=(2,))), hollow)
+    # A corner that is open leads to the outside.
+    hollow[4, 6, 5] = 0
+    opened = hollow.copy()
+    opened[5, 7, 5] = 0
+    assert np.array_equal(cleaned(opened, fill), opened)
 
 
 def test_dropped_components_get_the_value_of_the_step() -> None:

@@ -144,6 +144,15 @@ def test_model_crop_is_around_the_labels_that_are_found(oblique_affine: MakeAffi
     assert crop_box([volume], none, lambda asked: mask) == box([(0, 0)] * 3)
 
 
+def test_model_crop_may_have_a_margin_by_size_and_leave_out_sparse_planes() -> None:
+    volume = Volume(scan(), np.eye(4))
+    mask = scan((box([(10, 20), (5, 15), (5, 15)]), 1), (box([(30, 31), (10, 11), (10, 11)]), 1)).astype(np.uint8)
+    crop = ModelCrop(kind="model", model="other", margin_mm=1, margin_share=0.2, min_plane_share=0.01)
+    assert crop_box([volume], crop, lambda asked: mask) == box([(7, 23), (2, 18), (2, 18)])
+    nothing = crop.model_copy(update={"min_plane_share": 0.9})
+    assert crop_box([volume], nothing, lambda asked: mask) == box([(0, 40), (0, 30), (0, 20)])
+
+
 def test_model_crop_is_refused_where_no_other_model_can_run() -> None:
     with pytest.raises(ModelInvalid, match="cropped to what model other finds"):
         crop_box([Volume(scan(), np.eye(4))], ModelCrop(kind="model", model="other"))
