@@ -21,14 +21,16 @@ class ScratchSpace:
 
     Args:
         parent: Folder to create the process's folder in; None takes the system's folder for temporary files.
+        prefix: Start of the folder's name, by which folders of dead processes are found.
 
     Attributes:
         path: The process's folder.
     """
 
-    def __init__(self, parent: Path | None) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, dir=parent)
+    def __init__(self, parent: Path | None, *, prefix: str = _PREFIX) -> None:
+        descriptor, name = tempfile.mkstemp(prefix=prefix, dir=parent)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._prefix = prefix
         self._lock = descriptor
         self._lock_path = Path(name).with_suffix(_LOCK_SUFFIX)
         # Renamed once it is locked, so that no process finds the lock of a living one free.
@@ -50,7 +52,7 @@ class ScratchSpace:
     def remove_abandoned(self) -> int:
         """Removes the folders of dead processes on this machine, and returns their number."""
         removed = 0
-        for lock_path in self.path.parent.glob(f"{_PREFIX}*{_LOCK_SUFFIX}"):
+        for lock_path in self.path.parent.glob(f"{self._prefix}*{_LOCK_SUFFIX}"):
             with suppress(OSError):
                 # Opening a FIFO or a device, which anyone may have put there, could wait for ever.
                 if not stat.S_ISREG(lock_path.lstat().st_mode):
@@ -71,13 +73,14 @@ class ScratchSpace:
 
 
 @contextmanager
-def scratch_folder(parent: Path | None) -> Iterator[Path]:
+def scratch_folder(parent: Path | None, *, prefix: str = _PREFIX) -> Iterator[Path]:
     """Creates a folder for temporary files and removes it when the block ends; removes those of dead processes first.
 
     Args:
         parent: Folder to create it in; None takes the system's folder for temporary files.
+        prefix: Start of the folder's name, by which folders of dead processes are found.
     """
-    with closing(ScratchSpace(parent)) as scratch_space:
+    with closing(ScratchSpace(parent, prefix=prefix)) as scratch_space:
         scratch_space.remove_abandoned()
         yield scratch_space.path
 

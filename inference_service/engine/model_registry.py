@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, NetworkContent
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
-_MAX_MANIFEST_BYTES = 2**20
+CARD_FILE = "README.md"
+MAX_MANIFEST_BYTES = 2**20
 _MAX_EXTERNAL_BYTES = 2**34
 # A link to itself leads nowhere, like one to a missing file.
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
@@ -78,6 +79,10 @@ class Model:
         return content
 
 
+FindModel = Callable[[str, str | None], Model]
+"""Finds a model by its name, and by its version or as the highest one; raises the errors of `find_model`."""
+
+
 @dataclass(frozen=True)
 class Inventory:
     """The models on disk.
@@ -104,8 +109,7 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
         ModelInvalid: The model's manifest is invalid.
         StorageUnavailable: The models cannot be read.
     """
-    if not re.fullmatch(NAME_PATTERN, name) or (version is not None and not re.fullmatch(VERSION_PATTERN, version)):
-        raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))
+    check_names(name, version)
     versions = _versions(models_path / name)
     if not versions:
         names = dict.fromkeys(folder.parent.name for folder in list_models(models_path))
@@ -115,6 +119,26 @@ def find_model(models_path: Path, name: str, version: str | None = None) -> Mode
     elif version not in versions:
         raise ModelNotFound(f"model {name!r} has no version {version}; installed: {', '.join(versions)}")
     return read_model(models_path / name / version)
+
+
+def complete_versions(models_path: Path, name: str) -> list[str]:
+    """Lists the versions of a model that are wholly installed, in ascending order.
+
+    Raises:
+        ModelNotFound: It is not the name of a model.
+        StorageUnavailable: The models cannot be read.
+    """
+    check_names(name, None)
+    return _complete(_versions(models_path / name))
+
+
+def version_order(version: str) -> list[int]:
+    """Returns the key by which versions are sorted.
+
+    >>> sorted(["10", "9.1", "9"], key=version_order)
+    ['9', '9.1', '10']
+    """
+    return [int(part) for part in version.split(".")]
 
 
 def take_inventory(models_path: Path) -> Inventory:
@@ -167,7 +191,7 @@ def read_model(folder: Path) -> Model:
         StorageUnavailable: The manifest cannot be read.
     """
     title = f"{folder.parent.name} {folder.name}"
-    content = _read(folder, MANIFEST_FILE, max_bytes=_MAX_MANIFEST_BYTES)
+    content = _read(folder, MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -179,6 +203,12 @@ def read_model(folder: Path) -> Model:
     return Model(manifest, hashlib.sha256(content).hexdigest(), folder)
 
 
+def check_names(name: str, version: str | None) -> None:
+    """Raises ModelNotFound if they cannot be the name and the version of a model."""
+    if not re.fullmatch(NAME_PATTERN, name) or (version is not None and not re.fullmatch(VERSION_PATTERN, version)):
+        raise ModelNotFound(f"{name!r} {version or ''} is not the name and version of a model".replace("  ", " "))
+
+
 def _versions(folder: Path) -> dict[str, str | None]:
     """Lists the versions of a model in ascending order, each with what it lacks; None where it is complete.
 
@@ -186,7 +216,7 @@ def _versions(folder: Path) -> dict[str, str | None]:
     """
     numbers = (child.name for child in _subfolders(folder, VERSION_PATTERN))
     versions: dict[str, str | None] = {}
-    for version in sorted(numbers, key=lambda version: [int(part) for part in version.split(".")]):
+    for version in sorted(numbers, key=version_order):
         with _mapped_errors():
             versions[version] = _missing_part(folder / version)
         if versions[version] is not None:
@@ -202,7 +232,7 @@ def _missing_part(folder: Path) -> str | None:
     """Names a file of a version that is missing or truncated; None where all are whole."""
     if not _is_file(folder / MANIFEST_FILE):
         return MANIFEST_FILE
-    content = _read(folder, MANIFEST_FILE, max_bytes=_MAX_MANIFEST_BYTES)
+    content = _read(folder, MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     networks = _network_files(content)
     for name, external in networks.items():
         for file in (name, *external):

@@ -1,11 +1,7 @@
 """The whole of an import: from a source to an installed model, or to nothing at all."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -21,7 +17,8 @@ from inference_service.core.files import input_sha256
 from inference_service.core.host import usable_cpus
 from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
-from inference_service.engine.model_registry import MANIFEST_FILE, read_model
+from inference_service.engine.model_folder import install, staging
+from inference_service.engine.model_registry import CARD_FILE, MANIFEST_FILE, read_model
 from inference_service.engine.session_cache import load_model
 from inference_service.importers.card import write_card
 from inference_service.importers.comparison import Comparison, compare
@@ -33,7 +30,6 @@ from inference_service.importers.source_files import opened_source
 from inference_service.importers.sources import ImportedModel, ImportOptions, LabelChoice
 
 IMPORT_FILE = "import.json"
-_CARD_FILE = "README.md"
 _PACKAGES = ("torch", "onnx", "yaml")
 _NO_SHA256 = "0" * 64
 _MAX_LABELS_BYTES = 2**20
@@ -83,23 +79,23 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
     target = settings.models_path / request.name / request.version
     if target.exists():
         raise BadRequest(f"model {request.name} has a version {request.version} already; choose another --version")
-    with scratch_folder(settings.usable_work_path) as scratch, _staging(settings.models_path) as staging:
+    with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:
         progress("reading", 0.0)
         with opened_source(request.source, scratch) as source:
             labels = None if request.labels is None else read_labels(request.labels)
             model = find_importer(source).read(source, ImportOptions(scratch, request.config, labels))
             fields = _fields(request, model)
             _validated(_with_placeholders(fields, model))
-            folder = staging / request.name / request.version
+            folder = staged / request.name / request.version
             folder.mkdir(parents=True)
             networks = _export(model, folder, scratch, request, progress)
             complete = with_checksums(fields, networks)
             manifest = _validated(complete)
             (folder / MANIFEST_FILE).write_text(_json(complete))
             load_model(read_model(folder), ExecutionOptions((CPU,), usable_cpus()))
-            comparison = _compare(request, model, manifest, staging, scratch, progress)
+            comparison = _compare(request, model, manifest, staged, scratch, progress)
         record = _describe(folder, request, model, manifest, (networks, comparison))
-        _install(folder, target)
+        install(folder, target)
     progress("installed", 1.0)
     return Imported(target, manifest, model, networks, comparison, record)
 
@@ -219,38 +215,9 @@ def _describe(
         "comparison": compared,
     }
     (folder / IMPORT_FILE).write_text(_json(record))
-    (folder / _CARD_FILE).write_text(write_card(manifest, model, networks, source, compared))
+    (folder / CARD_FILE).write_text(write_card(manifest, model, networks, source, compared))
     return record
 
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def _staging(models_path: Path) -> Iterator[Path]:
-    """A folder beside the models, in which a version grows; it is on their disk, and no worker looks into it."""
-    models_path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=models_path) as folder:
-        yield Path(folder)
-
-
-def _install(folder: Path, target: Path) -> None:
-    """Puts a complete version into its place at once.
-
-    Raises:
-        BadRequest: Another one has been put there meanwhile.
-    """
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    folder.chmod(0o755)
-    target.parent.mkdir(exist_ok=True)
-    try:
-        if target.exists():
-            raise FileExistsError
-        os.rename(folder, target)
-    except OSError as error:
-        if not target.exists():
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-        raise BadRequest(f"model {target.parent.name} has a version {target.name} already") from error
