@@ -27,7 +27,7 @@ done
 for identity in migrate worker upstream monitoring keda; do
   secret "postgres_${identity}_password"
 done
-for identity in migrate worker upstream; do
+for identity in migrate worker upstream models; do
   secret "minio_${identity}_access_key" "inference-$identity"
   secret "minio_${identity}_secret_key"
 done

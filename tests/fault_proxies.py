@@ -155,18 +155,21 @@ def _handler(proxy: StorageProxy) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.close_connection = True
             with suppress(OSError, HTTPException):
-                self._answer(proxy.pass_on(HttpRequest(self.command, self.path, dict(self.headers), body)))
-                self.close_connection = False
+                whole = self._answer(proxy.pass_on(HttpRequest(self.command, self.path, dict(self.headers), body)))
+                self.close_connection = not whole
 
-        def _answer(self, answer: HttpAnswer) -> None:
+        def _answer(self, answer: HttpAnswer) -> bool:
+            """Sends an answer; False if its body was cut."""
             self.send_response_only(answer.status)
             for name, value in answer.headers:
                 if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                     self.send_header(name, value)
             lengths = (value for name, value in answer.headers if name.lower() == "content-length")
-            self.send_header("Content-Length", next(lengths, str(len(answer.body))))
+            length = next(lengths, str(len(answer.body)))
+            self.send_header("Content-Length", length)
             self.end_headers()
             self.wfile.write(answer.body)
+            return self.command == "HEAD" or len(answer.body) == int(length)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on  # noqa: N815  # names of the base class
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-BUCKETS = {"INPUT_BUCKET": "volumes", "OUTPUT_BUCKET": "masks"}
+BUCKETS = {"INPUT_BUCKET": "volumes", "OUTPUT_BUCKET": "masks", "MODELS_BUCKET": "models"}
 _OBJECT_ACTIONS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
 _BUCKET_ACTIONS = {"GET": "ListBucket", "HEAD": "ListBucket", "PUT": "CreateBucket"}
 _REFUSAL = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"

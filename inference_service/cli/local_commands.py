@@ -1,14 +1,11 @@
-"""Commands that need no servers: segment a file, inspect the models, run the demo or the embedded stack."""
+"""Commands that need no servers: segment a file, run the demo or the embedded stack."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import click
-from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
-from inference_service.cli.import_command import import_model
 from inference_service.cli.inspection_display import inspection_json, print_inspection
 from inference_service.cli.options import (
     InputArguments,
@@ -22,7 +19,6 @@ from inference_service.cli.options import (
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.result_files import REPORT_FILE
 from inference_service.contract.task_message import OutputFormat
-from inference_service.core.execution import Precision
 from inference_service.core.files import Sources
 from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
@@ -127,72 +123,6 @@ def inspect(source: Path, input_options: InputOptions, as_json: bool) -> None:
         raise found.error
 
 
-@click.group()
-def models() -> None:
-    """Inspect the installed models, and import others."""
-
-
-models.add_command(import_model)
-
-
-@models.command("list")
-@json_option
-def list_models(as_json: bool) -> None:
-    """List the installed models."""
-    from inference_service.engine.model_registry import list_models as find_all
-    from inference_service.engine.model_registry import read_model
-
-    found = [read_model(folder).manifest for folder in find_all(get_settings().models_path)]
-    if as_json:
-        print_json([manifest.model_dump(mode="json") for manifest in found])
-        return
-    table = Table("name", "version", "modality", "labels", "description")
-    for manifest in found:
-        labels = ", ".join(label.name for label in manifest.labels)
-        table.add_row(manifest.name, manifest.version, manifest.modality, labels, manifest.description)
-    console().print(table)
-
-
-@models.command()
-@click.argument("name")
-@click.argument("version", required=False)
-@click.option("--json", is_flag=True, expose_value=False, help="Print JSON; a manifest is always printed as JSON.")
-def show(name: str, version: str | None) -> None:
-    """Print a model's manifest."""
-    from inference_service.engine.model_registry import find_model
-
-    print_json(find_model(get_settings().models_path, name, version).manifest.model_dump(mode="json"))
-
-
-_REDUCED = [precision for precision in get_args(Precision) if precision != "fp32"]
-
-
-@models.command()
-@click.argument("name")
-@click.argument("version", required=False)
-@click.option("--precision", type=click.Choice(_REDUCED), help="Compare this precision with fp32 on --volume.")
-@click.option("--volume", type=click.Path(path_type=Path), help="A scan for the comparison.")
-@json_option
-def verify(name: str, version: str | None, precision: Precision | None, volume: Path | None, as_json: bool) -> None:
-    """Load a model, check it against its manifest and run it on one window.
-
-    With --precision and --volume, also segment the volume in that precision and in fp32, and show how well they agree.
-    """
-    if (precision is None) != (volume is None):
-        raise click.UsageError("--precision and --volume must be given together")
-    from inference_service.segmentation.model_checks import compare_precisions, verify_model
-
-    settings = get_settings()
-    verified = verify_model(settings, name, version)
-    if precision is not None and volume is not None:
-        verified |= compare_precisions(settings, name, version, precision=precision, source=volume)
-    if as_json:
-        print_json(verified)
-    else:
-        for key, value in verified.items():
-            click.echo(f"{key}: {value}")
-
-
 @click.command()
 @click.option("--input", "source", type=click.Path(path_type=Path), help="A scan; default: a synthetic chest CT.")
 @click.option("--model", default="ct-chest", show_default=True, help="Name of the model.")
@@ -231,4 +161,4 @@ def stack(data: Path) -> None:
     run_stack(data, screen=console())
 
 
-COMMANDS = (segment, inspect, models, demo, stack)
+COMMANDS = (segment, inspect, demo, stack)

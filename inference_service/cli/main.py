@@ -16,6 +16,7 @@ from pydantic_settings import SettingsError
 from inference_service.cli import job_commands, local_commands, operator_commands
 from inference_service.cli.exit_codes import ExitCode, exit_code
 from inference_service.cli.inspection_display import group_lines, printable_name
+from inference_service.cli.model_commands import models
 from inference_service.core.errors import InputError, MixedSeries, ServiceError
 
 
@@ -63,7 +64,7 @@ def main() -> None:
         signal.signal(number, _exit_on_signal)
 
 
-for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, *operator_commands.COMMANDS):
+for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, models, *operator_commands.COMMANDS):
     main.add_command(command)
 
 

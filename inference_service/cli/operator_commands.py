@@ -25,9 +25,7 @@ def migrate(as_json: bool) -> None:
     """Create or update the schema and the buckets."""
     from inference_service.worker.deployment import prepare
 
-    settings = get_settings()
-    prepare(settings)
-    buckets = [settings.minio_input_bucket, settings.minio_output_bucket]
+    buckets = prepare(get_settings())
     if as_json:
         print_json({"schema": "up to date", "buckets": buckets})
     else:

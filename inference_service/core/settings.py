@@ -4,6 +4,7 @@
 """
 
 import os
+import tempfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -132,6 +133,24 @@ class Settings(BaseSettings):
         default_factory=bundled_models_path,
         description="Folder of the models: `<name>/<version>/manifest.json`. If unset, the models that come with the "
         "installation.",
+    )
+    models_bucket: str | None = Field(
+        None,
+        description="Bucket of the stored models, which workers fetch when a job needs them. It is of its own: neither "
+        "jobs nor upstreams may write to it. If unset, workers run the models under MODELS_PATH alone.",
+    )
+    models_prefix: Prefix | None = Field(
+        None, description="Prefix of the stored models in MODELS_BUCKET. If unset, they are at the top of the bucket."
+    )
+    models_cache_path: Path | None = Field(
+        None,
+        description="Folder, on a disk of this machine, that keeps fetched models. Workers on one machine may share "
+        "it. If unset, the folder `inference-service-models` in WORK_PATH, or in the system's temporary folder.",
+    )
+    models_cache_bytes: PositiveInt = Field(
+        2**34,
+        description="Largest size of all fetched models in bytes, and of one of them. Those that were not used for "
+        "the longest time make room for others.",
     )
     onnx_providers: list[str] = Field(
         [CUDA, CPU],
@@ -303,6 +322,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "CPU_STANDBY_S must be at least twice SWEEP_PERIOD_S, the interval at which workers report themselves"
             )
+        if self.models_bucket in {self.minio_input_bucket, self.minio_output_bucket, *self.input_buckets}:
+            raise ValueError("MODELS_BUCKET must be a bucket of its own: it also is one of the inputs or the results")
         return self
 
     @property
@@ -336,6 +357,25 @@ class Settings(BaseSettings):
         if self.work_path is not None and not (self.work_path.is_dir() and os.access(self.work_path, os.W_OK)):
             raise ConfigurationError(f"WORK_PATH: {self.work_path} is not a writable folder")
         return self.work_path
+
+    @property
+    def usable_models_cache_path(self) -> Path:
+        """The folder of fetched models, which is made if it does not exist.
+
+        Raises:
+            ConfigurationError: It cannot be written, or belongs to another user, who could change it.
+        """
+        default = (self.work_path or Path(tempfile.gettempdir())) / "inference-service-models"
+        path = self.models_cache_path or default
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"MODELS_CACHE_PATH: {path} cannot be made: {error.strerror}") from error
+        if not os.access(path, os.W_OK):
+            raise ConfigurationError(f"MODELS_CACHE_PATH: {path} is not a writable folder")
+        if self.models_cache_path is None and path.stat().st_uid != os.geteuid():
+            raise ConfigurationError(f"{path} belongs to another user: set MODELS_CACHE_PATH")
+        return path
 
     @property
     def broker_url(self) -> str:

@@ -89,6 +89,13 @@ class Lease:
         """Ends the renewals once the outcome is recorded, so that cleaning up has no time limit."""
         self._released.set()
 
+    def limit_time(self, time_limit_s: float) -> None:
+        """Sets a lower time limit, counted from now."""
+        deadline = time.monotonic() + time_limit_s
+        if deadline < self._deadline:
+            self._time_limit_s = time_limit_s
+            self._deadline = deadline
+
     def progress(self, stage: Stage, share: float) -> None:
         """Reports progress, which the next renewal records.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from inference_service.contract.crops import ModelCrop
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import ModelInvalid, ModelNotFound
 from inference_service.core.progress import Stage
-from inference_service.engine.model_registry import Model, find_model
+from inference_service.engine.model_registry import FindModel, Model, find_model
 from inference_service.engine.session_cache import LoadedModel
 from inference_service.imaging.geometry import Volume
 from inference_service.segmentation.loaded_networks import loaded_networks
@@ -30,11 +31,12 @@ class CropModels:
     crops: Mapping[ModelCrop, tuple[Model, "CropModels"]]
 
     @classmethod
-    def of(cls, model: Model, cropped: tuple[str, ...] = ()) -> "CropModels":
-        """Finds the models, which lie in the folder of all models like the model itself.
+    def of(cls, model: Model, find: FindModel | None = None, *, cropped: tuple[str, ...] = ()) -> "CropModels":
+        """Finds the models.
 
         Args:
             model: The model.
+            find: Finds each of them; None: they lie in the folder of all models, like the model itself.
             cropped: Titles of the models that are cropped to what this one finds.
 
         Raises:
@@ -42,20 +44,21 @@ class CropModels:
             ModelInvalid: Models crop to one another's labels, or a crop's model has no such channels or labels.
             StorageUnavailable: The models cannot be read.
         """
+        find = find or partial(find_model, model.folder.parent.parent)
         crops: dict[ModelCrop, tuple[Model, CropModels]] = {}
         for part in model.manifest.every_part:
             crop = part.crop
             if not isinstance(crop, ModelCrop) or crop in crops:
                 continue
             try:
-                other = find_model(model.folder.parent.parent, crop.model, crop.version)
+                other = find(crop.model, crop.version)
             except ModelNotFound as error:
                 raise ModelNotFound(f"model {model.title} crops the scan by another model: {error}") from error
             path = (*cropped, model.title)
             if other.title in path:
                 raise ModelInvalid(f"models crop the scan by one another: {', '.join((*path, other.title))}")
             _check(model, other, crop)
-            crops[crop] = (other, cls.of(other, path))
+            crops[crop] = (other, cls.of(other, find, cropped=path))
         return cls(crops)
 
     def segment_by(

@@ -60,11 +60,13 @@ class ModelRun:
         model: The model.
         execution: Providers, threads and precision of the network.
         sessions: Keeps its networks loaded between jobs.
+        crop_models: The models by which it crops the scan; None: they lie beside it.
     """
 
     model: Model
     execution: ExecutionOptions
     sessions: SessionCache
+    crop_models: CropModels | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -182,7 +184,7 @@ def segment_file(
         read = _read(sources, target, model, replace(limits, require_memory=memory.require), options, monitor)
     with monitor.stage("model_load"):
         loaded = model.load()
-        crop_models = CropModels.of(model.model)
+        crop_models = model.crop_models or CropModels.of(model.model)
     with job_threads(model.execution.threads) as threads:
         resources = Resources(threads, memory, monitor)
         segmentation = segment_volume(

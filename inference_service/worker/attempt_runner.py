@@ -26,13 +26,14 @@ from inference_service.core.errors import (
 )
 from inference_service.core.files import Checksum, Sources, input_sha256, list_files
 from inference_service.core.progress import StageClock
-from inference_service.engine.model_registry import Model, find_model
+from inference_service.engine.model_registry import Model
 from inference_service.engine.session_cache import expected_precision
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.lease import Lease, LeaseLost
 from inference_service.jobs.storage import stored_attempts
 from inference_service.jobs.storage.result_store import ResultStore, attempt_location
+from inference_service.segmentation.crop_models import CropModels
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
@@ -51,6 +52,7 @@ class _Work:
     Attributes:
         request: The job's request.
         model: The model to run.
+        crop_models: The models by which it crops the scan.
         folder: The folder of the fetched scans and the results.
         results: Stores the results.
         lease: The attempt's lease.
@@ -58,6 +60,7 @@ class _Work:
 
     request: SegmentRequest
     model: Model
+    crop_models: CropModels
     folder: Path
     results: ResultStore
     lease: Lease
@@ -150,9 +153,6 @@ class AttemptRunner:
     def _segment(self, request: SegmentRequest) -> None:
         context = self._context
         settings = context.settings
-        model = find_model(settings.models_path, request.model, request.model_version)
-        if request.input.channels:
-            check_channels(request.input.channels, model.manifest.channel_names)
         location = attempt_location(self._claim, settings.minio_output_bucket, request.output.prefix)
         results = ResultStore(context.storage, location, request.output.formats)
         with (
@@ -160,12 +160,20 @@ class AttemptRunner:
                 context.database,
                 self._claim,
                 lease_s=settings.lease_s,
-                time_limit_s=min(settings.time_limit_s, model.manifest.time_limit_s or settings.time_limit_s),
+                time_limit_s=settings.time_limit_s,
                 before_kill=self._end_by_force,
             ) as lease,
             context.scratch_space.folder(self._claim.job_id) as folder,
+            context.models.lending(partial(lease.progress, "fetch")) as find,
         ):
-            work = _Work(request, model, folder, results, lease)
+            with self._clock.stage("fetch"):
+                model = find(request.model, request.model_version)
+                crop_models = CropModels.of(model, find)
+            # The time that it takes to fetch a model is not the model's own.
+            lease.limit_time(model.manifest.time_limit_s or settings.time_limit_s)
+            if request.input.channels:
+                check_channels(request.input.channels, model.manifest.channel_names)
+            work = _Work(request, model, crop_models, folder, results, lease)
             self._fetch(work)
             success = self._reuse_result(work) or self._compute_result(work)
             recorded = self._outcome.record_success(success)
@@ -240,7 +248,7 @@ class AttemptRunner:
         report = segment_file(
             work.sources,
             work.folder,
-            ModelRun(work.model, self._execution, self._context.sessions),
+            ModelRun(work.model, self._execution, self._context.sessions, work.crop_models),
             limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
             options=SegmentOptions(
                 InputOptions.of(work.request),

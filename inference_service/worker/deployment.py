@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from inference_service.core.errors import (
     DatabaseUnavailable,
+    ModelNotFound,
     OtherRedisInUse,
     QueueUnavailable,
     ServiceError,
@@ -26,6 +27,7 @@ from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.queues.server_check import find_memory
 from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.storage.object_storage import Storage
+from inference_service.model_store.stored_models import StoredModels
 from inference_service.worker.self_test import key_for_test
 
 logger = logging.getLogger(__name__)
@@ -50,8 +52,11 @@ class Check:
     detail: str = ""
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> list[str]:
     """Applies the database migrations, grants the roles their rights, and creates the buckets.
+
+    Returns:
+        The buckets.
 
     Raises:
         DatabaseUnavailable: Postgres does not answer or refuses.
@@ -61,8 +66,12 @@ def prepare(settings: Settings) -> None:
     with closing(connect(settings)) as database:
         grant_rights(database)
     storage = Storage(settings)
-    for bucket in (settings.minio_input_bucket, settings.minio_output_bucket):
+    buckets = [settings.minio_input_bucket, settings.minio_output_bucket]
+    if settings.models_bucket is not None:
+        buckets.append(settings.models_bucket)
+    for bucket in buckets:
         storage.ensure_bucket(bucket)
+    return buckets
 
 
 def take_redis(settings: Settings) -> None:
@@ -161,15 +170,26 @@ def _check_storage(settings: Settings) -> str:
 
 
 def _check_models(settings: Settings) -> str:
-    folders = require_models(settings.models_path)
-    errors = take_inventory(settings.models_path).errors
-    if errors:
-        raise errors[0]
+    if settings.models_bucket is None:
+        require_models(settings.models_path)
+    inventory = take_inventory(settings.models_path)
+    if inventory.errors:
+        raise inventory.errors[0]
+    folders = inventory.folders
     for folder in folders:
         model = read_model(folder)
         for network in model.manifest.network_files.values():
             model.read_network(network)
-    return f"{len(folders)} installed, each matches its manifest"
+    installed = f"{len(folders)} installed, each matches its manifest"
+    with closing(Storage(settings)) as storage:
+        stored = StoredModels.of(settings, storage)
+        if stored is None:
+            return installed
+        found = stored.inventory({})
+    if not folders and not found:
+        raise ModelNotFound(f"no model is installed under MODELS_PATH, or stored below {stored.address}")
+    cache = settings.usable_models_cache_path
+    return f"{installed}; {len(found)} stored below {stored.address}, the cache {cache} is writable"
 
 
 def _check_providers(settings: Settings) -> str:

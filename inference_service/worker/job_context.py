@@ -14,6 +14,7 @@ from inference_service.core.tracing import Tracing
 from inference_service.engine.session_cache import SessionCache
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.storage.object_storage import Storage
+from inference_service.model_store.model_library import ModelLibrary
 from inference_service.worker.self_test import SelfTest
 
 Parameters = ParamSpec("Parameters")
@@ -54,6 +55,11 @@ class JobContext:
     def storage(self) -> Storage:
         """This process's client of the object storage; it retries during an outage."""
         return Storage(self.settings, retry_for_s=self.settings.outage_patience_s)
+
+    @cached_property
+    def models(self) -> ModelLibrary:
+        """The models that this worker can run."""
+        return ModelLibrary.of(self.settings, self.storage)
 
     @cached_property
     def sessions(self) -> SessionCache:

@@ -65,7 +65,7 @@ class MachineWatch:
         if time.monotonic() < self._models_at:
             return
         try:
-            models, complete = self._self_test.installed_models()
+            models, complete = self._self_test.usable_models(self._fork_lock)
         except StorageUnavailable:
             models, complete = [], False
         if not models:

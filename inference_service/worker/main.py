@@ -52,7 +52,7 @@ def run_worker(role: Role, settings: Settings) -> int:
     Raises:
         ConfigurationError: ONNX Runtime does not work, or REQUIRE_GPU is set and no requested GPU is usable, or Redis
             belongs to another deployment.
-        ModelNotFound: No model is installed.
+        ModelNotFound: No model is installed, and MODELS_BUCKET is not set.
         OtherRedisInUse: The deployment's live workers use another Redis.
     """
     configure_logging(settings.log_level, settings.log_format)
@@ -60,7 +60,8 @@ def run_worker(role: Role, settings: Settings) -> int:
     providers = settings.effective_onnx_providers
     log_providers(settings.onnx_providers, providers)
     _check_gpu(role, settings, providers)
-    require_models(settings.models_path)
+    if settings.models_bucket is None:
+        require_models(settings.models_path)
     execution = _execution_options(role, settings, providers)
     queues = list(ROLE_QUEUES[role])
     logger.info(

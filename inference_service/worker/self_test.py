@@ -5,6 +5,7 @@ worker takes its first job, and after each failure that may be its fault. The su
 may not show too little memory: the worker is also paused after it has lost several jobs in a row.
 """
 
+import logging
 import mmap
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+from inference_service.contract.model_index import ModelIndex
 from inference_service.core.errors import (
     ConfigurationError,
     InternalError,
@@ -27,8 +29,11 @@ from inference_service.core.execution import CPU
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, take_inventory
 from inference_service.engine.providers import PROBE_LIMIT_S, run_probe
-from inference_service.jobs.storage.object_storage import Storage
+from inference_service.jobs.storage.object_storage import Storage, StoredObject
 from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.model_store.stored_models import StoredModels
+
+logger = logging.getLogger(__name__)
 
 _STORAGE_TIMEOUT_S = 5.0
 LONGEST_TEST_S = PROBE_LIMIT_S + 60.0
@@ -36,6 +41,7 @@ LONGEST_TEST_S = PROBE_LIMIT_S + 60.0
 # No scan fits into less. Jobs whose files are larger than the free space fail, and go to other workers.
 _MIN_FREE_DISK_BYTES = 64 * 2**20
 _WRITTEN_BYTES = 4096
+_NO_LOCK = nullcontext()
 # Of different jobs in a row: a job that kills its process, and its neighbour's, says nothing of the machine.
 _MAX_LOSSES = 3
 _PAUSED, _LOSSES = 0, 1
@@ -61,6 +67,8 @@ class SelfTest:
         self._settings = settings
         self._scratch_path = scratch_path
         self._key = key_for_test(settings, worker)
+        self._indexes: dict[StoredObject, ModelIndex] = {}
+        self._conflicts: set[tuple[str, str]] = set()
         # Shared with children that are forked later.
         self._shared = mmap.mmap(-1, _LOST_JOB.stop)
 
@@ -101,7 +109,7 @@ class SelfTest:
             "check the memory of this machine and the memory limit of the worker"
         )
 
-    def problem(self, *, with_engine: bool, fork_lock: AbstractContextManager[object] | None = None) -> str | None:
+    def problem(self, *, with_engine: bool, fork_lock: AbstractContextManager[object] = _NO_LOCK) -> str | None:
         """Tests the machine.
 
         Args:
@@ -113,8 +121,8 @@ class SelfTest:
         """
         tests: list[Callable[[], object]] = [
             self._test_disk,
-            self._test_models,
-            partial(self._test_storage, fork_lock or nullcontext()),
+            partial(self._test_models, fork_lock),
+            partial(self._test_storage, fork_lock),
         ]
         if with_engine:
             tests.append(self._test_engine)
@@ -142,8 +150,11 @@ class SelfTest:
             self.paused = True
         return problem
 
-    def installed_models(self) -> tuple[list[InstalledModel], bool]:
-        """Lists the models of this machine that can be read.
+    def usable_models(self, fork_lock: AbstractContextManager[object] = _NO_LOCK) -> tuple[list[InstalledModel], bool]:
+        """Lists the models that this machine can run: those that it can read, and the stored ones.
+
+        Args:
+            fork_lock: Held while a connection is open.
 
         Returns:
             The models, and whether all could be read.
@@ -152,7 +163,7 @@ class SelfTest:
             StorageUnavailable: The folder of all models cannot be read.
         """
         inventory = take_inventory(self._settings.models_path)
-        found = []
+        found = {}
         complete = not inventory.errors
         for folder in inventory.folders:
             try:
@@ -162,8 +173,26 @@ class SelfTest:
             except StorageUnavailable:
                 complete = False
                 continue
-            found.append(InstalledModel(model.manifest.name, model.manifest.version, model.manifest_sha256))
-        return found, complete
+            found[model.manifest.name, model.manifest.version] = model.manifest_sha256
+        try:
+            stored = self._stored_models(fork_lock)
+        except StorageUnavailable as error:
+            logger.warning("stored models are not listed: %s", error)
+            stored, complete = {}, False
+        conflicts = {title for title, sha256 in stored.items() if found.setdefault(title, sha256) != sha256}
+        for name, version in conflicts - self._conflicts:
+            logger.warning("model %s %s is also stored with another manifest: the installed one runs", name, version)
+        self._conflicts = conflicts
+        return [InstalledModel(name, version, sha256) for (name, version), sha256 in sorted(found.items())], complete
+
+    def _stored_models(self, fork_lock: AbstractContextManager[object]) -> dict[tuple[str, str], str]:
+        """The SHA-256 of the manifest of each stored model, by name and version."""
+        if self._settings.models_bucket is None:
+            return {}
+        with fork_lock, closing(Storage(self._settings, read_timeout_s=_STORAGE_TIMEOUT_S)) as storage:
+            stored = StoredModels.of(self._settings, storage)
+            indexes = [] if stored is None else stored.inventory(self._indexes)
+        return {(index.name, index.version): index.manifest_sha256 for index in indexes}
 
     def _test_disk(self) -> None:
         try:
@@ -178,11 +207,14 @@ class SelfTest:
                 f"and at least {_MIN_FREE_DISK_BYTES} are needed"
             )
 
-    def _test_models(self) -> None:
-        models, complete = self.installed_models()
+    def _test_models(self, fork_lock: AbstractContextManager[object]) -> None:
+        models, complete = self.usable_models(fork_lock)
+        if self._settings.models_bucket is not None:
+            self._settings.usable_models_cache_path  # noqa: B018 - raises where it is not usable
         if not models:
             problem = "no model is installed" if complete else "none of the models can be read"
-            raise ConfigurationError(f"{problem} under MODELS_PATH")
+            stored = "" if self._settings.models_bucket is None else " or MODELS_BUCKET"
+            raise ConfigurationError(f"{problem} under MODELS_PATH{stored}")
 
     def _test_storage(self, fork_lock: AbstractContextManager[object]) -> None:
         bucket = self._settings.minio_output_bucket

@@ -360,12 +360,20 @@ STORAGE: dict[str, Callable[[Storage, Path], object]] = {
     "remove output": lambda storage, path: storage.remove("masks", "x"),
     "list output": lambda storage, path: storage.require_bucket("masks"),
     "create a bucket": lambda storage, path: storage.ensure_bucket("mine"),
+    "read models": lambda storage, path: storage.fetch("models", "x", path / "x", max_bytes=10**9),
+    "list models": lambda storage, path: storage.list_objects("models", ""),
+    "write models": lambda storage, path: storage.create("models", "x", b"x"),
+    "remove models": lambda storage, path: storage.remove("models", "x"),
     "read another bucket": lambda storage, path: storage.fetch("other", "x", path / "x", max_bytes=10**9),
 }
 STORAGE_RIGHTS = {
     "upstream": {"write input", "read output"},
-    "worker": {"read input", "list input", "write output", "read output", "remove output", "list output"},
-    "migrate": {"list input", "list output"},
+    "worker": {
+        *("read input", "list input", "write output", "read output", "remove output", "list output"),
+        *("read models", "list models"),
+    },
+    "migrate": {"list input", "list output", "list models"},
+    "models": {"read models", "list models", "write models", "remove models"},
 }
 
 
@@ -375,13 +383,14 @@ def test_the_object_storage_refuses_everything_else(
     identities: Identities, name: str, action: str, tmp_path: Path
 ) -> None:
     administrator = Storage(settings_for(identities.servers.environment))
-    for bucket, key in (("volumes", "scan"), ("masks", "x")):
+    administrator.ensure_bucket("models")
+    for bucket, key in (("volumes", "scan"), ("masks", "x"), ("models", "x")):
         administrator.store(bucket, key, Path(__file__), content_type="text/plain")
     storage = Storage(identities.settings(name))
     if action in STORAGE_RIGHTS[name]:
         STORAGE[action](storage, tmp_path)
     else:
-        with pytest.raises(StorageRefused, match="AccessDenied"):
+        with pytest.raises(StorageRefused, match="denies access"):
             STORAGE[action](storage, tmp_path)
 
 

@@ -134,6 +134,16 @@ def test_a_time_limit_stops_the_work(database: Database, claim: attempts.Claim) 
         wait_for(lambda: raises(TimeLimit, lease))
 
 
+def test_a_lower_time_limit_counts_from_when_it_is_set(database: Database, claim: attempts.Claim) -> None:
+    with held(database, claim, time_limit_s=60.0) as lease:
+        lease.limit_time(120.0)
+        lease.limit_time(0.3)
+        lease.progress("windows", 0.1)
+        wait_for(lambda: raises(TimeLimit, lease))
+        with pytest.raises(TimeLimit, match=r"the job ran longer than 0\.3 s"):
+            lease.progress("windows", 0.5)
+
+
 @pytest.mark.parametrize("reason", ["cancelled", "time_limit", "lost"])
 def test_work_that_does_not_stop_is_killed(database: Database, claim: attempts.Claim, reason: str) -> None:
     ended: list[str] = []

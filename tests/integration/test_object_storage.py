@@ -231,3 +231,80 @@ def test_the_first_failed_object_ends_the_transfer_of_a_folder(
     with pytest.raises(StorageUnavailable):
         storage.store_folder(BUCKET, "p/", [tmp_path] * 1000, content_type="application/octet-stream")
     assert len(begun) < 100
+
+
+class _Answer:
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize(("status", "created"), [(200, True), (412, False)])
+def test_an_object_is_created_unless_there_is_one(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, status: int, created: bool
+) -> None:
+    request = Mock(return_value=_Answer(status))
+    monkeypatch.setattr(storage._pool, "request", request)
+    assert storage.create(BUCKET, "key", b"content") is created
+    assert request.call_args.kwargs == {"body": b"content", "headers": {"If-None-Match": "*"}}
+
+
+def test_a_storage_without_conditional_writes_stores_the_object(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = f"{uuid4()}"
+    # rclone's server ignores the condition, others refuse it.
+    assert storage.create(BUCKET, key, b"first")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage._pool, "request", Mock(return_value=_Answer(501)))
+        # The client's own upload uses another method of the pool.
+        assert storage.create(BUCKET, key, b"second")
+    assert storage.read(BUCKET, key, max_bytes=6) == b"second"
+    with pytest.raises(InputTooLarge, match="more than 5 bytes"):
+        storage.read(BUCKET, key, max_bytes=5)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (409, StorageUnavailable, "another request stores the same object at this moment"),
+        (403, StorageRefused, "denies access"),
+        (404, StorageUnavailable, "there is no bucket"),
+        (503, StorageUnavailable, "overloaded"),
+    ],
+)
+def test_an_object_that_cannot_be_created(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, status: int, error: type[StorageUnavailable], message: str
+) -> None:
+    monkeypatch.setattr(storage._pool, "request", Mock(return_value=_Answer(status)))
+    with pytest.raises(StorageUnavailable, match=message) as caught:
+        storage.create(BUCKET, "key", b"content")
+    assert type(caught.value) is error
+
+
+def test_a_prefix_of_too_many_objects_is_not_listed(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"listed/{uuid4()}/"
+    (tmp_path / "source").write_bytes(bytes(60))
+    for name in ("b", "a/c"):
+        storage.store(BUCKET, prefix + name, tmp_path / "source", content_type="text/plain")
+    assert [(each.key, each.size_bytes) for each in storage.list_objects(BUCKET, prefix)] == [
+        (f"{prefix}a/c", 60),
+        (f"{prefix}b", 60),
+    ]
+    monkeypatch.setattr("inference_service.jobs.storage.object_storage.MAX_FILES", 1)
+    with pytest.raises(StorageRefused, match="more than 1 objects"):
+        storage.list_objects(BUCKET, prefix)
+
+
+def test_a_transfer_is_followed_and_may_be_ended(storage: Storage, key: str, tmp_path: Path) -> None:
+    counts: list[int] = []
+    storage.fetch(BUCKET, key, tmp_path / "target", max_bytes=1000, follow=counts.append)
+    assert counts[-1] == 1000
+
+    def end(_count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.fetch(BUCKET, key, tmp_path / "other", max_bytes=1000, follow=end)
+    assert [path.name for path in tmp_path.iterdir() if "other" in path.name] == []

@@ -128,16 +128,16 @@ def test_a_worker_is_alive_while_its_models_cannot_be_read_because_their_share_h
 ) -> None:
     monkeypatch.setattr(machine_watch, "_MODELS_PERIOD_S", 0.0)
     self_test = SelfTest(settings, scratch_space.path, worker="stuck")
-    models = self_test.installed_models()
+    models = self_test.usable_models()
     hangs, answers = threading.Event(), threading.Event()
 
-    def installed_models() -> tuple[list[InstalledModel], bool]:
+    def usable_models(*_: object) -> tuple[list[InstalledModel], bool]:
         if threading.current_thread() is not threading.main_thread():
             hangs.set()
             answers.wait()
         return models
 
-    monkeypatch.setattr(self_test, "installed_models", installed_models)
+    monkeypatch.setattr(self_test, "usable_models", usable_models)
     watching = Supervisor(
         settings.model_copy(update={"sweep_period_s": 0.1}),
         WorkerIdentity("stuck", Role.CPU, 1, ["CPUExecutionProvider"]),

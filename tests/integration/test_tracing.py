@@ -98,7 +98,7 @@ def test_further_attempts_keep_the_trace(
     job_id = uuid4()
     message: Request = {"job_id": str(job_id), "request": request_for_scan}
     with monkeypatch.context() as patch:
-        patch.setattr("inference_service.worker.attempt_runner.find_model", broken)
+        patch.setattr("inference_service.model_store.model_library.find_model", broken)
         spans.handler.handle({**message, **TRACE}, task_id=str(job_id))
     assert get(database, job_id).error_code == "internal_error"
     assert resubmission.queue_again(database, job_id) is not None

@@ -317,7 +317,7 @@ def test_an_invalid_model_is_tried_once_on_each_worker_that_has_it(
     def invalid(*_: Any) -> None:
         raise ModelInvalid("the network does not fit")
 
-    monkeypatch.setattr("inference_service.worker.attempt_runner.find_model", invalid)
+    monkeypatch.setattr("inference_service.model_store.model_library.find_model", invalid)
     handlers = [make_handler(max_attempts=1), make_handler(max_attempts=1)]
     for handler in handlers:
         identity = WorkerIdentity(handler._context.worker, Role.CPU, 1, [])

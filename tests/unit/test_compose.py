@@ -207,7 +207,15 @@ def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
     files = [REPOSITORY / "docker/service.yml", REPOSITORY / f"docker-compose.{role}.yml"]
     passed = set(re.findall(r"^      ([A-Z0-9_]+):", "".join(map(Path.read_text, files)), flags=re.MULTILINE))
     # The images set the paths, and the servers of these files have no TLS, no pooler and no sentinels.
-    fixed = {"MODELS_PATH", "WORK_PATH", "HEALTH_PATH", "MINIO_SECURE", "POSTGRES_SSLMODE", "TLS_CA_PATH"}
+    fixed = {
+        "MODELS_PATH",
+        "MODELS_CACHE_PATH",
+        "WORK_PATH",
+        "HEALTH_PATH",
+        "MINIO_SECURE",
+        "POSTGRES_SSLMODE",
+        "TLS_CA_PATH",
+    }
     fixed |= {"POSTGRES_POOLER", "REDIS_SENTINEL_MASTER", "REDIS_SENTINEL_USERNAME", "REDIS_SENTINEL_PASSWORD"}
     # This role does not use these.
     fixed |= {"REQUIRE_GPU"} if role == "cpu" else {"ONNX_PRECISION"}

@@ -115,9 +115,25 @@ def test_each_user_of_the_storage_gets_its_policy(storage: dict[str, str], secre
             for statement in json.loads(policy)["Statement"]
             for resource in statement["Resource"]
         }
+    assert not (tmp_path / "notes.inference-models.json").exists()
     assert not [line for line in arguments for path in secrets.glob("minio_*_secret_key") if path.read_text() in line]
     (tmp_path / "notes.attached").touch()
     assert run("bash", IDENTITIES / "s3-users.sh", **storage).returncode == 0
+
+
+def test_stored_models_have_an_identity_that_alone_writes_them(storage: dict[str, str], tmp_path: Path) -> None:
+    done = run("bash", IDENTITIES / "s3-users.sh", **storage, MODELS_BUCKET="weights")
+    assert done.returncode == 0, done.stderr
+    writers = set()
+    for identity in ("migrate", "worker", "upstream", "models"):
+        policy = json.loads((tmp_path / f"notes.inference-{identity}.json").read_text())
+        for statement in policy["Statement"]:
+            if "arn:aws:s3:::weights/*" in statement["Resource"] and "s3:PutObject" in statement["Action"]:
+                writers.add(identity)
+    assert writers == {"models"}
+    policy = json.loads((tmp_path / "notes.inference-models.json").read_text())
+    named = {resource.partition("/")[0] for statement in policy["Statement"] for resource in statement["Resource"]}
+    assert named == {"arn:aws:s3:::weights"}
 
 
 def test_an_identity_with_the_administrators_key_gets_no_user(

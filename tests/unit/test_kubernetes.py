@@ -258,6 +258,25 @@ def test_the_tls_component_connects_everything_with_tls(overlay: Path, tmp_path:
             assert (manifest["data"]["POSTGRES_SSLMODE"], manifest["data"]["MINIO_SECURE"]) == ("verify-full", "true")
 
 
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_with_stored_models_no_pod_needs_the_claim(overlay: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kubernetes"
+    shutil.copytree(MANIFESTS, copy)
+    kustomization = copy / "overlays" / overlay.name / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text() + "components: [../../components/stored-models]\n")
+    done = subprocess.run(["kubectl", "kustomize", kustomization.parent], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for manifest in yaml.safe_load_all(done.stdout):
+        check(manifest)
+        assert manifest["kind"] != "PersistentVolumeClaim"
+        if manifest["kind"] == "Deployment":
+            pod = manifest["spec"]["template"]["spec"]
+            (box,) = pod["containers"]
+            assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in box["volumeMounts"]}
+            assert "models" not in {volume["name"] for volume in pod["volumes"]}
+
+
 def test_nothing_leaves_a_pod_but_to_named_servers() -> None:
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in read(MANIFESTS / "base/network-policy.yaml")}
     assert policies.pop("inference-nothing-else") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}

@@ -6,7 +6,8 @@ Errors of local files pass unchanged, as OSError.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from io import BytesIO
 from itertools import islice
@@ -34,6 +35,8 @@ from inference_service.core.settings import Settings
 from inference_service.jobs.storage.storage_refusals import refusal
 
 Item = TypeVar("Item")
+Follow = Callable[[int], None]
+"""Called with the bytes that have been transferred. It may raise an error to end the transfer."""
 
 _CONNECT_TIMEOUT_S = 5.0
 # The objects of a DICOM series are small, so most of a transfer's time is latency.
@@ -47,6 +50,33 @@ _PASSING = {408, 429}
 # Other answers of a proxy may come from its start or from an outage behind it.
 _REFUSED_BY_A_PROXY = {401, 403, 413}
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
+_URL_LIFETIME = timedelta(minutes=5)
+_OK = 200
+_NO_BUCKET = 404
+# Precondition failed.
+_EXISTS = 412
+# Another request for the same key is under way.
+_CONFLICT = 409
+_NOT_IMPLEMENTED = 501
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as the storage lists it.
+
+    Attributes:
+        key: Its key.
+        size_bytes: Its size.
+        stamp: Changes when the object is replaced.
+    """
+
+    key: str
+    size_bytes: int
+    stamp: tuple[str | None, datetime | None]
+
+
+def _no_follow(transferred_bytes: int) -> None:
+    """A `Follow` that does nothing."""
 
 
 class Storage:
@@ -91,17 +121,24 @@ class Storage:
             if not self._minio.bucket_exists(bucket):
                 raise _no_bucket(bucket)
 
-    def fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
+    def fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int, follow: Follow = _no_follow) -> None:
         """Downloads an object into a file.
+
+        Args:
+            bucket: The bucket.
+            key: The object's key.
+            target: The file.
+            max_bytes: A larger object is refused before it is downloaded.
+            follow: Called as the download goes on.
 
         Raises:
             InputNotFound: The object does not exist.
             InputTooLarge: The object has more than `max_bytes`.
             StorageUnavailable: The storage does not answer or refuses.
         """
-        self._retrying(self._fetch, bucket, key, target, max_bytes=max_bytes)
+        self._retrying(self._fetch, bucket, key, target, max_bytes=max_bytes, follow=follow)
 
-    def _fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int) -> None:
+    def _fetch(self, bucket: str, key: str, target: Path, *, max_bytes: int, follow: Follow) -> None:
         partial = target.with_name(f".{target.name}.part")
         with _mapped_errors():
             size = self._minio.stat_object(bucket, key).size or 0
@@ -113,6 +150,7 @@ class Storage:
                         file.write(chunk)
                         if file.tell() > size:
                             raise StorageUnavailable("the object changed while it was fetched")
+                        follow(file.tell())
                 partial.rename(target)
             finally:
                 partial.unlink(missing_ok=True)
@@ -128,8 +166,17 @@ class Storage:
             response.close()
             response.release_conn()
 
-    def fetch_verified(self, bucket: str, key: str, target: Path, expected: Checksum) -> None:
+    def fetch_verified(
+        self, bucket: str, key: str, target: Path, expected: Checksum, *, follow: Follow = _no_follow
+    ) -> None:
         """Downloads an object into a file, which appears only if its content is the expected one.
+
+        Args:
+            bucket: The bucket.
+            key: The object's key.
+            target: The file.
+            expected: Size and SHA-256 of the content.
+            follow: Called as the download goes on.
 
         Raises:
             InputNotFound: The object does not exist.
@@ -139,7 +186,7 @@ class Storage:
         unverified = target.with_name(f".{target.name}.unverified")
         try:
             try:
-                self.fetch(bucket, key, unverified, max_bytes=expected.size_bytes)
+                self.fetch(bucket, key, unverified, max_bytes=expected.size_bytes, follow=follow)
             except InputTooLarge as error:
                 raise ResultDamaged(f"{key} has more than the expected {expected.size_bytes} bytes") from error
             found = Checksum.of_file(unverified)
@@ -151,6 +198,20 @@ class Storage:
             unverified.rename(target)
         finally:
             unverified.unlink(missing_ok=True)
+
+    def read(self, bucket: str, key: str, *, max_bytes: int) -> bytes:
+        """Returns the content of a small object; raises the errors of `fetch`."""
+        return self._retrying(self._read, bucket, key, max_bytes=max_bytes)
+
+    def _read(self, bucket: str, key: str, *, max_bytes: int) -> bytes:
+        with _mapped_errors():
+            # The client does not understand how rclone's server answers a GET of a missing object.
+            self._minio.stat_object(bucket, key)
+            with self._opened(bucket, key) as response:
+                content = response.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise InputTooLarge(f"the object has more than {max_bytes} bytes")
+        return content
 
     def fetch_folder(self, bucket: str, prefix: str, target: Path, *, max_bytes: int) -> None:
         """Downloads all objects under a prefix into files with the names of `numbered_name`: no key becomes a path.
@@ -197,6 +258,34 @@ class Storage:
             StorageUnavailable: The storage does not answer or refuses.
         """
         self._retrying(self._store, bucket, key, source, content_type)
+
+    def create(self, bucket: str, key: str, content: bytes) -> bool:
+        """Stores a small object unless there is one under its key. A storage without conditional writes overwrites it.
+
+        Returns:
+            False if there is one.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses.
+        """
+        return self._retrying(self._create, bucket, key, content)
+
+    def _create(self, bucket: str, key: str, content: bytes) -> bool:
+        # The client's own upload takes no condition.
+        with _mapped_errors():
+            url = self._minio.presigned_put_object(bucket, key, expires=_URL_LIFETIME)
+            status = self._pool.request("PUT", url, body=content, headers={"If-None-Match": "*"}).status
+        if status == _NOT_IMPLEMENTED:
+            with _mapped_errors():
+                self._minio.put_object(bucket, key, BytesIO(content), len(content))
+            return True
+        if status == _NO_BUCKET:
+            raise _no_bucket(bucket)
+        if status == _CONFLICT:
+            raise StorageUnavailable("another request stores the same object at this moment")
+        if status not in {_OK, _EXISTS}:
+            raise _refusal(None, status)
+        return status == _OK
 
     def store_folder(self, bucket: str, prefix: str, sources: Sequence[Path], *, content_type: str) -> None:
         """Uploads files to keys with the names of `numbered_name`, which do not contain the files' names.
@@ -295,6 +384,30 @@ class Storage:
             self._minio.stat_object(bucket, key)
             with self._opened(bucket, key) as response:
                 return Checksum.of(response)
+
+    def list_objects(self, bucket: str, prefix: str) -> list[StoredObject]:
+        """Lists the objects under a prefix, at most `MAX_FILES`.
+
+        Raises:
+            StorageRefused: There are more.
+            StorageUnavailable: The bucket does not exist, or the storage does not answer or refuses.
+        """
+        try:
+            return self._retrying(self._list_objects, bucket, prefix)
+        except InputNotFound as error:
+            raise _no_bucket(bucket) from error
+
+    def _list_objects(self, bucket: str, prefix: str) -> list[StoredObject]:
+        with _mapped_errors():
+            listed = self._minio.list_objects(bucket, prefix, recursive=True)
+            found = [
+                StoredObject(str(each.object_name), each.size or 0, (each.etag, each.last_modified))
+                for each in islice(listed, MAX_FILES + 1)
+                if not each.is_dir
+            ]
+        if len(found) > MAX_FILES:
+            raise StorageRefused(f"the prefix holds more than {MAX_FILES} objects")
+        return found
 
     def list_keys(self, bucket: str) -> Iterator[str]:
         """The keys of all objects of a bucket.

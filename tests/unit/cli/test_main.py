@@ -557,7 +557,7 @@ def test_models_are_listed() -> None:
 
 
 def test_a_model_is_shown() -> None:
-    shown = json.loads(run("models", "show", MODEL).stdout)
+    shown = json.loads(run("models", "show", MODEL, "--json").stdout)
     manifest = json.loads((MODELS / MODEL / "1" / "manifest.json").read_bytes())
     assert Manifest.model_validate(shown) == Manifest.model_validate(manifest)
 

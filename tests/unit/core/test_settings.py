@@ -4,6 +4,7 @@ import pytest
 from pydantic import Secret, SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
+from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU, CUDA, TENSORRT
 from inference_service.core.settings import Settings, get_settings
 
@@ -34,6 +35,10 @@ VALUES: dict[str, tuple[str, object]] = {
     "INPUT_PREFIXES": ('["ct/", "uploads"]', ["ct/", "uploads"]),
     "OUTPUT_PREFIX_ROOT": ("site-a/masks", "site-a/masks"),
     "MODELS_PATH": ("/srv/models", Path("/srv/models")),
+    "MODELS_BUCKET": ("models", "models"),
+    "MODELS_PREFIX": ("of/research", "of/research"),
+    "MODELS_CACHE_PATH": ("/srv/cache", Path("/srv/cache")),
+    "MODELS_CACHE_BYTES": ("3000", 3000),
     "ONNX_PROVIDERS": (f'["{TENSORRT}", "{CUDA}"]', [TENSORRT, CUDA]),
     "ONNX_PRECISION": ("bf16", "bf16"),
     "WINDOW_BATCH": ("4", 4),
@@ -268,3 +273,32 @@ def test_get_settings_reads_the_environment_once(monkeypatch: pytest.MonkeyPatch
     assert get_settings() is first
     assert first.postgres_db == "first"
     get_settings.cache_clear()
+
+
+@pytest.mark.parametrize("bucket", ["volumes", "masks", "archive"])
+def test_stored_models_have_a_bucket_of_their_own(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    monkeypatch.setenv("INPUT_BUCKETS", '["archive"]')
+    monkeypatch.setenv("MODELS_BUCKET", bucket)
+    with pytest.raises(ValidationError, match="MODELS_BUCKET must be a bucket of its own"):
+        Settings()
+
+
+def test_fetched_models_lie_in_the_work_path_unless_a_folder_is_set(tmp_path: Path) -> None:
+    default = Settings(work_path=tmp_path).usable_models_cache_path
+    assert default == tmp_path / "inference-service-models"
+    assert default.stat().st_mode & 0o777 == 0o700
+    own = tmp_path / "a" / "b"
+    assert Settings(work_path=tmp_path, models_cache_path=own).usable_models_cache_path == own
+
+
+def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"MODELS_CACHE_PATH: .*file/cache cannot be made: Not a directory"):
+        _ = Settings(models_cache_path=tmp_path / "file" / "cache").usable_models_cache_path
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ConfigurationError, match="is not a writable folder"):
+        _ = Settings(models_cache_path=tmp_path).usable_models_cache_path
+    monkeypatch.undo()
+    monkeypatch.setattr("os.geteuid", lambda: 54321)
+    with pytest.raises(ConfigurationError, match="belongs to another user: set MODELS_CACHE_PATH"):
+        _ = Settings(work_path=tmp_path).usable_models_cache_path

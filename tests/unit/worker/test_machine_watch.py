@@ -19,7 +19,7 @@ class ListingTest(SelfTest):
 
     answers: list[Answer]
 
-    def installed_models(self) -> tuple[list[InstalledModel], bool]:
+    def usable_models(self, *_: object) -> tuple[list[InstalledModel], bool]:
         answer = self.answers.pop(0)
         if isinstance(answer, StorageUnavailable):
             raise answer

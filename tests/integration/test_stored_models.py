@@ -1,0 +1,333 @@
+"""Stored models on a real S3 server: pushed by one machine, fetched by the jobs of another one."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from click.testing import Result
+from fault_proxies import HttpAnswer, HttpRequest, StorageProxy
+from faults import wait_for
+from jobs_in_process import Request, get, run
+from sqlalchemy import delete, func, select
+
+from inference_service.core.errors import ModelNotFound
+from inference_service.core.settings import Settings
+from inference_service.embedded.servers import Servers
+from inference_service.embedded.stack import settings_for
+from inference_service.engine.model_registry import Model, read_model
+from inference_service.jobs.database import Database
+from inference_service.jobs.schema import JobRow, JobState
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.model_store.stored_models import StoredModels
+from inference_service.worker import deployment
+from inference_service.worker.self_test import SelfTest
+from inference_service.worker.task import TaskHandler
+
+MODEL = "ct-tissue"
+BUCKET = "models"
+MakeHandler = Callable[..., TaskHandler]
+
+
+class CuttingProxy(StorageProxy):
+    """A proxy that ends the answers to some requests early."""
+
+    cut: Callable[[HttpRequest], bool] = staticmethod(lambda request: False)
+
+    def pass_on(self, request: HttpRequest) -> HttpAnswer:
+        answer = super().pass_on(request)
+        return HttpAnswer(answer.status, answer.headers, answer.body[:100]) if self.cut(request) else answer
+
+
+@pytest.fixture
+def proxy(servers: Servers) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(servers.s3.port)
+    with made.running():
+        yield made
+
+
+@pytest.fixture
+def stored(servers: Servers, storage: Storage) -> StoredModels:
+    """The stored models of one test."""
+    storage.ensure_bucket(BUCKET)
+    return StoredModels(storage, BUCKET, f"tests/{uuid4()}")
+
+
+@pytest.fixture
+def model(stored: StoredModels) -> Model:
+    found = read_model(Path(os.environ["MODELS_PATH"]) / MODEL / "1")
+    assert stored.push(found)
+    return found
+
+
+@pytest.fixture
+def elsewhere(stored: StoredModels, proxy: CuttingProxy, tmp_path: Path) -> dict[str, object]:
+    """The settings of another machine, which has no models of its own and reaches the storage through the proxy."""
+    return {
+        "minio_endpoint": proxy.endpoint,
+        "models_path": tmp_path / "none",
+        "models_bucket": BUCKET,
+        "models_prefix": stored.address.removeprefix(f"s3://{BUCKET}/"),
+        "models_cache_path": tmp_path / "cache",
+    }
+
+
+def network_key(stored: StoredModels) -> str:
+    """The end of the key of the model's network."""
+    return stored.read_index(MODEL, "1").files["model.onnx"].sha256
+
+
+def fetches(proxy: StorageProxy, ending: str) -> int:
+    return sum(request.is_for("GET", ending) for request in proxy.requests)
+
+
+def cached(tmp_path: Path) -> list[str]:
+    """The files in the cache, without locks and sizes."""
+    files = (path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    return sorted("/".join(path.parts[1:]) for path in files if path.name not in ("lock", "size"))
+
+
+def test_a_job_runs_with_a_model_that_is_stored_alone(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    model: Model,
+    elsewhere: dict[str, object],
+    proxy: CuttingProxy,
+    tmp_path: Path,
+) -> None:
+    handler = make_handler(**elsewhere)
+    first = run(handler, database, request_for_scan)
+    assert (first.state, first.error_message) == (JobState.SUCCEEDED, None)
+    assert (first.model_version, first.manifest_sha256) == ("1", model.manifest_sha256)
+    assert cached(tmp_path) == [f"{MODEL}/1/{name}" for name in ("README.md", "manifest.json", "model.onnx")]
+    again = run(make_handler(**elsewhere), database, {**request_for_scan, "model_version": "1"})
+    assert again.state is JobState.SUCCEEDED
+    assert fetches(proxy, network_key(stored)) == 1
+
+
+def test_two_jobs_at_once_fetch_a_model_once(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    model: Model,
+    elsewhere: dict[str, object],
+    proxy: CuttingProxy,
+    tmp_path: Path,
+) -> None:
+    """Each handler has locks of its own, as processes have; test_model_cache.py has several processes."""
+    held = proxy.hold("GET", network_key(stored))
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(run, make_handler(**elsewhere), database, request_for_scan) for _ in range(2)]
+        held.wait_until_arrived()
+        wait_for(lambda: sum(request.is_for("GET", "/index.json") for request in proxy.requests) >= 2)
+        held.release()
+        assert [job.result().state for job in jobs] == [JobState.SUCCEEDED] * 2
+    assert fetches(proxy, network_key(stored)) == 1
+
+
+def test_a_long_fetch_keeps_its_lease(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    model: Model,
+    elsewhere: dict[str, object],
+    proxy: CuttingProxy,
+) -> None:
+    with database.begin() as connection:
+        connection.execute(delete(JobRow))
+    held = proxy.hold("GET", network_key(stored))
+    lease_s = 0.9
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(run, make_handler(**elsewhere, lease_s=lease_s), database, request_for_scan)
+        held.wait_until_arrived()
+        with database.connection() as connection:
+            lease = select(JobRow.lease_expires_at).where(JobRow.state == JobState.RUNNING)
+            first = connection.execute(lease).scalar_one()
+            assert first is not None
+        wait_for(lambda: _now(database) > first + timedelta(seconds=2 * lease_s))
+        held.release()
+        assert (job.result().state, job.result().attempt) == (JobState.SUCCEEDED, 1)
+
+
+def _now(database: Database) -> datetime:
+    with database.connection() as connection:
+        found: datetime = connection.execute(select(func.now())).scalar_one()
+        return found
+
+
+def test_a_truncated_download_is_tried_again_and_leaves_nothing(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    model: Model,
+    elsewhere: dict[str, object],
+    proxy: CuttingProxy,
+    tmp_path: Path,
+) -> None:
+    ending = network_key(stored)
+    proxy.cut = lambda request: request.is_for("GET", ending)
+    handler = make_handler(**elsewhere)
+    job = run(handler, database, request_for_scan)
+    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
+    assert cached(tmp_path) == []
+    proxy.cut = lambda request: False
+    handler.handle({"job_id": str(job.id), "request": job.request}, task_id=str(job.id))
+    assert get(database, job.id).state is JobState.SUCCEEDED
+
+
+def test_without_the_storage_a_job_is_tried_again(
+    make_handler: MakeHandler, database: Database, request_for_scan: Request, elsewhere: dict[str, object]
+) -> None:
+    job = run(make_handler(**{**elsewhere, "minio_endpoint": "127.0.0.1:1"}), database, request_for_scan)
+    assert (job.state, job.error_code) == (JobState.QUEUED, None)
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "index"])
+def test_a_changed_model_never_runs(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    storage: Storage,
+    model: Model,
+    elsewhere: dict[str, object],
+    tmp_path: Path,
+    damage: str,
+) -> None:
+    folder = f"{elsewhere['models_prefix']}{MODEL}/1/"
+    content = bytearray((model.folder / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "changed").write_bytes(content)
+    if damage == "removed":
+        storage.remove(BUCKET, folder + network_key(stored))
+    elif damage == "changed":
+        storage.store(BUCKET, folder + network_key(stored), tmp_path / "changed", content_type="x/y")
+    else:
+        index = json.loads(storage.read(BUCKET, f"{folder}index.json", max_bytes=2**20))
+        index["files"]["../../../evil"] = index["files"]["README.md"]
+        (tmp_path / "index").write_text(json.dumps(index))
+        storage.store(BUCKET, f"{folder}index.json", tmp_path / "index", content_type="application/json")
+    job = run(make_handler(**elsewhere), database, request_for_scan)
+    assert (job.state, job.error_code) == (JobState.FAILED, "model_invalid")
+    assert "the stored model ct-tissue 1" in str(job.error_message)
+    assert cached(tmp_path) == []
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_model_larger_than_the_cache_is_not_fetched(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    model: Model,
+    elsewhere: dict[str, object],
+    proxy: CuttingProxy,
+) -> None:
+    job = run(make_handler(**elsewhere, models_cache_bytes=1000), database, request_for_scan)
+    assert (job.state, job.error_code) == (JobState.FAILED, "model_invalid")
+    assert "this worker fetches at most 1000 (MODELS_CACHE_BYTES)" in str(job.error_message)
+    assert fetches(proxy, network_key(stored)) == 0
+
+
+def test_after_a_kill_in_the_middle_of_a_pull_nothing_half_remains(
+    make_handler: MakeHandler,
+    database: Database,
+    request_for_scan: Request,
+    stored: StoredModels,
+    model: Model,
+    elsewhere: dict[str, object],
+    proxy: CuttingProxy,
+    servers: Servers,
+    tmp_path: Path,
+) -> None:
+    held = proxy.hold("GET", network_key(stored))
+    environment = {name.upper(): str(value) for name, value in elsewhere.items()}
+    command = [sys.executable, "-m", "inference_service", "models", "pull", MODEL, "--cache"]
+    with subprocess.Popen(command, env={**os.environ, **servers.environment, **environment}) as pulling:
+        held.wait_until_arrived()
+        pulling.send_signal(signal.SIGKILL)
+    held.release()
+    assert any(path.startswith(MODEL) or "manifest.json" in path for path in cached(tmp_path))
+    assert run(make_handler(**elsewhere), database, request_for_scan).state is JobState.SUCCEEDED
+    assert cached(tmp_path) == [f"{MODEL}/1/{name}" for name in ("README.md", "manifest.json", "model.onnx")]
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_an_installed_version_runs_in_place_of_a_stored_one_and_that_is_logged_once(
+    make_handler: MakeHandler,
+    settings: Settings,
+    database: Database,
+    request_for_scan: Request,
+    model: Model,
+    elsewhere: dict[str, object],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(model.folder, tmp_path / "none" / MODEL / "1")
+    manifest = tmp_path / "none" / MODEL / "1" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "description": "Other tissue."}))
+    installed = read_model(manifest.parent)
+    job = run(make_handler(**elsewhere), database, request_for_scan)
+    assert job.manifest_sha256 == installed.manifest_sha256 != model.manifest_sha256
+    tested = SelfTest(settings.model_copy(update=elsewhere), tmp_path, worker="w")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            ((found,), complete) = tested.usable_models()
+            assert (found.manifest_sha256, complete) == (installed.manifest_sha256, True)
+    assert caplog.text.count("model ct-tissue 1 is also stored with another manifest: the installed one runs") == 1
+
+
+def test_a_worker_reports_stored_models_and_is_paused_without_any(
+    settings: Settings, stored: StoredModels, model: Model, elsewhere: dict[str, object], tmp_path: Path
+) -> None:
+    other = settings.model_copy(update=elsewhere)
+    tested = SelfTest(other, tmp_path, worker="w")
+    ((found,), complete) = tested.usable_models()
+    assert (found.name, found.version, found.manifest_sha256, complete) == (MODEL, "1", model.manifest_sha256, True)
+    assert tested.problem(with_engine=False) is None
+    stored.remove(MODEL, "1")
+    assert tested.problem(with_engine=False) == "no model is installed under MODELS_PATH or MODELS_BUCKET"
+    silent = SelfTest(other.model_copy(update={"minio_endpoint": "127.0.0.1:1"}), tmp_path, worker="w")
+    assert silent.usable_models() == ([], False)
+
+
+def test_check_counts_stored_models(
+    settings: Settings, stored: StoredModels, model: Model, elsewhere: dict[str, object], tmp_path: Path
+) -> None:
+    other = settings.model_copy(update=elsewhere)
+    expected = (
+        f"0 installed, each matches its manifest; 1 stored below {stored.address}, the cache {tmp_path / 'cache'}"
+    )
+    assert deployment._check_models(other) == f"{expected} is writable"
+    stored.remove(MODEL, "1")
+    with pytest.raises(ModelNotFound, match="no model is installed under MODELS_PATH, or stored below s3://models/"):
+        deployment._check_models(other)
+
+
+def test_migrate_creates_the_bucket(
+    servers: Servers, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = f"models-{uuid4()}"
+    monkeypatch.setenv("MODELS_BUCKET", bucket)
+    result = command("migrate")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"schema up to date; buckets volumes and masks and {bucket} exist\n",
+    )
+    with closing(Storage(settings_for(servers.environment))) as storage:
+        storage.require_bucket(bucket)
