@@ -225,8 +225,8 @@ def pull(name: str, version: str | None, into_cache: bool, as_json: bool) -> Non
 def remove(name: str, version: str, from_storage: bool, yes: bool, as_json: bool) -> None:
     """Remove a version from MODELS_PATH, or with --stored from MODELS_BUCKET.
 
-    Jobs that run now go on with it. A version that was removed from the bucket may be pushed again with other files;
-    prefer a new version, as rows of earlier jobs name the old one.
+    Jobs that run now go on with a stored version, and may fail with an installed one. A version that was removed may
+    come again with other files; prefer a new version, because rows of earlier jobs name the old one.
     """
     from inference_service.core.errors import ModelNotFound
     from inference_service.engine.model_folder import uninstall
