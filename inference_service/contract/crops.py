@@ -69,3 +69,8 @@ class ModelCrop(Strict):
 
 
 Crop = Annotated[NonzeroCrop | BodyCrop | ForegroundCrop | ModelCrop, Field(discriminator="kind")]
+
+
+def is_prepared(crop: Crop) -> bool:
+    """Returns True for a crop of the scan on the network's grid."""
+    return isinstance(crop, NonzeroCrop | ForegroundCrop) and crop.prepared

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, WrapValidator, model_validator
 
-from inference_service.contract.crops import Crop, ForegroundCrop, NonzeroCrop
+from inference_service.contract.crops import Crop, ForegroundCrop, NonzeroCrop, is_prepared
 from inference_service.contract.intensity import Intensity
 from inference_service.contract.manifest_types import LabelValue, Modality, Sha256, Strict
 from inference_service.contract.task_message import ChannelName
@@ -32,6 +32,15 @@ _INTENSITIES = TypeAdapter[Any](_SeveralIntensities)
 def _validate_intensity(value: object, handler: object) -> object:
     """Validates one mapping or several, so that an error names a field of the manifest and no branch of the union."""
     return (_INTENSITIES if isinstance(value, list | tuple) else _INTENSITY).validate_python(value)
+
+
+_CROP = TypeAdapter[Any](Crop | None)
+_CROPS = TypeAdapter[Any](tuple[Crop, Crop])
+
+
+def _validate_crop(value: object, handler: object) -> object:
+    """Validates one crop or two, so that an error names a field of the manifest and no branch of the union."""
+    return (_CROPS if isinstance(value, list | tuple) else _CROP).validate_python(value)
 
 
 class Channel(Strict):
@@ -155,10 +164,10 @@ class Part(Strict):
         description="If the scan's largest spacing exceeds its smallest by more than this factor, the axis with the "
         "largest spacing is interpolated by nearest neighbour (nnU-Net: 3).",
     )
-    crop: Crop | None = Field(
+    crop: Annotated[Crop | tuple[Crop, Crop] | None, WrapValidator(_validate_crop)] = Field(
         None,
         description="Region of the scan that is segmented; the mask is 0 outside it. Resampling and intensity "
-        "statistics use the cropped scan.",
+        "statistics use the cropped scan. Two crops: one of the scan, and within it one of the prepared scan.",
     )
 
     window: WindowSize = Field(
@@ -244,12 +253,15 @@ class Part(Strict):
         return self
 
     def _check_boxes(self) -> None:
-        crop = self.crop
-        if isinstance(crop, ForegroundCrop) and crop.channel is not None and crop.channel >= len(self.channels):
-            raise ValueError(f"crop.channel is {crop.channel}, and the part has {len(self.channels)} channels")
-        prepared = isinstance(crop, ForegroundCrop | NonzeroCrop) and crop.prepared
-        if isinstance(crop, NonzeroCrop) and prepared and (crop.margin_mm or self.intensity_before_resampling):
+        for each in (self.scan_crop, self.prepared_crop):
+            if isinstance(each, ForegroundCrop) and each.channel is not None and each.channel >= len(self.channels):
+                raise ValueError(f"crop.channel is {each.channel}, and the part has {len(self.channels)} channels")
+        if isinstance(self.crop, tuple) and [is_prepared(crop) for crop in self.crop] != [False, True]:
+            raise ValueError("of two crops, the first one is of the scan, and the second one of the prepared scan")
+        crop = self.prepared_crop
+        if isinstance(crop, NonzeroCrop) and (crop.margin_mm or self.intensity_before_resampling):
             raise ValueError("a crop of the resampled scan has no margin, and intensities that are normalised after it")
+        prepared = crop is not None
         if prepared and self.box_voxels is not None:
             raise ValueError("a crop of the prepared scan and box_voxels exclude one another")
         values = {output.channel: output.value for output in self.outputs if output.value is not None}
@@ -266,6 +278,20 @@ class Part(Strict):
             *(self.separate_axis_above, self.crop, self.logits_interpolation),
             *(self.input_channels, self.window, self.multiple_of),
         )
+
+    @property
+    def scan_crop(self) -> Crop | None:
+        """The crop of the scan as it is."""
+        return next((crop for crop in self._crops if not is_prepared(crop)), None)
+
+    @property
+    def prepared_crop(self) -> Crop | None:
+        """The crop of the scan on the network's grid."""
+        return next((crop for crop in self._crops if is_prepared(crop)), None)
+
+    @property
+    def _crops(self) -> tuple[Crop, ...]:
+        return self.crop if isinstance(self.crop, tuple) else () if self.crop is None else (self.crop,)
 
     @property
     def input_channels(self) -> int:

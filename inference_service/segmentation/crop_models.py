@@ -47,7 +47,7 @@ class CropModels:
         find = find or partial(find_model, model.folder.parent.parent)
         crops: dict[ModelCrop, tuple[Model, CropModels]] = {}
         for part in model.manifest.every_part:
-            crop = part.crop
+            crop = part.scan_crop
             if not isinstance(crop, ModelCrop) or crop in crops:
                 continue
             try:

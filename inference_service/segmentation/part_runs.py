@@ -142,12 +142,13 @@ class PartRuns:
 
     def _crop(self, part: Part, channels: Sequence[Volume]) -> Box:
         """Finds the box of the scan that a part is cropped to; what another model finds is found once."""
-        if not isinstance(part.crop, ModelCrop) or self._segment_by is None:
-            return crop_box(channels, part.crop)
-        if part.crop not in self._crops:
+        crop = part.scan_crop
+        if not isinstance(crop, ModelCrop) or self._segment_by is None:
+            return crop_box(channels, crop)
+        if crop not in self._crops:
             find_labels = partial(self._segment_by, channels=self._channels)
-            self._crops[part.crop] = crop_box(channels, part.crop, find_labels)
-        return self._crops[part.crop]
+            self._crops[crop] = crop_box(channels, crop, find_labels)
+        return self._crops[crop]
 
     def _write(
         self,

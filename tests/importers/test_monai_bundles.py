@@ -59,7 +59,7 @@ class Own:
         part = imported.manifest.all_parts[0]
         networks = loaded_networks(load_model(read_model(imported.folder), ExecutionOptions((CPU,), 2)), 1)
         volumes = [read_nifti(scan, ReadLimits(2**30, 2**30)).volume for scan in scans]
-        box = crop_box(volumes, part.crop)
+        box = crop_box(volumes, part.scan_crop)
         prepared = preprocess([volume.cropped(box) for volume in volumes], part, max_voxels=2**30)
         shape = prepared.image.shape[1:]
         plan = plan_windows(shape, window_shape(shape, part), part.overlap, part.placement, part.padding_sides)

@@ -38,12 +38,12 @@ def crop_box(channels: Sequence[Volume], crop: Crop | None, find_labels: FindLab
 
     Args:
         channels: The channels of the scan, on one grid; their values are finite.
-        crop: The manifest's crop; None keeps the whole scan.
+        crop: The manifest's crop of the scan; None keeps the whole scan.
         find_labels: Segments the scan by another model.
 
     Returns:
-        A slice for each axis; the whole scan where the crop would keep nothing, or is one of the prepared scan; an
-        empty box where a model finds nothing and the crop asks for that.
+        A slice for each axis; the whole scan where the crop would keep nothing; an empty box where a model finds
+        nothing and the crop asks for that.
 
     Raises:
         ModelInvalid: The crop names another model, which cannot run.
@@ -53,9 +53,9 @@ def crop_box(channels: Sequence[Volume], crop: Crop | None, find_labels: FindLab
     match crop:
         case BodyCrop():
             found = _body(volume, crop.threshold)
-        case NonzeroCrop() if not crop.prepared:
+        case NonzeroCrop():
             found = nonzero_sides([channel.voxels for channel in channels])
-        case ForegroundCrop() if not crop.prepared:
+        case ForegroundCrop():
             found = foreground_sides([channel.voxels for channel in channels], crop)
         case ModelCrop():
             mask = find_labels(crop)

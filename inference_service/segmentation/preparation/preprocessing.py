@@ -126,8 +126,8 @@ def preprocess(
         image = _within(image, sides)
     if not part.intensity_before_resampling:
         _normalise(image[: len(scans)], part)
-    if isinstance(part.crop, ForegroundCrop) and part.crop.prepared:
-        sides = foreground_sides(image[: len(scans)], part.crop) or whole
+    if isinstance(part.prepared_crop, ForegroundCrop):
+        sides = foreground_sides(image[: len(scans)], part.prepared_crop) or whole
         _check_sides(sides, grid, part, max_voxels, require_memory)
         image = _within(image, sides)
     return PreprocessedImage(image, grid, sides)
@@ -137,7 +137,7 @@ def _sides_of_resampled(image: NDArray[np.float32], grid: ModelGrid, part: Part)
     """The box to which a resampled scan is brought before its intensities are mapped; None: it stays as it is."""
     if part.box_voxels is not None:
         return centred_sides(grid, part.box_voxels)
-    return nonzero_sides(image) if isinstance(part.crop, NonzeroCrop) and part.crop.prepared else None
+    return nonzero_sides(image) if isinstance(part.prepared_crop, NonzeroCrop) else None
 
 
 def _normalise(image: NDArray[np.float32], part: Part) -> None:

@@ -34,11 +34,13 @@ def install(tmp_path: Path, make_model: Callable[..., Model]) -> Install:
         name: str,
         to: str | None = None,
         *,
-        crop: Mapping[str, object] = NO_FIELDS,
+        crop: Mapping[str, object] | list[Mapping[str, object]] = NO_FIELDS,
         version: str = "1",
         **fields: object,
     ) -> Model:
-        if to is not None:
+        if isinstance(crop, list):
+            fields["crop"] = crop
+        elif to is not None:
             fields["crop"] = {"kind": "model", "model": to, "margin_mm": 0.0, **crop}
         made = make_model(name=name, version=version, **fields)
         folder = tmp_path / "models" / name / version
@@ -129,6 +131,16 @@ def test_nothing_is_segmented_where_the_other_model_finds_nothing_and_the_crop_a
     assert not mask.any()
     assert report.windows == 0
     assert report.input.cropped_to == [(0, 0)] * 3
+
+
+def test_the_resampled_scan_is_cropped_within_the_labels_of_another_model(tmp_path: Path, install: Install) -> None:
+    install("rough")
+    model_crop = {"kind": "model", "model": "rough", "labels": [2, 3], "margin_mm": 2.0}
+    fine = install("fine", crop=[model_crop, {"kind": "nonzero", "prepared": True}])
+    voxels = scan_with_spots(tmp_path / "scan.nii")
+    report, mask = segmented(fine, tmp_path, lambda stage, share: None)
+    assert np.array_equal(mask, np.where(voxels > 1, voxels, 0))
+    assert report.input.cropped_to == [(6, 13), (5, 11), (3, 9)]
 
 
 def test_models_that_crop_others_may_be_cropped(tmp_path: Path, install: Install) -> None:

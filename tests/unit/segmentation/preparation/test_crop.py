@@ -95,11 +95,6 @@ def test_a_cropped_volume_keeps_its_place_in_the_world(oblique_affine: MakeAffin
     assert part.spacing_mm == pytest.approx(volume.spacing_mm)
 
 
-def test_a_crop_of_the_resampled_scan_keeps_the_whole_scan_here() -> None:
-    volume = Volume(scan((box([(3, 5), (5, 9), (7, 8)]), -5)), np.eye(4))
-    assert crop_box([volume], NonzeroCrop(kind="nonzero", prepared=True)) == box([(0, 40), (0, 30), (0, 20)])
-
-
 def test_nonzero_voxels_of_any_channel_are_kept() -> None:
     first = scan((box([(3, 5), (5, 9), (7, 8)]), -5))
     second = scan((box([(4, 31), (6, 7), (2, 3)]), 1))
@@ -118,7 +113,6 @@ def test_nonzero_voxels_of_any_channel_are_kept() -> None:
         ({"divisor": 5}, ((2, 32), (5, 10), (0, 10))),
         ({"margin_voxels": 2, "divisor": 16, "channel": 0}, ((0, 12), (0, 15), (0, 16))),
         ({"threshold": 2.0}, ((0, 40), (0, 30), (0, 20))),
-        ({"prepared": True}, ((0, 40), (0, 30), (0, 20))),
     ],
 )
 def test_foreground_crop_is_around_voxels_above_a_threshold(
