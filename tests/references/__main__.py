@@ -4,17 +4,19 @@ The cache is the folder that REFERENCE_CACHE names, or `~/.cache/inference-servi
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from references.cache import data_set_folder, read_index
+from references.cache import cache_folder, data_set_folder, read_index
 from references.datasets import DATA_SETS
 
 SCREEN = Console(width=120, highlight=False)
@@ -29,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.nice(19 - os.nice(0))
     for name in options.only:
         start = time.monotonic()
-        if (options.again or not read_index(name)) and not _make(name):
-            return 1
+        with _alone():
+            if (options.again or not read_index(name)) and not _make(name):
+                return 1
         for reference in read_index(name):
             scores = [score for made in reference.predictions for score in made.dice.values()]
             SCREEN.print(
@@ -39,6 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         SCREEN.print(f"{name}: {time.monotonic() - start:.0f} s, {data_set_folder(name)}")
     return 0
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Waits for another process that makes references in the same cache."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _make(name: str) -> bool:
