@@ -14,6 +14,7 @@ from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.geometry import Shape, Sides, Volume
 from inference_service.imaging.hounsfield import AIR_HU
+from inference_service.imaging.interpolation import Interpolations
 from inference_service.imaging.resampling import IntensityTransform, resize, slow_axes
 from inference_service.segmentation.preparation.crop import foreground_sides, nonzero_sides
 from inference_service.segmentation.preparation.intensities import (
@@ -35,8 +36,6 @@ from inference_service.segmentation.preparation.model_grid import (
     padded_shape,
 )
 
-# Share of a label at which a voxel gets it.
-_HALF = 0.5
 # Keeps whole numbers, which three sums in float32 may have made a little smaller, from losing their last unit.
 _ROUNDING = np.float32(1 + 2**-21)
 
@@ -62,8 +61,8 @@ class PreprocessedImage:
     ) -> None:
         """Writes a mask on the scan's grid to the last channels of the image: 0 and 1 for each label.
 
-        Each label is interpolated linearly, and a voxel gets the last label with a weight of at least one half, as in
-        nnU-Net's resampling of segmentations.
+        Each label is interpolated linearly, and a voxel gets the one with the largest share, as in nnU-Net's resampling
+        of segmentations. Of equal shares, that of the nearest voxel counts, or else the lowest label.
 
         Args:
             mask: Shape (i, j, k), on the grid of the scan.
@@ -71,12 +70,19 @@ class PreprocessedImage:
             threads: Share the resampling.
         """
         grid = self.grid
+
+        def resized(voxels: NDArray[np.generic], kinds: Interpolations) -> NDArray[np.float32]:
+            return resize(voxels, grid.shape, kinds, steps=grid.steps, threads=threads)
+
         scan = grid.reorientation.apply(mask)
+        nearest = resized(scan, ("nearest", "nearest", "nearest"))
         labels = np.zeros(grid.shape, dtype=mask.dtype)
+        largest = resized(scan == 0, grid.label_interpolations)
         for value in values:
-            kinds = grid.label_interpolations
-            share = resize(scan == value, grid.shape, kinds, steps=grid.steps, threads=threads)
-            labels[share >= _HALF] = value
+            share = resized(scan == value, grid.label_interpolations)
+            wins = (share > largest) | ((share == largest) & (nearest == value))
+            labels[wins] = value
+            np.maximum(largest, share, out=largest)
         labels = _within(labels[np.newaxis], self.sides)[0]
         for channel, value in zip(self.image[len(self.image) - len(values) :], values, strict=True):
             np.equal(labels, value, out=channel)

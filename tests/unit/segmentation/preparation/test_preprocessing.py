@@ -352,13 +352,30 @@ def test_labels_of_a_first_stage_follow_the_channels(make_manifest: MakeManifest
     )
     assert not prepared.image[1:].any()
     prepared.write_label_channels(mask, [1, 3])
-    shares = [
-        preprocess([Volume((mask == value).astype(np.float32), affine)], alone, max_voxels=MAX_VOXELS).image[0]
-        for value in (1, 3)
-    ]
-    assert np.array_equal(prepared.image[2], shares[1] >= 0.5)
-    assert np.array_equal(prepared.image[1], (shares[0] >= 0.5) & (shares[1] < 0.5))
+    shares = np.stack(
+        [
+            preprocess([Volume((mask == value).astype(np.float32), affine)], alone, max_voxels=MAX_VOXELS).image[0]
+            for value in (0, 1, 3)
+        ]
+    )
+    decided = np.sum(shares == shares.max(axis=0), axis=0) == 1
+    largest = shares.argmax(axis=0)
+    # Where three labels meet, the largest share may be less than one half.
+    assert np.any(shares.max(axis=0)[decided & (largest > 0)] < 0.5)
+    for channel in (1, 2):
+        assert np.array_equal(prepared.image[channel][decided], largest[decided] == channel)
     assert prepared.image[1:].any(axis=(1, 2, 3)).all()
+
+
+def test_of_labels_with_equal_shares_that_of_the_nearest_voxel_counts(make_manifest: MakeManifest) -> None:
+    first_stage = {"networks": [{"file": "first.onnx", "sha256": "1" * 64}]}
+    manifest = make_manifest(first_stage=first_stage, spacing_mm=(2, 1, 1), values=(0, 1, 3))
+    mask = np.array([1, 3, 3, 1, 0, 3, 1, 0], dtype=np.uint8).reshape(8, 1, 1)
+    prepared = preprocess([Volume(hounsfield(mask.shape), np.eye(4))], manifest, max_voxels=MAX_VOXELS)
+    prepared.write_label_channels(mask, [1, 3])
+    labels = prepared.image[1] + 3 * prepared.image[2]
+    # In the middle between two voxels, SciPy takes the second one for the nearest.
+    assert labels.ravel().tolist() == [3, 1, 3, 0]
 
 
 @pytest.mark.parametrize(("margin", "divisor"), [(0, 1), (2, 5), (9, 4)])
