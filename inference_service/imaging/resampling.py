@@ -28,21 +28,34 @@ IntensityTransform = Callable[[NDArray[np.float32]], None]
 
 # Planes of the result that are computed at a time; bounds the memory of `resize`.
 _PLANES_PER_BAND = 8
-# Spacings come from float32 headers: their rounding must not decide which way half a voxel is rounded.
-_RATIO_DIGITS = 4
+# Spacings are those of decimal numbers in float32 headers. On an oblique grid they are off by some 1e-7 of their size.
+_SPACING_DIGITS = 6
+_SPACING_ERROR = 2e-7
 
 
 def resized_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
     """Shape of the grid that covers the same extent at another spacing, rounded to whole voxels on each axis.
 
+    Where half a voxel remains, the spacing in float32 decides, as in nnU-Net, which reads it from a NIfTI header.
+
     >>> resized_shape((512, 512, 300), (0.7, 0.7, 1.0), (1.5, 1.5, 1.5))
     (239, 239, 200)
     """
     i, j, k = (
-        max(1, round(round(size * spacing / target, _RATIO_DIGITS)))
+        max(1, round(_in_float32(spacing) / target * size))
         for size, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
     )
     return i, j, k
+
+
+def _in_float32(spacing: float) -> float:
+    """The float32 number of a header whose spacing this is; the same for the number in double precision.
+
+    >>> _in_float32(1.8), _in_float32(1.7999999523162842), _in_float32(1.80000004)
+    (1.7999999523162842, 1.7999999523162842, 1.7999999523162842)
+    """
+    decimal = round(spacing, _SPACING_DIGITS)
+    return float(np.float32(decimal if abs(decimal - spacing) <= _SPACING_ERROR * spacing else spacing))
 
 
 def stepped_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:

@@ -210,9 +210,18 @@ def test_outer_edges_of_the_grids_coincide(axis: int, size: int) -> None:
     assert resized[inside] == pytest.approx(centres_mm(size)[inside], rel=1e-6)
 
 
-def test_rounding_of_a_float32_spacing_does_not_change_the_shape() -> None:
-    sizes = {resized_shape((17, 17, 17), (spacing,) * 3, (1.6, 1.6, 1.6)) for spacing in (0.8, float(np.float32(0.8)))}
-    assert sizes == {(8, 8, 8)}
+@pytest.mark.parametrize(
+    ("size", "decimal", "target", "expected"),
+    [(17, 0.8, 1.6, 9), (28, 1.8, 1.6, 31), (9, 1.25, 1.5, 8), (3, 1.25, 1.5, 2)],
+)
+def test_of_half_a_voxel_the_spacing_in_float32_decides(
+    size: int, decimal: float, target: float, expected: int
+) -> None:
+    """As in nnU-Net, and so for a DICOM series of decimal numbers, and on an oblique grid, whose spacing is rounded."""
+    for spacing in (decimal, float(np.float32(decimal)), decimal * (1 + 5e-8), decimal * (1 - 5e-8)):
+        in_header = float(np.float32(decimal))
+        assert expected == round(in_header / target * size)
+        assert resized_shape((size,) * 3, (spacing,) * 3, (target,) * 3) == (expected,) * 3
 
 
 def test_a_grid_of_equal_centres_has_the_shape_that_totalsegmentator_gives_it() -> None:
