@@ -69,9 +69,14 @@ class _ComponentStep(Strict):
 
 
 class LargestComponent(_ComponentStep):
-    """Removes all but the largest 26-connected component of each label."""
+    """Removes all but the largest 26-connected component of each label; of several of one size, all are kept."""
 
     step: Literal["largest_component"]
+    together: bool = Field(
+        False,
+        description="Whether the labels count as one structure, of which the largest component is kept (nnU-Net's "
+        "regions), instead of each label by itself.",
+    )
 
 
 class RemoveSmallComponents(_ComponentStep):

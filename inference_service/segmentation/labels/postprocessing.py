@@ -31,15 +31,16 @@ def postprocess(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessin
     # SciPy scans lines of the last axis. Where they are not contiguous, this takes two to three times as long.
     lines_last = mask.T
     for step in steps:
-        for label in step.labels:
-            box = _bounding_box(lines_last == label)
+        together = isinstance(step, LargestComponent) and step.together
+        for labels in [step.labels] if together else [(label,) for label in step.labels]:
+            box = _bounding_box(_is_one_of(lines_last, labels))
             if box is None:
                 continue
             inside = lines_last[box]
             if isinstance(step, FillHoles):
-                _fill_holes(inside, label)
+                _fill_holes(inside, labels[0])
             else:
-                _drop_components(inside, label, step, voxel_volume_ml)
+                _drop_components(inside, labels, step, voxel_volume_ml)
 
 
 def _fill_holes(inside: NDArray[np.unsignedinteger], label: int) -> None:
@@ -52,15 +53,16 @@ def _fill_holes(inside: NDArray[np.unsignedinteger], label: int) -> None:
 
 def _drop_components(
     inside: NDArray[np.unsignedinteger],
-    label: int,
+    labels: Sequence[int],
     step: LargestComponent | RemoveSmallComponents,
     voxel_volume_ml: float,
 ) -> None:
-    components, count = ndimage.label(inside == label, structure=_NEIGHBOURS)
+    """Drops components of a label, or of several as one structure."""
+    components, count = ndimage.label(_is_one_of(inside, labels), structure=_NEIGHBOURS)
     sizes = _sizes(components, count)
     sizes[0] = 0
     if isinstance(step, LargestComponent):
-        dropped = np.arange(count + 1) != sizes.argmax()
+        dropped = sizes < sizes.max()
     else:
         dropped = (sizes * voxel_volume_ml < step.min_volume_ml) | (sizes / sizes.max() < step.min_share)
     dropped[0] = False
@@ -68,6 +70,14 @@ def _drop_components(
         _replace_by_surroundings(inside, components, dropped)
     else:
         inside[dropped[components]] = step.becomes
+
+
+def _is_one_of(mask: NDArray[np.unsignedinteger], labels: Sequence[int]) -> NDArray[np.bool_]:
+    first, *others = labels
+    where: NDArray[np.bool_] = mask == first
+    for label in others:
+        where |= mask == label
+    return where
 
 
 def _replace_by_surroundings(

@@ -120,6 +120,20 @@ def test_each_label_keeps_its_own_largest_component() -> None:
     assert np.array_equal(cleaned(mask, largest(1, 2)), expected)
 
 
+def test_several_labels_keep_the_largest_component_of_them_together() -> None:
+    beside = (slice(3, 5), slice(0, 3), slice(0, 3))
+    mask = mask_of((1, BIG), (2, beside), (2, MIDDLE), (3, SMALL))
+    step = LargestComponent(step="largest_component", labels=(1, 2, 3), together=True)
+    assert np.array_equal(cleaned(mask, step), mask_of((1, BIG), (2, beside)))
+
+
+def test_of_several_largest_components_all_are_kept() -> None:
+    """As nnU-Net does; a single one would depend on the order of the axes."""
+    as_large = (slice(5, 8), slice(3, 6), slice(3, 6))
+    mask = mask_of((1, BIG), (1, as_large), (1, SMALL))
+    assert np.array_equal(cleaned(mask, largest(1)), mask_of((1, BIG), (1, as_large)))
+
+
 def test_touching_labels_are_separate_components() -> None:
     mask = mask_of((1, (slice(0, 2), 0, 0)), (2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
     expected = mask_of((2, (slice(2, 9), 0, 0)), (1, (slice(9, 12), 0, 0)))
