@@ -13,8 +13,9 @@ from uuid import UUID
 import click
 
 from inference_service.contract.input_options import InputOptions
+from inference_service.contract.manifest_types import Modality
 from inference_service.contract.task_message import OutputFormat, Priority, Tolerance
-from inference_service.importers.request import ImportRequest
+from inference_service.importers.request import CheckpointKind, ImportRequest
 
 Command: TypeAlias = Callable[..., None]
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -41,6 +42,16 @@ def selection(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 def scans_of_channels(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Reads options of the form NAME=IN; a callback of the option."""
     return dict(_assignments(values, "--channel NAME=IN, and each channel once"))
+
+
+def folds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Reads an option with nnU-Net's folds, such as 0,1,2; a callback of the option."""
+    if value is None:
+        return None
+    names = value.replace(",", " ").split()
+    if not names or len(set(names)) < len(names) or not all(re.fullmatch("[0-9]{1,4}|all", name) for name in names):
+        raise click.BadParameter(f"{value!r} is no list of folds, such as 0,1,2, or all")
+    return tuple(names)
 
 
 def _assignments(values: Iterable[str], expected: str) -> list[tuple[str, str]]:
@@ -277,6 +288,31 @@ import_options = _grouped(
     click.option("--licence", help="SPDX identifier of the licence of the weights; default: what the source states."),
     click.option("--config", type=_PATH, help="Which config of a bundle, or a short config for TorchScript and ONNX."),
     click.option("--labels", type=_PATH, help="A JSON file with labels, in place of the source's."),
+    click.option(
+        "--modality", type=click.Choice(get_args(Modality)), help="Modality of the scans, in place of the source's."
+    ),
+    click.option(
+        "--configuration", help="Which of nnU-Net's configurations; default: the only one, or nnU-Net's own choice."
+    ),
+    click.option(
+        "--folds",
+        callback=folds,
+        metavar="LIST",
+        help="Which of nnU-Net's folds, such as 0,1,2 or all; default: nnU-Net's own choice, or all that are there.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=click.Choice(get_args(CheckpointKind)),
+        default="final",
+        show_default=True,
+        help="Which of nnU-Net's checkpoints.",
+    ),
+    click.option(
+        "--mirroring/--no-mirroring",
+        default=True,
+        show_default=True,
+        help="Average mirrored windows where nnU-Net's training allows it: two to eight times as long.",
+    ),
     click.option("--float16", is_flag=True, help="Convert the networks to float16."),
     click.option("--bf16", is_flag=True, help="Allow bfloat16 where ONNX_PRECISION asks for it."),
     click.option(

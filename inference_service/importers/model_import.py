@@ -82,8 +82,7 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
     with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:
         progress("reading", 0.0)
         with opened_source(request.source, scratch) as source:
-            labels = None if request.labels is None else read_labels(request.labels)
-            model = find_importer(source).read(source, ImportOptions(scratch, request.config, labels))
+            model = find_importer(source).read(source, _options(request, scratch))
             fields = _fields(request, model)
             _validated(_with_placeholders(fields, model))
             folder = staged / request.name / request.version
@@ -123,15 +122,31 @@ def _require_packages() -> None:
             )
 
 
+def _options(request: ImportRequest, scratch: Path) -> ImportOptions:
+    return ImportOptions(
+        scratch,
+        request.config,
+        None if request.labels is None else read_labels(request.labels),
+        request.configuration,
+        request.folds,
+        request.checkpoint,
+        request.mirroring,
+        request.modality,
+    )
+
+
 def _fields(request: ImportRequest, model: ImportedModel) -> dict[str, object]:
     licence = request.licence or model.licence
     if licence is None:
         raise BadRequest("the source states no licence that is known: give --licence, such as Apache-2.0")
-    precisions = {"precisions": ["fp32", "bf16"]} if request.bf16 else {}
-    # Other software counts values below air as they are.
-    floor = {"air_floor": False} if model.manifest.get("modality") == "CT" else {}
-    own = {"name": request.name, "version": request.version, "licence": licence}
-    return {**own, **floor, **model.manifest, **precisions}
+    asked: dict[str, object] = {"modality": request.modality} if request.modality else {}
+    if request.bf16:
+        asked |= {"precisions": ["fp32", "bf16"]}
+    fields = {"name": request.name, "version": request.version, "licence": licence, **model.manifest, **asked}
+    if fields.get("modality") == "CT":
+        # Other software counts values below air as they are.
+        fields.setdefault("air_floor", False)
+    return fields
 
 
 def _with_placeholders(fields: Mapping[str, object], model: ImportedModel) -> dict[str, object]:

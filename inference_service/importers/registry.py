@@ -4,11 +4,12 @@ from pathlib import Path
 
 from inference_service.core.errors import UnsupportedFormat
 from inference_service.importers.monai.bundle import MonaiBundle
+from inference_service.importers.nnunet.model import NnunetModel
 from inference_service.importers.onnx_source import OnnxSource
 from inference_service.importers.sources import Importer
 from inference_service.importers.torchscript_source import TorchScriptSource
 
-IMPORTERS: tuple[Importer, ...] = (MonaiBundle(), TorchScriptSource(), OnnxSource())
+IMPORTERS: tuple[Importer, ...] = (MonaiBundle(), NnunetModel(), TorchScriptSource(), OnnxSource())
 """In the order in which they are asked; one that looks for more comes first."""
 
 

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from inference_service.contract.manifest_types import Modality
+
+CheckpointKind = Literal["final", "best"]
+"""The checkpoints that nnU-Net keeps of a fold."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,8 @@ class ImportRequest:
         labels: A file with labels; None: the source's own.
         float16: Whether the networks are converted to float16.
         bf16: Whether the manifest allows bfloat16.
+        configuration, folds, checkpoint, mirroring: See `ImportOptions`.
+        modality: Modality of the model; None: what the source states.
         compare: The files of a scan, one for each channel, on which the model is compared with the source's own
             predictor; none: it is not compared.
     """
@@ -29,4 +37,9 @@ class ImportRequest:
     labels: Path | None = None
     float16: bool = False
     bf16: bool = False
+    configuration: str | None = None
+    folds: tuple[str, ...] | None = None
+    checkpoint: CheckpointKind = "final"
+    mirroring: bool = True
+    modality: Modality | None = None
     compare: tuple[Path, ...] = ()

@@ -8,8 +8,9 @@ from typing import Protocol
 from pydantic import Field
 
 from inference_service.contract.labels import Label
-from inference_service.contract.manifest_types import Strict
+from inference_service.contract.manifest_types import Modality, Strict
 from inference_service.contract.part import OutputChannel
+from inference_service.importers.request import CheckpointKind
 
 
 class LabelChoice(Strict):
@@ -31,11 +32,21 @@ class ImportOptions:
         scratch: A folder for temporary files.
         config: Which config of a bundle, or a short config for TorchScript and ONNX; None: the usual one, or none.
         labels: Labels that take the place of the source's; None: the source's own.
+        configuration: Which of nnU-Net's configurations; None: the only one, or the one that nnU-Net chose.
+        folds: Which of nnU-Net's folds; None: those that nnU-Net chose, or all.
+        checkpoint: Which of nnU-Net's checkpoints.
+        mirroring: Whether mirrored windows are averaged, where the training allows it.
+        modality: The modality that is asked for, in place of the source's; None: none is.
     """
 
     scratch: Path
     config: Path | None = None
     labels: LabelChoice | None = None
+    configuration: str | None = None
+    folds: tuple[str, ...] | None = None
+    checkpoint: CheckpointKind = "final"
+    mirroring: bool = True
+    modality: Modality | None = None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,14 @@ def _action(name: str) -> Callable[[Mapping[str, object]], object]:
         from inference_service.importers.isolated.onnx_graph import describe
 
         return describe
+    if name == "describe_checkpoints":
+        from inference_service.importers.isolated.nnunet_network import describe_checkpoints
+
+        return describe_checkpoints
+    if name == "read_postprocessing":
+        from inference_service.importers.isolated.nnunet_postprocessing import read_postprocessing
+
+        return read_postprocessing
     if name == "predict":
         from inference_service.importers.isolated.prediction import predict
 

@@ -9,6 +9,7 @@ import torch
 
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolated.checkpoints import find_weights, load_checkpoint, put_weights
+from inference_service.importers.isolated.nnunet_network import nnunet_network
 from inference_service.importers.monai.network import NETWORKS
 from inference_service.importers.source_files import is_torchscript
 
@@ -114,5 +115,6 @@ def torchscript(arguments: Arguments) -> torch.nn.Module:
 
 _BUILDERS: Mapping[str, Callable[[Arguments], torch.nn.Module]] = {
     "monai_network": monai_network,
+    "nnunet_network": nnunet_network,
     "torchscript": torchscript,
 }

@@ -73,10 +73,10 @@ def find_weights(checkpoint: object, entry: str, name: str) -> dict[str, torch.T
 
 
 def put_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
-    """Puts weights into a network, each into its place.
+    """Puts weights into a network, each into its place. The network may lie on the device meta, without memory.
 
     Raises:
-        ModelInvalid: They are those of another network.
+        ModelInvalid: They are those of another network, or not finite.
     """
     own = network.state_dict()
     missing, further = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -87,4 +87,9 @@ def put_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], n
             raise ModelInvalid(
                 f"the checkpoint {name} is of another network than the source describes: it {problem} {keys[0]}{more}"
             )
-    network.load_state_dict(dict(weights))
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise ModelInvalid(f"the checkpoint {name} has weights that are not finite: {key}")
+    # Weights of half precision become single.
+    single = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    network.load_state_dict(single, assign=any(each.is_meta for each in own.values()))

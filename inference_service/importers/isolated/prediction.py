@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from inference_service.importers.isolated.builders import Arguments
-from inference_service.importers.isolated.monai_evaluator import run_bundle
+from inference_service.core.errors import ModelInvalid
 
-_PREDICTORS: Mapping[str, Callable[[Arguments], dict[str, object]]] = {"monai_bundle": run_bundle}
+Arguments = Mapping[str, object]
 
 
 def predict(task: Arguments) -> dict[str, object]:
@@ -18,4 +17,17 @@ def predict(task: Arguments) -> dict[str, object]:
     Returns:
         What the predictor says about its run.
     """
-    return _PREDICTORS[str(task["predictor"])](task)
+    return _predictor(str(task["predictor"]))(task)
+
+
+def _predictor(name: str) -> Callable[[Arguments], dict[str, object]]:
+    """Imports what one predictor needs."""
+    if name == "monai_bundle":
+        from inference_service.importers.isolated.monai_evaluator import run_bundle
+
+        return run_bundle
+    if name == "nnunet":
+        from inference_service.importers.isolated.nnunet_predictor import run_nnunet
+
+        return run_nnunet
+    raise ModelInvalid(f"there is no predictor {name}")

@@ -1,0 +1,143 @@
+"""Small results folders of nnU-Net, imported and compared with nnU-Net's own predictor."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from importers.nnunet_folders import DataSet, Network, write_results, write_scan
+
+from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid
+from inference_service.importers.model_import import Imported
+
+Import = Callable[..., Imported]
+REGIONS: dict[str, int | list[int]] = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+
+
+def postprocessing(folder: Path, folds: str, *labels: int | list[int]) -> None:
+    """Writes the postprocessing that nnU-Net determines for folds."""
+    function = "remove_all_but_largest_component_from_segmentation"
+    results = folder / f"crossval_results_folds_{folds}"
+    results.mkdir()
+    steps = {
+        "postprocessing_fns": [function] * len(labels),
+        "postprocessing_kwargs": [{"labels_or_regions": each} for each in labels],
+    }
+    (results / "postprocessing.json").write_text(json.dumps(steps))
+
+
+def check_parity(imported: Imported, labels: int, agreement: float = 0.999) -> None:
+    """Checks that nnU-Net's own predictor gives the same labels; its sums in half precision decide a few."""
+    comparison = imported.comparison
+    assert comparison is not None
+    assert comparison.agreement >= agreement
+    assert len(comparison.dice) == labels
+    assert min(comparison.dice.values()) >= agreement
+
+
+def test_folds_mirroring_and_postprocessing(run_import: Import, tmp_path: Path) -> None:
+    source = write_results(tmp_path / "Dataset700_Small", Network(folds=("0", "3")))
+    postprocessing(source, "0_3", [1, 2], 2)
+    imported = run_import(source, compare=(write_scan(tmp_path / "scan.nii.gz"),))
+    check_parity(imported, 2)
+    manifest = imported.manifest
+    assert [network.file for network in manifest.networks] == ["3d_fullres_fold_0.onnx", "3d_fullres_fold_3.onnx"]
+    assert manifest.mirror_axes == (0, 1, 2)
+    assert manifest.orientation == "kji"
+    assert manifest.modality == "CT"
+    assert [(label.name, label.value) for label in manifest.labels] == [("background", 0), ("liver", 1), ("kidney", 2)]
+    assert [step.labels for step in manifest.postprocessing] == [(1, 2), (2,)]
+    assert any("fold 1, 2 is not there" in sentence for sentence in imported.model.assumed)
+    card = (imported.folder / "README.md").read_text()
+    assert "crossval_results_folds_0_3/postprocessing.json" in card
+    assert "- Trainer: nnUNetTrainer" in card
+
+
+def test_regions_of_two_masked_channels_with_transposed_axes(run_import: Import, tmp_path: Path) -> None:
+    data = DataSet(
+        channels=("T1", "FLAIR"),
+        schemes=("ZScoreNormalization",) * 2,
+        masked=True,
+        labels=REGIONS,
+        order=(1, 2, 3),
+        reader="NibabelIOWithReorient",
+        transposed=(2, 0, 1),
+    )
+    # Thick slices, which are resampled apart.
+    source = write_results(
+        tmp_path / "Dataset700_Small", Network(window=(12, 16, 20), spacing_mm=(6.0, 1.6, 1.5), folds=("3",)), data=data
+    )
+    scans = [
+        write_scan(tmp_path / f"scan_{n:04}.nii.gz", shape=(10, 34, 38), spacing_mm=(6.4, 1.7, 1.4), seed=n)
+        for n in (1, 2)
+    ]
+    imported = run_import(source, compare=tuple(scans))
+    check_parity(imported, 3)
+    assert imported.manifest.orientation == "RSA"
+    assert imported.manifest.modality == "MR"
+    assert imported.manifest.activation == "sigmoid"
+
+
+def test_a_network_for_planes(run_import: Import, tmp_path: Path) -> None:
+    data = DataSet(channels=("T2",), schemes=("ZScoreNormalization",))
+    network = Network("2d", (20, 24), (1.4, 1.5), mirror_axes=(0, 1))
+    source = write_results(tmp_path / "Dataset700_Small", network, data=data)
+    imported = run_import(source, compare=(write_scan(tmp_path / "scan.nii.gz"),))
+    check_parity(imported, 2)
+    assert imported.manifest.window == (1, 20, 24)
+    assert imported.manifest.spacing_mm == (None, 1.4, 1.5)
+    assert imported.manifest.mirror_axes == (1, 2)
+
+
+def cascade(folder: Path) -> Path:
+    """Writes both stages of a cascade, and returns the second one."""
+    stages = (
+        Network("3d_lowres", (12, 12, 12), (3.1, 2.9, 3.3), mirror_axes=None),
+        Network("3d_cascade_fullres", mirror_axes=None, further_inputs=2),
+    )
+
+    def change(plans: dict[str, Any]) -> None:
+        plans["configurations"]["3d_fullres"] = plans["configurations"]["3d_cascade_fullres"]
+        plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+
+    return write_results(folder, *stages, change=change)
+
+
+def test_a_cascade_needs_both_of_its_stages(run_import: Import, tmp_path: Path) -> None:
+    source = cascade(tmp_path / "Dataset700_Small")
+    archive = shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path, "Dataset700_Small")
+    imported = run_import(
+        Path(archive), configuration="3d_cascade_fullres", compare=(write_scan(tmp_path / "scan.nii.gz"),)
+    )
+    # A label of the first stage that half precision decides changes the logits around it. In single precision, the
+    # labels of trained cascades are equal: test_nnunet_references.
+    check_parity(imported, 2, 0.99)
+    first = imported.manifest.first_stage
+    assert first is not None
+    assert first.spacing_mm == (3.1, 2.9, 3.3)
+    shutil.rmtree(source.parent / source.name.replace("3d_cascade_fullres", "3d_lowres"))
+    with pytest.raises(InputNotFound, match="first one, 3d_lowres"):
+        run_import(source, name="alone")
+
+
+def test_one_of_several_configurations_is_chosen(run_import: Import, tmp_path: Path) -> None:
+    dataset = tmp_path / "Dataset700_Small"
+    write_results(dataset, Network("3d_lowres"), Network(folds=("0", "all")))
+    with pytest.raises(BadRequest, match="choose one by --configuration"):
+        run_import(dataset)
+    with pytest.raises(InputNotFound, match="no configuration 2d"):
+        run_import(dataset, configuration="2d")
+    selected: list[dict[str, str]] = []
+    choice = {"folds": [0], "best_model_or_ensemble": {"selected_model_or_models": selected}}
+    for configuration in ("3d_fullres", "3d_lowres"):
+        selected.append({"trainer": "nnUNetTrainer", "plans_identifier": "nnUNetPlans", "configuration": configuration})
+    (dataset / "inference_information.json").write_text(json.dumps(choice))
+    with pytest.raises(ModelInvalid, match=r"ensemble of .*3d_lowres.*--configuration with one of"):
+        run_import(dataset)
+    selected.pop()
+    (dataset / "inference_information.json").write_text(json.dumps(choice))
+    imported = run_import(dataset)
+    assert "3d_fullres" in imported.manifest.description
+    assert imported.model.facts["Folds"] == "0"
