@@ -46,6 +46,11 @@ class ModelCache:
         """Returns True if a version is in the cache."""
         return _is_whole(self._folder / index.digest, index)
 
+    def remove_abandoned(self) -> None:
+        """Removes the staging folders that killed processes have left."""
+        with staging(self._folder):
+            pass
+
     @contextmanager
     def holding(self, index: ModelIndex, fetch: Callable[[Path], None], wait: Callable[[], None]) -> Iterator[Path]:
         """Yields the folder of a version, which stays in the cache until the block ends.
@@ -169,8 +174,10 @@ def _reserved_bytes(entry: Path) -> int:
 
 
 def _last_use(entry: Path) -> float:
+    """Returns the time of the last use; 0 for an entry without a version, as a killed process leaves it."""
     with suppress(OSError):
-        return (entry / _LOCK_FILE).stat().st_mtime
+        if any(child.is_dir() for child in entry.iterdir()):
+            return (entry / _LOCK_FILE).stat().st_mtime
     return 0.0
 
 

@@ -46,6 +46,8 @@ class ModelLibrary:
         if stored is None:
             return cls(settings.models_path, None)
         cache = ModelCache(settings.usable_models_cache_path, settings.models_cache_bytes)
+        # This process may replace one that was killed while it fetched a model.
+        cache.remove_abandoned()
         return cls(settings.models_path, (stored, cache))
 
     @contextmanager

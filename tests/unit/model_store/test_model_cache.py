@@ -243,13 +243,18 @@ def test_after_a_kill_in_the_middle_of_a_fetch_nothing_half_remains_and_another_
     assert left(tmp_path) == [index_of().digest]
 
 
-def test_the_room_of_a_killed_fetch_is_free_again(tmp_path: Path) -> None:
+def test_the_room_of_a_killed_fetch_is_free_again_before_that_of_others(tmp_path: Path) -> None:
+    cache = ModelCache(tmp_path, 120)
+    with held(cache, "other", size=90):
+        pass
     with processes(tmp_path, 1) as (process,):
         assert line(process) == "fetching"
         process.kill()
-    with held(ModelCache(tmp_path, 110), "other", size=100):
+    cache.remove_abandoned()
+    assert not list(tmp_path.glob(".*"))
+    with held(cache, "third", size=20):
         pass
-    assert left(tmp_path) == [index_of("other", size=100).digest]
+    assert left(tmp_path) == sorted(index_of(name, size=size).digest for name, size in (("other", 90), ("third", 20)))
 
 
 def test_a_cancelled_job_stops_waiting(tmp_path: Path) -> None:
