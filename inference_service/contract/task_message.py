@@ -229,7 +229,7 @@ class SegmentRequest(_Part):
     input: InputReference
     model: str = Field(pattern=NAME_PATTERN)
     model_version: str | None = Field(
-        None, pattern=VERSION_PATTERN, description="Default: the highest version installed."
+        None, pattern=VERSION_PATTERN, description="Default: the highest version that is installed or stored."
     )
     priority: Priority = Priority.ROUTINE
     output: OutputReference = OutputReference()

@@ -4,14 +4,15 @@ A version never changes. Its index is stored last, so that a part of a version i
 """
 
 import errno
+import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from inference_service.contract.model_index import INDEX_FILE, IndexedFile, ModelIndex
+from inference_service.contract.model_index import INDEX_FILE, ModelIndex
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.core.errors import (
     BadRequest,
@@ -33,6 +34,9 @@ from inference_service.engine.model_registry import (
     version_order,
 )
 from inference_service.jobs.storage.object_storage import Storage, StoredObject
+from inference_service.model_store.indexing import index_of, model_files, network_hashes, require_equal
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[float], None]
 """Called with the share of a transfer that is done, 0…1. It may raise an error to end the transfer."""
@@ -91,7 +95,7 @@ class StoredModels:
         return versions
 
     def inventory(self, known: dict[StoredObject, ModelIndex]) -> list[ModelIndex]:
-        """Reads the indexes of all versions, sorted by name and version. Invalid ones are left out.
+        """Reads the indexes of all versions, sorted by name and version. Invalid ones are logged and left out.
 
         Args:
             known: The indexes read before, which are not read again; brought up to date here.
@@ -103,8 +107,10 @@ class StoredModels:
         for name, version, stored in self._indexes(""):
             try:
                 found[stored] = known.get(stored) or self.read_index(name, version)
-            except (ModelInvalid, ModelNotFound):
-                continue  # its author's fault, or it was just removed
+            except ModelNotFound:
+                continue  # it was just removed
+            except ModelInvalid as error:
+                logger.warning("%s", error)
         known.clear()
         known.update(found)
         return list(found.values())
@@ -159,7 +165,7 @@ class StoredModels:
             raise ModelInvalid(f"the stored model {index.title} has a {MANIFEST_FILE} that is too large")
         self.fetch_file(index, MANIFEST_FILE, folder)
         model = read_model(folder)
-        for name, sha256 in _network_files(model).items():
+        for name, sha256 in network_hashes(model).items():
             if name not in index.files or index.files[name].sha256 != sha256:
                 raise ModelInvalid(f"the stored model {index.title}: its {INDEX_FILE} lacks the {name} of its manifest")
         return model
@@ -223,10 +229,10 @@ class StoredModels:
             ModelInvalid: The folder has no regular file that the manifest names, or changes meanwhile.
             StorageUnavailable: The storage does not answer or refuses.
         """
-        paths = {path.name: path for path in _files(model.folder)}
-        index = _index_of(model, paths.values())
+        paths = {path.name: path for path in model_files(model.folder)}
+        index = index_of(model)
         existing = self._existing(index)
-        _require_equal(index, existing)
+        require_equal(index, existing)
         stored = {each.key: each.size_bytes for each in self._objects(index.name, index.version)}
         done_bytes = 0
         for name, file in index.files.items():
@@ -249,7 +255,7 @@ class StoredModels:
         # Another push may have been faster or, where the storage has no conditional writes, have replaced the index.
         found = self.read_index(index.name, index.version)
         try:
-            _require_equal(index, found)
+            require_equal(index, found)
         except BadRequest:
             kept = {file.sha256 for file in found.files.values()}
             for sha256 in {file.sha256 for file in index.files.values()} - kept:
@@ -274,7 +280,7 @@ class StoredModels:
         """
         target = models_path / index.name / index.version
         if target.exists():
-            if _index_of(read_model(target), _files(target)) != index:
+            if index_of(read_model(target)) != index:
                 raise BadRequest(f"model {index.title} is installed already, with other files: remove it first")
             return False
         try:
@@ -329,39 +335,3 @@ class StoredModels:
 def _follow(report: Report, start_bytes: int, size_bytes: int) -> Callable[[int], None]:
     """Follows the transfer of one of several files."""
     return lambda count: report((start_bytes + count) / size_bytes)
-
-
-def _index_of(model: Model, paths: Iterable[Path]) -> ModelIndex:
-    """Makes the index of a folder, in which the manifest and the networks must be as the model says."""
-    manifest = model.manifest
-    try:
-        files = {path.name: IndexedFile(**vars(Checksum.of_file(path))) for path in paths}
-        index = ModelIndex(name=manifest.name, version=manifest.version, files=files)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ModelInvalid(f"model {model.title} has a file that cannot be stored: {place}") from error
-    expected = {MANIFEST_FILE: model.manifest_sha256, **_network_files(model)}
-    for name, sha256 in expected.items():
-        if name not in files or files[name].sha256 != sha256:
-            raise ModelInvalid(f"model {model.title}: {name} has changed while it was pushed")
-    return index
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a model; hidden ones are not."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def _network_files(model: Model) -> dict[str, str]:
-    """The SHA-256 of each file that the networks of a model consist of."""
-    networks = model.manifest.network_files
-    return {
-        name: sha256
-        for network in networks.values()
-        for name, sha256 in {network.file: network.sha256, **network.external_data}.items()
-    }
-
-
-def _require_equal(index: ModelIndex, stored: ModelIndex | None) -> None:
-    if stored is not None and stored != index:
-        raise BadRequest(f"model {index.title} is stored already, with other files: give these another version")
