@@ -21,6 +21,7 @@ class ImportRequest:
         licence: SPDX identifier of the licence of the weights; None: what the source states.
         config: See `ImportOptions`.
         labels: A file with labels; None: the source's own.
+        allow_code: See `ImportOptions`.
         float16: Whether the networks are converted to float16.
         bf16: Whether the manifest allows bfloat16.
         configuration, folds, checkpoint, mirroring: See `ImportOptions`.
@@ -35,6 +36,7 @@ class ImportRequest:
     licence: str | None = None
     config: Path | None = None
     labels: Path | None = None
+    allow_code: bool = False
     float16: bool = False
     bf16: bool = False
     configuration: str | None = None

@@ -37,6 +37,7 @@ class ImportOptions:
         checkpoint: Which of nnU-Net's checkpoints.
         mirroring: Whether mirrored windows are averaged, where the training allows it.
         modality: The modality that is asked for, in place of the source's; None: none is.
+        allow_code: Whether Python of the source may build its network.
     """
 
     scratch: Path
@@ -47,6 +48,7 @@ class ImportOptions:
     checkpoint: CheckpointKind = "final"
     mirroring: bool = True
     modality: Modality | None = None
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class NetworkRecipe:
         arguments: Its arguments, as JSON.
         input_shape: Channels and spatial size of an input that the network takes, (channels, *window).
         free_axes: Spatial axes (0, 1, 2) along which the network takes other sizes too.
+        runs_code: Whether Python of the source builds it.
     """
 
     file: str
@@ -66,6 +69,7 @@ class NetworkRecipe:
     arguments: Mapping[str, object]
     input_shape: tuple[int, ...]
     free_axes: tuple[int, ...] = ()
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,12 @@ class Reference:
     Attributes:
         predictor: Name of the predictor in `isolated.predictors`.
         arguments: Its arguments, as JSON.
+        runs_code: Whether Python of the source builds its network.
     """
 
     predictor: str
     arguments: Mapping[str, object]
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ class ImportedModel:
         assumed: What the source does not say, and what differs from it: sentences for the model's card.
         facts: What the source says about itself: lines for the model's card, by heading.
         reference: The source's own predictor; None: there is none.
+        code: Classes of the source's own Python that are run.
     """
 
     kind: str
@@ -127,6 +134,7 @@ class ImportedModel:
     assumed: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     reference: Reference | None = None
+    code: Sequence[str] = ()
 
 
 class Importer(Protocol):

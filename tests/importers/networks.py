@@ -72,11 +72,11 @@ def make_unet(seed: int = 0, channels: tuple[int, ...] = (4, 8)) -> torch.nn.Mod
     return UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=channels, strides=(2,)).eval()
 
 
-def write_bundle(folder: Path, checkpoint: object) -> Path:
+def write_bundle(folder: Path, checkpoint: object, config: dict[str, Any] = CONFIG) -> Path:
     """Writes a bundle with a checkpoint, saved by torch.save unless it is bytes."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    (folder / "configs" / "inference.json").write_text(json.dumps(CONFIG))
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
     (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA))
     if isinstance(checkpoint, bytes):
         (folder / "models" / "model.pt").write_bytes(checkpoint)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from importers.networks import CONFIG, write_bundle
 from monai.bundle import ConfigParser
 
 from inference_service.contract.part import NETWORK_FILE, Part
@@ -36,12 +38,10 @@ MAX_ERROR = 1e-3
 
 
 def windows_of(*size: int) -> Callable[[dict[str, Any]], None]:
-    """Makes the windows of a config smaller, and leaves out components: those of noise differ from grid to grid."""
+    """Makes the windows of a config smaller."""
 
     def change(config: dict[str, Any]) -> None:
         config["inferer"]["roi_size"] = list(size)
-        steps = config["postprocessing"]["transforms"]
-        steps[:] = [step for step in steps if step["_target_"] != "KeepLargestConnectedComponentd"]
 
     return change
 
@@ -160,6 +160,105 @@ def test_the_values_of_overlapping_channels_are_those_of_the_lambda() -> None:
     decided = decide_labels(channels, part, values=[2, 1, 4], dtype=np.uint8)
     core, whole, enhancing = channels > 0
     assert decided.tolist() == np.where(enhancing, 4, np.where(core, 1, np.where(whole, 2, 0))).tolist()
+
+
+def on_image(target: str, **arguments: object) -> dict[str, object]:
+    return {"_target_": target, "keys": "image", **arguments}
+
+
+def on_mask(target: str, **arguments: object) -> dict[str, object]:
+    return {"_target_": target, "keys": "pred", **arguments}
+
+
+LOAD = [on_image("LoadImaged"), on_image("AddChanneld"), on_image("Orientationd", axcodes="LPS")]
+SCALE = on_image("ScaleIntensityRanged", a_min=-200, a_max=300, b_min=0, b_max=1, clip=True)
+WHOLE = {"inferer": {"_target_": "SimpleInferer"}}
+INVERT = on_mask("Invertd", orig_keys="image", transform="@preprocessing", nearest_interp=True)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "resized": WHOLE
+    | {
+        "preprocessing": [
+            *LOAD,
+            on_image("ScaleIntensityd"),
+            on_image("Resized", spatial_size=[48, 40, 32], mode="trilinear"),
+        ],
+    },
+    "box": WHOLE
+    | {
+        "preprocessing": [
+            *LOAD,
+            on_image("Spacingd", pixdim=[2, 2.2, 1.9]),
+            on_image("ResizeWithPadOrCropd", spatial_size=[48, 24, 40]),
+            on_image("NormalizeIntensityd", channel_wise="True"),
+        ],
+    },
+    "components": {
+        "preprocessing": [*LOAD, on_image("Spacingd", pixdim=[2.1, 1.9, 2.3]), SCALE],
+        "postprocessing": [
+            on_mask("AsDiscreted", argmax=True),
+            on_mask("FillHolesd"),
+            on_mask("KeepLargestConnectedComponentd", applied_labels=[1]),
+            on_mask("RemoveSmallObjectsd", min_size=40, connectivity=3),
+            INVERT,
+        ],
+    },
+    "planes": {
+        "preprocessing": [on_image("LoadImaged"), on_image("AddChanneld"), on_image("ScaleIntensityd")],
+        "network_def": CONFIG["network_def"] | {"spatial_dims": 2},
+        "inferer": {"_target_": "SliceInferer", "roi_size": [32, 32], "spatial_dim": 2},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_further_transforms_are_those_of_monai(name: str, small_scan: Make, run_import: Import, tmp_path: Path) -> None:
+    from monai.networks.nets import UNet
+
+    config = CONFIG | CONFIGS[name]
+    for step in ("preprocessing", "postprocessing"):
+        if isinstance(config[step], list):
+            config[step] = {"_target_": "Compose", "transforms": config[step]}
+    torch.manual_seed(3)
+    arguments = {key: value for key, value in config["network_def"].items() if key != "_target_"}
+    network = UNet(**arguments).eval()
+    source = write_bundle(tmp_path / "bundle", {"model": network.state_dict()}, config)
+    check_parity(run_import(source), [small_scan((52, 56, 60))], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_architecture_of_a_searched_network_comes_from_its_checkpoint(
+    small_scan: Make, run_import: Import, tmp_path: Path
+) -> None:
+    from monai.networks.nets import DiNTS, TopologyInstance
+
+    found = {"arch_code_a": np.ones((3, 7)), "arch_code_c": np.arange(21).reshape(3, 7) % 5, "node_a": np.ones((4, 3))}
+    space = {"num_blocks": 3, "num_depths": 3, "channel_mul": 0.25, "use_downsample": True}
+    codes = [found["arch_code_a"], found["arch_code_c"]]
+    torch.manual_seed(3)
+    network = DiNTS(
+        TopologyInstance(arch_code=codes, **space), 1, 2, use_downsample=True, node_a=torch.from_numpy(found["node_a"])
+    )
+    config = CONFIG | {
+        "arch_ckpt": "$torch.load('/workspace/bundle/models/search.pt', map_location=torch.device('cuda'))",
+        "space": {
+            "_target_": "monai.networks.nets.TopologyInstance",
+            **space,
+            "arch_code": ["$@arch_ckpt['arch_code_a']", "$@arch_ckpt['arch_code_c']"],
+            "device": "$torch.device('cuda')",
+        },
+        "network_def": {
+            "_target_": "monai.networks.nets.DiNTS",
+            "dints_space": "@space",
+            "in_channels": 1,
+            "num_classes": 2,
+            "use_downsample": True,
+            "node_a": "$torch.from_numpy(@arch_ckpt['node_a'])",
+        },
+    }
+    source = write_bundle(tmp_path / "bundle", {"model": network.state_dict()}, config)
+    torch.save(found, source / "models" / "search.pt")
+    check_parity(run_import(source), [small_scan((52, 56, 60))], tmp_path)
 
 
 def test_expressions_have_the_values_that_monai_gives_them(bundles: Path) -> None:

@@ -1,6 +1,8 @@
 """Builds the networks of sources, each from the JSON that its importer has made."""
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -10,7 +12,7 @@ import torch
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolated.checkpoints import find_weights, load_checkpoint, put_weights
 from inference_service.importers.isolated.nnunet_network import nnunet_network
-from inference_service.importers.monai.network import NETWORKS
+from inference_service.importers.monai.network import ARGUMENTS, CHECKPOINT_FILE, CLASS, KEYS, NETWORKS, PARTS
 from inference_service.importers.source_files import is_torchscript
 
 Arguments = Mapping[str, object]
@@ -72,7 +74,7 @@ def monai_network(arguments: Arguments) -> torch.nn.Module:
     kind = getattr(networks, name, None)
     if kind is None:
         raise ModelInvalid(f"this version of MONAI has no network {name}")
-    chosen = {key: value for key, value in given.items() if key not in _OBSOLETE.get(name, ())}
+    chosen = {key: _argument(value) for key, value in given.items() if key not in _OBSOLETE.get(name, ())}
     if "pretrained" in inspect.signature(kind.__init__).parameters:
         # All weights come from the checkpoint, none from the network.
         chosen["pretrained"] = False
@@ -87,6 +89,55 @@ def monai_network(arguments: Arguments) -> torch.nn.Module:
     else:
         weights = find_weights(load_checkpoint(path), str(arguments["entry"]), path.name)
     put_weights(network, weights, path.name)
+    return network
+
+
+def _argument(value: object) -> object:
+    """An argument of a network: values of checkpoints are loaded, and its parts made."""
+    if isinstance(value, list):
+        return [_argument(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    if CHECKPOINT_FILE in value:
+        path = Path(str(value[CHECKPOINT_FILE]))
+        found = load_checkpoint(path)
+        for key in cast("list[str]", value[KEYS]):
+            if not isinstance(found, Mapping) or key not in found:
+                raise ModelInvalid(f"the checkpoint {path.name} has no {key}")
+            found = found[key]
+        return found
+    if CLASS in value:
+        import monai.networks.nets as networks
+
+        name = str(value[CLASS])
+        if name not in PARTS:
+            raise ModelInvalid(f"a part of the class {name} is not imported")
+        return getattr(networks, name)(**cast("dict[str, object]", _argument(value[ARGUMENTS])))
+    return {key: _argument(each) for key, each in value.items()}
+
+
+def bundle_network(arguments: Arguments) -> torch.nn.Module:
+    """Builds a network by the Python of its bundle, which is run.
+
+    Args:
+        arguments: `folder`, that of the bundle; `module` and `class`; `arguments`, its own; `checkpoint`, a path; and
+            `entry`, the name of the weights in it.
+    """
+    sys.path.insert(0, str(arguments["folder"]))
+    name = f"{arguments['module']}.{arguments['class']}"
+    given = cast("dict[str, object]", _argument(arguments["arguments"]))
+    try:
+        network = getattr(importlib.import_module(str(arguments["module"])), str(arguments["class"]))(**given)
+    except ModuleNotFoundError as error:
+        raise ModelInvalid(f"the bundle's own {name} needs the package {error.name}, which is not installed") from error
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise ModelInvalid(f"the bundle's own {name} fails: {type(error).__name__}: {str(error)[:300]}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise ModelInvalid(f"the bundle's own {name} is no network of PyTorch")
+    path = Path(str(arguments["checkpoint"]))
+    put_weights(network, find_weights(load_checkpoint(path), str(arguments["entry"]), path.name), path.name)
     return network
 
 
@@ -114,6 +165,7 @@ def torchscript(arguments: Arguments) -> torch.nn.Module:
 
 
 _BUILDERS: Mapping[str, Callable[[Arguments], torch.nn.Module]] = {
+    "bundle_network": bundle_network,
     "monai_network": monai_network,
     "nnunet_network": nnunet_network,
     "torchscript": torchscript,

@@ -41,7 +41,7 @@ class MonaiBundle:
             [each for each in (*preparation.images, preparation.joined) if each is not None],
             labels_given=options.labels is not None,
         )
-        return BundleModel(bundle, options.labels, workflow, preparation, decision).imported()
+        return BundleModel(bundle, options, workflow, preparation, decision).imported()
 
 
 def _open(source: Path, options: ImportOptions) -> Bundle:

@@ -70,6 +70,25 @@ class BundleConfig:
         self._resolved[key] = value
         return value
 
+    def find_file(self, path: str) -> PurePosixPath | None:
+        """Finds the file of the bundle that a path of its config means.
+
+        Args:
+            path: A path in the bundle, or an absolute one on the machine where it was made, whose end is looked for.
+
+        Returns:
+            The path in the bundle; None if it has no such file, or the path leads out of it.
+        """
+        written = PurePosixPath(path)
+        if self._folder is None or ".." in written.parts:
+            return None
+        parts = written.parts[1:] if written.is_absolute() else written.parts
+        for start in range(len(parts) if written.is_absolute() else 1):
+            found = PurePosixPath(*parts[start:])
+            if (self._folder / found).is_file():
+                return found
+        return None
+
     def component(self, key: str) -> Component:
         """Resolves an item that is a component."""
         value = self.resolve(key)

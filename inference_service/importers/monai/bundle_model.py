@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, lcm
 from pathlib import Path
 
 from inference_service.contract.part import NETWORK_FILE
@@ -14,11 +14,16 @@ from inference_service.importers.monai.config_file import look_up
 from inference_service.importers.monai.inference import map_inferer
 from inference_service.importers.monai.labels import channel_names, check_counts, label_fields, modality
 from inference_service.importers.monai.network import (
+    CHECKPOINT_FILE,
+    DEFAULT_CHECKPOINT,
+    Json,
     channel_count,
+    code_module,
     dimensions,
     find_checkpoint,
     find_network,
     has_known_network,
+    least_multiple,
     network_arguments,
 )
 from inference_service.importers.monai.postprocessing import Decision
@@ -27,7 +32,7 @@ from inference_service.importers.monai.reference import reference_config
 from inference_service.importers.monai.values import Value
 from inference_service.importers.monai.workflow import Workflow
 from inference_service.importers.source_files import licence_of
-from inference_service.importers.sources import ImportedModel, LabelChoice, NetworkRecipe, Reference, Taken
+from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Reference, Taken
 
 KIND = "MONAI bundle"
 # Size of an axis that the window leaves free.
@@ -44,6 +49,7 @@ _FACTS = {
     "intended_use": "Intended use",
 }
 _MAX_FACT = 2000
+_WEIGHTS = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -67,27 +73,29 @@ class BundleModel:
     def __init__(
         self,
         bundle: Bundle,
-        labels: LabelChoice | None,
+        options: ImportOptions,
         workflow: Workflow,
         preparation: Preparation,
         decision: Decision,
     ) -> None:
         self._bundle = bundle
         self._config = bundle.config
-        self._given = labels
+        self._given = options.labels
         self._preparation = preparation
         self._decision = decision
         self._workflow = workflow
         self._first = workflow.preprocessing[0]
         # A TorchScript file may hold a network that the config cannot make.
         itself = bundle.source.is_file() and not has_known_network(bundle.config)
-        self._network = None if itself else find_network(bundle.config)
+        self._network = None if itself else find_network(bundle.config, allow_code=options.allow_code)
         self._dimensions = 3 if self._network is None else dimensions(self._network)
         counts: tuple[int | None, int | None] = (None, None)
         if self._network is not None:
             network = self._network
             counts = channel_count(network, "in_channels"), channel_count(network, "out_channels", "num_classes")
-        self._inputs, self._outputs = check_counts(bundle.metadata, inputs=counts[0], outputs=counts[1])
+        self._inputs, self._outputs = check_counts(
+            bundle.metadata, inputs=counts[0], outputs=counts[1], labels_given=options.labels is not None
+        )
 
     def imported(self) -> ImportedModel:
         """Returns the model."""
@@ -96,9 +104,11 @@ class BundleModel:
         names = channel_names(self._bundle.metadata, self._inputs)
         prepared = self._preparation.fields(names, self._first)
         decided = self._decision.fields(self._outputs)
+        if self._network is not None and inferer.name == "SimpleInferer":
+            windows["multiple_of"] = lcm(int(str(windows.get("multiple_of", 1))), least_multiple(self._network))
         labels, labels_from = label_fields(
             self._bundle.metadata,
-            self._config.resolve("labels") if "labels" in self._config else None,
+            self._named_labels(),
             self._outputs,
             self._decision,
             self._given,
@@ -122,8 +132,26 @@ class BundleModel:
             taken=self._taken(inferer, labels_from),
             assumed=self._assumed(str(manifest["modality"])),
             facts=self._facts(),
-            reference=Reference("monai_bundle", self._reference(manifest)),
+            reference=Reference("monai_bundle", self._reference(manifest), self._runs_code),
+            code=[self._network.target] if self._network is not None and self._runs_code else [],
         )
+
+    @property
+    def _runs_code(self) -> bool:
+        return self._network is not None and not self._network.is_monai
+
+    @property
+    def _builder(self) -> str:
+        if self._network is None:
+            return "torchscript"
+        return "bundle_network" if self._runs_code else "monai_network"
+
+    def _named_labels(self) -> Value:
+        """The labels that the config names; None where an item of such a name is anything else, such as files."""
+        for key in ("labels", "label_names"):
+            if isinstance(self._config.items.get(key), Mapping):
+                return self._config.resolve(key)
+        return None
 
     def _steps(self, labels: Mapping[str, object]) -> list[dict[str, object]]:
         values = [label["value"] for label in _objects(labels["labels"]) if label["value"] != 0]
@@ -141,10 +169,11 @@ class BundleModel:
         shape = [size or free * ceil(_FREE_AXIS_VOXELS / free) for size in window]
         return NetworkRecipe(
             file=NETWORK_FILE,
-            builder="torchscript" if self._network is None else "monai_network",
+            builder=self._builder,
             arguments=self._builder_arguments(),
             input_shape=(self._inputs, *shape),
             free_axes=tuple(axis for axis, size in enumerate(window) if size is None),
+            runs_code=self._runs_code,
         )
 
     def _builder_arguments(self) -> dict[str, object]:
@@ -152,19 +181,41 @@ class BundleModel:
             return {"file": str(self._bundle.source)}
         path, name = find_checkpoint(self._config)
         source = self._bundle.source
-        script = source if source.is_file() else source / "models" / "model.ts"
-        checkpoint = script if source.is_file() or not (source / path).is_file() else source / path
+        checkpoint = self._only_checkpoint or source / path
+        if not checkpoint.is_file():
+            checkpoint = source if source.is_file() else source / "models" / "model.ts"
         if not checkpoint.is_file():
             raise InputNotFound(
                 f"the bundle has no {path}, from which its weights are loaded; where large_files.yml lists it, "
                 "download it first"
             )
-        return {
-            "network": self._network.name,
-            "arguments": network_arguments(self._network),
-            "checkpoint": str(checkpoint),
-            "entry": name,
-        }
+        arguments = self._with_files(network_arguments(self._network))
+        built = {"arguments": arguments, "checkpoint": str(checkpoint), "entry": name}
+        if not self._runs_code:
+            return {"network": self._network.name, **built}
+        module = code_module(self._network, self._config)
+        return {"module": module, "class": self._network.name, "folder": str(source), **built}
+
+    @property
+    def _only_checkpoint(self) -> Path | None:
+        """The only file with weights in the bundle's folder of models, where its config names none that is there."""
+        path, _ = find_checkpoint(self._config)
+        found = [path for path in self._bundle.source.glob("models/*") if path.suffix in _WEIGHTS]
+        return found[0] if path == DEFAULT_CHECKPOINT and len(found) == 1 and found[0].name != path.name else None
+
+    def _with_files(self, arguments: Json) -> Json:
+        """Arguments in which each file of the bundle is named by its path here."""
+        if isinstance(arguments, list):
+            return [self._with_files(each) for each in arguments]
+        if not isinstance(arguments, dict):
+            return arguments
+        if CHECKPOINT_FILE in arguments:
+            written = str(arguments[CHECKPOINT_FILE])
+            path = self._config.find_file(written)
+            if path is None:
+                raise InputNotFound(f"the bundle has no {written}, from which arguments of its network are loaded")
+            return {**arguments, CHECKPOINT_FILE: str(self._bundle.source / path)}
+        return {name: self._with_files(value) for name, value in arguments.items()}
 
     def _reference(self, manifest: Mapping[str, object]) -> dict[str, object]:
         workflow = self._workflow
@@ -172,7 +223,7 @@ class BundleModel:
             "config": reference_config(
                 self._preparation.used, workflow.inferer, self._decision.used, workflow.preprocessing_key
             ),
-            "builder": "torchscript" if self._network is None else "monai_network",
+            "builder": self._builder,
             "network": self._builder_arguments(),
             "images": self._preparation.images,
             "outputs": manifest["outputs"],
@@ -192,8 +243,10 @@ class BundleModel:
         notes = [*self._preparation.notes, *self._decision.notes]
         if stated_modality == "other":
             notes.append("The modality is `other`: metadata.json does not say it, or says another one.")
-        for module in _own_modules(self._config):
+        for module in [] if self._runs_code else _own_modules(self._config):
             notes.append(f"The config imports {module}, which is not run; nothing that was imported uses it.")
+        if self._network is not None and (only := self._only_checkpoint):
+            notes.append(f"The weights are those of {only.name}, the only such file of the bundle.")
         for component in self._decision.skipped:
             notes.append(f"{component.key} ({component.name}) is left out: the labels are those of --labels.")
         return notes

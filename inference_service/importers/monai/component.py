@@ -35,6 +35,7 @@ class Component:
         self._resolve = resolve
         self._fail = fail
         self._used: set[str] = set()
+        self._chosen: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +60,12 @@ class Component:
         """Refuses the component, or one of its arguments."""
         raise self.error(reason, argument)
 
+    def choose(self, key: str) -> None:
+        """Lets arguments with a value for each of several `keys` have the one for a key."""
+        keys = self.texts("keys")
+        if len(keys) > 1 and key in keys:
+            self._chosen = (keys.index(key), len(keys))
+
     def take(self, argument: str, default: Value = None) -> Value:
         """Returns the value of an argument, which counts as used from now on."""
         self._used.add(argument)
@@ -67,9 +74,16 @@ class Component:
         value = self._resolve(f"{self.key}#{argument}", self.arguments[argument])
         return default if value is None else value
 
+    def single(self, argument: str, default: Value = None) -> Value:
+        """Returns an argument; of a list with a value for each key, that of the chosen one."""
+        return self._single(self.take(argument, default))
+
     def flag(self, argument: str, default: bool = False) -> bool:
         """Returns an argument that is true or false."""
-        value = _single(self.take(argument, default))
+        value = self.single(argument, default)
+        # Python takes any text for true, and configs have "True".
+        if isinstance(value, str) and value.lower() == "true":
+            value = True
         if not isinstance(value, bool):
             self.refuse(f"expected true or false, got {value!r}", argument)
         return value
@@ -83,7 +97,7 @@ class Component:
 
     def optional_number(self, argument: str, default: float | None = None) -> float | None:
         """Returns an argument that is a number; None if it is missing."""
-        value = _single(self.take(argument, default))
+        value = self.single(argument, default)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -99,7 +113,7 @@ class Component:
 
     def text(self, argument: str, default: str | None = None) -> str:
         """Returns an argument that is text; a member of an enumeration of MONAI is its last name, in lower case."""
-        value = _single(self.take(argument, default))
+        value = self.single(argument, default)
         if isinstance(value, Symbol):
             value = value.name.rpartition(".")[2].lower()
         if not isinstance(value, str):
@@ -123,7 +137,10 @@ class Component:
             if value is not None:
                 self.refuse("this argument cannot be mapped to a manifest", argument)
 
-
-def _single(value: Value) -> Value:
-    """Returns the only value of a list of one, as MONAI takes one for each key."""
-    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    def _single(self, value: Value) -> Value:
+        """Returns the value for the chosen key, or for all keys, of a list with one for each."""
+        if not isinstance(value, list | tuple) or not value:
+            return value
+        if len(value) == 1 or all(each == value[0] for each in value):
+            return value[0]
+        return value[self._chosen[0]] if self._chosen is not None and self._chosen[1] == len(value) else value

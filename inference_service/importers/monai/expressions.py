@@ -17,7 +17,7 @@ from inference_service.importers.monai.operations import (
     call_method,
     named,
 )
-from inference_service.importers.monai.values import Function, Refused, Value, bounded, items, scalar
+from inference_service.importers.monai.values import FromCheckpoint, Function, Refused, Value, bounded, items, scalar
 
 _MAX_CHARACTERS = 4000
 _MAX_STEPS = 5_000
@@ -163,6 +163,8 @@ class _Evaluation:
             index: Value = slice(*(None if part is None else self.value(part) for part in parts))
         else:
             index = self.value(node.slice)
+        if isinstance(container, FromCheckpoint) and isinstance(index, str):
+            return FromCheckpoint(container.path, (*container.keys, index))
         if not isinstance(container, Mapping | list | tuple | str):
             raise Refused(f"{_shortened(ast.unparse(node))}: only a list, a dictionary or text is indexed")
         return cast("Value", container[index])  # type: ignore[index, call-overload]

@@ -15,11 +15,16 @@ _INPUT = ("network_data_format", "inputs", "image")
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US"}
 
 
-def check_counts(metadata: Mapping[str, Value], *, inputs: int | None, outputs: int | None) -> tuple[int, int]:
+def check_counts(
+    metadata: Mapping[str, Value], *, inputs: int | None, outputs: int | None, labels_given: bool = False
+) -> tuple[int, int]:
     """Compares the numbers of channels in metadata.json with the network's.
+
+    The names of input channels may be fewer: then the channels are numbered.
 
     Args:
         metadata: Content of metadata.json.
+        labels_given: Whether labels take the place of those of metadata.json.
         inputs: Input channels of the network; None: the config does not say.
         outputs: Output channels of the network; None: the config does not say.
 
@@ -32,16 +37,19 @@ def check_counts(metadata: Mapping[str, Value], *, inputs: int | None, outputs: 
     found = []
     for place, definition, stated in ((_INPUT, "channel_def", inputs), (_OUTPUT, "channel_def", outputs)):
         count = look_up(metadata, *place, "num_channels")
-        names = look_up(metadata, *place, definition)
+        names = look_up(metadata, *place, definition) if place is _OUTPUT else None
         counts = {
+            "the network": stated,
             f"{METADATA_FILE}, {'#'.join(place)}#num_channels": count if isinstance(count, int) else None,
             f"{METADATA_FILE}, {'#'.join(place)}#{definition}": len(names) if isinstance(names, Mapping) else None,
-            "the network": stated,
         }
+        if stated is not None and place is _OUTPUT and labels_given:
+            counts = {"the network": stated}
         known = {where: number for where, number in counts.items() if number is not None}
         if len(set(known.values())) > 1:
             listed = "; ".join(f"{where}: {number}" for where, number in known.items())
-            raise ModelInvalid(f"the numbers of {place[1]} contradict each other: {listed}")
+            way_out = "; give labels by --labels FILE" if place is _OUTPUT and stated is not None else ""
+            raise ModelInvalid(f"the numbers of {place[1]} contradict each other: {listed}{way_out}")
         if not known:
             raise ModelInvalid(f"neither the network nor {METADATA_FILE} says how many {place[1]} there are")
         found.append(next(iter(known.values())))

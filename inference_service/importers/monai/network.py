@@ -1,12 +1,13 @@
 """The network of a bundle: its class, which must be a known one, its arguments as JSON, and its checkpoint."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from inference_service.importers.monai.bundle_config import BundleConfig
 from inference_service.importers.monai.component import Component
-from inference_service.importers.monai.values import Symbol, Value
+from inference_service.importers.monai.values import FromCheckpoint, Symbol, Value
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -18,6 +19,8 @@ NETWORKS = frozenset(
         "BasicUNetPlusPlus",
         "BasicUnet",
         "BasicUnetPlusPlus",
+        "DAF3D",
+        "DiNTS",
         "DynUNet",
         "DynUnet",
         "FlexibleUNet",
@@ -39,22 +42,64 @@ NETWORKS = frozenset(
     }
 )
 """The classes of monai.networks.nets that are made from a config: they segment, and to make them has no effects."""
+PARTS = frozenset({"TopologyInstance"})
+"""The classes of monai.networks.nets that are arguments of such networks."""
+CHECKPOINT_FILE, KEYS, CLASS, ARGUMENTS = "_checkpoint_", "_keys_", "_class_", "_arguments_"
+"""In arguments as JSON: the file and keys of a value in a checkpoint; the class and arguments of a part."""
+_CPU = "cpu"
+_MULTIPLES = {
+    **dict.fromkeys(("BasicUNet", "BasicUnet", "BasicUNetPlusPlus", "BasicUnetPlusPlus", "VNet", "DiNTS"), 16),
+    **dict.fromkeys(("SwinUNETR", "AHNet", "FlexibleUNet"), 32),
+}
 DEFAULT_CHECKPOINT = PurePosixPath("models/model.pt")
 _VOLUMES = 3
 
 
-def find_network(config: BundleConfig) -> Component:
+def find_network(config: BundleConfig, *, allow_code: bool = False) -> Component:
     """Returns the network of a config.
+
+    Args:
+        config: The config.
+        allow_code: Whether a class of the bundle's own is accepted.
 
     Raises:
         ModelInvalid: There is none, or its class is not a known one.
     """
-    network = config.component("network_def" if "network_def" in config else "network")
+    network = _find_network(config)
     if not network.is_monai:
-        network.refuse(f"{network.target} is Python of the bundle's own, which is not run")
+        if not allow_code:
+            network.refuse(
+                f"{network.target} is Python of the bundle's own, which is not run. With --allow-code the network is "
+                "built by it, in a process of its own"
+            )
+        return network
     if network.name not in NETWORKS:
         network.refuse(f"a network of this class is not imported; known ones: {', '.join(sorted(NETWORKS))}")
     return network
+
+
+def _find_network(config: BundleConfig) -> Component:
+    for key in ("network_def", "network"):
+        if key in config:
+            return config.component(key)
+    network = config.component("evaluator").take("network") if "evaluator" in config else None
+    if not isinstance(network, Component):
+        raise config.error("network_def", "there is no network")
+    return network
+
+
+def code_module(network: Component, config: BundleConfig) -> str:
+    """Returns the module of a bundle's own class, as it lies in the bundle's folder.
+
+    Raises:
+        ModelInvalid: The bundle has no such module.
+    """
+    module = network.target.rpartition(".")[0]
+    for name in (module, f"scripts.{module}"):
+        folder = name.replace(".", "/")
+        if config.find_file(f"{folder}.py") or config.find_file(f"{folder}/__init__.py"):
+            return name
+    network.refuse(f"the bundle has no module {module}")
 
 
 def has_known_network(config: BundleConfig) -> bool:
@@ -80,7 +125,11 @@ def network_arguments(network: Component) -> dict[str, Json]:
 
 def _plain(network: Component, argument: str, value: Value) -> Json:
     if isinstance(value, Symbol):
-        return value.name.rpartition(".")[2].lower()
+        return _CPU if value.name == "torch.device" else value.name.rpartition(".")[2].lower()
+    if isinstance(value, FromCheckpoint):
+        return {CHECKPOINT_FILE: value.path, KEYS: list(value.keys)}
+    if isinstance(value, Component) and value.is_monai and value.name in PARTS:
+        return {CLASS: value.name, ARGUMENTS: network_arguments(value)}
     if isinstance(value, list | tuple):
         return [_plain(network, argument, each) for each in value]
     if isinstance(value, Mapping):
@@ -106,6 +155,18 @@ def channel_count(network: Component, *arguments: str) -> int | None:
     return None
 
 
+def least_multiple(network: Component) -> int:
+    """Returns a number of voxels of which the network takes every multiple along each axis; 1 if it is not known."""
+    strides = network.take("strides")
+    if isinstance(strides, list | tuple):
+        each = [max(stride) if isinstance(stride, list | tuple) else stride for stride in strides]
+        return prod(stride for stride in each if isinstance(stride, int))
+    blocks = network.take("blocks_down", [1, 2, 2, 4])
+    if network.name.startswith("SegResNet") and isinstance(blocks, list | tuple):
+        return 1 << (len(blocks) - 1)
+    return _MULTIPLES.get(network.name, 1)
+
+
 def find_checkpoint(config: BundleConfig) -> tuple[PurePosixPath, str]:
     """Finds the file that the bundle's CheckpointLoader loads, and the name of the network in it.
 
@@ -117,11 +178,12 @@ def find_checkpoint(config: BundleConfig) -> tuple[PurePosixPath, str]:
     """
     for key in _keys_of_loaders(config.items, ""):
         loader = config.component(key)
-        path = PurePosixPath(loader.text("load_path"))
+        written = loader.text("load_path")
+        path = config.find_file(written) or PurePosixPath(written)
         if path.is_absolute() or ".." in path.parts:
             loader.refuse("the checkpoint lies outside the bundle", "load_path")
-        written = loader.arguments.get("load_dict")
-        names = list(written) if isinstance(written, Mapping) else []
+        entries = loader.arguments.get("load_dict")
+        names = list(entries) if isinstance(entries, Mapping) else []
         return path, str(names[0]) if names else "model"
     return DEFAULT_CHECKPOINT, "model"
 

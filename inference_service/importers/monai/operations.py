@@ -10,6 +10,7 @@ from typing import cast
 
 from inference_service.importers.monai.values import (
     MAX_ITEMS,
+    FromCheckpoint,
     Function,
     Refused,
     Symbol,
@@ -26,6 +27,7 @@ _CONSTANTS: dict[str, Value] = {
     **dict.fromkeys(("math.inf", "np.inf", "numpy.inf"), math.inf),
     "torch.backends.mps.is_available": False,
 }
+_COMMON_KEYS = re.compile(r"(monai\.utils\.(enums\.)?)?CommonKeys\.(IMAGE|LABEL|PRED|LOSS|METADATA)")
 _DTYPE = re.compile(r"(torch|np|numpy)\.(b?float(16|32|64)|half|float|double|u?int(8|16|32|64)|long|bool_?)")
 _CLASS = re.compile(r"monai(\.\w+)+")
 _TYPES = {"int", "float", "str", "bool"}
@@ -35,6 +37,8 @@ def named(name: str) -> Value:
     """Returns the value of a name; refuses one that is not known."""
     if name in _CONSTANTS:
         return _CONSTANTS[name]
+    if _COMMON_KEYS.fullmatch(name):
+        return name.rpartition(".")[2].lower()
     if _DTYPE.fullmatch(name) or _CLASS.fullmatch(name) or name in _TYPES:
         return Symbol(name)
     raise Refused(f"the name {name} is not interpreted here")
@@ -145,6 +149,8 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "torch.cuda.is_available": lambda: False,
     "torch.backends.mps.is_available": lambda: False,
     "torch.device": lambda *device, **options: Symbol("torch.device"),
+    "torch.load": lambda path, *options, **others: FromCheckpoint(str(scalar(path))),
+    **dict.fromkeys(("torch.from_numpy", "copy.copy", "copy.deepcopy"), lambda value: value),
     **dict.fromkeys(("torch.tensor", "np.array", "numpy.array"), lambda values, **options: _list(values)),
 }
 

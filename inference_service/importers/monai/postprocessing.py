@@ -20,6 +20,7 @@ _WITHOUT_EFFECT = {
     "SelectItemsd",
     "SqueezeDimd",
     "ToDeviced",
+    "ToNumpyd",
     "ToTensord",
 }
 _CODE = {"Lambdad", "Lambda"}
@@ -186,6 +187,12 @@ def _invert(decision: Decision, component: Component) -> None:
     nearest = component.flag("nearest_interp", True)
     interpolation = "linear" if decision.grid is None else decision.grid.interpolation
     decision.inverted = "nearest" if nearest or interpolation == "nearest" else "linear"
+    if nearest and decision.grid is not None and decision.grid.size is not None:
+        component.refuse(
+            "for Resized, it takes a voxel up to half a voxel away from the nearest one, which cannot be mapped to a "
+            "manifest",
+            "nearest_interp",
+        )
     if decision.inverted == "linear" and interpolation != "linear":
         decision.notes.append(f"Probabilities go back to the scan's grid linearly, not by a {interpolation} spline.")
     decision.inverted_probabilities = decision.activation is not None
@@ -194,6 +201,13 @@ def _invert(decision: Decision, component: Component) -> None:
             "The bundle interpolates labels linearly as numbers (Invertd without nearest_interp), which gives values "
             "between labels; here a voxel has the label of the nearest one."
         )
+
+
+def _step(decision: Decision, name: str, labels: list[int] | None, **fields: object) -> None:
+    """Adds a step of the manifest's postprocessing, on the grid that the mask lies on here."""
+    resampled = decision.grid is not None and decision.grid.changes and decision.inverted is None
+    grid = {"grid": "network"} if resampled else {}
+    decision.steps.append({"step": name, "labels": labels, **fields, **grid})
 
 
 def _largest(decision: Decision, component: Component) -> None:
@@ -205,7 +219,7 @@ def _largest(decision: Decision, component: Component) -> None:
     component.take("is_onehot")
     _note_components(decision, component, default=_FULL_CONNECTIVITY)
     component.finish(("allow_missing_keys",))
-    decision.steps.append({"step": "largest_component", "labels": labels})
+    _step(decision, "largest_component", labels)
 
 
 def _remove_small(decision: Decision, component: Component) -> None:
@@ -217,12 +231,20 @@ def _remove_small(decision: Decision, component: Component) -> None:
         sides = [side for side in spacing if side is not None]
         if len(sides) < len(spacing) or not sides or decision.inverted is not None:
             component.refuse("a size in voxels of the scan cannot be mapped to a manifest, which has millilitres")
-        volume_ml = size * prod(sides) / _MM3_PER_ML
+        # Half a voxel less, so that rounding decides on no component.
+        volume_ml = (size - 0.5) * prod(sides) / _MM3_PER_ML
     component.take("pixdim")
     component.take("independent_channels")
     _note_components(decision, component, default=1)
     component.finish(("allow_missing_keys",))
-    decision.steps.append({"step": "remove_small", "labels": None, "min_volume_ml": volume_ml})
+    _step(decision, "remove_small", None, min_volume_ml=volume_ml)
+
+
+def _fill(decision: Decision, component: Component) -> None:
+    labels = _labels(component, "applied_labels")
+    _note_components(decision, component, default=_FULL_CONNECTIVITY)
+    component.finish(("allow_missing_keys",))
+    _step(decision, "fill_holes", labels)
 
 
 def _note_components(decision: Decision, component: Component, default: int) -> None:
@@ -232,8 +254,6 @@ def _note_components(decision: Decision, component: Component, default: int) -> 
         decision.notes.append(
             f"{component.name} takes voxels that share a corner for apart; here they belong together."
         )
-    if decision.inverted is None:
-        decision.notes.append(f"{component.name} is applied on the scan's grid, not on the network's.")
 
 
 def _map_values(decision: Decision, component: Component) -> None:
@@ -274,6 +294,7 @@ def _labels(component: Component, argument: str) -> list[int] | None:
 _HANDLERS: Mapping[str, Callable[[Decision, Component], None]] = {
     "Activationsd": _activate,
     "AsDiscreted": _decide,
+    "FillHolesd": _fill,
     "Invertd": _invert,
     "KeepLargestConnectedComponentd": _largest,
     "LabelFilterd": _filter,

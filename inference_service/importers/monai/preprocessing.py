@@ -17,9 +17,11 @@ from inference_service.importers.monai.spatial import (
     ForegroundBox,
     Grid,
     Padding,
+    map_box,
     map_crop,
     map_orientation,
     map_padding,
+    map_resize,
     map_spacing,
 )
 from inference_service.importers.monai.values import Symbol
@@ -27,13 +29,16 @@ from inference_service.importers.monai.values import Symbol
 IMAGE_KEY = "image"
 # They change neither values nor grid, as far as a scan that this service reads is concerned.
 _WITHOUT_EFFECT = {
+    "DataStatsd",
     "DeleteItemsd",
     "FromMetaTensord",
     "Identityd",
     "SelectItemsd",
     "ToDeviced",
     "ToMetaTensord",
+    "ToNumpyd",
 }
+_CODE = {"Lambdad", "Lambda"}
 _WHOLE_NUMBERS = ("int", "long", "bool")
 
 
@@ -53,6 +58,9 @@ class Preparation:
         crop_threshold: The crop's threshold, on the scan's own values unless it lies after the resampling.
         crop_position: Number of transforms of intensities between the resampling and the crop.
         padding: The padding.
+        box: The box around the centre to which the image is brought.
+        box_positions: For each image, the number of transforms of intensities before the resampling and between it and
+            the box.
         notes: What is assumed.
         used: The transforms that the network's input goes through.
     """
@@ -68,6 +76,8 @@ class Preparation:
     crop_threshold: float = 0.0
     crop_position: int = 0
     padding: Padding | None = None
+    box: tuple[int, int, int] | None = None
+    box_positions: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     used: list[Component] = field(default_factory=list)
 
@@ -87,9 +97,10 @@ class Preparation:
             self._channels(self.before, channel_names, first),
             self._channels(self.after, channel_names, first),
         )
-        resampled = self.grid is not None and any(self.grid.spacing_mm)
-        steps, early = _one_side(before, after, resampled, first)
+        resampled = self.grid is not None and self.grid.changes
+        steps, early = self._boxed(before, after, first) if self.box else _one_side(before, after, resampled, first)
         spacing: tuple[float | None, ...] = (None, None, None) if self.grid is None else self.grid.spacing_mm
+        size = None if self.grid is None else self.grid.size
         return {
             "channels": [
                 {"name": name, "intensity": [step.model_dump() for step in each or (NoIntensity(kind="none"),)]}
@@ -97,11 +108,30 @@ class Preparation:
             ],
             "orientation": self.orientation or "ijk",
             "spacing_mm": spacing,
-            "grid": "first_centre",
+            "grid": "first_centre" if size is None else "edges",
+            **({} if size is None else {"size_voxels": size}),
+            **({} if self.box is None else {"box_voxels": self.box}),
             "interpolation": "linear" if self.grid is None else self.grid.interpolation,
             "intensity_before_resampling": early,
             **({} if self.crop is None else {"crop": self._crop_fields(self.crop, first)}),
         }
+
+    def _boxed(
+        self, before: list[tuple[Intensity, ...]], after: list[tuple[Intensity, ...]], first: Component
+    ) -> tuple[list[tuple[Intensity, ...]], bool]:
+        """The steps of each channel where the image is brought to a box, which precedes or follows all of them.
+
+        Returns:
+            The steps, and whether they precede the resampling and the box.
+        """
+        counts = [(len(self.before.get(image, ())), len(self.after.get(image, ()))) for image in self.images]
+        positions = [self.box_positions.get(image, (0, 0)) for image in self.images]
+        if all(position == (0, 0) and not early for position, (early, _) in zip(positions, counts, strict=True)):
+            return after, False
+        resampled = self.grid is not None and self.grid.changes
+        if positions == counts and (not resampled or not any(late for _, late in counts)):
+            return [early + late for early, late in zip(before, after, strict=True)], True
+        first.refuse("ResizeWithPadOrCropd lies between intensities, which cannot be mapped to a manifest")
 
     def _channels(
         self, steps: dict[str, list[ChannelSteps]], names: Sequence[str], first: Component
@@ -152,11 +182,10 @@ def map_preprocessing(transforms: Sequence[Component]) -> Preparation:
     """
     preparation = _inputs(transforms)
     for component in transforms:
-        if not component.is_monai:
-            component.refuse(f"{component.target} is Python of the bundle's own, which is not run")
         touched = preparation.touched(component)
         if not touched or component.name in _WITHOUT_EFFECT:
             continue
+        component.choose(touched[0])
         preparation.used.append(component)
         if component.name == "ConcatItemsd":
             continue
@@ -173,6 +202,11 @@ def map_preprocessing(transforms: Sequence[Component]) -> Preparation:
 
 def _inputs(transforms: Sequence[Component]) -> Preparation:
     """Finds the images that become the network's input."""
+    for each in transforms:
+        if not each.is_monai or each.name in _CODE:
+            each.refuse(f"{each.target} is Python of the bundle's own, which is not run")
+        if "keys" not in each.arguments and each.is_monai and not each.name.endswith("d"):
+            each.refuse("only transforms of dictionaries, such as LoadImaged, are mapped")
     loaded = [key for each in transforms if each.name == "LoadImaged" for key in each.texts("keys")]
     for component in transforms:
         if component.name == "ConcatItemsd":
@@ -209,7 +243,15 @@ def _channel_first(_preparation: Preparation, component: Component) -> None:
         component.refuse(f"a channel along axis {dimension} cannot be mapped to a manifest", "channel_dim")
 
 
+def _add_channel(_preparation: Preparation, component: Component) -> None:
+    component.finish(("keys", "allow_missing_keys"))
+
+
 def _orient(preparation: Preparation, component: Component) -> None:
+    if preparation.box is not None:
+        component.refuse("it lies after ResizeWithPadOrCropd, whose halves would be exchanged")
+    if preparation.grid is not None and preparation.grid.size is not None:
+        component.refuse("it lies after Resized, whose size is along the axes of the file")
     if preparation.grid is not None and len(set(preparation.grid.spacing_mm)) > 1:
         component.refuse("it lies after Spacingd, whose spacing would be along the axes of the file")
     if preparation.grid is not None:
@@ -220,16 +262,16 @@ def _orient(preparation: Preparation, component: Component) -> None:
 def _space(preparation: Preparation, component: Component) -> None:
     if preparation.grid is not None:
         component.refuse("the scan is resampled twice, which cannot be mapped to a manifest")
-    if preparation.padding is not None:
+    if preparation.padding is not None or preparation.box is not None:
         component.refuse("the scan is padded before it is resampled, which cannot be mapped to a manifest")
-    grid = map_spacing(component)
+    grid = map_resize(component) if component.name == "Resized" else map_spacing(component)
     if preparation.orientation is None and len(set(grid.spacing_mm)) > 1:
         preparation.notes.append("Spacings are along the axes of the file: there is no Orientationd.")
     preparation.grid = grid
 
 
 def _crop(preparation: Preparation, component: Component) -> None:
-    if preparation.crop is not None:
+    if preparation.crop is not None or preparation.box is not None:
         component.refuse("the scan is cropped twice, which cannot be mapped to a manifest")
     crop = map_crop(component)
     if crop.source not in (*preparation.images, preparation.joined):
@@ -262,6 +304,16 @@ def _threshold_before(threshold: float, steps: Sequence[Intensity]) -> float | N
     return (threshold - low) / (high - low)
 
 
+def _box(preparation: Preparation, component: Component) -> None:
+    if preparation.box is not None or preparation.padding is not None or preparation.crop_after_grid:
+        component.refuse("the image is cropped or padded twice, which cannot be mapped to a manifest")
+    preparation.box = map_box(component)
+    preparation.box_positions = {
+        image: (len(preparation.before.get(image, ())), len(preparation.after.get(image, ())))
+        for image in preparation.images
+    }
+
+
 def _pad(preparation: Preparation, component: Component) -> None:
     if preparation.padding is not None:
         component.refuse("the scan is padded twice, which cannot be mapped to a manifest")
@@ -272,8 +324,11 @@ def _convert(_preparation: Preparation, component: Component) -> None:
     _check_dtype(component)
 
 
-_SPATIAL = {"CropForegroundd", "DivisiblePadd", "Orientationd", "SpatialPadd", "Spacingd"}
+_SPATIAL = {
+    *("CropForegroundd", "DivisiblePadd", "Orientationd", "Resized", "ResizeWithPadOrCropd", "SpatialPadd", "Spacingd"),
+}
 _HANDLERS = {
+    "AddChanneld": _add_channel,
     "CastToTyped": _convert,
     "CropForegroundd": _crop,
     "DivisiblePadd": _pad,
@@ -281,6 +336,8 @@ _HANDLERS = {
     "EnsureTyped": _convert,
     "LoadImaged": _load,
     "Orientationd": _orient,
+    "Resized": _space,
+    "ResizeWithPadOrCropd": _box,
     "SpatialPadd": _pad,
     "Spacingd": _space,
     "ToTensord": _convert,

@@ -12,6 +12,8 @@ _SPECIAL = ("$", "@", "%")
 _SAVING = {"SaveImaged"}
 # The reader of a bundle may need a package; MONAI chooses one by the file.
 _LEFT_OUT = {("LoadImaged", "reader")}
+# Transforms that this version of MONAI no longer has, and those that took their place.
+_RENAMED = {"AddChanneld": ("EnsureChannelFirstd", {"channel_dim": "no_channel"})}
 _PREPROCESSING = "preprocessing"
 
 
@@ -47,7 +49,10 @@ def _component(component: Component, inverted: str) -> Json:
         if not name.startswith("_") and (component.name, name) not in _LEFT_OUT
     }
     plain = {name: _plain(component, name, value, inverted) for name, value in arguments.items()}
-    return {"_target_": component.name, **plain}
+    name, others = _RENAMED.get(component.name, (component.name, {}))
+    # Keys of labels, which a scan for inference does not have.
+    missing = {"allow_missing_keys": True} if len(component.texts("keys")) > 1 else {}
+    return {"_target_": name, **plain, **others, **missing}
 
 
 def _plain(owner: Component, argument: str, value: Value, inverted: str) -> Json:

@@ -20,6 +20,11 @@ _INTERPOLATIONS: dict[str, Interpolation] = {
     "2": "quadratic",
     "3": "cubic",
 }
+# Of torch.nn.functional.interpolate.
+_RESIZING: dict[str, Interpolation] = {
+    **dict.fromkeys(("linear", "bilinear", "trilinear"), "linear"),
+    "nearest-exact": "nearest",
+}
 _IGNORED = ("allow_missing_keys", "lazy")
 PaddingMode = Literal["constant", "edge", "reflect"]
 _PADDINGS: dict[str, PaddingMode] = {
@@ -37,10 +42,17 @@ class Grid:
     Attributes:
         spacing_mm: Along each axis; None: that of the scan.
         interpolation: As in a manifest.
+        size: Voxels along each axis, for Resized, which takes the place of a spacing; None: as the spacing gives.
     """
 
     spacing_mm: tuple[float | None, float | None, float | None]
     interpolation: Interpolation
+    size: tuple[int, int, int] | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether scans are resampled."""
+        return self.size is not None or any(self.spacing_mm)
 
 
 @dataclass(frozen=True)
@@ -112,14 +124,51 @@ def map_spacing(component: Component) -> Grid:
             component.refuse(f"expected numbers, got {value!r}", "pixdim")
         sizes.append(float(value) if isinstance(value, int | float) and value > 0 else None)
     i, j, k = (sizes + sizes[-1:] * _AXES)[:_AXES]
-    modes = {
-        str(mode.name if isinstance(mode, Symbol) else mode) for mode in _values(component.take("mode", "bilinear"))
-    }
-    mode = modes.pop().rpartition(".")[2].lower() if len(modes) == 1 else ""
+    stated = component.single("mode", "bilinear")
+    mode = str(stated.name if isinstance(stated, Symbol) else stated).rpartition(".")[2].lower()
     if mode not in _INTERPOLATIONS:
         component.refuse("this interpolation cannot be mapped to a manifest", "mode")
     _check_spacing(component)
     return Grid((i, j, k), _INTERPOLATIONS[mode])
+
+
+def map_resize(component: Component) -> Grid:
+    """Maps Resized to the size that it resamples to."""
+    component.take("keys")
+    if component.text("size_mode", "all") != "all":
+        component.refuse("a size of the longest axis alone cannot be mapped to a manifest", "size_mode")
+    i, j, k = _three_sizes(component)
+    mode = component.text("mode", "area").lower()
+    if mode not in _RESIZING:
+        component.refuse(
+            f"interpolation by {mode!r} cannot be mapped to a manifest, which has {', '.join(_RESIZING)}", "mode"
+        )
+    for argument in ("align_corners", "anti_aliasing"):
+        if any(_values(component.take(argument, False))):
+            component.refuse("this argument cannot be mapped to a manifest", argument)
+    component.finish((*_IGNORED, "dtype"))
+    return Grid((None, None, None), _RESIZING[mode], (i, j, k))
+
+
+def map_box(component: Component) -> tuple[int, int, int]:
+    """Maps ResizeWithPadOrCropd to the size of its box."""
+    component.take("keys")
+    if component.text("method", "symmetric") != "symmetric":
+        component.refuse("only a box around the centre can be mapped to a manifest", "method")
+    if padding_mode(component, "mode") != "constant" or component.number("value", 0.0) != 0:
+        component.refuse("only padding with 0 can be mapped to a manifest", "mode")
+    size = _three_sizes(component)
+    component.finish(_IGNORED)
+    return size
+
+
+def _three_sizes(component: Component) -> tuple[int, int, int]:
+    sizes = _values(component.take("spatial_size"))
+    whole = [size for size in sizes if isinstance(size, int) and size > 0]
+    if len(whole) != len(sizes) or len(whole) not in (1, _AXES):
+        component.refuse(f"expected a size for each of three axes, got {sizes}", "spatial_size")
+    i, j, k = (whole * _AXES)[:_AXES]
+    return i, j, k
 
 
 def _check_spacing(component: Component) -> None:
@@ -127,7 +176,7 @@ def _check_spacing(component: Component) -> None:
     for argument in ("diagonal", "scale_extent", "recompute_affine"):
         if any(_values(component.take(argument, False))):
             component.refuse("this argument cannot be mapped to a manifest", argument)
-    if set(_values(component.take("padding_mode", "border"))) - {"border", "nearest"}:
+    if component.single("padding_mode", "border") not in ("border", "nearest"):
         component.refuse("only the border's values can be mapped to a manifest", "padding_mode")
     component.finish((*_IGNORED, "align_corners", "dtype", "ensure_same_shape"))
 

@@ -26,6 +26,19 @@ class Symbol:
 
 
 @dataclass(frozen=True)
+class FromCheckpoint:
+    """A value in a file that torch.load reads, which is read by the process that builds the network.
+
+    Attributes:
+        path: The file, as the config names it.
+        keys: The keys that lead to the value.
+    """
+
+    path: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Function:
     """A lambda, which is kept as it is and never called.
 

@@ -32,7 +32,11 @@ class Workflow:
         prepare = _item(config, "preprocessing", "dataset", "transform")
         preprocessing = _flat(config, "preprocessing", prepare)
         if not preprocessing:
-            raise config.error("preprocessing", "there is no preprocessing")
+            raise config.error(
+                "preprocessing",
+                "there is no preprocessing. A bundle that is imported segments a scan by transforms, a network and an "
+                "inferer",
+            )
         inferer = _item(config, "inferer", "evaluator", "inferer")
         if not isinstance(inferer, Component):
             raise config.error("inferer", "there is no inferer")
@@ -45,7 +49,8 @@ def _item(config: BundleConfig, key: str, owner: str, argument: str) -> Value:
     """An item of the config; where there is none of that name, the argument of another one."""
     if key in config:
         return config.resolve(key)
-    return config.component(owner).take(argument) if owner in config else None
+    value = config.resolve(owner) if owner in config else None
+    return value.take(argument) if isinstance(value, Component) else None
 
 
 def _flat(config: BundleConfig, key: str, values: Value) -> list[Component]:

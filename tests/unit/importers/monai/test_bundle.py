@@ -32,6 +32,8 @@ INVERT = {
     "orig_keys": "image",
     "nearest_interp": False,
 }
+RESIZE = {"_target_": "Resized", "keys": "image", "spatial_size": [64, 48, 32], "mode": "trilinear"}
+BOX = {"_target_": "ResizeWithPadOrCropd", "keys": "image", "spatial_size": 128}
 SAVE = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "$@bundle_root + '/eval'"}
 
 CONFIG: dict[str, Any] = {
@@ -56,9 +58,13 @@ def read(tmp_path: Path) -> Read:
     """Reads a bundle with some items of its config replaced."""
 
     def read_bundle(
-        *, metadata: dict[str, Any] = METADATA, labels: LabelChoice | None = None, **items: object
+        *,
+        metadata: dict[str, Any] = METADATA,
+        labels: LabelChoice | None = None,
+        others: dict[str, Any] | None = None,
+        **items: object,
     ) -> ImportedModel:
-        config = deepcopy(CONFIG) | items
+        config = deepcopy(CONFIG) | items | (others or {})
         for step in ("preprocessing", "postprocessing"):
             if isinstance(config[step], list):
                 config[step] = {"_target_": "Compose", "transforms": config[step]}
@@ -67,7 +73,8 @@ def read(tmp_path: Path) -> Read:
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "configs" / "inference.json").write_text(json.dumps(config, indent=1))
         (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
-        (folder / "models" / "model.pt").touch()
+        if not any((folder / "models").iterdir()):
+            (folder / "models" / "model.pt").touch()
         assert MonaiBundle().recognises(folder)
         return MonaiBundle().read(folder, ImportOptions(tmp_path, labels=labels))
 
@@ -286,9 +293,11 @@ def test_the_labels_are_cleaned_and_renamed(read: Read) -> None:
     ]
     model = read(postprocessing=steps)
     assert model.manifest["postprocessing"] == [
-        {"step": "remove_small", "labels": [1, 2], "min_volume_ml": pytest.approx(0.45)},
-        {"step": "largest_component", "labels": [2]},
+        {"step": "remove_small", "labels": [1, 2], "min_volume_ml": pytest.approx(99.5 * 0.0045), "grid": "network"},
+        {"step": "largest_component", "labels": [2], "grid": "network"},
     ]
+    later = read(postprocessing=[SOFTMAX, INVERT, ARGMAX, {"_target_": "FillHolesd", "keys": "pred"}])
+    assert later.manifest["postprocessing"] == [{"step": "fill_holes", "labels": [1, 2]}]
     assert any("corner" in note for note in model.assumed)
     renamed = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1, 2], "target_labels": [0, 7, 7]}
     manifest = read(postprocessing=[ARGMAX, renamed]).manifest
@@ -297,6 +306,85 @@ def test_the_labels_are_cleaned_and_renamed(read: Read) -> None:
         postprocessing=[ARGMAX, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}]
     ).manifest
     assert filtered["outputs"] == [{"channel": 0, "value": 0}, {"channel": 1, "value": 0}, {"channel": 2, "value": 2}]
+
+
+def test_a_scan_is_resized_or_brought_to_a_box(read: Read) -> None:
+    resized = read(preprocessing=[LOAD, ORIENT, SCALE, RESIZE]).manifest
+    assert (resized["size_voxels"], resized["spacing_mm"], resized["grid"]) == ((64, 48, 32), (None,) * 3, "edges")
+    assert resized["intensity_before_resampling"]
+    boxed = read(preprocessing=[LOAD, ORIENT, SPACE, BOX, NORMALISE]).manifest
+    assert (boxed["box_voxels"], boxed["intensity_before_resampling"]) == ((128,) * 3, False)
+    assert read(preprocessing=[LOAD, NORMALISE, SPACE, BOX]).manifest["intensity_before_resampling"]
+    assert read(preprocessing=[LOAD, NORMALISE, BOX]).manifest["intensity_before_resampling"]
+
+
+def test_arguments_for_several_keys_are_those_of_the_image(read: Read) -> None:
+    keys = ["label", "image"]
+    steps = [
+        {"_target_": "LoadImaged", "keys": keys},
+        {"_target_": "AddChanneld", "keys": keys},
+        {"_target_": "Spacingd", "keys": keys, "pixdim": [1, 1, 2], "mode": ["nearest", "bilinear"]},
+        {"_target_": "NormalizeIntensityd", "keys": "$monai.utils.CommonKeys.IMAGE", "nonzero": "True"},
+    ]
+    model = read(preprocessing=steps)
+    assert model.manifest["interpolation"] == "linear"
+    assert model.manifest["channels"][0]["intensity"][0]["nonzero_only"]  # type: ignore[index]
+    assert model.reference is not None
+    transforms = model.reference.arguments["config"]["preprocessing"]["transforms"]  # type: ignore[index]
+    assert transforms[1] == {
+        "_target_": "EnsureChannelFirstd",
+        "keys": keys,
+        "channel_dim": "no_channel",
+        "allow_missing_keys": True,
+    }
+
+
+def test_values_in_checkpoints_are_loaded_by_the_process_that_builds_the_network(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "models").mkdir(parents=True)
+    for name in ("search.pt", "model.pt"):
+        (tmp_path / "bundle" / "models" / name).touch()
+    network = {
+        "_target_": "DiNTS",
+        "in_channels": 1,
+        "num_classes": 3,
+        "dints_space": {"_target_": "TopologyInstance", "arch_code": ["$@found['a']"], "device": "$torch.device(0)"},
+        "node_a": "$torch.from_numpy(@found['node_a'])",
+    }
+    items = {"found": "$torch.load('/elsewhere/bundle/models/search.pt')", "network_def": network}
+    (recipe,) = read(**items).networks
+    found = {"_checkpoint_": str(tmp_path / "bundle" / "models" / "search.pt")}
+    assert recipe.arguments["arguments"] == {  # type: ignore[union-attr]
+        "in_channels": 1,
+        "num_classes": 3,
+        "dints_space": {
+            "_class_": "TopologyInstance",
+            "_arguments_": {"arch_code": [{**found, "_keys_": ["a"]}], "device": "cpu"},
+        },
+        "node_a": {**found, "_keys_": ["node_a"]},
+    }
+    with pytest.raises(InputNotFound, match=r"other\.pt"):
+        read(**(items | {"found": "$torch.load('models/other.pt')"}))
+
+
+def test_lists_of_files_are_no_labels(read: Read) -> None:
+    files = {"labels": "$list(glob.glob('/data/*.nii.gz'))"}
+    assert read(others=files).manifest["labels"]
+
+
+def test_images_are_padded_to_what_the_network_takes(read: Read) -> None:
+    network = CONFIG["network_def"] | {"strides": [2, [2, 2, 1]]}
+    manifest = read(inferer={"_target_": "SimpleInferer"}, network_def=network).manifest
+    assert (manifest["window"], manifest["multiple_of"]) == ((None, None, None), 4)
+
+
+def test_the_only_weights_are_taken_where_the_config_names_none(read: Read, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle" / "models"
+    folder.mkdir(parents=True)
+    (folder / "best.pth").touch()
+    model = read(checkpointloader=None)
+    (recipe,) = model.networks
+    assert recipe.arguments["checkpoint"] == str(folder / "best.pth")  # type: ignore[union-attr]
+    assert any("best.pth" in note for note in model.assumed)
 
 
 LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x[[2]] > 0, 4, 1)"}
@@ -355,9 +443,11 @@ NETWORK = CONFIG["network_def"]
         ({"inferer": SLIDING | {"padding_mode": "circular"}}, "circular"),
         ({"network_def": NETWORK | {"spatial_dims": 2}}, "2 dimensions"),
         ({"network_def": {"_target_": "scripts.networks.Net"}}, "scripts.networks.Net"),
-        ({"network_def": {"_target_": "monai.networks.nets.DiNTS"}}, "DiNTS"),
+        ({"network_def": {"_target_": "monai.networks.nets.RetinaNet"}}, "RetinaNet"),
+        ({"network_def": NETWORK | {"dints_space": {"_target_": "monai.networks.nets.Cell"}}}, "dints_space"),
         ({"network_def": {"_target_": "monai.bundle.scripts.run"}}, "run"),
-        ({"network_def": NETWORK | {"channels": "$torch.load('x')"}}, "torch.load"),
+        ({"network_def": NETWORK | {"channels": "$torch.save('x')"}}, "torch.save"),
+        ({"inferer": {"_target_": "SlidingWindowInferer", "roi_size": "$torch.load('x')['roi']"}}, "roi_size"),
         ({"network_def": NETWORK | {"out_channels": 4}}, "contradict"),
         ({"network_def": NETWORK | {"in_channels": 4}}, "contradict"),
         ({"checkpointloader": {"_target_": "CheckpointLoader", "load_path": "../../model.pt"}}, "outside the bundle"),
@@ -365,7 +455,17 @@ NETWORK = CONFIG["network_def"]
         ({"postprocessing": [SIGMOID, INVERT, THRESHOLD]}, "may overlap"),
         ({"postprocessing": [SOFTMAX, THRESHOLD]}, "threshold"),
         ({"postprocessing": [ARGMAX, SOFTMAX]}, "after the decision"),
-        ({"postprocessing": [ARGMAX, {"_target_": "FillHolesd", "keys": "pred"}]}, "FillHolesd"),
+        ({"postprocessing": [ARGMAX, {"_target_": "LabelToContourd", "keys": "pred"}]}, "LabelToContourd"),
+        ({"preprocessing": [LOAD, {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x"}]}, "own, which is"),
+        ({"preprocessing": [{"_target_": "LoadImage"}]}, "only transforms of dictionaries"),
+        ({"preprocessing": [LOAD, RESIZE | {"mode": "area"}]}, "'area'"),
+        ({"preprocessing": [LOAD, RESIZE | {"spatial_size": [64, 64]}]}, "three axes"),
+        ({"preprocessing": [LOAD, RESIZE, ORIENT]}, "after Resized"),
+        ({"preprocessing": [LOAD, SPACE, RESIZE]}, "resampled twice"),
+        ({"preprocessing": [LOAD, RESIZE], "postprocessing": [ARGMAX, INVERT | {"nearest_interp": True}]}, "Resized"),
+        ({"preprocessing": [LOAD, SPACE, SCALE, BOX, NORMALISE]}, "between intensities"),
+        ({"preprocessing": [LOAD, BOX, SPACE]}, "padded before"),
+        ({"preprocessing": [LOAD, BOX | {"mode": "edge"}]}, "padding with 0"),
         ({"postprocessing": [ARGMAX, {"_target_": "scripts.Post", "keys": "pred"}]}, "own Python"),
         ({"postprocessing": [ARGMAX, INVERT | {"transform": "@other"}], "other": {"_target_": "Compose"}}, "inverts"),
         ({"postprocessing": [ARGMAX, INVERT | {"orig_keys": None}]}, "orig_keys"),
