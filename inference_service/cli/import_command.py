@@ -30,6 +30,8 @@ def import_model(request: ImportRequest, as_json: bool) -> None:
     """
     from inference_service.importers.model_import import import_model as run_import
 
+    if request.allow_code:
+        _warn_of_code(console(stderr=True))
     with ProgressDisplay(console(stderr=True), {request.source: "the model"}) as display:
         imported = run_import(
             request, get_settings(), lambda activity, share: display.show(request.source, activity, share)
@@ -40,6 +42,28 @@ def import_model(request: ImportRequest, as_json: bool) -> None:
         _print_imported(console(), imported)
 
 
+def _warn_of_code(screen: Console) -> None:
+    """Says loudly what --allow-code permits, and what this machine does not limit."""
+    from inference_service.importers.sandbox import find_limits
+
+    limits = find_limits()
+    missing = [
+        text
+        for enforced, text in (
+            (limits.network, "it has the NETWORK"),
+            (limits.writing, "it may WRITE wherever you may"),
+        )
+        if not enforced
+    ]
+    screen.print(
+        "WARNING: --allow-code runs Python that comes with the source. It may read whatever you may read, in a process "
+        "with limits on its memory, its network and its writing.",
+        style="bold red",
+    )
+    if missing:
+        screen.print(f"WARNING: this machine cannot enforce all limits: {', and '.join(missing)}.", style="bold red")
+
+
 def _print_imported(screen: Console, imported: "Imported") -> None:
     taken = Table("part of the manifest", "taken from", title=imported.title, title_justify="left")
     for each in imported.model.taken:
@@ -47,6 +71,8 @@ def _print_imported(screen: Console, imported: "Imported") -> None:
     screen.print(taken)
     for sentence in imported.model.assumed:
         screen.print(f"assumed: {sentence}")
+    for name in imported.model.code:
+        screen.print(f"Python of the source was run: {name}", style="bold red")
     for network in imported.networks:
         if network.error is not None:
             screen.print(f"{network.file}: differs from PyTorch by {network.error:.1e} of the range of its logits")

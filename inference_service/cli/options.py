@@ -313,6 +313,11 @@ import_options = _grouped(
         show_default=True,
         help="Average mirrored windows where nnU-Net's training allows it: two to eight times as long.",
     ),
+    click.option(
+        "--allow-code",
+        is_flag=True,
+        help="Run Python of a bundle that defines its network, in a process with limits. Only for sources you trust.",
+    ),
     click.option("--float16", is_flag=True, help="Convert the networks to float16."),
     click.option("--bf16", is_flag=True, help="Allow bfloat16 where ONNX_PRECISION asks for it."),
     click.option(

@@ -49,6 +49,7 @@ def write_card(
         "|---|---|",
         *taken,
         "",
+        *_code(model),
         "## What was assumed",
         "",
         *([f"- {each}" for each in model.assumed] or ["Nothing."]),
@@ -60,6 +61,14 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _code(model: ImportedModel) -> list[str]:
+    """The section on Python of the source that was run."""
+    if not model.code:
+        return []
+    ran = [f"- `{name}` built the network, as --allow-code permitted." for name in model.code]
+    return ["## Python of the source that was run", "", *ran, ""]
 
 
 def _agreement(network: ExportedNetwork) -> str:

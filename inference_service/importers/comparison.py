@@ -73,7 +73,13 @@ def compare(
         "scans": [str(path.resolve()) for path in scans],
         "target": str(target),
     }
-    theirs = run_task("predict", task, scratch, progress=lambda step, share: progress(f"source: {step}", share / 2))
+    theirs = run_task(
+        "predict",
+        task,
+        scratch,
+        progress=lambda step, share: progress(f"source: {step}", share / 2),
+        writes_to=[] if reference.runs_code else None,
+    )
     progress("this service", 0.5)
     ours, mask = _segment(manifest, models_path, scans, scratch)
     progress("compared", 1.0)

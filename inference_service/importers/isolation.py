@@ -15,6 +15,7 @@ from typing import IO
 
 from inference_service.core.errors import ConfigurationError, InternalError, OutOfMemory, error_from_row
 from inference_service.core.host import available_memory_bytes
+from inference_service.importers.sandbox import network_prefix
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0…1."""
@@ -46,7 +47,14 @@ def no_progress(activity: str, share: float) -> None:
     """A `Progress` that shows nothing."""
 
 
-def run_task(action: str, arguments: Mapping[str, object], scratch: Path, *, progress: Progress = no_progress) -> Ended:
+def run_task(
+    action: str,
+    arguments: Mapping[str, object],
+    scratch: Path,
+    *,
+    progress: Progress = no_progress,
+    writes_to: Sequence[Path] | None = None,
+) -> Ended:
     """Runs a task and waits for it.
 
     Args:
@@ -54,6 +62,8 @@ def run_task(action: str, arguments: Mapping[str, object], scratch: Path, *, pro
         arguments: Its arguments, as JSON.
         scratch: A folder for the task and the log.
         progress: Called for each step.
+        writes_to: For a task that runs Python of a source: the folders that it may write to, beside the scratch
+            folder; it has no network. None: the task is trusted.
 
     Raises:
         ServiceError: The error that the task ended with.
@@ -64,12 +74,21 @@ def run_task(action: str, arguments: Mapping[str, object], scratch: Path, *, pro
     task = scratch / "task.json"
     log = scratch / "log.txt"
     memory_bytes = max(MIN_MEMORY_BYTES, available_memory_bytes())
-    task.write_text(json.dumps({"action": action, "arguments": arguments, "memory_bytes": memory_bytes}))
+    environment = child_environment()
     command = [sys.executable, "-m", "inference_service.importers.isolated", str(task)]
+    writable: list[str] = []
+    if writes_to is not None:
+        home = scratch / "home"
+        home.mkdir(exist_ok=True)
+        environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [*network_prefix(), *command]
+        writable = [str(folder.resolve()) for folder in (scratch, *writes_to)]
+    content = {"action": action, "arguments": arguments, "memory_bytes": memory_bytes, "writable": writable}
+    task.write_text(json.dumps(content))
     start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=output, text=True, env=child_environment(), start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=output, text=True, env=environment, start_new_session=True
         )
         try:
             last = _follow(process.stdout, progress)

@@ -26,6 +26,7 @@ from inference_service.importers.isolation import Progress
 from inference_service.importers.networks import ExportedNetwork, export_network, with_checksums
 from inference_service.importers.registry import find_importer
 from inference_service.importers.request import ImportRequest
+from inference_service.importers.sandbox import find_limits
 from inference_service.importers.source_files import opened_source
 from inference_service.importers.sources import ImportedModel, ImportOptions, LabelChoice
 
@@ -132,6 +133,7 @@ def _options(request: ImportRequest, scratch: Path) -> ImportOptions:
         request.checkpoint,
         request.mirroring,
         request.modality,
+        allow_code=request.allow_code,
     )
 
 
@@ -228,6 +230,7 @@ def _describe(
         "taken": [asdict(each) for each in model.taken],
         "assumed": list(model.assumed),
         "comparison": compared,
+        "code": {"run": list(model.code), **asdict(find_limits())} if model.code else None,
     }
     (folder / IMPORT_FILE).write_text(_json(record))
     (folder / CARD_FILE).write_text(write_card(manifest, model, networks, source, compared))

@@ -77,7 +77,10 @@ def export_network(
         "count": 1 if np.prod(network.input_shape) > _MANY_VALUES else _WINDOWS,
         "float16": float16,
     }
-    details = run_task("export", task, scratch, progress=lambda step, share: progress(step, 0.8 * share)).result
+    writes_to = [folder] if network.runs_code else None
+    details = run_task(
+        "export", task, scratch, progress=lambda step, share: progress(step, 0.8 * share), writes_to=writes_to
+    ).result
     progress("comparing with PyTorch", 0.8)
     error = measure_error(target, np.load(windows), np.load(logits))
     limit = MAX_ERROR_FLOAT16 if float16 else MAX_ERROR

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError
 from inference_service.importers.isolated.report import tell
+from inference_service.importers.sandbox import restrict_writing
 
 _MISSING_MEMORY = (
     *("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc"),
@@ -21,6 +22,8 @@ def main(path: Path) -> int:
     task = json.loads(path.read_text())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (task["memory_bytes"], task["memory_bytes"]))
+    if task["writable"]:
+        restrict_writing([Path(folder) for folder in task["writable"]])
     warnings.simplefilter("ignore")
     try:
         tell(result=_action(task["action"])(task["arguments"]))
