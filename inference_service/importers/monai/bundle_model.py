@@ -156,9 +156,11 @@ class BundleModel:
     def _steps(self, labels: Mapping[str, object]) -> list[dict[str, object]]:
         values = [label["value"] for label in _objects(labels["labels"]) if label["value"] != 0]
         steps = []
+        given = {output["channel"]: output["value"] for output in _objects(labels["outputs"])} if self._given else {}
         for step in self._decision.steps:
             applied = step["labels"]
-            wanted = values if applied is None else [self._decision.value(each) for each in _integers(applied)]
+            named = [given.get(each, self._decision.value(each)) for each in _integers(applied)]
+            wanted = values if applied is None else [each for each in named if each is not None]
             steps.append({**step, "labels": [each for each in wanted if each != 0]})
         return [step for step in steps if step["labels"]]
 

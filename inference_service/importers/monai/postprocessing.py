@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = {
     "ToTensord",
 }
 _CODE = {"Lambdad", "Lambda"}
+_RENAMING = {"LabelFilterd", "MapLabelValued"}
 _MM3_PER_ML = 1000.0
 _FULL_CONNECTIVITY = 3
 
@@ -126,10 +127,13 @@ def map_postprocessing(
     decision = Decision(grid)
     for component in transforms:
         if component.name in _CODE or not component.is_monai:
-            if not labels_given or not component.is_monai:
+            if not labels_given:
                 component.refuse(
                     "the bundle's own Python is not run. If it only maps labels, give these by --labels FILE"
                 )
+            if decision.decided is None:
+                component.refuse("the bundle's own Python is not run, and before labels are decided it maps none")
+        if component.name in _CODE or not component.is_monai or (labels_given and component.name in _RENAMING):
             decision.skipped.append(component)
             continue
         if component.name in _WITHOUT_EFFECT or PREDICTION_KEY not in component.texts("keys"):

@@ -403,6 +403,20 @@ def test_given_labels_stand_for_python_that_maps_them(read: Read) -> None:
     assert any("Lambdad" in note for note in model.assumed)
 
 
+def test_given_labels_stand_for_all_that_maps_labels(read: Read) -> None:
+    given = LabelChoice.model_validate({"labels": GIVEN["labels"], "outputs": GIVEN["outputs"]})
+    renamed = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0], "target_labels": [0]}
+    own = {"_target_": "scripts.transforms.MergeClassesd", "keys": "pred"}
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [2]}
+    metadata = {"network_data_format": {"outputs": {"pred": {"num_channels": 1}}}}
+    steps = [ARGMAX, largest, renamed, renamed, own]
+    model = read(postprocessing=steps, labels=given, metadata=metadata)
+    assert model.manifest["postprocessing"] == [{"step": "largest_component", "labels": [4], "grid": "network"}]
+    assert sum("left out" in note for note in model.assumed) == 3
+    with pytest.raises(ModelInvalid, match="maps none"):
+        read(postprocessing=[own, ARGMAX], labels=given)
+
+
 def test_modules_of_the_bundle_are_named_and_not_imported(read: Read) -> None:
     model = read(imports=["$import glob", "$import scripts.monai_utils"])
     assert [note for note in model.assumed if "scripts.monai_utils" in note]
