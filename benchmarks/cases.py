@@ -1,14 +1,14 @@
-"""The cases: the sides that are compared, on which networks and volumes. Five run on CPUs, six on an NVIDIA GPU."""
+"""The cases: the sides that are compared, on which networks and volumes. Seven run on CPUs, six on an NVIDIA GPU."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmarks.measurement import CaseName, NetworkName, Shape, Side
+from benchmarks.measurement import CaseName, ImportedKind, NetworkName, Shape, Side
 
 Source = Literal["window", "volume", "scan"]
 
 # Rounds less than asked for, of cases whose runs take minutes.
-_ROUNDS_LESS = {"nnunet": 1}
+_ROUNDS_LESS = {"nnunet": 1, "parts": 2}
 _MIN_VOXELS = 8
 
 
@@ -21,12 +21,14 @@ class Subject:
         network: The network.
         source: One window or one volume of noise, or a scan of a phantom in a file.
         shape: Voxels of the source along each axis.
+        imported: The kind of source that its model is imported from; None: the model is that of the case.
     """
 
     name: str
     network: NetworkName
     source: Source
     shape: Shape
+    imported: ImportedKind | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,15 @@ def _scaled(subject: Subject, scale: float) -> Subject:
     if subject.source == "window" or scale == 1:
         return subject
     i, j, k = (max(_MIN_VOXELS, round(size * scale)) for size in subject.shape)
-    return _volume(subject.network, subject.source, (i, j, k))
+    return replace(subject, name=subject.name if subject.imported else _named((i, j, k)), shape=(i, j, k))
 
 
 def _volume(network: NetworkName, source: Source, shape: Shape) -> Subject:
-    return Subject("×".join(map(str, shape)), network, source, shape)
+    return Subject(_named(shape), network, source, shape)
+
+
+def _named(shape: Shape) -> str:
+    return "×".join(map(str, shape))
 
 
 FORWARD = Case(
@@ -125,7 +131,27 @@ NNUNET = Case(
     ),
     (("ours-openvino", "nnunet"), ("ours-openvino-bf16", "nnunet"), ("ours-openvino-bf16", "ours-openvino")),
 )
-CASES: dict[str, Case] = {case.name: case for case in (FORWARD, SLIDING_WINDOW, JOB, GROWTH, NNUNET)}
+IMPORT = Case(
+    "import",
+    "Whole job of imported models against their sources' own predictors",
+    (
+        Subject("nnU-Net", "5.6 M", "scan", (512, 512, 300), "nnunet"),
+        Subject("MONAI bundle", "5.6 M", "scan", (512, 512, 300), "monai"),
+    ),
+    (
+        Side("source", "job_source"),
+        Side("ours-cpu", "job_ours", "cpu"),
+        Side("ours-openvino", "job_ours", "openvino"),
+    ),
+    (("ours-cpu", "source"), ("ours-openvino", "source")),
+)
+PARTS = Case(
+    "parts",
+    "Whole job of a model of five parts",
+    (_volume("31 M", "scan", (512, 512, 300)),),
+    (Side("ours-openvino", "job_ours", "openvino"),),
+)
+CASES: dict[str, Case] = {case.name: case for case in (FORWARD, SLIDING_WINDOW, JOB, GROWTH, NNUNET, IMPORT, PARTS)}
 
 _MONAI_ON_GPU = (
     Side("monai-torch", "window_monai", precision="tf32", device="cuda"),

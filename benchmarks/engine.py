@@ -29,7 +29,7 @@ def task_execution(task: Task) -> ExecutionOptions:
 
 def task_model(task: Task) -> Model:
     """Reads the model of a side's case."""
-    return read_model(Workspace(task.workspace).model(task.case, task.side.precision))
+    return read_model(Workspace(task.workspace).model(task.model, task.side.precision))
 
 
 def check_precision(task: Task, used: EnginePrecision) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.cases import Case, Subject
+from benchmarks.imports import import_source
 from benchmarks.measurement import Shape
-from benchmarks.models import write_model
+from benchmarks.models import write_model, write_parts
 from benchmarks.networks import NETWORKS, save, save_half
 from benchmarks.nnunet_folder import write_nnunet_folder
 from benchmarks.workspace import Workspace
@@ -27,6 +28,17 @@ def write_inputs(case: Case, workspace: Workspace) -> None:
             save(NETWORKS[subject.network], weights=weights, onnx=onnx)
         if not workspace.source(subject).exists():
             _write_source(subject, workspace)
+        if subject.imported:
+            import_source(subject.imported, NETWORKS[subject.network], weights, workspace)
+    if case.name == "parts":
+        network = case.subjects[0].network
+        write_parts(workspace.model(case.name), NETWORKS[network], workspace.onnx(network))
+    elif not case.subjects[0].imported:
+        _write_models(case, workspace)
+
+
+def _write_models(case: Case, workspace: Workspace) -> None:
+    """Writes the models of a case, which all its subjects share."""
     programs = {side.program for side in case.sides}
     network = case.subjects[0].network
     if programs & {"window_ours", "job_ours", "queue_ours"}:

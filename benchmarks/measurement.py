@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Literal
 
 CaseName = Literal[
-    "forward", "sliding-window", "job", "growth", "nnunet",
+    "forward", "sliding-window", "job", "growth", "nnunet", "import", "parts",
     "gpu-agreement", "gpu-floor", "gpu-window", "gpu-window-31m", "gpu-job", "gpu-queue",
 ]  # fmt: skip
 NetworkName = Literal["0.35 M", "5.6 M", "31 M"]
 Program = Literal[
     "forward_torch", "forward_onnx", "window_monai", "window_ours", "job_ours", "job_nnunet",
-    "queue_ours", "floor_torch",
+    "job_source", "queue_ours", "floor_torch",
 ]  # fmt: skip
 Provider = Literal["cpu", "openvino", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda"]
+ImportedKind = Literal["nnunet", "monai"]
 Shape = tuple[int, int, int]
 
 
@@ -53,7 +54,7 @@ class Task:
 
     Attributes:
         workspace: The folder of all inputs.
-        case: Name of the model's folder there.
+        model: Name of the model's folder there.
         network: Name of the weights there.
         side: The side that this process runs.
         source: The input: a window or volume (.npy), or a scan (.nii.gz).
@@ -62,7 +63,7 @@ class Task:
     """
 
     workspace: Path
-    case: CaseName
+    model: str
     network: NetworkName
     side: Side
     source: Path

@@ -18,6 +18,8 @@ CT_CLIP = (-1000.0, 1000.0)
 CT_MEAN = 0.0
 CT_STD = 400.0
 SEPARATE_AXIS_ABOVE = 3
+# As TotalSegmentator has them.
+_PARTS = 5
 
 _CT = {"kind": "ct", "clip": CT_CLIP, "mean": CT_MEAN, "std": CT_STD}
 _ARRAY: dict[str, object] = {
@@ -56,22 +58,45 @@ def write_model(folder: Path, case: CaseName, unet: UNet, onnx: Path) -> None:
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
 
 
+def write_parts(folder: Path, unet: UNet, onnx: Path) -> None:
+    """Writes the model of the case of several parts: each a network of its own, with labels of its own."""
+    folder.mkdir(parents=True)
+    sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
+    parts: list[dict[str, object]] = []
+    for number in range(_PARTS):
+        name = f"part_{number + 1}.onnx"
+        shutil.copyfile(onnx, folder / name)
+        parts.append({"networks": [{"file": name, "sha256": sha256}], "outputs": _part_outputs(number, unet)})
+    values = range(1 + _PARTS * (unet.labels - 1))
+    fields = {"parts": parts, "labels": [{"name": f"label {value}", "value": value} for value in values]}
+    manifest = Manifest.model_validate(_common("parts", unet) | _JOB | fields)
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _part_outputs(number: int, unet: UNet) -> list[dict[str, int]]:
+    """The labels of a part: the background, and those that follow the labels of the parts before."""
+    first = number * (unet.labels - 1)
+    return [{"channel": channel, "value": first + channel if channel else 0} for channel in range(unet.labels)]
+
+
 def case_manifest(case: CaseName, unet: UNet, sha256: str) -> Manifest:
     """The manifest of a case's model."""
-    common: dict[str, object] = {
-        "name": case,
+    labels = [{"name": f"label {value}", "value": value} for value in range(unet.labels)]
+    return Manifest.model_validate(_common(case, unet) | _BY_CASE[case] | {"sha256": sha256, "labels": labels})
+
+
+def _common(name: str, unet: UNet) -> dict[str, object]:
+    return {
+        "name": name,
         "version": "1",
         "description": "A U-Net with weights of a fixed seed.",
         "licence": "Apache-2.0",
         "intended_use": "Benchmarks.",
         "modality": "CT",
-        "sha256": sha256,
         "spacing_mm": (SPACING_MM,) * 3,
         "window": (unet.window,) * 3,
         "overlap": 0.5,
         "blending": "gaussian",
         "activation": "softmax",
-        "labels": [{"name": f"label {value}", "value": value} for value in range(unet.labels)],
         "precisions": ["fp32", "bf16"],
     }
-    return Manifest.model_validate(common | _BY_CASE[case])

@@ -10,7 +10,7 @@ from benchmarks.measurement import NetworkName
 if TYPE_CHECKING:
     import torch
 
-_SEED = 0
+SEED = 0
 _OPSET = 17
 ARCHITECTURE = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 # Arguments that nnU-Net's plans give as names of classes.
@@ -67,7 +67,7 @@ def build(unet: UNet) -> "torch.nn.Module":
 
     arguments = architecture_arguments(unet)
     arguments |= {name: pydoc.locate(str(arguments[name])) for name in NAMED_ARGUMENTS if arguments[name]}
-    torch.manual_seed(_SEED)
+    torch.manual_seed(SEED)
     network: torch.nn.Module = PlainConvUNet(
         input_channels=1, num_classes=unet.labels, deep_supervision=False, **arguments
     )

@@ -58,7 +58,7 @@ def _run_side(
     compared = {name for pair in case.compared for name in pair}
     task = Task(
         workspace=workspace.root,
-        case=case.name,
+        model=subject.imported or case.name,
         network=subject.network,
         side=side,
         source=workspace.source(subject),

@@ -58,19 +58,28 @@ class Measured:
         return median
 
     def speedup(self, case: CaseName, side: str, reference: str) -> float:
-        """Seconds of the reference over those of a side."""
-        return self.side(case, reference).seconds / self.side(case, side).seconds
+        """Seconds of the reference over those of a side; on several subjects the least of it."""
+        return min(theirs.seconds / ours.seconds for ours, theirs in self._pairs(case, side, reference))
 
     def peak_ratio(self, case: CaseName, side: str, reference: str) -> float:
-        """Peak memory of a side's process over that of the reference's."""
-        return self.side(case, side).peak_mb / self.side(case, reference).peak_mb
+        """Peak memory of a side's process over that of the reference's; on several subjects the largest of it."""
+        return max(ours.peak_mb / theirs.peak_mb for ours, theirs in self._pairs(case, side, reference))
 
     def agreement(self, case: CaseName, side: str, reference: str) -> float:
-        """Share of voxels with equal labels."""
-        for agreement in self._agreements:
-            if (agreement.case, agreement.side, agreement.reference) == (case, side, reference):
-                return agreement.share
-        raise NotMeasured(f"{case} {side} {reference}")
+        """Share of voxels with equal labels; on several subjects the least of it."""
+        pair = (case, side, reference)
+        shares = [each.share for each in self._agreements if (each.case, each.side, each.reference) == pair]
+        if not shares:
+            raise NotMeasured(" ".join(pair))
+        return min(shares)
+
+    def _pairs(self, case: CaseName, side: str, reference: str) -> list[tuple[Median, Median]]:
+        """The medians of two sides on each subject."""
+        theirs = {median.subject: median for median in self.sides(case, reference)}
+        pairs = [(ours, theirs[ours.subject]) for ours in self.sides(case, side) if ours.subject in theirs]
+        if not pairs:
+            raise NotMeasured(f"{case} {side} {reference}")
+        return pairs
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,14 @@ SUMMARY: dict[str, Figure] = {
     "nnunet_speedup": Figure(_speedup("nnunet", "ours-openvino", "nnunet"), "≥ 3"),
     "nnunet_speedup_bf16": Figure(_speedup("nnunet", "ours-openvino-bf16", "nnunet"), "≥ 5"),
     "nnunet_peak_memory_ratio": Figure(_peak("nnunet", "ours-openvino", "nnunet"), "≤ 0.4"),
+    "import_speedup_cpu": Figure(_speedup("import", "ours-cpu", "source"), "≥ 1"),
+    "import_speedup_openvino": Figure(_speedup("import", "ours-openvino", "source"), "≥ 3"),
+    "import_peak_memory_ratio": Figure(
+        _worst(max, *(_peak("import", side, "source") for side in ("ours-openvino", "ours-cpu"))), "≤ 0.4"
+    ),
+    "import_label_agreement": Figure(_agreement("import", "ours-cpu", "source"), "≥ 0.999"),
+    "parts_s": Figure(lambda measured: measured.side("parts", "ours-openvino").seconds),
+    "parts_peak_mb": Figure(lambda measured: measured.side("parts", "ours-openvino").peak_mb),
 }
 GPU_SUMMARY: dict[str, Figure] = {
     "job_s": Figure(lambda measured: measured.side("gpu-job", "ours-tf32").seconds, "≤ 5"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cases import Subject
-from benchmarks.measurement import CaseName, NetworkName, Precision
+from benchmarks.measurement import CaseName, ImportedKind, NetworkName, Precision
 
 _ENDINGS = {"window": ".npy", "volume": ".npy", "scan": ".nii.gz"}
 
@@ -28,9 +28,22 @@ class Workspace:
         i, j, k = subject.shape
         return self.root / f"{subject.source}-{i}-{j}-{k}{_ENDINGS[subject.source]}"
 
-    def model(self, case: CaseName, precision: Precision = "fp32") -> Path:
-        """The model folder of a case for the service's engine."""
-        return self.root / f"models{_suffix(precision)}" / case / "1"
+    @property
+    def models(self) -> Path:
+        """The folder of all models for the service's engine."""
+        return self.root / "models"
+
+    def model(self, name: str, precision: Precision = "fp32") -> Path:
+        """The model folder of a case, or of a kind of imported source, for the service's engine."""
+        return self.models.with_name(f"models{_suffix(precision)}") / name / "1"
+
+    def imported_source(self, kind: ImportedKind) -> Path:
+        """The source that a model is imported from."""
+        return self.root / f"source-{kind}"
+
+    def reference(self, name: str) -> Path:
+        """The predictor of an imported model's source, with its arguments, as JSON."""
+        return self.root / f"reference-{name}.json"
 
     @property
     def nnunet(self) -> Path:
@@ -39,7 +52,8 @@ class Workspace:
 
     def labels(self, case: CaseName, subject: Subject, side: str) -> Path:
         """The labels that one side writes."""
-        return self.root / f"labels-{case}-{'-'.join(map(str, subject.shape))}-{side}.npy"
+        name = subject.imported or "-".join(map(str, subject.shape))
+        return self.root / f"labels-{case}-{name}-{side}.npy"
 
 
 def _suffix(precision: Precision) -> str:

@@ -31,7 +31,7 @@ def run(task: Task) -> Run:
         prepare(settings)
         environment = {
             **servers.environment,
-            "MODELS_PATH": str(Workspace(task.workspace).model(task.case, task.side.precision).parents[1]),
+            "MODELS_PATH": str(Workspace(task.workspace).model(task.model, task.side.precision).parents[1]),
             "ONNX_PROVIDERS": f'["{PROVIDERS[task.side.provider]}"]',
             "REQUIRE_GPU": str(task.side.on_gpu).lower(),
             "WORKER_CONCURRENCY": str(task.side.jobs),
@@ -39,7 +39,7 @@ def run(task: Task) -> Run:
         }
         with Client(settings) as client, start_worker("gpu", environment, folder=Path(name)) as worker:
             worker.wait_until_ready()
-            request = SegmentRequest(input=client.upload(task.source), model=task.case)
+            request = SegmentRequest(input=client.upload(task.source), model=task.model)
 
             def finished(*submitted: UUID) -> list[Job]:
                 jobs = [client.wait(job_id, timeout_s=_LIMIT_S) for job_id in submitted]

@@ -27,8 +27,10 @@ from benchmarks.cases import (
     GPU_WINDOW,
     GPU_WINDOW_31M,
     GROWTH,
+    IMPORT,
     JOB,
     NNUNET,
+    PARTS,
     SLIDING_WINDOW,
     Case,
     Subject,
@@ -36,7 +38,7 @@ from benchmarks.cases import (
 from benchmarks.inputs import write_inputs
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import Agreement, CaseName, Failure, Measurement, Run, Side
-from benchmarks.models import case_manifest
+from benchmarks.models import case_manifest, write_parts
 from benchmarks.networks import NETWORKS
 from benchmarks.nnunet_folder import write_nnunet_folder
 from benchmarks.results import Results, free_file
@@ -46,6 +48,7 @@ from benchmarks.tables import case_tables, summary_table
 from benchmarks.watch import DeviceWatch, MemoryWatch, NetworkClock
 from benchmarks.workspace import Workspace
 from inference_service.contract.intensity import CtIntensity
+from inference_service.engine.model_registry import read_model
 
 # The project's goals refer to these keys of the summary.
 KEYS = {
@@ -62,6 +65,12 @@ KEYS = {
     "nnunet_speedup",
     "nnunet_speedup_bf16",
     "nnunet_peak_memory_ratio",
+    "import_speedup_cpu",
+    "import_speedup_openvino",
+    "import_peak_memory_ratio",
+    "import_label_agreement",
+    "parts_s",
+    "parts_peak_mb",
 }
 SLICES = (150, 300, 600, 1200)
 ALL_CASES = CASES | GPU_CASES
@@ -99,6 +108,17 @@ def sample() -> tuple[list[Measurement], list[Agreement]]:
         measurement(GROWTH, "ours-openvino", subject=index, seconds=0.1 * slices + 0.5, peak_mb=500 + 0.8 * slices)
         for index, slices in enumerate(SLICES)
     ]
+    measurements += [
+        measurement(IMPORT, side, seconds=seconds, subject=subject, peak_mb=peak_mb)
+        for subject, figures in enumerate(
+            (
+                {"source": (60.0, 5000.0), "ours-cpu": (40.0, 1900.0), "ours-openvino": (12.0, 1800.0)},
+                {"source": (80.0, 4000.0), "ours-cpu": (40.0, 1500.0), "ours-openvino": (20.0, 1600.0)},
+            )
+        )
+        for side, (seconds, peak_mb) in figures.items()
+    ]
+    measurements.append(measurement(PARTS, "ours-openvino", seconds=600.0, peak_mb=5000.0))
     agreements = [
         Agreement("sliding-window", SLIDING_WINDOW.subjects[0].name, side, reference, share)
         for side, reference, share in (
@@ -106,6 +126,10 @@ def sample() -> tuple[list[Measurement], list[Agreement]]:
             ("ours-openvino", "monai-onnxruntime-openvino", 0.99995),
             ("ours-openvino", "monai-torch", 0.998),
         )
+    ]
+    agreements += [
+        Agreement("import", subject.name, "ours-cpu", "source", share)
+        for subject, share in zip(IMPORT.subjects, (0.9999, 0.9995), strict=True)
     ]
     return measurements, agreements
 
@@ -127,6 +151,12 @@ def test_summary_of_all_cases() -> None:
             "nnunet_speedup": 4.0,
             "nnunet_speedup_bf16": 6.0,
             "nnunet_peak_memory_ratio": 0.3,
+            "import_speedup_cpu": 1.5,
+            "import_speedup_openvino": 4.0,
+            "import_peak_memory_ratio": 0.4,
+            "import_label_agreement": 0.9995,
+            "parts_s": 600.0,
+            "parts_peak_mb": 5000.0,
         }
     )
     assert set(summary) == set(SUMMARY) == KEYS
@@ -187,6 +217,8 @@ def test_details_contain_the_growth_due_to_scan_and_mask() -> None:
         ("job", 2),
         ("growth", 2),
         ("nnunet", 3),
+        ("import", 4),
+        ("parts", 2),
     ],
 )
 def test_the_summary_omits_the_keys_of_cases_not_run(case: CaseName, keys: int) -> None:
@@ -253,7 +285,7 @@ def test_scaling_changes_only_the_volumes(case: Case) -> None:
 
 
 def test_the_longest_case_runs_one_round_less_than_the_others() -> None:
-    assert {case.name: case.rounds(3) for case in CASES.values()} == dict.fromkeys(CASES, 3) | {"nnunet": 2}
+    assert {case.name: case.rounds(3) for case in CASES.values()} == dict.fromkeys(CASES, 3) | {"nnunet": 2, "parts": 1}
     assert NNUNET.rounds(1) == 1
 
 
@@ -267,6 +299,18 @@ def test_manifests_allow_both_precisions(name: CaseName) -> None:
     manifest = case_manifest(name, NETWORKS["31 M"], "0" * 64)
     assert manifest.precisions == ("fp32", "bf16")
     assert (manifest.window, len(manifest.labels)) == ((128, 128, 128), 25)
+
+
+def test_parts_have_labels_of_their_own(tmp_path: Path) -> None:
+    onnx = tmp_path / "network.onnx"
+    onnx.write_bytes(b"network")
+    write_parts(tmp_path / "parts" / "1", NETWORKS["31 M"], onnx)
+    manifest = read_model(tmp_path / "parts" / "1").manifest
+    assert [part.values for part in manifest.all_parts] == [
+        list(range(first, first + 24)) for first in (1, 25, 49, 73, 97)
+    ]
+    assert len(manifest.network_files) == 5
+    assert manifest.preparation == manifest.all_parts[4].preparation
 
 
 def test_nnunet_gets_the_same_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError
-from inference_service.importers.isolated.report import tell
+from inference_service.importers.isolated.report import keep_output, tell
 from inference_service.importers.sandbox import restrict_writing
 
 _MISSING_MEMORY = (
@@ -73,4 +73,5 @@ def _tell_of_memory() -> None:
 
 
 if __name__ == "__main__":
+    keep_output()
     sys.exit(main(Path(sys.argv[1])))

@@ -3,17 +3,27 @@
 import json
 import os
 import sys
+from typing import TextIO
 
-# Libraries print to the standard output as they like, so the parent reads a copy of it, and they write elsewhere.
-_LINES = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-sys.stdout = sys.stderr
+
+class _Parent:
+    """The parent, if there is one: without, nothing is told."""
+
+    lines: TextIO | None = None
+
+
+def keep_output() -> None:
+    """Keeps the standard output for the parent. Libraries print there as they like: their lines go to the errors."""
+    _Parent.lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
 
 
 def tell(**message: object) -> None:
     """Tells the parent something at once."""
-    _LINES.write(json.dumps(message) + "\n")
-    _LINES.flush()
+    if _Parent.lines is not None:
+        _Parent.lines.write(json.dumps(message) + "\n")
+        _Parent.lines.flush()
 
 
 def tell_progress(activity: str, share: float) -> None:
