@@ -11,6 +11,7 @@ from importers.nnunet_folders import DataSet, Network, write_results, write_scan
 
 from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid
 from inference_service.importers.model_import import Imported
+from inference_service.importers.nnunet import model
 
 Import = Callable[..., Imported]
 REGIONS: dict[str, int | list[int]] = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
@@ -43,7 +44,8 @@ def test_folds_mirroring_and_postprocessing(run_import: Import, tmp_path: Path) 
     imported = run_import(source, compare=(write_scan(tmp_path / "scan.nii.gz"),))
     check_parity(imported, 2)
     manifest = imported.manifest
-    assert [network.file for network in manifest.networks] == ["3d_fullres_fold_0.onnx", "3d_fullres_fold_3.onnx"]
+    # Both folds are one network.
+    assert [network.file for network in manifest.networks] == ["model.onnx"]
     assert manifest.mirror_axes == (0, 1, 2)
     assert manifest.orientation == "kji"
     assert manifest.modality == "CT"
@@ -53,6 +55,17 @@ def test_folds_mirroring_and_postprocessing(run_import: Import, tmp_path: Path) 
     card = (imported.folder / "README.md").read_text()
     assert "crossval_results_folds_0_3/postprocessing.json" in card
     assert "- Trainer: nnUNetTrainer" in card
+
+
+def test_folds_too_large_for_one_file_are_several_networks(
+    run_import: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_MAX_WEIGHTS_OF_A_FILE", 1)
+    source = write_results(tmp_path / "Dataset700_Small", Network(folds=("0", "3")))
+    imported = run_import(source, compare=(write_scan(tmp_path / "scan.nii.gz"),), mirroring=False)
+    check_parity(imported, 2)
+    files = [network.file for network in imported.manifest.networks]
+    assert files == ["3d_fullres_fold_0.onnx", "3d_fullres_fold_3.onnx"]
 
 
 def test_regions_of_two_masked_channels_with_transposed_axes(run_import: Import, tmp_path: Path) -> None:

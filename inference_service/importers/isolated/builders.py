@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -164,8 +164,36 @@ def torchscript(arguments: Arguments) -> torch.nn.Module:
     return network
 
 
+class Mean(torch.nn.Module):  # type: ignore[misc]
+    """Several networks as one: the mean of their logits."""
+
+    def __init__(self, networks: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.networks = torch.nn.ModuleList(networks)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of a batch of windows."""
+        first, *others = self.networks
+        total = first(image)
+        # The memory of one network serves the next.
+        for network in others:
+            total = total + network(image)
+        return total / len(self.networks)
+
+
+def mean(arguments: Arguments) -> torch.nn.Module:
+    """Builds several networks whose logits are averaged.
+
+    Args:
+        arguments: `builder`, and `networks`, its arguments for each of them.
+    """
+    networks = cast("Sequence[Arguments]", arguments["networks"])
+    return Mean([build(str(arguments["builder"]), each) for each in networks])
+
+
 _BUILDERS: Mapping[str, Callable[[Arguments], torch.nn.Module]] = {
     "bundle_network": bundle_network,
+    "mean": mean,
     "monai_network": monai_network,
     "nnunet_network": nnunet_network,
     "torchscript": torchscript,

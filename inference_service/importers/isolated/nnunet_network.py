@@ -45,7 +45,8 @@ def describe_checkpoints(task: Arguments) -> dict[str, object]:
         task: `files`, their paths.
 
     Returns:
-        `checkpoints`: `trainer`, `configuration`, `mirror_axes`, `inputs` and `outputs` of each.
+        `checkpoints`: `trainer`, `configuration`, `mirror_axes`, `inputs`, `outputs` and the number of `weights` of
+        each.
 
     Raises:
         ModelInvalid: One is damaged, holds more than weights, or does not come from nnU-Net.
@@ -104,6 +105,8 @@ def _describe(path: Path) -> dict[str, object]:
         "mirror_axes": _axes(checkpoint.get("inference_allowed_mirroring_axes"), place, len(first) - 2),
         "inputs": first[1],
         "outputs": weights[heads[max(heads)]].shape[0],
+        # Modules that a network has twice are listed twice.
+        "weights": sum({each.data_ptr(): each.numel() for each in weights.values()}.values()),
     }
 
 

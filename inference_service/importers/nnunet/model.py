@@ -17,6 +17,8 @@ from inference_service.importers.sources import ImportedModel, ImportOptions, Ne
 KIND = "nnU-Net results folder"
 BUILDER = "nnunet_network"
 _TRAINER = "nnUNetTrainer"
+# An ONNX file has at most 2 GiB, and a weight 4 bytes.
+_MAX_WEIGHTS_OF_A_FILE = 450_000_000
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Checkpoint:
         mirror_axes: Axes along which mirrored windows may be averaged, counted over those of the window.
         inputs: Channels of the network's input.
         outputs: Channels of its output.
+        weights: Number of its weights.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class Checkpoint:
     mirror_axes: tuple[int, ...]
     inputs: int
     outputs: int
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,25 @@ class Stage:
     checkpoints: Sequence[Checkpoint]
     notes: Sequence[str] = ()
 
+    @property
+    def has_one_file(self) -> bool:
+        """True if all folds become one network: ONNX Runtime then needs the memory of one fold, not of all."""
+        return len(self.folds) == 1 or sum(each.weights for each in self.checkpoints) <= _MAX_WEIGHTS_OF_A_FILE
+
     def files(self, *, only: bool) -> list[str]:
         """Returns the names of the networks' files; `only` is for the only network of a model."""
-        return [NETWORK_FILE if only else f"{self.configuration.name}_fold_{fold}.onnx" for fold in self.folds]
+        if self.has_one_file:
+            return [NETWORK_FILE if only else f"{self.configuration.name}.onnx"]
+        return [f"{self.configuration.name}_fold_{fold}.onnx" for fold in self.folds]
 
     def recipes(self, *, only: bool) -> list[NetworkRecipe]:
         """Returns how the networks are built."""
         window = self.configuration.window[-self.configuration.dimensions :]
-        return [
-            NetworkRecipe(file, BUILDER, self._builder_arguments(checkpoint), (checkpoint.inputs, *window))
-            for file, checkpoint in zip(self.files(only=only), self.checkpoints, strict=True)
-        ]
+        shape = (self.checkpoints[0].inputs, *window)
+        files, folds = self.files(only=only), [self._builder_arguments(checkpoint) for checkpoint in self.checkpoints]
+        if len(files) < len(folds):
+            return [NetworkRecipe(files[0], "mean", {"builder": BUILDER, "networks": folds}, shape)]
+        return [NetworkRecipe(file, BUILDER, fold, shape) for file, fold in zip(files, folds, strict=True)]
 
     def part_fields(
         self, channels: Sequence[Mapping[str, object]], *, mirroring: bool, only: bool
@@ -236,7 +248,7 @@ def _imported(
         {"name": name, **({"modality": modality} if modality not in (None, modalities[0]) else {})}
         for name, modality in zip(stage.dataset.channels, modalities, strict=True)
     ]
-    only = previous is None and len(stage.folds) == 1
+    only = previous is None and stage.has_one_file
     stages = [each for each in (previous, stage) if each is not None]
     manifest: dict[str, object] = {
         "description": f"nnU-Net, {stage.plans.dataset}, configuration {stage.configuration.name}.",
