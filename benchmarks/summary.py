@@ -240,7 +240,6 @@ SUMMARY: dict[str, Figure] = {
     "import_peak_memory_ratio": Figure(
         _worst(max, *(_peak("import", side, "source") for side in ("ours-openvino", "ours-cpu"))), "≤ 0.4"
     ),
-    "import_label_agreement": Figure(_agreement("import", "ours-cpu", "source"), "≥ 0.999"),
     "parts_s": Figure(lambda measured: measured.side("parts", "ours-openvino").seconds),
     "parts_peak_mb": Figure(lambda measured: measured.side("parts", "ours-openvino").peak_mb),
 }
@@ -289,6 +288,7 @@ DETAILS: dict[str, Figure] = {
     },
     "sw_outside_network_fraction_ours_cpu": Figure(lambda measured: _outside_share(measured, "ours-cpu")),
     "growth_scan_and_mask_mb_per_300_slices": Figure(_scan_and_mask),
+    "import_label_agreement": Figure(_agreement("import", "ours-cpu", "source")),
     "nnunet_label_agreement": Figure(_agreement("nnunet", "ours-openvino", "nnunet")),
     "nnunet_label_agreement_bf16": Figure(_agreement("nnunet", "ours-openvino-bf16", "nnunet")),
     "nnunet_peak_memory_ratio_bf16": Figure(_peak("nnunet", "ours-openvino-bf16", "nnunet")),
