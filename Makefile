@@ -124,9 +124,11 @@ $(IMPORT)/wheels/.ready: locks/deepbet.txt $(IMPORT)/.ready
 references: $(IMPORT)/.ready ## train small networks with nnU-Net and keep its predictions in a cache (ARGS="--only HeadMR --again")
 	@PYTHONPATH=tests $(IMPORT)/bin/python -m references $(ARGS)
 
-$(IMPORT)/.ready: locks/import.txt pyproject.toml
+# TotalSegmentator comes without most of what it requires: viewers and reports, which its predictions do not need.
+$(IMPORT)/.ready: locks/import.txt locks/totalsegmentator.txt pyproject.toml
 	$(PYTHON) -m venv $(IMPORT)
 	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/import.txt
+	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/totalsegmentator.txt
 	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

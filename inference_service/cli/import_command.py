@@ -24,9 +24,9 @@ _MIB = 2**20
 def import_model(request: ImportRequest, as_json: bool) -> None:
     """Install a model from SOURCE into MODELS_PATH.
 
-    SOURCE is nnU-Net's results folder, or the folder or zip of its data set; a MONAI bundle (a folder, a zip, or a
-    TorchScript file with its configs); a TorchScript file; or an ONNX file. The networks are exported to ONNX and
-    compared with PyTorch; if anything fails, nothing is installed.
+    SOURCE is nnU-Net's results folder, or the folder or zip of its data set; weights of TotalSegmentator; a MONAI
+    bundle (a folder, a zip, or a TorchScript file with its configs); a TorchScript file; or an ONNX file. The networks
+    are exported to ONNX and compared with PyTorch; if anything fails, nothing is installed.
     """
     from inference_service.importers.model_import import import_model as run_import
 

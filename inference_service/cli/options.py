@@ -318,6 +318,23 @@ import_options = _grouped(
         is_flag=True,
         help="Run Python of a bundle that defines its network, in a process with limits. Only for sources you trust.",
     ),
+    click.option(
+        "--task", help="Which of TotalSegmentator's tasks, such as total or total_fast; default: the only one."
+    ),
+    click.option(
+        "--roi", multiple=True, metavar="LABEL", help="Keep this label of TotalSegmentator alone; repeatable."
+    ),
+    click.option(
+        "--crop-by",
+        metavar="MODEL",
+        help="Crop scans to what this installed model finds, as TotalSegmentator does for some tasks and with --roi; "
+        "NAME or NAME/VERSION.",
+    ),
+    click.option(
+        "--label-table",
+        type=_PATH,
+        help="A CSV with codes and colours of TotalSegmentator's labels; default: that of its installed package.",
+    ),
     click.option("--float16", is_flag=True, help="Convert the networks to float16."),
     click.option("--bf16", is_flag=True, help="Allow bfloat16 where ONNX_PRECISION asks for it."),
     click.option(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from inference_service.contract.crops import ModelCrop
 from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest, ConfigurationError, ModelInvalid
 from inference_service.core.execution import CPU, ExecutionOptions
@@ -83,7 +84,7 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
     with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:
         progress("reading", 0.0)
         with opened_source(request.source, scratch) as source:
-            model = find_importer(source).read(source, _options(request, scratch))
+            model = find_importer(source).read(source, _options(request, scratch, settings.models_path))
             fields = _fields(request, model)
             _validated(_with_placeholders(fields, model))
             folder = staged / request.name / request.version
@@ -93,6 +94,7 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
             manifest = _validated(complete)
             (folder / MANIFEST_FILE).write_text(_json(complete))
             load_model(read_model(folder), ExecutionOptions((CPU,), usable_cpus()))
+            _link_crop_models(manifest, settings.models_path, staged)
             comparison = _compare(request, model, manifest, staged, scratch, progress)
         record = _describe(folder, request, model, manifest, (networks, comparison))
         install(folder, target)
@@ -123,7 +125,7 @@ def _require_packages() -> None:
             )
 
 
-def _options(request: ImportRequest, scratch: Path) -> ImportOptions:
+def _options(request: ImportRequest, scratch: Path, models_path: Path) -> ImportOptions:
     return ImportOptions(
         scratch,
         request.config,
@@ -134,6 +136,11 @@ def _options(request: ImportRequest, scratch: Path) -> ImportOptions:
         request.mirroring,
         request.modality,
         allow_code=request.allow_code,
+        task=request.task,
+        roi=request.roi,
+        crop_by=request.crop_by,
+        label_table=request.label_table,
+        models_path=models_path,
     )
 
 
@@ -182,6 +189,14 @@ def _export(
         )
         for number, network in enumerate(model.networks)
     ]
+
+
+def _link_crop_models(manifest: Manifest, models_path: Path, staged: Path) -> None:
+    """Puts links to the installed models that the new one's crops name beside it."""
+    for part in manifest.every_part:
+        crop = part.scan_crop
+        if isinstance(crop, ModelCrop) and not (staged / crop.model).exists():
+            (staged / crop.model).symlink_to((models_path / crop.model).resolve())
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Progress:

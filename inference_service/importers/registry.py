@@ -8,8 +8,15 @@ from inference_service.importers.nnunet.model import NnunetModel
 from inference_service.importers.onnx_source import OnnxSource
 from inference_service.importers.sources import Importer
 from inference_service.importers.torchscript_source import TorchScriptSource
+from inference_service.importers.totalsegmentator.model import TotalSegmentatorModel
 
-IMPORTERS: tuple[Importer, ...] = (MonaiBundle(), NnunetModel(), TorchScriptSource(), OnnxSource())
+IMPORTERS: tuple[Importer, ...] = (
+    MonaiBundle(),
+    TotalSegmentatorModel(),
+    NnunetModel(),
+    TorchScriptSource(),
+    OnnxSource(),
+)
 """In the order in which they are asked; one that looks for more comes first."""
 
 

@@ -24,7 +24,7 @@ class ImportRequest:
         allow_code: See `ImportOptions`.
         float16: Whether the networks are converted to float16.
         bf16: Whether the manifest allows bfloat16.
-        configuration, folds, checkpoint, mirroring: See `ImportOptions`.
+        configuration, folds, checkpoint, mirroring, task, roi, crop_by, label_table: See `ImportOptions`.
         modality: Modality of the model; None: what the source states.
         compare: The files of a scan, one for each channel, on which the model is compared with the source's own
             predictor; none: it is not compared.
@@ -44,4 +44,8 @@ class ImportRequest:
     checkpoint: CheckpointKind = "final"
     mirroring: bool = True
     modality: Modality | None = None
+    task: str | None = None
+    roi: tuple[str, ...] = ()
+    crop_by: str | None = None
+    label_table: Path | None = None
     compare: tuple[Path, ...] = ()

@@ -38,6 +38,11 @@ class ImportOptions:
         mirroring: Whether mirrored windows are averaged, where the training allows it.
         modality: The modality that is asked for, in place of the source's; None: none is.
         allow_code: Whether Python of the source may build its network.
+        task: Which of TotalSegmentator's tasks; None: the only one.
+        roi: The labels of TotalSegmentator that are kept; none: all.
+        crop_by: The installed model to whose labels TotalSegmentator's scans are cropped, as name or name/version.
+        label_table: A table with codes and colours of TotalSegmentator's labels; None: that of its package.
+        models_path: The folder of all models.
     """
 
     scratch: Path
@@ -49,6 +54,11 @@ class ImportOptions:
     mirroring: bool = True
     modality: Modality | None = None
     allow_code: bool = False
+    task: str | None = None
+    roi: tuple[str, ...] = ()
+    crop_by: str | None = None
+    label_table: Path | None = None
+    models_path: Path = Path("models")
 
 
 @dataclass(frozen=True)

@@ -30,4 +30,8 @@ def _predictor(name: str) -> Callable[[Arguments], dict[str, object]]:
         from inference_service.importers.isolated.nnunet_predictor import run_nnunet
 
         return run_nnunet
+    if name == "totalsegmentator":
+        from inference_service.importers.isolated.totalsegmentator_predictor import run_totalsegmentator
+
+        return run_totalsegmentator
     raise ModelInvalid(f"there is no predictor {name}")

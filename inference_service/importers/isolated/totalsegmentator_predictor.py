@@ -1,0 +1,95 @@
+"""Segments a scan as TotalSegmentator does: by its own Python interface, which gets no access to the network."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from inference_service.core.errors import BadRequest, ModelInvalid
+from inference_service.importers.isolated.builders import Arguments
+from inference_service.importers.isolated.report import tell_progress
+
+_CONFIG = {"totalseg_id": "", "send_usage_stats": False, "prediction_counter": 0, "statistics_disclaimer_shown": True}
+
+
+def run_totalsegmentator(task: Arguments) -> dict[str, object]:
+    """Segments a scan with weights that are there.
+
+    Args:
+        task: `results`, the results folder of each data set by its name; `others`, the folders of further data sets;
+            `task`, `mode` (fast, fastest or null) and `roi` as TotalSegmentator takes them; `scans`, the path of the
+            only scan; and `target`, the path of the mask.
+
+    Raises:
+        BadRequest: Weights are missing.
+        ModelInvalid: TotalSegmentator refuses the scan.
+    """
+    target = Path(str(task["target"]))
+    home = target.with_name("totalsegmentator")
+    _write_home(home, cast("Mapping[str, str]", task["results"]), cast("Mapping[str, str]", task["others"]))
+    tell_progress("loading TotalSegmentator", 0.0)
+    run = _interface(home / "weights")
+    tell_progress("running TotalSegmentator", 0.1)
+    (scan,) = cast("Sequence[object]", task["scans"])
+    try:
+        result = run(
+            str(scan),
+            str(home / "mask.nii.gz"),
+            ml=True,
+            task=str(task["task"]),
+            fast=task["mode"] == "fast",
+            fastest=task["mode"] == "fastest",
+            roi_subset=[str(label) for label in cast("Sequence[object]", task["roi"])] or None,
+            device="cpu",
+            nr_thr_saving=1,
+            quiet=True,
+        )
+    except KeyError as error:
+        raise BadRequest(f"TotalSegmentator does not have the label {error}") from error
+    except SystemExit as error:
+        raise ModelInvalid("TotalSegmentator refuses to run; some of its tasks need a licence number") from error
+    mask = np.asarray(result.dataobj)
+    np.save(str(target), mask)
+    return {"shape": list(mask.shape)}
+
+
+def _write_home(home: Path, results: Mapping[str, str], others: Mapping[str, str]) -> None:
+    """Writes a folder of weights, and a config by which TotalSegmentator reports nothing."""
+    weights = home / "weights"
+    for dataset, folder in results.items():
+        (weights / dataset).mkdir(parents=True)
+        (weights / dataset / Path(folder).name).symlink_to(folder)
+    for dataset, folder in others.items():
+        (weights / dataset).symlink_to(folder)
+    (home / "config.json").write_text(json.dumps(_CONFIG))
+    os.environ["TOTALSEG_HOME_DIR"] = str(home)
+    os.environ["TOTALSEG_WEIGHTS_PATH"] = str(weights)
+
+
+def _interface(weights: Path) -> Callable[..., Any]:
+    """TotalSegmentator's function, which neither downloads nor reports, nor runs the module of a trainer."""
+    try:
+        import totalsegmentator.nnunet as runs
+        import totalsegmentator.python_api as interface
+        from totalsegmentator.map_tasks_config import TASK_ID_WEIGHTS_CONFIGS
+    except ModuleNotFoundError as error:
+        raise BadRequest(
+            f"{error.name} is not installed: the model is compared with the package TotalSegmentator"
+        ) from error
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    def require(task_id: int) -> None:
+        name = str(TASK_ID_WEIGHTS_CONFIGS[task_id]["foldername"])
+        if not (weights / name).is_dir():
+            raise BadRequest(f"TotalSegmentator needs {name} for this comparison, which the source does not have")
+
+    def send_nothing(config: object, params: object) -> None:
+        """Takes the place of TotalSegmentator's usage statistics."""
+
+    interface.download_pretrained_weights = require
+    interface.send_usage_stats = send_nothing
+    runs.nnunet_predict_from_raw_data.recursive_find_trainer_class_by_name = lambda name: nnUNetTrainer
+    return cast("Callable[..., Any]", interface.totalsegmentator)
