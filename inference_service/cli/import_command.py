@@ -1,5 +1,6 @@
 """The command `models import`, which installs a model from another project's files."""
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inference_service.cli.display import ProgressDisplay, console, print_json
+from inference_service.cli.import_questions import answered
 from inference_service.cli.options import import_options, json_option
 from inference_service.core.settings import get_settings
 from inference_service.importers.request import ImportRequest
@@ -32,10 +34,11 @@ def import_model(request: ImportRequest, as_json: bool) -> None:
 
     if request.allow_code:
         _warn_of_code(console(stderr=True))
-    with ProgressDisplay(console(stderr=True), {request.source: "the model"}) as display:
-        imported = run_import(
-            request, get_settings(), lambda activity, share: display.show(request.source, activity, share)
-        )
+    settings = get_settings()
+    interactive = sys.stdin.isatty() and sys.stderr.isatty()
+    display = ProgressDisplay(console(stderr=True), {request.source: "the model"})
+    with answered(request, settings, interactive=interactive) as complete, display:
+        imported = run_import(complete, settings, lambda activity, share: display.show(request.source, activity, share))
     if as_json:
         print_json(imported.record)
     else:

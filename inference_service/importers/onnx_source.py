@@ -14,6 +14,8 @@ from inference_service.importers.sources import ImportedModel, ImportOptions, Ne
 _SUFFIX = ".onnx"
 _VOLUME_AXES = 5
 _PLANE_AXES = 4
+# A field of a short config for an ONNX file, beside those of a manifest: the name of the output with the logits.
+_OUTPUT = "output"
 
 
 class OnnxSource:
@@ -30,10 +32,12 @@ class OnnxSource:
         file = self._file(source)
         if file is None:
             raise ModelInvalid("there is not exactly one ONNX file")
-        task = {"file": str(file.resolve()), "kind": "onnx"}
-        described = run_task("describe", task, options.scratch).result
+        described = _described(file, options.scratch)
         config = read_short_config(options.config)
-        manifest, assumed = complete(config, _signature(described), options.labels)
+        output = config.pop(_OUTPUT, None)
+        manifest, assumed = complete(config, _signature(described, output), options.labels)
+        if output is not None:
+            manifest["networks"] = [{"file": NETWORK_FILE, "output": output}]
         external = [str(name) for name in _list(described.get("external_data"))]
         where = "the ONNX file" if options.config is None else f"{options.config.name} and the ONNX file"
         return ImportedModel(
@@ -46,6 +50,13 @@ class OnnxSource:
             facts={"Opset": str(described.get("opset"))},
         )
 
+    def describe(self, source: Path, scratch: Path, window: Sequence[int | None] | None = None) -> Signature:
+        """See `Describes`."""
+        file = self._file(source)
+        if file is None:
+            raise ModelInvalid("there is not exactly one ONNX file")
+        return _signature(_described(file, scratch))
+
     def _file(self, source: Path) -> Path | None:
         if is_onnx(source):
             return source
@@ -53,11 +64,19 @@ class OnnxSource:
         return found[0] if len(found) == 1 else None
 
 
-def _signature(described: Mapping[str, object]) -> Signature:
+def _described(file: Path, scratch: Path) -> Mapping[str, object]:
+    return run_task("describe", {"file": str(file.resolve()), "kind": "onnx"}, scratch).result
+
+
+def _signature(described: Mapping[str, object], output: object = None) -> Signature:
+    """What the graph says of the only input, and of the output with the logits: the first one, or the one named."""
     inputs, outputs = _list(described.get("inputs")), _list(described.get("outputs"))
     if len(inputs) != 1 or not outputs:
         raise ModelInvalid(f"expected a network with one input, got {len(inputs)} inputs and {len(outputs)} outputs")
-    given, result = _shape(inputs[0]), _shape(outputs[0])
+    names = [each.get("name") for each in outputs if isinstance(each, Mapping)]
+    if output is not None and output not in names:
+        raise ModelInvalid(f"the network has no output {output!r}; it has {', '.join(map(str, names))}")
+    given, result = _shape(inputs[0]), _shape(outputs[0 if output is None else names.index(output)])
     if len(given) == _VOLUME_AXES:
         window: list[int | None] | None = given[2:]
     elif len(given) == _PLANE_AXES:
@@ -69,6 +88,7 @@ def _signature(described: Mapping[str, object]) -> Signature:
         outputs=result[1] if len(result) == len(given) else None,
         window=window,
         labels=_names(described.get("metadata")),
+        plane=given[2:] if len(given) == _PLANE_AXES else None,
     )
 
 

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from inference_service.core.errors import InputNotFound, ModelInvalid
 from inference_service.importers.sources import LabelChoice
 
 _MAX_BYTES = 2**20
 _AXES = 3
+_USUAL_VOXELS = 96
 # What the import itself states.
 _OWN = ("name", "version", "licence", "sha256", "networks", "parts")
 
@@ -23,12 +25,48 @@ class Signature:
         outputs: Output channels; None: not known.
         window: Spatial size of the input, None along free axes; None: not known.
         labels: Names of the outputs, if the file has them.
+        plane: For a network for planes, whose window has one voxel along the axis that its input lacks: the size of a
+            plane, None along free axes.
     """
 
     channels: int | None
     outputs: int | None
     window: Sequence[int | None] | None
     labels: Sequence[str] = ()
+    plane: Sequence[int | None] | None = None
+
+
+class Describes(Protocol):
+    """An importer of networks that come without a description."""
+
+    def describe(self, source: Path, scratch: Path, window: Sequence[int | None] | None = None) -> Signature:
+        """Returns what a source says about its network.
+
+        Args:
+            source: The source.
+            scratch: A folder for temporary files.
+            window: The size of a window, if it is known by now.
+        """
+
+
+def draft(signature: Signature) -> dict[str, object]:
+    """Returns a short config to fill in: all that is known of a network, and a usual value for all else."""
+    channels = _channel_names(signature) or ["image"]
+    # Most often, planes lie across the last axis.
+    known = [*signature.plane, 1] if signature.plane else signature.window
+    window: list[int | None] = list(known) if known else [_USUAL_VOXELS] * _AXES
+    outputs = signature.outputs or len(signature.labels) or 2
+    activation = "sigmoid" if outputs == 1 else "softmax"
+    labels, _ = _labels(replace(signature, outputs=outputs), activation)
+    return {
+        "modality": "other",
+        "channels": [{"name": name, "intensity": {"kind": "none"}} for name in channels],
+        "orientation": "RAS",
+        "spacing_mm": [None] * _AXES,
+        "window": window,
+        "activation": activation,
+        "labels": labels,
+    }
 
 
 def read_short_config(path: Path | None) -> dict[str, object]:
@@ -83,8 +121,7 @@ def complete(
     window = _window(config, signature)
     if "channels" not in config and signature.channels is None:
         raise ModelInvalid("the network does not say how many channels its input has: state `channels` in --config")
-    names = ["image"] if signature.channels == 1 else [f"channel {n}" for n in range(signature.channels or 0)]
-    plain = [{"name": name, "intensity": {"kind": "none"}} for name in names]
+    plain = [{"name": name, "intensity": {"kind": "none"}} for name in _channel_names(signature)]
     assume("channels", plain, "The values of the scan reach the network as they are.")
     assume("orientation", "RAS", "The network's axes run to the right, to the front and up (RAS).")
     assume("spacing_mm", [None] * _AXES, "The network takes any spacing.")
@@ -102,6 +139,10 @@ def complete(
     fields.setdefault("description", "A network from a file.")
     fields.setdefault("intended_use", "Not stated by the source. Not a medical device.")
     return {**fields, **config, "window": window}, assumed
+
+
+def _channel_names(signature: Signature) -> list[str]:
+    return ["image"] if signature.channels == 1 else [f"channel {n}" for n in range(signature.channels or 0)]
 
 
 def _window(config: Mapping[str, object], signature: Signature) -> list[object]:

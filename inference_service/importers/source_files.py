@@ -33,6 +33,11 @@ def _looks_like_zip(path: Path) -> bool:
         return is_zip(file.read(4))
 
 
+def is_archive(path: Path) -> bool:
+    """Returns True for a zip whose files are the source."""
+    return path.is_file() and _looks_like_zip(path) and not is_torchscript(path)
+
+
 @contextmanager
 def opened_source(path: Path, scratch: Path) -> Iterator[Path]:
     """Opens a source: a folder or file as it is, a zip unpacked.
@@ -50,7 +55,7 @@ def opened_source(path: Path, scratch: Path) -> Iterator[Path]:
     """
     if not path.exists():
         raise InputNotFound("there is no such file or folder to import")
-    if path.is_dir() or not _looks_like_zip(path) or is_torchscript(path):
+    if not is_archive(path):
         yield path
         return
     folder = scratch / "source"

@@ -1,5 +1,7 @@
 """A TorchScript file without a bundle's configs, with a short config."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from inference_service.importers.source_files import is_torchscript
 from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Taken
 
 _FREE_AXIS_VOXELS = 64
+_PLANES = 2
 
 
 class TorchScriptSource:
@@ -26,22 +29,15 @@ class TorchScriptSource:
         """See `Importer`."""
         file = str(source.resolve())
         config = read_short_config(options.config)
-        described = run_task("describe", {"file": file, "kind": "torchscript"}, options.scratch).result
-        channels = described.get("channels")
         stated = config.get("channels")
-        count = len(stated) if isinstance(stated, list) else channels if isinstance(channels, int) else None
+        window = _sizes(config.get("window"))
+        known = "labels" in config or options.labels is not None
+        signature = self.describe(source, options.scratch, None if known else window)
+        count = len(stated) if isinstance(stated, list) else signature.channels
         if count is None:
             raise ModelInvalid("the network does not say how many channels its input has: state `channels` in --config")
-        window = config.get("window")
-        sizes = [size if isinstance(size, int) else None for size in window] if isinstance(window, list) else []
-        planes = described.get("dimensions") == 2
-        recipe = _recipe(file, count, sizes, config.get("multiple_of", 1), planes=planes)
-        outputs = None
-        if sizes and "labels" not in config and options.labels is None:
-            task = {"file": file, "kind": "torchscript", "input_shape": recipe.input_shape}
-            found = run_task("describe", task, options.scratch).result.get("outputs")
-            outputs = found if isinstance(found, int) else None
-        manifest, assumed = complete(config, Signature(count, outputs, None), options.labels)
+        recipe = _recipe(file, count, window or [], config.get("multiple_of", 1), planes=signature.plane is not None)
+        manifest, assumed = complete(config, replace(signature, channels=count), options.labels)
         where = "the TorchScript file" if options.config is None else options.config.name
         return ImportedModel(
             kind=self.kind,
@@ -51,8 +47,29 @@ class TorchScriptSource:
             assumed=assumed,
         )
 
+    def describe(self, source: Path, scratch: Path, window: Sequence[int | None] | None = None) -> Signature:
+        """See `Describes`; the number of outputs is known only once the size of a window is."""
+        file = str(source.resolve())
+        described = run_task("describe", {"file": file, "kind": "torchscript"}, scratch).result
+        channels = described.get("channels")
+        count = channels if isinstance(channels, int) else None
+        planes = described.get("dimensions") == _PLANES
+        outputs = None
+        if window and count is not None:
+            recipe = _recipe(file, count, window, 1, planes=planes)
+            task = {"file": file, "kind": "torchscript", "input_shape": recipe.input_shape}
+            outputs = run_task("describe", task, scratch).result.get("outputs")
+        plane = (None, None) if planes else None
+        return Signature(count, outputs if isinstance(outputs, int) else None, None, plane=plane)
 
-def _recipe(file: str, channels: int, window: list[int | None], multiple: object, *, planes: bool) -> NetworkRecipe:
+
+def _sizes(window: object) -> list[int | None] | None:
+    if not isinstance(window, list):
+        return None
+    return [size if isinstance(size, int) else None for size in window]
+
+
+def _recipe(file: str, channels: int, window: Sequence[int | None], multiple: object, *, planes: bool) -> NetworkRecipe:
     sizes = [size for size in window if not (planes and size == 1)]
     step = multiple if isinstance(multiple, int) and multiple > 0 else 1
     return NetworkRecipe(

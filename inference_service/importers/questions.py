@@ -1,0 +1,49 @@
+"""What a source leaves open that comes without a description: a draft of the short config that it needs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from inference_service.core.scratch_space import scratch_folder
+from inference_service.core.settings import Settings
+from inference_service.importers.onnx_source import OnnxSource
+from inference_service.importers.registry import find_importer
+from inference_service.importers.short_config import Describes, Signature
+from inference_service.importers.source_files import is_archive
+from inference_service.importers.torchscript_source import TorchScriptSource
+
+
+class OpenSource:
+    """A source whose network has no description.
+
+    Args:
+        importer: Its importer.
+        source: The source.
+        scratch: A folder for temporary files.
+    """
+
+    def __init__(self, importer: Describes, source: Path, scratch: Path) -> None:
+        self._importer = importer
+        self._source = source
+        self._scratch = scratch
+
+    def describe(self, window: Sequence[int | None] | None = None) -> Signature:
+        """Returns what the source says; more, once the size of a window is known."""
+        return self._importer.describe(self._source, self._scratch, window)
+
+
+@contextmanager
+def undescribed(source: Path, settings: Settings) -> Iterator[OpenSource | None]:
+    """Opens a source whose network has no description; None for one that describes itself, or is an archive.
+
+    Raises:
+        UnsupportedFormat: No importer recognises it.
+    """
+    if not source.exists() or is_archive(source):
+        yield None
+        return
+    importer = find_importer(source)
+    with scratch_folder(settings.usable_work_path) as scratch:
+        described = not isinstance(importer, TorchScriptSource | OnnxSource)
+        yield None if described else OpenSource(cast("Describes", importer), source, scratch)
