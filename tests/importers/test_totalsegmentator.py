@@ -181,6 +181,17 @@ def test_a_part_by_itself_is_a_model_of_its_own(run_import: Import, tmp_path: Pa
         assert again.manifest.networks[0].sha256 == imported.manifest.networks[0].sha256
 
 
+def test_a_task_that_nnunet_resamples_averages_its_folds(run_import: Import, tmp_path: Path) -> None:
+    labels = ("pleural_effusion", "pericardial_effusion", "other")
+    weights = Weights("Dataset315_thoraxCT", labels, (1, 2), trainer="nnUNetTrainer", folds=("0", "1"))
+    imported = run_import(weights.write(tmp_path))
+    assert imported.model.facts["Task"] == "pleural_pericard_effusion"
+    manifest = imported.manifest
+    assert (manifest.grid, manifest.orientation, manifest.overlap) == ("edges", "SAR", 0.5)
+    assert [network.file for network in manifest.networks] == ["model.onnx"]
+    assert any("--crop-by names an installed model" in sentence for sentence in imported.model.assumed)
+
+
 def test_codes_and_colours_come_from_the_table_of_the_package(
     run_import: Import, tmp_path: Path, names: dict[str, list[str]]
 ) -> None:

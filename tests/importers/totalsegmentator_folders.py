@@ -42,6 +42,7 @@ class Weights:
         spacing_mm: Of the plans.
         trainer: Of the results folder.
         seed: Of the random weights.
+        folds: Folds with a checkpoint, of the same weights.
         channel: Name of the channel; the scans of CT have intensities of their own.
     """
 
@@ -53,6 +54,7 @@ class Weights:
     trainer: str = TRAINER
     seed: int = 0
     channel: str = "CT"
+    folds: tuple[str, ...] = ("0",)
 
     def write(self, root: Path, window: tuple[int, int, int] = (20, 24, 16)) -> Path:
         """Writes the folder of the data set; returns the results folder in it."""
@@ -68,12 +70,14 @@ class Weights:
         checkpoint["trainer_name"] = self.trainer
         _widen(checkpoint["network_weights"], (0, *self.found), 1 + len(self.labels), self.shift)
         results = root / self.dataset / f"{self.trainer}__nnUNetPlans__3d_fullres"
-        (results / "fold_0").mkdir(parents=True)
+        results.mkdir(parents=True)
         (results / "plans.json").write_text(json.dumps(plans))
         labels = {"background": 0, **{name: number for number, name in enumerate(self.labels, 1)}}
         dataset = {"channel_names": {"0": self.channel}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
         (results / "dataset.json").write_text(json.dumps(dataset))
-        torch.save(checkpoint, results / "fold_0" / "checkpoint_final.pth")
+        for fold in self.folds:
+            (results / f"fold_{fold}").mkdir()
+            torch.save(checkpoint, results / f"fold_{fold}" / "checkpoint_final.pth")
         return results
 
 

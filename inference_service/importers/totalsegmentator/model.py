@@ -37,10 +37,9 @@ class _Network:
 
     def files(self, *, only: bool) -> list[str]:
         """Returns the names of the ONNX files; `only` is for the only network of a model."""
-        folds = self.stage.folds
-        if len(folds) == 1:
+        if self.stage.has_one_file:
             return [NETWORK_FILE if only else f"{self.dataset}.onnx"]
-        return [f"{self.dataset}_fold_{fold}.onnx" for fold in folds]
+        return [f"{self.dataset}_fold_{fold}.onnx" for fold in self.stage.folds]
 
     def recipes(self, *, only: bool) -> list[NetworkRecipe]:
         """Returns how the networks are built."""
