@@ -78,10 +78,10 @@ def _read(fields: Fields, path: Path) -> Postprocessing:
     return Postprocessing([labels for labels in steps if labels], f"{path.parent.name}/{path.name}")
 
 
-def _labels(fields: Fields, value: Json) -> set[int]:
+def _labels(fields: Fields, value: Json, depth: int = 2) -> set[int]:
     """The values of a label, of a region, or of a list of both."""
-    if isinstance(value, list) and len(value) <= _MAX_STEPS:
-        return {label for each in value for label in _labels(fields, each)}
+    if depth and isinstance(value, list) and len(value) <= _MAX_STEPS:
+        return {label for each in value for label in _labels(fields, each, depth - 1)}
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_VALUE:
         fields.refuse("postprocessing_kwargs", f"expected whole numbers from 0 to {_MAX_VALUE}")
     return {value}
