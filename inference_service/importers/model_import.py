@@ -1,5 +1,6 @@
 """The whole of an import: from a source to an installed model, or to nothing at all."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,12 +30,13 @@ from inference_service.importers.registry import find_importer
 from inference_service.importers.request import ImportRequest
 from inference_service.importers.sandbox import find_limits
 from inference_service.importers.source_files import opened_source
-from inference_service.importers.sources import ImportedModel, ImportOptions, LabelChoice
+from inference_service.importers.sources import ImportedModel, Importer, ImportOptions, LabelChoice
 
 IMPORT_FILE = "import.json"
 _PACKAGES = ("torch", "onnx", "yaml")
 _NO_SHA256 = "0" * 64
 _MAX_LABELS_BYTES = 2**20
+_OPTIONS_OF_ALL = ("scratch", "modality", "models_path")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
     with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:
         progress("reading", 0.0)
         with opened_source(request.source, scratch) as source:
-            model = find_importer(source).read(source, _options(request, scratch, settings.models_path))
+            importer = find_importer(source)
+            options = _options(request, scratch, settings.models_path)
+            _require_taken(options, importer)
+            model = importer.read(source, options)
             fields = _fields(request, model)
             _validated(_with_placeholders(fields, model))
             folder = staged / request.name / request.version
@@ -142,6 +147,15 @@ def _options(request: ImportRequest, scratch: Path, models_path: Path) -> Import
         label_table=request.label_table,
         models_path=models_path,
     )
+
+
+def _require_taken(options: ImportOptions, importer: Importer) -> None:
+    """Raises BadRequest for an option that the source would ignore."""
+    for field in dataclasses.fields(options):
+        taken = field.name in (*_OPTIONS_OF_ALL, *importer.options)
+        if not taken and getattr(options, field.name) != field.default:
+            name = ("no-" if field.default is True else "") + field.name.replace("_", "-")
+            raise BadRequest(f"a source of the kind {importer.kind} takes no --{name}")
 
 
 def _fields(request: ImportRequest, model: ImportedModel) -> dict[str, object]:

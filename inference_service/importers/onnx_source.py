@@ -22,6 +22,7 @@ class OnnxSource:
     """The importer of ONNX files: a file, or a folder with one."""
 
     kind = "ONNX file"
+    options = frozenset({"config", "labels"})
 
     def recognises(self, source: Path) -> bool:
         """See `Importer`."""

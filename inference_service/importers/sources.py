@@ -148,9 +148,15 @@ class ImportedModel:
 
 
 class Importer(Protocol):
-    """Reads one kind of source."""
+    """Reads one kind of source.
+
+    Attributes:
+        kind: The kind, such as MONAI bundle.
+        options: The options of `ImportOptions` that such a source takes, of those that not all sources take.
+    """
 
     kind: str
+    options: frozenset[str]
 
     def recognises(self, source: Path) -> bool:
         """Returns True if a file or folder is a source of this kind, as its content says."""

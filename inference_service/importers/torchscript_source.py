@@ -20,6 +20,7 @@ class TorchScriptSource:
     """The importer of TorchScript files."""
 
     kind = "TorchScript file"
+    options = frozenset({"config", "labels"})
 
     def recognises(self, source: Path) -> bool:
         """See `Importer`."""

@@ -58,13 +58,13 @@ class Own:
 
 
 def _as_predicted(part: Chosen, prediction: Prediction) -> Chosen:
-    """The part with the folds and the mirroring of a prediction."""
-    changes: dict[str, object] = {"networks": part.networks[: len(prediction.folds)]}
-    if not prediction.mirroring:
-        changes["mirror_axes"] = ()
-    if part.first_stage is not None:
-        changes["first_stage"] = _as_predicted(part.first_stage, prediction)
-    return part.model_copy(update=changes)
+    """The part with the mirroring of a prediction."""
+    if prediction.mirroring:
+        return part
+    first = part.first_stage
+    return part.model_copy(
+        update={"mirror_axes": (), "first_stage": None if first is None else _as_predicted(first, prediction)}
+    )
 
 
 def check_labels(own: Mask, prediction: Prediction, *, dice: float) -> None:
@@ -92,22 +92,23 @@ def check_labels(own: Mask, prediction: Prediction, *, dice: float) -> None:
 @pytest.mark.timeout(900)
 def test_labels_are_those_of_nnunet(data_set: str, configuration: str, run_import: Import) -> None:
     reference = find_reference(data_set, configuration)
-    models: dict[str, Own] = {}
+    models: dict[tuple[str, ...], Own] = {}
     masks: dict[tuple[str, str], Mask] = {}
     for prediction in reference.predictions:
         kind = prediction.checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
-        if kind not in models:
-            folds = tuple(map(str, prediction.folds))
+        folds = tuple(map(str, prediction.folds))
+        if (kind, *folds) not in models:
             source = cache_folder() / reference.folder
-            models[kind] = Own(run_import(source, name=kind, folds=folds, checkpoint=kind))
-        mask = models[kind].segment(prediction)
+            name = "-".join((kind, *folds))
+            models[kind, *folds] = Own(run_import(source, name=name, folds=folds, checkpoint=kind))
+        own = models[kind, *folds]
+        mask = own.segment(prediction)
         masks[prediction.variant, prediction.scan] = mask
         decided = prediction.half_sums and (data_set, configuration, prediction.scan) in _DECIDED_BY_HALF
         check_labels(mask, prediction, dice=0.997 if decided else 0.999 if prediction.half_sums else 0.9999)
-        steps = models[kind].manifest.postprocessing
-        if prediction.postprocessed and steps:
+        if prediction.postprocessed and own.manifest.postprocessing:
             cleaned = mask.copy()
-            postprocess(cleaned, steps, voxel_volume_ml=1)
+            postprocess(cleaned, own.manifest.postprocessing, voxel_volume_ml=1)
             assert np.mean(cleaned != read(prediction.postprocessed).voxels) <= 1e-4
     _check_explanations(reference, masks)
 

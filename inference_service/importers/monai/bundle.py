@@ -20,6 +20,7 @@ class MonaiBundle:
     """The importer of MONAI bundles."""
 
     kind = KIND
+    options = frozenset({"allow_code", "config", "labels"})
 
     def recognises(self, source: Path) -> bool:
         """See `Importer`."""

@@ -135,6 +135,7 @@ class NnunetModel:
     """The importer of nnU-Net's results folders: one, a data set with several, or a zip of them."""
 
     kind = KIND
+    options = frozenset({"checkpoint", "configuration", "folds", "mirroring"})
 
     def recognises(self, source: Path) -> bool:
         """See `Importer`."""

@@ -51,6 +51,7 @@ class TotalSegmentatorModel:
     """The importer of TotalSegmentator's weights: a data set, the folder with all parts of a task, or zips of them."""
 
     kind = KIND
+    options = frozenset({"checkpoint", "configuration", "crop_by", "folds", "label_table", "roi", "task"})
 
     def recognises(self, source: Path) -> bool:
         """See `Importer`."""

@@ -22,6 +22,7 @@ class Installed:
     """Reads a model that is installed elsewhere."""
 
     kind = "installed model"
+    options = frozenset({"config"})
 
     def __init__(self, model: Model, **changes: object) -> None:
         self._manifest = model.manifest.model_dump(mode="json", exclude_unset=True)
@@ -165,3 +166,20 @@ def test_each_network_of_parts_and_stages_gets_its_checksum() -> None:
             },
         ]
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("folds", ("0",), "--folds"),
+        ("label_table", Path("a.csv"), "--label-table"),
+        ("mirroring", False, "--no-mirroring"),
+    ],
+)
+def test_an_option_that_the_source_would_ignore_is_refused(
+    run: Callable[..., Imported], tmp_path: Path, option: str, value: object, named: str
+) -> None:
+    with pytest.raises(BadRequest, match=f"kind installed model takes no {named}"):
+        run(request={option: value})
+    assert left(tmp_path / "models") == []
+    assert run(request={"config": tmp_path, "modality": "MR"}).manifest.modality == "MR"
