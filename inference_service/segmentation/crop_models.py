@@ -77,17 +77,19 @@ class CropModels:
         def segment(crop: ModelCrop, channels: Mapping[str, Volume]) -> NDArray[np.unsignedinteger]:
             model, others = self.crops[crop]
             networks = loaded_networks(load(model), batch_size)
-            labels = segment_volume(
-                _channels(model.manifest, channels),
-                model.manifest,
-                networks,
-                max_voxels=max_voxels,
-                resources=resources,
-                segment_by=others.segment_by(load, batch_size=batch_size, max_voxels=max_voxels, resources=resources),
-            ).mask
-            for network in networks.values():
-                network.unload()
-            return labels
+            segment_by = others.segment_by(load, batch_size=batch_size, max_voxels=max_voxels, resources=resources)
+            try:
+                return segment_volume(
+                    _channels(model.manifest, channels),
+                    model.manifest,
+                    networks,
+                    max_voxels=max_voxels,
+                    resources=resources,
+                    segment_by=segment_by,
+                ).mask
+            finally:
+                for network in networks.values():
+                    network.unload()
 
         return segment
 

@@ -1,6 +1,7 @@
 """The parts of a model on one scan: preparation, sliding window and label decision of each."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -95,28 +96,36 @@ class PartRuns:
         image = prepared.image.image
         shape = image.shape[1:]
         plan = plan_windows(shape, window_shape(shape, part), part.overlap, part.placement, part.padding_sides)
-        loaded = [self._networks[network.file] for network in part.networks]
-        with self._resources.monitor.clock.stage("model_load"):
-            for each in loaded:
-                each.load()
-        networks = _averaged(part, loaded)
-        planes = stream_logits(
-            image,
-            [network.network for network in networks],
-            part,
-            plan,
-            batching=networks[0].batching,
-            threads=self._resources.threads,
-            hooks=self._hooks(plan, mask.nbytes),
-        )
-        self._write(planes, prepared, part, plan, mask)
-        if self._steps > 1:
-            # The memory of their runs would add up over the parts.
-            for each in loaded:
-                each.unload()
+        with self._loaded(part) as loaded:
+            networks = _averaged(part, loaded)
+            planes = stream_logits(
+                image,
+                [network.network for network in networks],
+                part,
+                plan,
+                batching=networks[0].batching,
+                threads=self._resources.threads,
+                hooks=self._hooks(plan, mask.nbytes),
+            )
+            self._write(planes, prepared, part, plan, mask)
         self.windows += plan.count
         self._done += 1
         return mask
+
+    @contextmanager
+    def _loaded(self, part: Part) -> Iterator[list[LoadedNetwork]]:
+        """Yields the loaded networks of a part. If there are other parts, their memory is freed in the end."""
+        networks = [self._networks[network.file] for network in part.networks]
+        try:
+            with self._resources.monitor.clock.stage("model_load"):
+                for network in networks:
+                    network.load()
+            yield networks
+        finally:
+            if self._steps > 1:
+                # The memory of their runs would add up over the parts.
+                for network in networks:
+                    network.unload()
 
     def _prepare(self, part: Part, mask_bytes: int) -> "_Prepared | None":
         """Prepares the scan for a part, or returns the last preparation if it serves the part too; None if the crop

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE
-from inference_service.core.errors import ModelInvalid, ModelNotFound
+from inference_service.core.errors import ModelInvalid, ModelNotFound, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import MANIFEST_FILE, Model, read_model
+from inference_service.engine.session import Session
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.segmentation.crop_models import CropModels
@@ -162,6 +163,22 @@ def test_verify_runs_the_other_model_too(tmp_path: Path, install: Install) -> No
     (tmp_path / "models" / "rough" / "1" / "model.onnx").write_bytes(b"changed")
     with pytest.raises(ModelInvalid, match="expected sha256"):
         verify_model(settings, "fine", None)
+
+
+def test_the_memory_of_another_model_is_freed_where_it_fails(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: Session, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise OutOfMemory("too large")
+
+    rough = install("rough")
+    fine = install("fine", to="rough")
+    sessions = SessionCache()
+    scan_with_spots(tmp_path / "scan.nii")
+    monkeypatch.setattr(Session, "run", fail)
+    with pytest.raises(OutOfMemory):
+        segmented(fine, tmp_path, lambda stage, share: None, sessions)
+    assert sessions.load(rough, CPU).sessions["model.onnx"]._loaded is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy import ndimage, special
 
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import NETWORK_FILE, Part
-from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid
+from inference_service.core.errors import BadRequest, InputTooLarge, ModelInvalid, OutOfMemory
 from inference_service.core.progress import Stage
 from inference_service.core.threads import ThreadPool
 from inference_service.imaging.geometry import Affine, Shape, Volume
@@ -120,6 +120,15 @@ def test_labels_of_later_parts_overwrite_those_of_earlier_ones(
     assert len(prepared_for) == 1
 
 
+def telling(names: list[str], events: list[str], network: Network) -> dict[str, LoadedNetwork]:
+    """Networks that record when they are loaded and unloaded."""
+
+    def tell(event: str) -> Callable[[], None]:
+        return lambda: events.append(event)
+
+    return {name: LoadedNetwork(network, load=tell(f"load {name}"), unload=tell(f"unload {name}")) for name in names}
+
+
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
@@ -131,17 +140,23 @@ def test_the_memory_of_a_network_is_freed_before_the_next_part(
     make_manifest: MakeManifest, parts: list[str], expected: list[str]
 ) -> None:
     events: list[str] = []
-
-    def tell(event: str) -> Callable[[], None]:
-        return lambda: events.append(event)
-
-    networks = {
-        name: LoadedNetwork(NearestValueNetwork(0, 1, 2, 3), load=tell(f"load {name}"), unload=tell(f"unload {name}"))
-        for name in parts
-    }
+    networks = telling(parts, events, NearestValueNetwork(0, 1, 2, 3))
     manifest = make_manifest(sha256=None, parts=[named(name) for name in parts])
     segment_volume([at((1, 1, 1), label_scan((7, 4, 5)))], manifest, networks, max_voxels=10**6)
     assert events == expected
+
+
+def test_the_memory_of_a_network_is_freed_where_its_part_fails(make_manifest: MakeManifest) -> None:
+    class Fails(NearestValueNetwork):
+        def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            raise OutOfMemory("too large")
+
+    events: list[str] = []
+    networks = telling(["a", "b"], events, Fails(0, 1, 2, 3))
+    manifest = make_manifest(sha256=None, parts=[named("a"), named("b")])
+    with pytest.raises(OutOfMemory):
+        segment_volume([at((1, 1, 1), label_scan((7, 4, 5)))], manifest, networks, max_voxels=10**6)
+    assert events == ["load a", "unload a"]
 
 
 @pytest.mark.parametrize(
