@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 
+from inference_service.contract.model_index import ModelIndex
 from inference_service.core.errors import ModelNotFound
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import (
@@ -45,10 +46,10 @@ class ModelLibrary:
         stored = StoredModels.of(settings, storage)
         if stored is None:
             return cls(settings.models_path, None)
-        cache = ModelCache(settings.usable_models_cache_path, settings.models_cache_bytes)
+        model_cache = ModelCache(settings.usable_models_cache_path, settings.models_cache_bytes)
         # This process may replace one that was killed while it fetched a model.
-        cache.remove_abandoned()
-        return cls(settings.models_path, (stored, cache))
+        model_cache.remove_abandoned()
+        return cls(settings.models_path, (stored, model_cache))
 
     @contextmanager
     def lending(self, report: Report = no_report) -> Iterator[FindModel]:
@@ -61,25 +62,35 @@ class ModelLibrary:
             report: Called while a model is fetched, here or by another process.
         """
         with ExitStack() as held:
-            yield partial(self._find, held, report)
+            # A model that several parts crop by is found once.
+            yield cache(partial(self._find, held, report))
 
     def _find(self, held: ExitStack, report: Report, name: str, version: str | None) -> Model:
         installed = complete_versions(self._models_path, name)
         if self._stored is None or version in installed:
             return find_model(self._models_path, name, version)
-        stored, cache = self._stored
-        available = stored.versions(name)
-        if version not in available if version else not (available or installed):
+        stored, model_cache = self._stored
+        index = _find_stored(stored, name, version, installed)
+        if index is not None:
+            folder = held.enter_context(
+                model_cache.holding(index, lambda target: stored.fetch(index, target, report), lambda: report(0.0))
+            )
+            return read_model(folder)
+        try:
+            return find_model(self._models_path, name, version)
+        except ModelNotFound as error:
             available = stored.versions(name, again=True)
-        chosen = version or max([*available, *installed], key=version_order, default=None)
-        if chosen is None or chosen in installed or chosen not in available:
-            try:
-                return find_model(self._models_path, name, version)
-            except ModelNotFound as error:
-                others = f"stored: {', '.join(available)}" if available else "and MODELS_BUCKET has none of that name"
-                raise ModelNotFound(f"{error}; {others}") from error
-        index = stored.read_index(name, chosen)
-        folder = held.enter_context(
-            cache.holding(index, lambda target: stored.fetch(index, target, report), wait=lambda: report(0.0))
-        )
-        return read_model(folder)
+            others = f"stored: {', '.join(available)}" if available else "and MODELS_BUCKET has none of that name"
+            raise ModelNotFound(f"{error}; {others}") from error
+
+
+def _find_stored(stored: StoredModels, name: str, version: str | None, installed: list[str]) -> ModelIndex | None:
+    """Reads the index of the version that is to run; None where that one is installed, or there is none."""
+    for again in (False, True):
+        chosen = version or max([*stored.versions(name, again=again), *installed], key=version_order, default=None)
+        if chosen is None or chosen in installed:
+            return None
+        # Unless it was removed after the listing.
+        with suppress(ModelNotFound):
+            return stored.read_index(name, chosen)
+    return None

@@ -91,7 +91,10 @@ class StoredModels:
         listed_at, versions = self._listings.get(name, (-_LISTING_S, []))
         if again or time.monotonic() > listed_at + _LISTING_S:
             versions = [version for _, version, _ in self._indexes(f"{name}/")]
-            self._listings[name] = (time.monotonic(), versions)
+            self._listings.pop(name, None)
+            # Names of no model are not remembered: requests may have any number of them.
+            if versions:
+                self._listings[name] = (time.monotonic(), versions)
         return versions
 
     def inventory(self, known: dict[StoredObject, ModelIndex]) -> list[ModelIndex]:

@@ -139,6 +139,48 @@ def test_a_removed_version_does_not_run_from_the_cache(
         find(library, "nearest", "1")
 
 
+def test_after_the_highest_version_was_removed_the_next_one_runs_at_once(
+    library: ModelLibrary, stored: StoredModels, install: Install, tmp_path: Path
+) -> None:
+    for version in ("1", "2"):
+        stored.push(install(version=version))
+    assert find(library, "nearest").manifest.version == "2"
+    # By another process, so that the listing of this one still has it.
+    StoredModels(stored._storage, "models", "of/research").remove("nearest", "2")
+    assert find(library, "nearest").manifest.version == "1"
+    StoredModels(stored._storage, "models", "of/research").remove("nearest", "1")
+    install(tmp_path / "other")
+    assert find(library, "nearest").folder.is_relative_to(tmp_path / "other")
+
+
+def test_a_version_that_is_named_needs_no_listing(
+    library: ModelLibrary, stored: StoredModels, storage: MemoryStorage, install: Install
+) -> None:
+    stored.push(install())
+    storage.requests.clear()
+    find(library, "nearest", "1")
+    assert requests(storage, "list") == 0
+
+
+def test_names_of_no_model_are_not_remembered(library: ModelLibrary, stored: StoredModels) -> None:
+    for number in range(3):
+        with pytest.raises(ModelNotFound):
+            find(library, f"unknown-{number}")
+    assert not stored._listings
+
+
+def test_a_model_is_found_once_for_each_job(
+    library: ModelLibrary, stored: StoredModels, storage: MemoryStorage, install: Install
+) -> None:
+    """A model of several parts may name another model for each of them."""
+    stored.push(install())
+    with library.lending() as lend:
+        first = lend("nearest", None)
+        storage.requests.clear()
+        assert lend("nearest", None) is first
+    assert not storage.requests
+
+
 def test_without_stored_models_only_installed_ones_are_found(install: Install, tmp_path: Path) -> None:
     model = install()
     library = ModelLibrary(tmp_path / "models", None)
