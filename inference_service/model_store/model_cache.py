@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from inference_service.contract.model_index import ModelIndex
-from inference_service.core.errors import ModelInvalid, StorageUnavailable
+from inference_service.core.errors import ModelError, ModelInvalid, StorageUnavailable
 from inference_service.core.files import Checksum
 from inference_service.engine.model_folder import install, staging
 from inference_service.engine.model_registry import MANIFEST_FILE
@@ -28,6 +28,8 @@ _LOCK_FILE = "lock"
 _SIZE_FILE = "size"
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.1
+# The disk may hold scans and results, too; a worker is paused when it is full.
+_KEPT_FREE_BYTES = 2**28
 
 
 class ModelCache:
@@ -62,16 +64,21 @@ class ModelCache:
 
         Raises:
             ModelInvalid: The version is larger than the cache.
-            StorageUnavailable: The cache is full of versions in use; or the files in it were damaged, and the next
-                attempt fetches them again.
+            StorageUnavailable: The cache has no room, or cannot be written; or the files in it were damaged, and the
+                next attempt fetches them again.
         """
         entry = self._folder / index.digest
-        lock = self._acquire(entry, index, fetch, wait)
+        try:
+            lock = self._acquire(entry, index, fetch, wait)
+        except PermissionError as error:
+            raise StorageUnavailable(
+                "this worker cannot write its cache of models: it belongs to another user (MODELS_CACHE_PATH)"
+            ) from error
         folder = _version_folder(entry, index)
         try:
             os.utime(entry / _LOCK_FILE)
             yield folder
-        except ModelInvalid as error:
+        except ModelError as error:
             if _is_intact(folder, index):
                 raise
             # Without it the version counts as missing.
@@ -99,13 +106,13 @@ class ModelCache:
     def _fill(self, entry: Path, index: ModelIndex, fetch: Callable[[Path], None]) -> None:
         """Fetches a version whose exclusive lock is held. If that fails, nothing of it stays."""
         try:
+            shutil.rmtree(entry / index.name, ignore_errors=True)
             self._reserve(entry, index)
             logger.info("fetching model %s: %d bytes", index.title, index.size_bytes)
             with staging(self._folder) as staged:
                 folder = _version_folder(staged, index)
                 folder.mkdir(parents=True)
                 fetch(folder)
-                shutil.rmtree(entry / index.name, ignore_errors=True)
                 install(folder, _version_folder(entry, index))
         except BaseException:
             with suppress(OSError):
@@ -121,20 +128,24 @@ class ModelCache:
             )
         with (self._folder / _LOCK_FILE).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            others = {other: _reserved_bytes(other) for other in self._entries() if other != entry}
-            excess_bytes = sum(others.values()) + index.size_bytes - self._max_bytes
-            for other in sorted(others, key=_last_use):
-                if excess_bytes > 0 and _remove_unused(other):
-                    logger.info("removed an unused model of %d bytes from the cache", others[other])
-                    excess_bytes -= others[other]
-            if excess_bytes > 0:
+            for other in sorted(self._others(entry), key=_last_use):
+                if self._missing_bytes(entry, index) > 0 and _remove_unused(other):
+                    logger.info("removed an unused model from the cache: %s", other.name)
+            if self._missing_bytes(entry, index) > 0:
                 raise StorageUnavailable(
-                    "the cache of models is full of models that jobs use now: raise MODELS_CACHE_BYTES"
+                    f"the cache has no room for model {index.title} beside the models that jobs use now: "
+                    "raise MODELS_CACHE_BYTES, or free space on its disk"
                 )
             (entry / _SIZE_FILE).write_text(str(index.size_bytes))
 
-    def _entries(self) -> list[Path]:
-        return [child for child in self._folder.iterdir() if _ENTRY.fullmatch(child.name)]
+    def _missing_bytes(self, entry: Path, index: ModelIndex) -> int:
+        """Returns the size by which a version does not fit into the cache or onto its disk; 0 or less if it does."""
+        others_bytes = sum(map(_reserved_bytes, self._others(entry)))
+        free_bytes = shutil.disk_usage(self._folder).free
+        return index.size_bytes + max(others_bytes - self._max_bytes, _KEPT_FREE_BYTES - free_bytes)
+
+    def _others(self, entry: Path) -> list[Path]:
+        return [child for child in self._folder.iterdir() if _ENTRY.fullmatch(child.name) and child != entry]
 
 
 def _version_folder(entry: Path, index: ModelIndex) -> Path:
@@ -235,12 +246,11 @@ def _remove_unused(entry: Path) -> bool:
 
 
 def _remove(entry: Path) -> None:
-    """Removes an entry whose exclusive lock is held. The lock goes last."""
+    """Removes an entry whose exclusive lock is held. The size goes after the files, and the lock last."""
     for child in entry.iterdir():
         if child.is_dir():
             shutil.rmtree(child, ignore_errors=True)
-        elif child.name != _LOCK_FILE:
-            child.unlink(missing_ok=True)
+    (entry / _SIZE_FILE).unlink(missing_ok=True)
     (entry / _LOCK_FILE).unlink(missing_ok=True)
     # Another process may have made its lock in it at this moment.
     with suppress(OSError):

@@ -21,6 +21,7 @@ from inference_service.core.errors import (
     ModelInvalid,
     ModelNotFound,
     ResultDamaged,
+    StorageUnavailable,
 )
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
@@ -183,7 +184,7 @@ class StoredModels:
 
         Raises:
             ModelInvalid: A file is damaged or missing, or the manifest contradicts the index.
-            StorageUnavailable: The storage does not answer or refuses.
+            StorageUnavailable: The version was removed meanwhile, or the storage does not answer or refuses.
         """
         self.fetch_manifest(index, folder)
         done_bytes = index.files[MANIFEST_FILE].size_bytes
@@ -211,6 +212,8 @@ class StoredModels:
                 self._bucket, key, folder / name, Checksum(file.sha256, file.size_bytes), follow=follow
             )
         except InputNotFound as error:
+            if self._existing(index) != index:
+                raise StorageUnavailable(f"the stored model {index.title} was removed while it was fetched") from error
             raise ModelInvalid(f"the stored model {index.title} lacks its {name}") from error
         except ResultDamaged as error:
             raise ModelInvalid(

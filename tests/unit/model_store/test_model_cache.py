@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from inference_service.contract.model_index import ModelIndex
-from inference_service.core.errors import JobCancelled, ModelInvalid, StorageUnavailable
+from inference_service.core.errors import JobCancelled, ModelInvalid, ModelNotFound, StorageUnavailable
 from inference_service.model_store.model_cache import ModelCache
 
 FILES = {"manifest.json": b"{}", "model.onnx": b"network"}
@@ -109,12 +110,19 @@ def test_a_version_that_lacks_something_is_fetched_again(tmp_path: Path, damage:
         assert (folder / "manifest.json").read_bytes() == b"{}"
 
 
+def lose(path: Path) -> None:
+    path.unlink()
+    raise ModelNotFound(f"there is no {path.name}")
+
+
 def test_a_file_that_is_damaged_on_the_disk_is_noticed_and_fetched_again(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path, MIB)
     with held(cache) as folder:
         (folder / "model.onnx").write_bytes(b"CT-LUNG")
     with pytest.raises(StorageUnavailable, match="were damaged on this worker's disk"), held(cache):
         raise ModelInvalid("expected another sha256")
+    with pytest.raises(StorageUnavailable, match="were damaged on this worker's disk"), held(cache) as folder:
+        lose(folder / "model.onnx")
     with held(cache) as folder:
         assert (folder / "model.onnx").read_bytes() == b"ct-lung"
 
@@ -158,12 +166,58 @@ def test_a_version_in_use_is_not_removed(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path, 200)
     with held(cache, "a", size=90) as folder:
         used_at(tmp_path, "a", 0, size=90)
-        full = pytest.raises(StorageUnavailable, match="full of models that jobs use now: raise MODELS_CACHE_BYTES")
+        full = pytest.raises(StorageUnavailable, match="no room for model c 1 beside the models that jobs use")
         with held(cache, "b", size=90), full:
             cache.holding(index_of("c", size=90), never, no_wait).__enter__()
         with held(cache, "c", size=90):
             assert folder.exists()
         assert not cache.has(index_of("b", size=90))
+
+
+def test_unused_versions_make_room_on_a_disk_that_is_smaller_than_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ModelCache(tmp_path, MIB)
+    disk_bytes = 2**28 + 300
+
+    def disk_usage(path: Path) -> tuple[int, int, int]:
+        used = sum(each.stat().st_size for each in tmp_path.rglob("model.onnx"))
+        return shutil._ntuple_diskusage(disk_bytes, used, disk_bytes - used)
+
+    monkeypatch.setattr("inference_service.model_store.model_cache.shutil.disk_usage", disk_usage)
+    for name in "abc":
+        with held(cache, name, size=90):
+            pass
+    used_at(tmp_path, "b", 0, size=90)
+    with held(cache, "d", size=90):
+        assert [name for name in "abcd" if cache.has(index_of(name, size=90))] == ["a", "c", "d"]
+        no_room = pytest.raises(StorageUnavailable, match="or free space on its disk")
+        with held(cache, "a", size=90), held(cache, "c", size=90), no_room:
+            cache.holding(index_of("e", size=90), never, no_wait).__enter__()
+
+
+def test_a_folder_of_another_user_is_a_fault_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("inference_service.model_store.model_cache.os.open", refuse)
+    with pytest.raises(StorageUnavailable, match="cannot write its cache of models"):
+        ModelCache(tmp_path, MIB).holding(index_of(), never, no_wait).__enter__()
+
+
+def test_a_version_whose_removal_was_killed_keeps_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its files would no longer count."""
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = ModelCache(tmp_path, 150)
+    with held(cache, "a", size=90):
+        pass
+    monkeypatch.setattr("inference_service.model_store.model_cache.shutil.rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        cache.holding(index_of("b", size=90), never, no_wait).__enter__()
+    assert (tmp_path / index_of("a", size=90).digest / "size").read_text() == "92"
 
 
 PROCESS = """

@@ -258,6 +258,21 @@ def test_a_changed_object_is_refused_and_nothing_of_it_stays(
     assert listed(tmp_path / "other") == []
 
 
+def test_a_version_that_is_removed_while_it_is_fetched_is_not_invalid(
+    stored: StoredModels, storage: MemoryStorage, install: Install, tmp_path: Path
+) -> None:
+    stored.push(install())
+    index = stored.read_index("nearest", "1")
+
+    def remove(name: str, key: str) -> None:
+        if (name, key) == ("fetch", f"{PREFIX}{index.files['model.onnx'].sha256}"):
+            storage.objects.clear()
+
+    storage.before = remove
+    with pytest.raises(StorageUnavailable, match="model nearest 1 was removed while it was fetched"):
+        stored.pull(index, tmp_path / "other")
+
+
 def test_an_installed_version_with_other_files_is_not_replaced(
     stored: StoredModels, install: Install, tmp_path: Path
 ) -> None:
