@@ -1,6 +1,6 @@
 """The schema of a model's `manifest.json`, which describes how to run its networks.
 
-It covers what nnU-Net's plans and MONAI bundles specify for inference; `docs/models.md` shows how.
+It covers what nnU-Net's plans and MONAI bundles specify for inference; `docs/manifest.md` shows how.
 """
 
 from collections.abc import Mapping
