@@ -58,9 +58,19 @@ StepGrid = Annotated[
 ]
 
 
+Connectivity = Annotated[
+    Literal["faces", "edges", "corners"],
+    Field(
+        description="Which voxels belong together: those that share a face, or also those that share an edge, or also "
+        "a corner (6, 18 or 26 neighbours; 1, 2 or 3 in SciPy and MONAI)."
+    ),
+]
+
+
 class _ComponentStep(Strict):
     labels: tuple[int, ...] = Field(min_length=1)
     grid: StepGrid = "scan"
+    connectivity: Connectivity = "corners"
     becomes: LabelValue | Literal["surroundings"] = Field(
         0,
         description="New value of the removed voxels. surroundings: for each component, the value with which it shares "
@@ -69,7 +79,7 @@ class _ComponentStep(Strict):
 
 
 class LargestComponent(_ComponentStep):
-    """Removes all but the largest 26-connected component of each label; of several of one size, all are kept."""
+    """Removes all but the largest component of each label; of several of one size, all are kept."""
 
     step: Literal["largest_component"]
     together: bool = Field(
@@ -80,8 +90,8 @@ class LargestComponent(_ComponentStep):
 
 
 class RemoveSmallComponents(_ComponentStep):
-    """Removes the 26-connected components of each label that are smaller than `min_volume_ml`, or smaller than
-    `min_share` of its largest component."""
+    """Removes the components of each label that are smaller than `min_volume_ml`, or smaller than `min_share` of its
+    largest component."""
 
     step: Literal["remove_small"]
     min_volume_ml: PositiveFloat
@@ -95,12 +105,13 @@ class RemoveSmallComponents(_ComponentStep):
 
 
 class FillHoles(Strict):
-    """Gives a label all voxels that it encloses: those from which no path over voxels that share a corner leads around
-    the label to the border of the mask."""
+    """Gives a label all voxels that it encloses: those from which no path of connected voxels leads around the label to
+    the border of the mask."""
 
     step: Literal["fill_holes"]
     labels: tuple[int, ...] = Field(min_length=1)
     grid: StepGrid = "scan"
+    connectivity: Connectivity = "corners"
 
 
 PostProcessing = Annotated[LargestComponent | RemoveSmallComponents | FillHoles, Field(discriminator="step")]

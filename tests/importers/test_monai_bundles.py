@@ -196,9 +196,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "preprocessing": [*LOAD, on_image("Spacingd", pixdim=[2.1, 1.9, 2.3]), SCALE],
         "postprocessing": [
             on_mask("AsDiscreted", argmax=True),
-            on_mask("FillHolesd"),
+            on_mask("FillHolesd", connectivity=2),
             on_mask("KeepLargestConnectedComponentd", applied_labels=[1]),
-            on_mask("RemoveSmallObjectsd", min_size=40, connectivity=3),
+            on_mask("RemoveSmallObjectsd", min_size=40),
             INVERT,
         ],
     },

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from importers.nnunet_folders import write_scan
 from importers.totalsegmentator_folders import (
+    BODY,
     FAST,
     FAST_MR,
     FAST_TRAINER,
@@ -28,6 +30,7 @@ from inference_service.contract.crops import ModelCrop
 from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid, ModelNotFound
 from inference_service.core.settings import Settings
 from inference_service.importers.model_import import Imported
+from inference_service.importers.totalsegmentator.tasks import TASKS, VERSION
 from inference_service.segmentation.local_run import segment_locally
 from inference_service.segmentation.model_checks import verify_model
 
@@ -42,6 +45,36 @@ def names() -> dict[str, list[str]]:
         dataset: list(package.class_map_5_parts[package.map_taskid_to_partname_ct[int(dataset[7:10])]].values())
         for dataset in PARTS
     }
+
+
+def test_tasks_are_those_of_the_package() -> None:
+    """Data sets, crops, folds and labels of each task, in the version that is installed."""
+    config = pytest.importorskip("totalsegmentator.map_tasks_config")
+    maps = pytest.importorskip("totalsegmentator.map_to_binary")
+    assert version("totalsegmentator").startswith(VERSION)
+    folders = {key: value["foldername"] for key, value in config.TASK_ID_WEIGHTS_CONFIGS.items()}
+    for task in TASKS:
+        name, _, mode = task.name.rpartition("_") if task.name.endswith(("_fast", "_fastest")) else (task.name, "", "")
+        entry = config.TASK_CONFIGS[name]
+        entry = entry["sub_modes"][mode or "default"] if "sub_modes" in entry else entry
+        entry = {**config.DEFAULT_CONFIG, **entry}
+        ids = entry["task_id"] if isinstance(entry["task_id"], list) else [entry["task_id"]]
+        assert task.datasets == tuple(folders[number] for number in ids)
+        if task.refused:
+            continue
+        assert task.resampled == (entry["resample"] is not None)
+        assert (task.all_folds, task.modality == "MR") == (entry["folds"] is None, task_modality(name) == "MR")
+        assert task.crop == tuple(entry["crop"] or ())
+        assert not task.counts or sum(task.counts) == len(maps.class_map[name])
+        assert task.removed == tuple(maps.class_map.get(f"{name}_auxiliary", ()))
+        if task.crop:
+            label_names = set(maps.class_map[task.crop_task.removesuffix("_fastest").removesuffix("_fast")].values())
+            assert label_names.issuperset(task.crop)
+        assert task.margin_mm == (entry["crop_addon"][0] if entry["crop_model"] else 20)
+
+
+def task_modality(name: str) -> str:
+    return str(pytest.importorskip("totalsegmentator.registry").task_modality(name))
 
 
 def fast(names: dict[str, list[str]], dataset: str = FAST, spacing_mm: float = 3.0, **fields: Any) -> Weights:
@@ -122,7 +155,7 @@ def test_labels_of_real_scans_are_those_of_totalsegmentator(
     assert comparison.agreement >= 0.999
 
 
-@pytest.mark.parametrize("task", ["total_fast", "total_mr_fast"])
+@pytest.mark.parametrize("task", ["total_fast", "total_mr_fast", "body_fast"])
 def test_labels_are_those_of_totalsegmentator(
     run_import: Import, tmp_path: Path, names: dict[str, list[str]], task: str
 ) -> None:
@@ -131,13 +164,16 @@ def test_labels_are_those_of_totalsegmentator(
         # Intensities depend on where nnU-Net crops the resampled scan.
         weights = fast(names, FAST_MR, trainer="nnUNetTrainer_2000epochs_NoMirroring", channel="MR")
         weights = replace(weights, labels=weights.labels[:50], found=(5, 50))
+    elif task == "body_fast":
+        # Components are removed on the grid of 6 mm.
+        weights = Weights(BODY, ["body_trunc", "body_extremities"], (2, 1), 0.0, (6.0,) * 3, "nnUNetTrainer")
     source = weights.write(tmp_path / "weights").parent
     scan = write_scan(tmp_path / "scan.nii.gz", shape=(60, 52, 44), spacing_mm=(1.9, 2.1, 1.6))
     imported = run_import(source, name="fast", compare=(scan,))
     comparison = imported.comparison
     assert imported.model.facts["Task"] == task
     assert comparison is not None
-    assert len(comparison.dice) > 1
+    assert len(comparison.dice) > (task != "body_fast")
     # nnU-Net adds logits in half precision.
     assert comparison.agreement >= 0.999
     assert min(comparison.dice.values()) >= 0.99

@@ -25,6 +25,7 @@ PARTS = {
 }
 FAST = "Dataset297_TotalSegmentator_total_3mm_1559subj"
 FASTEST = "Dataset298_TotalSegmentator_total_6mm_1559subj"
+BODY = "Dataset300_body_6mm_1559subj"
 FAST_MR = "Dataset852_TotalSegMRI_total_3mm_1088subj"
 # Weights of the head for labels that are never found.
 _NEVER = -50.0

@@ -26,6 +26,7 @@ _WITHOUT_EFFECT = {
 _CODE = {"Lambdad", "Lambda"}
 _RENAMING = {"LabelFilterd", "MapLabelValued"}
 _MM3_PER_ML = 1000.0
+_CONNECTIVITIES = {1: "faces", 2: "edges", 3: "corners"}
 _FULL_CONNECTIVITY = 3
 
 
@@ -221,9 +222,9 @@ def _largest(decision: Decision, component: Component) -> None:
     if not component.flag("independent", True) and (labels is None or len(labels) > 1):
         component.refuse("a component of several labels cannot be mapped to a manifest", "independent")
     component.take("is_onehot")
-    _note_components(decision, component, default=_FULL_CONNECTIVITY)
+    connectivity = _connectivity(component, default=_FULL_CONNECTIVITY)
     component.finish(("allow_missing_keys",))
-    _step(decision, "largest_component", labels)
+    _step(decision, "largest_component", labels, **connectivity)
 
 
 def _remove_small(decision: Decision, component: Component) -> None:
@@ -239,25 +240,25 @@ def _remove_small(decision: Decision, component: Component) -> None:
         volume_ml = (size - 0.5) * prod(sides) / _MM3_PER_ML
     component.take("pixdim")
     component.take("independent_channels")
-    _note_components(decision, component, default=1)
+    connectivity = _connectivity(component, default=1)
     component.finish(("allow_missing_keys",))
-    _step(decision, "remove_small", None, min_volume_ml=volume_ml)
+    _step(decision, "remove_small", None, min_volume_ml=volume_ml, **connectivity)
 
 
 def _fill(decision: Decision, component: Component) -> None:
     labels = _labels(component, "applied_labels")
-    _note_components(decision, component, default=_FULL_CONNECTIVITY)
+    connectivity = _connectivity(component, default=_FULL_CONNECTIVITY)
     component.finish(("allow_missing_keys",))
-    _step(decision, "fill_holes", labels)
+    _step(decision, "fill_holes", labels, **connectivity)
 
 
-def _note_components(decision: Decision, component: Component, default: int) -> None:
-    """Notes differences in what is a component."""
-    connectivity = component.optional_number("connectivity", default)
-    if connectivity is not None and connectivity < _FULL_CONNECTIVITY:
-        decision.notes.append(
-            f"{component.name} takes voxels that share a corner for apart; here they belong together."
-        )
+def _connectivity(component: Component, default: int) -> dict[str, str]:
+    """The field `connectivity` of a step; none for the full one, which is the manifest's default."""
+    value = component.optional_number("connectivity", default)
+    value = _FULL_CONNECTIVITY if value is None else value
+    if value not in _CONNECTIVITIES:
+        component.refuse(f"connectivity is {value:g}; 1, 2 and 3 are supported")
+    return {} if value == _FULL_CONNECTIVITY else {"connectivity": _CONNECTIVITIES[int(value)]}
 
 
 def _map_values(decision: Decision, component: Component) -> None:

@@ -258,10 +258,6 @@ class _Model:
                 f"TotalSegmentator crops the scan to {', '.join(task.crop)}, as its task {task.crop_task} finds them. "
                 "Here it is whole: --crop-by names an installed model of that task."
             )
-        if task.postprocessing:
-            notes.append(
-                "Voxels that share a corner belong together, in TotalSegmentator only those that share a face."
-            )
         if self._options.crop_by and not task.resampled:
             notes.append("nnU-Net's crop to non-zero voxels, within the crop to the other model's labels, is left out.")
         if len(self._networks) > 1:

@@ -19,8 +19,8 @@ _LUNG = (
 _NECK = ("clavicula_left", "clavicula_right", "vertebrae_C1", "vertebrae_C5", "vertebrae_T1", "vertebrae_T4")
 # Removes components of up to 50 ml.
 _BODY: tuple[dict[str, object], ...] = (
-    {"step": "largest_component", "labels": [1], "grid": "network"},
-    {"step": "remove_small", "labels": [2], "min_volume_ml": 50, "grid": "network"},
+    {"step": "largest_component", "labels": [1], "grid": "network", "connectivity": "faces"},
+    {"step": "remove_small", "labels": [2], "min_volume_ml": 50, "grid": "network", "connectivity": "faces"},
 )
 _OWN_STEPS = "its postprocessing renames vertebrae by their order, which a manifest cannot say"
 
@@ -190,7 +190,7 @@ TASKS: tuple[Task, ...] = (
     Task("aortic_sinuses", ("Dataset920_aortic_sinuses_cm_nativ_400subj",), crop=("heart",)),
     Task("renal_arteries", ("Dataset710_renal_arteries_127subj",), removed=(4,)),
 )
-"""Without those that need no model of their own, and without `liver_vessels`, whose data set has nnU-Net's own name."""
+"""Without those of reports, and without `liver_vessels`, whose data set has a name that other software uses too."""
 
 _DATASETS = frozenset(dataset for task in TASKS for dataset in task.datasets)
 

@@ -1,20 +1,25 @@
 """Postprocessing of a mask by connected components, as the manifest asks for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.contract.labels import (
+    Connectivity,
     FillHoles,
     LargestComponent,
     PostProcessing,
     RemoveSmallComponents,
 )
 
-# 26-connectivity: voxels that share a corner are connected.
-_NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
+# The voxels that are connected to the one in the middle.
+_NEIGHBOURS: Mapping[Connectivity, NDArray[np.bool_]] = {
+    "faces": ndimage.generate_binary_structure(3, 1),
+    "edges": ndimage.generate_binary_structure(3, 2),
+    "corners": ndimage.generate_binary_structure(3, 3),
+}
 
 # Bounds memory: counting components takes 8 bytes a voxel, counting faces some 60.
 _VOXELS_AT_A_TIME = 2**22
@@ -38,15 +43,15 @@ def postprocess(mask: NDArray[np.unsignedinteger], steps: Sequence[PostProcessin
                 continue
             inside = lines_last[box]
             if isinstance(step, FillHoles):
-                _fill_holes(inside, labels[0])
+                _fill_holes(inside, labels[0], _NEIGHBOURS[step.connectivity])
             else:
                 _drop_components(inside, labels, step, voxel_volume_ml)
 
 
-def _fill_holes(inside: NDArray[np.unsignedinteger], label: int) -> None:
-    """Gives a label the voxels that it encloses (MONAI's fill_holes); their neighbours share a corner."""
+def _fill_holes(inside: NDArray[np.unsignedinteger], label: int, neighbours: NDArray[np.bool_]) -> None:
+    """Gives a label the voxels that it encloses (MONAI's fill_holes)."""
     # A border of a voxel, by which all that is outside holds together.
-    others, _ = ndimage.label(np.pad(inside != label, 1, constant_values=True), structure=_NEIGHBOURS)
+    others, _ = ndimage.label(np.pad(inside != label, 1, constant_values=True), structure=neighbours)
     within = others[1:-1, 1:-1, 1:-1]
     inside[(within != 0) & (within != others[0, 0, 0])] = label
 
@@ -58,7 +63,7 @@ def _drop_components(
     voxel_volume_ml: float,
 ) -> None:
     """Drops components of a label, or of several as one structure."""
-    components, count = ndimage.label(_is_one_of(inside, labels), structure=_NEIGHBOURS)
+    components, count = ndimage.label(_is_one_of(inside, labels), structure=_NEIGHBOURS[step.connectivity])
     sizes = _sizes(components, count)
     sizes[0] = 0
     if isinstance(step, LargestComponent):

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference_service.contract.labels import FillHoles, LargestComponent, PostProcessing, RemoveSmallComponents
+from inference_service.contract.labels import (
+    Connectivity,
+    FillHoles,
+    LargestComponent,
+    PostProcessing,
+    RemoveSmallComponents,
+)
 from inference_service.segmentation.labels.postprocessing import postprocess
 
 Box = tuple[slice | int, slice | int, slice | int]
@@ -201,3 +207,23 @@ def test_only_whole_components_are_dropped_from_random_masks(seed: int) -> None:
     for voxel in np.argwhere(kept):
         assert not (rest & (np.abs(np.indices(mask.shape).T - voxel).max(axis=-1).T <= 1)).any()
     assert kept.any() == (mask == 300).any()
+
+
+@pytest.mark.parametrize(("connectivity", "kept"), [("faces", 0), ("edges", 2), ("corners", 3)])
+def test_connected_voxels_share_a_face_an_edge_or_a_corner(connectivity: Connectivity, kept: int) -> None:
+    """The second voxel shares an edge with the first one, and the third one a corner with the second one."""
+    places = [(2, 2, 2), (3, 3, 2), (4, 4, 3)]
+    mask = mask_of(*((1, place) for place in places))
+    step = RemoveSmallComponents(step="remove_small", labels=(1,), min_volume_ml=0.002, connectivity=connectivity)
+    assert np.count_nonzero(cleaned(mask, step)) == kept
+
+
+@pytest.mark.parametrize("connectivity", ["faces", "edges", "corners"])
+def test_a_hole_opens_where_connected_voxels_lead_out(connectivity: Connectivity) -> None:
+    hollow = mask_of((1, (slice(0, 6), slice(2, 8), slice(0, 6))), (0, (slice(1, 4), slice(3, 6), slice(1, 5))))
+    hollow[4, 6, 5] = 0
+    hollow[5, 7, 5] = 0
+    fill = FillHoles(step="fill_holes", labels=(1,), connectivity=connectivity)
+    filled = cleaned(hollow, fill)
+    # The first opened voxel shares a corner with the hole, and an edge with the second one.
+    assert bool(filled[2, 4, 2]) == (connectivity != "corners")
