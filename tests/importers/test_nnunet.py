@@ -104,6 +104,40 @@ def test_a_network_for_planes(run_import: Import, tmp_path: Path) -> None:
     assert imported.manifest.mirror_axes == (1, 2)
 
 
+def resampled(**values: object) -> Callable[[dict[str, Any]], None]:
+    """Changes how scan, logits and labels are resampled: the function, or keywords of all of them."""
+
+    def change(plans: dict[str, Any]) -> None:
+        for configuration in plans["configurations"].values():
+            for key in ("data", "probabilities", "seg"):
+                function = f"resampling_fn_{key}"
+                if "function" in values:
+                    configuration |= {function: values["function"], f"{function}_kwargs": values["kwargs"]}
+                else:
+                    configuration[f"{function}_kwargs"] |= values
+
+    return change
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        resampled(function="resample_torch_fornnunet", kwargs={"is_seg": False, "force_separate_z": None}),
+        resampled(function="no_resampling_hack", kwargs={}),
+        resampled(order=1),
+        resampled(order=0),
+        resampled(force_separate_z=False),
+    ],
+    ids=["torch", "none", "linear", "nearest", "together"],
+)
+def test_further_ways_to_resample(run_import: Import, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    source = write_results(tmp_path / "Dataset700_Small", Network(mirror_axes=None), change=change)
+    thick = write_scan(tmp_path / "scan.nii.gz", shape=(34, 28, 11), spacing_mm=(1.53, 1.79, 6.1))
+    # Few voxels are of the second label.
+    check_parity(run_import(source, compare=(thick,)), 2, 0.99)
+
+
 def cascade(folder: Path) -> Path:
     """Writes both stages of a cascade, and returns the second one."""
     stages = (
