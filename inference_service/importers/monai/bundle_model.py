@@ -194,9 +194,9 @@ class BundleModel:
         arguments = self._with_files(network_arguments(self._network))
         built = {"arguments": arguments, "checkpoint": str(checkpoint), "entry": name}
         if not self._runs_code:
-            return {"network": self._network.name, **built}
+            return {"network": self._network.class_name, **built}
         module = code_module(self._network, self._config)
-        return {"module": module, "class": self._network.name, "folder": str(source), **built}
+        return {"module": module, "class": self._network.class_name, "folder": str(source), **built}
 
     @property
     def _only_checkpoint(self) -> Path | None:

@@ -38,9 +38,14 @@ class Component:
         self._chosen: tuple[int, int] | None = None
 
     @property
+    def class_name(self) -> str:
+        """The class's name without its modules."""
+        return self.target.rpartition(".")[2]
+
+    @property
     def name(self) -> str:
         """The class's name without its modules, and with the suffix d for a transform of a dictionary."""
-        name = self.target.rpartition(".")[2]
+        name = self.class_name
         for suffix in ("Dict", "D"):
             if name.endswith(suffix) and len(name) > len(suffix) + 1:
                 return f"{name.removesuffix(suffix)}d"

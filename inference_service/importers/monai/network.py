@@ -73,7 +73,7 @@ def find_network(config: BundleConfig, *, allow_code: bool = False) -> Component
                 "built by it, in a process of its own"
             )
         return network
-    if network.name not in NETWORKS:
+    if network.class_name not in NETWORKS:
         network.refuse(f"a network of this class is not imported; known ones: {', '.join(sorted(NETWORKS))}")
     return network
 
@@ -128,8 +128,8 @@ def _plain(network: Component, argument: str, value: Value) -> Json:
         return _CPU if value.name == "torch.device" else value.name.rpartition(".")[2].lower()
     if isinstance(value, FromCheckpoint):
         return {CHECKPOINT_FILE: value.path, KEYS: list(value.keys)}
-    if isinstance(value, Component) and value.is_monai and value.name in PARTS:
-        return {CLASS: value.name, ARGUMENTS: network_arguments(value)}
+    if isinstance(value, Component) and value.is_monai and value.class_name in PARTS:
+        return {CLASS: value.class_name, ARGUMENTS: network_arguments(value)}
     if isinstance(value, list | tuple):
         return [_plain(network, argument, each) for each in value]
     if isinstance(value, Mapping):
@@ -162,9 +162,9 @@ def least_multiple(network: Component) -> int:
         each = [max(stride) if isinstance(stride, list | tuple) else stride for stride in strides]
         return prod(stride for stride in each if isinstance(stride, int))
     blocks = network.take("blocks_down", [1, 2, 2, 4])
-    if network.name.startswith("SegResNet") and isinstance(blocks, list | tuple):
+    if network.class_name.startswith("SegResNet") and isinstance(blocks, list | tuple):
         return 1 << (len(blocks) - 1)
-    return _MULTIPLES.get(network.name, 1)
+    return _MULTIPLES.get(network.class_name, 1)
 
 
 def find_checkpoint(config: BundleConfig) -> tuple[PurePosixPath, str]:

@@ -219,12 +219,11 @@ def _largest(decision: Decision, component: Component) -> None:
     labels = _labels(component, "applied_labels")
     if component.whole("num_components", 1) != 1:
         component.refuse("only the largest component can be kept", "num_components")
-    if not component.flag("independent", True) and (labels is None or len(labels) > 1):
-        component.refuse("a component of several labels cannot be mapped to a manifest", "independent")
+    together = {} if component.flag("independent", True) else {"together": True}
     component.take("is_onehot")
     connectivity = _connectivity(component, default=_FULL_CONNECTIVITY)
     component.finish(("allow_missing_keys",))
-    _step(decision, "largest_component", labels, **connectivity)
+    _step(decision, "largest_component", labels, **connectivity, **together)
 
 
 def _remove_small(decision: Decision, component: Component) -> None:

@@ -302,6 +302,10 @@ def test_the_labels_are_cleaned_and_renamed(read: Read) -> None:
         },
         {"step": "largest_component", "labels": [2], "grid": "network"},
     ]
+    together = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "independent": False}
+    assert read(postprocessing=[SOFTMAX, INVERT, ARGMAX, together]).manifest["postprocessing"] == [
+        {"step": "largest_component", "labels": [1, 2], "together": True}
+    ]
     later = read(postprocessing=[SOFTMAX, INVERT, ARGMAX, {"_target_": "FillHolesd", "keys": "pred"}])
     assert later.manifest["postprocessing"] == [{"step": "fill_holes", "labels": [1, 2]}]
     renamed = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1, 2], "target_labels": [0, 7, 7]}
@@ -369,6 +373,11 @@ def test_values_in_checkpoints_are_loaded_by_the_process_that_builds_the_network
     }
     with pytest.raises(InputNotFound, match=r"other\.pt"):
         read(**(items | {"found": "$torch.load('models/other.pt')"}))
+
+
+def test_the_name_of_a_network_may_end_like_that_of_a_transform(read: Read) -> None:
+    (recipe,) = read(network_def={"_target_": "DAF3D", "in_channels": 1, "out_channels": 3}).networks
+    assert recipe.arguments["network"] == "DAF3D"  # type: ignore[union-attr]
 
 
 def test_lists_of_files_are_no_labels(read: Read) -> None:
