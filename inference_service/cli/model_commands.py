@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _REDUCED = [precision for precision in get_args(Precision) if precision != "fp32"]
 
-_version_option = click.option("--version", help="Version of the model; default: the highest one.")
-
 
 @click.group()
 def models() -> None:
@@ -157,7 +155,7 @@ def verify(name: str, version: str | None, precision: Precision | None, volume: 
 
 @models.command()
 @click.argument("name")
-@_version_option
+@click.argument("version", required=False)
 @json_option
 def push(name: str, version: str | None, as_json: bool) -> None:
     """Store an installed model in MODELS_BUCKET.
@@ -183,7 +181,7 @@ def push(name: str, version: str | None, as_json: bool) -> None:
 
 @models.command()
 @click.argument("name")
-@_version_option
+@click.argument("version", required=False)
 @click.option("--cache", "into_cache", is_flag=True, help="Fetch it into this machine's cache, before a job needs it.")
 @json_option
 def pull(name: str, version: str | None, into_cache: bool, as_json: bool) -> None:
@@ -218,7 +216,7 @@ def pull(name: str, version: str | None, into_cache: bool, as_json: bool) -> Non
 
 @models.command()
 @click.argument("name")
-@click.option("--version", required=True, help="Version of the model.")
+@click.argument("version")
 @click.option("--stored", "from_storage", is_flag=True, help="Remove the stored version, not the installed one.")
 @click.option("--yes", is_flag=True, help="Ask no question.")
 @json_option

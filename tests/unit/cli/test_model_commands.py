@@ -50,7 +50,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], P
 def test_a_model_is_pushed_and_pulled(elsewhere: Callable[[], Path]) -> None:
     address = f"s3://models/{MODEL}/1/"
     assert run("models", "push", MODEL).stdout == f"stored: {address}\n"
-    again = json.loads(run("models", "push", MODEL, "--version", "1", "--json").stdout)
+    again = json.loads(run("models", "push", MODEL, "1", "--json").stdout)
     assert again == {"name": MODEL, "version": "1", "address": address, "new": False}
     target = elsewhere() / MODEL / "1"
     assert run("models", "pull", MODEL).stdout == f"fetched: {target}\n"
@@ -102,13 +102,13 @@ def test_other_files_under_a_stored_version_are_refused(tmp_path: Path, elsewher
 
 def test_a_version_is_removed_after_a_question(storage: MemoryStorage, tmp_path: Path) -> None:
     run("models", "push", MODEL)
-    asked = run("models", "remove", MODEL, "--version", "1", "--stored", typed="n\n")
+    asked = run("models", "remove", MODEL, "1", "--stored", typed="n\n")
     assert (asked.exit_code, "Remove model ct-tissue 1 from MODELS_BUCKET? [y/N]" in asked.stderr) == (1, True)
     assert storage.objects
-    assert run("models", "remove", MODEL, "--version", "1", "--stored", typed="y\n").exit_code == 0
+    assert run("models", "remove", MODEL, "1", "--stored", typed="y\n").exit_code == 0
     assert not storage.objects
     assert (tmp_path / "models" / MODEL / "1").is_dir()
-    removed = run("models", "remove", MODEL, "--version", "1", "--yes", "--json")
+    removed = run("models", "remove", MODEL, "1", "--yes", "--json")
     assert json.loads(removed.stdout) == {"name": MODEL, "version": "1", "removed_from": "MODELS_PATH"}
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -117,7 +117,7 @@ def test_a_version_is_removed_after_a_question(storage: MemoryStorage, tmp_path:
 @pytest.mark.parametrize(("name", "version"), [(MODEL, "7"), ("../volumes", "1"), (MODEL, "..")])
 def test_only_a_version_that_is_there_is_removed(tmp_path: Path, place: list[str], name: str, version: str) -> None:
     (tmp_path / "volumes" / "1").mkdir(parents=True)
-    result = run("models", "remove", name, "--version", version, "--yes", *place)
+    result = run("models", "remove", name, version, "--yes", *place)
     assert result.exit_code == 3
     assert "error: model_not_found: " in result.stderr
     assert (tmp_path / "volumes" / "1").is_dir()
@@ -128,7 +128,7 @@ def test_a_bundled_model_on_a_read_only_disk_is_not_removed(monkeypatch: pytest.
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    result = run("models", "remove", MODEL, "--version", "1", "--yes")
+    result = run("models", "remove", MODEL, "1", "--yes")
     assert result.exit_code == 3
     assert "error: bad_request: model ct-tissue 1 cannot be removed: Read-only file system" in result.stderr
     assert (tmp_path / "models" / MODEL / "1" / "model.onnx").exists()
