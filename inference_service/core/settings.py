@@ -363,7 +363,8 @@ class Settings(BaseSettings):
         """The folder of fetched models, which is made if it does not exist.
 
         Raises:
-            ConfigurationError: It cannot be written, or belongs to another user, who could change it.
+            ConfigurationError: It cannot be written; or the default one is a link, or belongs to another user, who could
+                change it.
         """
         default = (self.work_path or Path(tempfile.gettempdir())) / "inference-service-models"
         path = self.models_cache_path or default
@@ -373,8 +374,8 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"MODELS_CACHE_PATH: {path} cannot be made: {error.strerror}") from error
         if not os.access(path, os.W_OK):
             raise ConfigurationError(f"MODELS_CACHE_PATH: {path} is not a writable folder")
-        if self.models_cache_path is None and path.stat().st_uid != os.geteuid():
-            raise ConfigurationError(f"{path} belongs to another user: set MODELS_CACHE_PATH")
+        if self.models_cache_path is None and (path.is_symlink() or path.stat().st_uid != os.geteuid()):
+            raise ConfigurationError(f"{path} is a link, or belongs to another user: set MODELS_CACHE_PATH")
         return path
 
     @property

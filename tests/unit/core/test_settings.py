@@ -299,6 +299,10 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigurationError, match="is not a writable folder"):
         _ = Settings(models_cache_path=tmp_path).usable_models_cache_path
     monkeypatch.undo()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "inference-service-models").symlink_to(tmp_path)
+    with pytest.raises(ConfigurationError, match="is a link"):
+        _ = Settings(work_path=tmp_path / "work").usable_models_cache_path
     monkeypatch.setattr("os.geteuid", lambda: 54321)
     with pytest.raises(ConfigurationError, match="belongs to another user: set MODELS_CACHE_PATH"):
         _ = Settings(work_path=tmp_path).usable_models_cache_path
