@@ -363,7 +363,7 @@ class Settings(BaseSettings):
         """The folder of fetched models, which is made if it does not exist.
 
         Raises:
-            ConfigurationError: It cannot be written; or the default one is a link, or belongs to another user, who could
+            ConfigurationError: It cannot be written; or it is the default one and a link, or of another user, who could
                 change it.
         """
         default = (self.work_path or Path(tempfile.gettempdir())) / "inference-service-models"

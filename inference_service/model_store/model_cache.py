@@ -92,11 +92,16 @@ class ModelCache:
     def _acquire(self, entry: Path, index: ModelIndex, fetch: Callable[[Path], None], wait: Callable[[], None]) -> int:
         """Returns the descriptor of the shared lock on a version that is whole."""
         while True:
-            lock = _lock(entry, fcntl.LOCK_SH, wait)
-            if _is_whole(entry, index):
-                return lock
-            os.close(lock)
-            lock = _lock(entry, fcntl.LOCK_EX, wait)
+            lock = _lock(entry, fcntl.LOCK_SH)
+            if lock is not None:
+                if _is_whole(entry, index):
+                    return lock
+                os.close(lock)
+                lock = _lock(entry, fcntl.LOCK_EX)
+            if lock is None:
+                wait()
+                time.sleep(_POLL_S)
+                continue
             try:
                 if not _is_whole(entry, index):
                     self._fill(entry, index, fetch)
@@ -192,20 +197,13 @@ def _last_use(entry: Path) -> float:
     return 0.0
 
 
-def _lock(entry: Path, mode: int, wait: Callable[[], None]) -> int:
-    """Waits for the lock of an entry, which is made if it does not exist, and returns the lock's descriptor."""
-    while True:
-        lock = _open_lock(entry)
-        try:
-            while not _try_lock(lock, mode):
-                wait()
-                time.sleep(_POLL_S)
-            if _is_current(lock, entry):
-                return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
+def _lock(entry: Path, mode: int) -> int | None:
+    """Returns the descriptor of the lock of an entry, which is made if needed; None if another process has it."""
+    lock = _open_lock(entry)
+    if _try_lock(lock, mode) and _is_current(lock, entry):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _open_lock(entry: Path) -> int:
@@ -234,15 +232,14 @@ def _is_current(lock: int, entry: Path) -> bool:
 
 def _remove_unused(entry: Path) -> bool:
     """Removes an entry unless a process uses it."""
-    lock = _open_lock(entry)
+    lock = _lock(entry, fcntl.LOCK_EX)
+    if lock is None:
+        return False
     try:
-        if not _try_lock(lock, fcntl.LOCK_EX):
-            return False
-        if _is_current(lock, entry):
-            _remove(entry)
-        return True
+        _remove(entry)
     finally:
         os.close(lock)
+    return True
 
 
 def _remove(entry: Path) -> None:

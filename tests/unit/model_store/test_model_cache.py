@@ -321,6 +321,24 @@ def test_a_cancelled_job_stops_waiting(tmp_path: Path) -> None:
             ModelCache(tmp_path, MIB).holding(index_of(), never, cancelled).__enter__()
 
 
+def test_a_job_that_waits_begins_beside_the_job_that_has_fetched_the_version(tmp_path: Path) -> None:
+    """As where several jobs begin at one moment: the one that fetches goes on to use the version, for a long time."""
+    entry = tmp_path / index_of().digest
+    entry.mkdir()
+    with (entry / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        waits: list[int] = []
+
+        def arrive() -> None:
+            waits.append(1)
+            assert len(waits) == 1
+            (entry / "ct-lung" / "1").mkdir(parents=True)
+            fetcher()(entry / "ct-lung" / "1")
+
+        with ModelCache(tmp_path, MIB).holding(index_of(), never, arrive) as folder:
+            assert (folder / "model.onnx").exists()
+
+
 def test_an_entry_that_is_removed_while_its_lock_is_awaited_is_made_again(tmp_path: Path) -> None:
     """As where one process removes a version at the moment at which another one opens its lock."""
     cache = ModelCache(tmp_path, MIB)
