@@ -78,10 +78,16 @@ def _print_imported(screen: Console, imported: "Imported") -> None:
         screen.print(f"Python of the source was run: {name}", style="bold red")
     for network in imported.networks:
         if network.error is not None:
-            screen.print(f"{network.file}: differs from PyTorch by {network.error:.1e} of the range of its logits")
+            screen.print(
+                f"{network.file}: differs from PyTorch by {network.error:.1e} of the range of its logits "
+                f"(at most {network.max_error:g})"
+            )
     if imported.comparison is not None:
         _print_comparison(screen, imported.comparison)
     screen.print(f"installed: {imported.folder}")
+    names = imported.manifest.channel_names
+    scans = "SCAN" if len(names) == 1 else " ".join(f"--channel {name}=SCAN" for name in names)
+    screen.print(f"segment a scan: inference-service segment {scans} mask.nii.gz --model {imported.manifest.name}")
 
 
 def _print_comparison(screen: Console, comparison: "Comparison") -> None:

@@ -89,7 +89,7 @@ def segment(
     for warning in report.warnings:
         screen.print(f"warning {warning.code}: {warning.message}")
     result = ResultPaths.of(target)
-    screen.print(f"{', '.join(report.files)} and {result.path(REPORT_FILE).name}: {result.folder}")
+    screen.print(f"{', '.join(report.files)} and {result.path(REPORT_FILE).name}: {result.folder.absolute()}")
 
 
 @click.command()

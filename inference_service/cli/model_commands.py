@@ -206,8 +206,8 @@ def pull(name: str, version: str | None, into_cache: bool, as_json: bool) -> Non
             ) as held:
                 folder = held
         else:
-            folder = settings.models_path / index.name / index.version
-            pulled = stored.pull(index, settings.models_path, report)
+            folder = settings.own_models_path / index.name / index.version
+            pulled = stored.pull(index, settings.own_models_path, report)
     if as_json:
         print_json({"name": index.name, "version": index.version, "folder": str(folder), "new": pulled})
     else:

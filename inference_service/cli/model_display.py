@@ -70,7 +70,7 @@ def print_card(screen: Console, model: "Model") -> None:
         "parts": str(len(manifest.all_parts)),
         "networks": ", ".join(networks),
         "window, voxels": " × ".join(str(size or "all") for size in first.window),
-        "spacing, mm": " × ".join(str(mm or "scan's") for mm in first.spacing_mm),
+        "spacing, mm": " × ".join(f"{mm:.4g}" if mm else "scan's" for mm in first.spacing_mm),
         "precisions": ", ".join(manifest.precisions),
         "sha256": manifest.networks_sha256,
     }

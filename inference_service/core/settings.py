@@ -28,15 +28,16 @@ SUBMITTER_PATTERN = r"^[A-Za-z0-9._@:/-]{1,100}$"
 Tenant = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 Share = Annotated[int, Field(ge=1, le=100)]
 
+_PACKAGE = Path(str(files("inference_service")))
+
 _SECRETS = ("redis_password", "redis_sentinel_password", "postgres_password", "minio_access_key", "minio_secret_key")
 _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
 
 
 def bundled_models_path() -> Path:
     """Returns the folder of the models that come with the installation: in the clone, or a copy in the package."""
-    package = Path(str(files("inference_service")))
-    clone = package.parent
-    return clone / "models" if (clone / "pyproject.toml").is_file() else package / "bundled_models"
+    clone = _PACKAGE.parent
+    return clone / "models" if (clone / "pyproject.toml").is_file() else _PACKAGE / "bundled_models"
 
 
 class Settings(BaseSettings):
@@ -346,6 +347,20 @@ class Settings(BaseSettings):
             aggregate_on_device=self.gpu_blending == "device",
             tensorrt_cache=self.tensorrt_cache_path,
         )
+
+    @property
+    def own_models_path(self) -> Path:
+        """`models_path`, to install models in.
+
+        Raises:
+            ConfigurationError: It is a folder of the installed package, which the next installation replaces.
+        """
+        if self.models_path.is_relative_to(_PACKAGE):
+            raise ConfigurationError(
+                "set MODELS_PATH to a folder of yours, and the model is installed there: unset, it is a folder of the "
+                "installed package, which the next installation replaces"
+            )
+        return self.models_path
 
     @property
     def usable_work_path(self) -> Path | None:

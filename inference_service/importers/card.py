@@ -81,9 +81,11 @@ def _agreement(network: ExportedNetwork) -> str:
 
 
 def _compared(comparison: Mapping[str, object]) -> str:
+    found = comparison["dice"]
+    dice = [f"{name} {value:.4f}" for name, value in found.items()] if isinstance(found, Mapping) else []
     return (
         f"On {comparison['scan']}, {float(str(comparison['agreement'])):.4%} of the voxels have the label that the "
-        "source's own predictor gives them."
+        f"source's own predictor gives them. Dice: {', '.join(dice) or 'no label occurs'}."
     )
 
 

@@ -76,11 +76,11 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
     Raises:
         BadRequest: This version is installed already, or the request lacks something.
         ModelInvalid: The source is damaged, or has what a manifest cannot say.
-        ConfigurationError: A package of the extra `import` is missing.
+        ConfigurationError: A package of the extra `import` is missing, or the models are those of the package.
         ServiceError: See the importers.
     """
     _require_packages()
-    target = settings.models_path / request.name / request.version
+    target = settings.own_models_path / request.name / request.version
     if target.exists():
         raise BadRequest(f"model {request.name} has a version {request.version} already; choose another --version")
     with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:

@@ -36,6 +36,7 @@ class ExportedNetwork:
         external_data: SHA-256 of each file with tensors.
         error: The largest difference of ONNX Runtime's logits from PyTorch's on random windows, as a share of their
             range; None: there is no PyTorch network.
+        max_error: The largest error that is accepted.
         details: Opset, exporter and versions.
     """
 
@@ -43,6 +44,7 @@ class ExportedNetwork:
     sha256: str
     external_data: Mapping[str, str] = field(default_factory=dict)
     error: float | None = None
+    max_error: float = MAX_ERROR
     details: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -94,6 +96,7 @@ def export_network(
         network.file,
         Checksum.of_file(target).sha256,
         error=error,
+        max_error=limit,
         details={**details, "onnxruntime": RUNTIME_VERSION},
     )
 

@@ -65,6 +65,7 @@ def test_a_bundle_is_installed_with_its_card_and_its_record(
     card = (imported.folder / "README.md").read_text()
     assert "| 1 | bone |" in card
     assert record["source"]["sha256"] in card
+    assert f"Dice: bone {record['comparison']['dice']['bone']:.4f}" in card
     verified = verify_model(Settings(models_path=tmp_path / "models"), "bones", None)
     assert verified["labels"] == {0: "background", 1: "bone"}
     with pytest.raises(BadRequest, match="already"):

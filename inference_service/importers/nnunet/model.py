@@ -322,6 +322,10 @@ def _assumed(
         )
     if stage.dataset.has_regions:
         notes.append("A label's name is that of its region, of which the labels of later regions are left out.")
+    mirrored = max(len(each.checkpoints[0].mirror_axes) for each in stages)
+    if options.mirroring and mirrored:
+        runs = f"each window runs {2**mirrored} times"
+        notes.append(f"Mirrored windows are averaged, as nnU-Net does: {runs}. With --no-mirroring it runs once.")
     if not options.mirroring and any(each.checkpoints[0].mirror_axes for each in stages):
         notes.append("Mirrored windows are not averaged, although the training allows it (--no-mirroring).")
     for trainer in sorted({each.checkpoints[0].trainer for each in stages}):

@@ -4,6 +4,7 @@ import pytest
 from pydantic import Secret, SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
+from inference_service.core import settings as settings_module
 from inference_service.core.errors import ConfigurationError
 from inference_service.core.execution import CPU, CUDA, TENSORRT
 from inference_service.core.settings import Settings, get_settings
@@ -306,3 +307,14 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("os.geteuid", lambda: 54321)
     with pytest.raises(ConfigurationError, match="belongs to another user: set MODELS_CACHE_PATH"):
         _ = Settings(work_path=tmp_path).usable_models_cache_path
+
+
+def test_models_are_not_installed_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "_PACKAGE", tmp_path / "inference_service")
+    monkeypatch.delenv("MODELS_PATH", raising=False)
+    with pytest.raises(ConfigurationError, match="set MODELS_PATH"):
+        _ = Settings().own_models_path
+    assert Settings(models_path=tmp_path / "models").own_models_path == tmp_path / "models"
+    # In a clone, they are those of the clone.
+    (tmp_path / "pyproject.toml").touch()
+    assert Settings().own_models_path == tmp_path / "models"
