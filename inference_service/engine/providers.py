@@ -47,7 +47,7 @@ def run_probe() -> tuple[ProbeResult, ...]:
     Raises:
         ConfigurationError: No provider could be probed.
     """
-    command = [sys.executable, "-m", "inference_service.engine.provider_probe"]
+    command = [sys.executable, "-P", "-m", "inference_service.engine.provider_probe"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -94,7 +94,7 @@ def _segment(
     named = zip(manifest.channel_names, scans, strict=True)
     sources = [str(scans[0])] if len(scans) == 1 else [f"--channel={name}={path}" for name, path in named]
     chosen = ["--model", manifest.name, "--model-version", manifest.version, "--no-modality-check"]
-    command = [sys.executable, "-m", "inference_service", "segment", *sources, str(target), *chosen]
+    command = [sys.executable, "-P", "-m", "inference_service", "segment", *sources, str(target), *chosen]
     log = scratch / "own.txt"
     start = time.monotonic()
     with log.open("wb") as output:

@@ -75,7 +75,8 @@ def run_task(
     log = scratch / "log.txt"
     memory_bytes = max(MIN_MEMORY_BYTES, available_memory_bytes())
     environment = child_environment()
-    command = [sys.executable, "-m", "inference_service.importers.isolated", str(task)]
+    # Without -P, Python would import modules of the working folder, which may be the source.
+    command = [sys.executable, "-P", "-m", "inference_service.importers.isolated", str(task)]
     writable: list[str] = []
     if writes_to is not None:
         home = scratch / "home"
