@@ -93,9 +93,9 @@ def choose(source: Path, configuration: str | None, folds: tuple[str, ...] | Non
     folders = find_folders(source)
     if configuration is not None:
         return Chosen(_only([each for each in folders if _may_be(each, configuration)], folders, configuration), folds)
-    choices = {folder.path.parent / CHOICE_FILE for folder in folders if (folder.path.parent / CHOICE_FILE).is_file()}
-    if len(choices) == 1:
-        (path,) = choices
+    # nnU-Net chooses among the results folders of one data set.
+    parents = {folder.path.parent for folder in folders}
+    if len(parents) == 1 and (path := parents.pop() / CHOICE_FILE).is_file():
         return _by_choice(read_json(path), folders, folds)
     return Chosen(_only(folders, folders, None), folds)
 
@@ -165,11 +165,13 @@ def _by_choice(choice: Fields, folders: Sequence[ResultsFolder], folds: tuple[st
 
 
 def _only(found: Sequence[ResultsFolder], folders: Sequence[ResultsFolder], configuration: str | None) -> ResultsFolder:
-    names = one_line([folder.path.name for folder in found or folders])
+    several = len({folder.path.parent for folder in found or folders}) > 1
+    names = one_line([f"{each.path.parent.name}/" * several + each.path.name for each in found or folders])
     if not found:
         raise InputNotFound(f"the source has no configuration {configuration}; there are: {names}")
     if len(found) > 1:
-        remedy = "choose one by --configuration" if configuration is None else "give the folder of one of them"
+        by_configuration = configuration is None and not several
+        remedy = "choose one by --configuration" if by_configuration else "give the folder of one of them"
         raise BadRequest(f"the source has several results folders, {names}: {remedy}")
     return found[0]
 

@@ -83,6 +83,17 @@ def test_a_source_with_one_folder_is_taken_against_the_choice(tmp_path: Path) ->
         assert f"nnU-Net's choice was {FULL} with {LOW}" in chosen.notes[0]
 
 
+def test_of_several_data_sets_none_is_chosen(tmp_path: Path) -> None:
+    """A choice in one of them says nothing about a folder of the same name in another."""
+    first, second = tmp_path / "Dataset001_One", tmp_path / "Dataset002_Two"
+    for dataset in (first, second):
+        results(dataset / FULL, "0")
+    choice(first, FULL, folds=[0])
+    for configuration in (None, "3d_fullres"):
+        with pytest.raises(BadRequest, match=f"Dataset001_One/{FULL}, Dataset002_Two/{FULL}: give the folder of one"):
+            choose(tmp_path, configuration, None)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"best_model_or_ensemble": {"selected_model_or_models": [{}]}}'])
 def test_a_damaged_choice_is_refused(tmp_path: Path, content: str) -> None:
     results(tmp_path / FULL, "0")
