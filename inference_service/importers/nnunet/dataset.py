@@ -132,9 +132,11 @@ def _labels(labels: Fields, names: dict[int, str]) -> list[Output]:
 
 def _values(labels: Fields, name: str) -> list[int]:
     value: Json = labels.values[name]
-    if isinstance(value, list):
-        return sorted(set(labels.wholes(name, 0, _MAX_VALUE)))
-    return [labels.whole(name, 0, _MAX_VALUE)]
+    if not isinstance(value, list):
+        return [labels.whole(name, 0, _MAX_VALUE)]
+    if not value:
+        labels.refuse(name, "expected at least one value")
+    return sorted(set(labels.wholes(name, 0, _MAX_VALUE)))
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ BLOCKS = frozenset({"BasicBlockD", "BottleneckD"})
 OPERATOR_ARGUMENTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """The arguments that name an operator."""
 
+_MODULE = "dynamic_network_architectures.architectures.unet"
 _MAX_STAGES = 16
 _MAX_FEATURES = 2**13
 _MAX_LAYERS = 128
@@ -100,8 +101,9 @@ def _older(configuration: Fields, dimensions: int) -> Architecture:
 
 def _network(fields: Fields, key: str) -> str:
     written = fields.text(key)
-    name = written.rpartition(".")[2]
-    if name not in NETWORKS:
+    module, _, name = written.rpartition(".")
+    # A class of this name elsewhere may be another network. Older plans state no module.
+    if name not in NETWORKS or module not in ("", _MODULE):
         fields.refuse(key, f"a network of the class {written[:200]} is not imported; known ones: {_listed(NETWORKS)}")
     return name
 
