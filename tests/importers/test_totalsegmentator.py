@@ -1,6 +1,7 @@
 """Weights of TotalSegmentator: the same labels as its own pipeline, and refusals of folders that contradict it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from importers.nnunet_folders import write_scan
 from importers.totalsegmentator_folders import (
     BODY,
@@ -291,3 +293,28 @@ def test_parts_that_contradict_one_another_are_refused(run_import: Import, tmp_p
     fewer = total_parts()[3]
     Weights(fewer.dataset, fewer.labels[:-1], fewer.found).write(weights)
     refused(ModelInvalid, "Dataset294_TotalSegmentator_part4_muscles_1559subj has 22 labels, and")
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_comparison_runs_nothing_of_checkpoints_that_are_not_imported(run_import: Import, tmp_path: Path) -> None:
+    """TotalSegmentator takes the final checkpoint, whichever is imported, and data sets to crop to."""
+    pytest.importorskip("totalsegmentator")
+    weights = Weights(BODY, ["body_trunc", "body_extremities"], (2, 1), 0.0, (6.0,) * 3, "nnUNetTrainer")
+    source = weights.write(tmp_path / "weights")
+    final, best = (source / "fold_0" / f"checkpoint_{kind}.pth" for kind in ("final", "best"))
+    final.rename(best)
+    proof = tmp_path / "ran"
+    torch.save({**torch.load(best, weights_only=False), "logging": Hostile(proof)}, final)
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    with pytest.raises(ModelInvalid, match=r"checkpoint_final\.pth is refused, and nothing of it was run"):
+        run_import(source.parent, checkpoint="best", compare=(scan,))
+    assert not proof.exists()

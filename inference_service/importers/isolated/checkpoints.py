@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,12 @@ _ENTRIES = ("model", "state_dict", "model_state_dict", "network", "net", "networ
 _PARALLEL = "module."
 
 
-def load_checkpoint(path: Path) -> object:
+def load_checkpoint(path: Path, *, loader: Callable[..., object] | None = None) -> object:
     """Loads a file that torch.save has written, without running what it holds.
+
+    Args:
+        path: The file.
+        loader: `torch.load`, for a caller that has replaced it.
 
     Raises:
         ModelInvalid: It is damaged, or holds another type than weights and plain values.
@@ -34,7 +38,7 @@ def load_checkpoint(path: Path) -> object:
     """
     try:
         with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return (loader or torch.load)(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
         held = f"it holds {found[1]}" if found else "its pickle is damaged or does more than to hold weights"

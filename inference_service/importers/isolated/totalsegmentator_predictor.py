@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.importers.isolated.builders import Arguments
+from inference_service.importers.isolated.checkpoints import load_checkpoint
 from inference_service.importers.isolated.report import tell_progress
 
 _CONFIG = {"totalseg_id": "", "send_usage_stats": False, "prediction_counter": 0, "statistics_disclaimer_shown": True}
@@ -70,7 +72,7 @@ def _write_home(home: Path, results: Mapping[str, str], others: Mapping[str, str
 
 
 def _interface(weights: Path) -> Callable[..., Any]:
-    """TotalSegmentator's function, which neither downloads nor reports, nor runs the module of a trainer."""
+    """TotalSegmentator's function, which neither downloads, reports nor runs code of the weights."""
     try:
         import totalsegmentator.nnunet as runs
         import totalsegmentator.python_api as interface
@@ -89,6 +91,12 @@ def _interface(weights: Path) -> Callable[..., Any]:
     def send_nothing(config: object, params: object) -> None:
         """Takes the place of TotalSegmentator's usage statistics."""
 
+    def load(path: str, **_: object) -> object:
+        """Loads a checkpoint. Those that the import did not read may hold more than weights."""
+        return load_checkpoint(Path(path), loader=safe_load)
+
+    safe_load = torch.load
+    torch.load = load
     interface.download_pretrained_weights = require
     interface.send_usage_stats = send_nothing
     runs.nnunet_predict_from_raw_data.recursive_find_trainer_class_by_name = lambda name: nnUNetTrainer
