@@ -9,8 +9,9 @@ from inference_service.core.errors import BadRequest, InputNotFound, ModelInvali
 
 VERSION = "2.18"
 """The version of TotalSegmentator that the tasks follow."""
-# Other software may have data sets without these letters and with the names that are listed below.
-_NAME = re.compile(r"Dataset\d{3}_\w*TotalSeg\w*")
+# The names of its data sets end in the number of subjects. Others train nnU-Net itself on the public data, as
+# Dataset001_TotalSegmentator. Data sets without these letters are listed below.
+_NAME = re.compile(r"Dataset\d{3}_\w*TotalSeg\w*_\d+subj")
 _FAST, _FASTEST, _FAST_MR = "total_fast", "total_fastest", "total_mr_fast"
 _LUNG = (
     *("lung_upper_lobe_left", "lung_lower_lobe_left"),

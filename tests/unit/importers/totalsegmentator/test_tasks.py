@@ -27,7 +27,7 @@ def test_each_task_names_its_parts_and_labels_once() -> None:
         ((*TOTAL, BODY), "body", "body"),
         ((BODY,), None, "body"),
         (("Dataset857_TotalSegMRI_thigh_shoulder_1088subj",), "thigh_shoulder_muscles_mr", "thigh_shoulder_muscles_mr"),
-        (("Dataset999_TotalSegmentator_new",), None, "Dataset999_TotalSegmentator_new"),
+        (("Dataset999_TotalSegmentator_new_9subj",), None, "Dataset999_TotalSegmentator_new_9subj"),
     ],
 )
 def test_the_only_task_or_the_one_that_is_asked_for_is_chosen(
@@ -60,6 +60,9 @@ def test_a_task_that_a_manifest_cannot_describe_is_refused() -> None:
         choose_task(("Dataset803_TotalSegmentator_vertebrae_inner_1559subj",), None)
 
 
-@pytest.mark.parametrize("name", ["Dataset001_Liver", "Dataset008_HepaticVessel", "TotalSegmentator", "Dataset291_x"])
+@pytest.mark.parametrize(
+    "name",
+    ["Dataset001_Liver", "Dataset008_HepaticVessel", "TotalSegmentator", "Dataset291_x", "Dataset001_TotalSegmentatorV2"],
+)
 def test_other_data_sets_are_left_to_nnunet(name: str) -> None:
     assert not is_dataset(name)
