@@ -125,6 +125,11 @@ def test_the_checkpoint_of_another_configuration(results: Path, refused: Callabl
     refused(results, ModelInvalid, "2d: there is no such configuration")
 
 
+def test_a_renamed_folder_of_another_configuration(results: Path, refused: Callable[..., None]) -> None:
+    renamed = results.rename(results.with_name("renamed"))
+    refused(renamed, InputNotFound, "renamed has checkpoints of 3d_fullres, not of 2d", configuration="2d")
+
+
 def test_the_checkpoint_of_another_architecture(results: Path, refused: Callable[..., None]) -> None:
     arguments = ("configurations", "3d_fullres", "architecture", "arch_kwargs")
     change_json(results / "plans.json", *arguments, "features_per_stage", value=[4, 16])

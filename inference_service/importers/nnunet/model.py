@@ -145,6 +145,11 @@ class NnunetModel:
         """See `Importer`."""
         chosen = choose(source, options.configuration, options.folds)
         stage = open_stage(chosen.folder, chosen.folds, options)
+        if options.configuration not in (None, stage.configuration.name):
+            # The folder was renamed.
+            raise InputNotFound(
+                f"{stage.folder.path.name} has checkpoints of {stage.configuration.name}, not of {options.configuration}"
+            )
         previous = _previous_stage(stage, chosen, options)
         _check_channels(stage, previous)
         postprocessing = find_postprocessing(stage.folder, stage.folds, options.scratch)
