@@ -122,7 +122,7 @@ def choose_folds(folder: ResultsFolder, asked: Sequence[str] | None, kind: str) 
                 f"{folder.path.name} has no checkpoint_{kind}.pth of fold {one_line(missing)}; there are those of "
                 f"{one_line(there) or 'no fold'}"
             )
-        return list(asked), []
+        return [fold for fold in there if fold in asked], []
     if not there:
         other = next((name for name in ("final", "best") if folder.folds(name)), None)
         hint = f"; give --checkpoint {other}" if other else ""

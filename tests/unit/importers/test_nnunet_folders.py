@@ -109,6 +109,8 @@ def test_folds_that_are_there(tmp_path: Path) -> None:
     assert "`all` is left out" in notes[0]
     assert "fold 1, 3, 4, 5, 6, 7, 8, 9 is not there" in notes[1]
     assert choose_folds(folder, ["all"], "final") == (["all"], [])
+    # nnU-Net's folders of results have the folds in this order.
+    assert choose_folds(folder, ["10", "0"], "final") == (["0", "10"], [])
     assert choose_folds(ResultsFolder(results(tmp_path / LOW, "all")), None, "final") == (["all"], [])
 
 
