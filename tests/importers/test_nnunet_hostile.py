@@ -152,6 +152,14 @@ def test_networks_are_checked_before_they_take_memory(results: Path, changes: di
         nnunet_network(builder_arguments(results, **changes))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_parallel_or_compiled_network(results: Path, prefix: str) -> None:
+    weights = torch.load(results / CHECKPOINT, weights_only=False)["network_weights"]
+    change_checkpoint(results, network_weights={prefix + key: value for key, value in weights.items()})
+    built = nnunet_network(builder_arguments(results)).state_dict()
+    assert all(torch.equal(built[key], value) for key, value in weights.items())
+
+
 def test_weights_that_are_not_finite(results: Path) -> None:
     checkpoint = torch.load(results / CHECKPOINT, weights_only=False)
     checkpoint["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"][0, 0, 0, 0, 0] = torch.nan

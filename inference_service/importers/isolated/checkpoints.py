@@ -22,7 +22,8 @@ _ALLOWED = [
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 # Entries under which checkpoints keep the weights, tried in this order.
 _ENTRIES = ("model", "state_dict", "model_state_dict", "network", "net", "network_weights")
-_PARALLEL = "module."
+# Put before all names where a parallel or a compiled network was saved as it is.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def load_checkpoint(path: Path, *, loader: Callable[..., object] | None = None) -> object:
@@ -72,8 +73,10 @@ def find_weights(checkpoint: object, entry: str, name: str) -> dict[str, torch.T
                 break
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise ModelInvalid(f"the checkpoint {name} has no weights under {entry!r}")
-    parallel = all(str(key).startswith(_PARALLEL) for key in found)
-    return {str(key).removeprefix(_PARALLEL) if parallel else str(key): value for key, value in found.items()}
+    weights = {str(key): value for key, value in found.items()}
+    while prefix := next((each for each in _WRAPPERS if all(key.startswith(each) for key in weights)), ""):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
 
 
 def put_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
