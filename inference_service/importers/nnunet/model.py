@@ -1,5 +1,6 @@
 """Puts the parts of a results folder together: manifest, networks, card and reference."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,12 @@ from inference_service.importers.sources import ImportedModel, ImportOptions, Ne
 
 KIND = "nnU-Net results folder"
 BUILDER = "nnunet_network"
-_TRAINER = "nnUNetTrainer"
+# nnU-Net's own trainers: their names are made of these pieces. Others may change the network.
+_OWN_TRAINER = re.compile(
+    r"nnUNetTrainer(_?(\d+ep(ochs?)?|\den\d|0\d\d|NoMirroring|onlyMirror01|(no)?Dummy2DDA|DA5?|NoDA|Seg|[oO]rd0|warmup"
+    r"|Vanilla|Ada[mn]|CosAnneal|BN|NoDeepSupervision|CE|Dice|Top[kK]10|Loss|LS01|noSmooth|Benchmark|noDataLoading"
+    r"|probabilisticOversampling))*+"
+)
 # An ONNX file has at most 2 GiB, and a weight 4 bytes.
 _MAX_WEIGHTS_OF_A_FILE = 450_000_000
 
@@ -147,9 +153,8 @@ class NnunetModel:
         stage = open_stage(chosen.folder, chosen.folds, options)
         if options.configuration not in (None, stage.configuration.name):
             # The folder was renamed.
-            raise InputNotFound(
-                f"{stage.folder.path.name} has checkpoints of {stage.configuration.name}, not of {options.configuration}"
-            )
+            own = stage.configuration.name
+            raise InputNotFound(f"{stage.folder.path.name} has checkpoints of {own}, not of {options.configuration}")
         previous = _previous_stage(stage, chosen, options)
         _check_channels(stage, previous)
         postprocessing = find_postprocessing(stage.folder, stage.folds, options.scratch)
@@ -185,6 +190,11 @@ def open_stage(folder: ResultsFolder, folds: Sequence[str] | None, options: Impo
                 f"the network of {checkpoint.path.parent.name} has {checkpoint.outputs} outputs"
             )
     return Stage(folder, plans, configuration, dataset, names, checkpoints, notes)
+
+
+def is_own_trainer(name: str) -> bool:
+    """Returns True for a trainer of nnU-Net itself, which makes the network of the plans."""
+    return _OWN_TRAINER.fullmatch(name) is not None
 
 
 def describe_checkpoints(paths: Sequence[Path], scratch: Path) -> list[Checkpoint]:
@@ -334,8 +344,9 @@ def _assumed(
     if not options.mirroring and any(each.checkpoints[0].mirror_axes for each in stages):
         notes.append("Mirrored windows are not averaged, although the training allows it (--no-mirroring).")
     for trainer in sorted({each.checkpoints[0].trainer for each in stages}):
-        if not trainer.startswith(_TRAINER):
+        if not is_own_trainer(trainer):
             notes.append(
-                f"The trainer {trainer} is not nnU-Net's own. The network is that of the plans, which its weights fit."
+                f"The trainer {trainer} is not nnU-Net's own. The network is that of the plans, which its weights fit: "
+                "another activation function or preparation of the trainer would not be noticed."
             )
     return notes

@@ -11,6 +11,7 @@ import pytest
 from inference_service.core.errors import InputNotFound, ModelInvalid
 from inference_service.importers.nnunet.dataset import Dataset
 from inference_service.importers.nnunet.fields import read_json
+from inference_service.importers.nnunet.model import is_own_trainer
 from inference_service.importers.nnunet.plans import Plans, Resampling
 
 Json = dict[str, Any]
@@ -202,7 +203,7 @@ KWARGS = "architecture", "arch_kwargs"
         (of_configuration("resampling_fn_data_kwargs", "force_separate_z"), False, "must separate the axis .* alike"),
         (of_configuration("resampling_fn_probabilities_kwargs", "order"), 3, "logits are interpolated with order 0"),
         (of_configuration("architecture", "network_class_name"), "os.system", "network of the class os.system is not"),
-        (of_configuration("architecture", "network_class_name"), "mine.PlainConvUNet", "class mine.PlainConvUNet is not"),
+        (of_configuration("architecture", "network_class_name"), "mine.PlainConvUNet", "mine.PlainConvUNet is not"),
         (of_configuration(*KWARGS, "n_stages"), 10**9, "n_stages: expected whole numbers from 1 to 16"),
         (of_configuration(*KWARGS, "features_per_stage"), [8, 10**9], "features_per_stage: expected whole numbers"),
         (of_configuration(*KWARGS, "features_per_stage"), [[[[8]]]], "features_per_stage: expected whole numbers"),
@@ -312,3 +313,16 @@ def test_channels_of_equal_names_stay_apart(tmp_path: Path) -> None:
 def test_contradictions_of_a_data_set_are_refused(tmp_path: Path, changes: Json, named: str) -> None:
     with pytest.raises(ModelInvalid, match=named):
         dataset(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        *((f"nnUNetTrainer{ending}", True) for ending in ("", "_250epochs", "NoMirroring", "_4000epochs_NoMirroring")),
+        *((f"nnUNetTrainer{ending}", True) for ending in ("_onlyMirror01_1500ep", "DA5ord0", "_DASegOrd0", "Adan1en3")),
+        *((f"nnUNetTrainer{ending}", False) for ending in ("MyReLU", "UMambaBot", "_SwinUNETR", "0105ep" * 30 + "x")),
+        ("nnUNet_Primus_M_Trainer", False),
+    ],
+)  # fmt: skip
+def test_trainers_of_nnunet_are_known(name: str, own: bool) -> None:
+    assert is_own_trainer(name) == own

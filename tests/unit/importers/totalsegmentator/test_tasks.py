@@ -62,7 +62,13 @@ def test_a_task_that_a_manifest_cannot_describe_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Dataset001_Liver", "Dataset008_HepaticVessel", "TotalSegmentator", "Dataset291_x", "Dataset001_TotalSegmentatorV2"],
+    [
+        "Dataset001_Liver",
+        "Dataset008_HepaticVessel",
+        "TotalSegmentator",
+        "Dataset291_x",
+        "Dataset001_TotalSegmentator",
+    ],
 )
 def test_other_data_sets_are_left_to_nnunet(name: str) -> None:
     assert not is_dataset(name)
