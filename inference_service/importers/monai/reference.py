@@ -68,6 +68,9 @@ def _plain(owner: Component, argument: str, value: Value, inverted: str) -> Json
     if isinstance(value, list | tuple):
         return [_plain(owner, argument, each, inverted) for each in value]
     if isinstance(value, Mapping):
+        # MONAI's parser makes a class of such an object, and an expression may have made the object.
+        if any(str(key).startswith("_") for key in value):
+            owner.refuse("an object with keys that begin with _ is not passed on", argument)
         return {str(key): _plain(owner, argument, each, inverted) for key, each in value.items()}
     if isinstance(value, str) and value.startswith(_SPECIAL):
         owner.refuse(f"text that begins with {value[0]} is not passed on", argument)

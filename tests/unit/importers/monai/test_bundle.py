@@ -494,6 +494,10 @@ NETWORK = CONFIG["network_def"]
         ({"preprocessing": [LOAD, SPACE, SCALE, BOX, NORMALISE]}, "between intensities"),
         ({"preprocessing": [LOAD, BOX, SPACE]}, "padded before"),
         ({"preprocessing": [LOAD, BOX | {"mode": "edge"}]}, "padding with 0"),
+        (
+            {"preprocessing": [LOAD | {"meta_keys": "${'_target_': 'os.system', 'command': 'id'}"}]},
+            "keys that begin with _",
+        ),
         ({"postprocessing": [ARGMAX, {"_target_": "scripts.Post", "keys": "pred"}]}, "own Python"),
         ({"postprocessing": [ARGMAX, INVERT | {"transform": "@other"}], "other": {"_target_": "Compose"}}, "inverts"),
         ({"postprocessing": [ARGMAX, INVERT | {"orig_keys": None}]}, "orig_keys"),
