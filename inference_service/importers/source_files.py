@@ -1,5 +1,6 @@
 """The files of a source: what they are by content, an unpacked zip, and the licence beside them."""
 
+import re
 import shutil
 import stat
 import zipfile
@@ -17,6 +18,10 @@ _CHUNK_BYTES = 2**20
 _MAX_NAME = 1024
 # Entries of a TorchScript archive: the code and the constants of its modules.
 _SCRIPT_ENTRIES = ("constants.pkl", "data.pkl")
+_CODE_SUFFIX = ".py"
+_MAX_CODE_BYTES = 2**26
+# Wherever they stand as a name: an attribute may be that of an alias of torch. Text in an escaped form hides a name.
+_FILE_OPERATORS = re.compile(rb"\b(save|from_file)\b|\bgetattr\s*\([^)]*\\")
 _ONNX_SUFFIX = ".onnx"
 _MAX_LICENCE_BYTES = 2**16
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
@@ -140,6 +145,29 @@ def torchscript_extra(path: Path, name: str, max_bytes: int) -> bytes | None:
                 require_readable(entry)
                 with archive.open(entry) as file:
                     return file.read(max_bytes)
+    return None
+
+
+def forbidden_in_torchscript(path: Path) -> str | None:
+    """Returns the name of an operator in the code of a TorchScript archive that reads or writes files; None: none.
+
+    Raises:
+        InputCorrupt: The archive is damaged.
+        InputTooLarge: Its code is larger than any network's.
+    """
+    remaining_bytes = _MAX_CODE_BYTES
+    with opened_zip(path) as archive:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(_CODE_SUFFIX):
+                continue
+            require_readable(entry)
+            with archive.open(entry) as file:
+                code = file.read(remaining_bytes + 1)
+            remaining_bytes -= len(code)
+            if remaining_bytes < 0:
+                raise InputTooLarge(f"the code of {path.name} has more than {_MAX_CODE_BYTES} bytes")
+            if found := _FILE_OPERATORS.search(code):
+                return found[1].decode() if found[1] else "getattr"
     return None
 
 

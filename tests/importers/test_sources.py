@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from inference_service.core.errors import (
 )
 from inference_service.core.settings import Settings
 from inference_service.importers import isolation
+from inference_service.importers.isolated.builders import build
 from inference_service.importers.model_import import Imported
 from inference_service.segmentation.model_checks import verify_model
 
@@ -32,6 +34,29 @@ SHORT = {
     "window": [16, 16, 16],
     "labels": [{"name": "background", "value": 0}, {"name": "bone", "value": 1}],
 }
+
+
+class Saving(torch.nn.Module):  # type: ignore[misc]
+    """Writes a file when it is loaded."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+        self.training = False
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns the window."""
+        return image
+
+    @torch.jit.export  # type: ignore[untyped-decorator]
+    def __getstate__(self) -> tuple[str, bool]:
+        return (self.file, self.training)
+
+    @torch.jit.export  # type: ignore[untyped-decorator]
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.file = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), state[0])
 
 
 def models(folder: Path) -> list[str]:
@@ -233,3 +258,13 @@ def test_secrets_do_not_reach_the_process(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("POSTGRES_PASSWORD", "secret")
     assert "POSTGRES_PASSWORD" not in isolation.child_environment()
     assert "PATH" in isolation.child_environment()
+
+
+def test_a_torchscript_file_that_writes_while_it_is_loaded_is_refused(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls TorchScript deprecated
+        torch.jit.script(Saving(str(proof))).save(str(tmp_path / "x.ts"))
+    with pytest.raises(ModelInvalid, match=r"operator aten::save.*nothing of it was run"):
+        build("torchscript", {"file": str(tmp_path / "x.ts")})
+    assert not proof.exists()

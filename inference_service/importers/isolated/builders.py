@@ -13,7 +13,7 @@ from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolated.checkpoints import find_weights, load_checkpoint, put_weights
 from inference_service.importers.isolated.nnunet_network import nnunet_network
 from inference_service.importers.monai.network import ARGUMENTS, CHECKPOINT_FILE, CLASS, KEYS, NETWORKS, PARTS
-from inference_service.importers.source_files import is_torchscript
+from inference_service.importers.source_files import forbidden_in_torchscript, is_torchscript
 
 Arguments = Mapping[str, object]
 # Arguments of older versions of MONAI that no longer have an effect.
@@ -151,6 +151,9 @@ def torchscript(arguments: Arguments) -> torch.nn.Module:
         ModelInvalid: It is damaged, or has an operator that reaches beyond its tensors.
     """
     path = Path(str(arguments["file"]))
+    # To load a file runs its methods __setstate__.
+    if (name := forbidden_in_torchscript(path)) is not None:
+        raise ModelInvalid(f"{path.name} has the operator aten::{name}, which is refused; nothing of it was run")
     try:
         network = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:

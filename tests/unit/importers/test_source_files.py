@@ -6,6 +6,7 @@ import pytest
 
 from inference_service.core.errors import InputCorrupt, InputNotFound, InputTooLarge
 from inference_service.importers.source_files import (
+    forbidden_in_torchscript,
     is_torchscript,
     licence_of,
     opened_source,
@@ -88,3 +89,18 @@ def test_a_missing_source_is_named(tmp_path: Path) -> None:
 def test_a_known_licence_is_recognised(tmp_path: Path, text: str, licence: str | None) -> None:
     (tmp_path / "LICENSE").write_text(text)
     assert licence_of(tmp_path) == licence
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('torch.save(state, "x")', "save"),
+        ("t = torch\n    t . from_file('x')", "from_file"),
+        ("getattr(torch, 'save')", "save"),
+        (r"getattr(torch, '\x73ave')", "getattr"),
+        ('getattr(self, "0"); self.saved', None),
+    ],
+)
+def test_code_of_torchscript_that_reaches_for_files_is_found(tmp_path: Path, code: str, found: str | None) -> None:
+    files = {"x/constants.pkl": b"save", "x/code/__torch__/net.py": code.encode()}
+    assert forbidden_in_torchscript(archive(tmp_path / "x.ts", files)) == found
