@@ -111,6 +111,9 @@ def measure_error(file: Path, windows: NDArray[np.float32], logits: NDArray[np.f
 
     Returns:
         The largest difference as a share of the range of the given logits.
+
+    Raises:
+        ModelInvalid: ONNX Runtime's logits have another shape, or are not finite.
     """
     session = Session(NetworkContent(file.read_bytes()), providers=[CPU], threads=usable_cpus())
     # All windows at once where the batch is free, so that this is tried too.
@@ -121,6 +124,9 @@ def measure_error(file: Path, windows: NDArray[np.float32], logits: NDArray[np.f
         expected = logits[start : start + step]
         if computed.shape != expected.shape:
             raise ModelInvalid(f"ONNX Runtime gives logits of shape {computed.shape}, PyTorch of {expected.shape}")
+        if not np.isfinite(computed).all():
+            # A maximum would skip them.
+            raise ModelInvalid("ONNX Runtime gives values that are not finite for random windows")
         largest = max(largest, float(np.abs(computed - expected).max()))
     spread = float(logits.max() - logits.min())
     return largest / spread if spread > 0 else largest
