@@ -156,10 +156,13 @@ class BundleModel:
     def _steps(self, labels: Mapping[str, object]) -> list[dict[str, object]]:
         values = [label["value"] for label in _objects(labels["labels"]) if label["value"] != 0]
         steps = []
+        renamed = bool(self._decision.values)
         given = {output["channel"]: output["value"] for output in _objects(labels["outputs"])} if self._given else {}
         for step in self._decision.steps:
             applied = step["labels"]
-            named = [given.get(each, self._decision.value(each)) for each in _integers(applied)]
+            # After MapLabelValued, a step names the values of the mask, not channels.
+            channels = [] if renamed else _integers(applied)
+            named = [given.get(each, self._decision.value(each)) for each in channels] or _integers(applied)
             wanted = values if applied is None else [each for each in named if each is not None]
             steps.append({**step, "labels": [each for each in wanted if each != 0]})
         return [step for step in steps if step["labels"]]

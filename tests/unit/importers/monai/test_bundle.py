@@ -311,6 +311,11 @@ def test_the_labels_are_cleaned_and_renamed(read: Read) -> None:
     renamed = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1, 2], "target_labels": [0, 7, 7]}
     manifest = read(postprocessing=[ARGMAX, renamed]).manifest
     assert manifest["labels"] == [{"name": "background", "value": 0}, {"name": "liver", "value": 7}]
+    swapped = renamed | {"target_labels": [0, 2, 1]}
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [1]}
+    assert read(postprocessing=[SOFTMAX, INVERT, ARGMAX, swapped, largest]).manifest["postprocessing"] == [
+        {"step": "largest_component", "labels": [1]}
+    ]
     filtered = read(
         postprocessing=[ARGMAX, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}]
     ).manifest
