@@ -17,7 +17,16 @@ from inference_service.importers.monai.operations import (
     call_method,
     named,
 )
-from inference_service.importers.monai.values import FromCheckpoint, Function, Refused, Value, bounded, items, scalar
+from inference_service.importers.monai.values import (
+    Array,
+    FromCheckpoint,
+    Function,
+    Refused,
+    Value,
+    bounded,
+    items,
+    scalar,
+)
 
 _MAX_CHARACTERS = 4000
 _MAX_STEPS = 5_000
@@ -167,7 +176,8 @@ class _Evaluation:
             return FromCheckpoint(container.path, (*container.keys, index))
         if not isinstance(container, Mapping | list | tuple | str):
             raise Refused(f"{_shortened(ast.unparse(node))}: only a list, a dictionary or text is indexed")
-        return cast("Value", container[index])  # type: ignore[index, call-overload]
+        found = cast("Value", container[index])  # type: ignore[index, call-overload]
+        return Array(items(found)) if isinstance(container, Array) and isinstance(index, slice) else found
 
     def comprehension(self, node: ast.ListComp | ast.GeneratorExp) -> Value:
         generator = node.generators[0]

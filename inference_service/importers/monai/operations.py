@@ -10,6 +10,7 @@ from typing import cast
 
 from inference_service.importers.monai.values import (
     MAX_ITEMS,
+    Array,
     FromCheckpoint,
     Function,
     Refused,
@@ -21,6 +22,7 @@ from inference_service.importers.monai.values import (
 )
 
 _MAX_EXPONENT = 64
+_MAX_DIGITS = 20
 
 _CONSTANTS: dict[str, Value] = {
     **dict.fromkeys(("math.pi", "np.pi", "numpy.pi"), math.pi),
@@ -70,6 +72,15 @@ def _modulo(left: Value, right: Value) -> Value:
     return _arithmetic(operator.mod)(left, right)
 
 
+def _without_arrays(operation: Callable[..., object]) -> Callable[..., object]:
+    def apply(left: Value, right: Value) -> object:
+        if isinstance(left, Array) or isinstance(right, Array):
+            raise Refused("an array is not compared here")
+        return operation(left, right)
+
+    return apply
+
+
 BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Add: _arithmetic(operator.add),
     ast.Sub: _arithmetic(operator.sub),
@@ -86,17 +97,23 @@ UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {
     ast.Invert: lambda value: operator.invert(cast("int", value)),
 }
 COMPARISONS: dict[type[ast.cmpop], Callable[..., object]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
+    ast.Eq: _without_arrays(operator.eq),
+    ast.NotEq: _without_arrays(operator.ne),
+    ast.Lt: _without_arrays(operator.lt),
+    ast.LtE: _without_arrays(operator.le),
+    ast.Gt: _without_arrays(operator.gt),
+    ast.GtE: _without_arrays(operator.ge),
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
     ast.In: lambda item, within: item in items(within),
     ast.NotIn: lambda item, within: item not in items(within),
 }
+
+
+def _round(value: float, digits: int | None = None) -> Value:
+    if digits is not None and abs(digits) > _MAX_DIGITS:
+        raise Refused(f"a number is rounded to more than {_MAX_DIGITS} digits")
+    return round(value, digits)
 
 
 def _range(*limits: int) -> Value:
@@ -133,7 +150,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "max": _on_items(max),
     "min": _on_items(min),
     "range": _range,
-    "round": lambda value, digits=None: round(value, digits),
+    "round": _round,
     "sorted": lambda values: sorted(items(values)),  # type: ignore[type-var]
     "str": lambda value="": str(scalar(value)),
     "sum": lambda values: sum(items(values)),  # type: ignore[arg-type]
@@ -151,7 +168,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "torch.device": lambda *device, **options: Symbol("torch.device"),
     "torch.load": lambda path, *options, **others: FromCheckpoint(str(scalar(path))),
     **dict.fromkeys(("torch.from_numpy", "copy.copy", "copy.deepcopy"), lambda value: value),
-    **dict.fromkeys(("torch.tensor", "np.array", "numpy.array"), lambda values, **options: _list(values)),
+    **dict.fromkeys(("torch.tensor", "np.array", "numpy.array"), lambda values, **options: Array.of(values)),
 }
 
 _TEXT_METHODS = {"endswith", "join", "lower", "replace", "split", "startswith", "strip", "upper"}

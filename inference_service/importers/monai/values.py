@@ -25,6 +25,15 @@ class Symbol:
     name: str
 
 
+class Array(list[Value]):
+    """An array of NumPy or PyTorch: a list whose arithmetic is not that of lists, and is refused."""
+
+    @classmethod
+    def of(cls, values: Value) -> "Array":
+        """Makes an array, of arrays where the values are lists."""
+        return cls(cls.of(each) if isinstance(each, list | tuple) else each for each in items(values))
+
+
 @dataclass(frozen=True)
 class FromCheckpoint:
     """A value in a file that torch.load reads, which is read by the process that builds the network.
@@ -78,7 +87,9 @@ def count_nodes(value: Value, limit: int) -> int:
 
 
 def plain(value: Value) -> Value:
-    """Returns a plain value; refuses components, symbols and functions."""
+    """Returns a plain value; refuses arrays, components, symbols and functions."""
+    if isinstance(value, Array):
+        raise Refused("an array is not calculated with here")
     if isinstance(value, str | int | float | list | tuple | Mapping) or value is None:
         return value
     raise Refused("only numbers, text, lists and dictionaries are calculated with here")
