@@ -1,11 +1,14 @@
 """A component of a bundle's config: a class of MONAI and its arguments, each used or refused by name."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import isnan
+from sys import float_info
 from typing import NoReturn
 
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.monai.values import Symbol, Value
 
+_GREATEST = float_info.max
 Fail = Callable[[str, str], ModelInvalid]
 """Makes the error for the key of a value and the reason; the message names the config, its key and the line."""
 
@@ -107,6 +110,9 @@ class Component:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(f"expected a number, got {value!r}", argument)
+        # Text of a number may exceed what a float holds.
+        if abs(value) > _GREATEST or isnan(value):
+            self.refuse("expected a finite number", argument)
         return float(value)
 
     def whole(self, argument: str, default: int | None = None) -> int:

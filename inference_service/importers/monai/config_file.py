@@ -11,7 +11,20 @@ from inference_service.importers.monai.values import Value, count_nodes
 
 MAX_CONFIG_BYTES = 2**20
 _MAX_NODES = 2**20
+_MAX_DEPTH = 100
 YAML_SUFFIXES = (".yaml", ".yml")
+
+
+class _Loader(yaml.SafeLoader):
+    """Limits the pairs that merge keys (<<) repeat, which may be far more than the text has."""
+
+    _pairs = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self._pairs += len(node.value)
+        if self._pairs > _MAX_NODES:
+            raise yaml.YAMLError(f"it merges more than {_MAX_NODES} pairs")
 
 
 def read_config(path: Path) -> dict[str, Value]:
@@ -40,7 +53,7 @@ def parse_config(content: bytes, name: str) -> dict[str, Value]:
     """
     try:
         text = content.decode("utf-8-sig")
-        value = yaml.safe_load(text) if name.endswith(YAML_SUFFIXES) else json.loads(text)
+        value = yaml.load(text, _Loader) if name.endswith(YAML_SUFFIXES) else json.loads(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ModelInvalid(f"{name} is not valid {'YAML' if name.endswith(YAML_SUFFIXES) else 'JSON'}") from error
     if not isinstance(value, dict):
@@ -48,7 +61,15 @@ def parse_config(content: bytes, name: str) -> dict[str, Value]:
     # An alias of YAML may stand for a value that is much larger than its text.
     if count_nodes(value, _MAX_NODES) > _MAX_NODES:
         raise ModelInvalid(f"{name} unfolds to more than {_MAX_NODES} values, which is the most that is read")
+    if _is_deeper(value, _MAX_DEPTH):
+        raise ModelInvalid(f"{name} is nested more than {_MAX_DEPTH} deep")
     return value
+
+
+def _is_deeper(value: Value, levels: int) -> bool:
+    """Returns True if a value has more levels of lists and objects."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def find_line(content: bytes, parts: Sequence[str]) -> int | None:

@@ -289,7 +289,7 @@ def _labels(component: Component, argument: str) -> list[int] | None:
         return None
     labels = []
     for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, bool) or not isinstance(each, int | float) or each != int(each):
+        if isinstance(each, bool) or not isinstance(each, int | float) or each % 1 != 0:
             component.refuse(f"expected whole numbers, got {value!r}", argument)
         labels.append(int(each))
     return labels

@@ -503,6 +503,17 @@ NETWORK = CONFIG["network_def"]
             {"preprocessing": [LOAD | {"meta_keys": "${'_target_': 'os.system', 'command': 'id'}"}]},
             "keys that begin with _",
         ),
+        ({"preprocessing": [LOAD, SCALE | {"a_max": float("inf")}]}, "finite"),
+        ({"preprocessing": [LOAD, SCALE | {"a_max": 10**400}]}, "finite"),
+        (
+            {
+                "postprocessing": [
+                    ARGMAX,
+                    {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": float("inf")},
+                ]
+            },
+            "whole numbers",
+        ),
         ({"postprocessing": [ARGMAX, {"_target_": "scripts.Post", "keys": "pred"}]}, "own Python"),
         ({"postprocessing": [ARGMAX, INVERT | {"transform": "@other"}], "other": {"_target_": "Compose"}}, "inverts"),
         ({"postprocessing": [ARGMAX, INVERT | {"orig_keys": None}]}, "orig_keys"),

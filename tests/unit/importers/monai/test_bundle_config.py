@@ -111,8 +111,14 @@ def test_the_line_of_yaml_is_found_too() -> None:
             b"a0: &a0 [0, 0]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)),
             "x.yaml",
         ),
+        (
+            b"a0: &a0 {k: v}\n"
+            + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 12)),
+            "x.yaml",
+        ),
+        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "x.json"),
     ],
-    ids=["json", "list", "yaml", "yaml-object", "deep", "encoding", "yaml-aliases"],
+    ids=["json", "list", "yaml", "yaml-object", "deep", "encoding", "yaml-aliases", "yaml-merges", "deep-list"],
 )
 def test_a_damaged_or_hostile_config_is_refused(content: bytes, name: str) -> None:
     with pytest.raises(ModelInvalid, match="x"):
