@@ -32,6 +32,11 @@ def console(*, stderr: bool = False) -> Console:
     return screen
 
 
+def printable(text: str) -> str:
+    """Removes control characters, by which the author of a file or a model could change the terminal."""
+    return "".join(character for character in text if character == "\n" or character.isprintable())
+
+
 def print_json(value: object, *, indent: int | None = 2) -> None:
     """Prints a value as JSON; UUIDs and times become strings. Without indent it is one line, which appears at once."""
     sys.stdout.write(json.dumps(value, indent=indent, default=str) + "\n")

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from inference_service.cli.display import ProgressDisplay, console, print_json
+from inference_service.cli.display import ProgressDisplay, console, print_json, printable
 from inference_service.cli.import_questions import answered
 from inference_service.cli.options import import_options, json_option
 from inference_service.core.settings import get_settings
@@ -70,12 +70,12 @@ def _warn_of_code(screen: Console) -> None:
 def _print_imported(screen: Console, imported: "Imported") -> None:
     taken = Table("part of the manifest", "taken from", title=imported.title, title_justify="left")
     for each in imported.model.taken:
-        taken.add_row(each.what, each.where)
+        taken.add_row(each.what, printable(each.where))
     screen.print(taken)
     for sentence in imported.model.assumed:
-        screen.print(f"assumed: {sentence}")
+        screen.print(f"assumed: {printable(sentence)}")
     for name in imported.model.code:
-        screen.print(f"Python of the source was run: {name}", style="bold red")
+        screen.print(f"Python of the source was run: {printable(name)}", style="bold red")
     for network in imported.networks:
         if network.error is not None:
             screen.print(
@@ -98,7 +98,7 @@ def _print_comparison(screen: Console, comparison: "Comparison") -> None:
         screen.print(comparison.note)
     dice = Table("label", "Dice")
     for label, value in comparison.dice.items():
-        dice.add_row(label, f"{value:.4f}")
+        dice.add_row(printable(label), f"{value:.4f}")
     runs = Table("predictor", "seconds", "peak memory, MiB")
     for predictor, seconds in comparison.seconds.items():
         runs.add_row(predictor, f"{seconds:.1f}", f"{comparison.peak_bytes[predictor] / _MIB:.0f}")

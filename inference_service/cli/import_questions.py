@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from inference_service.cli.display import printable
 from inference_service.contract.manifest_types import Modality
 from inference_service.core.errors import BadRequest
 from inference_service.core.settings import Settings
@@ -95,7 +96,7 @@ def _ask(source: "OpenSource", modality: str | None) -> dict[str, object]:
         signature = source.describe(sizes)
         known = draft(signature)
     activation = _choose("Decision on labels", ("softmax", "sigmoid"), str(known["activation"]))
-    usual = ", ".join(label["name"] for label in known["labels"])  # type: ignore[attr-defined]
+    usual = printable(", ".join(label["name"] for label in known["labels"]))  # type: ignore[attr-defined]
     names = [name.strip() for name in click.prompt("Labels, in the order of the outputs", usual, err=True).split(",")]
     first = 0 if activation == "softmax" else 1
     return {

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from inference_service.cli import job_commands, local_commands, operator_commands
+from inference_service.cli.display import printable
 from inference_service.cli.exit_codes import ExitCode, exit_code
 from inference_service.cli.inspection_display import group_lines, printable_name
 from inference_service.cli.model_commands import models
@@ -27,7 +28,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ServiceError as error:
-            click.echo(f"error: {error.code}: {error.message}", err=True)
+            click.echo(f"error: {error.code}: {printable(error.message)}", err=True)
             for line in _choices(error):
                 click.echo(f"  {line}", err=True)
             ctx.exit(exit_code(error))

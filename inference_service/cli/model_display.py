@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from inference_service.cli.display import printable
 from inference_service.contract.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def print_card(screen: Console, model: "Model") -> None:
 
     card = model.folder / CARD_FILE
     if card.is_file() and card.stat().st_size <= MAX_CARD_BYTES:
-        screen.print(Markdown(_printable(card.read_text(encoding="utf-8", errors="replace"))))
+        screen.print(Markdown(printable(card.read_text(encoding="utf-8", errors="replace"))))
         screen.print()
     manifest = model.manifest
     networks = manifest.network_files
@@ -76,10 +77,5 @@ def print_card(screen: Console, model: "Model") -> None:
     }
     table = Table(show_header=False, box=None)
     for fact, value in facts.items():
-        table.add_row(fact, _printable(value))
+        table.add_row(fact, printable(value))
     screen.print(table)
-
-
-def _printable(text: str) -> str:
-    """Removes control characters, by which an author of a model could change the terminal."""
-    return "".join(character for character in text if character == "\n" or character.isprintable())

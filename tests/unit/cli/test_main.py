@@ -29,7 +29,7 @@ from inference_service.client import Client
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.report import Report
 from inference_service.contract.task_message import InputReference, SegmentRequest
-from inference_service.core.errors import GpuFailed, GpuOutOfMemory, OutOfMemory, ServiceError
+from inference_service.core.errors import GpuFailed, GpuOutOfMemory, ModelInvalid, OutOfMemory, ServiceError
 from inference_service.core.execution import CPU, CUDA, ExecutionOptions
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings, get_settings
@@ -206,6 +206,14 @@ def test_a_bad_setting_exits_2_and_is_named(
 class Segmented:
     result: Result
     target: Path
+
+
+def test_an_error_does_not_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ModelInvalid("\x1b[2J\x9bnetwork_def is\nunknown")
+
+    monkeypatch.setitem(main.commands, "providers", click.Command("providers", callback=fail))
+    assert run("providers").stderr == "error: model_invalid: [2Jnetwork_def is\nunknown\n"
 
 
 def test_a_local_file_that_fails_is_named(tmp_path: Path) -> None:
