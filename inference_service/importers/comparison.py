@@ -66,7 +66,9 @@ def compare(
     """
     if len(scans) != len(manifest.channel_names):
         raise BadRequest(f"give --compare once for each channel, in this order: {', '.join(manifest.channel_names)}")
-    target = scratch / "reference.npy"
+    written = scratch / "reference"
+    written.mkdir()
+    target = written / "labels.npy"
     task = {
         **reference.arguments,
         "predictor": reference.predictor,
@@ -78,7 +80,7 @@ def compare(
         task,
         scratch,
         progress=lambda step, share: progress(f"source: {step}", share / 2),
-        writes_to=[] if reference.runs_code else None,
+        writes_to=[written] if reference.runs_code else None,
     )
     progress("this service", 0.5)
     ours, mask = _segment(manifest, models_path, scans, scratch)

@@ -62,8 +62,9 @@ def run_task(
         arguments: Its arguments, as JSON.
         scratch: A folder for the task and the log.
         progress: Called for each step.
-        writes_to: For a task that runs Python of a source: the folders that it may write to, beside the scratch
-            folder; it has no network. None: the task is trusted.
+        writes_to: For a task that runs Python of a source: the folders that it may write to, beside a home of its
+            own; it has no network. This process must not write there by name afterwards, as the task may have left
+            links. None: the task is trusted.
 
     Raises:
         ServiceError: The error that the task ended with.
@@ -83,7 +84,7 @@ def run_task(
         home.mkdir(exist_ok=True)
         environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [*network_prefix(), *command]
-        writable = [str(folder.resolve()) for folder in (scratch, *writes_to)]
+        writable = [str(folder.resolve()) for folder in (home, *writes_to)]
     content = {"action": action, "arguments": arguments, "memory_bytes": memory_bytes, "writable": writable}
     task.write_text(json.dumps(content))
     start = time.monotonic()

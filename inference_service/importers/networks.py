@@ -66,8 +66,10 @@ def export_network(
     """
     if isinstance(network, NetworkCopy):
         return _copy(network, folder)
-    target = folder / network.file
-    windows, logits = scratch / "windows.npy", scratch / "logits.npy"
+    written = scratch / "written" if network.runs_code else scratch
+    written.mkdir(exist_ok=True)
+    target = (written if network.runs_code else folder) / network.file
+    windows, logits = written / "windows.npy", written / "logits.npy"
     task = {
         "builder": network.builder,
         "arguments": network.arguments,
@@ -79,10 +81,12 @@ def export_network(
         "count": 1 if np.prod(network.input_shape) > _MANY_VALUES else _WINDOWS,
         "float16": float16,
     }
-    writes_to = [folder] if network.runs_code else None
+    writes_to = [written] if network.runs_code else None
     details = run_task(
         "export", task, scratch, progress=lambda step, share: progress(step, 0.8 * share), writes_to=writes_to
     ).result
+    if network.runs_code:
+        target = _taken_over(target, folder / network.file)
     progress("comparing with PyTorch", 0.8)
     error = measure_error(target, np.load(windows), np.load(logits))
     limit = MAX_ERROR_FLOAT16 if float16 else MAX_ERROR
@@ -99,6 +103,14 @@ def export_network(
         max_error=limit,
         details={**details, "onnxruntime": RUNTIME_VERSION},
     )
+
+
+def _taken_over(written: Path, target: Path) -> Path:
+    """Moves a file that Python of the source may have replaced by a link; returns where it is."""
+    if written.is_symlink() or not written.is_file():
+        raise ModelInvalid(f"the process that ran Python of the source has not written {written.name} as a file")
+    shutil.move(written, target)
+    return target
 
 
 def measure_error(file: Path, windows: NDArray[np.float32], logits: NDArray[np.float32]) -> float:

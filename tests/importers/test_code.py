@@ -102,6 +102,27 @@ def test_code_writes_to_its_own_folders_alone(run_import: Import, tmp_path: Path
     assert not (tmp_path / "proof").exists()
 
 
+def test_code_leaves_no_links_through_which_the_import_writes(run_import: Import, tmp_path: Path) -> None:
+    if not find_limits().writing:
+        pytest.skip("the kernel has no Landlock")
+    victim = tmp_path / "victim"
+    first = f"""
+import json, sys
+from pathlib import Path
+target = Path(json.loads(Path(sys.argv[1]).read_text())["arguments"]["target"])
+for folder in (target.parent, Path(sys.argv[1]).parent):
+    for name in ("manifest.json", "README.md", "import.json", "task.json", "log.txt"):
+        try:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to({str(victim)!r})
+        except OSError:
+            pass
+"""
+    imported = run_import(write_own_network(tmp_path / "bundle", first=first), allow_code=True)
+    assert not victim.exists()
+    assert not any(path.is_symlink() for path in imported.folder.iterdir())
+
+
 def test_code_has_no_network(run_import: Import, tmp_path: Path) -> None:
     if not find_limits().network:
         pytest.skip("the kernel has no namespaces of networks for this user")
