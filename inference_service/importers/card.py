@@ -1,10 +1,13 @@
 """The README of an imported model: its card."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from inference_service.contract.manifest import Manifest
 from inference_service.importers.networks import ExportedNetwork
 from inference_service.importers.sources import ImportedModel
+
+_MARKUP = re.compile(r"[\[\]<>|`]")
 
 
 def write_card(
@@ -23,18 +26,18 @@ def write_card(
         source: Name and sha256 of the source.
         comparison: The comparison with the source's own predictor; None: none was made.
     """
-    labels = [f"| {label.value} | {label.name} |" for label in manifest.labels]
-    taken = [f"| {each.what} | {each.where} |" for each in model.taken]
+    labels = [f"| {label.value} | {_one_line(label.name)} |" for label in manifest.labels]
+    taken = [f"| {each.what} | {_one_line(each.where)} |" for each in model.taken]
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
         _one_line(manifest.description),
         "",
-        f"Imported from {source['name']} ({model.kind}), sha256 `{source['sha256']}`.",
+        f"Imported from {_one_line(str(source['name']))} ({model.kind}), sha256 `{source['sha256']}`.",
         "",
         f"- Licence: {manifest.licence}",
         f"- Modality: {manifest.modality}",
-        f"- Channels: {', '.join(channel.name for channel in manifest.channels)}",
+        f"- Channels: {', '.join(_one_line(channel.name) for channel in manifest.channels)}",
         *(f"- {heading}: {_one_line(text)}" for heading, text in model.facts.items()),
         "",
         "## Labels",
@@ -90,4 +93,5 @@ def _compared(comparison: Mapping[str, object]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Text of a source as one line in which no character makes a table's cell, a link or HTML."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))

@@ -103,7 +103,7 @@ def _names(metadata: object) -> list[str]:
     text = metadata.get("labels") if isinstance(metadata, Mapping) else None
     try:
         names = json.loads(str(text)) if text else []
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 

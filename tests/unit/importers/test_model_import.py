@@ -183,3 +183,8 @@ def test_an_option_that_the_source_would_ignore_is_refused(
         run(request={option: value})
     assert left(tmp_path / "models") == []
     assert run(request={"config": tmp_path, "modality": "MR"}).manifest.modality == "MR"
+
+
+def test_text_of_a_source_is_no_markup_in_the_card(run: Callable[..., Imported]) -> None:
+    card = (run(description="<b>a</b> | [b](c)").folder / "README.md").read_text()
+    assert r"\<b\>a\</b\> \| \[b\](c)" in card
