@@ -97,6 +97,7 @@ HOMES: dict[str, set[str]] = {
         "importers.isolated.monai_evaluator",
         "importers.isolated.nnunet_network",
         "importers.isolated.nnunet_predictor",
+        "importers.isolated.totalsegmentator_predictor",
     },
     "yaml": {"importers.monai.config_file"},
 }
