@@ -56,7 +56,7 @@ class ModelCrop(Strict):
     labels: tuple[LabelValue, ...] = Field((), description="The labels that count; none: all except 0.")
     margin_mm: NonNegativeFloat = 20.0
     margin_share: NonNegativeFloat = Field(
-        0.0, description="Further margin on each side, as a share of the size of what was found along that axis."
+        0.0, description="Further margin on each side, as a share of the size of the found region along that axis."
     )
     min_plane_share: float = Field(
         0.0, ge=0, lt=1, description="Share of a plane's voxels that must be exceeded for the plane to count."

@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import NETWORK_FILE, NetworkFile
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
+from inference_service.contract.validation import first_problem
 from inference_service.core.errors import ModelInvalid, ModelNotFound, StorageUnavailable
 from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, NetworkContent, check_self_contained, is_truncated
 
@@ -195,9 +196,7 @@ def read_model(folder: Path) -> Model:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is invalid at {field}: {first['msg']}") from error
+        raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is invalid at {first_problem(error)}") from error
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise ModelInvalid(f"model {title}: {MANIFEST_FILE} is for {_title(manifest)}")
     return Model(manifest, hashlib.sha256(content).hexdigest(), folder)

@@ -15,7 +15,7 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest, InternalError
 from inference_service.formats.nifti import read_nifti
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.importers.isolation import Ended, Progress, run_task
+from inference_service.importers.isolation import Ended, Progress, run_task, wait_for
 from inference_service.importers.sources import Reference
 
 _UNLIMITED = 2**40
@@ -103,8 +103,7 @@ def _segment(
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, "MODELS_PATH": str(models_path)}
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        usage = wait_for(process)
     ended = Ended({}, time.monotonic() - start, usage.ru_maxrss * 1024)
     if process.returncode:
         raise BadRequest(f"this service does not segment the scan: {_last_line(log)}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, AnyStr
 
 from inference_service.core.errors import ConfigurationError, InternalError, OutOfMemory, error_from_row
 from inference_service.core.host import available_memory_bytes
@@ -20,7 +20,7 @@ from inference_service.importers.sandbox import network_prefix
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0…1."""
 
-# What a process needs of its parent's environment; settings may hold passwords.
+# The variables of the environment that a process gets; settings may hold passwords.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "VIRTUAL_ENV")
 _ENVIRONMENT_PREFIXES = ("LC_", "LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON")
 MIN_MEMORY_BYTES = 2**32
@@ -94,7 +94,7 @@ def run_task(
         )
         try:
             last = _follow(process.stdout, progress)
-            usage = _wait(process)
+            usage = wait_for(process)
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
@@ -126,8 +126,15 @@ def _follow(lines: IO[str] | None, progress: Progress) -> Mapping[str, object]:
     return last
 
 
-def _wait(process: subprocess.Popen[str]) -> resource.struct_rusage:
-    """Waits for a process and returns what it used."""
+def missing_package(name: str) -> ConfigurationError:
+    """Returns the error for a package of the extra `import` that is not installed."""
+    return ConfigurationError(
+        f"{name} is not installed: importing a model needs the extra `import`, pip install 'inference-service[import]'"
+    )
+
+
+def wait_for(process: subprocess.Popen[AnyStr]) -> resource.struct_rusage:
+    """Waits for a process, and returns the resources that it used."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage
@@ -138,10 +145,7 @@ def _raise_error(last: Mapping[str, object], status: int, log: Path) -> None:
     if isinstance(error, Sequence):
         raise error_from_row(str(error[0]), str(error[1]))
     if "missing" in last:
-        raise ConfigurationError(
-            f"{last['missing']} is not installed: importing a model needs the extra `import`, "
-            "pip install 'inference-service[import]'"
-        )
+        raise missing_package(str(last["missing"]))
     if status == -signal.SIGKILL:
         raise OutOfMemory("the process that ran the network was killed, most likely for the memory that it took")
     if status != 0 or "result" not in last:

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from inference_service.contract.crops import ModelCrop
 from inference_service.contract.manifest import Manifest
-from inference_service.core.errors import BadRequest, ConfigurationError, ModelInvalid
+from inference_service.contract.validation import first_problem
+from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.core.execution import CPU, ExecutionOptions
 from inference_service.core.files import input_sha256
 from inference_service.core.host import usable_cpus
@@ -24,10 +25,10 @@ from inference_service.engine.model_registry import CARD_FILE, MANIFEST_FILE, re
 from inference_service.engine.session_cache import load_model
 from inference_service.importers.card import write_card
 from inference_service.importers.comparison import Comparison, compare
-from inference_service.importers.isolation import Progress
+from inference_service.importers.isolation import Progress, missing_package
 from inference_service.importers.networks import ExportedNetwork, export_network, with_checksums
 from inference_service.importers.registry import find_importer
-from inference_service.importers.request import ImportRequest
+from inference_service.importers.request import ImportRequest, SourceOptions
 from inference_service.importers.sandbox import find_limits
 from inference_service.importers.source_files import opened_source
 from inference_service.importers.sources import ImportedModel, Importer, ImportOptions, LabelChoice
@@ -118,35 +119,19 @@ def read_labels(path: Path) -> LabelChoice:
     try:
         return LabelChoice.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise BadRequest(f"{path.name} is invalid at {_place(error)}") from error
+        raise BadRequest(f"{path.name} is invalid at {first_problem(error)}") from error
 
 
 def _require_packages() -> None:
     for name in _PACKAGES:
         if find_spec(name) is None:
-            raise ConfigurationError(
-                f"{name} is not installed: importing a model needs the extra `import`, "
-                "pip install 'inference-service[import]'"
-            )
+            raise missing_package(name)
 
 
 def _options(request: ImportRequest, scratch: Path, models_path: Path) -> ImportOptions:
-    return ImportOptions(
-        scratch,
-        request.config,
-        None if request.labels is None else read_labels(request.labels),
-        request.configuration,
-        request.folds,
-        request.checkpoint,
-        request.mirroring,
-        request.modality,
-        allow_code=request.allow_code,
-        task=request.task,
-        roi=request.roi,
-        crop_by=request.crop_by,
-        label_table=request.label_table,
-        models_path=models_path,
-    )
+    shared = {each.name: getattr(request, each.name) for each in dataclasses.fields(SourceOptions)}
+    labels = None if request.labels is None else read_labels(request.labels)
+    return ImportOptions(scratch, labels, models_path, **shared)
 
 
 def _require_taken(options: ImportOptions, importer: Importer) -> None:
@@ -181,12 +166,7 @@ def _validated(fields: Mapping[str, object]) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise ModelInvalid(f"the manifest that follows from the source is invalid at {_place(error)}") from error
-
-
-def _place(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the top level'}: {first['msg']}"
+        raise ModelInvalid(f"the manifest that follows from the source is invalid at {first_problem(error)}") from error
 
 
 def _export(

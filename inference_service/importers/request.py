@@ -10,22 +10,49 @@ CheckpointKind = Literal["final", "best"]
 """The checkpoints that nnU-Net keeps of a fold."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Options of sources, most of which only some kinds take.
+
+    Attributes:
+        config: Which config of a bundle, or a short config for TorchScript and ONNX; None: the usual one, or none.
+        configuration: Which of nnU-Net's configurations; None: the only one, or the one that nnU-Net chose.
+        folds: Which of nnU-Net's folds; None: those that nnU-Net chose, or all.
+        checkpoint: Which of nnU-Net's checkpoints.
+        mirroring: Whether mirrored windows are averaged, where the training allows it.
+        modality: Modality of the model; None: the source's.
+        allow_code: Whether Python of the source may build its network.
+        task: Which of TotalSegmentator's tasks; None: the only one.
+        roi: The labels of TotalSegmentator that are kept; none: all.
+        crop_by: The installed model to whose labels TotalSegmentator's scans are cropped, as name or name/version.
+        label_table: A table with codes and colours of TotalSegmentator's labels; None: that of its package.
+    """
+
+    config: Path | None = None
+    configuration: str | None = None
+    folds: tuple[str, ...] | None = None
+    checkpoint: CheckpointKind = "final"
+    mirroring: bool = True
+    modality: Modality | None = None
+    allow_code: bool = False
+    task: str | None = None
+    roi: tuple[str, ...] = ()
+    crop_by: str | None = None
+    label_table: Path | None = None
+
+
 @dataclass(frozen=True)
-class ImportRequest:
+class ImportRequest(SourceOptions):
     """What is imported, and as what.
 
     Attributes:
         source: The source.
         name: Name of the model.
         version: Its version.
-        licence: SPDX identifier of the licence of the weights; None: what the source states.
-        config: See `ImportOptions`.
+        licence: SPDX identifier of the licence of the weights; None: the source's.
         labels: A file with labels; None: the source's own.
-        allow_code: See `ImportOptions`.
         float16: Whether the networks are converted to float16.
         bf16: Whether the manifest allows bfloat16.
-        configuration, folds, checkpoint, mirroring, task, roi, crop_by, label_table: See `ImportOptions`.
-        modality: Modality of the model; None: what the source states.
         compare: The files of a scan, one for each channel, on which the model is compared with the source's own
             predictor; none: it is not compared.
     """
@@ -34,18 +61,7 @@ class ImportRequest:
     name: str
     version: str
     licence: str | None = None
-    config: Path | None = None
     labels: Path | None = None
-    allow_code: bool = False
     float16: bool = False
     bf16: bool = False
-    configuration: str | None = None
-    folds: tuple[str, ...] | None = None
-    checkpoint: CheckpointKind = "final"
-    mirroring: bool = True
-    modality: Modality | None = None
-    task: str | None = None
-    roi: tuple[str, ...] = ()
-    crop_by: str | None = None
-    label_table: Path | None = None
     compare: tuple[Path, ...] = ()

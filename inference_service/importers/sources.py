@@ -8,9 +8,9 @@ from typing import Protocol
 from pydantic import Field
 
 from inference_service.contract.labels import Label
-from inference_service.contract.manifest_types import Modality, Strict
+from inference_service.contract.manifest_types import Strict
 from inference_service.contract.part import OutputChannel
-from inference_service.importers.request import CheckpointKind
+from inference_service.importers.request import SourceOptions
 
 
 class LabelChoice(Strict):
@@ -25,39 +25,17 @@ class LabelChoice(Strict):
 
 
 @dataclass(frozen=True)
-class ImportOptions:
+class ImportOptions(SourceOptions):
     """What is asked for, beside the source.
 
     Attributes:
         scratch: A folder for temporary files.
-        config: Which config of a bundle, or a short config for TorchScript and ONNX; None: the usual one, or none.
         labels: Labels that take the place of the source's; None: the source's own.
-        configuration: Which of nnU-Net's configurations; None: the only one, or the one that nnU-Net chose.
-        folds: Which of nnU-Net's folds; None: those that nnU-Net chose, or all.
-        checkpoint: Which of nnU-Net's checkpoints.
-        mirroring: Whether mirrored windows are averaged, where the training allows it.
-        modality: The modality that is asked for, in place of the source's; None: none is.
-        allow_code: Whether Python of the source may build its network.
-        task: Which of TotalSegmentator's tasks; None: the only one.
-        roi: The labels of TotalSegmentator that are kept; none: all.
-        crop_by: The installed model to whose labels TotalSegmentator's scans are cropped, as name or name/version.
-        label_table: A table with codes and colours of TotalSegmentator's labels; None: that of its package.
         models_path: The folder of all models.
     """
 
     scratch: Path
-    config: Path | None = None
     labels: LabelChoice | None = None
-    configuration: str | None = None
-    folds: tuple[str, ...] | None = None
-    checkpoint: CheckpointKind = "final"
-    mirroring: bool = True
-    modality: Modality | None = None
-    allow_code: bool = False
-    task: str | None = None
-    roi: tuple[str, ...] = ()
-    crop_by: str | None = None
-    label_table: Path | None = None
     models_path: Path = Path("models")
 
 
@@ -129,7 +107,7 @@ class ImportedModel:
         manifest: The fields of the manifest without name, version, licence and the checksums of the networks.
         networks: The networks.
         licence: SPDX identifier of the licence that the source states; None: it states none.
-        taken: What was taken from where.
+        taken: The parts of the manifest, and their places in the source.
         assumed: What the source does not say, and what differs from it: sentences for the model's card.
         facts: What the source says about itself: lines for the model's card, by heading.
         reference: The source's own predictor; None: there is none.

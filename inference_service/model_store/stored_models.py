@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from inference_service.contract.model_index import INDEX_FILE, ModelIndex
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
+from inference_service.contract.validation import first_problem
 from inference_service.core.errors import (
     BadRequest,
     InputNotFound,
@@ -145,10 +146,8 @@ class StoredModels:
         except InputTooLarge as error:
             raise ModelInvalid(f"the stored model {title} has an {INDEX_FILE} that is too large") from error
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"])) or "the top level"
             raise ModelInvalid(
-                f"the stored model {title}: {INDEX_FILE} is invalid at {field}: {first['msg']}"
+                f"the stored model {title}: {INDEX_FILE} is invalid at {first_problem(error)}"
             ) from error
         if (index.name, index.version) != (name, version):
             raise ModelInvalid(f"the stored model {title}: {INDEX_FILE} is for {index.title}")

@@ -1,4 +1,4 @@
-"""What the process tells its parent: one object of JSON a line."""
+"""The messages of the process to its parent: one object of JSON a line."""
 
 import json
 import os

@@ -56,7 +56,7 @@ class Component:
 
     @property
     def is_monai(self) -> bool:
-        """Whether the class is one of MONAI, as far as its name says."""
+        """True if the class is one of MONAI's, by its name."""
         return "." not in self.target or self.target.startswith("monai.")
 
     def error(self, reason: str, argument: str | None = None) -> ModelInvalid:

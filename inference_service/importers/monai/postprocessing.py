@@ -70,7 +70,7 @@ class Decision:
             self._assume_decision(outputs)
         if self.inverted is None and self.grid is not None:
             self.notes.append("The bundle leaves its mask on the network's grid; here it is that of the scan.")
-        # Where the label is decided on the network's grid, it goes back as the nearest voxel's.
+        # A label that is decided on the network's grid goes back to the scan's by the nearest voxel.
         before = self.inverted_before_decision and self.inverted == "linear"
         return {
             "activation": self.final_activation,
@@ -210,7 +210,7 @@ def _invert(decision: Decision, component: Component) -> None:
 
 def _step(decision: Decision, name: str, labels: list[int] | None, **fields: object) -> None:
     """Adds a step of the manifest's postprocessing, on the grid that the mask lies on here."""
-    resampled = decision.grid is not None and decision.grid.changes and decision.inverted is None
+    resampled = decision.grid is not None and decision.grid.resamples and decision.inverted is None
     grid = {"grid": "network"} if resampled else {}
     decision.steps.append({"step": name, "labels": labels, **fields, **grid})
 

@@ -97,7 +97,7 @@ class Preparation:
             self._channels(self.before, channel_names, first),
             self._channels(self.after, channel_names, first),
         )
-        resampled = self.grid is not None and self.grid.changes
+        resampled = self.grid is not None and self.grid.resamples
         steps, early = self._boxed(before, after, first) if self.box else _one_side(before, after, resampled, first)
         spacing: tuple[float | None, ...] = (None, None, None) if self.grid is None else self.grid.spacing_mm
         size = None if self.grid is None else self.grid.size
@@ -128,7 +128,7 @@ class Preparation:
         positions = [self.box_positions.get(image, (0, 0)) for image in self.images]
         if all(position == (0, 0) and not early for position, (early, _) in zip(positions, counts, strict=True)):
             return after, False
-        resampled = self.grid is not None and self.grid.changes
+        resampled = self.grid is not None and self.grid.resamples
         if positions == counts and (not resampled or not any(late for _, late in counts)):
             return [early + late for early, late in zip(before, after, strict=True)], True
         first.refuse("ResizeWithPadOrCropd lies between intensities, which cannot be mapped to a manifest")

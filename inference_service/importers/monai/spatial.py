@@ -50,8 +50,8 @@ class Grid:
     size: tuple[int, int, int] | None = None
 
     @property
-    def changes(self) -> bool:
-        """Whether scans are resampled."""
+    def resamples(self) -> bool:
+        """True if scans are resampled."""
         return self.size is not None or any(self.spacing_mm)
 
 
