@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.monai.component import Component
-from inference_service.importers.monai.config_file import find_line, look_up, parse_config, read_config
+from inference_service.importers.monai.config_file import find_key, find_line, look_up, parse_config, read_config
 from inference_service.importers.monai.expressions import REFERENCE, evaluate
 from inference_service.importers.monai.values import Refused, Symbol, Value
 
@@ -100,8 +100,8 @@ class BundleConfig:
         """The item as it is written, in a component as well; None if it is missing."""
         value: Value = self.items
         for part in key.split(_SEPARATOR):
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
+            if isinstance(value, Mapping) and (name := find_key(value, part)) is not None:
+                value = value[name]
             elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
                 value = value[int(part)]
             else:
@@ -126,7 +126,11 @@ class BundleConfig:
     def _text(self, key: str, written: str) -> Value:
         if written.startswith("$"):
             try:
-                return evaluate(written[1:], lambda reference: self._referred(key, reference))
+                return evaluate(
+                    written[1:],
+                    lambda reference: self._referred(key, reference),
+                    lambda target, arguments: Component(target, key, arguments, lambda _, value: value, self.error),
+                )
             except Refused as error:
                 raise self.error(key, str(error)) from error
         if REFERENCE.fullmatch(written) and len(written) > 1:
@@ -141,6 +145,8 @@ class BundleConfig:
             target = target.name
         if not isinstance(target, str):
             raise self.error(key, f"{_TARGET} is not the name of a class")
+        if not all(isinstance(name, str) for name in written):
+            raise self.error(key, "the names of its arguments must be text")
         if written.get("_mode_", "default") != "default":
             raise self.error(key, f"_mode_ {written['_mode_']!r} cannot be mapped to a manifest")
         return Component(target, key, {k: v for k, v in written.items() if k != _TARGET}, self._value, self.error)
@@ -159,8 +165,8 @@ class BundleConfig:
                 return value.take(last)
             if isinstance(value, list) and last.isdecimal() and int(last) < len(value):
                 return value[int(last)]
-            if isinstance(value, Mapping) and last in value:
-                return value[last]
+            if isinstance(value, Mapping) and (name := find_key(value, last)) is not None:
+                return value[name]
         if not self._exists(target):
             raise self.error(key, f"it refers to {reference}, which the config does not have")
         return self.resolve(target)
@@ -168,7 +174,9 @@ class BundleConfig:
     def _exists(self, key: str) -> bool:
         parent, _, last = key.rpartition(_SEPARATOR)
         container = self._written(parent) if parent else self.items
-        return self._written(key) is not None or (isinstance(container, Mapping) and last in container)
+        if isinstance(container, Mapping):
+            return find_key(container, last) is not None
+        return self._written(key) is not None
 
     def _absolute(self, key: str, reference: str) -> str:
         """Turns a reference into a key; each leading # goes up a level from the item that refers."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,7 +16,11 @@ _MAX_DEPTH = 100
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml's is ten times as fast. Not every build of PyYAML has it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
     """Limits the pairs that merge keys (<<) repeat, which may be far more than the text has."""
 
     _pairs = 0
@@ -53,7 +58,7 @@ def parse_config(content: bytes, name: str) -> dict[str, Value]:
     """
     try:
         text = content.decode("utf-8-sig")
-        value = yaml.load(text, _Loader) if name.endswith(YAML_SUFFIXES) else json.loads(text)
+        value = _load_yaml(text, name) if name.endswith(YAML_SUFFIXES) else json.loads(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ModelInvalid(f"{name} is not valid {'YAML' if name.endswith(YAML_SUFFIXES) else 'JSON'}") from error
     if not isinstance(value, dict):
@@ -62,8 +67,28 @@ def parse_config(content: bytes, name: str) -> dict[str, Value]:
     if count_nodes(value, _MAX_NODES) > _MAX_NODES:
         raise ModelInvalid(f"{name} unfolds to more than {_MAX_NODES} values, which is the most that is read")
     if _is_deeper(value, _MAX_DEPTH):
-        raise ModelInvalid(f"{name} is nested more than {_MAX_DEPTH} deep")
+        raise _too_deep(name)
     return value
+
+
+def _load_yaml(text: str, name: str) -> Value:
+    if _is_too_deep(text):
+        raise _too_deep(name)
+    return yaml.load(text, _Loader)
+
+
+def _is_too_deep(text: str) -> bool:
+    """Tells it before YAML is loaded: libyaml's loader calls itself at each level, without a limit."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            return True
+    return False
+
+
+def _too_deep(name: str) -> ModelInvalid:
+    return ModelInvalid(f"{name} is nested more than {_MAX_DEPTH} deep")
 
 
 def _is_deeper(value: Value, levels: int) -> bool:
@@ -83,7 +108,8 @@ def find_line(content: bytes, parts: Sequence[str]) -> int | None:
         The line of the value, or of the last one on the way that is there; None if the text cannot be parsed.
     """
     try:
-        node = yaml.compose(content.decode("utf-8-sig").replace("\t", " "), Loader=yaml.SafeLoader)
+        text = content.decode("utf-8-sig").replace("\t", " ")
+        node = None if _is_too_deep(text) else yaml.compose(text, Loader=_SafeLoader)
     except (ValueError, RecursionError, yaml.YAMLError):
         return None
     line: int | None = None
@@ -106,11 +132,17 @@ def _child(node: yaml.Node | None, part: str) -> tuple[int, yaml.Node] | None:
     return None
 
 
+def find_key(values: Mapping[Value, Value], name: str) -> Value:
+    """Returns the key with this text, which in YAML may be a number; None if there is none."""
+    return name if name in values else next((key for key in values if str(key) == name), None)
+
+
 def look_up(config: Mapping[str, Value], *parts: str) -> Value:
     """Returns the value that keys of nested objects lead to; None if one of them is missing."""
     value: Value = config
     for part in parts:
-        if not isinstance(value, Mapping) or part not in value:
+        key = find_key(value, part) if isinstance(value, Mapping) else None
+        if key is None or not isinstance(value, Mapping):
             return None
-        value = value[part]
+        value = value[key]
     return value

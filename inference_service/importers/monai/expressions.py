@@ -11,6 +11,7 @@ from typing import TypeAlias, cast
 
 from inference_service.importers.monai.operations import (
     BINARY,
+    CLASS,
     COMPARISONS,
     FUNCTIONS,
     UNARY,
@@ -35,14 +36,21 @@ _MAX_STEPS = 5_000
 REFERENCE = re.compile(r"@(?:#|::)*\w*(?:(?:#|::)\w+)*")
 _PLACEHOLDER = "_reference_"
 Resolve: TypeAlias = Callable[[str], Value]
+Construct: TypeAlias = Callable[[str, Mapping[str, Value]], Value]
 
 
-def evaluate(text: str, resolve: Resolve) -> Value:
+def _refuse_to_construct(name: str, _arguments: Mapping[str, Value]) -> Value:
+    raise Refused(f"the function {name} is not interpreted here")
+
+
+def evaluate(text: str, resolve: Resolve, construct: Construct = _refuse_to_construct) -> Value:
     """Evaluates an expression.
 
     Args:
         text: The expression, without the leading `$`.
         resolve: Returns the value of a reference, which it gets as it is written, such as `@a#b`.
+        construct: Returns what stands for a call of a class of MONAI, by its name and named arguments; nothing is
+            called.
 
     Raises:
         Refused: The expression is invalid, or uses what is not interpreted here.
@@ -62,7 +70,7 @@ def evaluate(text: str, resolve: Resolve) -> Value:
         tree = ast.parse(REFERENCE.sub(name_reference, text).strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Refused(f"{_shortened(text)} is not an expression of Python") from error
-    evaluation = _Evaluation(lambda number: resolve(references[number]))
+    evaluation = _Evaluation(lambda number: resolve(references[number]), construct)
     try:
         return evaluation.value(tree.body)
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -76,8 +84,9 @@ def _shortened(text: str) -> str:
 class _Evaluation:
     """The evaluation of one expression, within limits on its steps and on the size of its values."""
 
-    def __init__(self, reference: Callable[[int], Value]) -> None:
+    def __init__(self, reference: Callable[[int], Value], construct: Construct) -> None:
         self._reference = reference
+        self._construct = construct
         self._names: dict[str, Value] = {}
         self._steps = 0
 
@@ -125,6 +134,8 @@ class _Evaluation:
         dotted = _dotted(node.func)
         if dotted is not None and dotted in FUNCTIONS:
             return FUNCTIONS[dotted](*arguments, **keywords)
+        if dotted is not None and CLASS.fullmatch(dotted) and not arguments:
+            return self._construct(dotted, keywords)
         if isinstance(node.func, ast.Attribute) and (dotted is None or dotted.split(".")[0] in self._names):
             return call_method(self.value(node.func.value), node.func.attr, arguments, keywords)
         raise Refused(f"the function {_shortened(ast.unparse(node.func))} is not interpreted here")

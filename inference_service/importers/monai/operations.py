@@ -6,6 +6,7 @@ import operator
 import posixpath
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 from inference_service.importers.monai.values import (
@@ -16,8 +17,8 @@ from inference_service.importers.monai.values import (
     Refused,
     Symbol,
     Value,
+    calculate,
     items,
-    plain,
     scalar,
 )
 
@@ -31,7 +32,8 @@ _CONSTANTS: dict[str, Value] = {
 }
 _COMMON_KEYS = re.compile(r"(monai\.utils\.(enums\.)?)?CommonKeys\.(IMAGE|LABEL|PRED|LOSS|METADATA)")
 _DTYPE = re.compile(r"(torch|np|numpy)\.(b?float(16|32|64)|half|float|double|u?int(8|16|32|64)|long|bool_?)")
-_CLASS = re.compile(r"monai(\.\w+)+")
+CLASS = re.compile(r"monai(\.\w+)+")
+"""A name of MONAI's."""
 _TYPES = {"int", "float", "str", "bool"}
 
 
@@ -41,7 +43,7 @@ def named(name: str) -> Value:
         return _CONSTANTS[name]
     if _COMMON_KEYS.fullmatch(name):
         return name.rpartition(".")[2].lower()
-    if _DTYPE.fullmatch(name) or _CLASS.fullmatch(name) or name in _TYPES:
+    if _DTYPE.fullmatch(name) or CLASS.fullmatch(name) or name in _TYPES:
         return Symbol(name)
     raise Refused(f"the name {name} is not interpreted here")
 
@@ -53,10 +55,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _arithmetic(operation: Callable[..., Value]) -> Callable[[Value, Value], Value]:
-    def apply(left: Value, right: Value) -> Value:
-        return operation(plain(left), plain(right))
-
-    return apply
+    return partial(calculate, operation)
 
 
 def _multiply(left: Value, right: Value) -> Value:
@@ -190,6 +189,8 @@ def call_method(value: Value, name: str, arguments: list[Value], keywords: Mappi
     elif isinstance(value, Mapping) and name in _MAPPING_METHODS and not keywords:
         found = getattr(value, name)(*arguments)
         return found if name == "get" else [list(item) if isinstance(item, tuple) else item for item in found]
+    elif isinstance(value, Array) and name == "tolist":
+        return value.listed()
     elif isinstance(value, list | tuple) and name in _LIST_METHODS and not keywords:
         return cast("Value", getattr(value, name)(*arguments))
     raise Refused(f"the method {name} is not interpreted here")

@@ -2,9 +2,9 @@
 
 import ast
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 MAX_ITEMS = 5_000
 """Upper limit of the values in the value of an expression, and of the characters of its text."""
@@ -26,12 +26,16 @@ class Symbol:
 
 
 class Array(list[Value]):
-    """An array of NumPy or PyTorch: a list whose arithmetic is not that of lists, and is refused."""
+    """An array of NumPy or PyTorch: a list whose arithmetic is that of its numbers."""
 
     @classmethod
     def of(cls, values: Value) -> "Array":
         """Makes an array, of arrays where the values are lists."""
         return cls(cls.of(each) if isinstance(each, list | tuple) else each for each in items(values))
+
+    def listed(self) -> list[Value]:
+        """Returns the array as a list, of lists where it has further axes."""
+        return [each.listed() if isinstance(each, Array) else each for each in self]
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,41 @@ def count_nodes(value: Value, limit: int) -> int:
     return count
 
 
-def plain(value: Value) -> Value:
-    """Returns a plain value; refuses arrays, components, symbols and functions."""
-    if isinstance(value, Array):
-        raise Refused("an array is not calculated with here")
+def calculate(operation: Callable[[Any, Any], Value], left: Value, right: Value) -> Value:
+    """Calculates with two values, of which an array counts number by number.
+
+    Raises:
+        Refused: They are not plain, or are arrays of different shapes.
+    """
+    if not isinstance(left, Array) and not isinstance(right, Array):
+        return operation(_plain(left), _plain(right))
+    first, second = (Array.of(each) if isinstance(each, list | tuple) else each for each in (left, right))
+    if isinstance(first, Array) and isinstance(second, Array):
+        return _by_pairs(operation, first, second)
+    return _by_numbers(operation, first, second)
+
+
+def _by_pairs(operation: Callable[[Any, Any], Value], left: Value, right: Value) -> Value:
+    if isinstance(left, Array) and isinstance(right, Array) and len(left) == len(right):
+        return Array(_by_pairs(operation, first, second) for first, second in zip(left, right, strict=True))
+    if isinstance(left, Array) or isinstance(right, Array):
+        raise Refused("arrays of different shapes are not calculated with here")
+    return _by_numbers(operation, left, right)
+
+
+def _by_numbers(operation: Callable[[Any, Any], Value], left: Value, right: Value) -> Value:
+    """Calculates with two numbers, or an array and a number."""
+    if isinstance(left, Array):
+        return Array(_by_numbers(operation, each, right) for each in left)
+    if isinstance(right, Array):
+        return Array(_by_numbers(operation, left, each) for each in right)
+    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in (left, right)):
+        raise Refused("an array is calculated with only as numbers here")
+    return bounded(operation(left, right))
+
+
+def _plain(value: Value) -> Value:
+    """Returns a plain value; refuses components, symbols and functions."""
     if isinstance(value, str | int | float | list | tuple | Mapping) or value is None:
         return value
     raise Refused("only numbers, text, lists and dictionaries are calculated with here")

@@ -98,6 +98,14 @@ def test_the_line_of_yaml_is_found_too() -> None:
     assert [find_line(content, parts) for parts in (["a"], ["b", "1", "c"], ["b", "9"], ["z"])] == [1, 4, 2, None]
 
 
+def test_keys_of_yaml_may_be_numbers() -> None:
+    content = b"names:\n  0: background\n  1: liver\nfirst: '@names#1'\nnet: {_target_: UNet, 1: 2}\n"
+    items = BundleConfig(content, "inference.yaml")
+    assert items.resolve("first") == "liver"
+    with pytest.raises(ModelInvalid, match=r"line 5, net: .*must be text"):
+        items.resolve("net")
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
@@ -117,8 +125,13 @@ def test_the_line_of_yaml_is_found_too() -> None:
             "x.yaml",
         ),
         (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "x.json"),
+        (b"a: " + b"[" * 200_000 + b"]" * 200_000, "x.yaml"),
+        (b"a: " + b"{a: " * 100_000 + b"1" + b"}" * 100_000, "x.yaml"),
     ],
-    ids=["json", "list", "yaml", "yaml-object", "deep", "encoding", "yaml-aliases", "yaml-merges", "deep-list"],
+    ids=[
+        *("json", "list", "yaml", "yaml-object", "deep", "encoding", "yaml-aliases", "yaml-merges", "deep-list"),
+        *("yaml-deep-list", "yaml-deep-object"),
+    ],
 )
 def test_a_damaged_or_hostile_config_is_refused(content: bytes, name: str) -> None:
     with pytest.raises(ModelInvalid, match="x"):

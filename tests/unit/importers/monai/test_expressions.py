@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 
 import pytest
 
@@ -53,6 +54,11 @@ def value(text: str) -> Value:
         ("np.pi", math.pi),
         ("list(np.array([1, 2])) * 2", [1, 2, 1, 2]),
         ("np.array([[1, 2], [3, 4]])[1][0]", 3),
+        ("np.array([96, 64]) // 2 + [1, 2]", [49, 34]),
+        ("list(0.5 * np.array([1, 2]) - np.array([1, 1]))", [-0.5, 0.0]),
+        ("(np.array([[1, 2], [3, 4]]) * 2).tolist()", [[2, 4], [6, 8]]),
+        ("np.array([[1, 2], [3, 4]]) + np.array([[1, 1], [1, 1]])", [[2, 3], [4, 5]]),
+        ("torch.tensor([1, 2, 3])[:2] + [1, 1]", [2, 3]),
         ("round(2.567, 1)", 2.6),
         ("@network.to(torch.device('cpu')).eval() is @network", True),
     ],
@@ -95,9 +101,10 @@ def test_a_lambda_is_kept_and_not_called() -> None:
         ("1 / 0", "division by zero"),
         ("@size[9]", "list index"),
         ("1 << 200", "operator"),
-        ("np.array([1.5, 1.5, 1.5]) * 2", "an array"),
-        ("[each * 2 for each in np.array([[1, 2], [3, 4]])]", "an array"),
-        ("torch.tensor([1, 2, 3])[:2] + [1]", "an array"),
+        ("np.array([[1, 2], [3, 4]]) * np.array([1, 2])", "different shapes"),
+        ("torch.tensor([1, 2, 3])[:2] + [1]", "different shapes"),
+        ("np.array([True]) + 1", "as numbers"),
+        ("np.array(['a']) + 'b'", "as numbers"),
         ("np.array([1]) == np.array([1])", "an array"),
     ],
 )
@@ -112,6 +119,7 @@ def test_other_python_is_refused_by_name(text: str, named: str) -> None:
     [
         "9 ** 9 ** 9",
         "2 ** 64",
+        "((np.array([9]) ** 9) ** 9) ** 9",
         "[0] * 10 ** 9",
         "'a' * 10 ** 9",
         "round(5, -10 ** 9)",
@@ -134,6 +142,20 @@ def test_values_that_double_by_reference_are_bounded() -> None:
         nested = [nested, nested]
     with pytest.raises(Refused, match="items"):
         evaluate("[@a]", lambda _reference: nested)
+
+
+def test_a_call_of_a_class_of_monai_is_told_and_not_made() -> None:
+    seen: list[object] = []
+    network = object()
+
+    def construct(name: str, arguments: Mapping[str, Value]) -> Value:
+        seen.extend((name, arguments))
+        return network
+
+    assert evaluate("monai.networks.nets.UNet(channels=[4] * @n).to('cpu')", lambda _: 2, construct) is network
+    assert seen == ["monai.networks.nets.UNet", {"channels": [4, 4]}]
+    with pytest.raises(Refused, match=r"monai\.networks\.nets\.UNet"):
+        value("monai.networks.nets.UNet(channels=[4])")
 
 
 def test_a_reference_is_passed_on_as_it_is_written() -> None:
