@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monai
 import numpy as np
 import pytest
 import torch
-from importers.networks import CONFIG, write_bundle
+from importers.networks import CONFIG, METADATA, make_unet, write_bundle
 from monai.bundle import ConfigParser
 
 from inference_service.contract.part import NETWORK_FILE, Part
@@ -202,6 +204,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
             INVERT,
         ],
     },
+    "one bound": {
+        "preprocessing": [
+            *LOAD,
+            on_image("Spacingd", pixdim=[2.1, 1.9, 2.3]),
+            on_image("ScaleIntensityRanged", a_min=-200, a_max=300, b_min=0.3, b_max=None, clip=True),
+        ],
+        "postprocessing": [
+            on_mask("Activationsd", sigmoid=True),
+            on_mask("AsDiscreted", argmax=True),
+            on_mask("KeepLargestConnectedComponentd", applied_labels=1),
+            INVERT,
+        ],
+    },
     "planes": {
         "preprocessing": [on_image("LoadImaged"), on_image("AddChanneld"), on_image("ScaleIntensityd")],
         "network_def": CONFIG["network_def"] | {"spatial_dims": 2},
@@ -224,6 +239,21 @@ def test_further_transforms_are_those_of_monai(name: str, small_scan: Make, run_
     network = UNet(**arguments).eval()
     source = write_bundle(tmp_path / "bundle", {"model": network.state_dict()}, config)
     check_parity(run_import(source), [small_scan((52, 56, 60))], tmp_path)
+
+
+def test_arguments_of_a_network_have_the_names_of_this_version(run_import: Import, tmp_path: Path) -> None:
+    network = {name: value for name, value in CONFIG["network_def"].items() if name != "spatial_dims"}
+    older = CONFIG | {"network_def": network | {"dimensions": 3}}
+    source = write_bundle(tmp_path / "bundle", {"model": make_unet().state_dict()}, older)
+    assert run_import(source).manifest.window == (16, 16, 16)
+
+
+def test_an_error_of_a_network_names_the_versions_of_monai(run_import: Import, tmp_path: Path) -> None:
+    config = CONFIG | {"network_def": CONFIG["network_def"] | {"halves": True}}
+    source = write_bundle(tmp_path / "bundle", {"model": make_unet().state_dict()}, config)
+    (source / "configs" / "metadata.json").write_text(json.dumps(METADATA | {"monai_version": "0.8.1"}))
+    with pytest.raises(ModelInvalid, match=rf"halves.*MONAI 0\.8\.1, and this is {re.escape(monai.__version__)}"):
+        run_import(source)
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from inference_service.importers.monai.network import ARGUMENTS, CHECKPOINT_FILE
 from inference_service.importers.source_files import forbidden_in_torchscript, is_torchscript
 
 Arguments = Mapping[str, object]
-# Arguments of older versions of MONAI that no longer have an effect.
+# Arguments of older versions of MONAI that no longer have an effect, and those that have another name today.
 _OBSOLETE = {"SwinUNETR": {"img_size"}}
+_RENAMED = {"dimensions": "spatial_dims", "pos_embed": "proj_type"}
 # Operators of TorchScript that reach beyond their tensors.
 _FORBIDDEN = ("aten::save", "aten::from_file", "prim::PythonOp")
 
@@ -63,7 +64,8 @@ def monai_network(arguments: Arguments) -> torch.nn.Module:
 
     Args:
         arguments: `network`, a class of monai.networks.nets; `arguments`, its own; `checkpoint`, a path; and `entry`,
-            the name of the weights in it; or a TorchScript file in its place.
+            the name of the weights in it; or a TorchScript file in its place. `made_with`, the version of MONAI that
+            the bundle states, if it does.
     """
     name = str(arguments["network"])
     given = arguments["arguments"]
@@ -75,13 +77,18 @@ def monai_network(arguments: Arguments) -> torch.nn.Module:
     if kind is None:
         raise ModelInvalid(f"this version of MONAI has no network {name}")
     chosen = {key: _argument(value) for key, value in given.items() if key not in _OBSOLETE.get(name, ())}
-    if "pretrained" in inspect.signature(kind.__init__).parameters:
+    known = inspect.signature(kind.__init__).parameters
+    for old, new in _RENAMED.items():
+        if old in chosen and old not in known and new in known:
+            chosen[new] = chosen.pop(old)
+    if "pretrained" in known:
         # All weights come from the checkpoint, none from the network.
         chosen["pretrained"] = False
     try:
         network = kind(**chosen)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise ModelInvalid(f"MONAI cannot make the network {name}: {str(error)[:300]}") from error
+        reason = f"MONAI cannot make the network {name}: {str(error)[:300]}"
+        raise ModelInvalid(f"{reason}{_versions(arguments)}") from error
     path = Path(str(arguments["checkpoint"]))
     if is_torchscript(path):
         # The exporter does not take all that torch.jit.script makes, and its weights have the same names.
@@ -90,6 +97,14 @@ def monai_network(arguments: Arguments) -> torch.nn.Module:
         weights = find_weights(load_checkpoint(path), str(arguments["entry"]), path.name)
     put_weights(network, weights, path.name)
     return network
+
+
+def _versions(arguments: Arguments) -> str:
+    """The end of an error of a network that this version of MONAI may be too new for."""
+    from monai import __version__
+
+    made_with = arguments.get("made_with")
+    return f". The bundle is made for MONAI {made_with}, and this is {__version__}" if made_with else ""
 
 
 def _argument(value: object) -> object:
@@ -121,7 +136,7 @@ def bundle_network(arguments: Arguments) -> torch.nn.Module:
 
     Args:
         arguments: `folder`, that of the bundle; `module` and `class`; `arguments`, its own; `checkpoint`, a path; and
-            `entry`, the name of the weights in it.
+            `entry`, the name of the weights in it. `made_with`, as for a network of MONAI.
     """
     sys.path.insert(0, str(arguments["folder"]))
     name = f"{arguments['module']}.{arguments['class']}"
@@ -129,11 +144,15 @@ def bundle_network(arguments: Arguments) -> torch.nn.Module:
     try:
         network = getattr(importlib.import_module(str(arguments["module"])), str(arguments["class"]))(**given)
     except ModuleNotFoundError as error:
-        raise ModelInvalid(f"the bundle's own {name} needs the package {error.name}, which is not installed") from error
+        raise ModelInvalid(
+            f"the bundle's own {name} needs the package {error.name}, which is not installed: pip install it beside "
+            "this service"
+        ) from error
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        raise ModelInvalid(f"the bundle's own {name} fails: {type(error).__name__}: {str(error)[:300]}") from error
+        reason = f"the bundle's own {name} fails: {type(error).__name__}: {str(error)[:300]}"
+        raise ModelInvalid(f"{reason}{_versions(arguments)}") from error
     if not isinstance(network, torch.nn.Module):
         raise ModelInvalid(f"the bundle's own {name} is no network of PyTorch")
     path = Path(str(arguments["checkpoint"]))

@@ -6,7 +6,9 @@ from inference_service.core.errors import InputNotFound
 from inference_service.importers.monai.bundle_config import BundleConfig
 from inference_service.importers.monai.bundle_model import KIND, Bundle, BundleModel
 from inference_service.importers.monai.config_file import MAX_CONFIG_BYTES, parse_config, read_config
+from inference_service.importers.monai.inference import check_dimensions
 from inference_service.importers.monai.labels import METADATA_FILE
+from inference_service.importers.monai.network import check_code, dimensions, find_network, has_known_network
 from inference_service.importers.monai.postprocessing import map_postprocessing
 from inference_service.importers.monai.preprocessing import map_preprocessing
 from inference_service.importers.monai.workflow import Workflow
@@ -34,6 +36,11 @@ class MonaiBundle:
         # Wherever the bundle expects to lie, its files are those of the source.
         bundle.config.items["bundle_root"] = "."
         workflow = Workflow.of(bundle.config)
+        # A TorchScript file may hold a network that the config cannot make.
+        itself = source.is_file() and not has_known_network(bundle.config)
+        network = None if itself else find_network(bundle.config)
+        if network is not None:
+            check_dimensions(workflow.inferer, dimensions(network))
         preparation = map_preprocessing(workflow.preprocessing)
         decision = map_postprocessing(
             workflow.postprocessing,
@@ -42,7 +49,10 @@ class MonaiBundle:
             [each for each in (*preparation.images, preparation.joined) if each is not None],
             labels_given=options.labels is not None,
         )
-        return BundleModel(bundle, options, workflow, preparation, decision).imported()
+        # Asked last: where another part is refused, the option does not help.
+        if network is not None and not options.allow_code:
+            check_code(network)
+        return BundleModel(bundle, options, workflow, network, preparation, decision).imported()
 
 
 def _open(source: Path, options: ImportOptions) -> Bundle:

@@ -21,8 +21,6 @@ from inference_service.importers.monai.network import (
     code_module,
     dimensions,
     find_checkpoint,
-    find_network,
-    has_known_network,
     least_multiple,
     network_arguments,
 )
@@ -75,6 +73,7 @@ class BundleModel:
         bundle: Bundle,
         options: ImportOptions,
         workflow: Workflow,
+        network: Component | None,
         preparation: Preparation,
         decision: Decision,
     ) -> None:
@@ -85,13 +84,10 @@ class BundleModel:
         self._decision = decision
         self._workflow = workflow
         self._first = workflow.preprocessing[0]
-        # A TorchScript file may hold a network that the config cannot make.
-        itself = bundle.source.is_file() and not has_known_network(bundle.config)
-        self._network = None if itself else find_network(bundle.config, allow_code=options.allow_code)
+        self._network = network
         self._dimensions = 3 if self._network is None else dimensions(self._network)
         counts: tuple[int | None, int | None] = (None, None)
-        if self._network is not None:
-            network = self._network
+        if network is not None:
             counts = channel_count(network, "in_channels"), channel_count(network, "out_channels", "num_classes")
         self._inputs, self._outputs = check_counts(
             bundle.metadata, inputs=counts[0], outputs=counts[1], labels_given=options.labels is not None
@@ -100,7 +96,7 @@ class BundleModel:
     def imported(self) -> ImportedModel:
         """Returns the model."""
         inferer = self._workflow.inferer
-        windows = map_inferer(inferer, self._preparation.padding, self._dimensions)
+        windows = map_inferer(inferer, self._preparation.padding)
         names = channel_names(self._bundle.metadata, self._inputs)
         prepared = self._preparation.fields(names, self._first)
         decided = self._decision.fields(self._outputs)
@@ -154,17 +150,18 @@ class BundleModel:
         return None
 
     def _steps(self, labels: Mapping[str, object]) -> list[dict[str, object]]:
-        values = [label["value"] for label in _objects(labels["labels"]) if label["value"] != 0]
+        if self._outputs > 1 and self._decision.on_channels is not None:
+            self._decision.on_channels.refuse(
+                "it looks at channels that may overlap, and a manifest's postprocessing at labels that do not"
+            )
+        # The labels of one channel are 0 and 1.
+        first = 1 if self._outputs == 1 else 0
+        named = {first + int(str(output["channel"])): output["value"] for output in _objects(labels["outputs"])}
         steps = []
-        renamed = bool(self._decision.values)
-        given = {output["channel"]: output["value"] for output in _objects(labels["outputs"])} if self._given else {}
         for step in self._decision.steps:
             applied = step["labels"]
-            # After MapLabelValued, a step names the values of the mask, not channels.
-            channels = [] if renamed else _integers(applied)
-            named = [given.get(each, self._decision.value(each)) for each in channels] or _integers(applied)
-            wanted = values if applied is None else [each for each in named if each is not None]
-            steps.append({**step, "labels": [each for each in wanted if each != 0]})
+            chosen = {named.get(channel) for channel in (named if applied is None else _integers(applied))}
+            steps.append({**step, "labels": sorted(each for each in chosen if isinstance(each, int) and each != 0)})
         return [step for step in steps if step["labels"]]
 
     def _recipe(self, windows: Mapping[str, object]) -> NetworkRecipe:
@@ -195,7 +192,8 @@ class BundleModel:
                 "download it first"
             )
         arguments = self._with_files(network_arguments(self._network))
-        built = {"arguments": arguments, "checkpoint": str(checkpoint), "entry": name}
+        made_with = _text(self._bundle.metadata, "monai_version")
+        built = {"arguments": arguments, "checkpoint": str(checkpoint), "entry": name, "made_with": made_with}
         if not self._runs_code:
             return {"network": self._network.class_name, **built}
         module = code_module(self._network, self._config)
@@ -245,7 +243,7 @@ class BundleModel:
         ]
 
     def _assumed(self, stated_modality: str) -> list[str]:
-        notes = [*self._preparation.notes, *self._decision.notes]
+        notes = [*self._workflow.notes, *self._preparation.notes, *self._decision.notes]
         if stated_modality == "other":
             notes.append("The modality is `other`: metadata.json does not say it, or says another one.")
         for module in [] if self._runs_code else _own_modules(self._config):

@@ -9,6 +9,8 @@ from inference_service.core.errors import ModelInvalid
 from inference_service.importers.monai.values import Symbol, Value
 
 _GREATEST = float_info.max
+COPY = "If MONAI has a transform that does the same, name a copy of the config with it by --config"
+"""The way out where a transform cannot be mapped."""
 Fail = Callable[[str, str], ModelInvalid]
 """Makes the error for the key of a value and the reason; the message names the config, its key and the line."""
 

@@ -18,13 +18,28 @@ _IGNORED = (
 _USUAL_SIGMA = 0.125
 
 
-def map_inferer(inferer: Component, padding: Padding | None, dimensions: int) -> dict[str, object]:
-    """Maps an inferer, and a padding before it, to the fields of a manifest.
+def check_dimensions(inferer: Component, dimensions: int) -> None:
+    """Refuses an inferer that gives the network no volumes, or planes of them.
 
     Args:
         inferer: The inferer.
-        padding: The padding of the preprocessing; None: none.
         dimensions: Spatial dimensions of the network.
+    """
+    if inferer.name == "SliceInferer" and dimensions != _PLANES:
+        inferer.refuse(f"expected a network for planes, got one with {dimensions} spatial dimensions")
+    if inferer.name != "SliceInferer" and dimensions != _VOLUMES:
+        inferer.refuse(
+            f"the network takes images of {dimensions} dimensions, and this service segments volumes. For a volume's "
+            "planes, name a copy of the config with a SliceInferer by --config"
+        )
+
+
+def map_inferer(inferer: Component, padding: Padding | None) -> dict[str, object]:
+    """Maps an inferer, and a padding before it, to the fields of a manifest.
+
+    Args:
+        inferer: The inferer; see `check_dimensions`.
+        padding: The padding of the preprocessing; None: none.
 
     Raises:
         ModelInvalid: The inferer has no counterpart in a manifest.
@@ -32,12 +47,10 @@ def map_inferer(inferer: Component, padding: Padding | None, dimensions: int) ->
     if not inferer.is_monai:
         inferer.refuse(f"{inferer.target} is Python of the bundle's own, which is not run")
     if inferer.name == "SimpleInferer":
-        return _whole_image(inferer, padding, dimensions)
+        return _whole_image(inferer, padding)
     if inferer.name == "SliceInferer":
-        window = _planes(inferer, dimensions)
+        window = _planes(inferer)
     elif inferer.name in _SLIDING:
-        if dimensions != _VOLUMES:
-            inferer.refuse(f"the network takes images of {dimensions} dimensions, not volumes")
         window = _sizes(inferer, _VOLUMES)
     else:
         inferer.refuse("this inferer cannot be mapped to a manifest")
@@ -57,9 +70,7 @@ def map_inferer(inferer: Component, padding: Padding | None, dimensions: int) ->
     return fields
 
 
-def _whole_image(inferer: Component, padding: Padding | None, dimensions: int) -> dict[str, object]:
-    if dimensions != _VOLUMES:
-        inferer.refuse(f"the network takes images of {dimensions} dimensions, not volumes")
+def _whole_image(inferer: Component, padding: Padding | None) -> dict[str, object]:
     fields: dict[str, object] = {"window": (None, None, None), "overlap": 0.0, "blending": "constant"}
     if padding is None:
         return fields
@@ -95,12 +106,10 @@ def _sizes(inferer: Component, dimensions: int) -> tuple[int | None, ...]:
     return tuple(sizes)
 
 
-def _planes(inferer: Component, dimensions: int) -> tuple[int | None, ...]:
+def _planes(inferer: Component) -> tuple[int | None, ...]:
     axis = inferer.whole("spatial_dim", 0)
     if not 0 <= axis < _VOLUMES:
         inferer.refuse(f"expected 0, 1 or 2, got {axis}", "spatial_dim")
-    if dimensions != _PLANES:
-        inferer.refuse(f"expected a network for planes, got one with {dimensions} spatial dimensions")
     sizes = list(_sizes(inferer, _PLANES))
     sizes.insert(axis, 1)
     return tuple(sizes)

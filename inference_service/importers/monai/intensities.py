@@ -1,6 +1,7 @@
 """Maps MONAI's transforms of intensities to those of a manifest."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from inference_service.contract.intensity import (
@@ -50,38 +51,53 @@ def _scale_range(component: Component) -> ChannelSteps:
     low, high = component.number("a_min"), component.number("a_max")
     if low >= high:
         component.refuse(f"a_min {low:g} is not below a_max {high:g}")
-    clip = component.flag("clip")
     target = _target(component)
-    if target is None:
-        return [(FixedRangeIntensity(kind="fixed_range", input=(low, high), clip=False),)]
-    bounds, flip = target
-    return [(FixedRangeIntensity(kind="fixed_range", input=(low, high), output=bounds, clip=clip), *flip)]
+    step = FixedRangeIntensity(kind="fixed_range", input=(low, high), output=target.range, clip=target.clip)
+    return [(step, *target.then)]
 
 
 def _scale_percentiles(component: Component) -> ChannelSteps:
     percentiles = (component.number("lower"), component.number("upper"))
     relative = component.flag("relative")
-    clip = component.flag("clip")
     statistics = _statistics(component)
-    bounds, flip = _target(component) or ((0.0, 1.0), ())
+    target = _target(component)
+    low, high = target.range
     if relative:
         # The percentiles become values as far into the range as they are into the values.
-        low, high = bounds
-        bounds = (low + (high - low) * percentiles[0] / 100, low + (high - low) * percentiles[1] / 100)
-    fields = {"percentiles": percentiles, "output": bounds, "clip": clip, **statistics}
-    return [(PercentilesIntensity.model_validate({"kind": "percentiles", **fields}), *flip)]
+        low, high = (low + (high - low) * percentile / 100 for percentile in percentiles)
+    fields = {"percentiles": percentiles, "output": (low, high), "clip": target.clip, **statistics}
+    return [(PercentilesIntensity.model_validate({"kind": "percentiles", **fields}), *target.then)]
 
 
-def _target(component: Component) -> tuple[tuple[float, float], Steps] | None:
-    """The range b_min to b_max, ascending, and the step that turns it round; None where the values are not scaled."""
+@dataclass(frozen=True)
+class _Target:
+    """The range that values are scaled to.
+
+    Attributes:
+        range: Ascending.
+        clip: Whether values are clipped to it.
+        then: Steps that follow.
+    """
+
+    range: tuple[float, float]
+    clip: bool
+    then: Steps = ()
+
+
+def _target(component: Component) -> _Target:
+    """The range b_min to b_max, or 0 to 1 where one of them is missing: then the other one only clips."""
     low, high = component.optional_number("b_min"), component.optional_number("b_max")
+    clip = component.flag("clip")
     if low is None or high is None:
-        return None
+        if clip and low == high:
+            component.refuse("neither b_min nor b_max says where values are clipped", "clip")
+        bounds = (_LEAST if low is None else low, _GREATEST if high is None else high)
+        return _Target((0.0, 1.0), False, (ClipIntensity(kind="clip", range=bounds),) if clip else ())
     if low == high:
         component.refuse(f"b_min equals b_max, {low:g}")
     if low < high:
-        return (low, high), ()
-    return (high, low), (LinearIntensity(kind="linear", scale=-1.0, offset=low + high),)
+        return _Target((low, high), clip)
+    return _Target((high, low), clip, (LinearIntensity(kind="linear", scale=-1.0, offset=low + high),))
 
 
 def _scale(component: Component) -> ChannelSteps:

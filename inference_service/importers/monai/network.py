@@ -5,6 +5,7 @@ from math import prod
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
+from inference_service.core.errors import ModelInvalid
 from inference_service.importers.monai.bundle_config import BundleConfig
 from inference_service.importers.monai.component import Component
 from inference_service.importers.monai.values import FromCheckpoint, Symbol, Value
@@ -53,39 +54,50 @@ _MULTIPLES = {
 }
 DEFAULT_CHECKPOINT = PurePosixPath("models/model.pt")
 _VOLUMES = 3
+_PLANES = 2
+# Networks for planes, unless they are told otherwise.
+_PLANAR = {"FlexibleUNet"}
 
 
-def find_network(config: BundleConfig, *, allow_code: bool = False) -> Component:
-    """Returns the network of a config.
-
-    Args:
-        config: The config.
-        allow_code: Whether a class of the bundle's own is accepted.
+def find_network(config: BundleConfig) -> Component:
+    """Returns the network of a config: a class of MONAI that segments, or one of the bundle's own.
 
     Raises:
-        ModelInvalid: There is none, or its class is not a known one.
+        ModelInvalid: There is none, or it is another class of MONAI.
     """
     network = _find_network(config)
-    if not network.is_monai:
-        if not allow_code:
-            network.refuse(
-                f"{network.target} is Python of the bundle's own, which is not run. With --allow-code the network is "
-                "built by it, in a process of its own"
-            )
-        return network
-    if network.class_name not in NETWORKS:
-        network.refuse(f"a network of this class is not imported; known ones: {', '.join(sorted(NETWORKS))}")
+    if network.is_monai and network.class_name not in NETWORKS:
+        network.refuse(
+            "a network of this class is not imported. These segment volumes, and are: " + ", ".join(sorted(NETWORKS))
+        )
     return network
+
+
+def check_code(network: Component) -> None:
+    """Refuses a network that is made by Python of the bundle's own."""
+    if not network.is_monai:
+        network.refuse(
+            f"{network.target} is Python of the bundle's own, which is not run. With --allow-code the network is "
+            "built by it, in a process of its own"
+        )
 
 
 def _find_network(config: BundleConfig) -> Component:
-    for key in ("network_def", "network"):
-        if key in config:
-            return config.component(key)
-    network = config.component("evaluator").take("network") if "evaluator" in config else None
-    if not isinstance(network, Component):
+    """The network of the evaluator, or the item with a usual name."""
+    evaluator = config.resolve("evaluator")
+    usual = next((key for key in ("network_def", "network") if key in config), None)
+    try:
+        network = evaluator.take("network") if isinstance(evaluator, Component) else None
+    except ModelInvalid:
+        # Python that changes how the network runs, such as torch.compile, says nothing about its class.
+        if usual is None:
+            raise
+        network = None
+    if isinstance(network, Component):
+        return network
+    if usual is None:
         raise config.error("network_def", "there is no network")
-    return network
+    return config.component(usual)
 
 
 def code_module(network: Component, config: BundleConfig) -> str:
@@ -144,7 +156,7 @@ def dimensions(network: Component) -> int:
     for argument in ("spatial_dims", "dimensions"):
         if network.take(argument) is not None:
             return network.whole(argument)
-    return _VOLUMES
+    return _PLANES if network.class_name in _PLANAR else _VOLUMES
 
 
 def channel_count(network: Component, *arguments: str) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import exp, prod
 from typing import Literal
 
-from inference_service.importers.monai.component import Component
+from inference_service.importers.monai.component import COPY, Component
 from inference_service.importers.monai.spatial import Grid
 from inference_service.importers.monai.values import Function
 
@@ -42,9 +42,11 @@ class Decision:
         inverted: Interpolation back to the scan's grid; None: not yet.
         inverted_before_decision: Whether that came first.
         inverted_probabilities: Whether probabilities went back, not logits.
-        values: The label that each label becomes, where it becomes another.
-        kept: The labels that are kept; None: all.
-        steps: Steps of a manifest's postprocessing, with None for the labels of all channels.
+        values: The label that each channel becomes, where it becomes another.
+        kept: The channels that are kept; None: all.
+        renamed: The label of each channel where a later transform sees it, also if labels are given apart.
+        steps: Steps of a manifest's postprocessing, with channels for labels, or None for those of all channels.
+        on_channels: The first step on channels of a threshold, of which several may overlap; None: there is none.
         notes: What is assumed.
         skipped: Components of Python that were left out because labels are given.
         used: The transforms that the network's output goes through.
@@ -59,7 +61,9 @@ class Decision:
     inverted_probabilities: bool = False
     values: dict[int, int] = field(default_factory=dict)
     kept: list[int] | None = None
+    renamed: dict[int, int] = field(default_factory=dict)
     steps: list[dict[str, object]] = field(default_factory=list)
+    on_channels: Component | None = None
     notes: list[str] = field(default_factory=list)
     skipped: list[Component] = field(default_factory=list)
     used: list[Component] = field(default_factory=list)
@@ -74,9 +78,19 @@ class Decision:
         before = self.inverted_before_decision and self.inverted == "linear"
         return {
             "activation": self.final_activation,
-            "interpolate": "probabilities" if before and self.inverted_probabilities else "logits",
+            "interpolate": "probabilities" if self.interpolates_probabilities else "logits",
             "logits_interpolation": "linear" if before else "nearest",
         }
+
+    @property
+    def resampled(self) -> bool:
+        """True if scans are resampled to the network's grid."""
+        return self.grid is not None and self.grid.resamples
+
+    @property
+    def interpolates_probabilities(self) -> bool:
+        """True if probabilities go back to the scan's grid linearly before the decision."""
+        return self.inverted_before_decision and self.inverted == "linear" and self.inverted_probabilities
 
     @property
     def final_activation(self) -> Literal["softmax", "sigmoid"]:
@@ -89,6 +103,11 @@ class Decision:
         if self.activation == "sigmoid":
             return self.threshold
         return 1 / (1 + exp(-max(-30.0, min(30.0, self.threshold))))
+
+    def channels(self, labels: Sequence[int]) -> list[int]:
+        """The channels that have become one of these labels."""
+        known = dict.fromkeys(labels) | dict.fromkeys(self.renamed)
+        return [channel for channel in known if self.renamed.get(channel, channel) in labels]
 
     def value(self, channel: int) -> int:
         """The label of a channel of a softmax in the mask."""
@@ -133,15 +152,20 @@ def map_postprocessing(
                     "the bundle's own Python is not run. If it only maps labels, give these by --labels FILE"
                 )
             if decision.decided is None:
-                component.refuse("the bundle's own Python is not run, and before labels are decided it maps none")
-        if component.name in _CODE or not component.is_monai or (labels_given and component.name in _RENAMING):
+                component.refuse(
+                    f"the bundle's own Python is not run, and before labels are decided it maps none. {COPY}"
+                )
             decision.skipped.append(component)
             continue
         if component.name in _WITHOUT_EFFECT or PREDICTION_KEY not in component.texts("keys"):
             continue
+        component.choose(PREDICTION_KEY)
+        if labels_given and component.name in _RENAMING:
+            _leave_out(decision, component)
+            continue
         handler = _HANDLERS.get(component.name)
         if handler is None:
-            component.refuse("this transform cannot be mapped to a manifest")
+            component.refuse(f"this transform cannot be mapped to a manifest. {COPY}")
         if component.name == "Invertd":
             _check_inverted(component, preprocessing, images)
         handler(decision, component)
@@ -173,7 +197,15 @@ def _decide(decision: Decision, component: Component) -> None:
         decision.threshold = decision.threshold if threshold is None else threshold
         if decision.activation == "sigmoid" and not 0 < decision.threshold < 1:
             component.refuse(f"expected a threshold between 0 and 1, got {decision.threshold:g}", "threshold")
-    component.finish(("allow_missing_keys", "rounding", "dim", "keepdim", "dtype"))
+        if argmax and decision.activation == "sigmoid" and decision.resampled and decision.interpolates_probabilities:
+            component.refuse(
+                "the highest of several sigmoids that Invertd has interpolated cannot be mapped to a manifest. A copy "
+                "of the config with a softmax, or with Invertd before Activationsd, can be named by --config",
+                "argmax",
+            )
+    if component.take("dim", 0) != 0:
+        component.refuse("labels along another axis than the channels' cannot be mapped to a manifest", "dim")
+    component.finish(("allow_missing_keys", "rounding", "keepdim", "dtype"))
 
 
 def _check_inverted(component: Component, preprocessing: str, images: Collection[str]) -> None:
@@ -186,6 +218,8 @@ def _check_inverted(component: Component, preprocessing: str, images: Collection
 
 
 def _invert(decision: Decision, component: Component) -> None:
+    if decision.inverted is not None:
+        component.refuse("the prediction is inverted already")
     post = component.take("post_func")
     if post is not None and not (isinstance(post, Function) and post.source in ("lambda x: x", "lambda _: _")):
         component.refuse("the bundle's own Python is not run", "post_func")
@@ -208,22 +242,30 @@ def _invert(decision: Decision, component: Component) -> None:
         )
 
 
-def _step(decision: Decision, name: str, labels: list[int] | None, **fields: object) -> None:
+def _step(decision: Decision, component: Component, name: str, **fields: object) -> None:
     """Adds a step of the manifest's postprocessing, on the grid that the mask lies on here."""
-    resampled = decision.grid is not None and decision.grid.resamples and decision.inverted is None
-    grid = {"grid": "network"} if resampled else {}
-    decision.steps.append({"step": name, "labels": labels, **fields, **grid})
+    if decision.decided is None:
+        component.refuse("it lies before labels are decided (AsDiscreted)")
+    labels = _labels(component, "applied_labels")
+    # Python of the bundle's own is left out only where it maps labels.
+    merged = any(each.name not in _RENAMING for each in decision.skipped)
+    if merged and labels is not None:
+        component.refuse("it names labels that are made by the bundle's own Python, which is not run", "applied_labels")
+    if decision.decided == "threshold" and not merged:
+        decision.on_channels = decision.on_channels or component
+    grid = {"grid": "network"} if decision.resampled and decision.inverted is None else {}
+    channels = None if labels is None else decision.channels(labels)
+    decision.steps.append({"step": name, "labels": channels, **fields, **grid})
 
 
 def _largest(decision: Decision, component: Component) -> None:
-    labels = _labels(component, "applied_labels")
     if component.whole("num_components", 1) != 1:
         component.refuse("only the largest component can be kept", "num_components")
     together = {} if component.flag("independent", True) else {"together": True}
     component.take("is_onehot")
     connectivity = _connectivity(component, default=_FULL_CONNECTIVITY)
+    _step(decision, component, "largest_component", **connectivity, **together)
     component.finish(("allow_missing_keys",))
-    _step(decision, "largest_component", labels, **connectivity, **together)
 
 
 def _remove_small(decision: Decision, component: Component) -> None:
@@ -240,15 +282,14 @@ def _remove_small(decision: Decision, component: Component) -> None:
     component.take("pixdim")
     component.take("independent_channels")
     connectivity = _connectivity(component, default=1)
+    _step(decision, component, "remove_small", min_volume_ml=volume_ml, **connectivity)
     component.finish(("allow_missing_keys",))
-    _step(decision, "remove_small", None, min_volume_ml=volume_ml, **connectivity)
 
 
 def _fill(decision: Decision, component: Component) -> None:
-    labels = _labels(component, "applied_labels")
     connectivity = _connectivity(component, default=_FULL_CONNECTIVITY)
+    _step(decision, component, "fill_holes", **connectivity)
     component.finish(("allow_missing_keys",))
-    _step(decision, "fill_holes", labels, **connectivity)
 
 
 def _connectivity(component: Component, default: int) -> dict[str, str]:
@@ -261,13 +302,28 @@ def _connectivity(component: Component, default: int) -> dict[str, str]:
 
 
 def _map_values(decision: Decision, component: Component) -> None:
+    if decision.values or decision.steps or decision.kept is not None:
+        component.refuse("it lies after other changes of the labels")
+    decision.values = decision.renamed = _mapped_values(component)
+    component.finish(("allow_missing_keys", "dtype"))
+
+
+def _mapped_values(component: Component) -> dict[int, int]:
+    """The label that MapLabelValued makes of each label."""
     labels, targets = _labels(component, "orig_labels"), _labels(component, "target_labels")
     if labels is None or targets is None or len(labels) != len(targets):
         component.refuse("orig_labels and target_labels have different lengths")
-    if decision.values or decision.steps or decision.kept is not None:
-        component.refuse("it lies after other changes of the labels")
-    decision.values = dict(zip(labels, targets, strict=True))
-    component.finish(("allow_missing_keys", "dtype"))
+    return dict(zip(labels, targets, strict=True))
+
+
+def _leave_out(decision: Decision, component: Component) -> None:
+    """Leaves out a transform that changes labels; what follows a MapLabelValued names the new ones."""
+    decision.skipped.append(component)
+    if component.name == "MapLabelValued":
+        earlier = decision.renamed
+        mapped = _mapped_values(component)
+        labels = {channel: earlier.get(channel, channel) for channel in (*mapped, *earlier)}
+        decision.renamed = {channel: mapped.get(label, label) for channel, label in labels.items()}
 
 
 def _filter(decision: Decision, component: Component) -> None:

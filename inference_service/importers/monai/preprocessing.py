@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from inference_service.contract.intensity import Intensity, NoIntensity
-from inference_service.importers.monai.component import Component
+from inference_service.importers.monai.component import COPY, Component
 from inference_service.importers.monai.intensities import (
     ChannelSteps,
     is_affine,
@@ -192,7 +192,7 @@ def map_preprocessing(transforms: Sequence[Component]) -> Preparation:
         handler = _HANDLERS.get(component.name)
         if handler is None:
             if not _add_intensity(preparation, component, touched):
-                component.refuse("this transform cannot be mapped to a manifest")
+                component.refuse(f"this transform cannot be mapped to a manifest. {COPY}")
         else:
             if component.name in _SPATIAL and len(touched) < len(preparation.images):
                 component.refuse(f"it applies to {touched} alone, not to all channels of the network's input", "keys")
@@ -204,7 +204,7 @@ def _inputs(transforms: Sequence[Component]) -> Preparation:
     """Finds the images that become the network's input."""
     for each in transforms:
         if not each.is_monai or each.name in _CODE:
-            each.refuse(f"{each.target} is Python of the bundle's own, which is not run")
+            each.refuse(f"{each.target} is Python of the bundle's own, which is not run. {COPY}")
         if "keys" not in each.arguments and each.is_monai and not each.name.endswith("d"):
             each.refuse("only transforms of dictionaries, such as LoadImaged, are mapped")
     loaded = [key for each in transforms if each.name == "LoadImaged" for key in each.texts("keys")]
@@ -248,8 +248,10 @@ def _add_channel(_preparation: Preparation, component: Component) -> None:
 
 
 def _orient(preparation: Preparation, component: Component) -> None:
-    if preparation.box is not None:
-        component.refuse("it lies after ResizeWithPadOrCropd, whose halves would be exchanged")
+    if preparation.box is not None or preparation.padding is not None:
+        component.refuse("it lies after a padding or a box, whose halves would be exchanged")
+    if preparation.crop is not None and preparation.crop.divisor > 1:
+        component.refuse("it lies after a CropForegroundd with k_divisible, whose halves would be exchanged")
     if preparation.grid is not None and preparation.grid.size is not None:
         component.refuse("it lies after Resized, whose size is along the axes of the file")
     if preparation.grid is not None and len(set(preparation.grid.spacing_mm)) > 1:

@@ -33,6 +33,7 @@ INVERT = {
     "nearest_interp": False,
 }
 RESIZE = {"_target_": "Resized", "keys": "image", "spatial_size": [64, 48, 32], "mode": "trilinear"}
+PAD = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": 64}
 BOX = {"_target_": "ResizeWithPadOrCropd", "keys": "image", "spatial_size": 128}
 SAVE = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "$@bundle_root + '/eval'"}
 
@@ -406,6 +407,94 @@ def test_the_only_weights_are_taken_where_the_config_names_none(read: Read, tmp_
     assert any("best.pth" in note for note in model.assumed)
 
 
+EVALUATOR = {
+    "_target_": "SupervisedEvaluator",
+    "val_data_loader": {"_target_": "DataLoader", "dataset": {"_target_": "Dataset", "transform": "@prepare"}},
+    "network": "$@other_network.to(@device)",
+    "inferer": "@other_inferer",
+    "postprocessing": "@decide",
+}
+OTHERS = {
+    "device": "$torch.device('cpu')",
+    "prepare": {"_target_": "Compose", "transforms": [LOAD, FIRST, NORMALISE]},
+    "other_network": {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [2, 2]},
+    "other_inferer": {"_target_": "SlidingWindowInferer", "roi_size": 32},
+    "decide": {"_target_": "Compose", "transforms": [ARGMAX]},
+}
+
+
+def test_the_evaluator_says_which_steps_are_run(read: Read) -> None:
+    model = read(evaluator=EVALUATOR, others=OTHERS)
+    assert model.manifest["window"] == (32, 32, 32)
+    assert model.manifest["spacing_mm"] == (None, None, None)
+    assert model.manifest["interpolate"] == "logits"
+    (recipe,) = model.networks
+    assert recipe.arguments["arguments"]["channels"] == [2, 2]  # type: ignore[union-attr, index]
+    by_python = {
+        "val_data_loader": "$scripts.loader(@dataset)",
+        "network": "$torch.compile(@network_def)",
+        "postprocessing": None,
+    }
+    assert read(evaluator=EVALUATOR | by_python, others=OTHERS).manifest["spacing_mm"] == (1.5, 1.5, 2.0)
+
+
+def test_an_evaluator_without_an_inferer_takes_the_whole_image(read: Read) -> None:
+    assert read(evaluator=EVALUATOR | {"inferer": None}, others=OTHERS, inferer=None).manifest["window"] == (None,) * 3
+
+
+def test_an_evaluator_of_the_bundles_own_is_named(read: Read) -> None:
+    model = read(evaluator=EVALUATOR | {"_target_": "scripts.Evaluator"}, others=OTHERS)
+    assert any("scripts.Evaluator" in note for note in model.assumed)
+
+
+def test_an_expression_makes_components_of_monai(read: Read) -> None:
+    items = {
+        "network_def": "$monai.networks.nets.UNet(spatial_dims=3, in_channels=1, out_channels=@labels_count)",
+        "inferer": "$monai.inferers.SlidingWindowInferer(roi_size=[64, 64, 32], overlap=0.75)",
+    }
+    model = read(**items, others={"labels_count": 3})
+    assert (model.manifest["window"], model.manifest["overlap"]) == ((64, 64, 32), 0.75)
+    (recipe,) = model.networks
+    assert recipe.arguments["arguments"] == {"spatial_dims": 3, "in_channels": 1, "out_channels": 3}  # type: ignore[union-attr]
+
+
+def test_arguments_of_the_postprocessing_are_those_of_the_prediction(read: Read) -> None:
+    keys = ["label", "pred"]
+    steps = [
+        SOFTMAX,
+        INVERT | {"keys": keys, "orig_keys": ["label", "image"], "nearest_interp": [True, False]},
+        {"_target_": "AsDiscreted", "keys": keys, "argmax": [False, True], "to_onehot": 3},
+    ]
+    assert read(postprocessing=steps).manifest["interpolate"] == "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"b_max": None}, [("fixed_range", (0.0, 1.0)), ("clip", (0.25, 3.4e38))]),
+        ({"b_min": None}, [("fixed_range", (0.0, 1.0)), ("clip", (-3.4e38, 0.75))]),
+        ({"b_min": None, "b_max": None, "clip": False}, [("fixed_range", (0.0, 1.0))]),
+        ({}, [("fixed_range", (0.25, 0.75))]),
+    ],
+)
+def test_a_single_bound_clips(read: Read, arguments: dict[str, Any], steps: list[tuple[str, object]]) -> None:
+    scale = SCALE | {"b_min": 0.25, "b_max": 0.75, "clip": True} | arguments
+    manifest: Any = read(preprocessing=[LOAD, ORIENT, scale]).manifest
+    found = manifest["channels"][0]["intensity"]
+    assert [(each["kind"], each.get("output", each.get("range"))) for each in found] == steps
+    percentiles = scale | {"_target_": "ScaleIntensityRangePercentilesd", "lower": 1, "upper": 99}
+    percentiles = {key: value for key, value in percentiles.items() if key not in ("a_min", "a_max")}
+    manifest = read(preprocessing=[LOAD, ORIENT, percentiles]).manifest
+    found = manifest["channels"][0]["intensity"]
+    assert [each.get("output", each.get("range")) for each in found] == [bounds for _, bounds in steps]
+
+
+def test_the_highest_sigmoid_is_the_highest_logit_where_it_is_not_interpolated(read: Read) -> None:
+    for steps in ([SIGMOID, ARGMAX, INVERT], [INVERT, SIGMOID, ARGMAX], [SIGMOID, INVERT | NEAREST, ARGMAX]):
+        assert read(postprocessing=steps).manifest["activation"] == "softmax"
+
+
+NEAREST = {"nearest_interp": True}
 LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x[[2]] > 0, 4, 1)"}
 GIVEN = {
     "labels": [{"name": "whole tumour", "value": 2}, {"name": "core", "value": 1}, {"name": "enhancing", "value": 4}],
@@ -436,6 +525,51 @@ def test_given_labels_stand_for_all_that_maps_labels(read: Read) -> None:
         read(postprocessing=[own, ARGMAX], labels=given)
 
 
+def test_labels_after_a_renaming_that_is_left_out_are_the_new_ones(read: Read) -> None:
+    given = LabelChoice.model_validate(
+        {
+            "labels": [{"name": "liver", "value": 5}, {"name": "tumour", "value": 6}],
+            "outputs": [{"channel": 0, "value": None}, {"channel": 1, "value": 5}, {"channel": 2, "value": 6}],
+        }
+    )
+    swapped = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [1, 2], "target_labels": [2, 1]}
+    further = swapped | {"orig_labels": [2], "target_labels": [9]}
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}
+    for label, value in ((9, 5), (1, 6)):
+        steps = [INVERT, ARGMAX, swapped, further, largest | {"applied_labels": label}]
+        model = read(postprocessing=steps, labels=given)
+        assert model.manifest["postprocessing"] == [{"step": "largest_component", "labels": [value]}]
+    python = {"_target_": "scripts.Rename", "keys": "pred"}
+    assert read(postprocessing=[INVERT, ARGMAX, python, largest], labels=given).manifest["postprocessing"]
+    with pytest.raises(ModelInvalid, match=r"KeepLargestConnectedComponentd\(applied_labels\): .*own Python"):
+        read(postprocessing=[INVERT, ARGMAX, python, largest | {"applied_labels": 1}], labels=given)
+
+
+def test_channels_that_may_overlap_are_not_cleaned_as_labels(read: Read) -> None:
+    given = LabelChoice.model_validate(GIVEN)
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}
+    with pytest.raises(ModelInvalid, match="may overlap"):
+        read(postprocessing=[SIGMOID, INVERT, THRESHOLD, largest], labels=given)
+    assert read(postprocessing=[SIGMOID, INVERT, THRESHOLD, LAMBDA, largest], labels=given).manifest["postprocessing"]
+    metadata = deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"] = {"channel_def": {"0": "lesion"}}
+    network = CONFIG["network_def"] | {"out_channels": 1}
+    steps = [SIGMOID, INVERT, THRESHOLD, largest | {"applied_labels": 1}]
+    manifest = read(metadata=metadata, network_def=network, postprocessing=steps).manifest
+    assert manifest["postprocessing"] == [{"step": "largest_component", "labels": [1]}]
+
+
+def test_the_first_reason_is_one_that_no_option_changes(read: Read) -> None:
+    own = {"_target_": "scripts.transforms.Own", "keys": "image"}
+    detector = {"_target_": "RetinaNet", "spatial_dims": 3, "feature_extractor": "$scripts.extractor()"}
+    with pytest.raises(ModelInvalid, match=r"network_def: RetinaNet: .*segment volumes"):
+        read(preprocessing=[LOAD, own], network_def=detector)
+    with pytest.raises(ModelInvalid, match=r"scripts\.transforms\.Own is Python .*--config"):
+        read(preprocessing=[LOAD, own], network_def={"_target_": "scripts.Net", "in_channels": 1, "out_channels": 3})
+    with pytest.raises(ModelInvalid, match=r"scripts\.Net is Python .*--allow-code"):
+        read(network_def={"_target_": "scripts.Net", "in_channels": 1, "out_channels": 3})
+
+
 def test_modules_of_the_bundle_are_named_and_not_imported(read: Read) -> None:
     model = read(imports=["$import glob", "$import scripts.monai_utils"])
     assert [note for note in model.assumed if "scripts.monai_utils" in note]
@@ -453,6 +587,10 @@ NETWORK = CONFIG["network_def"]
         ({"preprocessing": [LOAD, {"_target_": "Resized", "keys": "image", "spatial_size": 96}]}, "Resized"),
         ({"preprocessing": [LOAD, {"_target_": "RandFlipd", "keys": "image"}]}, "RandFlipd"),
         ({"preprocessing": [LOAD, SPACE, ORIENT]}, "Orientationd"),
+        ({"preprocessing": [LOAD, PAD, ORIENT]}, "halves would be exchanged"),
+        ({"preprocessing": [LOAD, PAD | {"method": "end"}, ORIENT]}, "halves would be exchanged"),
+        ({"preprocessing": [LOAD, CROP | {"k_divisible": 8}, ORIENT]}, "k_divisible"),
+        ({"preprocessing": [LOAD, SCALE | {"b_min": None, "b_max": None, "clip": True}]}, "where values are clipped"),
         ({"preprocessing": [LOAD, SPACE, SPACE]}, "resampled twice"),
         ({"preprocessing": [LOAD, SPACE | {"diagonal": True}]}, "diagonal"),
         ({"preprocessing": [LOAD, SPACE | {"mode": 5}]}, "mode"),
@@ -475,6 +613,13 @@ NETWORK = CONFIG["network_def"]
         ({"inferer": SLIDING | {"with_coord": True}}, "with_coord"),
         ({"inferer": SLIDING | {"padding_mode": "circular"}}, "circular"),
         ({"network_def": NETWORK | {"spatial_dims": 2}}, "2 dimensions"),
+        ({"network_def": {"_target_": "FlexibleUNet", "in_channels": 1, "out_channels": 3}}, "2 dimensions"),
+        ({"inferer": {"_target_": "SliceInferer", "roi_size": [32, 32]}}, "a network for planes"),
+        ({"network_def": "$monai.networks.nets.vista3d132(in_channels=1)"}, "vista3d132: a network of this class"),
+        ({"network_def": "$monai.networks.nets.UNet(3, 1, 3)"}, "monai.networks.nets.UNet"),
+        ({"evaluator": EVALUATOR | {"prepare_batch": "$lambda batch, device, _: batch"}}, "prepare_batch"),
+        ({"evaluator": EVALUATOR | {"iteration_update": "$scripts.update"}}, "iteration_update"),
+        ({"evaluator": {"_target_": "EnsembleEvaluator", "networks": []}}, "several networks"),
         ({"network_def": {"_target_": "scripts.networks.Net"}}, "scripts.networks.Net"),
         ({"network_def": {"_target_": "monai.networks.nets.RetinaNet"}}, "RetinaNet"),
         ({"network_def": NETWORK | {"dints_space": {"_target_": "monai.networks.nets.Cell"}}}, "dints_space"),
@@ -487,6 +632,13 @@ NETWORK = CONFIG["network_def"]
         ({"checkpointloader": {"_target_": "CheckpointLoader", "load_path": "/model.pt"}}, "outside the bundle"),
         ({"postprocessing": [SIGMOID, INVERT, THRESHOLD]}, "may overlap"),
         ({"postprocessing": [SOFTMAX, THRESHOLD]}, "threshold"),
+        ({"postprocessing": [SIGMOID, INVERT, ARGMAX]}, "highest of several sigmoids"),
+        ({"postprocessing": [ARGMAX | {"dim": 1}]}, "AsDiscreted(dim)"),
+        ({"postprocessing": [INVERT, SOFTMAX, INVERT, ARGMAX]}, "inverted already"),
+        (
+            {"postprocessing": [SOFTMAX, {"_target_": "FillHolesd", "keys": "pred"}, ARGMAX]},
+            "before labels are decided",
+        ),
         ({"postprocessing": [ARGMAX, SOFTMAX]}, "after the decision"),
         ({"postprocessing": [ARGMAX, {"_target_": "LabelToContourd", "keys": "pred"}]}, "LabelToContourd"),
         ({"preprocessing": [LOAD, {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x"}]}, "own, which is"),
