@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.contract.crops import ModelCrop
+from inference_service.contract.crops import ModelCrop, NonzeroCrop
 from inference_service.contract.labels import PostProcessing
 from inference_service.contract.manifest import Manifest
 from inference_service.contract.part import Part
@@ -25,6 +25,7 @@ from inference_service.segmentation.labels.label_decision import (
 from inference_service.segmentation.labels.native_grid import DecideLabels, write_native_labels
 from inference_service.segmentation.labels.postprocessing import postprocess
 from inference_service.segmentation.preparation.crop import SegmentBy, crop_box
+from inference_service.segmentation.preparation.intensities import filled_nonzero
 from inference_service.segmentation.preparation.model_grid import Placement
 from inference_service.segmentation.preparation.preprocessing import PreprocessedImage, preprocess
 from inference_service.segmentation.resources import Resources
@@ -90,7 +91,10 @@ class PartRuns:
                 return mask
             if part.first_stage is not None and labels is not None:
                 prepared.image.write_label_channels(
-                    labels[prepared.crop], part.first_stage.values, self._resources.threads
+                    labels[prepared.crop],
+                    part.first_stage.values,
+                    inside=self._inside(part, prepared, mask.nbytes),
+                    threads=self._resources.threads,
                 )
         del labels
         image = prepared.image.image
@@ -148,6 +152,14 @@ class PartRuns:
             self._prepared = _Prepared(part.preparation, crop, image)
             self.segmented = _union(self.segmented, self._prepared.segmented)
         return self._prepared
+
+    def _inside(self, part: Part, prepared: "_Prepared", mask_bytes: int) -> NDArray[np.bool_] | None:
+        """The voxels whose background a crop to non-zero voxels tells from that of the others; None: it does not."""
+        if not isinstance(part.scan_crop, NonzeroCrop) or prepared.image.grid.is_scan_grid:
+            return None
+        cropped = [self._channels[channel.name].cropped(prepared.crop).voxels for channel in part.channels]
+        self._resources.memory.require(3 * cropped[0].size + mask_bytes)
+        return filled_nonzero(cropped)
 
     def _crop(self, part: Part, channels: Sequence[Volume]) -> Box:
         """Finds the box of the scan that a part is cropped to; what another model finds is found once."""

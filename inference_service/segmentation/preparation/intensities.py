@@ -103,8 +103,11 @@ def filled_mask(channels: Sequence[NDArray[np.generic]], mappings: Sequence[Mapp
         True at voxels that are not 0 in all channels, and where such voxels enclose others: no path over voxel faces
         leads from these to the border of the volume. None if no mapping fills holes.
     """
-    if not any(map(_fills_holes, mappings)):
-        return None
+    return filled_nonzero(channels) if any(map(_fills_holes, mappings)) else None
+
+
+def filled_nonzero(channels: Sequence[NDArray[np.generic]]) -> NDArray[np.bool_]:
+    """Returns the voxels that are not 0 in all channels, and those that they enclose; takes three masks of memory."""
     mask: NDArray[np.bool_] = np.not_equal(channels[0], 0)
     for channel in channels[1:]:
         mask |= channel != 0

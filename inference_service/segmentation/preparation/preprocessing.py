@@ -57,16 +57,23 @@ class PreprocessedImage:
     sides: Sides
 
     def write_label_channels(
-        self, mask: NDArray[np.unsignedinteger], values: Sequence[int], threads: ThreadPool = SINGLE_THREAD
+        self,
+        mask: NDArray[np.unsignedinteger],
+        values: Sequence[int],
+        *,
+        inside: NDArray[np.bool_] | None = None,
+        threads: ThreadPool = SINGLE_THREAD,
     ) -> None:
         """Writes a mask on the scan's grid to the last channels of the image: 0 and 1 for each label.
 
         Each label is interpolated linearly, and a voxel gets the one with the largest share, as in nnU-Net's resampling
-        of segmentations. Of equal shares, that of the nearest voxel counts, or else the lowest label.
+        of segmentations. Of equal shares, that of the nearest voxel counts, or else the lowest label. The background
+        has two shares, within `inside` and outside of it, of which the larger one counts.
 
         Args:
             mask: Shape (i, j, k), on the grid of the scan.
             values: The labels, ascending.
+            inside: Shape (i, j, k); None: all voxels are inside.
             threads: Share the resampling.
         """
         grid = self.grid
@@ -77,7 +84,11 @@ class PreprocessedImage:
         scan = grid.reorientation.apply(mask)
         nearest = resized(scan, ("nearest", "nearest", "nearest"))
         labels = np.zeros(grid.shape, dtype=mask.dtype)
-        largest = resized(scan == 0, grid.label_interpolations)
+        background = scan == 0
+        within = True if inside is None else grid.reorientation.apply(inside)
+        largest = resized(background & within, grid.label_interpolations)
+        if inside is not None:
+            np.maximum(largest, resized(background & ~within, grid.label_interpolations), out=largest)
         for value in values:
             share = resized(scan == value, grid.label_interpolations)
             wins = (share > largest) | ((share == largest) & (nearest == value))

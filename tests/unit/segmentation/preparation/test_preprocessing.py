@@ -378,6 +378,22 @@ def test_of_labels_with_equal_shares_that_of_the_nearest_voxel_counts(make_manif
     assert labels.ravel().tolist() == [3, 1, 3, 0]
 
 
+def test_background_outside_the_nonzero_voxels_has_a_share_of_its_own(make_manifest: MakeManifest) -> None:
+    """As in nnU-Net, which gives it a label of its own, -1."""
+    first_stage = {"networks": [{"file": "first.onnx", "sha256": "1" * 64}]}
+    manifest = make_manifest(first_stage=first_stage, spacing_mm=(2 / 3,) * 3, values=(0, 1))
+    mask = np.zeros((2, 2, 2), dtype=np.uint8)
+    mask[0] = 1
+    inside = np.zeros(mask.shape, dtype=bool)
+    inside[:, 0] = True
+    prepared = preprocess([Volume(hounsfield(mask.shape), np.eye(4))], manifest, max_voxels=MAX_VOXELS)
+    # In the middle, half of the voxels are background, of which half is inside.
+    for given, middle in ((None, 0), (inside, 1)):
+        prepared.write_label_channels(mask, [1], inside=given)
+        assert prepared.image[1, :, 1, 1].tolist() == [1, middle, 0]
+        assert prepared.image[1, :, 0, 1].tolist() == [1, 0, 0]
+
+
 @pytest.mark.parametrize(("margin", "divisor"), [(0, 1), (2, 5), (9, 4)])
 def test_the_prepared_foreground_is_cropped_and_padded_with_0(
     make_manifest: MakeManifest, margin: int, divisor: int
