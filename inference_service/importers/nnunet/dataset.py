@@ -1,12 +1,12 @@
 """The data set of a results folder: channels of its scans, and labels or regions."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference_service.contract.manifest_types import Modality
-from inference_service.importers.nnunet.fields import Fields, Json, read_json
+from inference_service.importers.nnunet.fields import Fields, Json, read_json, shown
 from inference_service.importers.nnunet.results_folder import DATASET_FILE
 
 _BACKGROUND = "background"
@@ -41,10 +41,12 @@ class Output:
     Attributes:
         name: The label, or the region.
         value: Its value in the mask.
+        labels: The values of the label, or of those of the region, in the data set, ascending.
     """
 
     name: str
     value: int
+    labels: tuple[int, ...]
 
 
 class Dataset:
@@ -70,13 +72,17 @@ class Dataset:
         labels = self.fields.child("labels")
         values = {name: _values(labels, name) for name in labels.values if name != _IGNORE}
         if values.get(_BACKGROUND) != [0]:
-            labels.refuse(_BACKGROUND, "expected 0")
+            labels.refuse(_BACKGROUND, f"expected 0, got {shown(labels.values.get(_BACKGROUND))}")
         if len(values) > _MAX_LABELS:
             self.fields.refuse("labels", f"expected at most {_MAX_LABELS} labels, got {len(values)}")
         self.has_regions = any(isinstance(each, list) and len(each) > 1 for each in labels.values.values())
         self.values = sorted({value for each in values.values() for value in each} - {0})
+        if _IGNORE in labels and labels.whole(_IGNORE, 0, _MAX_VALUE) != max(self.values, default=0) + 1:
+            labels.refuse(_IGNORE, f"expected the value after all others, {max(self.values, default=0) + 1}")
         if self.has_regions:
-            self.outputs = self._regions([name for name, each in values.items() if any(each)])
+            if isinstance(labels.values[_BACKGROUND], str):
+                labels.refuse(_BACKGROUND, 'expected 0 as a number: beside regions, nnU-Net takes "0" for a region')
+            self.outputs = self._regions({name: each for name, each in values.items() if any(each)})
         else:
             self.outputs = _labels(labels, {each[0]: name for name, each in values.items()})
 
@@ -107,11 +113,12 @@ class Dataset:
             "outputs": [{"channel": channel, "value": output.value} for channel, output in enumerate(self.outputs)],
         }
 
-    def _regions(self, names: Sequence[str]) -> list[Output]:
+    def _regions(self, regions: Mapping[str, Sequence[int]]) -> list[Output]:
         order = self.fields.wholes("regions_class_order", 1, _MAX_VALUE)
-        if len(order) != len(names) or len(set(order)) < len(order):
-            self.fields.refuse("regions_class_order", f"expected {len(names)} different values, one for each region")
-        return [Output(name, value) for name, value in zip(_unique(names), order, strict=True)]
+        if len(order) != len(regions) or len(set(order)) < len(order):
+            self.fields.refuse("regions_class_order", f"expected {len(regions)} different values, one for each region")
+        named = zip(_unique(list(regions)), order, regions.values(), strict=True)
+        return [Output(name, value, tuple(labels)) for name, value, labels in named]
 
 
 def _channels(fields: Fields) -> list[str]:
@@ -127,16 +134,14 @@ def _labels(labels: Fields, names: dict[int, str]) -> list[Output]:
     if sorted(names) != list(range(len(labels.values) - (_IGNORE in labels.values))):
         labels.refuse("", "expected the values 0, 1, … once each, as the network's channels have them")
     unique = _unique([names[value] for value in range(len(names))])
-    return [Output(name, value) for value, name in enumerate(unique)]
+    return [Output(name, value, (value,)) for value, name in enumerate(unique)]
 
 
 def _values(labels: Fields, name: str) -> list[int]:
     value: Json = labels.values[name]
-    if not isinstance(value, list):
-        return [labels.whole(name, 0, _MAX_VALUE)]
-    if not value:
+    if isinstance(value, list) and not value:
         labels.refuse(name, "expected at least one value")
-    return sorted(set(labels.wholes(name, 0, _MAX_VALUE)))
+    return sorted(set(labels.numbers_or_text(name, 0, _MAX_VALUE)))
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The network that plans describe: its class, which must be a known one, and its arguments within bounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inference_service.importers.nnunet.fields import Fields, Json
 
@@ -36,6 +36,8 @@ _SIZES: Mapping[str, tuple[int, int]] = {
 }
 _FLAGS = ("conv_bias", "nonlin_first")
 _KEYWORDS = ("norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs")
+# nnU-Net's only trainer that changes the network.
+_BATCH_NORM_TRAINER = "nnUNetTrainerBN"
 # The importer states it.
 _LEFT_OUT = {"deep_supervision"}
 
@@ -51,6 +53,15 @@ class Architecture:
 
     network: str
     arguments: Mapping[str, Json]
+
+    def trained_by(self, trainer: str) -> "Architecture":
+        """Returns the network that a trainer of nnU-Net makes of the one of the plans."""
+        if trainer != _BATCH_NORM_TRAINER:
+            return self
+        normalised = {"norm_op": str(self.arguments["conv_op"]).replace("Conv", "BatchNorm")}
+        return replace(
+            self, arguments={**self.arguments, **normalised, "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+        )
 
 
 def read_architecture(configuration: Fields, dimensions: int) -> Architecture:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from inference_service.importers.nnunet.fields import Fields, Json, one_line, read_json
+from inference_service.importers.nnunet.fields import Fields, Json, one_line, read_json, shown
 from inference_service.importers.nnunet.network import Architecture, read_architecture
 from inference_service.importers.nnunet.results_folder import PLANS_FILE
 
@@ -20,6 +20,8 @@ _PREPROCESSOR = "DefaultPreprocessor"
 _LABEL_MANAGER = "LabelManager"
 # nnU-Net's ANISO_THRESHOLD.
 _ANISOTROPY = 3.0
+# Any ratio of the largest spacing to the smallest one is above it.
+_ALWAYS = 0.5
 _ORDERS = {0: "nearest", 1: "linear", 2: "quadratic", 3: "cubic"}
 _SPLINES = "resample_data_or_seg_to_shape"
 _TORCH = "resample_torch_fornnunet"
@@ -28,6 +30,25 @@ _MAX_WINDOW = 4096
 _MAX_WINDOW_VOXELS = 2**27
 _MAX_INHERITED = 8
 _AXES = 3
+# The options of nnU-Net's functions, with their defaults.
+_RESAMPLING: Mapping[str, Mapping[str, Json]] = {
+    _SPLINES: {
+        "is_seg": False,
+        "order": 3,
+        "order_z": 0,
+        "force_separate_z": False,
+        "separate_z_anisotropy_threshold": _ANISOTROPY,
+    },
+    _TORCH: {
+        "is_seg": False,
+        "memefficient_seg_resampling": False,
+        "mode": "linear",
+        "aniso_axis_mode": "nearest-exact",
+        "force_separate_z": None,
+        "separate_z_anisotropy_threshold": _ANISOTROPY,
+    },
+}
+_WITHOUT_EFFECT = {"num_threads", "device"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class Configuration:
         dimensions: Axes of the network, 2 or 3.
         image: How the scan is resampled.
         logits: How logits are.
-        labels: How the labels of the stage before are.
+        labels: How the labels of the stage before are; without one, as the scan.
         intensities: Mappings of each channel, as in a manifest.
         architecture: The network.
         previous_stage: The configuration whose labels are further channels; None: there is none.
@@ -131,7 +152,10 @@ class Plans:
         window = fields.wholes("patch_size", 1, _MAX_WINDOW)
         if len(window) not in (2, 3) or prod(window) > _MAX_WINDOW_VOXELS:
             fields.refuse("patch_size", f"expected 2 or 3 sizes and at most {_MAX_WINDOW_VOXELS} voxels")
-        image, logits, labels = (_resampling(fields, what) for what in ("data", "probabilities", "seg"))
+        previous_stage = fields.text("previous_stage") if "previous_stage" in fields else None
+        image, logits = (_resampling(fields, what) for what in ("data", "probabilities"))
+        # Only a cascade resamples labels.
+        labels = image if previous_stage is None else _resampling(fields, "seg")
         spacing = self._spacing(fields, len(window))
         if image is None or logits is None or labels is None:
             if (image, logits, labels) != (None, None, None):
@@ -153,7 +177,7 @@ class Plans:
             labels=labels,
             intensities=self._intensities(fields),
             architecture=read_architecture(fields, len(window)),
-            previous_stage=fields.text("previous_stage") if "previous_stage" in fields else None,
+            previous_stage=previous_stage,
         )
 
     def configuration_fields(self, name: str) -> Fields:
@@ -227,31 +251,48 @@ def _resampling(fields: Fields, what: str) -> Resampling | None:
     function = fields.text(key)
     if function == _UNCHANGED:
         return None
-    if function not in (_SPLINES, _TORCH):
+    if function not in _RESAMPLING:
         fields.refuse(key, f"{function[:200]} is not supported")
-    options = fields.child(f"{key}_kwargs")
-    if options.values.get("force_separate_z") is True:
-        options.refuse("force_separate_z", "true is not supported; null and false are")
-    separate = None if options.values.get("force_separate_z") is False else _ANISOTROPY
-    if separate is not None and "separate_z_anisotropy_threshold" in options:
-        separate = options.number("separate_z_anisotropy_threshold")
-    if function == _TORCH:
-        return _torch_resampling(options, separate)
+    # Options that the plans leave out have the values of nnU-Net's function.
+    given = fields.child(f"{key}_kwargs")
+    options = Fields({**_RESAMPLING[function], **given.values}, given.file, given.place)
+    if unknown := sorted(options.values.keys() - _RESAMPLING[function].keys() - _WITHOUT_EFFECT):
+        options.refuse(unknown[0], "an option of this name is not known")
+    if options.flag("is_seg", False) != (what == "seg"):
+        options.refuse("is_seg", f"expected {shown(what == 'seg')}")
+    separate = _separate(options)
+    return _torch_resampling(options, separate) if function == _TORCH else _splines(options, separate)
+
+
+def _separate(options: Fields) -> float | None:
+    """The ratio of spacings above which nnU-Net resamples the axis of thick slices by itself."""
+    forced = options.values["force_separate_z"]
+    if forced is None:
+        return max(options.number("separate_z_anisotropy_threshold"), _ALWAYS)
+    return _ALWAYS if options.flag("force_separate_z", False) else None
+
+
+def _splines(options: Fields, separate: float | None) -> Resampling:
     order = options.whole("order", 0, 5)
     if order not in _ORDERS:
         options.refuse("order", f"a spline of order {order} is not supported; 0 to {max(_ORDERS)} are")
-    if separate is not None and options.values.get("order_z", 0) != 0:
-        options.refuse("order_z", "the axis of thick slices is interpolated with order 0 alone")
-    return Resampling(_ORDERS[order], separate)
+    order_z = options.whole("order_z", 0, 5)
+    if separate is None or order_z == 0:
+        return Resampling(_ORDERS[order], separate)
+    if (order, order_z) == (1, 1) and not options.flag("is_seg", False):
+        # Linear in the slices and then across them is linear along all axes.
+        return Resampling("linear", None)
+    options.refuse("order_z", f"{order_z} is not supported beside an order of {order}; 0 is, and 1 beside 1")
 
 
 def _torch_resampling(options: Fields, separate: float | None) -> Resampling:
-    wanted: Mapping[str, Json] = {
-        "mode": "linear",
-        "aniso_axis_mode": "nearest-exact",
-        "memefficient_seg_resampling": False,
-    }
-    for key, value in wanted.items():
-        if options.values.get(key, value) != value:
-            options.refuse(key, f"only {value} is supported")
-    return Resampling("linear", separate)
+    if options.values["mode"] != "linear":
+        options.refuse("mode", "only linear is supported")
+    if options.flag("is_seg", False) and options.flag("memefficient_seg_resampling", False):
+        options.refuse("memefficient_seg_resampling", "only false is supported")
+    across = options.text("aniso_axis_mode")
+    if separate is None or across == "nearest-exact":
+        return Resampling("linear", separate)
+    if across == "linear":
+        return Resampling("linear", None)
+    options.refuse("aniso_axis_mode", f"{across[:200]} is not supported; nearest-exact and linear are")

@@ -149,6 +149,38 @@ def test_pytorchs_resampling_is_linear(read: Read) -> None:
     changes = resampled("resample_torch_fornnunet", memefficient_seg_resampling=False, force_separate_z=False)
     configuration = read(changes).configuration(NAME)
     assert configuration.image == configuration.logits == Resampling("linear", None)
+    across = resampled("resample_torch_fornnunet", aniso_axis_mode="linear", device="cpu", num_threads=8)
+    assert read(across).configuration(NAME).image == Resampling("linear", None)
+    for key in ("mode", "aniso_axis_mode"):
+        with pytest.raises(ModelInvalid, match=f"kwargs.{key}: "):
+            read(resampled("resample_torch_fornnunet", **{key: "nearest"})).configuration(NAME)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "resampling"),
+    [
+        # nnU-Net's own defaults differ from what its planner writes.
+        ({}, Resampling("cubic", None)),
+        ({"order": 1, "force_separate_z": None}, Resampling("linear", 3)),
+        ({"order": 1, "force_separate_z": None, "separate_z_anisotropy_threshold": 2.5}, Resampling("linear", 2.5)),
+        ({"order": 1, "force_separate_z": True}, Resampling("linear", 0.5)),
+        ({"order": 1, "force_separate_z": None, "separate_z_anisotropy_threshold": 0}, Resampling("linear", 0.5)),
+        ({"order": 1, "force_separate_z": False, "order_z": 3}, Resampling("linear", None)),
+        ({"order": 1, "force_separate_z": True, "order_z": 1}, Resampling("linear", None)),
+        ({"order": 0, "force_separate_z": True}, Resampling("nearest", 0.5)),
+    ],
+)
+def test_options_of_splines(read: Read, kwargs: Json, resampling: Resampling) -> None:
+    changes = resampled("resample_data_or_seg_to_shape", **kwargs)
+    changes[of_configuration("resampling_fn_probabilities_kwargs")] = {"order": 1, **kwargs}
+    assert read(changes).configuration(NAME).image == resampling
+
+
+def test_only_a_cascade_resamples_labels(read: Read) -> None:
+    changes = {of_configuration("resampling_fn_seg"): "mine"}
+    assert read(changes).configuration(NAME).labels == Resampling("cubic", 3)
+    with pytest.raises(ModelInvalid, match=r"resampling_fn_seg: mine is not supported"):
+        read(changes).configuration("3d_cascade_fullres")
 
 
 def test_scans_that_are_not_resampled_keep_their_spacing(read: Read) -> None:
@@ -198,9 +230,13 @@ KWARGS = "architecture", "arch_kwargs"
         (of_configuration("resampling_fn_data"), "mine", "resampling_fn_data: mine is not supported"),
         (of_configuration("resampling_fn_data"), "no_resampling_hack", "supported for all values together"),
         (of_configuration("resampling_fn_data_kwargs", "order"), 4, "order: a spline of order 4"),
-        (of_configuration("resampling_fn_data_kwargs", "order_z"), 1, "order_z: the axis of thick slices"),
-        (of_configuration("resampling_fn_data_kwargs", "force_separate_z"), True, "force_separate_z: true is not"),
+        (of_configuration("resampling_fn_data_kwargs", "order_z"), 1, "order_z: 1 is not supported beside"),
+        (of_configuration("resampling_fn_data_kwargs", "force_separate_z"), 1, "force_separate_z: expected true or"),
+        (of_configuration("resampling_fn_data_kwargs", "force_separate_z"), True, "must separate the axis .* alike"),
         (of_configuration("resampling_fn_data_kwargs", "force_separate_z"), False, "must separate the axis .* alike"),
+        (of_configuration("resampling_fn_data_kwargs", "is_seg"), True, "is_seg: expected false"),
+        (of_configuration("resampling_fn_data_kwargs", "anti_aliasing"), True, "anti_aliasing: an option of this name"),
+        (of_configuration("resampling_fn_data_kwargs", "separate_z_anisotropy_threshold"), "3", "expected a finite"),
         (of_configuration("resampling_fn_probabilities_kwargs", "order"), 3, "logits are interpolated with order 0"),
         (of_configuration("architecture", "network_class_name"), "os.system", "network of the class os.system is not"),
         (of_configuration("architecture", "network_class_name"), "mine.PlainConvUNet", "mine.PlainConvUNet is not"),
@@ -264,6 +300,14 @@ def test_labels_of_a_data_set(tmp_path: Path) -> None:
     }
 
 
+def test_values_of_labels_may_be_text_as_in_nnunet(tmp_path: Path) -> None:
+    data = dataset(tmp_path, labels={"liver": "1", "background": "0", "spleen": [" 2 "], "ignore": 3})
+    assert [(output.name, output.value) for output in data.outputs] == [("background", 0), ("liver", 1), ("spleen", 2)]
+    regions = dataset(tmp_path, labels={"whole": ["1", 2], "background": 0, "core": "2"}, regions_class_order=[1, 2])
+    assert [(output.name, output.value) for output in regions.outputs] == [("whole", 1), ("core", 2)]
+    assert regions.values == [1, 2]
+
+
 def test_regions_write_in_the_order_of_their_channels(tmp_path: Path) -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     data = dataset(tmp_path, labels=labels, regions_class_order=[5, 2])
@@ -304,7 +348,13 @@ def test_channels_of_equal_names_stay_apart(tmp_path: Path) -> None:
         ({"labels": {"background": 0, "liver": 10**6}}, "labels.liver: expected whole numbers"),
         ({"labels": {"background": 0, "liver": []}}, "labels.liver: expected at least one value"),
         ({"labels": {"background": 0, "a": [1, 2], "b": []}}, "labels.b: expected at least one value"),
-        ({"labels": {"background": 0, "liver": "1"}}, "labels.liver: expected whole numbers"),
+        ({"labels": {"background": 0, "liver": "1.0"}}, r'labels\.liver: expected whole numbers .*, got "1\.0"'),
+        ({"labels": {"background": 0, "liver": [1, "one"]}}, 'labels.liver: expected whole numbers .*, got "one"'),
+        ({"labels": {"background": 0, "liver": 1.5}}, r"labels\.liver: expected whole numbers .*, got 1\.5"),
+        ({"labels": {"background": 0, "liver": True}}, r"labels\.liver: expected whole numbers .*, got true"),
+        ({"labels": {"background": 0, "liver": 1, "ignore": "2"}}, 'labels.ignore: expected whole numbers .*, got "2"'),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 3}}, "labels.ignore: expected the value after"),
+        ({"labels": {"background": "0", "a": [1, 2]}, "regions_class_order": [1]}, "labels.background: expected 0"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "regions_class_order: expected a list"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]}, "expected 2 different values"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, 1]}, "expected 2 different"),
