@@ -181,6 +181,22 @@ def test_labels_are_those_of_totalsegmentator(
     assert min(comparison.dice.values()) >= 0.99
 
 
+def test_a_comparison_needs_no_certain_names_of_folders(
+    run_import: Import, tmp_path: Path, names: dict[str, list[str]]
+) -> None:
+    """Neither of the data set nor of the trainer; but TotalSegmentator needs the first fold."""
+    source = fast(names, trainer="nnUNetTrainer_4000epochs_NoMirroring_again").write(tmp_path / "weights")
+    dataset = source.parent.rename(tmp_path / "weights" / "mine")
+    scan = write_scan(tmp_path / "scan.nii.gz", shape=(60, 52, 44), spacing_mm=(1.9, 2.1, 1.6))
+    imported = run_import(dataset, compare=(scan,))
+    assert imported.model.facts["Task"] == "total_fast"
+    assert imported.comparison is not None
+    assert imported.comparison.agreement >= 0.999
+    (dataset / source.name / "fold_0").rename(dataset / source.name / "fold_1")
+    with pytest.raises(BadRequest, match=r"TotalSegmentator needs fold_0/checkpoint_final\.pth for this comparison"):
+        run_import(dataset, name="other", folds=("1",), compare=(scan,))
+
+
 def test_a_region_of_interest_is_cropped_to_as_totalsegmentator_does(
     run_import: Import, tmp_path: Path, names: dict[str, list[str]]
 ) -> None:

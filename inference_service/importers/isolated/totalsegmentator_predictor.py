@@ -21,7 +21,7 @@ def run_totalsegmentator(task: Arguments) -> dict[str, object]:
     """Segments a scan with weights that are there.
 
     Args:
-        task: `results`, the results folder of each data set by its name; `others`, the folders of further data sets;
+        task: `results`, the results folder of each data set by its name, of those that the scan is cropped by too;
             `task`, `mode` (fast, fastest or null) and `roi` as TotalSegmentator takes them; `scans`, the path of the
             only scan; and `target`, the path of the mask.
 
@@ -31,8 +31,8 @@ def run_totalsegmentator(task: Arguments) -> dict[str, object]:
     """
     target = Path(str(task["target"]))
     home = target.with_name("totalsegmentator")
-    _write_home(home, cast("Mapping[str, str]", task["results"]), cast("Mapping[str, str]", task["others"]))
     tell_progress("loading TotalSegmentator", 0.0)
+    _write_home(home, cast("Mapping[str, str]", task["results"]))
     run = _interface(home / "weights")
     tell_progress("running TotalSegmentator", 0.1)
     (scan,) = cast("Sequence[object]", task["scans"])
@@ -58,17 +58,37 @@ def run_totalsegmentator(task: Arguments) -> dict[str, object]:
     return {"shape": list(mask.shape)}
 
 
-def _write_home(home: Path, results: Mapping[str, str], others: Mapping[str, str]) -> None:
+def _write_home(home: Path, results: Mapping[str, str]) -> None:
     """Writes a folder of weights, and a config by which TotalSegmentator reports nothing."""
     weights = home / "weights"
+    expected = _folder_names()
     for dataset, folder in results.items():
         (weights / dataset).mkdir(parents=True)
-        (weights / dataset / Path(folder).name).symlink_to(folder)
-    for dataset, folder in others.items():
-        (weights / dataset).symlink_to(folder)
+        (weights / dataset / expected.get(dataset, Path(folder).name)).symlink_to(folder)
     (home / "config.json").write_text(json.dumps(_CONFIG))
     os.environ["TOTALSEG_HOME_DIR"] = str(home)
     os.environ["TOTALSEG_WEIGHTS_PATH"] = str(weights)
+
+
+def _folder_names() -> dict[str, str]:
+    """The name of the results folder that TotalSegmentator looks for in each data set: with its trainer."""
+    try:
+        from totalsegmentator.map_tasks_config import DEFAULT_CONFIG, TASK_CONFIGS, TASK_ID_WEIGHTS_CONFIGS
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    names: dict[str, str] = {}
+    for task in TASK_CONFIGS.values():
+        for mode in task.get("sub_modes", {"default": task}).values():
+            config = {**DEFAULT_CONFIG, **mode}
+            name = f"{config['trainer']}__{config['plans'] or 'nnUNetPlans'}__{config['model']}"
+            for number in config["task_id"] if isinstance(config["task_id"], list) else [config["task_id"]]:
+                # Some tasks have no weights that could be downloaded.
+                names.setdefault(str(TASK_ID_WEIGHTS_CONFIGS.get(number, {}).get("foldername")), name)
+    return names
+
+
+def _missing(error: ModuleNotFoundError) -> BadRequest:
+    return BadRequest(f"{error.name} is not installed: the model is compared with the package TotalSegmentator")
 
 
 def _interface(weights: Path) -> Callable[..., Any]:
@@ -78,9 +98,7 @@ def _interface(weights: Path) -> Callable[..., Any]:
         import totalsegmentator.python_api as interface
         from totalsegmentator.map_tasks_config import TASK_ID_WEIGHTS_CONFIGS
     except ModuleNotFoundError as error:
-        raise BadRequest(
-            f"{error.name} is not installed: the model is compared with the package TotalSegmentator"
-        ) from error
+        raise _missing(error) from error
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     def require(task_id: int) -> None:
@@ -92,7 +110,10 @@ def _interface(weights: Path) -> Callable[..., Any]:
         """Takes the place of TotalSegmentator's usage statistics."""
 
     def load(path: str, **_: object) -> object:
-        """Loads a checkpoint. Those that the import did not read may hold more than weights."""
+        """Loads a checkpoint. Those that the import did not read may hold more than weights, or be missing."""
+        if not Path(path).is_file():
+            place = "/".join(Path(path).parts[-2:])
+            raise BadRequest(f"TotalSegmentator needs {place} for this comparison, which the source does not have")
         return load_checkpoint(Path(path), loader=safe_load)
 
     safe_load = torch.load

@@ -8,11 +8,11 @@ from inference_service.contract.part import NETWORK_FILE
 from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.engine.model_registry import find_model
 from inference_service.importers.nnunet.model import Stage, open_stage
-from inference_service.importers.nnunet.results_folder import choose
+from inference_service.importers.nnunet.results_folder import choose, find_folders
 from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Reference, Taken
 from inference_service.importers.totalsegmentator.label_table import find_label_table, read_label_table
-from inference_service.importers.totalsegmentator.tasks import VERSION, Task, choose_task
-from inference_service.importers.totalsegmentator.weights import find_datasets, opened
+from inference_service.importers.totalsegmentator.tasks import VERSION, Task, choose_task, is_known
+from inference_service.importers.totalsegmentator.weights import find_weights, opened
 
 KIND = "TotalSegmentator weights"
 _FIRST_FOLD = ("0",)
@@ -55,15 +55,16 @@ class TotalSegmentatorModel:
 
     def recognises(self, source: Path) -> bool:
         """See `Importer`."""
-        return bool(find_datasets(source))
+        return bool(find_weights(source).places)
 
     def read(self, source: Path, options: ImportOptions) -> ImportedModel:
         """See `Importer`."""
-        datasets = find_datasets(source)
+        datasets = find_weights(source).datasets(chosen=options.task is not None)
         task = choose_task(datasets, options.task)
         networks: list[_Network] = []
         for dataset in task.datasets:
             stage = _open(opened(dataset, datasets[dataset], options.scratch), task, options)
+            _check_name(dataset, stage.plans.dataset)
             networks.append(_Network(dataset, stage, _values(stage, networks)))
         _check(task, networks)
         return _Model(task, networks, options).imported(datasets)
@@ -75,6 +76,14 @@ def _open(folder: Path, task: Task, options: ImportOptions) -> Stage:
     folds = chosen.folds or (None if task.all_folds else _FIRST_FOLD)
     stage = open_stage(chosen.folder, folds, options)
     return replace(stage, notes=(*chosen.notes, *stage.notes))
+
+
+def _check_name(dataset: str, stated: str) -> None:
+    if stated != dataset and is_known(stated):
+        raise ModelInvalid(
+            f"a folder is called {dataset}, and its plans.json is of {stated}, which TotalSegmentator treats "
+            "differently: give the folder the name of the data set that it holds"
+        )
 
 
 def _values(stage: Stage, before: Sequence[_Network]) -> list[int]:
@@ -154,6 +163,9 @@ class _Model:
                 "Task": self._task.name,
                 "Data sets": ", ".join(network.dataset for network in self._networks),
                 "Trainer": ", ".join(sorted({stage.checkpoints[0].trainer for stage in networks})),
+                "Configuration": ", ".join(sorted({stage.configuration.name for stage in networks})),
+                "Folds": ", ".join(sorted({fold for stage in networks for fold in stage.folds})),
+                "Mirroring": "none, as in TotalSegmentator",
             },
             reference=self._reference(datasets),
         )
@@ -269,14 +281,17 @@ class _Model:
         if not self._task.known or (bool(self._task.crop or self._options.roi) != bool(self._options.crop_by)):
             return None
         results = {network.dataset: network.stage.folder.path for network in self._networks}
-        others = {name: path for name, path in datasets.items() if name not in results and path.is_dir()}
+        others = {
+            name: found[0].path
+            for name, path in datasets.items()
+            if name not in results and len(found := find_folders(path)) == 1
+        }
         name = self._task.name
         mode = next((mode for mode in ("fastest", "fast") if name.endswith(f"_{mode}")), None)
         return Reference(
             "totalsegmentator",
             {
-                "results": {dataset: str(path) for dataset, path in results.items()},
-                "others": {dataset: str(path) for dataset, path in others.items()},
+                "results": {dataset: str(path.resolve()) for dataset, path in {**others, **results}.items()},
                 "task": name if mode is None else name.removesuffix(f"_{mode}"),
                 "mode": mode,
                 "roi": list(self._options.roi),

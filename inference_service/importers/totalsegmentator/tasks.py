@@ -196,9 +196,14 @@ TASKS: tuple[Task, ...] = (
 _DATASETS = frozenset(dataset for task in TASKS for dataset in task.datasets)
 
 
+def is_known(dataset: str) -> bool:
+    """Returns True for a data set of one of the tasks."""
+    return dataset in _DATASETS
+
+
 def is_dataset(name: str) -> bool:
-    """Returns True if a folder of this name holds a data set of TotalSegmentator."""
-    return name in _DATASETS or _NAME.fullmatch(name) is not None
+    """Returns True if a data set of this name is TotalSegmentator's, also of a version with other tasks."""
+    return is_known(name) or _NAME.fullmatch(name) is not None
 
 
 def choose_task(datasets: Collection[str], asked: str | None) -> Task:

@@ -1,33 +1,74 @@
 """Finds TotalSegmentator's data sets in a source, as its releases and its own folder of weights have them."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from inference_service.importers.nnunet.results_folder import find_folders
+from inference_service.core.errors import BadRequest, InputError, ServiceError
+from inference_service.formats.archives.zip_archive import opened_zip, require_readable
+from inference_service.importers.nnunet.fields import MAX_BYTES, Fields, one_line, parse_json, read_json
+from inference_service.importers.nnunet.results_folder import DATASET_FILE, PLANS_FILE, find_folders
 from inference_service.importers.source_files import unpack_named
 from inference_service.importers.totalsegmentator.tasks import is_dataset
 
 _ZIP = ".zip"
+_MAX_PLANS = 8
+# The keys under which nnU-Net's files name the data set.
+_NAMES = {PLANS_FILE: "dataset_name", DATASET_FILE: "name"}
 
 
-def find_datasets(source: Path) -> Mapping[str, Path]:
-    """Finds the data sets of TotalSegmentator in a source.
+@dataclass(frozen=True)
+class Weights:
+    """The data sets in a source.
+
+    Attributes:
+        places: The folders or zips of each data set of TotalSegmentator, by its name.
+        others: Names of other data sets of nnU-Net.
+    """
+
+    places: Mapping[str, Sequence[Path]]
+    others: Sequence[str]
+
+    def datasets(self, *, chosen: bool) -> Mapping[str, Path]:
+        """Returns the folder or zip of each data set of TotalSegmentator.
+
+        Args:
+            chosen: Whether a task is asked for, so that other data sets do not matter.
+
+        Raises:
+            BadRequest: The source has other data sets too, or one of them twice.
+        """
+        if self.places and self.others and not chosen:
+            raise BadRequest(
+                f"the source has data sets of TotalSegmentator ({one_line(sorted(self.places))}) and others of nnU-Net "
+                f"({one_line(self.others)}): choose a task of TotalSegmentator by --task, or give the folder of one "
+                "data set"
+            )
+        for name, places in self.places.items():
+            if len(places) > 1:
+                found = one_line([place.name for place in places])
+                raise BadRequest(f"the source has the data set {name} more than once ({found}): give one of them")
+        return {name: place for name, (place,) in self.places.items()}
+
+
+def find_weights(source: Path) -> Weights:
+    """Finds the data sets in a source.
+
+    A data set is TotalSegmentator's if the name of its folder or zip says so, or else its plans.json or dataset.json.
 
     Args:
         source: The folder of a data set, a results folder in it, or a folder with folders or zips of several.
-
-    Returns:
-        The folder or zip of each data set, by its name; empty where the source has none.
     """
-    if not source.is_dir():
-        return {}
-    source = source.resolve()
-    if is_dataset(source.name):
-        return {source.name: source}
-    if is_dataset(source.parent.name) and find_folders(source):
-        return {source.parent.name: source}
-    found = {path.stem: path for path in sorted(source.glob(f"*{_ZIP}")) if path.is_file() and is_dataset(path.stem)}
-    return found | {path.name: path for path in sorted(source.iterdir()) if path.is_dir() and is_dataset(path.name)}
+    places: dict[str, list[Path]] = {}
+    others: list[str] = []
+    for name, place in _named(Path(os.path.abspath(source))):
+        if name is None:
+            others.append(place.name)
+        elif place not in places.setdefault(name, []):
+            places[name].append(place)
+    return Weights(places, sorted(set(others)))
 
 
 def opened(dataset: str, path: Path, scratch: Path) -> Path:
@@ -47,3 +88,55 @@ def opened(dataset: str, path: Path, scratch: Path) -> Path:
     folder.parent.mkdir(exist_ok=True)
     unpack_named(path, folder)
     return folder
+
+
+def _named(source: Path) -> Iterator[tuple[str | None, Path]]:
+    """The folder or zip of each data set, with its name if it is TotalSegmentator's."""
+    folders = [folder.path for folder in find_folders(source)]
+    names = {folder: _first([folder.parent.name, *_stated(folder)]) for folder in folders}
+    for folder, name in names.items():
+        beside = {each for path, each in names.items() if path.parent == folder.parent}
+        # Results folders of several data sets may lie in one folder.
+        yield name, folder if folder == source or len(beside) > 1 else folder.parent
+    for path in sorted(source.glob(f"*{_ZIP}")) if source.is_dir() else ():
+        if is_dataset(path.stem) and path.is_file():
+            yield path.stem, path
+            continue
+        with suppress(InputError):
+            if path.is_file() and (found := _of_zip(path)) is not None:
+                yield _first(found), path
+
+
+def _first(names: Sequence[str]) -> str | None:
+    """The first name that is one of TotalSegmentator's data sets."""
+    return next((name for name in names if is_dataset(name)), None)
+
+
+def _stated(folder: Path) -> list[str]:
+    """The names of the data set in the files of a results folder, which may be damaged."""
+    found = []
+    for file, key in _NAMES.items():
+        with suppress(ServiceError):
+            found += _text(read_json(folder / file), key)
+    return found
+
+
+def _of_zip(path: Path) -> list[str] | None:
+    """The names of the data set by the folders in a zip and by its plans; None if it has no plans.
+
+    Raises:
+        InputCorrupt, UnsupportedFormat: It is damaged or encrypted.
+    """
+    with opened_zip(path) as archive:
+        plans = [entry for entry in archive.infolist() if PurePosixPath(entry.filename).name == PLANS_FILE]
+        found = [name for entry in plans[:_MAX_PLANS] for name in PurePosixPath(entry.filename).parts[:-1]]
+        for entry in plans[:_MAX_PLANS]:
+            require_readable(entry)
+            with archive.open(entry) as file, suppress(ServiceError):
+                found += _text(parse_json(file.read(MAX_BYTES), PLANS_FILE), _NAMES[PLANS_FILE])
+    return found if plans else None
+
+
+def _text(fields: Fields, key: str) -> list[str]:
+    value = fields.values.get(key)
+    return [value] if isinstance(value, str) else []
