@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from inference_service.contract.manifest import Manifest
 from inference_service.importers.networks import ExportedNetwork
-from inference_service.importers.sources import ImportedModel
+from inference_service.importers.sources import ImportedModel, StatedDice
 
 _MARKUP = re.compile(r"[\[\]<>|`]")
 
@@ -53,6 +53,7 @@ def write_card(
         *taken,
         "",
         *_code(model),
+        *_stated_dice(model.stated_dice),
         "## Assumptions",
         "",
         *([f"- {each}" for each in model.assumed] or ["Nothing."]),
@@ -72,6 +73,23 @@ def _code(model: ImportedModel) -> list[str]:
         return []
     ran = [f"- `{name}` built the network, as --allow-code permitted." for name in model.code]
     return ["## Python of the source that was run", "", *ran, ""]
+
+
+def _stated_dice(stated: StatedDice | None) -> list[str]:
+    """The section on the accuracy that the source claims."""
+    if stated is None:
+        return []
+    mean = {} if stated.mean is None else {"mean": stated.mean}
+    return [
+        "## Dice in cross-validation, as the source states it",
+        "",
+        f"From {_one_line(stated.where)}. This service has not measured it.",
+        "",
+        "| label | Dice |",
+        "|---|---|",
+        *(f"| {_one_line(name)} | {dice:.4f} |" for name, dice in {**stated.labels, **mean}.items()),
+        "",
+    ]
 
 
 def _agreement(network: ExportedNetwork) -> str:

@@ -86,8 +86,8 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
         raise BadRequest(f"model {request.name} has a version {request.version} already; choose another --version")
     with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:
         progress("reading", 0.0)
-        with opened_source(request.source, scratch) as source:
-            importer = find_importer(source)
+        with opened_source(request.source, scratch) as opened:
+            importer, source = find_importer(opened)
             options = _options(request, scratch, settings.models_path)
             _require_taken(options, importer)
             model = importer.read(source, options)
@@ -238,6 +238,7 @@ def _describe(
         "networks": [asdict(network) for network in networks],
         "taken": [asdict(each) for each in model.taken],
         "assumed": list(model.assumed),
+        "stated_dice": None if model.stated_dice is None else asdict(model.stated_dice),
         "comparison": compared,
         "code": {"run": list(model.code), **asdict(find_limits())} if model.code else None,
     }

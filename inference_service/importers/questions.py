@@ -43,7 +43,7 @@ def undescribed(source: Path, settings: Settings) -> Iterator[OpenSource | None]
     if not source.exists() or is_archive(source):
         yield None
         return
-    importer = find_importer(source)
+    importer, found = find_importer(source)
     with scratch_folder(settings.usable_work_path) as scratch:
         described = not isinstance(importer, TorchScriptSource | OnnxSource)
-        yield None if described else OpenSource(cast("Describes", importer), source, scratch)
+        yield None if described else OpenSource(cast("Describes", importer), found, scratch)

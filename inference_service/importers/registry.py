@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from inference_service.core.errors import UnsupportedFormat
+from inference_service.importers.hints import hint
 from inference_service.importers.monai.bundle import MonaiBundle
 from inference_service.importers.nnunet.model import NnunetModel
 from inference_service.importers.onnx_source import OnnxSource
+from inference_service.importers.source_files import only_folders
 from inference_service.importers.sources import Importer
 from inference_service.importers.torchscript_source import TorchScriptSource
 from inference_service.importers.totalsegmentator.model import TotalSegmentatorModel
@@ -20,14 +22,18 @@ IMPORTERS: tuple[Importer, ...] = (
 """In the order in which they are asked; one that looks for more comes first."""
 
 
-def find_importer(source: Path) -> Importer:
+def find_importer(source: Path) -> tuple[Importer, Path]:
     """Finds the importer of a source.
+
+    Returns:
+        The importer, and what it reads: the source, or the only folder in it.
 
     Raises:
         UnsupportedFormat: No importer recognises it.
     """
-    for importer in IMPORTERS:
-        if importer.recognises(source):
-            return importer
+    for folder in only_folders(source):
+        for importer in IMPORTERS:
+            if importer.recognises(folder):
+                return importer, folder
     kinds = ", ".join(importer.kind for importer in IMPORTERS)
-    raise UnsupportedFormat(f"the source is none of these: {kinds}")
+    raise UnsupportedFormat(f"the source is none of these: {kinds}{hint(source, IMPORTERS)}")

@@ -1,5 +1,6 @@
 """The files of a source: what they are by content, an unpacked zip, and the licence beside them."""
 
+import os
 import re
 import shutil
 import stat
@@ -16,8 +17,12 @@ from inference_service.formats.archives.zip_archive import is_zip, opened_zip, r
 _MAX_SOURCE_BYTES = 2**36
 _CHUNK_BYTES = 2**20
 _MAX_NAME = 1024
-# Entries of a TorchScript archive: the code and the constants of its modules.
-_SCRIPT_ENTRIES = ("constants.pkl", "data.pkl")
+_MAX_LEVELS = 16
+_OF_A_MAC = ("__MACOSX", ".")
+# The entry of all files that PyTorch writes, and the further one of TorchScript: the constants of its modules.
+_PICKLE = "data.pkl"
+_SCRIPT_ENTRY = "constants.pkl"
+_CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")
 _CODE_SUFFIX = ".py"
 _MAX_CODE_BYTES = 2**26
 # Wherever they stand as a name: an attribute may be that of an alias of torch. Text in an escaped form hides a name.
@@ -39,8 +44,21 @@ def _looks_like_zip(path: Path) -> bool:
 
 
 def is_archive(path: Path) -> bool:
-    """Returns True for a zip whose files are the source."""
-    return path.is_file() and _looks_like_zip(path) and not is_torchscript(path)
+    """Returns True for a zip whose files are the source; PyTorch's own files are zips too."""
+    return path.is_file() and _looks_like_zip(path) and _PICKLE not in _inner_names(path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Returns True for a file with weights alone, as its name or its content says."""
+    if not path.is_file() or is_torchscript(path):
+        return False
+    return path.suffix.lower() in _CHECKPOINT_SUFFIXES or (_looks_like_zip(path) and _PICKLE in _inner_names(path))
+
+
+def _inner_names(path: Path) -> set[str]:
+    """The names of a zip's files within its folders."""
+    with opened_zip(path) as archive:
+        return {name.partition("/")[2] for name in archive.namelist()}
 
 
 @contextmanager
@@ -52,23 +70,55 @@ def opened_source(path: Path, scratch: Path) -> Iterator[Path]:
         scratch: A folder for the content of a zip, which is removed in the end.
 
     Yields:
-        The folder, or the file; for a zip whose files lie in one folder, that folder.
+        The folder, or the file.
 
     Raises:
-        InputNotFound: There is no such file or folder.
+        InputNotFound: There is no such file or folder, or a link in the folder leads to none.
+        InputCorrupt: A link in the folder leads out of it.
         InputTooLarge, InputCorrupt, UnsupportedFormat: The zip cannot be unpacked within the limits.
     """
     if not path.exists():
         raise InputNotFound("there is no such file or folder to import")
     if not is_archive(path):
+        if path.is_dir():
+            require_confined(path)
         yield path
         return
     folder = scratch / "source"
     try:
         unpack_named(path, folder)
-        yield _only_folder(folder)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_confined(folder: Path) -> None:
+    """Checks that what is read below a folder lies there: a link of another's making could name any file.
+
+    Raises:
+        InputCorrupt: A link leads out of the folder.
+        InputNotFound: A link leads to no file.
+    """
+    root = os.path.realpath(folder)
+    below = [root]
+    while below:
+        with os.scandir(below.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    _check_link(entry.path, root)
+                elif entry.is_dir():
+                    below.append(entry.path)
+
+
+def _check_link(path: str, root: str) -> None:
+    target, name = os.path.realpath(path), os.path.relpath(path, root)
+    if not Path(target).is_relative_to(root):
+        raise InputCorrupt(
+            f"{name} is a link that leads out of the folder; a copy with the files that links lead to can be imported: "
+            "cp -rL"
+        )
+    if not os.path.exists(target):
+        raise InputNotFound(f"{name} is a link that leads to no file")
 
 
 def unpack_named(source: Path, folder: Path, *, max_bytes: int = _MAX_SOURCE_BYTES) -> None:
@@ -117,19 +167,23 @@ def _confined(entry: zipfile.ZipInfo) -> PurePosixPath:
     return path
 
 
-def _only_folder(folder: Path) -> Path:
-    """The folder itself, or the only folder in it, as archives often have one."""
-    children = [child for child in folder.iterdir() if child.name != "__MACOSX"]
-    return _only_folder(children[0]) if len(children) == 1 and children[0].is_dir() else folder
+def only_folders(source: Path) -> list[Path]:
+    """Returns a source, and the only folder in it, as archives often have one, and so on."""
+    found = [source]
+    while source.is_dir() and len(found) < _MAX_LEVELS:
+        children = [child for child in source.iterdir() if not child.name.startswith(_OF_A_MAC)]
+        if len(children) != 1 or not children[0].is_dir():
+            break
+        (source,) = children
+        found.append(source)
+    return found
 
 
 def is_torchscript(path: Path) -> bool:
     """Returns True for a file that torch.jit.save has written."""
     if not path.is_file() or not _looks_like_zip(path):
         return False
-    with opened_zip(path) as archive:
-        inside = {name.partition("/")[2] for name in archive.namelist()}
-    return all(entry in inside for entry in _SCRIPT_ENTRIES)
+    return _inner_names(path) >= {_PICKLE, _SCRIPT_ENTRY}
 
 
 def is_onnx(path: Path) -> bool:

@@ -99,6 +99,21 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class StatedDice:
+    """Dice coefficients that a source states about itself. This service has not measured them.
+
+    Attributes:
+        where: The place in the source, and what was measured.
+        mean: The mean over the labels; None: it is undefined, as where a label does not occur.
+        labels: That of each label, by name, as far as they are stated.
+    """
+
+    where: str
+    mean: float | None
+    labels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ImportedModel:
     """A model as a source describes it, before its networks are exported.
 
@@ -110,6 +125,7 @@ class ImportedModel:
         taken: The parts of the manifest, and their places in the source.
         assumed: What the source does not say, and what differs from it: sentences for the model's card.
         facts: What the source says about itself: lines for the model's card, by heading.
+        stated_dice: What it says about its accuracy; None: nothing.
         reference: The source's own predictor; None: there is none.
         code: Classes of the source's own Python that are run.
     """
@@ -121,6 +137,7 @@ class ImportedModel:
     taken: Sequence[Taken] = ()
     assumed: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    stated_dice: StatedDice | None = None
     reference: Reference | None = None
     code: Sequence[str] = ()
 

@@ -128,14 +128,26 @@ def resampled(**values: object) -> Callable[[dict[str, Any]], None]:
         resampled(order=1),
         resampled(order=0),
         resampled(force_separate_z=False),
+        resampled(order=1, order_z=1),
+        resampled(function="resample_data_or_seg_to_shape", kwargs={"order": 1}),
     ],
-    ids=["torch", "none", "linear", "nearest", "together"],
+    ids=["torch", "none", "linear", "nearest", "together", "linear-across", "defaults"],
 )
 def test_further_ways_to_resample(run_import: Import, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     source = write_results(tmp_path / "Dataset700_Small", Network(mirror_axes=None), change=change)
     thick = write_scan(tmp_path / "scan.nii.gz", shape=(34, 28, 11), spacing_mm=(1.53, 1.79, 6.1))
     # Few voxels are of the second label.
     check_parity(run_import(source, compare=(thick,)), 2, 0.99)
+
+
+@pytest.mark.slow
+def test_the_axis_of_slices_that_are_hardly_thicker_is_resampled_apart(run_import: Import, tmp_path: Path) -> None:
+    """The scan's spacings decide on the way there, and those of the plans on the way back."""
+    network = Network(spacing_mm=(2.0, 1.9, 1.8), mirror_axes=None)
+    source = write_results(tmp_path / "Dataset700_Small", network, change=resampled(force_separate_z=True))
+    imported = run_import(source, compare=(write_scan(tmp_path / "scan.nii.gz"),))
+    assert imported.manifest.separate_axis_above == 0.5
+    check_parity(imported, 2)
 
 
 def cascade(folder: Path) -> Path:
@@ -181,7 +193,7 @@ def test_one_of_several_configurations_is_chosen(run_import: Import, tmp_path: P
     for configuration in ("3d_fullres", "3d_lowres"):
         selected.append({"trainer": "nnUNetTrainer", "plans_identifier": "nnUNetPlans", "configuration": configuration})
     (dataset / "inference_information.json").write_text(json.dumps(choice))
-    with pytest.raises(ModelInvalid, match=r"ensemble of .*3d_lowres.*--configuration with one of"):
+    with pytest.raises(ModelInvalid, match=r"ensemble of .*3d_lowres.* or --configuration 3d_lowres"):
         run_import(dataset)
     selected.pop()
     (dataset / "inference_information.json").write_text(json.dumps(choice))

@@ -8,11 +8,12 @@ from pathlib import Path
 from inference_service.contract.part import NETWORK_FILE
 from inference_service.core.errors import InputNotFound, ModelInvalid
 from inference_service.importers.isolation import run_task
+from inference_service.importers.nnunet.cross_validation import find_cross_validation
 from inference_service.importers.nnunet.dataset import Dataset
 from inference_service.importers.nnunet.plans import Configuration, Plans
 from inference_service.importers.nnunet.postprocessing import Postprocessing, find_postprocessing
 from inference_service.importers.nnunet.results_folder import Chosen, ResultsFolder, choose, choose_folds, find_folders
-from inference_service.importers.source_files import licence_of
+from inference_service.importers.source_files import licence_of, require_confined
 from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Reference, Taken
 
 KIND = "nnU-Net results folder"
@@ -77,6 +78,11 @@ class Stage:
         """True if all folds become one network: ONNX Runtime then needs the memory of one fold, not of all."""
         return len(self.folds) == 1 or sum(each.weights for each in self.checkpoints) <= _MAX_WEIGHTS_OF_A_FILE
 
+    @property
+    def mirror_axes(self) -> list[int]:
+        """Axes along which the training allows mirroring, over three axes, of which planes have the last two."""
+        return [axis + 3 - self.configuration.dimensions for axis in self.checkpoints[0].mirror_axes]
+
     def files(self, *, only: bool) -> list[str]:
         """Returns the names of the networks' files; `only` is for the only network of a model."""
         if self.has_one_file:
@@ -103,15 +109,13 @@ class Stage:
             only: Whether the model has this network alone.
         """
         configuration = self.configuration
-        axes = self.checkpoints[0].mirror_axes if mirroring else ()
         fields: dict[str, object] = {
             "channels": [
                 {**channel, "intensity": dict(intensity)}
                 for channel, intensity in zip(channels, configuration.intensities, strict=True)
             ],
             **configuration.part_fields(),
-            # Counted over three axes, of which a network for planes has the last two.
-            "mirror_axes": [axis + 3 - configuration.dimensions for axis in axes],
+            "mirror_axes": self.mirror_axes if mirroring else [],
         }
         return fields if only else {**fields, "networks": [{"file": file} for file in self.files(only=False)]}
 
@@ -126,7 +130,7 @@ class Stage:
         }
 
     def _builder_arguments(self, checkpoint: Checkpoint) -> dict[str, object]:
-        architecture = self.configuration.architecture
+        architecture = self.configuration.architecture.trained_by(checkpoint.trainer)
         return {
             "network": architecture.network,
             "arguments": dict(architecture.arguments),
@@ -223,7 +227,11 @@ def _previous_stage(stage: Stage, chosen: Chosen, options: ImportOptions) -> Sta
             "not lie beside it; a zip must have both: nnUNetv2_export_model_to_zip -c "
             f"{name} {stage.configuration.name}"
         )
+    # It lies beside the source.
+    require_confined(folder.path)
     previous = open_stage(folder, chosen.folds, options)
+    if previous.configuration.previous_stage is not None:
+        raise ModelInvalid(f"a cascade of more than two stages is not supported: {name} has a previous_stage too")
     if previous.configuration.name != name:
         raise ModelInvalid(f"{folder.path.name} has checkpoints of {previous.configuration.name}, not of {name}")
     if previous.dataset.outputs != stage.dataset.outputs or previous.dataset.channels != stage.dataset.channels:
@@ -280,15 +288,13 @@ def _imported(
         kind=KIND,
         manifest=manifest,
         networks=[recipe for each in stages for recipe in each.recipes(only=only)],
-        licence=licence_of(stage.folder.path) or licence_of(source),
+        licence=_licence(stage.folder.path, source),
         taken=_taken(stage, previous, postprocessing, options),
         assumed=_assumed(stages, postprocessing, chosen, options),
-        facts={
-            **stage.dataset.facts(),
-            "Plans": stage.plans.name,
-            "Trainer": stage.checkpoints[0].trainer,
-            "Folds": ", ".join(stage.folds),
-        },
+        facts={**stage.dataset.facts(), **_facts(stages, options)},
+        stated_dice=find_cross_validation(
+            stage.folder, stage.folds, stage.dataset.outputs, postprocessed=bool(postprocessing.steps)
+        ),
         reference=Reference(
             "nnunet",
             {
@@ -298,6 +304,31 @@ def _imported(
             },
         ),
     )
+
+
+def _licence(folder: Path, source: Path) -> str | None:
+    """The licence in a results folder, or in a folder that it lies in, up to the source."""
+    within = [each for each in (folder, *folder.parents) if each.is_relative_to(source)]
+    return next(filter(None, map(licence_of, within)), None)
+
+
+def _facts(stages: Sequence[Stage], options: ImportOptions) -> dict[str, str]:
+    stage = stages[-1]
+    return {
+        "Plans": stage.plans.name,
+        "Configuration": " after ".join(each.configuration.name for each in reversed(stages)),
+        "Trainer": stage.checkpoints[0].trainer,
+        "Folds": ", ".join(stage.folds),
+        "Mirroring": "; ".join(_mirroring(each, used=options.mirroring) for each in stages),
+    }
+
+
+def _mirroring(stage: Stage, *, used: bool) -> str:
+    axes = stage.mirror_axes
+    if not axes:
+        return "none, as the training allows no axis"
+    along = f"along the axes {', '.join(map(str, axes))} of the windows"
+    return f"{along}, used: each window runs {2 ** len(axes)} times" if used else f"{along}, not used"
 
 
 def _taken(stage: Stage, previous: Stage | None, postprocessing: Postprocessing, options: ImportOptions) -> list[Taken]:

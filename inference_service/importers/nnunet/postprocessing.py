@@ -7,11 +7,10 @@ from pathlib import Path
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolation import run_task
 from inference_service.importers.nnunet.fields import Fields, Json, read_json
-from inference_service.importers.nnunet.results_folder import ResultsFolder
+from inference_service.importers.nnunet.results_folder import CROSS_VALIDATION, ResultsFolder
 
 LARGEST_COMPONENT = "remove_all_but_largest_component_from_segmentation"
 _JSON, _PICKLE = "postprocessing.json", "postprocessing.pkl"
-_CROSS_VALIDATION = "crossval_results_folds_"
 _MAX_VALUE = 65535
 _MAX_STEPS = 4096
 
@@ -46,7 +45,7 @@ def find_postprocessing(folder: ResultsFolder, folds: Sequence[str], scratch: Pa
     Raises:
         ModelInvalid: It is damaged, or has another step than the largest component.
     """
-    results = folder.path / f"{_CROSS_VALIDATION}{'_'.join(folds)}"
+    results = folder.path / f"{CROSS_VALIDATION}{'_'.join(folds)}"
     if (results / _JSON).is_file():
         return _read(read_json(results / _JSON), results / _JSON)
     if (results / _PICKLE).is_file():
@@ -56,7 +55,7 @@ def find_postprocessing(folder: ResultsFolder, folds: Sequence[str], scratch: Pa
             key: _json(found.get(key)) for key in ("postprocessing_fns", "postprocessing_kwargs")
         }
         return _read(Fields(values, _PICKLE), results / _PICKLE)
-    others = sorted(path.parent.name for path in folder.path.glob(f"{_CROSS_VALIDATION}*/postprocessing.*"))
+    others = sorted(path.parent.name for path in folder.path.glob(f"{CROSS_VALIDATION}*/postprocessing.*"))
     if not others:
         return Postprocessing()
     return Postprocessing(notes=(f"The postprocessing in {others[0]} is left out: it is that of other folds.",))

@@ -11,6 +11,10 @@ from inference_service.importers.nnunet.fields import Fields, one_line, read_jso
 PLANS_FILE = "plans.json"
 DATASET_FILE = "dataset.json"
 CHOICE_FILE = "inference_information.json"
+CROSS_VALIDATION = "crossval_results_folds_"
+"""The beginning of the name of a folder with the predictions of cross-validation, in a results folder."""
+_PREDICTIONS_FILE = "predict_from_raw_data_args.json"
+_ENSEMBLES = "ensembles"
 _SEPARATOR = "__"
 _FOLD = re.compile(r"fold_(\d{1,4}|all)")
 _ALL = "all"
@@ -49,7 +53,7 @@ class ResultsFolder:
         """Returns the folder of another configuration with the same trainer and plans; None if there is none."""
         trainer, plans = (*self.path.name.split(_SEPARATOR), "")[:2]
         path = self.path.parent / _SEPARATOR.join((trainer, plans, configuration))
-        return ResultsFolder(path) if _is_results_folder(path) else None
+        return ResultsFolder(path) if is_results_folder(path) else None
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,14 @@ class Chosen:
 
 def find_folders(source: Path) -> list[ResultsFolder]:
     """Finds the results folders in a source: itself, or folders in it. They may lack files."""
+    found: list[Path] = []
     level = [source] if source.is_dir() else []
     for _ in range(_MAX_DEPTH + 1):
-        if found := [ResultsFolder(path) for path in level if _is_results_folder(path)]:
-            return found
-        level = [child for path in level for child in _folders(path)][:_MAX_FOLDERS]
-    return []
+        here = [path for path in level if is_results_folder(path)]
+        found += here
+        above = [path for path in level if path not in here and path.name != _ENSEMBLES]
+        level = [child for path in above for child in _folders(path)][:_MAX_FOLDERS]
+    return [ResultsFolder(path) for path in found]
 
 
 def choose(source: Path, configuration: str | None, folds: tuple[str, ...] | None) -> Chosen:
@@ -91,6 +97,8 @@ def choose(source: Path, configuration: str | None, folds: tuple[str, ...] | Non
         ModelInvalid: nnU-Net chose an ensemble of two configurations.
     """
     folders = find_folders(source)
+    # Of configurations that have not been trained, one is chosen only if all are such.
+    folders = [folder for folder in folders if _has_folds(folder.path)] or folders
     if configuration is not None:
         return Chosen(_only([each for each in folders if _may_be(each, configuration)], folders, configuration), folds)
     # nnU-Net chooses among the results folders of one data set.
@@ -151,10 +159,9 @@ def _by_choice(choice: Fields, folders: Sequence[ResultsFolder], folds: tuple[st
         if names != [only.path.name]:
             return Chosen(only, folds, (note,))
     if len(names) != 1:
-        alone = one_line([model.text("configuration") for model in models])
         raise ModelInvalid(
             f"{CHOICE_FILE} chooses an ensemble of {' and '.join(names)}: the mean of their probabilities is not "
-            f"supported. One of them can be imported: --configuration with one of {alone}"
+            f"supported. One of them can be imported: {_ways_out([model.text('configuration') for model in models])}"
         )
     if names[0] not in by_name:
         raise InputNotFound(f"{CHOICE_FILE} chooses {names[0]}, which is not in the source")
@@ -164,13 +171,21 @@ def _by_choice(choice: Fields, folders: Sequence[ResultsFolder], folds: tuple[st
     return Chosen(by_name[names[0]], chosen)
 
 
+def _ways_out(configurations: Sequence[str]) -> str:
+    """How one of several results folders is chosen."""
+    if len(set(configurations)) < len(configurations):
+        return "give its folder"
+    return one_line([f"--configuration {name}" for name in configurations], " or ")
+
+
 def _only(found: Sequence[ResultsFolder], folders: Sequence[ResultsFolder], configuration: str | None) -> ResultsFolder:
     several = len({folder.path.parent for folder in found or folders}) > 1
     names = one_line([f"{each.path.parent.name}/" * several + each.path.name for each in found or folders])
     if not found:
         raise InputNotFound(f"the source has no configuration {configuration}; there are: {names}")
     if len(found) > 1:
-        by_configuration = configuration is None and not several
+        configurations = [each.configuration or "" for each in found]
+        by_configuration = not several and "" not in configurations and len(set(configurations)) == len(found)
         remedy = "choose one by --configuration" if by_configuration else "give the folder of one of them"
         raise BadRequest(f"the source has several results folders, {names}: {remedy}")
     return found[0]
@@ -180,10 +195,15 @@ def _may_be(folder: ResultsFolder, configuration: str) -> bool:
     return folder.configuration in (None, configuration)
 
 
-def _is_results_folder(path: Path) -> bool:
-    """True for a folder with folds or plans; one of them may be missing."""
+def is_results_folder(path: Path) -> bool:
+    """Returns True for a folder with folds, or with plans and a data set; one of them may be missing."""
     if (path / PLANS_FILE).is_file() and (path / DATASET_FILE).is_file():
-        return True
+        # Folders with predictions have both files too.
+        return not (path.name.startswith(CROSS_VALIDATION) or (path / _PREDICTIONS_FILE).is_file())
+    return _has_folds(path)
+
+
+def _has_folds(path: Path) -> bool:
     return any(_FOLD.fullmatch(child.name) and any(child.glob("checkpoint_*.pth")) for child in _folders(path))
 
 

@@ -15,6 +15,7 @@ FULL, LOW = (f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_fullres", "3
 
 def results(path: Path, *folds: str, checkpoint: str = "final") -> Path:
     """Makes a results folder; of its files, only their names count here."""
+    path.mkdir(parents=True, exist_ok=True)
     for fold in folds:
         (path / f"fold_{fold}").mkdir(parents=True)
         (path / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth").touch()
@@ -53,8 +54,32 @@ def test_of_several_folders_one_is_chosen_by_its_configuration(tmp_path: Path) -
     with pytest.raises(InputNotFound, match="no configuration 2d; there are"):
         choose(tmp_path, "2d", None)
     results(tmp_path / "nnUNetTrainer_250epochs__nnUNetPlans__3d_fullres", "0")
-    with pytest.raises(BadRequest, match="give the folder of one of them"):
-        choose(tmp_path, "3d_fullres", None)
+    for configuration in ("3d_fullres", None):
+        with pytest.raises(BadRequest, match="give the folder of one of them"):
+            choose(tmp_path, configuration, None)
+
+
+def test_folders_beside_those_of_results_are_left_out(tmp_path: Path) -> None:
+    """Predictions of a configuration, of an ensemble and of cross-validation have plans and a data set too."""
+    full = results(tmp_path / "Dataset001_Some" / FULL, "0")
+    for name in (f"ensembles/ensemble___{FULL}___{LOW}___0", f"{FULL}/crossval_results_folds_0", "predictions"):
+        results(full.parent / name)
+    (full.parent / "predictions" / "predict_from_raw_data_args.json").touch()
+    for source in (tmp_path, full.parent, full):
+        assert find_folders(source) == [ResultsFolder(full)]
+
+
+def test_folders_of_two_levels_are_found(tmp_path: Path) -> None:
+    first = results(tmp_path / "renamed", "0")
+    second = results(tmp_path / "Dataset001_Some" / FULL, "0")
+    assert find_folders(tmp_path) == [ResultsFolder(first), ResultsFolder(second)]
+
+
+def test_a_configuration_that_is_not_trained_is_not_chosen(tmp_path: Path) -> None:
+    low = results(tmp_path / LOW)
+    assert choose(tmp_path, None, None).folder.path == low
+    full = results(tmp_path / FULL, "0")
+    assert choose(tmp_path, None, None).folder.path == full
 
 
 def test_the_choice_of_nnunet_is_followed(tmp_path: Path) -> None:
@@ -66,8 +91,11 @@ def test_the_choice_of_nnunet_is_followed(tmp_path: Path) -> None:
     assert choose(tmp_path, "3d_fullres", None).folder.path == full
     choice(tmp_path, FULL, LOW)
     with pytest.raises(
-        ModelInvalid, match=f"ensemble of {FULL} and {LOW}.*--configuration with one of 3d_fullres, 3d_low"
+        ModelInvalid, match=f"ensemble of {FULL} and {LOW}.*--configuration 3d_fullres or --configuration 3d_lowres"
     ):
+        choose(tmp_path, None, None)
+    choice(tmp_path, FULL, "nnUNetTrainer__nnUNetResEncUNetMPlans__3d_fullres")
+    with pytest.raises(ModelInvalid, match=r"ensemble of .* can be imported: give its folder"):
         choose(tmp_path, None, None)
     choice(tmp_path, "nnUNetTrainer__nnUNetPlans__2d")
     with pytest.raises(InputNotFound, match=r"2d, which is not in the source"):

@@ -7,8 +7,11 @@ import pytest
 from inference_service.core.errors import InputCorrupt, InputNotFound, InputTooLarge
 from inference_service.importers.source_files import (
     forbidden_in_torchscript,
+    is_archive,
+    is_checkpoint,
     is_torchscript,
     licence_of,
+    only_folders,
     opened_source,
     torchscript_extra,
     unpack_named,
@@ -22,14 +25,23 @@ def archive(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def test_a_zip_is_opened_at_its_only_folder_and_removed(tmp_path: Path) -> None:
+def test_a_zip_is_unpacked_and_removed(tmp_path: Path) -> None:
     source = archive(tmp_path / "bundle.zip", {"v1/configs/a.json": b"{}", "v1/models/b": b"x", "__MACOSX/v1/a": b""})
     with opened_source(source, tmp_path) as folder:
-        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
-            "configs/a.json",
-            "models/b",
-        ]
+        assert [str(path.relative_to(folder)) for path in only_folders(folder)] == [".", "v1"]
+        assert sorted(path.name for path in (folder / "v1").rglob("*") if path.is_file()) == ["a.json", "b"]
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_only_folders_end_where_there_is_more(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / ".DS_Store").touch()
+    (tmp_path / "a" / "b" / "file").touch()
+    assert only_folders(tmp_path) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert only_folders(tmp_path / "a" / "b" / "file") == [tmp_path / "a" / "b" / "file"]
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "again").symlink_to(tmp_path / "loop")
+    assert len(only_folders(tmp_path / "loop")) == 16
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "..\\x", "C:/x", "a\\..\\..\\x", "."])
@@ -49,6 +61,28 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         unpack_named(path, tmp_path / "out")
 
 
+def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "fold_0").mkdir(parents=True)
+    (source / "fold_0" / "weights").touch()
+    (source / "same").symlink_to("fold_0")
+    (tmp_path / "link").symlink_to(source)
+    with opened_source(tmp_path / "link", tmp_path) as opened:
+        assert opened == tmp_path / "link"
+    (tmp_path / "secret").touch()
+    link = source / "fold_0" / "checkpoint"
+    for target, error, named in (
+        ("../../secret", InputCorrupt, "fold_0/checkpoint is a link that leads out of the folder"),
+        (tmp_path, InputCorrupt, "leads out of the folder"),
+        ("missing", InputNotFound, "fold_0/checkpoint is a link that leads to no file"),
+        ("checkpoint", InputNotFound, "leads to no file"),
+    ):
+        link.symlink_to(target)
+        with pytest.raises(error, match=named), opened_source(source, tmp_path):
+            pass
+        link.unlink()
+
+
 def test_a_zip_is_unpacked_within_limits(tmp_path: Path) -> None:
     bomb = archive(tmp_path / "x.zip", {"zeros": bytes(10**6)})
     with pytest.raises(InputTooLarge, match="unpacks to more"):
@@ -66,7 +100,12 @@ def test_torchscript_is_recognised_by_its_entries(tmp_path: Path) -> None:
         tmp_path / "model.ts", {"m/data.pkl": b"", "m/constants.pkl": b"", "m/extra/inference.json": b'{"a": 1}'}
     )
     checkpoint = archive(tmp_path / "model.pt", {"m/data.pkl": b"", "m/data/0": b""})
-    assert [is_torchscript(path) for path in (script, checkpoint, tmp_path)] == [True, False, False]
+    older = tmp_path / "older.pth"
+    older.write_bytes(b"\x80\x02}")
+    paths = (script, checkpoint, older, tmp_path)
+    assert [is_torchscript(path) for path in paths] == [True, False, False, False]
+    assert [is_checkpoint(path) for path in paths] == [False, True, True, False]
+    assert not any(map(is_archive, paths))
     assert torchscript_extra(script, "inference.json", 4) == b'{"a"'
     assert torchscript_extra(script, "metadata.json", 4) is None
     with opened_source(script, tmp_path) as source:
