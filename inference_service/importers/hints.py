@@ -17,6 +17,7 @@ from inference_service.importers.sources import Importer
 _LEVELS_ABOVE = 3
 _LEVELS_BELOW = 4
 _MAX_ENTRIES = 512
+_OTHER_ARCHIVES = (".tar", ".tgz", ".gz", ".xz", ".bz2", ".7z", ".rar")
 # Files that are a part of a model, and what is missing beside them.
 _PARTS = {
     "inference.json": "a config of a MONAI bundle, whose folder has it in configs/",
@@ -47,6 +48,8 @@ def hint(source: Path, importers: Sequence[Importer]) -> str:
             f". {path.name} holds weights without their network: give the nnU-Net results folder or the MONAI bundle "
             "that it belongs to"
         )
+    if path.is_file() and path.suffix.lower() in _OTHER_ARCHIVES:
+        return f". {path.name} must be unpacked first: only zips are taken as they are"
     names_there = [each.name for each in _entries(path)] if path.is_dir() else [path.name]
     return next((f". {name} is {part}" for name, part in _PARTS.items() if name in names_there), "")
 

@@ -6,12 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from importers.nnunet_folders import DataSet, Network, write_results, write_scan
+from manifests import VALID_MANIFEST
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
+from numpy.typing import NDArray
+from scipy import ndimage
 
+from inference_service.contract.crops import NonzeroCrop
+from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid
+from inference_service.imaging.geometry import Spacing, Volume
 from inference_service.importers.model_import import Imported
 from inference_service.importers.nnunet import model
+from inference_service.segmentation.preparation.crop import crop_box
+from inference_service.segmentation.preparation.intensities import filled_nonzero
+from inference_service.segmentation.preparation.preprocessing import preprocess
 
 Import = Callable[..., Imported]
 REGIONS: dict[str, int | list[int]] = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
@@ -162,6 +174,43 @@ def cascade(folder: Path) -> Path:
         plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
 
     return write_results(folder, *stages, change=change)
+
+
+@pytest.mark.parametrize(
+    ("scan_mm", "plan_mm"),
+    [((1.5, 1.2, 2.0), (1.0, 1.0, 1.3)), ((1.0, 1.0, 1.0), (1.4, 1.6, 1.3)), ((6.0, 1.1, 1.2), (5.0, 1.0, 0.8))],
+)
+def test_labels_of_a_first_stage_are_resampled_as_nnunet_does(scan_mm: Spacing, plan_mm: Spacing) -> None:
+    """Labels that cross the ragged border of the non-zero voxels, outside of which nnU-Net gives them the label -1."""
+    random = np.random.default_rng(0)
+    shape = (26, 30, 28)
+
+    def noise(sigma: float) -> NDArray[np.float64]:
+        return np.asarray(ndimage.gaussian_filter(random.standard_normal(shape), sigma))
+
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij"))
+    voxels = np.where(np.linalg.norm(places, axis=0) + 1.2 * noise(1.2) < 0.75, 100, 0).astype(np.float32)
+    mask = np.where(noise(1.5) > 0.08, 2, noise(1.5) > 0.05).astype(np.uint8)
+    cropped, labels, _ = crop_to_nonzero(voxels[np.newaxis], mask[np.newaxis].astype(np.int16))
+    size = compute_new_shape(cropped.shape[1:], scan_mm, plan_mm)
+    expected = resample_data_or_seg_to_shape(
+        labels, size, scan_mm, plan_mm, is_seg=True, order=1, force_separate_z=None
+    )
+    fields = {
+        "orientation": "ijk",
+        "spacing_mm": plan_mm,
+        "separate_axis_above": 3,
+        "window": (8, 8, 8),
+        "labels": [{"name": f"label {value}", "value": value} for value in range(3)],
+        "first_stage": {"networks": [{"file": "low.onnx", "sha256": "1" * 64}]},
+    }
+    manifest = Manifest.model_validate({**VALID_MANIFEST, **fields})
+    volume = Volume(voxels, np.diag([*scan_mm, 1.0]))
+    box = crop_box([volume], NonzeroCrop(kind="nonzero"))
+    prepared = preprocess([volume.cropped(box)], manifest, max_voxels=2**20)
+    prepared.write_label_channels(mask[box], [1, 2], inside=filled_nonzero([voxels[box]]))
+    # Rounding decides a few of equal shares.
+    assert np.mean(prepared.image[1] + 2 * prepared.image[2] != np.maximum(expected[0], 0)) < 1e-4
 
 
 def test_a_cascade_needs_both_of_its_stages(run_import: Import, tmp_path: Path) -> None:

@@ -132,7 +132,12 @@ def _channels(fields: Fields) -> list[str]:
 
 def _labels(labels: Fields, names: dict[int, str]) -> list[Output]:
     if sorted(names) != list(range(len(labels.values) - (_IGNORE in labels.values))):
-        labels.refuse("", "expected the values 0, 1, … once each, as the network's channels have them")
+        wrong = next((name for value, name in sorted(names.items()) if value >= len(names)), None)
+        # Where there is no gap, a value occurs twice.
+        problem = "a value occurs twice" if wrong is None else f"{wrong} has {shown(labels.values[wrong])}"
+        Fields({}, labels.file).refuse(
+            "labels", f"expected the values 0, 1, … once each, as channels have them; {problem}"
+        )
     unique = _unique([names[value] for value in range(len(names))])
     return [Output(name, value, (value,)) for value, name in enumerate(unique)]
 

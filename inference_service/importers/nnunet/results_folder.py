@@ -18,6 +18,8 @@ _ENSEMBLES = "ensembles"
 _SEPARATOR = "__"
 _FOLD = re.compile(r"fold_(\d{1,4}|all)")
 _ALL = "all"
+# The checkpoint from which nnU-Net continues a training.
+_UNFINISHED = "latest"
 # A results folder lies in the folder of its data set, and that one in nnUNet_results.
 _MAX_DEPTH = 2
 _MAX_FOLDERS = 1024
@@ -134,6 +136,8 @@ def choose_folds(folder: ResultsFolder, asked: Sequence[str] | None, kind: str) 
     if not there:
         other = next((name for name in ("final", "best") if folder.folds(name)), None)
         hint = f"; give --checkpoint {other}" if other else ""
+        if folder.folds(_UNFINISHED):
+            hint = f"{hint}; checkpoint_{_UNFINISHED}.pth is that of a training that has not ended"
         raise InputNotFound(f"{folder.path.name} has no fold with a checkpoint_{kind}.pth{hint}")
     numbered = [fold for fold in there if fold != _ALL]
     notes = (

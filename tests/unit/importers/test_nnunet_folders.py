@@ -150,6 +150,14 @@ def test_a_missing_fold_is_named(tmp_path: Path) -> None:
         choose_folds(folder, None, "best")
 
 
+def test_an_unfinished_training_is_named(tmp_path: Path) -> None:
+    folder = ResultsFolder(results(tmp_path / FULL, "0", checkpoint="latest"))
+    with pytest.raises(
+        InputNotFound, match=r"no fold with a checkpoint_final\.pth; checkpoint_latest\.pth is that of a"
+    ):
+        choose_folds(folder, None, "final")
+
+
 def test_the_stage_before_lies_beside(tmp_path: Path) -> None:
     folder = ResultsFolder(results(tmp_path / FULL, "0"))
     assert folder.beside("3d_lowres") is None
