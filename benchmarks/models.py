@@ -6,9 +6,8 @@ from pathlib import Path
 
 from benchmarks.measurement import CaseName
 from benchmarks.networks import UNet
-from inference_service.contract.manifest import Manifest
+from inference_service.contract.manifest import MANIFEST_FILE, Manifest
 from inference_service.contract.part import NETWORK_FILE
-from inference_service.engine.model_registry import MANIFEST_FILE
 
 SPACING_MM = 1.5
 # Larger than all scans of the benchmark.

@@ -1,6 +1,7 @@
-"""A MONAI bundle, with random weights: MONAI's DynUNet, which has the layers of nnU-Net's PlainConvUNet."""
+"""MONAI bundles: their configs, and one with random weights for DynUNet, which has the layers of PlainConvUNet."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.models import CT_CLIP, SPACING_MM
@@ -8,19 +9,40 @@ from benchmarks.networks import SEED, UNet
 
 
 def write_monai_bundle(folder: Path, unet: UNet) -> None:
-    """Writes the configs and the checkpoint."""
+    """Writes a bundle with random weights."""
     import torch
     from monai.networks.nets import DynUNet
 
     network = _network(unet)
     torch.manual_seed(SEED)
     weights = DynUNet(**{name: value for name, value in network.items() if name != "_target_"}).state_dict()
-    for name, content in (("inference.json", _inference(unet, network)), ("metadata.json", _metadata(unet))):
-        path = folder / "configs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    inferer = {"roi_size": [unet.window] * 3, "sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian"}
+    labels = [f"label {value}" if value else "background" for value in range(unet.labels)]
+    config = inference_config(network, SPACING_MM, (*CT_CLIP, 0.0, 1.0), inferer)
+    write_bundle_files(folder, config, metadata(labels), {"model": weights})
+
+
+def write_bundle_files(
+    folder: Path, config: Mapping[str, object], content: Mapping[str, object], checkpoint: object
+) -> None:
+    """Writes the files of a bundle.
+
+    Args:
+        folder: Its folder.
+        config: The content of inference.json.
+        content: That of metadata.json.
+        checkpoint: That of models/model.pt: bytes, or an object for torch.save.
+    """
+    import torch
+
+    (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    torch.save({"model": weights}, folder / "models" / "model.pt")
+    for name, values in (("inference.json", config), ("metadata.json", content)):
+        (folder / "configs" / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
+    if isinstance(checkpoint, bytes):
+        (folder / "models" / "model.pt").write_bytes(checkpoint)
+    else:
+        torch.save(checkpoint, folder / "models" / "model.pt")
 
 
 def _network(unet: UNet) -> dict[str, object]:
@@ -37,20 +59,32 @@ def _network(unet: UNet) -> dict[str, object]:
     }
 
 
-def _inference(unet: UNet, network: dict[str, object]) -> dict[str, object]:
-    """The transforms and the inferer that most bundles for CT have."""
-    low, high = CT_CLIP
+def inference_config(
+    network: Mapping[str, object],
+    spacing_mm: float,
+    scaling: tuple[float, float, float, float],
+    inferer: Mapping[str, object],
+) -> dict[str, object]:
+    """Returns the transforms and the inferer that most bundles for CT have.
+
+    Args:
+        network: `network_def`.
+        spacing_mm: Of the network's grid.
+        scaling: `a_min`, `a_max`, `b_min` and `b_max` of the intensities.
+        inferer: Arguments of the SlidingWindowInferer.
+    """
+    low, high, becomes_low, becomes_high = scaling
     preprocessing = [
         {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
-        {"_target_": "Spacingd", "keys": "image", "pixdim": [SPACING_MM] * 3, "mode": "bilinear"},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": [spacing_mm] * 3, "mode": "bilinear"},
         {
             "_target_": "ScaleIntensityRanged",
             "keys": "image",
             "a_min": low,
             "a_max": high,
-            "b_min": 0.0,
-            "b_max": 1.0,
+            "b_min": becomes_low,
+            "b_max": becomes_high,
             "clip": True,
         },
     ]
@@ -66,21 +100,15 @@ def _inference(unet: UNet, network: dict[str, object]) -> dict[str, object]:
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
     ]
     return {
-        "network_def": network,
+        "network_def": dict(network),
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing},
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": [unet.window] * 3,
-            "sw_batch_size": 1,
-            "overlap": 0.5,
-            "mode": "gaussian",
-        },
+        "inferer": {"_target_": "SlidingWindowInferer", **inferer},
         "postprocessing": {"_target_": "Compose", "transforms": postprocessing},
     }
 
 
-def _metadata(unet: UNet) -> dict[str, object]:
+def metadata(labels: Sequence[str]) -> dict[str, object]:
+    """Returns what metadata.json says of a CT and the labels, in the order of the outputs."""
     image = {"modality": "CT", "num_channels": 1, "channel_def": {"0": "CT"}}
-    labels = {str(value): f"label {value}" if value else "background" for value in range(unet.labels)}
-    pred = {"num_channels": unet.labels, "channel_def": labels}
+    pred = {"num_channels": len(labels), "channel_def": {str(value): name for value, name in enumerate(labels)}}
     return {"network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}}}

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 from uuid import UUID
@@ -16,8 +18,9 @@ from inference_service.core.progress import STAGES
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
-# A plain line is printed for each new activity and for each further tenth of the work.
+# A plain line is printed for each new activity, for each further tenth of the work, and after a minute without one.
 _PLAIN_STEP = 0.1
+_PLAIN_S = 60.0
 # Columns of output that does not go to a terminal.
 _PLAIN_WIDTH = 200
 
@@ -43,6 +46,23 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
     sys.stdout.flush()
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """The last plain line of a piece of work.
+
+    Attributes:
+        activity: The activity.
+        share: The share that was done.
+        at_s: When the line was printed.
+        begun_s: When the activity began.
+    """
+
+    activity: str
+    share: float
+    at_s: float
+    begun_s: float
+
+
 class ProgressDisplay(Generic[Key]):
     """Shows the progress of several pieces of work.
 
@@ -64,7 +84,7 @@ class ProgressDisplay(Generic[Key]):
             disable=not target.is_terminal,
         )
         self._tasks: dict[Key, TaskID] = {}
-        self._shown: dict[Key, tuple[str, float]] = {}
+        self._shown: dict[Key, _Shown] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -81,10 +101,13 @@ class ProgressDisplay(Generic[Key]):
         if self._target.is_terminal:
             self._bars.update(self._tasks[key], completed=share, activity=activity)
             return
-        shown_activity, shown_share = self._shown.get(key, ("", 0.0))
-        if activity != shown_activity or share >= shown_share + _PLAIN_STEP:
-            self._shown[key] = (activity, share)
-            self._target.print(f"{self._names[key]}: {share:4.0%} {activity}")
+        now_s = time.monotonic()
+        shown = self._shown.get(key)
+        begun_s = now_s if shown is None or shown.activity != activity else shown.begun_s
+        if shown is None or begun_s == now_s or share >= shown.share + _PLAIN_STEP or now_s >= shown.at_s + _PLAIN_S:
+            self._shown[key] = _Shown(activity, share, now_s, begun_s)
+            since = f", for {now_s - begun_s:.0f} s" if now_s - begun_s >= _PLAIN_S else ""
+            self._target.print(f"{self._names[key]}: {share:4.0%} {activity}{since}")
 
 
 def show_job(display: ProgressDisplay[UUID], job: Job) -> None:

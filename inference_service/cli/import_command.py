@@ -37,8 +37,13 @@ def import_model(request: ImportRequest, as_json: bool) -> None:
     settings = get_settings()
     interactive = sys.stdin.isatty() and sys.stderr.isatty()
     display = ProgressDisplay(console(stderr=True), {request.source: "the model"})
+
+    def show(activity: str, share: float) -> None:
+        # A source's own Python may have written it.
+        display.show(request.source, printable(activity).replace("\n", " "), share)
+
     with answered(request, settings, interactive=interactive) as complete, display:
-        imported = run_import(complete, settings, lambda activity, share: display.show(request.source, activity, share))
+        imported = run_import(complete, settings, show)
     if as_json:
         print_json(imported.record)
     else:
@@ -59,8 +64,8 @@ def _warn_of_code(screen: Console) -> None:
         if not enforced
     ]
     screen.print(
-        "WARNING: --allow-code runs Python that comes with the source. It may read whatever you may read, in a process "
-        "with limits on its memory, its network and its writing.",
+        "WARNING: --allow-code runs Python that comes with the source. It may read whatever you may read, and connect "
+        "to Unix sockets such as Docker's, in a process with limits on its memory, time, network and writing.",
         style="bold red",
     )
     if missing:

@@ -15,7 +15,12 @@ import click
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.manifest_types import Modality
 from inference_service.contract.task_message import OutputFormat, Priority, Tolerance
-from inference_service.importers.request import CheckpointKind, ImportRequest
+from inference_service.importers.request import (
+    DEFAULT_TIME_LIMIT_S,
+    MAX_TIME_LIMIT_S,
+    CheckpointKind,
+    ImportRequest,
+)
 
 Command: TypeAlias = Callable[..., None]
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -334,6 +339,15 @@ import_options = _grouped(
         "--label-table",
         type=_PATH,
         help="A CSV with codes and colours of TotalSegmentator's labels; default: that of its installed package.",
+    ),
+    click.option(
+        "--time-limit",
+        "time_limit_s",
+        type=click.FloatRange(1, MAX_TIME_LIMIT_S),
+        default=DEFAULT_TIME_LIMIT_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="The most seconds for each step of the import, such as an export or the source's own predictor.",
     ),
     click.option("--float16", is_flag=True, help="Convert the networks to float16."),
     click.option("--bf16", is_flag=True, help="Allow bfloat16 where ONNX_PRECISION asks for it."),

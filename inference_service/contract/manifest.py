@@ -16,6 +16,8 @@ from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTER
 from inference_service.core.execution import Precision
 from inference_service.core.files import MAX_CHANNELS
 
+MANIFEST_FILE = "manifest.json"
+"""The file of a model's manifest, in the folder of its networks."""
 # Fields of a part that another part does not inherit.
 _OWN = {"networks", "outputs", "first_stage"}
 _SHA256 = TypeAdapter[str](Sha256)

@@ -5,12 +5,12 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from inference_service.contract.manifest import MANIFEST_FILE
 from inference_service.contract.manifest_types import Sha256, Strict
 from inference_service.contract.part import FileName
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 
 INDEX_FILE = "index.json"
-_MANIFEST_FILE = "manifest.json"
 _MAX_FILES = 1000
 _MAX_FILE_BYTES = 2**40
 
@@ -31,8 +31,8 @@ class ModelIndex(Strict):
 
     @model_validator(mode="after")
     def _has_manifest(self) -> Self:
-        if _MANIFEST_FILE not in self.files:
-            raise ValueError(f"a model has a {_MANIFEST_FILE}")
+        if MANIFEST_FILE not in self.files:
+            raise ValueError(f"a model has a {MANIFEST_FILE}")
         return self
 
     @property
@@ -43,7 +43,7 @@ class ModelIndex(Strict):
     @property
     def manifest_sha256(self) -> str:
         """SHA-256 of the version's manifest."""
-        return self.files[_MANIFEST_FILE].sha256
+        return self.files[MANIFEST_FILE].sha256
 
     @property
     def size_bytes(self) -> int:

@@ -231,7 +231,7 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _consistent_part(self) -> Self:
-        _check_orientation(self.orientation)
+        check_orientation(self.orientation)
         if len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes must be unique, got {list(self.mirror_axes)}")
         channels = [output.channel for output in self.outputs]
@@ -309,7 +309,8 @@ class Part(Strict):
         return sorted({output.value for output in self.outputs if output.value})
 
 
-def _check_orientation(orientation: str) -> None:
+def check_orientation(orientation: str) -> None:
+    """Raises ValueError if a text is no orientation of a part."""
     if re.fullmatch("[ijk]{3}", orientation) and set(orientation) == _FILE_AXES:
         return
     if len(orientation) != len(_AXES) or any(len(set(orientation) & axis) != 1 for axis in _AXES):

@@ -70,6 +70,15 @@ class InputReport(_Part):
     )
 
 
+class CropModelReport(_Part):
+    """A model to whose labels the scan was cropped, for the model that was run or for another one that crops."""
+
+    name: str
+    version: str
+    sha256: str = Field(description="SHA-256 of its networks, as in `model`.")
+    manifest_sha256: str = Field(description="SHA-256 of manifest.json.")
+
+
 class ModelReport(_Part):
     """The model that was run."""
 
@@ -77,6 +86,9 @@ class ModelReport(_Part):
     version: str
     sha256: str = Field(description="SHA-256 of model.onnx.")
     manifest_sha256: str = Field(description="SHA-256 of manifest.json.")
+    crop_models: list[CropModelReport] = Field(
+        default_factory=list, description="The models to whose labels the scan was cropped."
+    )
 
 
 class ChannelOptionsReport(_Part):

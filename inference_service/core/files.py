@@ -74,14 +74,12 @@ def list_files(folder: Path, *, max_bytes: int) -> list[Path]:
     Symbolic links to files and folders are followed. A file that several paths lead to is listed once.
 
     Raises:
-        InputNotFound: There are no files, or a link leads to none.
+        InputNotFound: There are no files, a link leads to none, or a folder cannot be read.
         InputTooLarge: There are more files or bytes than allowed.
     """
     files = sorted(_files(folder))
     if not files:
         raise InputNotFound("the folder holds no file")
-    if len(files) > MAX_FILES:
-        raise InputTooLarge(f"the folder holds more than {MAX_FILES} files, which is the most that this service takes")
     size = sum(found.stat().st_size for found in files)
     if size > max_bytes:
         raise InputTooLarge(f"the folder holds {size} bytes; this service takes at most {max_bytes}")
@@ -123,6 +121,10 @@ def input_sha256(sources: Sources, channels: Sequence[str] = ()) -> str:
     Args:
         sources: The input.
         channels: Names of the model's channels; they matter for several ones.
+
+    Raises:
+        InputNotFound: A link leads to no file, or a folder cannot be read.
+        InputTooLarge: A folder holds more than `MAX_FILES` files.
     """
     if not isinstance(sources, Path):
         digests = [input_sha256(sources[name], [name]) for name in channels]
@@ -157,10 +159,15 @@ def _other_parts(path: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files below a folder, at most one more than `MAX_FILES`."""
+    """The files below a folder.
+
+    Raises:
+        InputNotFound: A link leads to no file, or a folder cannot be read.
+        InputTooLarge: There are more than `MAX_FILES`.
+    """
     visited: set[str] = set()
     found: set[str] = set()
-    for parent, folder_names, names in os.walk(folder, followlinks=True):
+    for parent, folder_names, names in os.walk(folder, onerror=_fail, followlinks=True):
         real_parent = os.path.realpath(parent)
         if real_parent in visited:
             folder_names.clear()
@@ -174,7 +181,14 @@ def _files(folder: Path) -> Iterator[Path]:
             if path.is_symlink() and not path.exists():
                 raise InputNotFound("a symbolic link in the folder leads to no file: restore its target, or remove it")
             if path.is_file() and real_path not in found:
+                if len(found) == MAX_FILES:
+                    raise InputTooLarge(
+                        f"the folder holds more than {MAX_FILES} files, which is the most that this service takes"
+                    )
                 found.add(real_path)
                 yield path
-                if len(found) > MAX_FILES:
-                    return
+
+
+def _fail(error: OSError) -> None:
+    """Refuses a folder that cannot be read, which a walk would leave out."""
+    raise InputNotFound(f"a folder in the input cannot be read: {error.strerror}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from inference_service.contract.manifest import Manifest
+from inference_service.contract.manifest import MANIFEST_FILE, Manifest
 from inference_service.contract.part import NETWORK_FILE, NetworkFile
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.contract.validation import first_problem
@@ -26,7 +26,6 @@ from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, NetworkContent
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
 MAX_MANIFEST_BYTES = 2**20
 _MAX_EXTERNAL_BYTES = 2**34

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from inference_service.contract.manifest import Manifest
+from inference_service.engine.model_registry import Model
+from inference_service.importers.comparison import Comparison
 from inference_service.importers.networks import ExportedNetwork
 from inference_service.importers.sources import ImportedModel, StatedDice
 
@@ -14,8 +16,9 @@ def write_card(
     manifest: Manifest,
     model: ImportedModel,
     networks: Sequence[ExportedNetwork],
-    source: Mapping[str, object],
-    comparison: Mapping[str, object] | None,
+    source: Mapping[str, str],
+    comparison: Comparison | None,
+    crop_models: Sequence[Model],
 ) -> str:
     """Returns the card of a model, as Markdown.
 
@@ -25,6 +28,7 @@ def write_card(
         networks: The exported networks.
         source: Name and sha256 of the source.
         comparison: The comparison with the source's own predictor; None: none was made.
+        crop_models: The installed models to whose labels the scan is cropped.
     """
     labels = [f"| {label.value} | {_one_line(label.name)} |" for label in manifest.labels]
     taken = [f"| {each.what} | {_one_line(each.where)} |" for each in model.taken]
@@ -33,11 +37,12 @@ def write_card(
         "",
         _one_line(manifest.description),
         "",
-        f"Imported from {_one_line(str(source['name']))} ({model.kind}), sha256 `{source['sha256']}`.",
+        f"Imported from {_one_line(source['name'])} ({model.kind}), sha256 `{source['sha256']}`.",
         "",
         f"- Licence: {manifest.licence}",
         f"- Modality: {manifest.modality}",
         f"- Channels: {', '.join(_one_line(channel.name) for channel in manifest.channels)}",
+        *(f"- Crops scans to the labels of: {each.title}, which must be installed" for each in crop_models),
         *(f"- {heading}: {_one_line(text)}" for heading, text in model.facts.items()),
         "",
         "## Labels",
@@ -60,7 +65,7 @@ def write_card(
         "",
         "## Agreement with the source",
         "",
-        *(f"- {line}" for network in networks for line in [_agreement(network)]),
+        *(f"- {_agreement(network)}" for network in networks),
         *([] if comparison is None else [f"- {_compared(comparison)}"]),
         "",
     ]
@@ -101,12 +106,11 @@ def _agreement(network: ExportedNetwork) -> str:
     )
 
 
-def _compared(comparison: Mapping[str, object]) -> str:
-    found = comparison["dice"]
-    dice = [f"{name} {value:.4f}" for name, value in found.items()] if isinstance(found, Mapping) else []
+def _compared(comparison: Comparison) -> str:
+    dice = [f"{_one_line(name)} {value:.4f}" for name, value in comparison.dice.items()]
     return (
-        f"On {comparison['scan']}, {float(str(comparison['agreement'])):.4%} of the voxels have the label that the "
-        f"source's own predictor gives them. Dice: {', '.join(dice) or 'no label occurs'}."
+        f"On {_one_line(comparison.scan)}, {comparison.agreement:.4%} of the voxels have the label that the source's "
+        f"own predictor gives them. Dice: {', '.join(dice) or 'no label occurs'}."
     )
 
 

@@ -1,9 +1,5 @@
 """Compares a model with the source's own predictor on a scan: labels, seconds and memory."""
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +11,14 @@ from inference_service.contract.manifest import Manifest
 from inference_service.core.errors import BadRequest, InternalError
 from inference_service.formats.nifti import read_nifti
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.importers.isolation import Ended, Progress, run_task, wait_for
+from inference_service.importers.isolation import Ended, Isolation, Progress
 from inference_service.importers.sources import Reference
 
 _UNLIMITED = 2**40
+_LABELS = "labels.npy"
+_SHARED_MEMORY = Path("/dev/shm")
+# The part of the time that the source's predictor is expected to take.
+_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def compare(
     manifest: Manifest,
     models_path: Path,
     scans: Sequence[Path],
-    scratch: Path,
+    isolation: Isolation,
     progress: Progress,
 ) -> Comparison:
     """Segments a scan with the source's own predictor and with this service.
@@ -57,62 +57,45 @@ def compare(
         manifest: The model's manifest.
         models_path: The folder in which the model lies, as name/version.
         scans: The file of each channel.
-        scratch: A folder for temporary files.
+        isolation: Where both run.
         progress: Called for each step.
 
     Raises:
         BadRequest: The number of files is not that of the channels.
-        ServiceError: One of the two refuses the scan.
+        ServiceError: One of the two refuses the scan. See `Isolation.run` too.
     """
     if len(scans) != len(manifest.channel_names):
         raise BadRequest(f"give --compare once for each channel, in this order: {', '.join(manifest.channel_names)}")
-    written = scratch / "reference"
+    paths = [str(path.resolve()) for path in scans]
+    written, target = isolation.scratch / "reference", isolation.scratch / "own" / "mask.nii.gz"
     written.mkdir()
-    target = written / "labels.npy"
-    task = {
-        **reference.arguments,
-        "predictor": reference.predictor,
-        "scans": [str(path.resolve()) for path in scans],
-        "target": str(target),
-    }
-    theirs = run_task(
+    theirs = isolation.run(
         "predict",
-        task,
-        scratch,
-        progress=lambda step, share: progress(f"source: {step}", share / 2),
-        writes_to=[written] if reference.runs_code else None,
+        {
+            **reference.arguments,
+            "predictor": reference.predictor,
+            "scans": paths,
+            "target": str(written / _LABELS),
+        },
+        progress=lambda step, share: progress(f"source's predictor: {step}", share * _SHARE),
+        writes_to=[written, *([_SHARED_MEMORY] if reference.shares_memory else [])],
     )
-    progress("this service", 0.5)
-    ours, mask = _segment(manifest, models_path, scans, scratch)
-    progress("compared", 1.0)
-    return _compared(manifest, np.load(target), mask, scans[0].name, (theirs, ours))
-
-
-def _segment(
-    manifest: Manifest, models_path: Path, scans: Sequence[Path], scratch: Path
-) -> tuple[Ended, NDArray[np.generic]]:
-    """Runs the command `segment`, and returns its mask."""
-    target = scratch / "own" / "mask.nii.gz"
-    named = zip(manifest.channel_names, scans, strict=True)
-    sources = [str(scans[0])] if len(scans) == 1 else [f"--channel={name}={path}" for name, path in named]
-    chosen = ["--model", manifest.name, "--model-version", manifest.version, "--no-modality-check"]
-    command = [sys.executable, "-P", "-m", "inference_service", "segment", *sources, str(target), *chosen]
-    log = scratch / "own.txt"
-    start = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, "MODELS_PATH": str(models_path)}
-        )
-        usage = wait_for(process)
-    ended = Ended({}, time.monotonic() - start, usage.ru_maxrss * 1024)
-    if process.returncode:
-        raise BadRequest(f"this service does not segment the scan: {_last_line(log)}")
-    return ended, read_nifti(target, ReadLimits(_UNLIMITED, _UNLIMITED)).volume.voxels
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it printed nothing"
+    ours = isolation.run_unlimited(
+        "segment",
+        {
+            "name": manifest.name,
+            "version": manifest.version,
+            "scans": dict(zip(manifest.channel_names, paths, strict=True)),
+            "target": str(target),
+        },
+        {"MODELS_PATH": str(models_path.resolve())},
+        progress=lambda step, share: progress(f"this service: {step}", _SHARE + share * (1 - _SHARE)),
+    )
+    progress("comparing the masks", 1.0)
+    # The file of the other process may say any shape: none is allocated.
+    labels = np.load(written / _LABELS, mmap_mode="r")
+    mask = read_nifti(target, ReadLimits(_UNLIMITED, _UNLIMITED)).volume.voxels
+    return _compared(manifest, labels, mask, scans[0].name, (theirs, ours))
 
 
 def _compared(

@@ -5,39 +5,39 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from inference_service.contract.crops import ModelCrop
-from inference_service.contract.manifest import Manifest
+from inference_service.contract.manifest import MANIFEST_FILE, Manifest
 from inference_service.contract.validation import first_problem
 from inference_service.core.errors import BadRequest, ModelInvalid
-from inference_service.core.execution import CPU, ExecutionOptions
-from inference_service.core.files import input_sha256
-from inference_service.core.host import usable_cpus
 from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
 from inference_service.engine.model_folder import install, staging
-from inference_service.engine.model_registry import CARD_FILE, MANIFEST_FILE, read_model
-from inference_service.engine.session_cache import load_model
+from inference_service.engine.model_registry import CARD_FILE, Model, find_model, read_model
 from inference_service.importers.card import write_card
 from inference_service.importers.comparison import Comparison, compare
-from inference_service.importers.isolation import Progress, missing_package
+from inference_service.importers.isolation import Isolation, Progress, missing_package
 from inference_service.importers.networks import ExportedNetwork, export_network, with_checksums
 from inference_service.importers.registry import find_importer
 from inference_service.importers.request import ImportRequest, SourceOptions
 from inference_service.importers.sandbox import find_limits
-from inference_service.importers.source_files import opened_source
+from inference_service.importers.source_files import hash_source, opened_source
 from inference_service.importers.sources import ImportedModel, Importer, ImportOptions, LabelChoice
+from inference_service.segmentation.crop_models import CropModels
 
 IMPORT_FILE = "import.json"
 _PACKAGES = ("torch", "onnx", "yaml")
 _NO_SHA256 = "0" * 64
 _MAX_LABELS_BYTES = 2**20
-_OPTIONS_OF_ALL = ("scratch", "modality", "models_path")
+_OPTIONS_OF_ALL = ("scratch", "modality", "models_path", "time_limit_s")
+# The share of the whole at which the source is read, and at which its networks are exported if a comparison follows.
+_READ = 0.05
+_EXPORTED = 0.4
 
 
 @dataclass(frozen=True)
@@ -77,32 +77,41 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
     Raises:
         BadRequest: This version is installed already, or the request lacks something.
         ModelInvalid: The source is damaged, or has what a manifest cannot say.
+        TimeLimit: A step took longer than the request allows.
         ConfigurationError: A package of the extra `import` is missing, or the models are those of the package.
-        ServiceError: See the importers.
+        ServiceError: See the importers, and `Isolation.run`.
     """
     _require_packages()
     target = settings.own_models_path / request.name / request.version
     if target.exists():
         raise BadRequest(f"model {request.name} has a version {request.version} already; choose another --version")
     with scratch_folder(settings.usable_work_path) as scratch, staging(settings.models_path) as staged:
-        progress("reading", 0.0)
+        progress("reading all files", 0.0)
         with opened_source(request.source, scratch) as opened:
+            # First, because it finds files that cannot be read.
+            source_sha256 = hash_source(request.source)
+            progress("reading the source", _READ)
             importer, source = find_importer(opened)
             options = _options(request, scratch, settings.models_path)
             _require_taken(options, importer)
             model = importer.read(source, options)
+            _require_reference(request, model)
             fields = _fields(request, model)
             _validated(_with_placeholders(fields, model))
             folder = staged / request.name / request.version
             folder.mkdir(parents=True)
-            networks = _export(model, folder, scratch, request, progress)
+            networks = _export(model, folder, options.isolation, request, progress)
             complete = with_checksums(fields, networks)
             manifest = _validated(complete)
             (folder / MANIFEST_FILE).write_text(_json(complete))
-            load_model(read_model(folder), ExecutionOptions((CPU,), usable_cpus()))
-            _link_crop_models(manifest, settings.models_path, staged)
-            comparison = _compare(request, model, manifest, staged, scratch, progress)
-        record = _describe(folder, request, model, manifest, (networks, comparison))
+            options.isolation.run("check_model", {"folder": str(folder.resolve())})
+            crop_models = CropModels.of(read_model(folder), partial(find_model, settings.models_path)).models
+            _link(crop_models, staged)
+            comparison = _compare(request, model, manifest, staged, options.isolation, progress)
+        described = {"name": request.source.name, "kind": model.kind, "sha256": source_sha256}
+        record = _record(described, model, networks, comparison, crop_models)
+        (folder / IMPORT_FILE).write_text(_json(record))
+        (folder / CARD_FILE).write_text(write_card(manifest, model, networks, described, comparison, crop_models))
         install(folder, target)
     progress("installed", 1.0)
     return Imported(target, manifest, model, networks, comparison, record)
@@ -170,27 +179,27 @@ def _validated(fields: Mapping[str, object]) -> Manifest:
 
 
 def _export(
-    model: ImportedModel, folder: Path, scratch: Path, request: ImportRequest, progress: Progress
+    model: ImportedModel, folder: Path, isolation: Isolation, request: ImportRequest, progress: Progress
 ) -> list[ExportedNetwork]:
-    share = (0.6 if request.compare else 0.9) / len(model.networks)
+    share = ((_EXPORTED if request.compare else 1.0) - _READ) / len(model.networks)
     return [
         export_network(
             network,
             folder,
-            scratch,
+            isolation,
             float16=request.float16,
-            progress=_part_of(progress, 0.05 + share * number, share),
+            progress=_part_of(progress, _READ + share * number, share),
         )
         for number, network in enumerate(model.networks)
     ]
 
 
-def _link_crop_models(manifest: Manifest, models_path: Path, staged: Path) -> None:
-    """Puts links to the installed models that the new one's crops name beside it."""
-    for part in manifest.every_part:
-        crop = part.scan_crop
-        if isinstance(crop, ModelCrop) and not (staged / crop.model).exists():
-            (staged / crop.model).symlink_to((models_path / crop.model).resolve())
+def _link(crop_models: Sequence[Model], staged: Path) -> None:
+    """Puts links to the installed models that crop the new one's scans beside it."""
+    for model in crop_models:
+        link = staged / model.manifest.name / model.manifest.version
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(model.folder.resolve())
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Progress:
@@ -198,53 +207,49 @@ def _part_of(progress: Progress, start: float, share: float) -> Progress:
     return lambda step, done: progress(step, start + share * done)
 
 
+def _require_reference(request: ImportRequest, model: ImportedModel) -> None:
+    """Raises BadRequest if a comparison is asked for that cannot be made."""
+    if request.compare and model.reference is None:
+        raise BadRequest(f"a {model.kind} has no predictor of its own to compare with")
+
+
 def _compare(
     request: ImportRequest,
     model: ImportedModel,
     manifest: Manifest,
     models_path: Path,
-    scratch: Path,
+    isolation: Isolation,
     progress: Progress,
 ) -> Comparison | None:
-    if not request.compare:
+    if not request.compare or model.reference is None:
         return None
-    if model.reference is None:
-        raise BadRequest(f"a {model.kind} has no predictor of its own to compare with")
-    return compare(
-        model.reference,
-        manifest,
-        models_path,
-        request.compare,
-        scratch,
-        _part_of(progress, 0.65, 0.3),
-    )
+    part = _part_of(progress, _EXPORTED, 1 - _EXPORTED)
+    return compare(model.reference, manifest, models_path, request.compare, isolation, part)
 
 
-def _describe(
-    folder: Path,
-    request: ImportRequest,
+def _record(
+    source: Mapping[str, str],
     model: ImportedModel,
-    manifest: Manifest,
-    measured: tuple[Sequence[ExportedNetwork], Comparison | None],
+    networks: Sequence[ExportedNetwork],
+    comparison: Comparison | None,
+    crop_models: Sequence[Model],
 ) -> dict[str, object]:
-    """Writes the card and the record of an import; returns the record."""
-    networks, comparison = measured
-    source = {"name": request.source.name, "kind": model.kind, "sha256": input_sha256(request.source)}
-    compared = None if comparison is None else asdict(comparison)
-    record: dict[str, object] = {
+    """The record of an import."""
+    return {
         "source": source,
         "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "inference_service": installed_version("inference-service"),
         "networks": [asdict(network) for network in networks],
+        "crop_models": [
+            {"name": each.manifest.name, "version": each.manifest.version, "manifest_sha256": each.manifest_sha256}
+            for each in crop_models
+        ],
         "taken": [asdict(each) for each in model.taken],
         "assumed": list(model.assumed),
         "stated_dice": None if model.stated_dice is None else asdict(model.stated_dice),
-        "comparison": compared,
+        "comparison": None if comparison is None else asdict(comparison),
         "code": {"run": list(model.code), **asdict(find_limits())} if model.code else None,
     }
-    (folder / IMPORT_FILE).write_text(_json(record))
-    (folder / CARD_FILE).write_text(write_card(manifest, model, networks, source, compared))
-    return record
 
 
 def _json(value: object) -> str:

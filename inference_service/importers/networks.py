@@ -1,20 +1,16 @@
-"""Exports the networks of a model into its folder, and measures how far ONNX Runtime is from PyTorch."""
+"""Exports the networks of a model into its folder, and refuses one of which ONNX Runtime computes something else."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from tempfile import TemporaryDirectory
 
 from inference_service.core.errors import InputNotFound, ModelInvalid
-from inference_service.core.execution import CPU
 from inference_service.core.files import Checksum
-from inference_service.core.host import usable_cpus
-from inference_service.engine.onnx_file import MAX_NETWORK_BYTES, NetworkContent
-from inference_service.engine.session import RUNTIME_VERSION, Session
-from inference_service.importers.isolation import Progress, run_task
+from inference_service.engine.onnx_file import MAX_NETWORK_BYTES
+from inference_service.importers.isolation import Isolation, Progress
 from inference_service.importers.sources import NetworkCopy, NetworkRecipe
 
 MAX_ERROR = 1e-3
@@ -49,46 +45,43 @@ class ExportedNetwork:
 
 
 def export_network(
-    network: NetworkRecipe | NetworkCopy, folder: Path, scratch: Path, *, float16: bool, progress: Progress
+    network: NetworkRecipe | NetworkCopy, folder: Path, isolation: Isolation, *, float16: bool, progress: Progress
 ) -> ExportedNetwork:
     """Writes a network into a model's folder.
 
     Args:
         network: How it is made.
         folder: The model's folder.
-        scratch: A folder for temporary files.
+        isolation: Where it is exported and compared with PyTorch.
         float16: Whether it is converted to float16.
         progress: Called for each step.
 
     Raises:
         ModelInvalid: The network cannot be exported, or ONNX Runtime computes something else than PyTorch.
         InputNotFound: A file of the network is missing.
+        ServiceError: See `Isolation.run`.
     """
     if isinstance(network, NetworkCopy):
         return _copy(network, folder)
-    written = scratch / "written" if network.runs_code else scratch
-    written.mkdir(exist_ok=True)
-    target = (written if network.runs_code else folder) / network.file
-    windows, logits = written / "windows.npy", written / "logits.npy"
-    task = {
-        "builder": network.builder,
-        "arguments": network.arguments,
-        "input_shape": list(network.input_shape),
-        "free_axes": list(network.free_axes),
-        "target": str(target),
-        "windows": str(windows),
-        "logits": str(logits),
-        "count": 1 if np.prod(network.input_shape) > _MANY_VALUES else _WINDOWS,
-        "float16": float16,
-    }
-    writes_to = [written] if network.runs_code else None
-    details = run_task(
-        "export", task, scratch, progress=lambda step, share: progress(step, 0.8 * share), writes_to=writes_to
-    ).result
-    if network.runs_code:
-        target = _taken_over(target, folder / network.file)
-    progress("comparing with PyTorch", 0.8)
-    error = measure_error(target, np.load(windows), np.load(logits))
+    with TemporaryDirectory(prefix="export-", dir=isolation.scratch, ignore_cleanup_errors=True) as written:
+        arrays = {"windows": f"{written}/windows.npy", "logits": f"{written}/logits.npy"}
+        task = {
+            **arrays,
+            "builder": network.builder,
+            "arguments": network.arguments,
+            "input_shape": list(network.input_shape),
+            "free_axes": list(network.free_axes),
+            "target": f"{written}/{network.file}",
+            "count": 1 if prod(network.input_shape) > _MANY_VALUES else _WINDOWS,
+            "float16": float16,
+        }
+        details = isolation.run(
+            "export", task, progress=lambda step, share: progress(step, 0.8 * share), writes_to=[Path(written)]
+        ).result
+        target = _taken_over(Path(written, network.file), folder / network.file)
+        progress("comparing with PyTorch", 0.8)
+        measured = isolation.run("measure", {**arrays, "file": str(target.resolve())}).result
+    error = float(str(measured["error"]))
     limit = MAX_ERROR_FLOAT16 if float16 else MAX_ERROR
     if not error <= limit:
         raise ModelInvalid(
@@ -101,47 +94,16 @@ def export_network(
         Checksum.of_file(target).sha256,
         error=error,
         max_error=limit,
-        details={**details, "onnxruntime": RUNTIME_VERSION},
+        details={**details, "onnxruntime": measured["onnxruntime"]},
     )
 
 
 def _taken_over(written: Path, target: Path) -> Path:
-    """Moves a file that Python of the source may have replaced by a link; returns where it is."""
+    """Moves a file that the process, in which Python of a source may have run, may have replaced by a link."""
     if written.is_symlink() or not written.is_file():
-        raise ModelInvalid(f"the process that ran Python of the source has not written {written.name} as a file")
+        raise ModelInvalid(f"the process that exported the network has not written {written.name} as a file")
     shutil.move(written, target)
     return target
-
-
-def measure_error(file: Path, windows: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
-    """Measures how far ONNX Runtime's logits are from given ones.
-
-    Args:
-        file: The ONNX file.
-        windows: Shape (count, channels, *window).
-        logits: Shape (count, labels, *window).
-
-    Returns:
-        The largest difference as a share of the range of the given logits.
-
-    Raises:
-        ModelInvalid: ONNX Runtime's logits have another shape, or are not finite.
-    """
-    session = Session(NetworkContent(file.read_bytes()), providers=[CPU], threads=usable_cpus())
-    # All windows at once where the batch is free, so that this is tried too.
-    step = session.fixed_batch_size or len(windows)
-    largest = 0.0
-    for start in range(0, len(windows), step):
-        computed = session.run(windows[start : start + step])
-        expected = logits[start : start + step]
-        if computed.shape != expected.shape:
-            raise ModelInvalid(f"ONNX Runtime gives logits of shape {computed.shape}, PyTorch of {expected.shape}")
-        if not np.isfinite(computed).all():
-            # A maximum would skip them.
-            raise ModelInvalid("ONNX Runtime gives values that are not finite for random windows")
-        largest = max(largest, float(np.abs(computed - expected).max()))
-    spread = float(logits.max() - logits.min())
-    return largest / spread if spread > 0 else largest
 
 
 def _copy(network: NetworkCopy, folder: Path) -> ExportedNetwork:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inference_service.contract.part import NETWORK_FILE
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolation import run_task
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.short_config import Signature, complete, read_short_config
 from inference_service.importers.source_files import is_onnx, licence_of
 from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkCopy, Taken
@@ -33,7 +33,7 @@ class OnnxSource:
         file = self._file(source)
         if file is None:
             raise ModelInvalid("there is not exactly one ONNX file")
-        described = _described(file, options.scratch)
+        described = _described(file, options.isolation)
         config = read_short_config(options.config)
         output = config.pop(_OUTPUT, None)
         manifest, assumed = complete(config, _signature(described, output), options.labels)
@@ -51,12 +51,12 @@ class OnnxSource:
             facts={"Opset": str(described.get("opset"))},
         )
 
-    def describe(self, source: Path, scratch: Path, window: Sequence[int | None] | None = None) -> Signature:
+    def describe(self, source: Path, isolation: Isolation, window: Sequence[int | None] | None = None) -> Signature:
         """See `Describes`."""
         file = self._file(source)
         if file is None:
             raise ModelInvalid("there is not exactly one ONNX file")
-        return _signature(_described(file, scratch))
+        return _signature(_described(file, isolation))
 
     def _file(self, source: Path) -> Path | None:
         if is_onnx(source):
@@ -65,8 +65,8 @@ class OnnxSource:
         return found[0] if len(found) == 1 else None
 
 
-def _described(file: Path, scratch: Path) -> Mapping[str, object]:
-    return run_task("describe", {"file": str(file.resolve()), "kind": "onnx"}, scratch).result
+def _described(file: Path, isolation: Isolation) -> Mapping[str, object]:
+    return isolation.run("describe", {"file": str(file.resolve()), "kind": "onnx"}).result
 
 
 def _signature(described: Mapping[str, object], output: object = None) -> Signature:
@@ -88,7 +88,7 @@ def _signature(described: Mapping[str, object], output: object = None) -> Signat
         channels=given[1],
         outputs=result[1] if len(result) == len(given) else None,
         window=window,
-        labels=_names(described.get("metadata")),
+        labels=_names(str(described.get("labels"))),
         plane=given[2:] if len(given) == _PLANE_AXES else None,
     )
 
@@ -98,11 +98,10 @@ def _shape(argument: object) -> list[int | None]:
     return [size if isinstance(size, int) else None for size in _list(shape)]
 
 
-def _names(metadata: object) -> list[str]:
-    """The names of the labels in the file's metadata, if `labels` is a list of JSON there."""
-    text = metadata.get("labels") if isinstance(metadata, Mapping) else None
+def _names(text: str) -> list[str]:
+    """The names of the labels in the file's metadata, if its text is a list of JSON."""
     try:
-        names = json.loads(str(text)) if text else []
+        names = json.loads(text)
     except (ValueError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []

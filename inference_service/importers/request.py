@@ -8,6 +8,10 @@ from inference_service.contract.manifest_types import Modality
 
 CheckpointKind = Literal["final", "best"]
 """The checkpoints that nnU-Net keeps of a fold."""
+DEFAULT_TIME_LIMIT_S = 3600
+"""An export takes minutes, and the predictor of five folds on a large scan up to an hour on a few cores."""
+MAX_TIME_LIMIT_S = 604_800
+"""A week."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class SourceOptions:
         roi: The labels of TotalSegmentator that are kept; none: all.
         crop_by: The installed model to whose labels TotalSegmentator's scans are cropped, as name or name/version.
         label_table: A table with codes and colours of TotalSegmentator's labels; None: that of its package.
+        time_limit_s: The most seconds that a step in a process of its own may take.
     """
 
     config: Path | None = None
@@ -39,6 +44,7 @@ class SourceOptions:
     roi: tuple[str, ...] = ()
     crop_by: str | None = None
     label_table: Path | None = None
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Limits on a process that runs Python of a source: no network, and writing only to folders of its own.
+"""Limits on a process that reads a source: no network, no signals to others, and writing only to folders of its own.
 
-The kernel enforces both, by a network namespace and by Landlock, where it has them. What they leave is stated: such a
-process may read what its user may read.
+The kernel enforces them, by namespaces and by Landlock, where it has them. What they leave is stated: such a process
+may read what its user may read, and may connect to the Unix sockets that its user may write to.
 """
 
 import ctypes
@@ -13,21 +13,34 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Without privileges first: as root, a namespace of users may be forbidden.
-_UNSHARE = (("unshare", "--user", "--map-root-user", "--net"), ("unshare", "--net"))
+# All processes of the namespace end with its first one. Without privileges first: as root, a namespace of users may be
+# forbidden.
+_OWN = ("--net", "--pid", "--fork", "--kill-child")
+_UNSHARE = (("unshare", "--user", "--map-root-user", *_OWN), ("unshare", *_OWN))
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION = 1
 _PATH_BENEATH = 1
 _NO_NEW_PRIVILEGES = 38
-# Writing, truncating, and making, moving or removing files, as far as the version of Landlock knows these rights.
-_WRITING = (1 << 1) | sum(1 << bit for bit in range(4, 13))
-_LATER_RIGHTS = ((2, 1 << 13), (3, 1 << 14))
-_DEVICES = Path("/dev")
+# Rights of Landlock's files, each with the version that knows it first: to write, to remove, to make; to move between
+# folders, to truncate, and to control devices.
+_WRITE_FILE = 1 << 1
+_TRUNCATE = (3, 1 << 14)
+_RIGHTS = ((1, _WRITE_FILE), *((1, 1 << bit) for bit in range(4, 13)), (2, 1 << 13), _TRUNCATE, (5, 1 << 15))
+# A device that the process makes could be a disk.
+_MAKE_DEVICES = 1 << 6 | 1 << 11
+# TCP, and abstract Unix sockets and signals of processes without these limits.
+_TCP = (4, 0b11)
+_SCOPES = (6, 0b11)
+_NULL = Path("/dev/null")
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
 
 
 class _PathBeneath(ctypes.Structure):
     _pack_ = 1
-    _fields_ = (("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32))
+    _fields_ = (("allowed", ctypes.c_uint64), ("path", ctypes.c_int32))
 
 
 @dataclass(frozen=True)
@@ -44,8 +57,8 @@ class Limits:
 
 
 @cache
-def network_prefix() -> tuple[str, ...]:
-    """Returns the command that runs another one without network; empty where there is none."""
+def namespace_prefix() -> tuple[str, ...]:
+    """Returns the command that runs another one without network and ends its children with it; empty: there is none."""
     if shutil.which("unshare") is None:
         return ()
     for command in _UNSHARE:
@@ -56,11 +69,14 @@ def network_prefix() -> tuple[str, ...]:
 
 def find_limits() -> Limits:
     """Finds out which limits this machine enforces."""
-    return Limits(network=bool(network_prefix()), writing=_landlock_version() > 0)
+    return Limits(network=bool(namespace_prefix()), writing=_landlock_version() > 0)
 
 
-def restrict_writing(folders: Sequence[Path]) -> None:
-    """Lets this process, and those that it starts, write to some folders alone; without Landlock, nothing changes.
+def restrict(folders: Sequence[Path]) -> None:
+    """Lets this process, and those that it starts, write to some folders and to /dev/null alone.
+
+    They open no TCP connections, and send no signals to other processes, where the version of Landlock knows these
+    limits. Without Landlock, nothing changes.
 
     Raises:
         OSError: A folder is missing, or the kernel refuses the limit.
@@ -68,18 +84,29 @@ def restrict_writing(folders: Sequence[Path]) -> None:
     version = _landlock_version()
     if version <= 0:
         return
-    rights = _WRITING | sum(right for since, right in _LATER_RIGHTS if version >= since)
-    handled = ctypes.c_uint64(rights)
+    rights = sum(_known(right, version) for right in _RIGHTS)
+    handled = _Ruleset(rights, _known(_TCP, version), _known(_SCOPES, version))
     ruleset = _call(_CREATE_RULESET, ctypes.byref(handled), ctypes.sizeof(handled), 0)
-    for folder in (*folders, _DEVICES):
-        opened = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        rule = _PathBeneath(rights, opened)
-        _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
-        os.close(opened)
+    for folder in folders:
+        _allow(ruleset, folder, rights & ~_MAKE_DEVICES)
+    _allow(ruleset, _NULL, _WRITE_FILE | _known(_TRUNCATE, version))
     if ctypes.CDLL(None, use_errno=True).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the process keeps its privileges")
     _call(_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
+
+
+def _known(right: tuple[int, int], version: int) -> int:
+    """The bits of a right, 0 where this version of Landlock does not know them."""
+    since, bits = right
+    return bits if version >= since else 0
+
+
+def _allow(ruleset: int, path: Path, rights: int) -> None:
+    opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rule = _PathBeneath(rights, opened)
+    _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
+    os.close(opened)
 
 
 def _landlock_version() -> int:

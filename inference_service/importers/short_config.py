@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from inference_service.core.errors import InputNotFound, ModelInvalid
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.sources import LabelChoice
 
 _MAX_BYTES = 2**20
@@ -39,12 +40,12 @@ class Signature:
 class Describes(Protocol):
     """An importer of networks that come without a description."""
 
-    def describe(self, source: Path, scratch: Path, window: Sequence[int | None] | None = None) -> Signature:
+    def describe(self, source: Path, isolation: Isolation, window: Sequence[int | None] | None = None) -> Signature:
         """Returns what a source says about its network.
 
         Args:
             source: The source.
-            scratch: A folder for temporary files.
+            isolation: Where its file is read.
             window: The size of a window, if it is known by now.
         """
 
@@ -110,6 +111,8 @@ def complete(
     Raises:
         ModelInvalid: Neither the config nor the network says how large a window is, or how many channels there are.
     """
+    if given is not None:
+        config = {field: value for field, value in config.items() if field not in ("labels", "outputs")}
     fields: dict[str, object] = {}
     assumed: list[str] = []
 

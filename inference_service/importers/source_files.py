@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from inference_service.core.errors import InputCorrupt, InputNotFound, InputTooLarge
-from inference_service.core.files import MAX_FILES
+from inference_service.core.files import MAX_FILES, input_sha256, list_input
 from inference_service.formats.archives.zip_archive import is_zip, opened_zip, require_readable
 
 _MAX_SOURCE_BYTES = 2**36
@@ -61,6 +61,26 @@ def _inner_names(path: Path) -> set[str]:
         return {name.partition("/")[2] for name in archive.namelist()}
 
 
+def hash_source(path: Path) -> str:
+    """Returns the sha256 of a file, or of all files of a folder as in `input_sha256`.
+
+    Raises:
+        InputNotFound: A link leads to no file, or a file cannot be read.
+        InputTooLarge: A folder has more files or bytes than are imported.
+    """
+    try:
+        list_input(path, max_bytes=_MAX_SOURCE_BYTES)
+        return input_sha256(path)
+    except InputTooLarge as error:
+        raise InputTooLarge(f"{error}: give a folder with the files of the model alone") from error
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> InputNotFound:
+    return InputNotFound(f"{Path(str(error.filename)).name} of the source cannot be read: {error.strerror}")
+
+
 @contextmanager
 def opened_source(path: Path, scratch: Path) -> Iterator[Path]:
     """Opens a source: a folder or file as it is, a zip unpacked.
@@ -97,17 +117,20 @@ def require_confined(folder: Path) -> None:
 
     Raises:
         InputCorrupt: A link leads out of the folder.
-        InputNotFound: A link leads to no file.
+        InputNotFound: A link leads to no file, or a folder cannot be read.
     """
     root = os.path.realpath(folder)
     below = [root]
-    while below:
-        with os.scandir(below.pop()) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    _check_link(entry.path, root)
-                elif entry.is_dir():
-                    below.append(entry.path)
+    try:
+        while below:
+            with os.scandir(below.pop()) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        _check_link(entry.path, root)
+                    elif entry.is_dir():
+                        below.append(entry.path)
+    except OSError as error:
+        raise _unreadable(error) from error
 
 
 def _check_link(path: str, root: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from inference_service.contract.labels import Label
 from inference_service.contract.manifest_types import Strict
 from inference_service.contract.part import OutputChannel
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.request import SourceOptions
 
 
@@ -38,6 +39,11 @@ class ImportOptions(SourceOptions):
     labels: LabelChoice | None = None
     models_path: Path = Path("models")
 
+    @property
+    def isolation(self) -> Isolation:
+        """Where the tasks of the import run."""
+        return Isolation(self.scratch, self.time_limit_s)
+
 
 @dataclass(frozen=True)
 class NetworkRecipe:
@@ -49,7 +55,6 @@ class NetworkRecipe:
         arguments: Its arguments, as JSON.
         input_shape: Channels and spatial size of an input that the network takes, (channels, *window).
         free_axes: Spatial axes (0, 1, 2) along which the network takes other sizes too.
-        runs_code: Whether Python of the source builds it.
     """
 
     file: str
@@ -57,7 +62,6 @@ class NetworkRecipe:
     arguments: Mapping[str, object]
     input_shape: tuple[int, ...]
     free_axes: tuple[int, ...] = ()
-    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,14 @@ class Reference:
     """How a process of its own runs the source's own predictor.
 
     Attributes:
-        predictor: Name of the predictor in `isolated.predictors`.
+        predictor: Name of the predictor in `isolated.prediction`.
         arguments: Its arguments, as JSON.
-        runs_code: Whether Python of the source builds its network.
+        shares_memory: Whether it starts processes with which it shares memory.
     """
 
     predictor: str
     arguments: Mapping[str, object]
-    runs_code: bool = False
+    shares_memory: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inference_service.contract.part import NETWORK_FILE
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolation import run_task
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.short_config import Signature, complete, read_short_config
 from inference_service.importers.source_files import is_torchscript
 from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Taken
@@ -33,7 +33,7 @@ class TorchScriptSource:
         stated = config.get("channels")
         window = _sizes(config.get("window"))
         known = "labels" in config or options.labels is not None
-        signature = self.describe(source, options.scratch, None if known else window)
+        signature = self.describe(source, options.isolation, None if known else window)
         count = len(stated) if isinstance(stated, list) else signature.channels
         if count is None:
             raise ModelInvalid("the network does not say how many channels its input has: state `channels` in --config")
@@ -48,10 +48,10 @@ class TorchScriptSource:
             assumed=assumed,
         )
 
-    def describe(self, source: Path, scratch: Path, window: Sequence[int | None] | None = None) -> Signature:
+    def describe(self, source: Path, isolation: Isolation, window: Sequence[int | None] | None = None) -> Signature:
         """See `Describes`; the number of outputs is known only once the size of a window is."""
         file = str(source.resolve())
-        described = run_task("describe", {"file": file, "kind": "torchscript"}, scratch).result
+        described = isolation.run("describe", {"file": file, "kind": "torchscript"}).result
         channels = described.get("channels")
         count = channels if isinstance(channels, int) else None
         planes = described.get("dimensions") == _PLANES
@@ -59,7 +59,7 @@ class TorchScriptSource:
         if window and count is not None:
             recipe = _recipe(file, count, window, 1, planes=planes)
             task = {"file": file, "kind": "torchscript", "input_shape": recipe.input_shape}
-            outputs = run_task("describe", task, scratch).result.get("outputs")
+            outputs = isolation.run("describe", task).result.get("outputs")
         plane = (None, None) if planes else None
         return Signature(count, outputs if isinstance(outputs, int) else None, None, plane=plane)
 

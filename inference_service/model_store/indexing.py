@@ -4,10 +4,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from inference_service.contract.manifest import MANIFEST_FILE
 from inference_service.contract.model_index import IndexedFile, ModelIndex
 from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.core.files import Checksum
-from inference_service.engine.model_registry import MANIFEST_FILE, Model
+from inference_service.engine.model_registry import Model
 
 
 def index_of(model: Model) -> ModelIndex:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from inference_service.contract.manifest import MANIFEST_FILE
 from inference_service.contract.model_index import ModelIndex
 from inference_service.core.errors import ModelError, ModelInvalid, StorageUnavailable
 from inference_service.core.files import Checksum
 from inference_service.engine.model_folder import install, staging
-from inference_service.engine.model_registry import MANIFEST_FILE
 
 logger = logging.getLogger(__name__)
 

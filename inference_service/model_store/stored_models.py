@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from inference_service.contract.manifest import MANIFEST_FILE
 from inference_service.contract.model_index import INDEX_FILE, ModelIndex
 from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.contract.validation import first_problem
@@ -28,7 +29,6 @@ from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
 from inference_service.engine.model_folder import install, staging
 from inference_service.engine.model_registry import (
-    MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
     Model,
     check_names,

@@ -61,6 +61,14 @@ class CropModels:
             crops[crop] = (other, cls.of(other, find, cropped=path))
         return cls(crops)
 
+    @property
+    def models(self) -> list[Model]:
+        """All of the models, each once, in the order in which they are found."""
+        found: dict[str, Model] = {}
+        for model, others in self.crops.values():
+            found |= {each.title: each for each in (model, *others.models)}
+        return [*found.values()]
+
     def segment_by(
         self, load: Callable[[Model], LoadedModel], *, batch_size: int, max_voxels: int, resources: Resources
     ) -> SegmentBy:

@@ -7,6 +7,7 @@ from inference_service.contract.input_options import InputOptions
 from inference_service.contract.report import (
     ChannelOptionsReport,
     ChannelReport,
+    CropModelReport,
     InputReport,
     ModelReport,
     OptionsReport,
@@ -15,6 +16,7 @@ from inference_service.core.files import files_sha256, input_sha256
 from inference_service.engine.model_registry import Model
 from inference_service.formats.channel_reader import ChannelScan, Study
 from inference_service.imaging.geometry import Box
+from inference_service.segmentation.crop_models import CropModels
 
 
 def input_report(study: Study, sha256: str, crop: Box) -> InputReport:
@@ -81,12 +83,20 @@ def options_report(options: InputOptions) -> OptionsReport:
     )
 
 
-def model_report(model: Model) -> ModelReport:
-    """Identifies the model that ran."""
-    manifest = model.manifest
+def model_report(model: Model, crop_models: CropModels) -> ModelReport:
+    """Identifies the model that ran, and those to whose labels it cropped the scan."""
     return ModelReport(
-        name=manifest.name,
-        version=manifest.version,
-        sha256=manifest.networks_sha256,
+        name=model.manifest.name,
+        version=model.manifest.version,
+        sha256=model.manifest.networks_sha256,
         manifest_sha256=model.manifest_sha256,
+        crop_models=[
+            CropModelReport(
+                name=each.manifest.name,
+                version=each.manifest.version,
+                sha256=each.manifest.networks_sha256,
+                manifest_sha256=each.manifest_sha256,
+            )
+            for each in crop_models.models
+        ],
     )

@@ -185,6 +185,7 @@ def segment_file(
     with monitor.stage("model_load"):
         loaded = model.load()
         crop_models = model.crop_models or CropModels.of(model.model)
+        model = replace(model, crop_models=crop_models)
     with job_threads(model.execution.threads) as threads:
         resources = Resources(threads, memory, monitor)
         segmentation = segment_volume(
@@ -316,7 +317,7 @@ def _report(
         onnxruntime_version=RUNTIME_VERSION,
         input=input_report(results.read.study, results.read.sha256, results.segmentation.cropped_to),
         options=options_report(options.input_options),
-        model=model_report(model.model),
+        model=model_report(model.model, model.crop_models or CropModels({})),
         providers=loaded.providers,
         precision=loaded.precision,
         windows=results.segmentation.windows,

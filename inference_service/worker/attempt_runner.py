@@ -10,7 +10,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from inference_service.contract.input_options import InputOptions, check_channels
+from inference_service.contract.report import Report
+from inference_service.contract.result_files import REPORT_FILE
 from inference_service.contract.task_message import ChannelReference, SegmentRequest, parse_request
 from inference_service.core.errors import (
     BadRequest,
@@ -34,6 +38,7 @@ from inference_service.jobs.lease import Lease, LeaseLost
 from inference_service.jobs.storage import stored_attempts
 from inference_service.jobs.storage.result_store import ResultStore, attempt_location
 from inference_service.segmentation.crop_models import CropModels
+from inference_service.segmentation.job_report import model_report
 from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, segment_file
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
@@ -230,6 +235,9 @@ class AttemptRunner:
         except (InputNotFound, ResultDamaged, StorageRefused) as error:
             logger.warning("the result of job %s is not reused: %s", earlier.id, error)
             return None
+        if work.crop_models.crops and not _was_cropped_alike(work):
+            logger.info("the result of job %s is not reused: its scan was cropped by other models", earlier.id)
+            return None
         checksums = self._store(work)
         logger.info("reused the result of job %s", earlier.id)
         return attempts.Success(
@@ -281,3 +289,13 @@ class AttemptRunner:
             if not context.retry_database(stored_attempts.record, context.database, attempt):
                 raise LeaseLost("another attempt holds the lease")
             return work.results.store(work.folder, before_each=partial(work.lease.progress, "store", 0.0))
+
+
+def _was_cropped_alike(work: _Work) -> bool:
+    """Whether an earlier result's report names the models by which this job would crop the scan."""
+    try:
+        report = Report.model_validate_json((work.folder / REPORT_FILE).read_bytes())
+    except ValidationError:
+        # That of another version of this service.
+        return False
+    return report.model == model_report(work.model, work.crop_models)

@@ -8,9 +8,10 @@ from manifests import VALID_MANIFEST
 from onnx import TensorProto, helper
 
 from fuzz.target import Target, scratch_folder
+from inference_service.contract.manifest import MANIFEST_FILE
 from inference_service.core.errors import ModelInvalid
 from inference_service.core.execution import CPU
-from inference_service.engine.model_registry import MANIFEST_FILE, read_model
+from inference_service.engine.model_registry import read_model
 from inference_service.engine.onnx_file import NetworkContent, check_self_contained
 from inference_service.engine.session import Session
 

@@ -7,46 +7,20 @@ from typing import Any
 
 import torch
 
-METADATA: dict[str, Any] = {
-    "network_data_format": {
-        "inputs": {"image": {"modality": "CT", "num_channels": 1, "channel_def": {"0": "CT"}}},
-        "outputs": {"pred": {"num_channels": 2, "channel_def": {"0": "background", "1": "bone"}}},
-    },
+from benchmarks.monai_bundle import inference_config, metadata, write_bundle_files
+
+METADATA = metadata(["background", "bone"])
+NETWORK = {
+    "_target_": "UNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 2,
+    "channels": [4, 8],
+    "strides": [2],
 }
-CONFIG: dict[str, Any] = {
-    "network_def": {
-        "_target_": "UNet",
-        "spatial_dims": 3,
-        "in_channels": 1,
-        "out_channels": 2,
-        "channels": [4, 8],
-        "strides": [2],
-    },
-    "preprocessing": {
-        "_target_": "Compose",
-        "transforms": [
-            {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-            {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
-            {"_target_": "Spacingd", "keys": "image", "pixdim": [3.0, 3.0, 3.0]},
-            {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -500, "a_max": 500, "b_min": -1, "b_max": 1},
-        ],
-    },
-    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "mode": "gaussian"},
-    "postprocessing": {
-        "_target_": "Compose",
-        "transforms": [
-            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-            {
-                "_target_": "Invertd",
-                "keys": "pred",
-                "orig_keys": "image",
-                "transform": "@preprocessing",
-                "nearest_interp": False,
-            },
-            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-        ],
-    },
-}
+CONFIG: dict[str, Any] = inference_config(
+    NETWORK, 3.0, (-500, 500, -1, 1), {"roi_size": [16, 16, 16], "mode": "gaussian"}
+)
 
 
 class Threshold(torch.nn.Module):  # type: ignore[misc]
@@ -74,14 +48,7 @@ def make_unet(seed: int = 0, channels: tuple[int, ...] = (4, 8)) -> torch.nn.Mod
 
 def write_bundle(folder: Path, checkpoint: object, config: dict[str, Any] = CONFIG) -> Path:
     """Writes a bundle with a checkpoint, saved by torch.save unless it is bytes."""
-    (folder / "configs").mkdir(parents=True)
-    (folder / "models").mkdir()
-    (folder / "configs" / "inference.json").write_text(json.dumps(config))
-    (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA))
-    if isinstance(checkpoint, bytes):
-        (folder / "models" / "model.pt").write_bytes(checkpoint)
-    else:
-        torch.save(checkpoint, folder / "models" / "model.pt")
+    write_bundle_files(folder, config, METADATA, checkpoint)
     return folder
 
 

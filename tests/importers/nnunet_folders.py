@@ -15,6 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from benchmarks.networks import UNet, architecture_arguments
+from benchmarks.nnunet_folder import Planned, make_dataset, make_plans
+
 TRAINER = "nnUNetTrainer"
 _FEATURES = 8
 # Above the surroundings.
@@ -72,59 +75,26 @@ class DataSet:
         return len(self.labels) - ("ignore" in self.labels) - (self.order is not None)
 
 
-def make_plans(networks: Sequence[Network], data: DataSet) -> dict[str, Any]:
-    """Returns plans as nnU-Net's planner writes them."""
-    properties = {"mean": 40.0, "std": 90.0, "percentile_00_5": -120.0, "percentile_99_5": 240.0}
-    return {
-        "dataset_name": "Dataset700_Small",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": data.reader,
-        "transpose_forward": list(data.transposed),
-        "transpose_backward": np.argsort(data.transposed).tolist(),
-        "label_manager": "LabelManager",
-        "experiment_planner_used": "ExperimentPlanner",
-        "foreground_intensity_properties_per_channel": {str(n): properties for n in range(len(data.channels))},
-        "configurations": {network.configuration: _configuration(network, data) for network in networks},
-    }
+def small_plans(networks: Sequence[Network], data: DataSet) -> dict[str, Any]:
+    """Returns plans of small networks, as nnU-Net's planner writes them."""
+    intensities = {"mean": 40.0, "std": 90.0, "percentile_00_5": -120.0, "percentile_99_5": 240.0}
+    planned = [
+        Planned(each.configuration, each.window, each.spacing_mm, _arguments(each), data.schemes, data.masked)
+        for each in networks
+    ]
+    return make_plans("Dataset700_Small", planned, intensities, reader=data.reader, transposed=data.transposed)
 
 
-def _configuration(network: Network, data: DataSet) -> dict[str, Any]:
+def _arguments(network: Network) -> dict[str, Any]:
     axes = len(network.window)
-    resampling = {"is_seg": False, "order_z": 0, "force_separate_z": None}
-    functions = {f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")}
     return {
-        "data_identifier": f"nnUNetPlans_{network.configuration}",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": list(network.window),
-        "spacing": list(network.spacing_mm),
-        "normalization_schemes": list(data.schemes),
-        "use_mask_for_norm": [data.masked] * len(data.channels),
-        **functions,
-        "resampling_fn_data_kwargs": {**resampling, "order": 3},
-        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
-        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": 2,
-                "features_per_stage": [_FEATURES, 2 * _FEATURES],
-                "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-                "kernel_sizes": [[3] * axes] * 2,
-                "strides": [[1] * axes, [2] * axes],
-                "n_conv_per_stage": [1, 1],
-                "n_conv_per_stage_decoder": [1],
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.batchnorm.BatchNorm{axes}d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        **architecture_arguments(UNet((_FEATURES, 2 * _FEATURES), 2, 0)),
+        "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+        "kernel_sizes": [[3] * axes] * 2,
+        "strides": [[1] * axes, [2] * axes],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "norm_op": f"torch.nn.modules.batchnorm.BatchNorm{axes}d",
     }
 
 
@@ -147,7 +117,7 @@ def write_results(
     """
     networks = networks or (Network(),)
     data = data or DataSet()
-    plans = make_plans(networks, data)
+    plans = small_plans(networks, data)
     change(plans)
     results = folder
     for number, network in enumerate(networks):
@@ -162,10 +132,9 @@ def write_results(
     return results
 
 
-def _dataset(data: DataSet) -> dict[str, Any]:
+def _dataset(data: DataSet) -> dict[str, object]:
     order = {} if data.order is None else {"regions_class_order": list(data.order)}
-    names = {str(number): name for number, name in enumerate(data.channels)}
-    return {"channel_names": names, "labels": data.labels, "numTraining": 3, "file_ending": ".nii.gz", **order}
+    return make_dataset(data.channels, data.labels, **order)
 
 
 def make_checkpoint(plans: dict[str, Any], network: Network, data: DataSet, seed: int = 0) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from inference_service.engine.model_registry import read_model
 from inference_service.engine.session_cache import load_model
 from inference_service.formats.nifti import read_nifti
 from inference_service.formats.read_limits import ReadLimits
-from inference_service.importers.isolation import run_task
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.model_import import Imported
 from inference_service.importers.monai.bundle_config import BundleConfig
 from inference_service.importers.monai.component import Component
@@ -84,7 +84,7 @@ class Source:
             "target": str(folder / "mask.npy"),
             "logits": str(folder / "logits.npy"),
         }
-        run_task("predict", task, folder)
+        Isolation(folder).run("predict", task, writes_to=[folder])
         self.image = np.load(folder / "logits.npy.image.npy")
         self.logits = np.load(folder / "logits.npy")
         self.mask = np.load(folder / "mask.npy")

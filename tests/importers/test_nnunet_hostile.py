@@ -17,7 +17,9 @@ from importers.nnunet_folders import write_results
 from inference_service.core.errors import InputCorrupt, InputNotFound, InputTooLarge, ModelInvalid, ServiceError
 from inference_service.importers import isolation, source_files
 from inference_service.importers.isolated.nnunet_network import describe_checkpoints, nnunet_network
+from inference_service.importers.isolated.nnunet_plans import CheckedPlans
 from inference_service.importers.isolated.nnunet_postprocessing import read_postprocessing
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.model_import import Imported
 from inference_service.importers.nnunet.plans import Plans
 from inference_service.importers.nnunet.postprocessing import find_postprocessing
@@ -25,6 +27,7 @@ from inference_service.importers.nnunet.results_folder import ResultsFolder
 
 Import = Callable[..., Imported]
 CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
+FULLRES = ("configurations", "3d_fullres")
 PICKLE = Path("crossval_results_folds_0") / "postprocessing.pkl"
 
 
@@ -72,7 +75,7 @@ def change_json(path: Path, *keys: str, value: object) -> None:
 
 
 def builder_arguments(results: Path, **changes: object) -> dict[str, object]:
-    architecture = Plans(results).configuration("3d_fullres").architecture
+    architecture = Plans.read(results).configuration("3d_fullres").architecture
     return {
         "network": architecture.network,
         "arguments": {**architecture.arguments, **changes},
@@ -213,7 +216,7 @@ def test_a_pickle_of_postprocessing_is_read_as_data(results: Path, tmp_path: Pat
             {"labels_or_regions": np.int64(2)},
         ],
     )
-    found = find_postprocessing(write_pickle(results, content), ["0"], tmp_path)
+    found = find_postprocessing(write_pickle(results, content), ["0"], Isolation(tmp_path))
     assert found.steps == [[1, 2], [2]]
     assert found.place == "crossval_results_folds_0/postprocessing.pkl"
 
@@ -251,7 +254,7 @@ def test_a_pickle_that_asks_for_memory_ends_its_process_alone(
     # LONG_BINPUT with the index 2³² - 1: 32 GiB of references.
     folder = write_pickle(results, b"\x80\x04Nr\xff\xff\xff\xff.")
     with pytest.raises(ServiceError, match="memory"):
-        find_postprocessing(folder, ["0"], tmp_path)
+        find_postprocessing(folder, ["0"], Isolation(tmp_path))
 
 
 def test_hostile_postprocessing_runs_nothing(results: Path, refused: Callable[..., None], tmp_path: Path) -> None:
@@ -259,3 +262,25 @@ def test_hostile_postprocessing_runs_nothing(results: Path, refused: Callable[..
     write_pickle(results, ([Hostile(proof)], []))
     refused(results, ModelInvalid, r"postprocessing\.pkl is refused, and nothing of it was run: it holds posix\.system")
     assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "named"),
+    [
+        (("image_reader_writer",), "os", "image_reader_writer: os is not supported"),
+        (("label_manager",), "os", "label_manager: os is not supported"),
+        ((*FULLRES, "preprocessor_name"), "os", "preprocessor_name: os is not supported"),
+        ((*FULLRES, "resampling_fn_data"), "deepcopy", "resampling_fn_data: deepcopy is not supported"),
+        ((*FULLRES, "normalization_schemes"), ["os"], "normalization_schemes: os is not supported"),
+        ((*FULLRES, "architecture", "network_class_name"), "os.system", r"network_class_name: .* os\.system"),
+        ((*FULLRES, "architecture", "arch_kwargs", "conv_op"), "antigravity.x", r"conv_op: antigravity\.x"),
+        ((*FULLRES, "architecture", "arch_kwargs", "more"), "antigravity.x", "more: an argument of this name"),
+    ],
+)
+def test_no_name_in_plans_leads_to_python_that_is_not_known(
+    results: Path, keys: tuple[str, ...], value: object, named: str
+) -> None:
+    """Plans of a data set that was not imported may be read by the source's own predictor."""
+    change_json(results / "plans.json", *keys, value=value)
+    with pytest.raises(ModelInvalid, match=named):
+        CheckedPlans(json.loads((results / "plans.json").read_text())).get_configuration("3d_fullres")

@@ -334,3 +334,22 @@ def test_a_comparison_runs_nothing_of_checkpoints_that_are_not_imported(run_impo
     with pytest.raises(ModelInvalid, match=r"checkpoint_final\.pth is refused, and nothing of it was run"):
         run_import(source.parent, checkpoint="best", compare=(scan,))
     assert not proof.exists()
+
+
+def test_a_comparison_imports_no_python_that_plans_of_other_data_sets_name(
+    run_import: Import, tmp_path: Path, names: dict[str, list[str]]
+) -> None:
+    pytest.importorskip("totalsegmentator")
+    weights = tmp_path / "weights"
+    write_total(weights, names)
+    results = fast(names, FASTEST, 6.0, found=(None, 5)).write(weights)
+    run_import(results.parent, name="rough")
+
+    def hostile(plans: dict[str, Any]) -> None:
+        plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "antigravity.Net"
+
+    change(results, "plans.json", hostile)
+    scan = write_scan(tmp_path / "scan.nii.gz", shape=(60, 52, 44), spacing_mm=(1.9, 2.1, 1.6))
+    roi = (names[next(iter(PARTS))][4],)
+    with pytest.raises(ModelInvalid, match=r"network_class_name: a network of the class antigravity\.Net"):
+        run_import(weights, task="total", name="part", roi=roi, crop_by="rough", compare=(scan,))

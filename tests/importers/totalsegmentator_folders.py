@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from importers.nnunet_folders import DataSet, Network, make_checkpoint, make_plans
+from importers.nnunet_folders import DataSet, Network, make_checkpoint, small_plans
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from benchmarks.nnunet_folder import make_dataset
 
 TRAINER = "nnUNetTrainerNoMirroring"
 FAST_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
@@ -65,7 +67,7 @@ class Weights:
             reader="NibabelIOWithReorient",
             schemes=("CTNormalization" if self.channel == "CT" else "ZScoreNormalization",),
         )
-        plans = make_plans([network], few)
+        plans = small_plans([network], few)
         plans["dataset_name"] = self.dataset
         checkpoint = make_checkpoint(plans, network, few, seed=self.seed)
         checkpoint["trainer_name"] = self.trainer
@@ -74,8 +76,7 @@ class Weights:
         results.mkdir(parents=True)
         (results / "plans.json").write_text(json.dumps(plans))
         labels = {"background": 0, **{name: number for number, name in enumerate(self.labels, 1)}}
-        dataset = {"channel_names": {"0": self.channel}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
-        (results / "dataset.json").write_text(json.dumps(dataset))
+        (results / "dataset.json").write_text(json.dumps(make_dataset([self.channel], labels)))
         for fold in self.folds:
             (results / f"fold_{fold}").mkdir()
             torch.save(checkpoint, results / f"fold_{fold}" / "checkpoint_final.pth")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -27,6 +28,7 @@ from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import settings_for
 from inference_service.engine.model_registry import Model, read_model
 from inference_service.jobs.database import Database
+from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.storage.object_storage import Storage
 from inference_service.model_store.stored_models import StoredModels
@@ -36,6 +38,7 @@ from inference_service.worker.task import TaskHandler
 
 MODEL = "ct-tissue"
 BUCKET = "models"
+FILES = [f"{MODEL}/1/{name}" for name in ("README.md", "manifest.json", "model.onnx")]
 MakeHandler = Callable[..., TaskHandler]
 
 
@@ -70,9 +73,47 @@ def model(stored: StoredModels) -> Model:
     return found
 
 
+@dataclass(frozen=True)
+class OtherMachine:
+    """A machine that has no models of its own, and reaches the storage through the proxy.
+
+    Attributes:
+        settings: Its settings, where they differ from those of the tests.
+        folder: The folder of its files.
+    """
+
+    settings: dict[str, object]
+    folder: Path
+    proxy: CuttingProxy
+    make_handler: MakeHandler
+    database: Database
+    request: Request
+    network_sha256: str
+
+    def handler(self, **settings: object) -> TaskHandler:
+        """Starts a worker on it."""
+        return self.make_handler(**{**self.settings, **settings})
+
+    def run(self, **settings: object) -> Job:
+        """Runs a job on it."""
+        return run(self.handler(**settings), self.database, self.request)
+
+    @property
+    def fetches(self) -> int:
+        """How often it has fetched the model's network."""
+        return sum(request.is_for("GET", self.network_sha256) for request in self.proxy.requests)
+
+    @property
+    def cached(self) -> list[str]:
+        """The files in its cache, without locks and sizes."""
+        cache = self.folder / "cache"
+        files = (path.relative_to(cache) for path in cache.rglob("*") if path.is_file())
+        return sorted("/".join(path.parts[1:]) for path in files if path.name not in ("lock", "size"))
+
+
 @pytest.fixture
 def elsewhere(stored: StoredModels, proxy: CuttingProxy, tmp_path: Path) -> dict[str, object]:
-    """The settings of another machine, which has no models of its own and reaches the storage through the proxy."""
+    """The settings of another machine."""
     return {
         "minio_endpoint": proxy.endpoint,
         "models_path": tmp_path / "none",
@@ -82,77 +123,50 @@ def elsewhere(stored: StoredModels, proxy: CuttingProxy, tmp_path: Path) -> dict
     }
 
 
-def network_key(stored: StoredModels) -> str:
-    """The end of the key of the model's network."""
-    return stored.read_index(MODEL, "1").files["model.onnx"].sha256
-
-
-def fetches(proxy: StorageProxy, ending: str) -> int:
-    return sum(request.is_for("GET", ending) for request in proxy.requests)
-
-
-def cached(tmp_path: Path) -> list[str]:
-    """The files in the cache, without locks and sizes."""
-    files = (path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    return sorted("/".join(path.parts[1:]) for path in files if path.name not in ("lock", "size"))
-
-
-def test_a_job_runs_with_a_model_that_is_stored_alone(
+@pytest.fixture
+def machine(
+    elsewhere: dict[str, object],
+    model: Model,
+    proxy: CuttingProxy,
     make_handler: MakeHandler,
     database: Database,
     request_for_scan: Request,
-    stored: StoredModels,
-    model: Model,
-    elsewhere: dict[str, object],
-    proxy: CuttingProxy,
     tmp_path: Path,
-) -> None:
-    handler = make_handler(**elsewhere)
-    first = run(handler, database, request_for_scan)
+) -> OtherMachine:
+    """Another machine, once the model is stored."""
+    sha256 = model.manifest.networks_sha256
+    return OtherMachine(elsewhere, tmp_path, proxy, make_handler, database, request_for_scan, sha256)
+
+
+def test_a_job_runs_with_a_model_that_is_stored_alone(machine: OtherMachine, model: Model) -> None:
+    first = machine.run()
     assert (first.state, first.error_message) == (JobState.SUCCEEDED, None)
     assert (first.model_version, first.manifest_sha256) == ("1", model.manifest_sha256)
-    assert cached(tmp_path) == [f"{MODEL}/1/{name}" for name in ("README.md", "manifest.json", "model.onnx")]
-    again = run(make_handler(**elsewhere), database, {**request_for_scan, "model_version": "1"})
+    assert machine.cached == FILES
+    again = run(machine.handler(), machine.database, {**machine.request, "model_version": "1"})
     assert again.state is JobState.SUCCEEDED
-    assert fetches(proxy, network_key(stored)) == 1
+    assert machine.fetches == 1
 
 
-def test_two_jobs_at_once_fetch_a_model_once(
-    make_handler: MakeHandler,
-    database: Database,
-    request_for_scan: Request,
-    stored: StoredModels,
-    model: Model,
-    elsewhere: dict[str, object],
-    proxy: CuttingProxy,
-    tmp_path: Path,
-) -> None:
+def test_two_jobs_at_once_fetch_a_model_once(machine: OtherMachine, proxy: CuttingProxy) -> None:
     """Each handler has locks of its own, as processes have; test_model_cache.py has several processes."""
-    held = proxy.hold("GET", network_key(stored))
+    held = proxy.hold("GET", machine.network_sha256)
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(run, make_handler(**elsewhere), database, request_for_scan) for _ in range(2)]
+        jobs = [pool.submit(machine.run) for _ in range(2)]
         held.wait_until_arrived()
         wait_for(lambda: sum(request.is_for("GET", "/index.json") for request in proxy.requests) >= 2)
         held.release()
         assert [job.result().state for job in jobs] == [JobState.SUCCEEDED] * 2
-    assert fetches(proxy, network_key(stored)) == 1
+    assert machine.fetches == 1
 
 
-def test_a_long_fetch_keeps_its_lease(
-    make_handler: MakeHandler,
-    database: Database,
-    request_for_scan: Request,
-    stored: StoredModels,
-    model: Model,
-    elsewhere: dict[str, object],
-    proxy: CuttingProxy,
-) -> None:
+def test_a_long_fetch_keeps_its_lease(machine: OtherMachine, database: Database, proxy: CuttingProxy) -> None:
     with database.begin() as connection:
         connection.execute(delete(JobRow))
-    held = proxy.hold("GET", network_key(stored))
+    held = proxy.hold("GET", machine.network_sha256)
     lease_s = 0.9
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(run, make_handler(**elsewhere, lease_s=lease_s), database, request_for_scan)
+        job = pool.submit(machine.run, lease_s=lease_s)
         held.wait_until_arrived()
         with database.connection() as connection:
             lease = select(JobRow.lease_expires_at).where(JobRow.state == JobState.RUNNING)
@@ -170,121 +184,79 @@ def _now(database: Database) -> datetime:
 
 
 def test_a_truncated_download_is_tried_again_and_leaves_nothing(
-    make_handler: MakeHandler,
-    database: Database,
-    request_for_scan: Request,
-    stored: StoredModels,
-    model: Model,
-    elsewhere: dict[str, object],
-    proxy: CuttingProxy,
-    tmp_path: Path,
+    machine: OtherMachine, database: Database, proxy: CuttingProxy
 ) -> None:
-    ending = network_key(stored)
-    proxy.cut = lambda request: request.is_for("GET", ending)
-    handler = make_handler(**elsewhere)
-    job = run(handler, database, request_for_scan)
+    proxy.cut = lambda request: request.is_for("GET", machine.network_sha256)
+    handler = machine.handler()
+    job = run(handler, database, machine.request)
     assert (job.state, job.attempt) == (JobState.QUEUED, 1)
-    assert cached(tmp_path) == []
+    assert machine.cached == []
     proxy.cut = lambda request: False
     handler.handle({"job_id": str(job.id), "request": job.request}, task_id=str(job.id))
     assert get(database, job.id).state is JobState.SUCCEEDED
 
 
-def test_without_the_storage_a_job_is_tried_again(
-    make_handler: MakeHandler, database: Database, request_for_scan: Request, elsewhere: dict[str, object]
-) -> None:
-    job = run(make_handler(**{**elsewhere, "minio_endpoint": "127.0.0.1:1"}), database, request_for_scan)
+def test_without_the_storage_a_job_is_tried_again(machine: OtherMachine) -> None:
+    job = machine.run(minio_endpoint="127.0.0.1:1")
     assert (job.state, job.error_code) == (JobState.QUEUED, None)
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "index"])
-def test_a_changed_model_never_runs(
-    make_handler: MakeHandler,
-    database: Database,
-    request_for_scan: Request,
-    stored: StoredModels,
-    storage: Storage,
-    model: Model,
-    elsewhere: dict[str, object],
-    tmp_path: Path,
-    damage: str,
-) -> None:
-    folder = f"{elsewhere['models_prefix']}{MODEL}/1/"
+def test_a_changed_model_never_runs(machine: OtherMachine, storage: Storage, model: Model, damage: str) -> None:
+    folder = f"{machine.settings['models_prefix']}{MODEL}/1/"
+    network, changed, index_file = folder + machine.network_sha256, machine.folder / "changed", machine.folder / "index"
     content = bytearray((model.folder / "model.onnx").read_bytes())
     content[-1] ^= 1
-    (tmp_path / "changed").write_bytes(content)
+    changed.write_bytes(content)
     if damage == "removed":
-        storage.remove(BUCKET, folder + network_key(stored))
+        storage.remove(BUCKET, network)
     elif damage == "changed":
-        storage.store(BUCKET, folder + network_key(stored), tmp_path / "changed", content_type="x/y")
+        storage.store(BUCKET, network, changed, content_type="x/y")
     else:
         index = json.loads(storage.read(BUCKET, f"{folder}index.json", max_bytes=2**20))
         index["files"]["../../../evil"] = index["files"]["README.md"]
-        (tmp_path / "index").write_text(json.dumps(index))
-        storage.store(BUCKET, f"{folder}index.json", tmp_path / "index", content_type="application/json")
-    job = run(make_handler(**elsewhere), database, request_for_scan)
+        index_file.write_text(json.dumps(index))
+        storage.store(BUCKET, f"{folder}index.json", index_file, content_type="application/json")
+    job = machine.run()
     assert (job.state, job.error_code) == (JobState.FAILED, "model_invalid")
     assert "the stored model ct-tissue 1" in str(job.error_message)
-    assert cached(tmp_path) == []
-    assert not list(tmp_path.rglob("evil"))
+    assert machine.cached == []
+    assert not list(machine.folder.rglob("evil"))
 
 
-def test_a_model_larger_than_the_cache_is_not_fetched(
-    make_handler: MakeHandler,
-    database: Database,
-    request_for_scan: Request,
-    stored: StoredModels,
-    model: Model,
-    elsewhere: dict[str, object],
-    proxy: CuttingProxy,
-) -> None:
-    job = run(make_handler(**elsewhere, models_cache_bytes=1000), database, request_for_scan)
+def test_a_model_larger_than_the_cache_is_not_fetched(machine: OtherMachine) -> None:
+    job = machine.run(models_cache_bytes=1000)
     assert (job.state, job.error_code) == (JobState.FAILED, "model_invalid")
     assert "this worker fetches at most 1000 (MODELS_CACHE_BYTES)" in str(job.error_message)
-    assert fetches(proxy, network_key(stored)) == 0
+    assert machine.fetches == 0
 
 
 def test_after_a_kill_in_the_middle_of_a_pull_nothing_half_remains(
-    make_handler: MakeHandler,
-    database: Database,
-    request_for_scan: Request,
-    stored: StoredModels,
-    model: Model,
-    elsewhere: dict[str, object],
-    proxy: CuttingProxy,
-    servers: Servers,
-    tmp_path: Path,
+    machine: OtherMachine, proxy: CuttingProxy, servers: Servers
 ) -> None:
-    held = proxy.hold("GET", network_key(stored))
-    environment = {name.upper(): str(value) for name, value in elsewhere.items()}
+    held = proxy.hold("GET", machine.network_sha256)
+    environment = {name.upper(): str(value) for name, value in machine.settings.items()}
     command = [sys.executable, "-m", "inference_service", "models", "pull", MODEL, "--cache"]
     with subprocess.Popen(command, env={**os.environ, **servers.environment, **environment}) as pulling:
         held.wait_until_arrived()
         pulling.send_signal(signal.SIGKILL)
     held.release()
-    assert any(path.startswith(MODEL) or "manifest.json" in path for path in cached(tmp_path))
-    assert run(make_handler(**elsewhere), database, request_for_scan).state is JobState.SUCCEEDED
-    assert cached(tmp_path) == [f"{MODEL}/1/{name}" for name in ("README.md", "manifest.json", "model.onnx")]
-    assert not list((tmp_path / "cache").glob(".*"))
+    assert any(path.startswith(MODEL) or "manifest.json" in path for path in machine.cached)
+    assert machine.run().state is JobState.SUCCEEDED
+    assert machine.cached == FILES
+    assert not list((machine.folder / "cache").glob(".*"))
 
 
 def test_an_installed_version_runs_in_place_of_a_stored_one_and_that_is_logged_once(
-    make_handler: MakeHandler,
-    settings: Settings,
-    database: Database,
-    request_for_scan: Request,
-    model: Model,
-    elsewhere: dict[str, object],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    machine: OtherMachine, settings: Settings, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(model.folder, tmp_path / "none" / MODEL / "1")
-    manifest = tmp_path / "none" / MODEL / "1" / "manifest.json"
+    shutil.copytree(model.folder, machine.folder / "none" / MODEL / "1")
+    manifest = machine.folder / "none" / MODEL / "1" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "description": "Other tissue."}))
     installed = read_model(manifest.parent)
-    job = run(make_handler(**elsewhere), database, request_for_scan)
+    job = machine.run()
     assert job.manifest_sha256 == installed.manifest_sha256 != model.manifest_sha256
-    tested = SelfTest(settings.model_copy(update=elsewhere), tmp_path, worker="w")
+    tested = SelfTest(settings.model_copy(update=machine.settings), machine.folder, worker="w")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             ((found,), complete) = tested.usable_models()

@@ -396,6 +396,31 @@ def test_a_result_of_another_manifest_or_precision_is_not_reused(
     assert detail(database, run(handler, database, {**request_for_scan, **REUSE})) is None
 
 
+def test_a_result_is_not_reused_once_the_scan_is_cropped_by_another_model(
+    make_handler: Callable[..., TaskHandler],
+    database: Database,
+    settings: Settings,
+    request_for_scan: Request,
+    tmp_path: Path,
+) -> None:
+    def change(name: str, **fields: object) -> None:
+        path = tmp_path / "models" / name / "1" / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "name": name, **fields}))
+
+    for name in ("ct-tissue", "finder"):
+        shutil.copytree(settings.models_path / "ct-tissue", tmp_path / "models" / name)
+    change("finder")
+    # A description of its own, so that no other test's results match.
+    change("ct-tissue", description=f"cropped {uuid4()}", crop={"kind": "model", "model": "finder"})
+    handler = make_handler(models_path=tmp_path / "models")
+    first = run(handler, database, request_for_scan)
+    assert (first.state, first.error_message) == (JobState.SUCCEEDED, None)
+    assert detail(database, run(handler, database, {**request_for_scan, **REUSE})) == f"reused {first.id}"
+    change("finder", description="changed")
+    again = run(handler, database, {**request_for_scan, **REUSE})
+    assert (again.state, detail(database, again)) == (JobState.SUCCEEDED, None)
+
+
 def test_the_audit_finds_missing_changed_and_unclaimed_objects(
     handler: TaskHandler,
     database: Database,

@@ -21,7 +21,11 @@ HOMES: dict[str, set[str]] = {
     "kombu": {"jobs.queues.celery_app", "worker.messages.redis_transport"},
     "minio": {"jobs.storage.object_storage", "embedded.servers"},
     "dynamic_network_architectures": {"importers.isolated.nnunet_network"},
-    "nnunetv2": {"importers.isolated.nnunet_predictor", "importers.isolated.totalsegmentator_predictor"},
+    "nnunetv2": {
+        "importers.isolated.nnunet_plans",
+        "importers.isolated.nnunet_predictor",
+        "importers.isolated.totalsegmentator_predictor",
+    },
     "totalsegmentator": {"importers.isolated.totalsegmentator_predictor"},
     "nibabel": {
         "importers.isolated.nnunet_predictor",

@@ -1,4 +1,5 @@
-"""The process that runs PyTorch and the sources' own software: `python -m inference_service.importers.isolated JOB`.
+"""The process that runs PyTorch and the sources' own software: `python -m inference_service.importers.isolated TASK`.
 
-It has a limit on its memory, and none of the service's secrets. Nothing else imports PyTorch, ONNX, MONAI or nnU-Net.
+It has limits on its memory, its network and its writing, and none of the service's secrets. Nothing else imports
+PyTorch, ONNX, MONAI or nnU-Net, and nothing else loads a network of an import into ONNX Runtime.
 """

@@ -1,16 +1,29 @@
 """Runs one task: reads it from a JSON file, prints progress and the result as lines of JSON."""
 
+import importlib
 import json
 import resource
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from inference_service.core.errors import ModelInvalid, OutOfMemory, ServiceError
 from inference_service.importers.isolated.report import keep_output, tell
-from inference_service.importers.sandbox import restrict_writing
+from inference_service.importers.sandbox import restrict
 
+# The functions that can be asked for, and the module of each.
+_ACTIONS = {
+    "check_model": "runtime_check",
+    "describe": "onnx_graph",
+    "describe_checkpoints": "nnunet_network",
+    "export": "export",
+    "measure": "runtime_check",
+    "predict": "prediction",
+    "read_postprocessing": "nnunet_postprocessing",
+    "segment": "own_segmentation",
+}
 _MISSING_MEMORY = (
     *("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc"),
     "failed to map segment",  # while a library is loaded
@@ -21,9 +34,9 @@ def main(path: Path) -> int:
     """Runs the task of a file; returns the exit status."""
     task = json.loads(path.read_text())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (task["memory_bytes"], task["memory_bytes"]))
-    if task["writable"]:
-        restrict_writing([Path(folder) for folder in task["writable"]])
+    if (limits := task["limits"]) is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"],) * 2)
+        restrict([Path(folder) for folder in limits["writable"]])
     warnings.simplefilter("ignore")
     try:
         tell(result=_action(task["action"])(task["arguments"]))
@@ -44,27 +57,10 @@ def main(path: Path) -> int:
 
 def _action(name: str) -> Callable[[Mapping[str, object]], object]:
     """Imports what one action needs, once its memory is limited."""
-    if name == "export":
-        from inference_service.importers.isolated.export import export
-
-        return export
-    if name == "describe":
-        from inference_service.importers.isolated.onnx_graph import describe
-
-        return describe
-    if name == "describe_checkpoints":
-        from inference_service.importers.isolated.nnunet_network import describe_checkpoints
-
-        return describe_checkpoints
-    if name == "read_postprocessing":
-        from inference_service.importers.isolated.nnunet_postprocessing import read_postprocessing
-
-        return read_postprocessing
-    if name == "predict":
-        from inference_service.importers.isolated.prediction import predict
-
-        return predict
-    raise ModelInvalid(f"there is no action {name}")
+    if name not in _ACTIONS:
+        raise ModelInvalid(f"there is no action {name}")
+    module = importlib.import_module(f"inference_service.importers.isolated.{_ACTIONS[name]}")
+    return cast("Callable[[Mapping[str, object]], object]", getattr(module, name))
 
 
 def _tell_of_memory() -> None:

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
+from monai.inferers import utils as window_module
 from numpy.typing import NDArray
 
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolated.builders import Arguments, build
-from inference_service.importers.isolated.report import tell_progress
+from inference_service.importers.isolated.report import WindowProgress, tell_progress
 
 
 def run_bundle(task: Arguments) -> dict[str, object]:
@@ -36,7 +37,9 @@ def run_bundle(task: Arguments) -> dict[str, object]:
     )
     batch = list_data_collate([preprocessing(item)])
     image = batch["image" if "image" in batch else images[0]]
-    tell_progress("running the network", 0.2)
+    # An inferer without windows ignores it.
+    inferer.progress = True
+    window_module.tqdm = WindowProgress("running the network", 0.2, 0.9)
     with torch.inference_mode():
         batch["pred"] = inferer(image.float(), network)
     if task.get("logits"):

@@ -2,24 +2,28 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import nibabel
 import numpy as np
 import torch
+from nnunetv2.inference import predict_from_raw_data as window_module
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolated.nnunet_network import Arguments, nnunet_network
-from inference_service.importers.isolated.report import tell_progress
+from inference_service.importers.isolated.nnunet_plans import CheckedPlans
+from inference_service.importers.isolated.report import WindowProgress, tell_progress
 
 # Every reader writes it, whatever the scan's own format is.
 _ENDING = ".nii.gz"
+# The share of a stage at which its windows begin, and at which they end.
+_WINDOWS = (0.1, 0.8)
 
 
 def run_nnunet(task: Arguments) -> dict[str, object]:
@@ -38,10 +42,10 @@ def run_nnunet(task: Arguments) -> dict[str, object]:
     stages = cast("Sequence[Mapping[str, Any]]", task["stages"])
     labels: Path | None = None
     for number, stage in enumerate(stages):
-        tell_progress(f"running {stage['configuration']}", number / len(stages))
+        progress = _StageProgress(str(stage["configuration"]), number, len(stages))
         predictor = _predictor(stage, mirroring=bool(task["mirroring"]))
         result = target.with_name(f"{target.stem}-{number}{_ENDING}")
-        _predict(predictor, scans, labels, result)
+        _predict(predictor, scans, labels, result, progress)
         labels = result
     mask = np.asarray(nibabel.nifti1.load(cast("Path", labels)).dataobj)
     for values in cast("Sequence[Sequence[int]]", task["postprocessing"]):
@@ -53,7 +57,7 @@ def run_nnunet(task: Arguments) -> dict[str, object]:
 def _predictor(stage: Mapping[str, Any], *, mirroring: bool) -> nnUNetPredictor:
     """nnU-Net's predictor with its defaults. It is not asked to find the trainer's class, whose module it would run."""
     folder = Path(stage["folder"])
-    plans = PlansManager(json.loads((folder / "plans.json").read_bytes()))
+    plans = CheckedPlans(json.loads((folder / "plans.json").read_bytes()))
     dataset = {**json.loads((folder / "dataset.json").read_bytes()), "file_ending": _ENDING}
     networks = [nnunet_network(arguments) for arguments in stage["networks"]]
     predictor = nnUNetPredictor(
@@ -71,8 +75,35 @@ def _predictor(stage: Mapping[str, Any], *, mirroring: bool) -> nnUNetPredictor:
     return predictor
 
 
-def _predict(predictor: nnUNetPredictor, scans: Sequence[str], previous: Path | None, target: Path) -> None:
+@dataclass(frozen=True)
+class _StageProgress:
+    """Tells the parent how far a stage is.
+
+    Attributes:
+        configuration: Its name.
+        number: Its number, from 0 on.
+        count: The number of all stages.
+    """
+
+    configuration: str
+    number: int
+    count: int
+
+    def tell(self, activity: str, share: float) -> None:
+        """Tells the share of the stage that is done, 0…1."""
+        tell_progress(f"{activity} {self.configuration}", (self.number + share) / self.count)
+
+    def windows(self, passes: int) -> WindowProgress:
+        """Begins the windows."""
+        start, stop = ((self.number + share) / self.count for share in _WINDOWS)
+        return WindowProgress(f"running {self.configuration}", start, stop, passes)
+
+
+def _predict(
+    predictor: nnUNetPredictor, scans: Sequence[str], previous: Path | None, target: Path, progress: _StageProgress
+) -> None:
     """Does what nnU-Net's predict_from_files_sequential does for one scan."""
+    progress.tell("preparing the scan for", 0.0)
     configuration, plans = predictor.configuration_manager, predictor.plans_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
     before = None if previous is None else str(previous)
@@ -85,7 +116,9 @@ def _predict(predictor: nnUNetPredictor, scans: Sequence[str], previous: Path | 
     if previous is not None:
         foreground = predictor.label_manager.foreground_labels
         data = np.vstack((data, convert_labelmap_to_one_hot(labels[0], foreground, data.dtype)))
+    window_module.tqdm = progress.windows(passes=len(predictor.list_of_parameters))
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+    progress.tell("deciding the labels of", _WINDOWS[1])
     export_prediction_from_logits(
         logits, properties, configuration, plans, predictor.dataset_json, str(target).removesuffix(_ENDING)
     )

@@ -10,6 +10,8 @@ from inference_service.importers.isolated.builders import Arguments, build
 from inference_service.importers.isolated.export import run
 
 _DIMENSIONS = {4: 2, 5: 3}
+# Characters of the list of labels in the metadata, which may have any size.
+_MAX_LABELS = 2**20
 
 
 def describe(task: Arguments) -> dict[str, object]:
@@ -18,6 +20,11 @@ def describe(task: Arguments) -> dict[str, object]:
     Args:
         task: `file`, a path; `kind`, onnx or torchscript; and for the latter `input_shape` (channels, *window), if the
             number of its outputs is wanted.
+
+    Returns:
+        Of an ONNX file: `inputs` and `outputs`, with the `name`, `type` and `shape` of each; `opset`; `external_data`,
+        the names of further files; and `labels`, the text of that name in its metadata. Of a TorchScript file:
+        `channels`, `dimensions` and, if they are wanted, `outputs`; None is unknown.
 
     Raises:
         ModelInvalid: The file is damaged.
@@ -43,7 +50,7 @@ def _describe_onnx(path: Path) -> dict[str, object]:
         "outputs": [_argument(each) for each in model.graph.output],
         "opset": next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), None),
         "external_data": sorted(_external_files(model)),
-        "metadata": {each.key: each.value for each in model.metadata_props},
+        "labels": next((each.value[:_MAX_LABELS] for each in model.metadata_props if each.key == "labels"), ""),
     }
 
 

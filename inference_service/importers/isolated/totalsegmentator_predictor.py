@@ -12,7 +12,8 @@ import torch
 from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.importers.isolated.builders import Arguments
 from inference_service.importers.isolated.checkpoints import load_checkpoint
-from inference_service.importers.isolated.report import tell_progress
+from inference_service.importers.isolated.nnunet_plans import CheckedPlans
+from inference_service.importers.isolated.report import WindowProgress, tell_progress
 
 _CONFIG = {"totalseg_id": "", "send_usage_stats": False, "prediction_counter": 0, "statistics_disclaimer_shown": True}
 
@@ -31,10 +32,10 @@ def run_totalsegmentator(task: Arguments) -> dict[str, object]:
     """
     target = Path(str(task["target"]))
     home = target.with_name("totalsegmentator")
+    results = cast("Mapping[str, str]", task["results"])
     tell_progress("loading TotalSegmentator", 0.0)
-    _write_home(home, cast("Mapping[str, str]", task["results"]))
-    run = _interface(home / "weights")
-    tell_progress("running TotalSegmentator", 0.1)
+    _write_home(home, results)
+    run = _interface(home / "weights", len(results))
     (scan,) = cast("Sequence[object]", task["scans"])
     try:
         result = run(
@@ -91,8 +92,13 @@ def _missing(error: ModuleNotFoundError) -> BadRequest:
     return BadRequest(f"{error.name} is not installed: the model is compared with the package TotalSegmentator")
 
 
-def _interface(weights: Path) -> Callable[..., Any]:
-    """TotalSegmentator's function, which neither downloads, reports nor runs code of the weights."""
+def _interface(weights: Path, parts: int) -> Callable[..., Any]:
+    """TotalSegmentator's function, which neither downloads, reports nor runs code of the weights.
+
+    Args:
+        weights: The folder of weights.
+        parts: The number of networks that run, for the progress.
+    """
     try:
         import totalsegmentator.nnunet as runs
         import totalsegmentator.python_api as interface
@@ -120,5 +126,8 @@ def _interface(weights: Path) -> Callable[..., Any]:
     torch.load = load
     interface.download_pretrained_weights = require
     interface.send_usage_stats = send_nothing
-    runs.nnunet_predict_from_raw_data.recursive_find_trainer_class_by_name = lambda name: nnUNetTrainer
+    predictor = runs.nnunet_predict_from_raw_data
+    predictor.recursive_find_trainer_class_by_name = lambda name: nnUNetTrainer
+    predictor.PlansManager = CheckedPlans
+    predictor.tqdm = WindowProgress("running TotalSegmentator", 0.1, 0.9, parts)
     return cast("Callable[..., Any]", interface.totalsegmentator)

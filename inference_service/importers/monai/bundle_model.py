@@ -128,7 +128,7 @@ class BundleModel:
             taken=self._taken(inferer, labels_from),
             assumed=self._assumed(str(manifest["modality"])),
             facts=self._facts(),
-            reference=Reference("monai_bundle", self._reference(manifest), self._runs_code),
+            reference=Reference("monai_bundle", self._reference(manifest)),
             code=[self._network.target] if self._network is not None and self._runs_code else [],
         )
 
@@ -175,7 +175,6 @@ class BundleModel:
             arguments=self._builder_arguments(),
             input_shape=(self._inputs, *shape),
             free_axes=tuple(axis for axis, size in enumerate(window) if size is None),
-            runs_code=self._runs_code,
         )
 
     def _builder_arguments(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inference_service.contract.part import NETWORK_FILE
 from inference_service.core.errors import InputNotFound, ModelInvalid
-from inference_service.importers.isolation import run_task
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.nnunet.cross_validation import find_cross_validation
 from inference_service.importers.nnunet.dataset import Dataset
 from inference_service.importers.nnunet.plans import Configuration, Plans
@@ -161,7 +161,7 @@ class NnunetModel:
             raise InputNotFound(f"{stage.folder.path.name} has checkpoints of {own}, not of {options.configuration}")
         previous = _previous_stage(stage, chosen, options)
         _check_channels(stage, previous)
-        postprocessing = find_postprocessing(stage.folder, stage.folds, options.scratch)
+        postprocessing = find_postprocessing(stage.folder, stage.folds, options.isolation)
         return _imported(source, stage, previous, postprocessing, chosen, options)
 
 
@@ -177,9 +177,10 @@ def open_stage(folder: ResultsFolder, folds: Sequence[str] | None, options: Impo
         InputNotFound: A file is missing.
         ModelInvalid: A file is damaged, or has what a manifest cannot say.
     """
-    plans, dataset = Plans(folder.path), Dataset(folder.path)
+    plans, dataset = Plans.read(folder.path), Dataset(folder.path)
     names, notes = choose_folds(folder, folds, options.checkpoint)
-    checkpoints = describe_checkpoints([folder.checkpoint(name, options.checkpoint) for name in names], options.scratch)
+    paths = [folder.checkpoint(name, options.checkpoint) for name in names]
+    checkpoints = describe_checkpoints(paths, options.isolation)
     configurations = {checkpoint.configuration for checkpoint in checkpoints}
     if len(configurations) > 1:
         raise ModelInvalid(f"the folds of {folder.path.name} are of several configurations: {sorted(configurations)}")
@@ -201,14 +202,14 @@ def is_own_trainer(name: str) -> bool:
     return _OWN_TRAINER.fullmatch(name) is not None
 
 
-def describe_checkpoints(paths: Sequence[Path], scratch: Path) -> list[Checkpoint]:
+def describe_checkpoints(paths: Sequence[Path], isolation: Isolation) -> list[Checkpoint]:
     """Reads what checkpoints say about themselves, in a process of its own.
 
     Raises:
         ModelInvalid: One is damaged, holds more than weights, or does not come from nnU-Net.
     """
     task = {"files": [str(path.resolve()) for path in paths]}
-    found = run_task("describe_checkpoints", task, scratch).result["checkpoints"]
+    found = isolation.run("describe_checkpoints", task).result["checkpoints"]
     return [
         Checkpoint(path, **{**each, "mirror_axes": tuple(each["mirror_axes"])})
         for path, each in zip(paths, found if isinstance(found, list) else [], strict=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Self
 
 from inference_service.importers.nnunet.fields import Fields, Json, one_line, read_json, shown
 from inference_service.importers.nnunet.network import Architecture, read_architecture
@@ -116,15 +117,14 @@ class Plans:
     """The plans of a results folder.
 
     Args:
-        folder: The results folder.
+        fields: The content of plans.json.
 
     Raises:
-        InputNotFound: It has no plans.json.
-        ModelInvalid: That is damaged, or has what a manifest cannot say.
+        ModelInvalid: It has what a manifest cannot say.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.fields = read_json(folder / PLANS_FILE)
+    def __init__(self, fields: Fields) -> None:
+        self.fields = fields
         self.name = self.fields.text("plans_name", "plans")
         self.dataset = self.fields.text("dataset_name", "a data set without a name")
         self.reader = self.fields.text("image_reader_writer")
@@ -133,6 +133,16 @@ class Plans:
         manager = self.fields.text("label_manager", _LABEL_MANAGER)
         if manager != _LABEL_MANAGER:
             self.fields.refuse("label_manager", f"{manager[:200]} is not supported")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads the plans in a results folder.
+
+        Raises:
+            InputNotFound: It has no plans.json.
+            ModelInvalid: That is damaged, or has what a manifest cannot say.
+        """
+        return cls(read_json(folder / PLANS_FILE))
 
     @property
     def names(self) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolation import run_task
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.nnunet.fields import Fields, Json, read_json
 from inference_service.importers.nnunet.results_folder import CROSS_VALIDATION, ResultsFolder
 
@@ -34,13 +34,13 @@ class Postprocessing:
         return [{"step": "largest_component", "labels": list(labels), "together": True} for labels in self.steps]
 
 
-def find_postprocessing(folder: ResultsFolder, folds: Sequence[str], scratch: Path) -> Postprocessing:
+def find_postprocessing(folder: ResultsFolder, folds: Sequence[str], isolation: Isolation) -> Postprocessing:
     """Finds the postprocessing that nnU-Net determined for a configuration with these folds.
 
     Args:
         folder: The results folder.
         folds: The folds of the model.
-        scratch: A folder for temporary files.
+        isolation: Where a pickle is read.
 
     Raises:
         ModelInvalid: It is damaged, or has another step than the largest component.
@@ -50,7 +50,7 @@ def find_postprocessing(folder: ResultsFolder, folds: Sequence[str], scratch: Pa
         return _read(read_json(results / _JSON), results / _JSON)
     if (results / _PICKLE).is_file():
         task = {"file": str((results / _PICKLE).resolve())}
-        found = run_task("read_postprocessing", task, scratch).result
+        found = isolation.run("read_postprocessing", task).result
         values: dict[str, Json] = {
             key: _json(found.get(key)) for key in ("postprocessing_fns", "postprocessing_kwargs")
         }

@@ -296,6 +296,7 @@ class _Model:
                 "mode": mode,
                 "roi": list(self._options.roi),
             },
+            shares_memory=True,
         )
 
 

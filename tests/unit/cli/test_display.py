@@ -1,10 +1,12 @@
+import time
 from dataclasses import fields
 from io import StringIO
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from inference_service.cli.display import job_table
+from inference_service.cli.display import ProgressDisplay, job_table
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
@@ -22,3 +24,29 @@ def test_the_table_of_a_job_shows_its_warnings() -> None:
     first = next(number for number, line in enumerate(lines) if line.startswith("warnings"))
     assert lines[first].endswith("single_slice: the scan is a single slice")
     assert lines[first + 1] == "monochrome1: values were not inverted"
+
+
+def test_plain_lines_come_for_each_activity_each_tenth_and_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 2.0, 3.0, 62.0, 64.0, 124.0, 125.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    output = StringIO()
+    display = ProgressDisplay(Console(file=output, width=80), {1: "the model"})
+    for activity, share in (
+        ("reading", 0.0),
+        ("running", 0.5),
+        ("running", 0.55),
+        ("running", 0.61),
+        ("running", 0.62),
+        ("running", 0.62),
+        ("running", 0.62),
+        ("deciding", 0.62),
+    ):
+        display.show(1, activity, share)
+    assert output.getvalue().splitlines() == [
+        "the model:   0% reading",
+        "the model:  50% running",
+        "the model:  61% running",
+        "the model:  62% running, for 63 s",
+        "the model:  62% running, for 123 s",
+        "the model:  62% deciding",
+    ]

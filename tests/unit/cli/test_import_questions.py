@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -43,6 +44,7 @@ class Answers:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
+        self.printed = ""
 
     def of(self, source: Source | None, *typed: str, request: ImportRequest = REQUEST) -> dict[str, object] | None:
         self.patch(source)
@@ -55,11 +57,12 @@ class Answers:
 
         result = CliRunner().invoke(command, input="".join(f"{line}\n" for line in typed), catch_exceptions=False)
         assert result.exit_code == 0, result.output
+        self.printed = result.output
         return found[0]
 
     def patch(self, source: Source | None) -> None:
         @contextmanager
-        def undescribed(path: Path, settings: Settings) -> Iterator[Source | None]:
+        def undescribed(path: Path, settings: Settings, time_limit_s: float) -> Iterator[Source | None]:
             yield source
 
         self._monkeypatch.setattr(questions, "undescribed", undescribed)
@@ -125,3 +128,61 @@ def test_where_nobody_answers_a_config_to_fill_in_is_printed(
     model = manifest(config, signature)
     assert model.window == window
     assert len(model.channels) == (signature.channels or 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"channels": "0"}, "greater than or equal to 1"),
+        ({"channels": "1.5"}, "valid integer"),
+        ({"channels": "10000"}, "less than or equal to 16"),
+        ({"name": " "}, "at least 1 character"),
+        ({"range": "0 nan"}, "finite number"),
+        ({"range": "-inf 5"}, "finite number"),
+        ({"range": "5 1"}, "expected two increasing numbers"),
+        ({"range": "x 1"}, "valid number"),
+        ({"range": "1"}, "expected 2 values, separated by spaces"),
+        ({"orientation": "RAR"}, "orientation must contain one letter of each"),
+        ({"spacing": "0 1 1"}, "greater than 0"),
+        ({"spacing": "inf any any"}, "finite number"),
+        ({"spacing": "nan any any"}, "finite number"),
+        ({"window": "1.5 8 8"}, "valid integer"),
+        ({"window": "inf 8 8"}, "valid integer"),
+        ({"window": "-8 8 8"}, "greater than 0"),
+        ({"labels": "a,,b"}, "expected a name for each output"),
+        ({"labels": "a, b"}, "expected 3 names, one for each output of the network, got 2"),
+        ({"labels": "a, b, b"}, "expected different names"),
+        ({"labels": "a, b, \\"}, "should match pattern"),
+    ],
+)
+def test_an_invalid_answer_is_asked_for_again_with_a_sentence(
+    answers: Answers, bad: dict[str, str], sentence: str
+) -> None:
+    good = {
+        "modality": "CT",
+        "channels": "1",
+        "name": "CT",
+        "kind": "fixed_range",
+        "range": "-1000 1000",
+        "orientation": "kji",
+        "spacing": "1 1 any",
+        "window": "8 8 8",
+        "activation": "softmax",
+        "labels": "a, b, c",
+    }
+    typed = [line for question, answer in good.items() for line in (*filter(None, [bad.get(question)]), answer)]
+    signature = Signature(None, None, None)
+    config = answers.of(Source(signature, outputs=3), *typed)
+    assert sentence in answers.printed
+    assert config is not None
+    model = manifest(config, replace(signature, channels=1, outputs=3))
+    assert (model.orientation, model.spacing_mm, model.window) == ("kji", (1, 1, None), (8, 8, 8))
+    assert [label.name for label in model.labels] == ["a", "b", "c"]
+
+
+def test_percentiles_lie_between_0_and_100(answers: Answers) -> None:
+    signature = Signature(1, 2, (8, 8, 8))
+    config = answers.of(Source(signature), "MR", "T1", "percentiles", "1 101", "1 99", *[""] * 4)
+    assert "less than or equal to 100" in answers.printed
+    assert config is not None
+    assert config["channels"][0]["intensity"]["percentiles"] == [1, 99]  # type: ignore[index]

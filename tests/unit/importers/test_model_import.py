@@ -1,12 +1,18 @@
 """The frame of every import, with an importer that needs no further package."""
 
+import errno
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
-from inference_service.core.errors import BadRequest, ConfigurationError, ModelInvalid
+from inference_service.core import files
+from inference_service.core.errors import BadRequest, ConfigurationError, InputNotFound, InputTooLarge, ModelInvalid
+from inference_service.core.files import input_sha256
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model, find_model
 from inference_service.importers import model_import
@@ -15,6 +21,7 @@ from inference_service.importers.isolation import no_progress
 from inference_service.importers.model_import import Imported, import_model
 from inference_service.importers.networks import ExportedNetwork, with_checksums
 from inference_service.importers.request import ImportRequest
+from inference_service.importers.source_files import hash_source
 from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkCopy, Taken
 
 
@@ -48,9 +55,9 @@ def run(tmp_path: Path, make_model: Callable[..., Model], monkeypatch: pytest.Mo
 
     def run_import(*, request: dict[str, object] | None = None, **changes: object) -> Imported:
         monkeypatch.setattr(model_import, "find_importer", lambda source: (Installed(model, **changes), source))
-        values = {"name": "copy", "version": "1", **(request or {})}
+        values = {"source": model.folder, "name": "copy", "version": "1", **(request or {})}
         settings = Settings(models_path=tmp_path / "models", work_path=tmp_path)
-        return import_model(ImportRequest(model.folder, **values), settings, no_progress)  # type: ignore[arg-type]
+        return import_model(ImportRequest(**values), settings, no_progress)  # type: ignore[arg-type]
 
     return run_import
 
@@ -188,3 +195,65 @@ def test_an_option_that_the_source_would_ignore_is_refused(
 def test_text_of_a_source_is_no_markup_in_the_card(run: Callable[..., Imported]) -> None:
     card = (run(description="<b>a</b> | [b](c)").folder / "README.md").read_text()
     assert r"\<b\>a\</b\> \| \[b\](c)" in card
+
+
+def test_a_model_that_crops_the_scan_is_named_with_its_version(run: Callable[..., Imported]) -> None:
+    finder = run(request={"name": "finder", "version": "3"})
+    imported = run(request={"name": "cropped"}, crop={"kind": "model", "model": "finder"})
+    assert "- Crops scans to the labels of: finder 3, which must be installed" in (
+        (imported.folder / "README.md").read_text()
+    )
+    record = json.loads((imported.folder / "import.json").read_text())
+    sha256 = hashlib.sha256((finder.folder / "manifest.json").read_bytes()).hexdigest()
+    assert record["crop_models"] == [{"name": "finder", "version": "3", "manifest_sha256": sha256}]
+
+
+def test_files_that_cannot_be_read_are_found_before_the_source_is_read(
+    run: Callable[..., Imported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "weights").symlink_to(source / "nowhere")
+    seen: list[str] = []
+    monkeypatch.setattr(Installed, "read", lambda *_: seen.append("read"))
+    with pytest.raises(InputNotFound, match="link that leads to no file"):
+        run(request={"source": source})
+    assert (seen, left(tmp_path / "models")) == ([], [])
+
+
+def test_the_hash_is_that_of_all_files_or_the_source_is_refused(
+    run: Callable[..., Imported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(run().folder, tmp_path / "source")
+    imported = run(request={"version": "3", "source": source})
+    assert imported.record["source"] == {
+        "name": source.name,
+        "kind": "installed model",
+        "sha256": input_sha256(source),
+    }
+    monkeypatch.setattr(files, "MAX_FILES", 0)
+    with pytest.raises(InputTooLarge, match=r"more than 0 files, .*: give a folder with the files of the model alone"):
+        run(request={"version": "2"})
+    assert left(tmp_path / "models") == ["copy"]
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputNotFound, match=r"^weights\.pth of the source cannot be read: Permission denied$"):
+        hash_source(tmp_path)
+
+
+def test_a_hostile_network_meets_no_onnx_runtime_here(
+    run: Callable[..., Imported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The isolated process, which has limits, loads it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    assert run().folder.name == "1"

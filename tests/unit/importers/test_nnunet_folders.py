@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid
+from inference_service.importers.isolation import Isolation
 from inference_service.importers.nnunet.postprocessing import LARGEST_COMPONENT, find_postprocessing
 from inference_service.importers.nnunet.results_folder import ResultsFolder, choose, choose_folds, find_folders
 
@@ -180,13 +181,13 @@ def steps(*labels: object, **more: object) -> dict[str, Any]:
 
 def test_postprocessing_of_the_same_folds_is_taken(tmp_path: Path) -> None:
     folder = ResultsFolder(results(tmp_path / FULL, "0", "1"))
-    assert find_postprocessing(folder, ["0", "1"], tmp_path).steps == ()
+    assert find_postprocessing(folder, ["0", "1"], Isolation(tmp_path)).steps == ()
     postprocessing(folder.path, steps([1, 2, 3], 2, [[1, 3], 2], background_label=0))
-    found = find_postprocessing(folder, ["0", "1"], tmp_path)
+    found = find_postprocessing(folder, ["0", "1"], Isolation(tmp_path))
     assert found.place == "crossval_results_folds_0_1/postprocessing.json"
     assert [step["labels"] for step in found.manifest_steps()] == [[1, 2, 3], [2], [1, 2, 3]]
     assert all(step["together"] for step in found.manifest_steps())
-    other = find_postprocessing(folder, ["0"], tmp_path)
+    other = find_postprocessing(folder, ["0"], Isolation(tmp_path))
     assert not other.steps
     assert "crossval_results_folds_0_1 is left out" in other.notes[0]
 
@@ -208,4 +209,4 @@ def test_other_postprocessing_is_refused(tmp_path: Path, content: object, named:
     folder = ResultsFolder(results(tmp_path / FULL, "0", "1"))
     postprocessing(folder.path, content)
     with pytest.raises(ModelInvalid, match=named):
-        find_postprocessing(folder, ["0", "1"], tmp_path)
+        find_postprocessing(folder, ["0", "1"], Isolation(tmp_path))

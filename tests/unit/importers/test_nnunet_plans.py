@@ -77,7 +77,7 @@ def read(tmp_path: Path) -> Read:
                 place = place[key]
             place[keys[-1]] = value
         (tmp_path / "plans.json").write_text(json.dumps(plans))
-        return Plans(tmp_path)
+        return Plans.read(tmp_path)
 
     return read_plans
 
@@ -272,11 +272,11 @@ def test_damaged_json_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_missing_and_huge_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match=r"has no plans\.json"):
-        Plans(tmp_path)
+        Plans.read(tmp_path)
     with (tmp_path / "plans.json").open("wb") as file:
         file.truncate(2**24 + 1)
     with pytest.raises(ModelInvalid, match="has more than"):
-        Plans(tmp_path)
+        Plans.read(tmp_path)
 
 
 def dataset(folder: Path, **changes: object) -> Dataset:

@@ -26,7 +26,8 @@ def test_what_is_stated_stays() -> None:
 
 def test_given_labels_come_first() -> None:
     given = LabelChoice.model_validate({"labels": [{"name": "a", "value": 3}], "outputs": [{"channel": 0, "value": 3}]})
-    manifest, _ = complete({"window": [1, 1, 1]}, Signature(1, 1, None), given)
+    config = {"window": [1, 1, 1], "labels": [{"name": "b", "value": 1}], "outputs": []}
+    manifest, _ = complete(config, Signature(1, 1, None), given)
     assert (manifest["labels"], manifest["outputs"]) == ([{"name": "a", "value": 3}], [{"channel": 0, "value": 3}])
 
 

@@ -113,7 +113,7 @@ def test_torchscript_is_recognised_by_its_entries(tmp_path: Path) -> None:
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputNotFound), opened_source(tmp_path / "none", tmp_path):
+    with pytest.raises(InputNotFound, match="no such file"), opened_source(tmp_path / "none", tmp_path):
         pass
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from fake_storage import MemoryStorage
 
-from inference_service.engine.model_registry import MANIFEST_FILE, Model, read_model
+from inference_service.contract.manifest import MANIFEST_FILE
+from inference_service.engine.model_registry import Model, read_model
 from inference_service.model_store.stored_models import StoredModels
 
 BUCKET = "models"

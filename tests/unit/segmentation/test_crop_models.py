@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from inference_service.contract.manifest import MANIFEST_FILE
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE
 from inference_service.core.errors import ModelInvalid, ModelNotFound, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.settings import Settings
-from inference_service.engine.model_registry import MANIFEST_FILE, Model, read_model
+from inference_service.engine.model_registry import Model, read_model
 from inference_service.engine.session import Session
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.read_limits import ReadLimits
@@ -101,6 +102,9 @@ def test_a_scan_is_cropped_to_the_labels_of_another_model(
     whole = all(side == (0, size) for side, size in zip(kept, voxels.shape, strict=True))
     assert report.input.cropped_to == (None if whole else list(kept))
     assert report.model.name == "fine"
+    assert [(each.name, each.version, each.manifest_sha256) for each in report.model.crop_models] == [
+        ("rough", "1", rough.manifest_sha256)
+    ]
     loaded = [sessions.load(model, CPU).sessions["model.onnx"]._loaded is not None for model in (rough, fine)]
     assert loaded == [False, True]
     # The windows of the other model belong to the preprocessing.

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers import networks
+from inference_service.importers.isolated import runtime_check
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -21,8 +21,8 @@ def test_logits_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch,
         def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.where(windows == windows.max(), np.float32(value), windows)
 
-    monkeypatch.setattr(networks, "Session", Broken)
+    monkeypatch.setattr(runtime_check, "Session", Broken)
     (tmp_path / "x.onnx").write_bytes(b"x")
     windows = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 1, 3, 4, 5)
     with pytest.raises(ModelInvalid, match="not finite"):
-        networks.measure_error(tmp_path / "x.onnx", windows, windows)
+        runtime_check.measure_error(tmp_path / "x.onnx", windows, windows)
