@@ -20,7 +20,7 @@ from inference_service.core.tracing import TraceContext, current_context
 from inference_service.jobs import job_store
 from inference_service.jobs.database import Database, connect, is_database_outage
 from inference_service.jobs.dispatch import dispatch
-from inference_service.jobs.job_store import Job, Transition, UnsentJob
+from inference_service.jobs.job_store import Job, JobFilter, PagePosition, Transition, UnsentJob
 from inference_service.jobs.queues.celery_app import App, make_app, shares_of_tenants
 from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_state
 from inference_service.jobs.redis_ownership import RedisOwnership
@@ -194,13 +194,35 @@ class Client:
         """All changes of the job's state, oldest first."""
         return job_store.transitions(self._database, job_id)
 
-    def list(self, *, state: JobState | None = None, limit: int = 50) -> Sequence[Job]:
-        """The jobs created last, newest first."""
-        return job_store.latest(self._database, state=state, limit=limit)
+    def list(
+        self,
+        *,
+        state: JobState | None = None,
+        limit: int = 50,
+        where: JobFilter | None = None,
+        after: PagePosition | None = None,
+    ) -> Sequence[Job]:
+        """The jobs created last, newest first.
+
+        Args:
+            state: Only jobs in this state.
+            limit: Largest number of jobs.
+            where: Only such jobs; instead of `state`.
+            after: The place of the last job of the page before.
+        """
+        return job_store.latest(self._database, where or JobFilter(state=state), after=after, limit=limit)
 
     def workers(self) -> Sequence[Worker]:
         """The workers seen within a day, and the jobs that they run."""
         return list_workers(self._database)
+
+    def queue_depths(self) -> Mapping[str, int]:
+        """The number of messages that wait in each queue, or in a tenant's list of it.
+
+        Raises:
+            QueueUnavailable: Redis does not answer or refuses.
+        """
+        return fetch_redis_state(self._app).depths
 
     def wait(
         self, job_id: UUID, *, timeout_s: float | None = None, progress: Callable[[Job], None] = lambda job: None

@@ -8,7 +8,7 @@ export PGPASSWORD file
 run() { psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 "$@"; }
 
 run --file "$(dirname "$0")/postgres-roles.sql"
-for identity in migrate worker upstream monitoring keda; do
+for identity in migrate worker upstream gateway monitoring keda; do
   file=$secrets/postgres_${identity}_password
   [ -f "$file" ] || continue
   [ -s "$file" ] || { echo "$file is empty" >&2; exit 1; }

@@ -7,7 +7,8 @@ BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     REVOKE CREATE ON SCHEMA public FROM PUBLIC;
     FOREACH name IN ARRAY ARRAY[
-        'inference_migrate', 'inference_worker', 'inference_upstream', 'inference_monitoring', 'inference_keda'
+        'inference_migrate', 'inference_worker', 'inference_upstream', 'inference_gateway', 'inference_monitoring',
+        'inference_keda'
     ] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             EXECUTE format('CREATE ROLE %I', name);
@@ -41,5 +42,6 @@ $$;
 
 -- So that no one of them takes all connections of the server.
 ALTER ROLE inference_upstream CONNECTION LIMIT 40;
+ALTER ROLE inference_gateway CONNECTION LIMIT 40;
 ALTER ROLE inference_monitoring CONNECTION LIMIT 10;
 ALTER ROLE inference_keda CONNECTION LIMIT 10;

@@ -24,7 +24,9 @@ _GZIP_ENDING = ".gz"
 _CHANNEL_ENDING = re.compile(r"_(00[0-9]{2})(?:\.[A-Za-z0-9]{1,8}){0,3}\Z")
 
 
-class _Readable(Protocol):
+class Readable(Protocol):
+    """A stream of bytes."""
+
     def read(self, size: int, /) -> bytes:
         """Returns the next bytes, at most `size`; none at the end."""
 
@@ -42,7 +44,7 @@ class Checksum:
     size_bytes: int
 
     @classmethod
-    def of(cls, stream: _Readable) -> "Checksum":
+    def of(cls, stream: Readable) -> "Checksum":
         """Reads a stream to its end."""
         digest = hashlib.sha256()
         size_bytes = 0

@@ -63,6 +63,15 @@ class Database:
         with _mapped_errors(), self._engine.connect() as connection:
             yield connection
 
+    def ping(self) -> None:
+        """Checks that Postgres answers.
+
+        Raises:
+            DatabaseUnavailable: It does not.
+        """
+        with self.connection() as connection:
+            connection.execute(text("SELECT 1"))
+
     def close(self) -> None:
         """Closes the pooled connections."""
         self._engine.dispose()

@@ -9,11 +9,21 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import text
 
 from inference_service.jobs.database import Database
-from inference_service.jobs.schema import Base, DeploymentRow, JobRow, TransitionRow, WorkerRow
+from inference_service.jobs.schema import (
+    Base,
+    DeploymentRow,
+    JobRow,
+    TokenRow,
+    TransitionRow,
+    UploadRow,
+    WorkerRow,
+)
 
 _JOBS = JobRow.__tablename__
 _TRANSITIONS = TransitionRow.__tablename__
 _TABLES = [table.name for table in Base.metadata.sorted_tables]
+# A worker does not know the gateway.
+_WORKER_TABLES = [name for name in _TABLES if name not in {TokenRow.__tablename__, UploadRow.__tablename__}]
 _TRANSITION_IDS = f"USAGE ON SEQUENCE {_TRANSITIONS}_id_seq"
 # The columns that an upstream writes. The trigger of migration 0013 limits their values and the rows.
 _CREATED = "id, state, request, submitted_by, tenant, traceparent, tracestate"
@@ -22,19 +32,27 @@ _CANCELLED = "cancel_requested, state, finished_at, error_code, error_message"
 _RETRIED = "returned_attempts, avoided_workers, not_before, on_cpu, started_at, stage, progress, timings_s"
 _CHANGE = "job_id, from_state, to_state, attempt, worker, detail"
 
+_UPSTREAM = (
+    f"SELECT, INSERT ({_CREATED}), UPDATE ({_DISPATCHED}, {_CANCELLED}, {_RETRIED}) ON {_JOBS}",
+    f"SELECT, INSERT ({_CHANGE}) ON {_TRANSITIONS}",
+    _TRANSITION_IDS,
+    f"SELECT ON {WorkerRow.__tablename__}",
+    f"SELECT ON {DeploymentRow.__tablename__}",
+)
+
 RIGHTS: Mapping[str, Sequence[str]] = {
     "inference_worker": (
-        *(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in _TABLES),
+        *(f"SELECT, INSERT, UPDATE, DELETE ON {table}" for table in _WORKER_TABLES),
         _TRANSITION_IDS,
     ),
-    "inference_upstream": (
-        f"SELECT, INSERT ({_CREATED}), UPDATE ({_DISPATCHED}, {_CANCELLED}, {_RETRIED}) ON {_JOBS}",
-        f"SELECT, INSERT ({_CHANGE}) ON {_TRANSITIONS}",
-        _TRANSITION_IDS,
-        f"SELECT ON {WorkerRow.__tablename__}",
-        f"SELECT ON {DeploymentRow.__tablename__}",
+    "inference_upstream": _UPSTREAM,
+    # Its tokens are made by the role that owns the tables.
+    "inference_gateway": (
+        *_UPSTREAM,
+        f"SELECT ON {TokenRow.__tablename__}",
+        f"SELECT, INSERT, UPDATE, DELETE ON {UploadRow.__tablename__}",
     ),
-    "inference_monitoring": tuple(f"SELECT ON {table}" for table in _TABLES),
+    "inference_monitoring": tuple(f"SELECT ON {table}" for table in _WORKER_TABLES),
     "inference_keda": (f"SELECT (state, lease_owner) ON {_JOBS}",),
 }
 """What each role may do, as in GRANT."""
@@ -78,5 +96,5 @@ def missing_rights(database: Database) -> list[str]:
         f"SELECT 'USAGE on {_TRANSITIONS}_id_seq' WHERE NOT has_sequence_privilege('{_TRANSITIONS}_id_seq', 'USAGE')"
     )
     with database.connection() as connection:
-        missing = list(connection.execute(tables, {"tables": _TABLES}).scalars())
+        missing = list(connection.execute(tables, {"tables": _WORKER_TABLES}).scalars())
         return missing + list(connection.execute(sequence).scalars())

@@ -4,13 +4,13 @@ An attempt's writes are in `attempts`, the recovery of orphaned jobs is in `reco
 that the clocks of the machines do not matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Text, column, func, literal, select, text, update
+from sqlalchemy import ColumnElement, Connection, Text, column, func, literal, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, array
 
 from inference_service.contract.task_message import SegmentRequest
@@ -75,6 +75,44 @@ class Transition:
     attempt: int
     worker: str | None
     detail: str | None
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs to list; None is any.
+
+    Attributes:
+        state: Their state.
+        model: The name of the model that their requests name.
+        submitted_by: The name of the upstream.
+        created_from: They were created at this time or later.
+        created_before: They were created earlier.
+    """
+
+    state: JobState | None = None
+    model: str | None = None
+    submitted_by: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The conditions on rows of jobs."""
+        compared: tuple[tuple[object, Callable[[Any], ColumnElement[bool]]], ...] = (
+            (self.state, JobRow.state.__eq__),
+            (self.model, JobRow.request["model"].astext.__eq__),
+            (self.submitted_by, JobRow.submitted_by.__eq__),
+            (self.created_from, JobRow.created_at.__ge__),
+            (self.created_before, JobRow.created_at.__lt__),
+        )
+        return [compare(value) for value, compare in compared if value is not None]
+
+
+@dataclass(frozen=True)
+class PagePosition:
+    """The place of a job in the list of jobs."""
+
+    created_at: datetime
+    id: UUID
 
 
 @dataclass(frozen=True)
@@ -194,11 +232,21 @@ def get(database: Database, job_id: UUID) -> Job | None:
     return _job(row._asdict()) if row else None
 
 
-def latest(database: Database, *, state: JobState | None = None, limit: int = 50) -> list[Job]:
-    """The jobs created last, newest first."""
-    statement = select(*_JOB_COLUMNS).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit)
-    if state is not None:
-        statement = statement.where(JobRow.state == state)
+def latest(
+    database: Database, where: JobFilter | None = None, *, after: PagePosition | None = None, limit: int = 50
+) -> list[Job]:
+    """The jobs created last, newest first.
+
+    Args:
+        database: The jobs' database.
+        where: Which jobs; None: all.
+        after: The place of the last job of the page before.
+        limit: Largest number of jobs.
+    """
+    statement = select(*_JOB_COLUMNS).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+    statement = statement.where(*(where or JobFilter()).conditions())
+    if after is not None:
+        statement = statement.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(after.created_at, after.id))
     with database.connection() as connection:
         return [_job(row._asdict()) for row in connection.execute(statement)]
 
@@ -213,6 +261,23 @@ def succeeded_after(database: Database, last: UUID, *, limit: int) -> list[Job]:
     )
     with database.connection() as connection:
         return [_job(row._asdict()) for row in connection.execute(statement)]
+
+
+def count_queued(database: Database, submitted_by: str) -> int:
+    """The number of queued jobs of one upstream."""
+    statement = select(func.count()).where(JobRow.state == JobState.QUEUED, JobRow.submitted_by == submitted_by)
+    with database.connection() as connection:
+        return connection.execute(statement).scalar_one()
+
+
+def count_unfinished(database: Database) -> dict[JobState, int]:
+    """The number of queued and of running jobs."""
+    states = (JobState.QUEUED, JobState.RUNNING)
+    number = func.count().label("number")
+    statement = select(JobRow.state, number).where(JobRow.state.in_(states)).group_by(JobRow.state)
+    with database.connection() as connection:
+        found: dict[str, int] = {row.state: row.number for row in connection.execute(statement)}
+    return {state: found.get(state, 0) for state in states}
 
 
 def count(database: Database) -> int:

@@ -203,3 +203,39 @@ class WorkerRow(Base):
     redis: Mapped[str | None] = mapped_column(comment="run, database and key prefix of the Redis that it uses")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="time of the last heartbeat")
+
+
+class TokenRow(Base):
+    """One token of the HTTP gateway."""
+
+    __tablename__ = "tokens"
+    __table_args__ = (
+        CheckConstraint("role IN ('read', 'submit', 'admin')", name="role"),
+        Index(None, "secret_sha256", unique=True),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(comment="upstream whose jobs the token may see")
+    role: Mapped[str]
+    secret_sha256: Mapped[str] = mapped_column(comment="SHA-256 of the token itself")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    requests_per_s: Mapped[float | None] = mapped_column(comment="limits; null is no limit")
+    bytes_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    queued_jobs: Mapped[int | None]
+
+
+class UploadRow(Base):
+    """One upload through the HTTP gateway within the last day."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(comment="upstream that uploads")
+    bucket: Mapped[str]
+    prefix: Mapped[str] = mapped_column(comment="prefix of the objects' keys; no other upload has it")
+    size_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    job_id: Mapped[UUID | None] = mapped_column(comment="job that is to use the upload; its row may not exist")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    remove_after: Mapped[datetime] = mapped_column(
+        index=True, comment="when the objects are removed, unless the job uses them"
+    )

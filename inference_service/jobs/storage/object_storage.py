@@ -13,7 +13,7 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from secrets import token_bytes
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import urllib3
 from minio import Minio
@@ -29,7 +29,7 @@ from inference_service.core.errors import (
     StorageUnavailable,
     redacted,
 )
-from inference_service.core.files import MAX_FILES, Checksum, numbered_name
+from inference_service.core.files import MAX_FILES, Checksum, Readable, numbered_name
 from inference_service.core.retry import retrying
 from inference_service.core.settings import Settings
 from inference_service.jobs.storage.storage_refusals import refusal
@@ -42,6 +42,8 @@ _CONNECT_TIMEOUT_S = 5.0
 # The objects of a DICOM series are small, so most of a transfer's time is latency.
 _CONCURRENT_TRANSFERS = 8
 _CHUNK_BYTES = 2**20
+# S3 takes up to 10,000 parts, so streams of up to 78 GiB.
+_PART_BYTES = 8 * 2**20
 # As many as S3 lists in one answer.
 _KEYS_AT_ONCE = 1000
 _SERVER_ERROR = 500
@@ -156,8 +158,8 @@ class Storage:
                 partial.unlink(missing_ok=True)
 
     @contextmanager
-    def _opened(self, bucket: str, key: str) -> Iterator[BaseHTTPResponse]:
-        response = self._minio.get_object(bucket, key)
+    def _opened(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> Iterator[BaseHTTPResponse]:
+        response = self._minio.get_object(bucket, key, offset=offset, length=length or 0)
         # An object is the bytes that were stored, also if its Content-Encoding says that they are compressed.
         response.decode_content = False
         try:
@@ -165,6 +167,22 @@ class Storage:
         finally:
             response.close()
             response.release_conn()
+
+    def stream(self, bucket: str, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Reads an object, or a range of its bytes, in pieces of at most 1 MiB.
+
+        Args:
+            bucket: The bucket.
+            key: The object's key.
+            offset: First byte of the range.
+            length: Length of the range in bytes; None: up to the end.
+
+        Raises:
+            InputNotFound: The object does not exist.
+            StorageUnavailable: The storage does not answer or refuses, maybe after some pieces.
+        """
+        with _mapped_errors(), self._opened(bucket, key, offset, length) as response:
+            yield from response.stream(_CHUNK_BYTES)
 
     def fetch_verified(
         self, bucket: str, key: str, target: Path, expected: Checksum, *, follow: Follow = _no_follow
@@ -258,6 +276,28 @@ class Storage:
             StorageUnavailable: The storage does not answer or refuses.
         """
         self._retrying(self._store, bucket, key, source, content_type)
+
+    def store_stream(self, bucket: str, key: str, stream: Readable, *, content_type: str) -> None:
+        """Uploads a stream of unknown length, which is held in memory by parts of 8 MiB.
+
+        Nothing is stored if the stream raises an error, which passes unchanged.
+
+        Raises:
+            StorageUnavailable: The storage does not answer or refuses. It is asked once: a stream is read once.
+        """
+        try:
+            with _mapped_errors():
+                self._minio.put_object(
+                    bucket,
+                    key,
+                    cast("BinaryIO", stream),
+                    length=-1,
+                    part_size=_PART_BYTES,
+                    content_type=content_type,
+                    num_parallel_uploads=1,
+                )
+        except InputNotFound as error:
+            raise _no_bucket(bucket) from error
 
     def create(self, bucket: str, key: str, content: bytes) -> bool:
         """Stores a small object unless there is one under its key. A storage without conditional writes overwrites it.
