@@ -77,14 +77,14 @@ format: $(READY) ## format the code
 
 lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(COMPILE) pyproject.toml --extra cpu --extra embedded --extra dev --extra tracing --output-file locks/dev-cpu.txt
-	$(COMPILE) pyproject.toml --extra openvino --extra embedded --extra dev --extra tracing --output-file locks/dev-openvino.txt
-	$(COMPILE) pyproject.toml --extra cpu --extra tracing --output-file locks/cpu.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra embedded --extra dev --extra tracing --extra gateway --output-file locks/dev-cpu.txt
+	$(COMPILE) pyproject.toml --extra openvino --extra embedded --extra dev --extra tracing --extra gateway --output-file locks/dev-openvino.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra tracing --extra gateway --output-file locks/cpu.txt
 	echo 'onnxruntime-gpu<1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda12.txt
 	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda13.txt
 	$(COMPILE) pyproject.toml --extra openvino --extra tracing --output-file locks/openvino.txt
 	echo '$(TORCH)' | $(COMPILE) --constraints locks/dev-cpu.txt --no-emit-package torch pyproject.toml - \
-	  --extra cpu --extra embedded --extra dev --extra tracing --extra import --output-file locks/import.txt
+	  --extra cpu --extra embedded --extra dev --extra tracing --extra gateway --extra import --output-file locks/import.txt
 	$(COMPILE) --group flower --output-file locks/flower.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --group inventory --output-file locks/build.txt
 

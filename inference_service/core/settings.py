@@ -210,6 +210,21 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="Address that METRICS_PORT is bound to.")
 
+    gateway_host: str = Field(
+        "127.0.0.1",
+        description="Address that the HTTP gateway listens on. While there are no tokens, it is 127.0.0.1.",
+    )
+    gateway_port: Port = Field(8080, description="Port that the HTTP gateway listens on.")
+    gateway_tls_cert: Path | None = Field(
+        None, description="PEM file with the gateway's certificate and its chain. If unset, the gateway speaks HTTP."
+    )
+    gateway_tls_key: Path | None = Field(None, description="PEM file with the key of GATEWAY_TLS_CERT.")
+    gateway_proxies: list[str] = Field(
+        [],
+        description="Addresses or networks of proxies whose X-Forwarded-Proto and X-Forwarded-For the gateway trusts, "
+        "as a JSON array.",
+    )
+
     submitted_by: str | None = Field(
         None,
         pattern=SUBMITTER_PATTERN,

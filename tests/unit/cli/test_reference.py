@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
 from pkgutil import resolve_name
+from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -21,6 +22,7 @@ from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, ErrorCode
 from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
+from inference_service.gateway.app import make_app
 
 REPOSITORY = Path(__file__).parents[3]
 DOCS = REPOSITORY / "docs"
@@ -201,11 +203,25 @@ def test_the_commands_in_the_pages_exist(page: str, words: list[str]) -> None:
 
 
 def assert_plain_command(page: str, words: list[str]) -> None:
-    """The command is a script of the repository, or one that has no check."""
+    """The command is a call of the HTTP API, a script of the repository, or one that has no check."""
+    if words[0] == "curl":
+        assert_call(words)
+        return
     scripts = [word for word in words[:2] if word.startswith("docker/")]
     assert all((REPOSITORY / script).is_file() for script in scripts)
     plain = {"git", "cd", "pip", "grep", "set", ".", "python", "mkdir", "export", "docker"}
     assert scripts or words[0] in plain, f"{page}: no check for the command {words[0]}"
+
+
+def assert_call(words: list[str]) -> None:
+    """The path exists in the HTTP API, and a job's request is valid where its scan has a key."""
+    assert urlsplit(words[-1]).path in make_app(Settings(), local=True).openapi()["paths"]
+    for word in words:
+        if word.startswith("request="):
+            request = json.loads(word.removeprefix("request=").partition(";")[0])
+            parse_request({**request, "input": {"key": "uploads"}})
+        elif word.startswith("{"):
+            parse_request(json.loads(word)["request"])
 
 
 def assert_options(module: str, options: list[str]) -> None:

@@ -1,0 +1,175 @@
+"""The ASGI application of the gateway."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
+from http import HTTPStatus
+from importlib.metadata import version
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
+
+from inference_service.client import Client
+from inference_service.core.errors import ErrorCode, ServiceError
+from inference_service.core.settings import Settings
+from inference_service.gateway import jobs_api, service_api
+from inference_service.gateway.access import Access
+from inference_service.gateway.events import EventHub
+from inference_service.gateway.gateway import Gateway
+from inference_service.gateway.observation import Observation
+from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
+from inference_service.gateway.upload_sweep import sweep_uploads
+from inference_service.gateway.uploading import MAX_UPLOADS
+from inference_service.gateway.views import Submission
+from inference_service.jobs import tokens
+from inference_service.jobs.database import connect
+from inference_service.jobs.storage.object_storage import Storage
+
+logger = logging.getLogger(__name__)
+
+_STORAGE_RETRY_S = 5.0
+_SWEEP_PERIOD_S = 60.0
+_CODES_OF_STATUS = {
+    HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
+}
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(settings: Settings, *, local: bool) -> FastAPI:
+    """Makes the application, which connects to the servers when it starts.
+
+    Args:
+        settings: Addresses and credentials, as of any upstream.
+        local: Whether requests need no token, as there is none and only this machine can ask.
+    """
+    observation = Observation()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with ExitStack() as stack:
+            app.state.gateway = gateway = _open_gateway(settings, stack, local=local)
+            observation.follow_listeners(gateway.events)
+            async with anyio.create_task_group() as group:
+                group.start_soon(gateway.events.watch)
+                group.start_soon(_sweep, gateway)
+                yield
+                group.cancel_scope.cancel()
+
+    app = FastAPI(
+        title="Inference service",
+        summary="Segmentation of medical images.",
+        version=version("inference-service"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.include_router(jobs_api.router)
+    app.include_router(service_api.router)
+    app.state.observation = observation
+    _handle_errors(app)
+    app.middleware("http")(_secured)
+    app.add_middleware(observation.middleware)
+    _describe(app)
+    return app
+
+
+def _open_gateway(settings: Settings, stack: ExitStack, *, local: bool) -> Gateway:
+    client = stack.enter_context(Client(settings))
+    database = stack.enter_context(closing(connect(settings)))
+    storage = stack.enter_context(closing(Storage(settings, retry_for_s=_STORAGE_RETRY_S)))
+    return Gateway(
+        settings=settings,
+        client=client,
+        database=database,
+        storage=storage,
+        access=Access(partial(tokens.find, database), local=local),
+        events=EventHub(database),
+        uploads=anyio.CapacityLimiter(MAX_UPLOADS),
+    )
+
+
+async def _sweep(gateway: Gateway) -> None:
+    while True:
+        try:
+            await run_sync(sweep_uploads, gateway.database, gateway.storage)
+        except ServiceError as error:
+            logger.warning("uploads that no job uses stay for now: %s", error)
+        await anyio.sleep(_SWEEP_PERIOD_S)
+
+
+async def _secured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await call_next(request)
+    for name, value in _SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    def _refusal(_request: Request, error: Refusal) -> Response:
+        return problem(error.status, error.code, error.message, error.headers)
+
+    @app.exception_handler(ServiceError)
+    def _service_error(_request: Request, error: ServiceError) -> Response:
+        return problem_of_error(error)
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(each) for each in first["loc"])
+        return problem(HTTPStatus.BAD_REQUEST, ErrorCode.BAD_REQUEST, f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    def _http_error(request: Request, error: HTTPException) -> Response:
+        status = HTTPStatus(error.status_code)
+        code = _CODES_OF_STATUS.get(status, ErrorCode.BAD_REQUEST)
+        headers = {"Allow": _methods_of_path(app, request)} if code is HttpCode.METHOD_NOT_ALLOWED else None
+        return problem(status, code, status.description or status.phrase, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=HTTPStatus.BAD_REQUEST)
+
+    @app.exception_handler(Exception)
+    def _unexpected(_request: Request, _error: Exception) -> Response:
+        return problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            ErrorCode.INTERNAL_ERROR,
+            "an unexpected error, whose traceback is in the gateway's log",
+        )
+
+
+def _methods_of_path(app: FastAPI, request: Request) -> str:
+    """The methods of all calls with the path of a request."""
+    routes = [each for each in app.routes if isinstance(each, Route) and each.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for each in routes for method in each.methods or ()}))
+
+
+def _describe(app: FastAPI) -> None:
+    """Adds to the description of the API the schemas that bodies and errors refer to."""
+    original = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = original()
+            schemas = schema["components"]["schemas"]
+            for model in (Problem, Submission):
+                found = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= found.pop("$defs", {})
+                schemas[model.__name__] = found
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,53 @@
+"""What the calls of the gateway share: the client, the jobs' database, the object storage, who may do what."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import anyio
+from fastapi import Depends, Request
+
+from inference_service.client import Client
+from inference_service.core.settings import Settings
+from inference_service.gateway.access import Access, Caller
+from inference_service.gateway.events import EventHub
+from inference_service.jobs.database import Database
+from inference_service.jobs.storage.object_storage import Storage
+from inference_service.jobs.tokens import TokenRole
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts of one process of the gateway."""
+
+    settings: Settings
+    client: Client
+    database: Database
+    storage: Storage
+    access: Access
+    events: EventHub
+    uploads: anyio.CapacityLimiter
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def _reader(request: Request) -> Caller:
+    caller = _gateway(request).access.caller(request)
+    request.state.caller = caller.name
+    return caller
+
+
+def _submitter(request: Request) -> Caller:
+    caller = _reader(request)
+    caller.require(TokenRole.SUBMIT)
+    return caller
+
+
+InGateway = Annotated[Gateway, Depends(_gateway)]
+"""The gateway, as a parameter of a call."""
+Reader = Annotated[Caller, Depends(_reader)]
+"""The caller of a call that anyone with a token may make."""
+Submitter = Annotated[Caller, Depends(_submitter)]
+"""The caller of a call that needs the role submit."""

@@ -1,0 +1,223 @@
+"""The calls on jobs."""
+
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import AfterValidator, AwareDatetime
+
+from inference_service.contract.result_files import result_files
+from inference_service.contract.task_message import NAME_PATTERN, SegmentRequest
+from inference_service.core.errors import BadRequest, InputNotFound
+from inference_service.gateway import submitting
+from inference_service.gateway.downloads import Download, answer, answer_zip
+from inference_service.gateway.gateway import InGateway, Reader, Submitter
+from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
+from inference_service.gateway.views import JobDetail, JobPage, JobView, TransitionView
+from inference_service.jobs.job_store import Job, JobFilter, PagePosition
+from inference_service.jobs.schema import JobState
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_MAX_PAGE = 200
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)  # Postgres takes fewer time zones
+    except OverflowError:
+        raise ValueError("expected a time between the years 1 and 9999") from None
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+_FORM_SCHEMA = {
+    "type": "object",
+    "required": ["request"],
+    "properties": {
+        "request": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "description": "The request of the task contract as JSON, without bucket and key. It precedes the files.",
+        },
+        "job_id": {"type": "string", "format": "uuid", "description": "Id of the job; it precedes the files."},
+        "file": {
+            "type": "array",
+            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+            "description": "The scan: one file or archive, or the files of a series. For a model of several channels, "
+            "parts named `channel.` and the channel's name, such as `channel.PET`, take its place.",
+        },
+    },
+}
+_FILE: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_DOWNLOADS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The object, with the type that belongs to it.", **_FILE},
+    206: {"description": "The range of it that was asked for.", **_FILE},
+    304: {"description": "The caller has it already."},
+    **PROBLEMS,
+}
+_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Submission"}},
+        "multipart/form-data": {"schema": _FORM_SCHEMA},
+    },
+}
+
+
+def _visible(gateway: InGateway, caller: Reader, job_id: UUID) -> Job:
+    """Returns a job that the caller may see.
+
+    Raises:
+        Refusal: There is none.
+    """
+    found = gateway.client.status(job_id)
+    if found is None or not caller.may_see(found):
+        raise Refusal.no_job()
+    return found
+
+
+VisibleJob = Annotated[Job, Depends(_visible)]
+"""The job of the path, as a parameter of a call."""
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobView,
+    responses={200: {"model": JobView, "description": "The same job was submitted before."}, **PROBLEMS},
+    openapi_extra={"requestBody": _BODY},
+)
+async def submit_job(
+    request: Request,
+    response: Response,
+    gateway: InGateway,
+    caller: Submitter,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="A text of the caller's choice: the same one, from the same name, is one job.", max_length=255
+        ),
+    ] = None,
+) -> Job:
+    """Submits a job: as JSON if the scan is in the object storage, or as a form with the files of the scan."""
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        submitted = await submitting.submit_json(gateway, caller, request)
+    elif media_type == "multipart/form-data":
+        submitted = await submitting.submit_form(gateway, caller, request)
+    else:
+        raise Refusal(HttpCode.UNSUPPORTED_MEDIA_TYPE, "expected application/json or multipart/form-data")
+    response.status_code = 201 if submitted.is_new else 200
+    response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
+    return submitted.job
+
+
+@router.get("", response_model=JobPage, responses=PROBLEMS)
+def list_jobs(
+    gateway: InGateway,
+    caller: Reader,
+    state: JobState | None = None,
+    model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+    created_from: Time | None = None,
+    created_before: Time | None = None,
+    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 50,
+    after: Annotated[str | None, Query(description="`next` of the page before.", max_length=200)] = None,
+) -> JobPage:
+    """Lists the jobs that the caller may see, the newest first."""
+    where = JobFilter(state, model, caller.visible_name, created_from, created_before)
+    position = None if after is None else _position(after)
+    found = gateway.client.list(where=where, after=position, limit=limit)
+    following = _cursor(found[-1]) if len(found) == limit else None
+    return JobPage(jobs=[JobView.model_validate(job) for job in found], next=following)
+
+
+@router.get("/{job_id}", response_model=JobDetail, responses=PROBLEMS)
+def show_job(gateway: InGateway, job: VisibleJob) -> JobDetail:
+    """Shows a job and the changes of its state."""
+    transitions = [TransitionView.model_validate(each) for each in gateway.client.transitions(job.id)]
+    return JobDetail(**JobView.model_validate(job).model_dump(), transitions=transitions)
+
+
+@router.delete("/{job_id}", status_code=202, response_model=JobView, responses=PROBLEMS)
+def cancel_job(gateway: InGateway, _caller: Submitter, job: VisibleJob) -> Job:
+    """Cancels a queued job, or asks the worker of a running one to stop; a finished job stays as it is."""
+    cancelled = gateway.client.cancel(job.id)
+    if cancelled is None:
+        raise Refusal.no_job()
+    return cancelled
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse, responses=PROBLEMS)
+async def follow_job(
+    gateway: InGateway,
+    job: VisibleJob,
+    last_event_id: Annotated[str | None, Header(description="The id of the last event that was received.")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Tells each change of a job's state and its progress as they happen, up to the job's end.
+
+    An event `transition` has an id, by which the stream goes on after a broken connection. An event `progress` has
+    none: the next one replaces it.
+    """
+    after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else 0
+    async for event in gateway.events.events(job.id, after=after):
+        if event.transition is not None:
+            data = TransitionView.model_validate(event.transition).model_dump(mode="json")
+            yield ServerSentEvent(event="transition", id=str(event.transition_id), data=data)
+        else:
+            yield ServerSentEvent(event="progress", data=event.progress)
+
+
+@router.head("/{job_id}/results/{name}", include_in_schema=False)
+@router.get("/{job_id}/results/{name}", response_class=Response, responses=_DOWNLOADS)
+def download_result(gateway: InGateway, job: VisibleJob, request: Request, name: str) -> Response:
+    """Downloads an object of a succeeded job: `mask`, `report`, `preview`, or a further format by its name."""
+    if job.result is None or name not in result_files() or name not in job.result:
+        raise Refusal(HttpCode.NOT_FOUND, f"the job is {job.state} and has no such result")
+    bucket, key = job.result["bucket"], job.result[name]
+    checksum = (job.checksums or {}).get(name)
+    size = gateway.storage.size(bucket, key) if checksum is None else checksum.size_bytes
+    sha256 = None if checksum is None else checksum.sha256
+    return answer(gateway.storage, Download(bucket, key, size, sha256, result_files()[name]), request)
+
+
+@router.head("/{job_id}/input", include_in_schema=False)
+@router.get("/{job_id}/input", response_class=Response, responses=_DOWNLOADS)
+def download_input(
+    gateway: InGateway,
+    job: VisibleJob,
+    request: Request,
+    channel: Annotated[str | None, Query(max_length=64, description="Name of a channel, for a job of several.")] = None,
+) -> Response:
+    """Downloads the scan of a job: its object, or a zip of the objects under its prefix."""
+    reference = SegmentRequest.model_validate(job.request).input if job.request else None
+    if reference is None or (bool(reference.channels) and channel is None):
+        raise Refusal(HttpCode.NOT_FOUND, "the job has no request, or a scan for each channel: name one by `channel`")
+    if channel is not None and channel not in reference.channels:
+        raise Refusal(HttpCode.NOT_FOUND, "the job has no such channel")
+    scan = reference.scans[0] if channel is None else reference.channels[channel]
+    bucket = scan.bucket or gateway.settings.minio_input_bucket
+    if not scan.key.endswith("/"):
+        size = gateway.storage.size(bucket, scan.key)
+        return answer(gateway.storage, Download(bucket, scan.key, size, None, "scan"), request)
+    keys = [each.key for each in gateway.storage.list_objects(bucket, scan.key)]
+    if not keys:
+        raise InputNotFound("there is no object under the prefix of the request")
+    return answer_zip(gateway.storage, bucket, keys, "scan.zip")
+
+
+def _cursor(job: Job) -> str:
+    return base64.urlsafe_b64encode(json.dumps([job.created_at.isoformat(), str(job.id)]).encode()).decode()
+
+
+def _position(cursor: str) -> PagePosition:
+    try:
+        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
+        return PagePosition(datetime.fromisoformat(created_at), UUID(job_id))
+    except (binascii.Error, ValueError, TypeError, AttributeError):
+        raise BadRequest("after: expected `next` of the page before") from None

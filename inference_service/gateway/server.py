@@ -1,0 +1,88 @@
+"""Runs the gateway as a process."""
+
+import asyncio
+import logging
+from contextlib import closing
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from inference_service.core.errors import ConfigurationError
+from inference_service.core.log_config import configure_logging
+from inference_service.core.settings import Settings
+from inference_service.gateway.app import make_app
+from inference_service.jobs import tokens
+from inference_service.jobs.database import connect
+
+logger = logging.getLogger(__name__)
+
+LOCAL_HOST = "127.0.0.1"
+_MAX_HEADER_BYTES = 32 * 1024
+_HEADERS_LIMIT_S = 20.0
+_MAX_CONNECTIONS = 1000
+_STOP_LIMIT_S = 10
+
+
+class _BoundedProtocol(H11Protocol):
+    """Closes a connection whose first request has not come to the end of its headers in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for the headers."""
+        super().connection_made(transport)
+        self._headers_due = self.loop.call_later(_HEADERS_LIMIT_S, self._close_unless_asked)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops waiting."""
+        self._headers_due.cancel()
+        super().connection_lost(exc)
+
+    def _close_unless_asked(self) -> None:
+        if getattr(self, "cycle", None) is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def run_gateway(settings: Settings) -> None:
+    """Runs the gateway until it is told to stop.
+
+    Raises:
+        ConfigurationError: Only one of certificate and key is set, or there are no tokens and another address than this
+            machine's is asked for.
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    with closing(connect(settings)) as database:
+        local = not tokens.list_tokens(database)
+    host = LOCAL_HOST if local else settings.gateway_host
+    if local:
+        logger.warning(
+            "there are no tokens: the gateway listens to this machine alone, and everyone on it may do everything; "
+            "`inference-service tokens add NAME --role submit` makes a token, then start the gateway again"
+        )
+    if (settings.gateway_tls_cert is None) != (settings.gateway_tls_key is None):
+        raise ConfigurationError("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY are set together, or not at all")
+    app = make_app(settings, local=local)
+    if settings.metrics_port is not None:
+        app.state.observation.serve(settings.metrics_host, settings.metrics_port)
+    uvicorn.Server(server_config(app, settings, host=host)).run()
+
+
+def server_config(app: FastAPI, settings: Settings, *, host: str) -> uvicorn.Config:
+    """Returns how the application is served: on which address, with TLS or without, and within which limits."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=settings.gateway_port,
+        http=_BoundedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        forwarded_allow_ips=settings.gateway_proxies or None,
+        proxy_headers=bool(settings.gateway_proxies),
+        ssl_certfile=settings.gateway_tls_cert,
+        ssl_keyfile=settings.gateway_tls_key,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_STOP_LIMIT_S,
+    )

@@ -1,0 +1,93 @@
+"""The calls on the service itself: its models, workers and queues, and the session of a browser."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from inference_service.core.errors import QueueUnavailable, ServiceError
+from inference_service.gateway.access import COOKIE
+from inference_service.gateway.gateway import InGateway, Reader
+from inference_service.gateway.problems import PROBLEMS
+from inference_service.gateway.views import Health, ModelView, Queues, Session, WorkerView
+from inference_service.jobs import job_store
+from inference_service.jobs.schema import JobState
+from inference_service.jobs.worker_registry import Worker
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/v1/models", response_model=list[ModelView], responses=PROBLEMS)
+def list_models(gateway: InGateway, _caller: Reader) -> list[ModelView]:
+    """Lists the models that live workers have installed."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for worker in gateway.client.workers():
+        if worker.silent_s <= gateway.settings.cpu_standby_s:
+            for model in worker.models:
+                found.setdefault((model.name, model.version, model.manifest_sha256), []).append(worker.name)
+    return [
+        ModelView(name=name, version=version, manifest_sha256=sha256, workers=names)
+        for (name, version, sha256), names in sorted(found.items())
+    ]
+
+
+@router.get("/v1/workers", response_model=list[WorkerView], responses=PROBLEMS)
+def list_workers(gateway: InGateway, caller: Reader) -> list[Worker]:
+    """Lists the workers seen within a day; the jobs that they run are for the role admin."""
+    found = gateway.client.workers()
+    return list(found) if caller.visible_name is None else [replace(worker, jobs=[]) for worker in found]
+
+
+@router.get("/v1/queues", response_model=Queues, responses=PROBLEMS)
+def count_queues(gateway: InGateway, _caller: Reader) -> Queues:
+    """Counts what waits."""
+    try:
+        messages = dict(gateway.client.queue_depths())
+    except QueueUnavailable:
+        messages = None
+    jobs = job_store.count_unfinished(gateway.database)
+    return Queues(messages=messages, queued_jobs=jobs[JobState.QUEUED], running_jobs=jobs[JobState.RUNNING])
+
+
+@router.get("/v1/session", response_model=Session, responses=PROBLEMS)
+def show_session(gateway: InGateway, caller: Reader) -> Session:
+    """Says whose token the request has."""
+    return Session(name=caller.name, role=caller.role, needs_token=gateway.access.needs_token)
+
+
+@router.post("/v1/session", response_model=Session, responses=PROBLEMS)
+def begin_session(gateway: InGateway, caller: Reader, request: Request, response: Response) -> Session:
+    """Lets a browser carry the request's token as a cookie, which no script can read, up to the browser's end."""
+    if (secret := gateway.access.bearer(request)) is not None:
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, secret, httponly=True, samesite="strict", secure=secure)
+    return show_session(gateway, caller)
+
+
+@router.delete("/v1/session", status_code=HTTPStatus.NO_CONTENT, responses=PROBLEMS)
+def end_session(_caller: Reader, response: Response) -> None:
+    """Makes a browser forget the token."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+
+@router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+def check_health(gateway: InGateway, response: Response) -> Health:
+    """Says what the gateway reaches. The answer is 503 if it cannot take jobs."""
+    found = Health(
+        database=_works(lambda: gateway.database.ping()),
+        storage=_works(lambda: gateway.storage.require_bucket(gateway.settings.minio_input_bucket)),
+        queues=_works(gateway.client.queue_depths),
+    )
+    if not (found.database and found.storage):
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return found
+
+
+def _works(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except ServiceError:
+        return False
+    return True

@@ -1,0 +1,274 @@
+"""Submits jobs for callers: from JSON, or from a form whose files are stored while they arrive."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4, uuid5
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
+from fastapi import Request
+
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES, SegmentRequest, parse_request
+from inference_service.core.errors import BadRequest, InternalError
+from inference_service.gateway.access import Caller
+from inference_service.gateway.form import FormPart, read_body, read_form
+from inference_service.gateway.gateway import Gateway
+from inference_service.gateway.problems import HttpCode, Refusal
+from inference_service.gateway.uploading import CHANNEL_FIELD, FILE_FIELD, Uploader
+from inference_service.jobs import job_store, uploads
+from inference_service.jobs.job_store import Job
+
+# The ids of jobs that one name submits with the same Idempotency-Key are equal.
+_NAMESPACE = UUID("b0a5a1b6-3a0e-4c4f-9d39-5f7a3f9c0e57")
+# The key of a file that is not stored yet, in a request that is only validated.
+_PLACEHOLDER = "uploads"
+_PLACE = ("bucket", "key")
+# Boundaries and headers of the parts, beside the files.
+_OVERHEAD_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was submitted.
+
+    Attributes:
+        job: Its row.
+        is_new: False if the same job was submitted before.
+    """
+
+    job: Job
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class _Sender:
+    """The sender of one request, and what its headers say about the job."""
+
+    caller: Caller
+    idempotency_key: str | None
+    trace_headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, caller: Caller, request: Request) -> "_Sender":
+        return cls(caller, request.headers.get("Idempotency-Key"), request.headers)
+
+    def job_id(self, stated: object) -> tuple[UUID, bool]:
+        """Returns the id of the job, which is the stated one if there is one, and whether it may exist already.
+
+        Raises:
+            BadRequest: The stated id is no UUID.
+        """
+        if stated is not None:
+            try:
+                return UUID(str(stated)), True
+            except ValueError:
+                raise BadRequest("job_id: expected a UUID") from None
+        if self.idempotency_key is not None:
+            return uuid5(_NAMESPACE, f"{self.caller.name}\n{self.idempotency_key}"), True
+        return uuid4(), False
+
+
+async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Submitted:
+    """Submits the job that the body of a request describes.
+
+    Raises:
+        BadRequest: The body does not follow the contract.
+        Refusal: It is too long, its id belongs to another job, or too many jobs wait.
+    """
+    body = b"".join([chunk async for chunk in read_body(request, max_bytes=MAX_MESSAGE_BYTES)])
+    submission = _json_object(body.decode(errors="replace"), "the body")
+    if not {"request"} <= submission.keys() <= {"request", "job_id"}:
+        raise BadRequest("the body: expected the field request, and job_id if the job is to have an id of yours")
+    parsed = parse_request(submission["request"])
+    sender = _Sender.of(caller, request)
+    job_id, may_exist = sender.job_id(submission.get("job_id"))
+
+    def submit() -> Submitted:
+        found = gateway.client.status(job_id) if may_exist else None
+        if found is not None:
+            _require_same(caller, found, parsed)
+            return Submitted(found, is_new=False)
+        _require_room(gateway, caller)
+        return _submit(gateway, sender, job_id, parsed)
+
+    return await run_sync(submit)
+
+
+async def submit_form(gateway: Gateway, caller: Caller, request: Request) -> Submitted:
+    """Submits a job whose files the form of a request contains, once they are stored.
+
+    Raises:
+        BadRequest: The form does not follow the contract.
+        InputTooLarge: The files are too many or too large.
+        Refusal: The form's id belongs to another job, or too much waits or was uploaded.
+        StorageUnavailable: The object storage does not answer or refuses.
+    """
+    form = _Form(gateway, _Sender.of(caller, request))
+    try:
+        max_bytes = gateway.settings.max_input_bytes + _OVERHEAD_BYTES
+        async for part in read_form(request, max_bytes=max_bytes):
+            await form.take(part)
+        return await run_sync(form.submit)
+    except BaseException:
+        with CancelScope(shield=True):
+            await run_sync(form.abandon)
+        raise
+
+
+class _Form:
+    """A form as it arrives: fields, then files, which are stored, or read past if the job exists already."""
+
+    def __init__(self, gateway: Gateway, sender: _Sender) -> None:
+        self._gateway = gateway
+        self._sender = sender
+        self._request: dict[str, Any] | None = None
+        self._stated_id: str | None = None
+        self._job_id: UUID | None = None
+        self._existing: Job | None = None
+        self._uploader: Uploader | None = None
+
+    async def take(self, part: FormPart) -> None:
+        """Reads a part of the form to its end."""
+        if part.name == FILE_FIELD or part.name.startswith(CHANNEL_FIELD):
+            if self._job_id is None:
+                await run_sync(self._begin_files)
+            if self._uploader is not None:
+                await self._uploader.take(part)
+            else:
+                async for _ in part.pieces():
+                    pass
+            return
+        text = await part.text(max_bytes=MAX_MESSAGE_BYTES)
+        if self._job_id is not None:
+            raise BadRequest("the parts request and job_id must precede the files")
+        if part.name == "request":
+            self._request = _request_without_places(text)
+        elif part.name == "job_id":
+            self._stated_id = text
+        else:
+            raise BadRequest("the form has an unknown part; expected request, job_id, file, or channel. and a name")
+
+    def _begin_files(self) -> None:
+        if self._request is None:
+            raise BadRequest("the part request must precede the files")
+        job_id, may_exist = self._sender.job_id(self._stated_id)
+        self._existing = self._gateway.client.status(job_id) if may_exist else None
+        if self._existing is None:
+            self._uploader = self._new_uploader(job_id)
+        self._job_id = job_id
+
+    def _new_uploader(self, job_id: UUID) -> Uploader:
+        gateway = self._gateway
+        caller = self._sender.caller
+        _require_room(gateway, caller)
+        max_bytes = gateway.settings.max_input_bytes
+        if (of_day := caller.limits.bytes_per_day) is not None:
+            max_bytes = min(max_bytes, of_day - uploads.bytes_of_day(gateway.database, caller.name))
+            if max_bytes <= 0:
+                raise Refusal(HttpCode.TOO_MANY_REQUESTS, f"this token may upload {of_day} bytes a day")
+        bucket = gateway.settings.minio_input_bucket
+        upload = uploads.begin(gateway.database, caller.name, bucket=bucket, job_id=job_id)
+        return Uploader(gateway.storage, upload, max_bytes=max_bytes, limiter=gateway.uploads)
+
+    def submit(self) -> Submitted:
+        """Submits the job."""
+        if self._request is None or self._job_id is None:
+            raise BadRequest("the form has no file: expected parts named `file`, or `channel.` and a channel's name")
+        if self._existing is not None:
+            _require_same(self._sender.caller, self._existing, _with_placeholders(self._request), besides="input")
+            return Submitted(self._existing, is_new=False)
+        uploader = self._uploader
+        if uploader is None:
+            raise InternalError("a form without files came to its end")
+        parsed = parse_request({**self._request, "input": _placed(self._request["input"], uploader.places)})
+        uploads.record_size(self._gateway.database, uploader.upload, uploader.size_bytes)
+        submitted = _submit(self._gateway, self._sender, self._job_id, parsed, besides="input")
+        if not submitted.is_new:
+            self.abandon()
+        return submitted
+
+    def abandon(self) -> None:
+        """Leaves what was stored to the sweep of uploads."""
+        if self._uploader is not None:
+            uploads.abandon(self._gateway.database, self._uploader.upload, self._uploader.size_bytes)
+
+
+def _json_object(text: str, subject: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequest(f"{subject} is not JSON") from None
+    if not isinstance(found, dict):
+        raise BadRequest(f"{subject} is no JSON object")
+    return found
+
+
+def _request_without_places(text: str) -> dict[str, Any]:
+    """Reads the request of a form, whose scans have no places yet, and validates all else of it."""
+    request = _json_object(text, "the part request")
+    input_ = request.setdefault("input", {})
+    if not isinstance(input_, dict) or not isinstance(input_.get("channels", {}), dict):
+        raise BadRequest("request.input: expected an object, and no channels or an object of them")
+    if any(place in input_ for place in _PLACE):
+        raise BadRequest("request.input: a form contains its files, and names no bucket and no key")
+    _with_placeholders(request)
+    return request
+
+
+def _with_placeholders(request: Mapping[str, Any]) -> SegmentRequest:
+    """Validates the request of a form before its files are stored."""
+    channels: Mapping[str, Any] = request["input"].get("channels", {})
+    places: dict[str | None, str] = dict.fromkeys(channels, _PLACEHOLDER) or {None: _PLACEHOLDER}
+    return parse_request({**request, "input": _placed(request["input"], places)})
+
+
+def _placed(input_: Mapping[str, Any], places: Mapping[str | None, str]) -> dict[str, Any]:
+    """Adds the places of files to the input of a request: of each channel's, or of the only scan's under None."""
+    if None in places:
+        return {**input_, "key": places[None]}
+    options: Mapping[str, Any] = input_.get("channels", {})
+    if not options.keys() <= places.keys():
+        raise BadRequest("request.input.channels: the form has no file for one of the channels")
+    channels = {name: {**(options.get(str(name)) or {}), "key": place} for name, place in places.items()}
+    return {**input_, "channels": channels}
+
+
+def _require_same(caller: Caller, job: Job, request: SegmentRequest, *, besides: str = "") -> None:
+    """Checks that a job which exists already is the one that is submitted.
+
+    Raises:
+        Refusal: It is another one, or the caller may not see it.
+    """
+    recorded = dict(job.request or {})
+    wanted = request.model_dump(mode="json")
+    for each in (recorded, wanted):
+        each.pop(besides, None)
+    if not caller.may_see(job) or recorded != wanted:
+        raise Refusal(HttpCode.CONFLICT, "there is another job with this id: submit with a new one")
+
+
+def _require_room(gateway: Gateway, caller: Caller) -> None:
+    """Checks that the caller may have one more job waiting.
+
+    Raises:
+        Refusal: It may not.
+    """
+    limit = caller.limits.queued_jobs
+    if limit is not None and job_store.count_queued(gateway.database, caller.name) >= limit:
+        raise Refusal(
+            HttpCode.TOO_MANY_REQUESTS, f"{limit} jobs of this token wait, which is its limit", {"Retry-After": "30"}
+        )
+
+
+def _submit(
+    gateway: Gateway, sender: _Sender, job_id: UUID, request: SegmentRequest, *, besides: str = ""
+) -> Submitted:
+    gateway.client.submit(request, job_id=job_id, submitted_by=sender.caller.name, trace_headers=sender.trace_headers)
+    job = gateway.client.status(job_id)
+    if job is None:
+        raise InternalError("the job's row was removed as soon as it was written")
+    # Of two requests with one id at a time, the later one finds the job of the other.
+    _require_same(sender.caller, job, request, besides=besides)
+    return Submitted(job, is_new=job.request == request.model_dump(mode="json"))
