@@ -17,6 +17,7 @@ from inference_service.importers.sources import Importer
 _LEVELS_ABOVE = 3
 _LEVELS_BELOW = 4
 _MAX_ENTRIES = 512
+_SUFFIXES = (".zip", ".onnx", ".ts", ".pt")
 _OTHER_ARCHIVES = (".tar", ".tgz", ".gz", ".xz", ".bz2", ".7z", ".rar")
 # Files that are a part of a model, and what is missing beside them.
 _PARTS = {
@@ -66,6 +67,8 @@ def _below(folder: Path, importers: Sequence[Importer]) -> list[Path]:
 
 def _is_source(path: Path, importers: Sequence[Importer]) -> bool:
     with suppress(InputError, OSError):
+        if path.is_file() and path.suffix.lower() not in _SUFFIXES:
+            return False
         return is_archive(path) or any(importer.recognises(path) for importer in importers)
     return False
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from inference_service.core.errors import UnsupportedFormat
+from inference_service.core.errors import InputNotFound, UnsupportedFormat
 from inference_service.importers.hints import hint
 from inference_service.importers.monai.bundle import MonaiBundle
 from inference_service.importers.nnunet.model import NnunetModel
@@ -30,10 +30,14 @@ def find_importer(source: Path) -> tuple[Importer, Path]:
 
     Raises:
         UnsupportedFormat: No importer recognises it.
+        InputNotFound: A folder or file of it must not be read.
     """
-    for folder in only_folders(source):
-        for importer in IMPORTERS:
-            if importer.recognises(folder):
-                return importer, folder
-    kinds = ", ".join(importer.kind for importer in IMPORTERS)
-    raise UnsupportedFormat(f"the source is none of these: {kinds}{hint(source, IMPORTERS)}")
+    try:
+        for folder in only_folders(source):
+            for importer in IMPORTERS:
+                if importer.recognises(folder):
+                    return importer, folder
+        kinds = ", ".join(importer.kind for importer in IMPORTERS)
+        raise UnsupportedFormat(f"the source is none of these: {kinds}{hint(source, IMPORTERS)}")
+    except PermissionError as error:
+        raise InputNotFound(f"{Path(str(error.filename)).name} cannot be read: its permissions forbid it") from error

@@ -206,6 +206,12 @@ def is_dataset(name: str) -> bool:
     return is_known(name) or _NAME.fullmatch(name) is not None
 
 
+def label_count(dataset: str) -> int | None:
+    """Returns the number of labels of a data set, without the background; None where any number is accepted."""
+    counts = (dict(zip(task.datasets, task.counts, strict=False)).get(dataset) for task in TASKS)
+    return next(filter(None, counts), None)
+
+
 def choose_task(datasets: Collection[str], asked: str | None) -> Task:
     """Chooses the task of a source.
 

@@ -11,7 +11,7 @@ from inference_service.formats.archives.zip_archive import opened_zip, require_r
 from inference_service.importers.nnunet.fields import MAX_BYTES, Fields, one_line, parse_json, read_json
 from inference_service.importers.nnunet.results_folder import DATASET_FILE, PLANS_FILE, find_folders
 from inference_service.importers.source_files import unpack_named
-from inference_service.importers.totalsegmentator.tasks import is_dataset
+from inference_service.importers.totalsegmentator.tasks import is_dataset, label_count
 
 _ZIP = ".zip"
 _MAX_PLANS = 8
@@ -56,7 +56,8 @@ class Weights:
 def find_weights(source: Path) -> Weights:
     """Finds the data sets in a source.
 
-    A data set is TotalSegmentator's if the name of its folder or zip says so, or else its plans.json or dataset.json.
+    A data set is TotalSegmentator's if the name of its folder or zip says so, or else its plans.json or dataset.json,
+    unless it has another number of labels.
 
     Args:
         source: The folder of a data set, a results folder in it, or a folder with folders or zips of several.
@@ -113,12 +114,18 @@ def _first(names: Sequence[str]) -> str | None:
 
 
 def _stated(folder: Path) -> list[str]:
-    """The names of the data set in the files of a results folder, which may be damaged."""
-    found = []
-    for file, key in _NAMES.items():
+    """The names of the data set in the files of a results folder, which may be damaged.
+
+    Plans that were copied for another training keep the name, but not the number of labels.
+    """
+    files = {}
+    for file in _NAMES:
         with suppress(ServiceError):
-            found += _text(read_json(folder / file), key)
-    return found
+            files[file] = read_json(folder / file)
+    labels = files[DATASET_FILE].values.get("labels") if DATASET_FILE in files else None
+    count = len(labels) - 1 if isinstance(labels, dict) else None
+    names = [name for file, fields in files.items() for name in _text(fields, _NAMES[file])]
+    return [name for name in names if None in (count, label_count(name)) or count == label_count(name)]
 
 
 def _of_zip(path: Path) -> list[str] | None:

@@ -1,11 +1,13 @@
 """What is said of a source that no importer recognises, and sources that lie in the only folder of another one."""
 
+import errno
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from inference_service.core.errors import UnsupportedFormat
+from inference_service.core.errors import InputNotFound, UnsupportedFormat
+from inference_service.importers.nnunet.model import NnunetModel
 from inference_service.importers.registry import find_importer
 
 RESULTS = "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -96,6 +98,15 @@ def test_a_part_without_its_model_is_named(tmp_path: Path, name: str, said: str)
     assert said in refusal(path)
     if path.suffix in (".json", ".pkl"):
         assert said in refusal(path.parent)
+
+
+def test_a_folder_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path / "closed"))
+
+    monkeypatch.setattr(NnunetModel, "recognises", lambda self, source: forbidden(source))
+    with pytest.raises(InputNotFound, match="closed cannot be read: its permissions forbid it"):
+        find_importer(tmp_path)
 
 
 def test_other_sources_have_no_hint(tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def test_a_renamed_data_set_is_known_by_its_files(tmp_path: Path, fields: dict[s
     assert find_datasets(results) == {NAME: results}
 
 
+def test_plans_that_were_copied_for_another_training_do_not_count(tmp_path: Path) -> None:
+    results = results_folder(tmp_path / "Dataset045_Mine", stated=NAME)
+    for count, found in ((117, {NAME: results.parent}), (3, {})):
+        labels = {f"label {value}": value for value in range(1 + count)}
+        (results / "dataset.json").write_text(json.dumps({"labels": labels}))
+        assert find_datasets(tmp_path) == found
+
+
 def test_results_folders_of_several_data_sets_may_lie_in_one_folder(tmp_path: Path) -> None:
     results = [
         results_folder(tmp_path / stated, stated=stated).rename(tmp_path / f"part {number}")
