@@ -13,6 +13,7 @@ from inference_service.formats.nifti import read_nifti
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.importers.isolation import Ended, Isolation, Progress
 from inference_service.importers.sources import Reference
+from inference_service.segmentation.model_checks import dice
 
 _UNLIMITED = 2**40
 _LABELS = "labels.npy"
@@ -69,6 +70,7 @@ def compare(
     paths = [str(path.resolve()) for path in scans]
     written, target = isolation.scratch / "reference", isolation.scratch / "own" / "mask.nii.gz"
     written.mkdir()
+    progress("source's predictor: starting", 0.0)
     theirs = isolation.run(
         "predict",
         {
@@ -80,6 +82,7 @@ def compare(
         progress=lambda step, share: progress(f"source's predictor: {step}", share * _SHARE),
         writes_to=[written, *([_SHARED_MEMORY] if reference.shares_memory else [])],
     )
+    progress("this service: starting", _SHARE)
     ours = isolation.run_unlimited(
         "segment",
         {
@@ -110,8 +113,8 @@ def _compared(
     whole = np.equal(theirs, np.round(theirs.astype(np.float64)))
     note = "" if whole.all() else f"left out: {1 - whole.mean():.4%} of the voxels, with values between labels"
     theirs, ours = theirs[whole], ours[whole]
-    dice = {
-        label.name: _dice(theirs == label.value, ours == label.value)
+    by_label = {
+        label.name: dice(theirs == label.value, ours == label.value)
         for label in manifest.labels
         if label.value and (np.any(theirs == label.value) or np.any(ours == label.value))
     }
@@ -119,12 +122,8 @@ def _compared(
     return Comparison(
         scan,
         float(np.mean(theirs == ours)),
-        dice,
+        by_label,
         {"source": round(source.seconds, 2), "this service": round(own.seconds, 2)},
         {"source": source.peak_bytes, "this service": own.peak_bytes},
         note,
     )
-
-
-def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    return float(2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second)))

@@ -104,6 +104,7 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
             complete = with_checksums(fields, networks)
             manifest = _validated(complete)
             (folder / MANIFEST_FILE).write_text(_json(complete))
+            progress("loading the model", _EXPORTED if request.compare else 1.0)
             options.isolation.run("check_model", {"folder": str(folder.resolve())})
             crop_models = CropModels.of(read_model(folder), partial(find_model, settings.models_path)).models
             _link(crop_models, staged)

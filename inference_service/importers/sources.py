@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,9 @@ from inference_service.contract.manifest_types import Strict
 from inference_service.contract.part import OutputChannel
 from inference_service.importers.isolation import Isolation
 from inference_service.importers.request import SourceOptions
+
+# The least voxels along an axis of any size.
+_FREE_AXIS_VOXELS = 64
 
 
 class LabelChoice(Strict):
@@ -167,3 +171,17 @@ class Importer(Protocol):
             ModelInvalid: The source is damaged, contradicts itself, or has what a manifest cannot say.
             InputNotFound: A part of it is missing.
         """
+
+
+def tried_size(window: Sequence[int | None], multiple_of: int = 1) -> tuple[int, ...]:
+    """Returns the size of an input by which a network is exported.
+
+    >>> tried_size((96, None), 48)
+    (96, 96)
+
+    Args:
+        window: Voxels along each axis that the network has; None: any number.
+        multiple_of: What the number of voxels along such an axis is a multiple of.
+    """
+    free = multiple_of * ceil(_FREE_AXIS_VOXELS / multiple_of)
+    return tuple(size or free for size in window)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 
 from inference_service.contract.part import NETWORK_FILE
@@ -10,9 +9,8 @@ from inference_service.core.errors import ModelInvalid
 from inference_service.importers.isolation import Isolation
 from inference_service.importers.short_config import Signature, complete, read_short_config
 from inference_service.importers.source_files import is_torchscript
-from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Taken
+from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Taken, tried_size
 
-_FREE_AXIS_VOXELS = 64
 _PLANES = 2
 
 
@@ -77,6 +75,6 @@ def _recipe(file: str, channels: int, window: Sequence[int | None], multiple: ob
         file=NETWORK_FILE,
         builder="torchscript",
         arguments={"file": file},
-        input_shape=(channels, *(size or step * ceil(_FREE_AXIS_VOXELS / step) for size in sizes)),
+        input_shape=(channels, *tried_size(sizes, step)),
         free_axes=tuple(axis for axis, size in enumerate(sizes) if size is None),
     )

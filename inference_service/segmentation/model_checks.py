@@ -120,7 +120,7 @@ def compare_precisions(
         "precision": precision,
         "label_agreement": float(np.mean(first == second)),
         "dice": {
-            label.name: _dice(first == label.value, second == label.value)
+            label.name: dice(first == label.value, second == label.value)
             for label in model.manifest.labels
             if label.value in first or label.value in second
         },
@@ -151,5 +151,6 @@ def _noise(manifest: Manifest) -> list[Volume]:
     return [Volume(random.normal(size=shape).astype(np.float32), affine) for _ in manifest.channels]
 
 
-def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Returns the Dice coefficient of two masks of one shape, of which at least one is not empty."""
     return float(2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second)))

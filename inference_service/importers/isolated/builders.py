@@ -10,12 +10,12 @@ from typing import cast
 import torch
 
 from inference_service.core.errors import ModelInvalid
+from inference_service.importers.isolated import Arguments
 from inference_service.importers.isolated.checkpoints import find_weights, load_checkpoint, put_weights
 from inference_service.importers.isolated.nnunet_network import nnunet_network
 from inference_service.importers.monai.network import ARGUMENTS, CHECKPOINT_FILE, CLASS, KEYS, NETWORKS, PARTS
 from inference_service.importers.source_files import forbidden_in_torchscript, is_torchscript
 
-Arguments = Mapping[str, object]
 # Arguments of older versions of MONAI that no longer have an effect, and those that have another name today.
 _OBSOLETE = {"SwinUNETR": {"img_size"}}
 _RENAMED = {"dimensions": "spatial_dims", "pos_embed": "proj_type"}

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolated.builders import Arguments, build, first_output
+from inference_service.importers.isolated import Arguments
+from inference_service.importers.isolated.builders import build, first_output
 from inference_service.importers.isolated.instance_norm import summed_by_axis
 from inference_service.importers.isolated.report import tell_progress
 
@@ -20,6 +21,7 @@ _SEED = 20_240_117
 # Voxels of a channel from which on float32 sums in one go are too inexact.
 _MANY_VOXELS = 2**22
 _MAX_ONNX_BYTES = 2**31 - 1
+_MAX_TEXT = 300
 
 
 def export(task: Arguments) -> dict[str, object]:
@@ -89,7 +91,7 @@ def run(network: torch.nn.Module, windows: np.ndarray) -> np.ndarray:
             if "memory" in str(error):
                 raise
             raise ModelInvalid(
-                f"the network fails on a window of shape {list(window.shape)}: {_first(error)}"
+                f"the network fails on a window of shape {list(window.shape)}: {first_line(error)}"
             ) from error
         if not isinstance(output, torch.Tensor) or output.ndim != windows.ndim:
             raise ModelInvalid("the network's first output is not an array with channels and the axes of its input")
@@ -122,7 +124,7 @@ def _export(network: torch.nn.Module, example: torch.Tensor, target: Path, free:
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         if "memory" in str(error):
             raise
-        raise ModelInvalid(f"the network cannot be exported to ONNX: {_first(error)}") from error
+        raise ModelInvalid(f"the network cannot be exported to ONNX: {first_line(error)}") from error
 
 
 def _convert(path: Path) -> None:
@@ -133,8 +135,9 @@ def _convert(path: Path) -> None:
     onnx.save(convert_float_to_float16(onnx.load(str(path))), str(path))
 
 
-def _first(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, for a sentence; its type where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:_MAX_TEXT]
 
 
 def _versions() -> Mapping[str, str]:

@@ -11,7 +11,8 @@ from monai.inferers import utils as window_module
 from numpy.typing import NDArray
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolated.builders import Arguments, build
+from inference_service.importers.isolated import Arguments
+from inference_service.importers.isolated.builders import build
 from inference_service.importers.isolated.report import WindowProgress, tell_progress
 
 

@@ -8,10 +8,10 @@ from typing import cast
 import torch
 
 from inference_service.core.errors import ModelInvalid
+from inference_service.importers.isolated import Arguments
 from inference_service.importers.isolated.checkpoints import find_weights, load_checkpoint, put_weights
 from inference_service.importers.nnunet.network import BLOCKS, NETWORKS, OPERATOR_ARGUMENTS, OPERATORS
 
-Arguments = Mapping[str, object]
 _ENTRY = "network_weights"
 # The heads of deep supervision; only the last one is used for a prediction.
 _HEAD = re.compile(r"(?:.*\.)?seg_layers\.(\d+)\.weight")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from inference_service.core.errors import ModelInvalid
+from inference_service.importers.isolated import Arguments
 from inference_service.importers.monai.values import count_nodes
 from inference_service.importers.nnunet.postprocessing import LARGEST_COMPONENT
 
@@ -52,7 +53,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("an object outside")
 
 
-def read_postprocessing(task: Mapping[str, object]) -> dict[str, object]:
+def read_postprocessing(task: Arguments) -> dict[str, object]:
     """Reads a postprocessing.pkl.
 
     Args:

@@ -16,7 +16,8 @@ from nnunetv2.postprocessing.remove_connected_components import remove_all_but_l
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolated.nnunet_network import Arguments, nnunet_network
+from inference_service.importers.isolated import Arguments
+from inference_service.importers.isolated.nnunet_network import nnunet_network
 from inference_service.importers.isolated.nnunet_plans import CheckedPlans
 from inference_service.importers.isolated.report import WindowProgress, tell_progress
 

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.isolated.builders import Arguments, build
-from inference_service.importers.isolated.export import run
+from inference_service.importers.isolated import Arguments
+from inference_service.importers.isolated.builders import build
+from inference_service.importers.isolated.export import first_line, run
 
 _DIMENSIONS = {4: 2, 5: 3}
 # Characters of the list of labels in the metadata, which may have any size.
@@ -42,7 +43,7 @@ def _describe_onnx(path: Path) -> dict[str, object]:
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        raise ModelInvalid(f"{path.name} is not a valid ONNX file: {_first(error)}") from error
+        raise ModelInvalid(f"{path.name} is not a valid ONNX file: {first_line(error)}") from error
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in stored]
     return {
@@ -82,7 +83,3 @@ def _describe_torchscript(path: Path, input_shape: object) -> dict[str, object]:
     if isinstance(input_shape, list):
         described["outputs"] = run(network, np.zeros((1, *input_shape), dtype=np.float32)).shape[1]
     return {**described}
-
-
-def _first(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -8,12 +8,13 @@ from inference_service.contract.input_options import InputOptions
 from inference_service.core.files import Sources
 from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
+from inference_service.importers.isolated import Arguments
 from inference_service.importers.isolated.report import tell_progress
 from inference_service.segmentation.local_run import segment_locally
 from inference_service.segmentation.pipeline import SegmentOptions
 
 
-def segment(task: Mapping[str, object]) -> dict[str, object]:
+def segment(task: Arguments) -> dict[str, object]:
     """Segments a scan as the command `segment` does, whatever the scan's modality.
 
     Args:

@@ -1,10 +1,9 @@
 """Runs a source's own predictor on a scan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from inference_service.core.errors import ModelInvalid
-
-Arguments = Mapping[str, object]
+from inference_service.importers.isolated import Arguments
 
 
 def predict(task: Arguments) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """Loads an exported or copied network into ONNX Runtime, in place of the process that imports."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from inference_service.engine.model_registry import read_model
 from inference_service.engine.onnx_file import NetworkContent
 from inference_service.engine.session import RUNTIME_VERSION, Session
 from inference_service.engine.session_cache import load_model
-
-Arguments = Mapping[str, object]
+from inference_service.importers.isolated import Arguments
 
 
 def check_model(task: Arguments) -> dict[str, object]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from inference_service.core.errors import BadRequest, ModelInvalid
-from inference_service.importers.isolated.builders import Arguments
+from inference_service.importers.isolated import Arguments
 from inference_service.importers.isolated.checkpoints import load_checkpoint
 from inference_service.importers.isolated.nnunet_plans import CheckedPlans
 from inference_service.importers.isolated.report import WindowProgress, tell_progress

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, lcm
+from math import lcm
 from pathlib import Path
 
 from inference_service.contract.part import NETWORK_FILE
@@ -30,11 +30,16 @@ from inference_service.importers.monai.reference import reference_config
 from inference_service.importers.monai.values import Value
 from inference_service.importers.monai.workflow import Workflow
 from inference_service.importers.source_files import licence_of
-from inference_service.importers.sources import ImportedModel, ImportOptions, NetworkRecipe, Reference, Taken
+from inference_service.importers.sources import (
+    ImportedModel,
+    ImportOptions,
+    NetworkRecipe,
+    Reference,
+    Taken,
+    tried_size,
+)
 
 KIND = "MONAI bundle"
-# Size of an axis that the window leaves free.
-_FREE_AXIS_VOXELS = 64
 _USUAL_MODULES = {"glob", "os", "numpy", "torch", "monai", "sys", "json", "math", "pathlib", "pandas", "pd", "np", "re"}
 _FACTS = {
     "name": "Name",
@@ -167,13 +172,12 @@ class BundleModel:
     def _recipe(self, windows: Mapping[str, object]) -> NetworkRecipe:
         window = [size for size in _sizes(windows["window"]) if self._dimensions == 3 or size != 1]
         multiple = windows.get("multiple_of", 1)
-        free = multiple if isinstance(multiple, int) else 1
-        shape = [size or free * ceil(_FREE_AXIS_VOXELS / free) for size in window]
+        size = tried_size(window, multiple if isinstance(multiple, int) else 1)
         return NetworkRecipe(
             file=NETWORK_FILE,
             builder=self._builder,
             arguments=self._builder_arguments(),
-            input_shape=(self._inputs, *shape),
+            input_shape=(self._inputs, *size),
             free_axes=tuple(axis for axis, size in enumerate(window) if size is None),
         )
 
