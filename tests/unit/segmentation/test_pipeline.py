@@ -252,6 +252,7 @@ def test_report_describes_the_run(tmp_path: Path, model: Model, oblique_affine: 
         "version": "1",
         "sha256": model.manifest.sha256,
         "manifest_sha256": model.manifest_sha256,
+        "crop_models": [],
     }
     names = ("mask.nii.gz", "preview.png")
     assert report.checksums == {name: Checksum.of_file(tmp_path / name) for name in names}
