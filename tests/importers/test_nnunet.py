@@ -53,6 +53,8 @@ def check_parity(imported: Imported, labels: int, agreement: float = 0.999) -> N
 def test_folds_mirroring_and_postprocessing(run_import: Import, tmp_path: Path) -> None:
     source = write_results(tmp_path / "Dataset700_Small", Network(folds=("0", "3")))
     postprocessing(source, "0_3", [1, 2], 2)
+    summary = {"foreground_mean": {"Dice": 0.5}, "mean": {"1": {"Dice": 0.25}, "2": {"Dice": 0.75}}}
+    (source / "crossval_results_folds_0_3" / "summary.json").write_text(json.dumps(summary))
     imported = run_import(source, compare=(write_scan(tmp_path / "scan.nii.gz"),))
     check_parity(imported, 2)
     manifest = imported.manifest
@@ -67,6 +69,12 @@ def test_folds_mirroring_and_postprocessing(run_import: Import, tmp_path: Path) 
     card = (imported.folder / "README.md").read_text()
     assert "crossval_results_folds_0_3/postprocessing.json" in card
     assert "- Trainer: nnUNetTrainer" in card
+    assert "- Configuration: 3d_fullres" in card
+    assert "- Folds: 0, 3" in card
+    assert "- Mirroring: along the axes 0, 1, 2 of the windows, used: each window runs 8 times" in card
+    assert "From crossval_results_folds_0_3/summary.json, folds 0, 3, without postprocessing." in card
+    assert "| kidney | 0.7500 |" in card
+    assert json.loads((imported.folder / "import.json").read_text())["stated_dice"]["mean"] == 0.5
 
 
 def test_folds_too_large_for_one_file_are_several_networks(
@@ -225,7 +233,13 @@ def test_a_cascade_needs_both_of_its_stages(run_import: Import, tmp_path: Path) 
     first = imported.manifest.first_stage
     assert first is not None
     assert first.spacing_mm == (3.1, 2.9, 3.3)
-    shutil.rmtree(source.parent / source.name.replace("3d_cascade_fullres", "3d_lowres"))
+    low = source.parent / source.name.replace("3d_cascade_fullres", "3d_lowres")
+    plans = json.loads((low / "plans.json").read_text())
+    plans["configurations"]["3d_lowres"]["previous_stage"] = "2d"
+    (low / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ModelInvalid, match="more than two stages is not supported: 3d_lowres has a previous_stage too"):
+        run_import(source, name="three")
+    shutil.rmtree(low)
     with pytest.raises(InputNotFound, match="first one, 3d_lowres"):
         run_import(source, name="alone")
 

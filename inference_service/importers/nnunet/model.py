@@ -289,7 +289,7 @@ def _imported(
         kind=KIND,
         manifest=manifest,
         networks=[recipe for each in stages for recipe in each.recipes(only=only)],
-        licence=_licence(stage.folder.path, source),
+        licence=find_licence(stage.folder.path, source),
         taken=_taken(stage, previous, postprocessing, options),
         assumed=_assumed(stages, postprocessing, chosen, options),
         facts={**stage.dataset.facts(), **_facts(stages, options)},
@@ -307,8 +307,8 @@ def _imported(
     )
 
 
-def _licence(folder: Path, source: Path) -> str | None:
-    """The licence in a results folder, or in a folder that it lies in, up to the source."""
+def find_licence(folder: Path, source: Path) -> str | None:
+    """Returns the licence in a results folder, or in a folder that it lies in, up to the source."""
     within = [each for each in (folder, *folder.parents) if each.is_relative_to(source)]
     return next(filter(None, map(licence_of, within)), None)
 

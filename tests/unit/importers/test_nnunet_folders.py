@@ -8,6 +8,7 @@ import pytest
 
 from inference_service.core.errors import BadRequest, InputNotFound, ModelInvalid
 from inference_service.importers.isolation import Isolation
+from inference_service.importers.nnunet.model import find_licence
 from inference_service.importers.nnunet.postprocessing import LARGEST_COMPONENT, find_postprocessing
 from inference_service.importers.nnunet.results_folder import ResultsFolder, choose, choose_folds, find_folders
 
@@ -164,6 +165,14 @@ def test_the_stage_before_lies_beside(tmp_path: Path) -> None:
     assert folder.beside("3d_lowres") is None
     low = results(tmp_path / LOW, "0")
     assert folder.beside("3d_lowres") == ResultsFolder(low)
+
+
+def test_the_licence_lies_between_the_results_and_the_source(tmp_path: Path) -> None:
+    folder = results(tmp_path / "source" / "Dataset001_Some" / FULL, "0")
+    (tmp_path / "LICENSE").write_text("Apache License Version 2.0")
+    assert find_licence(folder, tmp_path / "source") is None
+    (folder.parent / "LICENSE").write_text("MIT License")
+    assert find_licence(folder, tmp_path / "source") == "MIT"
 
 
 def postprocessing(folder: Path, content: object, folds: str = "0_1") -> None:

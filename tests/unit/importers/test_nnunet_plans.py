@@ -206,6 +206,12 @@ def test_older_plans_have_no_architecture(read: Read) -> None:
     assert arguments["n_conv_per_stage"] == [2, 2, 2]
 
 
+def test_the_trainer_of_batch_normalisations_replaces_those_of_the_plans(read: Read) -> None:
+    architecture = read().configuration(NAME).architecture
+    assert architecture.trained_by("nnUNetTrainer_250epochs") == architecture
+    assert architecture.trained_by("nnUNetTrainerBN").arguments["norm_op"] == "BatchNorm3d"
+
+
 KWARGS = "architecture", "arch_kwargs"
 
 
