@@ -65,6 +65,11 @@ class Client:
     def _storage(self) -> Storage:
         return Storage(self._settings, retry_for_s=_TRANSFER_RETRY_S)
 
+    @property
+    def deployment_id(self) -> UUID:
+        """The id of the deployment whose jobs the database has."""
+        return self._ownership.deployment_id
+
     def __enter__(self) -> Self:
         return self
 
@@ -125,6 +130,7 @@ class Client:
         submitted_by: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
         tenant: str | None = None,
+        webhook: str | None = None,
     ) -> UUID:
         """Records a job and sends its message to a queue.
 
@@ -136,6 +142,7 @@ class Client:
             trace_headers: The headers `traceparent` and `tracestate` of the W3C trace context; malformed ones are
                 ignored. None: the current span of OpenTelemetry, if that is installed.
             tenant: The tenant in whose name the job is submitted; None: the setting TENANT.
+            webhook: URL to which an HTTP gateway reports the job's end. The role of Postgres must be that of a gateway.
 
         Returns:
             The job's id.
@@ -155,7 +162,9 @@ class Client:
             raise BadRequest(f"the tenant {tenant!r:.50} is not in TENANTS")
         trace = current_context() if trace_headers is None else TraceContext.from_headers(trace_headers)
         redis = self._own_redis()
-        if job_store.create(self._database, job_id, request, submitted_by=name, tenant=tenant, trace=trace):
+        if job_store.create(
+            self._database, job_id, request, submitted_by=name, tenant=tenant, trace=trace, webhook=webhook
+        ):
             self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0, tenant=tenant), redis)
         return job_id
 

@@ -30,7 +30,14 @@ Share = Annotated[int, Field(ge=1, le=100)]
 
 _PACKAGE = Path(str(files("inference_service")))
 
-_SECRETS = ("redis_password", "redis_sentinel_password", "postgres_password", "minio_access_key", "minio_secret_key")
+_SECRETS = (
+    "redis_password",
+    "redis_sentinel_password",
+    "postgres_password",
+    "minio_access_key",
+    "minio_secret_key",
+    "webhook_secret",
+)
 _SECRET_FILE = "File that holds the value of {name}, such as a Docker or Kubernetes secret."
 
 
@@ -225,6 +232,19 @@ class Settings(BaseSettings):
         "as a JSON array.",
     )
 
+    webhook_prefixes: list[str] = Field(
+        [],
+        description="Prefixes of the URLs that jobs submitted over HTTP may name as webhooks, as a JSON array such as "
+        '`["https://ris.example/hooks/"]`. If empty, none is allowed.',
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Secret of at least 16 characters by which the gateway signs its calls of webhooks."
+    )
+    webhook_secret_file: Path | None = Field(None, description=_SECRET_FILE.format(name="WEBHOOK_SECRET"))
+    webhook_private_addresses: bool = Field(
+        False, description="Whether a webhook may lead to an address that is not public, as in a hospital's network."
+    )
+
     submitted_by: str | None = Field(
         None,
         pattern=SUBMITTER_PATTERN,
@@ -340,6 +360,8 @@ class Settings(BaseSettings):
             )
         if self.models_bucket in {self.minio_input_bucket, self.minio_output_bucket, *self.input_buckets}:
             raise ValueError("MODELS_BUCKET must be a bucket of its own: it also is one of the inputs or the results")
+        if self.webhook_prefixes and self.webhook_secret is None:
+            raise ValueError("WEBHOOK_PREFIXES needs WEBHOOK_SECRET, by which receivers know the sender")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """The ASGI application of the gateway."""
 
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
@@ -8,6 +9,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 
 import anyio
+import httpx
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 
 from inference_service.client import Client
-from inference_service.core.errors import ErrorCode, ServiceError
+from inference_service.core.errors import DatabaseUnavailable, ErrorCode, ServiceError
 from inference_service.core.settings import Settings
 from inference_service.gateway import jobs_api, service_api
 from inference_service.gateway.access import Access
@@ -27,6 +29,8 @@ from inference_service.gateway.problems import HttpCode, Problem, Refusal, probl
 from inference_service.gateway.upload_sweep import sweep_uploads
 from inference_service.gateway.uploading import MAX_UPLOADS
 from inference_service.gateway.views import Submission
+from inference_service.gateway.webhook_calls import WebhookSettings
+from inference_service.gateway.webhook_delivery import deliver_due
 from inference_service.jobs import tokens
 from inference_service.jobs.database import connect
 from inference_service.jobs.storage.object_storage import Storage
@@ -35,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _STORAGE_RETRY_S = 5.0
 _SWEEP_PERIOD_S = 60.0
+_REPORT_PERIOD_S = 2.0
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
@@ -63,6 +68,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
             async with anyio.create_task_group() as group:
                 group.start_soon(gateway.events.watch)
                 group.start_soon(_sweep, gateway)
+                group.start_soon(_report_ends, gateway)
                 yield
                 group.cancel_scope.cancel()
 
@@ -92,6 +98,7 @@ def _open_gateway(settings: Settings, stack: ExitStack, *, local: bool) -> Gatew
     storage = stack.enter_context(closing(Storage(settings, retry_for_s=_STORAGE_RETRY_S)))
     return Gateway(
         settings=settings,
+        deployment_id=client.deployment_id,
         client=client,
         database=database,
         storage=storage,
@@ -108,6 +115,25 @@ async def _sweep(gateway: Gateway) -> None:
         except ServiceError as error:
             logger.warning("uploads that no job uses stay for now: %s", error)
         await anyio.sleep(_SWEEP_PERIOD_S)
+
+
+async def _report_ends(gateway: Gateway) -> None:
+    settings = gateway.settings
+    if settings.webhook_secret is None:
+        return
+    calls = WebhookSettings(settings.webhook_secret.get_secret_value().encode(), settings.webhook_private_addresses)
+    trusted = ssl.create_default_context()
+    if settings.tls_ca_path is not None:
+        trusted.load_verify_locations(settings.tls_ca_path)
+    async with httpx.AsyncClient(verify=trusted, trust_env=False) as client:
+        while True:
+            attempts = 0
+            try:
+                attempts = await deliver_due(gateway.database, client, calls)
+            except DatabaseUnavailable as error:
+                logger.warning("no webhooks are called: %s", error)
+            if not attempts:
+                await anyio.sleep(_REPORT_PERIOD_S)
 
 
 async def _secured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

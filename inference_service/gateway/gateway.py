@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Annotated
+from uuid import UUID
 
 import anyio
 from fastapi import Depends, Request
@@ -20,6 +21,7 @@ class Gateway:
     """The parts of one process of the gateway."""
 
     settings: Settings
+    deployment_id: UUID
     client: Client
     database: Database
     storage: Storage

@@ -19,7 +19,8 @@ from inference_service.gateway import submitting
 from inference_service.gateway.downloads import Download, answer, answer_zip
 from inference_service.gateway.gateway import InGateway, Reader, Submitter
 from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
-from inference_service.gateway.views import JobDetail, JobPage, JobView, TransitionView
+from inference_service.gateway.views import JobDetail, JobPage, JobView, TransitionView, WebhookView
+from inference_service.jobs import webhooks
 from inference_service.jobs.job_store import Job, JobFilter, PagePosition
 from inference_service.jobs.schema import JobState
 
@@ -46,6 +47,7 @@ _FORM_SCHEMA = {
             "description": "The request of the task contract as JSON, without bucket and key. It precedes the files.",
         },
         "job_id": {"type": "string", "format": "uuid", "description": "Id of the job; it precedes the files."},
+        "webhook": {"type": "string", "description": "As in JSON; it precedes the files."},
         "file": {
             "type": "array",
             "items": {"type": "string", "contentMediaType": "application/octet-stream"},
@@ -141,7 +143,9 @@ def list_jobs(
 def show_job(gateway: InGateway, job: VisibleJob) -> JobDetail:
     """Shows a job and the changes of its state."""
     transitions = [TransitionView.model_validate(each) for each in gateway.client.transitions(job.id)]
-    return JobDetail(**JobView.model_validate(job).model_dump(), transitions=transitions)
+    found = webhooks.state(gateway.database, job.id)
+    webhook = None if found is None else WebhookView.model_validate(found)
+    return JobDetail(**JobView.model_validate(job).model_dump(), transitions=transitions, webhook=webhook)
 
 
 @router.delete("/{job_id}", status_code=202, response_model=JobView, responses=PROBLEMS)

@@ -22,6 +22,7 @@ _MAX_HEADER_BYTES = 32 * 1024
 _HEADERS_LIMIT_S = 20.0
 _MAX_CONNECTIONS = 1000
 _STOP_LIMIT_S = 10
+_MIN_SECRET_LENGTH = 16
 
 
 class _BoundedProtocol(H11Protocol):
@@ -46,8 +47,7 @@ def run_gateway(settings: Settings) -> None:
     """Runs the gateway until it is told to stop.
 
     Raises:
-        ConfigurationError: Only one of certificate and key is set, or there are no tokens and another address than this
-            machine's is asked for.
+        ConfigurationError: Only one of certificate and key is set, or the secret of webhooks is too short.
         DatabaseUnavailable: Postgres does not answer.
     """
     configure_logging(settings.log_level, settings.log_format)
@@ -61,6 +61,9 @@ def run_gateway(settings: Settings) -> None:
         )
     if (settings.gateway_tls_cert is None) != (settings.gateway_tls_key is None):
         raise ConfigurationError("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY are set together, or not at all")
+    secret = settings.webhook_secret
+    if secret is not None and len(secret.get_secret_value()) < _MIN_SECRET_LENGTH:
+        raise ConfigurationError(f"WEBHOOK_SECRET: expected at least {_MIN_SECRET_LENGTH} characters")
     app = make_app(settings, local=local)
     if settings.metrics_port is not None:
         app.state.observation.serve(settings.metrics_host, settings.metrics_port)

@@ -17,11 +17,10 @@ from inference_service.gateway.form import FormPart, read_body, read_form
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.problems import HttpCode, Refusal
 from inference_service.gateway.uploading import CHANNEL_FIELD, FILE_FIELD, Uploader
+from inference_service.gateway.webhook_calls import check_url
 from inference_service.jobs import job_store, uploads
 from inference_service.jobs.job_store import Job
 
-# The ids of jobs that one name submits with the same Idempotency-Key are equal.
-_NAMESPACE = UUID("b0a5a1b6-3a0e-4c4f-9d39-5f7a3f9c0e57")
 # The key of a file that is not stored yet, in a request that is only validated.
 _PLACEHOLDER = "uploads"
 _PLACE = ("bucket", "key")
@@ -49,10 +48,11 @@ class _Sender:
     caller: Caller
     idempotency_key: str | None
     trace_headers: Mapping[str, str]
+    deployment_id: UUID
 
     @classmethod
-    def of(cls, caller: Caller, request: Request) -> "_Sender":
-        return cls(caller, request.headers.get("Idempotency-Key"), request.headers)
+    def of(cls, gateway: Gateway, caller: Caller, request: Request) -> "_Sender":
+        return cls(caller, request.headers.get("Idempotency-Key"), request.headers, gateway.deployment_id)
 
     def job_id(self, stated: object) -> tuple[UUID, bool]:
         """Returns the id of the job, which is the stated one if there is one, and whether it may exist already.
@@ -66,7 +66,8 @@ class _Sender:
             except ValueError:
                 raise BadRequest("job_id: expected a UUID") from None
         if self.idempotency_key is not None:
-            return uuid5(_NAMESPACE, f"{self.caller.name}\n{self.idempotency_key}"), True
+            # No caller knows the deployment's id, and so none the ids that the keys of another lead to.
+            return uuid5(self.deployment_id, f"{self.caller.name}\n{self.idempotency_key}"), True
         return uuid4(), False
 
 
@@ -79,10 +80,11 @@ async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Sub
     """
     body = b"".join([chunk async for chunk in read_body(request, max_bytes=MAX_MESSAGE_BYTES)])
     submission = _json_object(body.decode(errors="replace"), "the body")
-    if not {"request"} <= submission.keys() <= {"request", "job_id"}:
-        raise BadRequest("the body: expected the field request, and job_id if the job is to have an id of yours")
+    if not {"request"} <= submission.keys() <= {"request", "job_id", "webhook"}:
+        raise BadRequest("the body: expected the field request, and no others than job_id and webhook beside it")
     parsed = parse_request(submission["request"])
-    sender = _Sender.of(caller, request)
+    sender = _Sender.of(gateway, caller, request)
+    webhook = _webhook(gateway, submission.get("webhook"))
     job_id, may_exist = sender.job_id(submission.get("job_id"))
 
     def submit() -> Submitted:
@@ -91,7 +93,7 @@ async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Sub
             _require_same(caller, found, parsed)
             return Submitted(found, is_new=False)
         _require_room(gateway, caller)
-        return _submit(gateway, sender, job_id, parsed)
+        return _submit(gateway, sender, job_id, parsed, webhook)
 
     return await run_sync(submit)
 
@@ -105,7 +107,7 @@ async def submit_form(gateway: Gateway, caller: Caller, request: Request) -> Sub
         Refusal: The form's id belongs to another job, or too much waits or was uploaded.
         StorageUnavailable: The object storage does not answer or refuses.
     """
-    form = _Form(gateway, _Sender.of(caller, request))
+    form = _Form(gateway, _Sender.of(gateway, caller, request))
     try:
         max_bytes = gateway.settings.max_input_bytes + _OVERHEAD_BYTES
         async for part in read_form(request, max_bytes=max_bytes):
@@ -125,6 +127,7 @@ class _Form:
         self._sender = sender
         self._request: dict[str, Any] | None = None
         self._stated_id: str | None = None
+        self._webhook: str | None = None
         self._job_id: UUID | None = None
         self._existing: Job | None = None
         self._uploader: Uploader | None = None
@@ -142,13 +145,17 @@ class _Form:
             return
         text = await part.text(max_bytes=MAX_MESSAGE_BYTES)
         if self._job_id is not None:
-            raise BadRequest("the parts request and job_id must precede the files")
+            raise BadRequest("the parts request, job_id and webhook must precede the files")
         if part.name == "request":
             self._request = _request_without_places(text)
         elif part.name == "job_id":
             self._stated_id = text
+        elif part.name == "webhook":
+            self._webhook = _webhook(self._gateway, text)
         else:
-            raise BadRequest("the form has an unknown part; expected request, job_id, file, or channel. and a name")
+            raise BadRequest(
+                "the form has an unknown part; expected request, job_id, webhook, file, or channel. and a name"
+            )
 
     def _begin_files(self) -> None:
         if self._request is None:
@@ -184,7 +191,7 @@ class _Form:
             raise InternalError("a form without files came to its end")
         parsed = parse_request({**self._request, "input": _placed(self._request["input"], uploader.places)})
         uploads.record_size(self._gateway.database, uploader.upload, uploader.size_bytes)
-        submitted = _submit(self._gateway, self._sender, self._job_id, parsed, besides="input")
+        submitted = _submit(self._gateway, self._sender, self._job_id, parsed, self._webhook, besides="input")
         if not submitted.is_new:
             self.abandon()
         return submitted
@@ -262,10 +269,34 @@ def _require_room(gateway: Gateway, caller: Caller) -> None:
         )
 
 
+def _webhook(gateway: Gateway, url: object) -> str | None:
+    """Checks the URL of a webhook.
+
+    Raises:
+        BadRequest: It is not permitted.
+    """
+    if url is not None:
+        check_url(str(url), gateway.settings.webhook_prefixes)
+        return str(url)
+    return None
+
+
 def _submit(
-    gateway: Gateway, sender: _Sender, job_id: UUID, request: SegmentRequest, *, besides: str = ""
+    gateway: Gateway,
+    sender: _Sender,
+    job_id: UUID,
+    request: SegmentRequest,
+    webhook: str | None,
+    *,
+    besides: str = "",
 ) -> Submitted:
-    gateway.client.submit(request, job_id=job_id, submitted_by=sender.caller.name, trace_headers=sender.trace_headers)
+    gateway.client.submit(
+        request,
+        job_id=job_id,
+        submitted_by=sender.caller.name,
+        trace_headers=sender.trace_headers,
+        webhook=webhook,
+    )
     job = gateway.client.status(job_id)
     if job is None:
         raise InternalError("the job's row was removed as soon as it was written")

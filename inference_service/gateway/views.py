@@ -26,6 +26,11 @@ class Submission(BaseModel):
 
     request: SegmentRequest
     job_id: UUID | None = Field(None, description="Id of the job; default: a new one. The same id is one job.")
+    webhook: str | None = Field(
+        None,
+        max_length=2000,
+        description="URL below one of WEBHOOK_PREFIXES, to which the job's end is reported as in Standard Webhooks.",
+    )
 
 
 class _View(BaseModel):
@@ -74,10 +79,20 @@ class TransitionView(_View):
     detail: str | None
 
 
+class WebhookView(_View):
+    """What became of a job's webhook."""
+
+    url: str
+    attempts: int = Field(description="Attempts to report the last end of the job.")
+    settled: bool = Field(description="Whether that end is reported, or given up.")
+    error: str | None = Field(description="Why the last attempt failed; null where it did not.")
+
+
 class JobDetail(JobView):
-    """A job's row and the changes of its state, oldest first."""
+    """A job's row, the changes of its state, oldest first, and its webhook."""
 
     transitions: list[TransitionView]
+    webhook: WebhookView | None
 
 
 class JobPage(BaseModel):

@@ -16,6 +16,7 @@ from inference_service.jobs.schema import (
     TokenRow,
     TransitionRow,
     UploadRow,
+    WebhookRow,
     WorkerRow,
 )
 
@@ -23,7 +24,9 @@ _JOBS = JobRow.__tablename__
 _TRANSITIONS = TransitionRow.__tablename__
 _TABLES = [table.name for table in Base.metadata.sorted_tables]
 # A worker does not know the gateway.
-_WORKER_TABLES = [name for name in _TABLES if name not in {TokenRow.__tablename__, UploadRow.__tablename__}]
+_WORKER_TABLES = [
+    name for name in _TABLES if name not in {TokenRow.__tablename__, UploadRow.__tablename__, WebhookRow.__tablename__}
+]
 _TRANSITION_IDS = f"USAGE ON SEQUENCE {_TRANSITIONS}_id_seq"
 # The columns that an upstream writes. The trigger of migration 0013 limits their values and the rows.
 _CREATED = "id, state, request, submitted_by, tenant, traceparent, tracestate"
@@ -50,7 +53,10 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "inference_gateway": (
         *_UPSTREAM,
         f"SELECT ON {TokenRow.__tablename__}",
-        f"SELECT, INSERT, UPDATE, DELETE ON {UploadRow.__tablename__}",
+        *(
+            f"SELECT, INSERT, UPDATE, DELETE ON {table}"
+            for table in (UploadRow.__tablename__, WebhookRow.__tablename__)
+        ),
     ),
     "inference_monitoring": tuple(f"SELECT ON {table}" for table in _WORKER_TABLES),
     "inference_keda": (f"SELECT (state, lease_owner) ON {_JOBS}",),

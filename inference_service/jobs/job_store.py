@@ -17,6 +17,7 @@ from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, JobCancelled
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
+from inference_service.jobs import webhooks
 from inference_service.jobs.database import Database, is_lock_conflict
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
@@ -146,6 +147,7 @@ def create(
     submitted_by: str | None = None,
     tenant: str | None = None,
     trace: TraceContext | None = None,
+    webhook: str | None = None,
 ) -> bool:
     """Records a queued job, unless its id exists already.
 
@@ -156,13 +158,17 @@ def create(
         submitted_by: Name of the upstream.
         tenant: The tenant in whose name the job is submitted.
         trace: The trace context in which the job was submitted.
+        webhook: URL to which a gateway reports the job's end.
 
     Returns:
         Whether the row is new.
     """
     recorded = None if request is None else request.model_dump(mode="json")
     with database.begin() as connection:
-        return create_queued(connection, job_id, recorded, submitted_by=submitted_by, tenant=tenant, trace=trace)
+        created = create_queued(connection, job_id, recorded, submitted_by=submitted_by, tenant=tenant, trace=trace)
+        if created and webhook is not None:
+            webhooks.record(connection, job_id, webhook)
+    return created
 
 
 def mark_dispatched(connection: Connection, job: UnsentJob, *, queue: str, redis_run_id: str) -> None:

@@ -239,3 +239,17 @@ class UploadRow(Base):
     remove_after: Mapped[datetime] = mapped_column(
         index=True, comment="when the objects are removed, unless the job uses them"
     )
+
+
+class WebhookRow(Base):
+    """One URL to which the end of a job is reported."""
+
+    __tablename__ = "webhooks"
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    url: Mapped[str]
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    tried_end: Mapped[datetime | None] = mapped_column(comment="end of the job that was reported last, or tried")
+    attempts: Mapped[int] = mapped_column(server_default="0", comment="attempts to report that end")
+    settled_end: Mapped[datetime | None] = mapped_column(comment="end of the job that is no longer to be reported")
+    error: Mapped[str | None] = mapped_column(comment="why the last attempt failed")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,7 +26,7 @@ from inference_service.embedded.servers import Servers
 from inference_service.gateway.upload_sweep import sweep_uploads
 from inference_service.jobs import job_store, tokens
 from inference_service.jobs.database import Database, connect
-from inference_service.jobs.schema import TokenRow, UploadRow
+from inference_service.jobs.schema import TokenRow, UploadRow, WebhookRow
 from inference_service.jobs.storage.object_storage import Storage
 from inference_service.jobs.tokens import Limits, TokenRole
 
@@ -193,6 +194,51 @@ def test_killed_in_the_middle_of_submits(gateway: GatewayProcess, token: str, da
     assert len(set(ids)) == len(keys)
     assert set(accepted) <= set(ids)
     assert job_store.count(database) == before + len(keys)
+
+
+def test_killed_in_the_middle_of_a_webhook(servers: Servers, token: str, database: Database, tmp_path: Path) -> None:
+    heard = []
+    released = threading.Event()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.headers["webhook-id"])
+            if len(heard) == 1:
+                released.wait(60)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Logs nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever).start()
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        started = GatewayProcess(
+            servers,
+            tmp_path / "gateway.log",
+            WEBHOOK_PREFIXES=json.dumps([url]),
+            WEBHOOK_SECRET="the secret of a test",
+            WEBHOOK_PRIVATE_ADDRESSES="true",
+        )
+        try:
+            started.start()
+            with client(started, token) as api:
+                path = api.post("/v1/jobs", json={"request": REQUEST, "webhook": url}).headers["Location"]
+                api.delete(path)
+                wait_until(lambda: len(heard) == 1)
+                started.kill()
+                started.start()
+                assert api.get(path).json()["webhook"]["settled"] is False
+                with database.begin() as connection:
+                    connection.execute(update(WebhookRow).values(due_at=func.now()))
+                wait_until(lambda: api.get(path).json()["webhook"]["settled"])
+        finally:
+            released.set()
+            started.kill()
+            receiver.shutdown()
+    assert len(heard) == 2
+    assert len(set(heard)) == 1
 
 
 @pytest.mark.slow

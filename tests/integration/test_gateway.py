@@ -160,6 +160,24 @@ def test_a_form_that_is_sent_again_stores_nothing(client: httpx.Client, database
     assert len(rows) == 1
 
 
+def test_a_webhook_is_shown_with_its_job(settings: Settings) -> None:
+    with_webhooks = settings.model_copy(update={"webhook_prefixes": ["https://ris.example/hooks/"]})
+    body = {"request": REQUEST, "webhook": "https://ris.example/hooks/7"}
+    with served(with_webhooks, local=True) as address, httpx.Client(base_url=address) as client:
+        path = client.post("/v1/jobs", json=body).headers["Location"]
+        assert client.get(path).json()["webhook"] == {
+            "url": "https://ris.example/hooks/7",
+            "attempts": 0,
+            "settled": False,
+            "error": None,
+        }
+        form = {**FORM, "webhook": "https://ris.example/hooks/8"}
+        path = client.post("/v1/jobs", data=form, files=[("file", ("f", b"x"))]).headers["Location"]
+        assert client.get(path).json()["webhook"]["url"] == "https://ris.example/hooks/8"
+        elsewhere = client.post("/v1/jobs", json={**body, "webhook": "https://evil.example/"})
+        assert problem(elsewhere) == (400, "bad_request")
+
+
 @pytest.mark.parametrize(
     ("data", "files", "code"),
     [
