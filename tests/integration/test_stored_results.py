@@ -75,6 +75,28 @@ def hasten_removal(database: Database) -> Callable[[], None]:
     return hasten
 
 
+@pytest.fixture
+def lose_lease(
+    database: Database, expire_lease: Callable[[UUID], None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[UUID], None]:
+    """Lets the lease of an attempt in this process expire, which renews it no more, as if it were frozen."""
+    renew = attempts.renew
+
+    def lose(job_id: UUID) -> None:
+        with database.connection() as connection:
+            lost = connection.execute(select(JobRow.lease_token).where(JobRow.id == job_id)).scalar_one()
+
+        def renew_others(database: Database, claim: attempts.Claim, **values: Any) -> attempts.Renewal:
+            if claim.token == lost:
+                return attempts.Renewal(held=True, cancel_requested=False)
+            return renew(database, claim, **values)
+
+        monkeypatch.setattr(attempts, "renew", renew_others)
+        expire_lease(job_id)
+
+    return lose
+
+
 def overwrite(storage: Storage, key: str, content: bytes, folder: Path) -> None:
     (folder / "other").write_bytes(content)
     storage.store("masks", key, folder / "other", content_type="application/octet-stream")
@@ -103,7 +125,7 @@ def test_a_late_request_of_a_lost_attempt_changes_no_result(
     storage: Storage,
     settings: Settings,
     request_for_scan: Request,
-    expire_lease: Callable[[UUID], None],
+    lose_lease: Callable[[UUID], None],
     sweeper: Sweeper,
     hasten_removal: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -116,7 +138,7 @@ def test_a_late_request_of_a_lost_attempt_changes_no_result(
     def late(self: Storage, bucket: str, key: str, *rest: Any, **options: Any) -> None:
         """The first attempt's first request arrives after the second attempt's success."""
         monkeypatch.setattr(Storage, "store", store)
-        expire_lease(job_id)
+        lose_lease(job_id)
         make_handler().handle(message, task_id=str(job_id))
         store(self, bucket, key, *rest, **options)
 
@@ -169,14 +191,14 @@ def test_an_attempt_without_its_lease_stores_nothing(
     database: Database,
     storage: Storage,
     request_for_scan: Request,
-    expire_lease: Callable[[UUID], None],
+    lose_lease: Callable[[UUID], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job_id = uuid4()
     record = stored_attempts.record
 
     def after_another_attempt_began(database: Database, attempt: stored_attempts.StoredAttempt) -> bool:
-        expire_lease(job_id)
+        lose_lease(job_id)
         assert attempts.claim(database, job_id, worker="another", lease_s=60, max_attempts=3)
         return record(database, attempt)
 
