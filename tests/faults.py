@@ -35,7 +35,8 @@ from inference_service.contract.task_message import (
     SegmentRequest,
 )
 from inference_service.embedded.servers import Servers
-from inference_service.embedded.stack import WorkerProcess, settings_for, start_worker
+from inference_service.embedded.service_process import WorkerProcess, start_worker
+from inference_service.embedded.stack import settings_for
 from inference_service.jobs.database import connect
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import FINAL_STATES, JobState, StoredAttemptRow

@@ -35,7 +35,8 @@ from inference_service.contract.task_message import InputReference, Priority, Re
 from inference_service.core.errors import ServiceError, TransientError
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.servers import start_servers
-from inference_service.embedded.stack import WorkerProcess, settings_for
+from inference_service.embedded.service_process import WorkerProcess
+from inference_service.embedded.stack import settings_for
 from inference_service.formats.nifti import write_volume
 from inference_service.imaging.geometry import Volume
 from inference_service.jobs.database import connect

@@ -10,7 +10,8 @@ from benchmarks.workspace import Workspace
 from inference_service.client import Client
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.embedded.servers import start_servers
-from inference_service.embedded.stack import settings_for, start_worker
+from inference_service.embedded.service_process import start_worker
+from inference_service.embedded.stack import settings_for
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 from inference_service.worker.deployment import prepare

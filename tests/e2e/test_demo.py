@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import nibabel
 import numpy as np
 import psutil
@@ -156,10 +157,23 @@ def start(mark: str, *arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def test_the_stack_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> None:
+def read_until(process: subprocess.Popen[str], text: str) -> Iterator[str]:
+    """Yields the lines that a command prints, up to one that contains a text."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield line
+        if text in line:
+            return
+    raise AssertionError(f"the command has not printed {text!r}")
+
+
+def test_the_stack_serves_http_and_restarts_a_worker_that_ends(mark: str, tmp_path: Path) -> None:
     with start(mark, "stack", "--data", tmp_path / "data") as process:
         assert process.stdout is not None
-        assert any("press Ctrl-C to stop it" in line for line in process.stdout)
+        (address,) = (line.split()[2] for line in read_until(process, "press Ctrl-C to stop it") if "HTTP API" in line)
+        with httpx.Client() as client:
+            assert client.get(address).json()["openapi"].startswith("3.1")
+            assert len(client.get(address.replace("openapi.json", "workers")).json()) == 2
         (worker,) = (
             child
             for child in psutil.Process(process.pid).children()

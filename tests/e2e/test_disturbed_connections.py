@@ -14,7 +14,8 @@ from sqlalchemy import func, select
 from inference_service import Client
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.embedded.servers import start_servers
-from inference_service.embedded.stack import WorkerProcess, settings_for
+from inference_service.embedded.service_process import WorkerProcess
+from inference_service.embedded.stack import settings_for
 from inference_service.jobs.database import connect
 from inference_service.jobs.schema import JobState, StoredAttemptRow
 from inference_service.jobs.storage.audit import Audit, Finding, Problem

@@ -27,7 +27,8 @@ from inference_service.contract.task_message import InputReference, RequestOptio
 from inference_service.core.errors import StorageRefused
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import start_servers
-from inference_service.embedded.stack import WorkerProcess, settings_for, start_worker
+from inference_service.embedded.service_process import WorkerProcess, start_worker
+from inference_service.embedded.stack import settings_for
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state

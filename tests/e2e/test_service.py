@@ -16,7 +16,8 @@ from kombu import Connection, Exchange, Producer
 
 from inference_service import Client
 from inference_service.contract.task_message import OutputReference, Priority, SegmentRequest
-from inference_service.embedded.stack import Stack, start_worker
+from inference_service.embedded.service_process import start_worker
+from inference_service.embedded.stack import Stack
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import read_scan
 from inference_service.jobs.job_store import Job

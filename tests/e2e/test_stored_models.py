@@ -8,7 +8,8 @@ from faults import LIMIT_S, PERIODS, wait_for
 
 from inference_service import Client, SegmentRequest
 from inference_service.embedded.servers import Servers
-from inference_service.embedded.stack import settings_for, start_worker
+from inference_service.embedded.service_process import start_worker
+from inference_service.embedded.stack import settings_for
 from inference_service.engine.model_registry import find_model
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.storage.object_storage import Storage

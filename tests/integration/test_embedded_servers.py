@@ -29,7 +29,7 @@ from inference_service.core.settings import Settings
 from inference_service.embedded import process as server_process
 from inference_service.embedded.postgres import postgres_home, postgres_server
 from inference_service.embedded.servers import Servers, _wheel_file, start_servers
-from inference_service.embedded.stack import start_worker
+from inference_service.embedded.service_process import start_worker
 from inference_service.jobs.database import database_url
 
 NAMES = ("redis", "postgres", "s3")
