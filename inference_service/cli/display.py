@@ -96,10 +96,22 @@ class ProgressDisplay(Generic[Key]):
     ) -> None:
         self._bars.stop()
 
-    def show(self, key: Key, activity: str, share: float) -> None:
-        """Shows the current activity of a piece of work, and the share of it that is done."""
+    def say(self, text: str) -> None:
+        """Prints a line above the bars."""
+        self._target.print(text, soft_wrap=True)
+
+    def show(self, key: Key, activity: str, share: float, *, detail: str = "") -> None:
+        """Shows the current activity of a piece of work.
+
+        Args:
+            key: The piece of work.
+            activity: Its activity.
+            share: The share of the work that is done, 0…1.
+            detail: More about the activity, which a terminal shows, and plain lines leave out.
+        """
         if self._target.is_terminal:
-            self._bars.update(self._tasks[key], completed=share, activity=activity)
+            shown_activity = f"{activity}, {detail}" if detail else activity
+            self._bars.update(self._tasks[key], completed=share, activity=shown_activity)
             return
         now_s = time.monotonic()
         shown = self._shown.get(key)

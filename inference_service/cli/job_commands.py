@@ -12,13 +12,16 @@ import click
 from rich.table import Column, Table
 
 from inference_service.cli.display import ProgressDisplay, console, job_table, print_json, show_job
+from inference_service.cli.each import each_scan, report_end
 from inference_service.cli.exit_codes import ExitCode
 from inference_service.cli.options import (
+    FollowOptions,
     InputArguments,
     JobOptions,
     ModelOptions,
     OutputOptions,
     duration,
+    follow_options,
     input_arguments,
     job_argument,
     job_options,
@@ -27,8 +30,9 @@ from inference_service.cli.options import (
     output_options,
 )
 from inference_service.client import Client
+from inference_service.cohort.job_run import JobRun
 from inference_service.contract.input_options import InputOptions
-from inference_service.contract.task_message import ChannelReference, InputReference, parse_request
+from inference_service.contract.task_message import ChannelReference, InputReference, SegmentRequest, parse_request
 from inference_service.core.errors import (
     COMMAND_LINE_CODES,
     BadRequest,
@@ -36,6 +40,7 @@ from inference_service.core.errors import (
     InputNotFound,
     error_from_row,
 )
+from inference_service.core.settings import get_settings
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
@@ -52,7 +57,7 @@ _ROW_CODES = sorted(code.value for code in set(ErrorCode) - COMMAND_LINE_CODES -
 @job_options
 @input_arguments
 @output_options
-@click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the job is finished.")
+@follow_options
 @json_option
 def submit(
     volume: str | None,
@@ -60,7 +65,7 @@ def submit(
     job: JobOptions,
     arguments: InputArguments,
     output: OutputOptions,
-    wait_for_end: bool,
+    follow: FollowOptions,
     as_json: bool,
 ) -> None:
     """Submit a job that segments IN, or for a model of several channels the scans of --channel.
@@ -69,9 +74,16 @@ def submit(
     zip or tar of files; a folder, or a key that ends in /, contains a DICOM series or another volume. For a
     model of several channels, a folder or an archive may hold one file for each, with names that end in _0000, _0001
     and so on.
+
+    With --each, IN is a local folder of many scans. OUT of --to gets a folder for each whose job has ended, and
+    results.csv with all labels. Without --wait this ends when all are submitted; the same command fetches the rest.
     """
     if (volume is None) != bool(arguments.channels):
         raise click.UsageError("expected either IN or --channel")
+    if follow.each != (follow.target is not None):
+        raise click.UsageError("--each needs --to OUT, and --to needs --each")
+    if follow.each and (volume is None or volume.startswith(_S3) or job.job_id):
+        raise click.UsageError("--each takes a local folder, without --channel and --job-id")
     # The whole request is validated before the upload, so that a rejected request leaves no scan behind.
     request = parse_request(
         {
@@ -87,15 +99,30 @@ def submit(
             },
         }
     )
+    if volume is not None and follow.target is not None:
+        _submit_each(Path(volume), follow.target, request, follow, as_json=as_json)
+        return
     with Client() as client:
         request = request.model_copy(update={"input": _uploaded(client, request.input, volume, arguments)})
         job_id = client.submit(request, job_id=job.job_id)
-        if wait_for_end:
+        if follow.wait:
             _follow(client, job_id, as_json=as_json)
         elif as_json:
             print_json({"job_id": str(job_id)})
         else:
             click.echo(job_id)
+
+
+def _submit_each(folder: Path, out: Path, request: SegmentRequest, follow: FollowOptions, *, as_json: bool) -> None:
+    settings = get_settings()
+    # The priority may differ from run to run: it does not change a result.
+    identity = request.model_dump(mode="json", exclude={"priority": True, "input": {"bucket", "key"}})
+    with (
+        Client(settings) as client,
+        each_scan(folder, out, identity, work_path=settings.usable_work_path) as run,
+    ):
+        unfinished = JobRun(run, client, request, settings, at_once=follow.at_once).submit_each(wait=follow.wait)
+    report_end(run, unfinished=unfinished, as_json=as_json)
 
 
 @click.command()

@@ -1,15 +1,19 @@
 """Commands that need no servers: segment a file, run the demo or the embedded stack."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from inference_service.cli.display import ProgressDisplay, console, labels_table, print_json, timings_table
+from inference_service.cli.each import each_scan, report_end
 from inference_service.cli.inspection_display import inspection_json, print_inspection
 from inference_service.cli.options import (
     InputArguments,
     ModelOptions,
+    each_option,
     format_option,
     input_arguments,
     input_options,
@@ -19,6 +23,7 @@ from inference_service.cli.options import (
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.result_files import REPORT_FILE
 from inference_service.contract.task_message import OutputFormat
+from inference_service.core.errors import MixedSeries, NotAVolume
 from inference_service.core.files import Sources
 from inference_service.core.progress import overall_progress
 from inference_service.core.settings import get_settings
@@ -48,12 +53,14 @@ def _sources_and_target(paths: Sequence[Path], channels: Mapping[str, str]) -> t
 @model_options
 @input_arguments
 @format_option
+@each_option
 @json_option
 def segment(
     paths: tuple[Path, ...],
     model: ModelOptions,
     arguments: InputArguments,
     formats: tuple[OutputFormat, ...],
+    each: bool,
     as_json: bool,
 ) -> None:
     """Segment IN into OUT without any server, or for a model of several channels the scans of --channel.
@@ -64,13 +71,19 @@ def segment(
     OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format. If OUT ends in .nii or
     .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
     folders are made, and nothing is overwritten.
+
+    With --each, IN is a folder of many scans. OUT gets a folder for each, and results.csv with all labels. Scans that
+    fail are named, and the others are segmented. The same command goes on where a run was stopped.
     """
+    if each:
+        _segment_each(paths, model, arguments, formats, as_json=as_json)
+        return
     from inference_service.segmentation.local_run import segment_locally
     from inference_service.segmentation.pipeline import SegmentOptions
     from inference_service.segmentation.result_paths import ResultPaths
 
     sources, target = _sources_and_target(paths, arguments.channels)
-    with ProgressDisplay(console(stderr=True), {target: "the scan"}) as display:
+    with ProgressDisplay(console(stderr=True), {target: "the scan"}) as display, _hint(sources):
         report = segment_locally(
             sources,
             target,
@@ -90,6 +103,48 @@ def segment(
         screen.print(f"warning {warning.code}: {warning.message}")
     result = ResultPaths.of(target)
     screen.print(f"{', '.join(report.files)} and {result.path(REPORT_FILE).name}: {result.folder.absolute()}")
+
+
+@contextmanager
+def _hint(sources: Sources) -> Iterator[None]:
+    """Names the option --each if a folder is refused for holding several scans."""
+    try:
+        yield
+    except (MixedSeries, NotAVolume):
+        if isinstance(sources, Path) and sources.is_dir():
+            click.echo("note: --each segments every scan of a folder", err=True)
+        raise
+
+
+def _segment_each(
+    paths: Sequence[Path],
+    model: ModelOptions,
+    arguments: InputArguments,
+    formats: tuple[OutputFormat, ...],
+    *,
+    as_json: bool,
+) -> None:
+    from inference_service.cohort.local_run import segment_each
+    from inference_service.segmentation.local_run import LocalModel
+    from inference_service.segmentation.pipeline import SegmentOptions
+
+    if arguments.channels or len(paths) != 2:
+        raise click.UsageError("with --each expected IN and OUT, and no --channel")
+    folder, out = paths
+    settings = get_settings()
+    options = SegmentOptions(arguments.options(), formats)
+    chosen = LocalModel(settings, model.model, model.model_version)
+    request = {
+        "model": chosen.model.manifest.name,
+        "model_version": chosen.model.manifest.version,
+        "manifest_sha256": chosen.model.manifest_sha256,
+        "formats": sorted({"nifti", *formats}),
+        "options": dataclasses.asdict(options.input_options),
+    }
+    channels = len(chosen.model.manifest.channels)
+    with each_scan(folder, out, request, channels=channels, work_path=settings.usable_work_path) as run:
+        segment_each(run, chosen, options, settings)
+    report_end(run, as_json=as_json)
 
 
 @click.command()

@@ -67,6 +67,11 @@ def _assignments(values: Iterable[str], expected: str) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in split]
 
 
+each_option = click.option(
+    "--each",
+    is_flag=True,
+    help="Take IN for a folder of many scans, one a file or sub-folder, and segment each. A further run goes on.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 job_argument = click.argument("job_id", metavar="JOB", type=click.UUID)
 
@@ -159,6 +164,23 @@ class JobOptions:
     priority: str
     reuse: bool
     job_id: UUID | None
+
+
+@dataclass(frozen=True)
+class FollowOptions:
+    """Whether a command waits for what it submits, and whether that is one scan or many.
+
+    Attributes:
+        wait: Whether to wait until the jobs are finished.
+        each: Whether the input is a folder of many scans.
+        target: With `each`, the folder of the results.
+        at_once: With `each`, the most jobs that wait or run at a time.
+    """
+
+    wait: bool
+    each: bool
+    target: Path | None
+    at_once: int
 
 
 def _grouped(
@@ -281,6 +303,26 @@ job_options = _grouped(
     ),
     click.option(
         "--job-id", type=click.UUID, help="Id of the job; default: a new one. Submitting the same id again is harmless."
+    ),
+)
+follow_options = _grouped(
+    "follow",
+    FollowOptions,
+    click.option("--wait", is_flag=True, help="Wait until the job is finished; with --each, all jobs."),
+    each_option,
+    click.option(
+        "--to",
+        "target",
+        metavar="OUT",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="With --each, the folder of the results, and of what a further run needs to go on.",
+    ),
+    click.option(
+        "--at-once",
+        type=click.IntRange(1, 1000),
+        default=16,
+        show_default=True,
+        help="With --each, the most jobs that wait or run at a time; the next scan is uploaded when one has ended.",
     ),
 )
 _PATH = click.Path(path_type=Path)

@@ -151,12 +151,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def other_names(name: str) -> set[str]:
+    """Returns the names, in small letters, of files that hold the voxels of a header, or the header of voxels.
+
+    >>> sorted(other_names("A.hdr"))
+    ['a.img', 'a.img.gz']
+    """
+    plain = name.lower().removesuffix(_GZIP_ENDING)
+    endings = next((others for ending, others in _PARTS.items() if plain.endswith(ending)), ())
+    stem = plain.rpartition(".")[0]
+    return {f"{stem}{ending}{gzipped}" for ending in endings for gzipped in ("", _GZIP_ENDING)}
+
+
 def _other_parts(path: Path) -> list[Path]:
     """The files beside a file that differ in the ending alone, and hold its header or its voxels."""
-    name = path.name.lower().removesuffix(_GZIP_ENDING)
-    endings = next((others for ending, others in _PARTS.items() if name.endswith(ending)), ())
-    stem = name.rpartition(".")[0]
-    names = {f"{stem}{ending}{gzipped}" for ending in endings for gzipped in ("", _GZIP_ENDING)}
+    names = other_names(path.name)
     return sorted(each for each in path.parent.iterdir() if each.name.lower() in names) if names else []
 
 

@@ -1,19 +1,20 @@
-"""Segments a file on this machine, without any server."""
+"""Segments scans on this machine, without any server."""
 
 import gzip
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, REPORT_FILE
-from inference_service.core.errors import GpuError, InputNotFound, OutOfMemory
+from inference_service.core.errors import GpuError, GpuFailed, InputNotFound, OutOfMemory
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import Checksum, Sources
 from inference_service.core.host import usable_cpus
 from inference_service.core.progress import Progress
 from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import Settings
-from inference_service.engine.model_registry import find_model
+from inference_service.engine.model_registry import Model, find_model
 from inference_service.engine.session_cache import SessionCache
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.segmentation.pipeline import DEFAULT_SEGMENT_OPTIONS, ModelRun, SegmentOptions, segment_file
@@ -48,22 +49,67 @@ def segment_locally(
         BadRequest: There is a result already, or the target cannot be written to.
         ServiceError: See `segment_file`.
     """
-    for source in [sources] if isinstance(sources, Path) else sources.values():
-        check_exists(source)
     paths = ResultPaths.of(target)
-    paths.check_free()
-    found = find_model(settings.models_path, model, version)
-    sessions = SessionCache()
+    # Before the model is looked for, and the providers are probed.
+    _check(sources, paths)
+    return LocalModel(settings, model, version).segment(sources, paths, options, progress=progress)
 
-    def segment(execution: ExecutionOptions) -> Report:
+
+class LocalModel:
+    """A model that segments scans on this machine, one after another; its networks stay loaded.
+
+    Args:
+        settings: Models, providers and limits.
+        model: Name of the model.
+        version: Version of the model; None: the highest.
+
+    Raises:
+        ModelError: See `find_model`.
+    """
+
+    def __init__(self, settings: Settings, model: str, version: str | None) -> None:
+        self._settings = settings
+        self._found = find_model(settings.models_path, model, version)
+        self._sessions = SessionCache()
+        self._execution = local_execution(settings)
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self._found
+
+    def load(self) -> None:
+        """Loads the networks; raises the errors of `load_model`."""
+        with suppress(GpuError):  # the run of a scan falls back to the CPU
+            ModelRun(self._found, self._execution, self._sessions).load()
+
+    def segment(self, sources: Sources, paths: ResultPaths, options: SegmentOptions, *, progress: Progress) -> Report:
+        """Segments one scan; see `segment_locally`."""
+        _check(sources, paths)
+        try:
+            return self._segment(sources, paths, options, self._execution, progress)
+        except GpuError as error:
+            logger.warning("%s: the model runs on the CPU instead", error)
+            if isinstance(error, GpuFailed):
+                self._execution = self._execution.on_cpu()
+        return self._segment(sources, paths, options, self._execution.on_cpu(), progress)
+
+    def _segment(
+        self,
+        sources: Sources,
+        paths: ResultPaths,
+        options: SegmentOptions,
+        execution: ExecutionOptions,
+        progress: Progress,
+    ) -> Report:
         # Results are copied only when all are written, so that a run that fails leaves none.
-        with scratch_folder(settings.usable_work_path) as folder:
+        with scratch_folder(self._settings.usable_work_path) as folder:
             try:
                 report = segment_file(
                     sources,
                     folder,
-                    ModelRun(found, execution, sessions),
-                    limits=ReadLimits(settings.max_voxels, settings.max_input_bytes),
+                    ModelRun(self._found, execution, self._sessions),
+                    limits=ReadLimits(self._settings.max_voxels, self._settings.max_input_bytes),
                     options=options,
                     monitor=StageMonitor(progress=progress),
                 )
@@ -75,12 +121,11 @@ def segment_locally(
             paths.copy_from(folder, options.formats)
         return report
 
-    execution = local_execution(settings)
-    try:
-        return segment(execution)
-    except GpuError as error:
-        logger.warning("%s: the model runs on the CPU instead", error)
-    return segment(execution.on_cpu())
+
+def _check(sources: Sources, paths: ResultPaths) -> None:
+    for source in [sources] if isinstance(sources, Path) else sources.values():
+        check_exists(source)
+    paths.check_free()
 
 
 def _with_names(report: Report, paths: ResultPaths, folder: Path) -> Report:

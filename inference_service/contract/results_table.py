@@ -1,0 +1,47 @@
+"""The table of several results, `results.csv`: one row for each scan and label, and one for each scan that failed.
+
+It is in long form, like the tables of pyradiomics and TotalSegmentator: models with other labels have the same columns.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeAlias
+
+from inference_service.contract.report import Report
+
+COLUMNS = ("scan", "label", "label_name", "volume_ml", "intensity_mean", "intensity_std", "error_code")
+Row: TypeAlias = tuple[str | int | float | None, ...]
+
+# A spreadsheet takes a text that begins so for a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def label_rows(scan: str, report: Report) -> Iterator[Row]:
+    """Yields a row for each label of a result; a label without a voxel has a volume of 0 and no intensity."""
+    for label in report.labels:
+        yield scan, label.value, label.name, label.volume_ml, label.intensity_mean, label.intensity_std, None
+
+
+def failure_row(scan: str, code: str) -> Row:
+    """Returns the row of a scan without a result.
+
+    >>> failure_row("case_7", "missing_slices")
+    ('case_7', None, None, None, None, None, 'missing_slices')
+    """
+    return scan, None, None, None, None, None, code
+
+
+def write_table(stream: TextIO, rows: Iterable[Row]) -> None:
+    """Writes rows as CSV below a line with the columns; an apostrophe precedes a text that could be a formula.
+
+    Args:
+        stream: Opened with `newline=""`.
+        rows: The rows.
+    """
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_plain(cell) for cell in row] for row in rows)
+
+
+def _plain(cell: str | int | float | None) -> str | int | float | None:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
