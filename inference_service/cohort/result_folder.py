@@ -69,7 +69,7 @@ class ResultFolder:
             return False
         report = self._report(scan.name)
         if report is None:
-            raise BadRequest(f"OUT holds {scan.name!r}, which is no complete result: remove it, and run this again")
+            raise BadRequest(f"OUT holds {scan.name!r}, which is no complete result: move it away, and run this again")
         entry = self._entries.get(scan.name)
         if entry is not None and entry.fingerprint == fingerprint:
             return True
@@ -77,7 +77,9 @@ class ResultFolder:
         with scan.source(self._work_path) as source:
             sha256 = input_sha256(source, [channel.name for channel in report.input.channels])
         if sha256 != report.input.sha256:
-            raise BadRequest(f"OUT holds {scan.name!r} of another content of the scan: remove it, and run this again")
+            raise BadRequest(
+                f"OUT holds {scan.name!r} of another content of the scan: move it away, and run this again"
+            )
         self.record(scan, JournalEntry(fingerprint))
         return True
 

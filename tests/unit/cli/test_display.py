@@ -50,3 +50,14 @@ def test_plain_lines_come_for_each_activity_each_tenth_and_each_minute(monkeypat
         "the model:  62% running, for 123 s",
         "the model:  62% deciding",
     ]
+
+
+def test_a_detail_is_shown_on_a_terminal_alone() -> None:
+    for terminal in (True, False):
+        output = StringIO()
+        screen = Console(file=output, width=120, force_terminal=terminal)
+        with ProgressDisplay(screen, {1: "scans"}) as display:
+            display.show(1, "2 of 9 done", 0.2, detail="case_3: windows")
+            display.say("case_2: input_corrupt: " + "a" * 200)
+        assert ("case_3: windows" in output.getvalue()) == terminal
+        assert f"case_2: input_corrupt: {'a' * 200}\n" in output.getvalue()

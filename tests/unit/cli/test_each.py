@@ -141,7 +141,7 @@ def test_an_incomplete_result_is_not_taken_as_finished(scans: Path, tmp_path: Pa
     segmented.clear()
     result = run(scans, out)
     assert segmented == ["broken.nii.gz"]
-    assert "series: bad_request: OUT holds 'series', which is no complete result: remove it" in result.stderr
+    assert "series: bad_request: OUT holds 'series', which is no complete result: move it away" in result.stderr
     shutil.rmtree(out / "series")
     assert "1 segmented\n1 skipped" in run(scans, out).stdout
 
