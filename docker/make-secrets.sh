@@ -21,15 +21,16 @@ secret redis_admin_password "${REDIS_PASSWORD:-}"
 secret postgres_admin_password "${POSTGRES_PASSWORD:-}"
 secret minio_admin_access_key "${MINIO_ACCESS_KEY:-inference-admin}"
 secret minio_admin_secret_key "${MINIO_SECRET_KEY:-}"
-for identity in worker upstream monitoring keda; do
+for identity in worker upstream gateway monitoring keda; do
   secret "redis_${identity}_password"
 done
-for identity in migrate worker upstream monitoring keda; do
+for identity in migrate worker upstream gateway monitoring keda; do
   secret "postgres_${identity}_password"
 done
-for identity in migrate worker upstream models; do
+for identity in migrate worker upstream models gateway; do
   secret "minio_${identity}_access_key" "inference-$identity"
   secret "minio_${identity}_secret_key"
 done
+secret gateway_webhook_secret
 secret grafana_admin_password
 secret flower_basic_auth "operator:$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"

@@ -69,7 +69,7 @@ def created(servers: Servers, folder: Path) -> Iterator[Identities]:
     with ExitStack() as stack:
         ports = {
             name: stack.enter_context(enforcing(Policy(IDENTITIES / f"s3-{name}.json"), port=servers.s3.port))
-            for name in ("migrate", "worker", "upstream", "models")
+            for name in ("migrate", "worker", "upstream", "models", "gateway")
         }
         yield Identities(servers, secrets, ports)
 

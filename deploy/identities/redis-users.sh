@@ -21,7 +21,10 @@ identities() {
   user worker worker "~${p}priority* ~${p}overflow* ~${p}cancellations* ~${p}unacked* ~${p}inference_service.deployment ~${p}completions ~_kombu.binding* &/*.${p}celeryev* -@all +xadd +xrevrange +@list +@hash +@set +@sortedset +@string +@transaction +del +exists +expire +pexpire +type +eval +evalsha +script|load +publish +client|tracking +ping +info +time"
   # Puts messages on both queues and the list of cancellations, reads how many wait, and reads events. It cannot read a
   # message.
-  user upstream upstream "~${p}priority* ~${p}overflow* ~${p}cancellations* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority ~_kombu.binding*.${p}overflow ~_kombu.binding*.${p}cancellations %R~${p}completions -@all +xread +xrange +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
+  # The HTTP gateway does the same.
+  submits="~${p}priority* ~${p}overflow* ~${p}cancellations* %R~${p}inference_service.deployment ~_kombu.binding*.${p}priority ~_kombu.binding*.${p}overflow ~_kombu.binding*.${p}cancellations %R~${p}completions -@all +xread +xrange +lpush +llen +exists +get +sadd +smembers +multi +exec +ping +info"
+  user upstream upstream "$submits"
+  user gateway gateway "$submits"
   # The upstream of one tenant, for each file redis_upstream_TENANT_password: it puts messages on the tenant's lists alone.
   for file in "$secrets"/redis_upstream_*_password; do
     [ -f "$file" ] || continue

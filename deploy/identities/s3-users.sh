@@ -10,6 +10,7 @@ admin=$(<"$secrets/minio_admin_access_key")
 
 identities="migrate worker upstream"
 [ -z "${MODELS_BUCKET:-}" ] || identities+=" models"
+[ ! -f "$secrets/minio_gateway_access_key" ] || identities+=" gateway"
 # Without stored models, their rights are those that the worker has on the results anyway.
 models_bucket=${MODELS_BUCKET:-$MINIO_OUTPUT_BUCKET}
 for identity in $identities; do

@@ -3,6 +3,7 @@
 Redis and Postgres enforce their own rights here. The S3 policies are enforced by a proxy, `s3_policies`.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg2
 import pytest
 import yaml
 from celery import Celery
 from faults import LIMIT_S, PERIODS, wait_for
+from gateway_server import served
 from identities import REPOSITORY, Identities, create_postgres_roles, created
 from psycopg2.errors import InsufficientPrivilege
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from sqlalchemy import func, update
 
 from inference_service import Client, Priority, SegmentRequest
 from inference_service.contract.task_message import InputReference, RequestOptions
@@ -29,10 +33,13 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.service_process import WorkerProcess, start_worker
 from inference_service.embedded.stack import settings_for
+from inference_service.gateway.upload_sweep import sweep_uploads
+from inference_service.jobs import uploads
+from inference_service.jobs.database import connect
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state
-from inference_service.jobs.schema import JobState
+from inference_service.jobs.schema import JobState, UploadRow
 from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.deployment import check, prepare
 
@@ -375,7 +382,32 @@ STORAGE_RIGHTS = {
     },
     "migrate": {"list input", "list output", "list models"},
     "models": {"read models", "list models", "write models", "remove models"},
+    "gateway": {"read input", "write input", "list input", "read output"},
 }
+
+
+def test_a_gateway_submits_files_serves_results_and_removes_uploads(
+    identities: Identities, worker: WorkerProcess, scan: Path, nothing_refused: None
+) -> None:
+    settings = identities.settings("gateway")
+    with served(settings, local=True) as address, httpx.Client(base_url=address, timeout=30) as client:
+        form = {"request": json.dumps({"model": MODEL})}
+        path = client.post("/v1/jobs", data=form, files=[("file", ("f", scan.read_bytes()))]).headers["Location"]
+        wait_for(lambda: client.get(path).json()["state"] == "succeeded")
+        assert client.get(f"{path}/results/mask").status_code == 200
+        assert client.get(f"{path}/input").content == scan.read_bytes()
+        assert client.get("/healthz").json() == {"database": True, "storage": True, "queues": True}
+        wrong = {"request": (None, form["request"].encode()), "file": ("f", b"x"), "other": (None, b"y")}
+        assert client.post("/v1/jobs", files=wrong).status_code == 400
+    with closing(connect(settings)) as database:
+        upload = uploads.take_unused(database)
+        assert upload is not None
+        storage = Storage(settings)
+        assert len(storage.list_objects(upload.bucket, upload.prefix)) == 1
+        with database.begin() as connection:
+            connection.execute(update(UploadRow).values(remove_after=func.now()))
+        sweep_uploads(database, storage)
+        assert storage.list_objects(upload.bucket, upload.prefix) == []
 
 
 @pytest.mark.parametrize("action", STORAGE)

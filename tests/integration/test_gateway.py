@@ -6,10 +6,8 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from zipfile import ZipFile
 
 import httpx
 import pytest
-import uvicorn
+from gateway_server import served
 from jobs_in_process import Request
 from sqlalchemy import delete, func, select
 
@@ -26,8 +24,6 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import settings_for
 from inference_service.gateway import form, server
-from inference_service.gateway.app import make_app
-from inference_service.gateway.server import server_config
 from inference_service.gateway.upload_sweep import sweep_uploads
 from inference_service.jobs import job_store, tokens
 from inference_service.jobs.database import Database
@@ -39,19 +35,6 @@ from inference_service.worker.task import TaskHandler
 
 REQUEST = {"input": {"key": "scan"}, "model": "ct-tissue"}
 FORM = {"request": json.dumps({"model": "ct-tissue"})}
-
-
-@contextmanager
-def served(settings: Settings, *, local: bool) -> Iterator[str]:
-    """Serves the gateway from a thread, and yields its address."""
-    config = server_config(make_app(settings, local=local), settings, host="127.0.0.1")
-    serving = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serving.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        serving.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from inference_service.core.settings import Settings
 REPOSITORY = Path(__file__).parents[2]
 FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]
 WORKERS = (("cpu",), ("gpu",), ("gpu", "cpu"))
-MODES = (*WORKERS, *((*mode, "monitoring") for mode in WORKERS))
+MODES = (*WORKERS, *((*mode, other) for mode in WORKERS for other in ("monitoring", "gateway")))
 SERVERS = {"redis", "postgres", "minio"}
 ONCE = {"postgres-roles", "minio-users", "migrate"}
 MONITORS = {"prometheus", "grafana", "flower"}
@@ -84,8 +84,9 @@ def test_every_file_fits_the_compose_specification(file: Path, tmp_path: Path) -
 def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
     rendered = services(config(empty, mode))
     monitors = MONITORS if "monitoring" in mode else set()
-    workers = {f"inference-worker-{part}" for part in mode if part != "monitoring"}
-    assert set(rendered) == {*SERVERS, *monitors, *workers, *ONCE}
+    gateways = {"inference-gateway"} if "gateway" in mode else set()
+    workers = {f"inference-worker-{part}" for part in mode if part in ("cpu", "gpu")}
+    assert set(rendered) == {*SERVERS, *monitors, *gateways, *workers, *ONCE}
     for name, service in rendered.items():
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["logging"]["options"]["max-size"] == "10m"

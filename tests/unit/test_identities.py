@@ -67,7 +67,7 @@ def test_an_existing_installation_keeps_its_administrators_passwords(tmp_path: P
 def test_the_aclfile_has_a_hash_for_each_password(secrets: Path) -> None:
     (secrets / "redis_keda_password").unlink()
     lines = run("sh", IDENTITIES / "redis-users.sh", SECRETS_PATH=str(secrets)).stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["default", "worker", "upstream", "monitoring"]
+    assert [line.split()[1] for line in lines] == ["default", "worker", "upstream", "gateway", "monitoring"]
     for line in lines:
         assert re.match(r"user \w+ reset on #[0-9a-f]{64} (%R)?~", line)
 
@@ -105,7 +105,7 @@ def test_each_user_of_the_storage_gets_its_policy(storage: dict[str, str], secre
     assert done.returncode == 0, done.stderr
     notes = (tmp_path / "notes").read_text()
     arguments = [line for line in notes.splitlines() if line.startswith("mc ")]
-    for identity in ("migrate", "worker", "upstream"):
+    for identity in ("migrate", "worker", "upstream", "gateway"):
         secret = (secrets / f"minio_{identity}_secret_key").read_text()
         assert f"mc admin user add server\ninference-{identity}\n{secret}\n" in notes
         assert f"mc admin policy attach server inference-{identity} --user inference-{identity}" in arguments
@@ -125,7 +125,7 @@ def test_stored_models_have_an_identity_that_alone_writes_them(storage: dict[str
     done = run("bash", IDENTITIES / "s3-users.sh", **storage, MODELS_BUCKET="weights")
     assert done.returncode == 0, done.stderr
     writers = set()
-    for identity in ("migrate", "worker", "upstream", "models"):
+    for identity in ("migrate", "worker", "upstream", "models", "gateway"):
         policy = json.loads((tmp_path / f"notes.inference-{identity}.json").read_text())
         for statement in policy["Statement"]:
             if "arn:aws:s3:::weights/*" in statement["Resource"] and "s3:PutObject" in statement["Action"]:
@@ -139,10 +139,10 @@ def test_stored_models_have_an_identity_that_alone_writes_them(storage: dict[str
 def test_an_identity_with_the_administrators_key_gets_no_user(
     storage: dict[str, str], secrets: Path, tmp_path: Path
 ) -> None:
-    for identity in ("migrate", "worker", "upstream"):
+    for identity in ("migrate", "worker", "upstream", "gateway"):
         (secrets / f"minio_{identity}_access_key").write_text((secrets / "minio_admin_access_key").read_text())
     done = run("bash", IDENTITIES / "s3-users.sh", **storage)
-    assert (done.returncode, done.stderr.count("WARNING")) == (0, 3)
+    assert (done.returncode, done.stderr.count("WARNING")) == (0, 4)
     assert not (tmp_path / "notes").exists()
 
 
