@@ -18,10 +18,11 @@ from inference_service.importers.isolated.report import tell_progress
 OPSET = 18
 _INPUT, _OUTPUT = "image", "logits"
 _SEED = 20_240_117
-# Values from which on float32 sums in one go are too inexact. Exact ones take 5 % longer. MONAI computes in single
-# precision; nnU-Net adds logits in half precision, which hides the difference.
-_MANY_VALUES = 2**22
-_MANY_VALUES_OF = dict.fromkeys(("bundle_network", "monai_network"), 2**17)
+# Values from which on float32 sums in one go are too inexact. Exact ones take 5 % longer.
+_MANY_VALUES = 2**17
+# nnU-Net adds logits in half precision, which hides the difference up to windows of so many voxels.
+_NNUNET_BUILDERS = frozenset({"mean", "nnunet_network"})
+_NNUNET_VOXELS = 2**22
 _MAX_ONNX_BYTES = 2**31 - 1
 _MAX_TEXT = 300
 
@@ -53,7 +54,8 @@ def export(task: Arguments) -> dict[str, object]:
     np.save(str(task["logits"]), logits)
     tell_progress("exporting", 0.4)
     target = Path(str(task["target"]))
-    many = _MANY_VALUES_OF.get(str(task["builder"]), _MANY_VALUES)
+    hidden = task["builder"] in _NNUNET_BUILDERS and windows[0, 0].size <= _NNUNET_VOXELS
+    many = _NNUNET_VOXELS if hidden else _MANY_VALUES
     _export(network, torch.from_numpy(windows[:1]), target, [0, *(axis + 2 for axis in free)], many)
     if target.stat().st_size > _MAX_ONNX_BYTES or len(list(target.parent.glob(f"{target.name}*"))) > 1:
         raise ModelInvalid("the network exceeds 2 GiB, which is the most that an ONNX file holds")
