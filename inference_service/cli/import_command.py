@@ -1,6 +1,8 @@
 """The command `models import`, which installs a model from another project's files."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -90,9 +92,17 @@ def _print_imported(screen: Console, imported: "Imported") -> None:
     if imported.comparison is not None:
         _print_comparison(screen, imported.comparison)
     screen.print(f"installed: {imported.folder}")
-    names = imported.manifest.channel_names
-    scans = "SCAN" if len(names) == 1 else " ".join(f"--channel {name}=SCAN" for name in names)
-    screen.print(f"segment a scan: inference-service segment {scans} mask.nii.gz --model {imported.manifest.name}")
+    screen.print(f"segment a scan: {segment_command(imported.manifest.name, imported.manifest.channel_names)}")
+
+
+def segment_command(model: str, channels: Sequence[str]) -> str:
+    """Returns the command that segments a scan with a model, to be copied into a shell: channels have any names.
+
+    >>> segment_command("tumour", ["T1 (Gd)", "T2"])
+    "inference-service segment --channel 'T1 (Gd)=SCAN' --channel T2=SCAN mask.nii.gz --model tumour"
+    """
+    scans = [f"--channel {shlex.quote(f'{name}=SCAN')}" for name in channels] if len(channels) > 1 else ["SCAN"]
+    return f"inference-service segment {' '.join(scans)} mask.nii.gz --model {model}"
 
 
 def _print_comparison(screen: Console, comparison: "Comparison") -> None:

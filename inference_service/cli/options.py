@@ -1,6 +1,7 @@
 """Options that several commands share. Options that belong together reach a command as one value."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,13 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     if match is None:
         raise click.BadParameter(f"{value!r} is not a whole number with the unit s, m, h or d, such as 1h")
     return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+
+
+def _finite(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    """Refuses a text for a number that is none, which click takes; a callback of the option."""
+    if not math.isfinite(value):
+        raise click.BadParameter("expected a number")
+    return value
 
 
 def selection(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str | None]:
@@ -366,7 +374,9 @@ import_options = _grouped(
         help="Run Python of a bundle that defines its network, in a process with limits. Only for sources you trust.",
     ),
     click.option(
-        "--task", help="Which of TotalSegmentator's tasks, such as total or total_fast; default: the only one."
+        "--task",
+        help="Which of TotalSegmentator's tasks, such as total or total_fast; default: the only one. nnunet takes the "
+        "source for nnU-Net's, whatever its data set is called.",
     ),
     click.option(
         "--roi", multiple=True, metavar="LABEL", help="Keep this label of TotalSegmentator alone; repeatable."
@@ -386,6 +396,7 @@ import_options = _grouped(
         "--time-limit",
         "time_limit_s",
         type=click.FloatRange(1, MAX_TIME_LIMIT_S),
+        callback=_finite,
         default=DEFAULT_TIME_LIMIT_S,
         show_default=True,
         metavar="SECONDS",

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -23,7 +23,7 @@ from inference_service.importers.card import write_card
 from inference_service.importers.comparison import Comparison, compare
 from inference_service.importers.isolation import Isolation, Progress, missing_package
 from inference_service.importers.networks import ExportedNetwork, export_network, with_checksums
-from inference_service.importers.registry import find_importer
+from inference_service.importers.registry import NNUNET_TASK, find_importer
 from inference_service.importers.request import ImportRequest, SourceOptions
 from inference_service.importers.sandbox import find_limits
 from inference_service.importers.source_files import hash_source, opened_source
@@ -91,7 +91,9 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
             # First, because it finds files that cannot be read.
             source_sha256 = hash_source(request.source)
             progress("reading the source", _READ)
-            importer, source = find_importer(opened)
+            importer, source = find_importer(opened, task=request.task)
+            if request.task == NNUNET_TASK:
+                request = replace(request, task=None)
             options = _options(request, scratch, settings.models_path)
             _require_taken(options, importer)
             model = importer.read(source, options)

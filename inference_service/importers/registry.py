@@ -20,10 +20,16 @@ IMPORTERS: tuple[Importer, ...] = (
     OnnxSource(),
 )
 """In the order in which they are asked; one that looks for more comes first."""
+NNUNET_TASK = "nnunet"
+"""The task that takes a data set with the name of one of TotalSegmentator's for a model of nnU-Net itself."""
 
 
-def find_importer(source: Path) -> tuple[Importer, Path]:
+def find_importer(source: Path, *, task: str | None = None) -> tuple[Importer, Path]:
     """Finds the importer of a source.
+
+    Args:
+        source: The source.
+        task: The task that is asked for; NNUNET_TASK passes TotalSegmentator over.
 
     Returns:
         The importer, and what it reads: the source, or the only folder in it.
@@ -35,7 +41,8 @@ def find_importer(source: Path) -> tuple[Importer, Path]:
     try:
         for folder in only_folders(source):
             for importer in IMPORTERS:
-                if importer.recognises(folder):
+                passed_over = task == NNUNET_TASK and isinstance(importer, TotalSegmentatorModel)
+                if not passed_over and importer.recognises(folder):
                     return importer, folder
         kinds = ", ".join(importer.kind for importer in IMPORTERS)
         raise UnsupportedFormat(f"the source is none of these: {kinds}{hint(source, IMPORTERS)}")

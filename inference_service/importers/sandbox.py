@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# All processes of the namespace end with its first one. Without privileges first: as root, a namespace of users may be
-# forbidden.
+# All processes of the namespace end with its first one. In a namespace of users, root could not read files of others:
+# it keeps that right, and loses all others.
 _OWN = ("--net", "--pid", "--fork", "--kill-child")
-_UNSHARE = (("unshare", "--user", "--map-root-user", *_OWN), ("unshare", *_OWN))
+_AS_ROOT = ("unshare", *_OWN, "setpriv", "--bounding-set=-all,+dac_read_search", "--inh-caps=-all")
+_UNSHARE = (_AS_ROOT, ("unshare", "--user", "--map-root-user", *_OWN), ("unshare", *_OWN))
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION = 1
 _PATH_BENEATH = 1

@@ -16,6 +16,8 @@ from inference_service.formats.archives.zip_archive import is_zip, opened_zip, r
 
 _MAX_SOURCE_BYTES = 2**36
 _CHUNK_BYTES = 2**20
+# Of the disk with temporary files, for what else the machine does.
+_KEPT_FREE_BYTES = 2**26
 _MAX_NAME = 1024
 _MAX_LEVELS = 16
 _OF_A_MAC = ("__MACOSX", ".")
@@ -158,6 +160,7 @@ def unpack_named(source: Path, folder: Path, *, max_bytes: int = _MAX_SOURCE_BYT
         UnsupportedFormat: The zip is encrypted, or compressed by another method than deflate.
     """
     folder.mkdir(mode=0o700)
+    max_bytes = min(max_bytes, shutil.disk_usage(folder).free - _KEPT_FREE_BYTES)
     remaining_bytes = max_bytes
     with opened_zip(source) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -169,7 +172,7 @@ def unpack_named(source: Path, folder: Path, *, max_bytes: int = _MAX_SOURCE_BYT
                 while chunk := compressed.read(_CHUNK_BYTES):
                     remaining_bytes -= len(chunk)
                     if remaining_bytes < 0:
-                        raise InputTooLarge(f"the zip unpacks to more than {max_bytes} bytes")
+                        raise InputTooLarge(f"the zip unpacks to more than {max(0, max_bytes)} bytes, which fit here")
                     target.write(chunk)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy._core import multiarray
 
-from inference_service.core.errors import ModelInvalid, UnsupportedFormat
+from inference_service.core.errors import InputNotFound, ModelInvalid, UnsupportedFormat
 
 _NUMPY = ("scalar", "_reconstruct")
 # The types beside tensors that training writes into checkpoints: numbers and arrays of NumPy, under old and new names.
@@ -40,6 +40,11 @@ def load_checkpoint(path: Path, *, loader: Callable[..., object] | None = None) 
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             return (loader or torch.load)(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise InputNotFound(
+            f"the checkpoint {path.name} cannot be read by the process with limits, which has none of root's rights: "
+            "give a copy that you own"
+        ) from error
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
         held = f"it holds {found[1]}" if found else "its pickle is damaged or does more than to hold weights"

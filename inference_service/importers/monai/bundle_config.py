@@ -116,7 +116,7 @@ class BundleConfig:
             return self._text(key, written)
         if isinstance(written, list):
             resolved = [self._value(f"{key}{_SEPARATOR}{index}", item) for index, item in enumerate(written)]
-            return [item for item in resolved if not (isinstance(item, Component) and self._is_disabled(item))]
+            return [item for item in resolved if not (isinstance(item, Component) and is_disabled(item))]
         if isinstance(written, dict):
             if _TARGET in written:
                 return self._component(key, written)
@@ -150,10 +150,6 @@ class BundleConfig:
         if written.get("_mode_", "default") != "default":
             raise self.error(key, f"_mode_ {written['_mode_']!r} cannot be mapped to a manifest")
         return Component(target, key, {k: v for k, v in written.items() if k != _TARGET}, self._value, self.error)
-
-    def _is_disabled(self, component: Component) -> bool:
-        disabled = component.take("_disabled_", False)
-        return disabled is True or str(disabled).lower() == "true"
 
     def _referred(self, key: str, reference: str) -> Value:
         target = self._absolute(key, reference[1:])
@@ -219,3 +215,8 @@ def _described(value: Value) -> str:
     if value is None:
         return "nothing"
     return f"{type(value).__name__.lower()} {str(value)[:60]!r}"
+
+
+def is_disabled(component: Component) -> bool:
+    """Returns True for a component that MONAI leaves out."""
+    return str(component.take("_disabled_", False)).lower() == "true"

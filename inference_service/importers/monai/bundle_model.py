@@ -243,6 +243,7 @@ class BundleModel:
             Taken("the decision on labels", f"{self._config.name}, postprocessing"),
             Taken("names of labels", labels_from),
             Taken("the network", network),
+            Taken("its weights", str(find_checkpoint(self._config)[0])),
         ]
 
     def _assumed(self, stated_modality: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from inference_service.core.errors import ModelInvalid
-from inference_service.importers.monai.bundle_config import BundleConfig
+from inference_service.importers.monai.bundle_config import BundleConfig, is_disabled
 from inference_service.importers.monai.component import Component
 from inference_service.importers.monai.values import FromCheckpoint, Symbol, Value
 
@@ -188,16 +188,42 @@ def find_checkpoint(config: BundleConfig) -> tuple[PurePosixPath, str]:
     Raises:
         ModelInvalid: The path leads out of the bundle.
     """
-    for key in _keys_of_loaders(config.items, ""):
-        loader = config.component(key)
+    found: dict[PurePosixPath, tuple[str, Component]] = {}
+    for loader in _loaders(config):
         written = loader.text("load_path")
         path = config.find_file(written) or PurePosixPath(written)
         if path.is_absolute() or ".." in path.parts:
             loader.refuse("the checkpoint lies outside the bundle", "load_path")
         entries = loader.arguments.get("load_dict")
         names = list(entries) if isinstance(entries, Mapping) else []
-        return path, str(names[0]) if names else "model"
+        found.setdefault(path, (str(names[0]) if names else "model", loader))
+    if len(found) > 1:
+        first, second, *_ = found
+        found[second][1].refuse(f"the config loads {second} here and {first} elsewhere: keep the one that is meant")
+    for path, (name, _) in found.items():
+        return path, name
+    for key in _keys_of_loading_expressions(config.items, ""):
+        raise config.error(key, "it loads weights by Python that is not run: load them by a CheckpointLoader instead")
     return DEFAULT_CHECKPOINT, "model"
+
+
+def _loaders(config: BundleConfig) -> list[Component]:
+    """The CheckpointLoaders among the evaluator's handlers, or else all of the config that are not disabled."""
+    evaluator = config.resolve("evaluator")
+    handlers = evaluator.take("val_handlers") if isinstance(evaluator, Component) else None
+    listed = handlers if isinstance(handlers, list) else []
+    own = [each for each in listed if isinstance(each, Component) and each.name == "CheckpointLoader"]
+    there = [config.resolve(key) for key in _keys_of_loaders(config.items, "")]
+    enabled = [each for each in there if isinstance(each, Component) and not is_disabled(each)]
+    return own or enabled
+
+
+def _keys_of_loading_expressions(value: Value, key: str) -> list[str]:
+    """Keys of expressions that load weights without a CheckpointLoader."""
+    if isinstance(value, str):
+        return [key] if value.startswith("$") and "load_state_dict" in value else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [each for name, item in items for each in _keys_of_loading_expressions(item, f"{key}#{name}".strip("#"))]
 
 
 def _keys_of_loaders(value: Value, key: str) -> list[str]:

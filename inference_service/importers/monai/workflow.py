@@ -14,6 +14,7 @@ _EVALUATOR = "SupervisedEvaluator"
 _CHANGES: dict[str, set[str]] = {
     "prepare_batch": {"default_prepare_batch", "PrepareBatchDefault"},
     "iteration_update": set(),
+    "mode": {"eval", "EVAL"},
 }
 
 
@@ -94,7 +95,7 @@ def _check_evaluator(evaluator: Component | None) -> list[str]:
         )
     for argument, usual in _CHANGES.items():
         value = evaluator.take(argument)
-        name = value.name if isinstance(value, Component | Symbol) else None
+        name = value.name if isinstance(value, Component | Symbol) else value if isinstance(value, str) else None
         if value is not None and (name is None or name.rpartition(".")[2] not in usual):
             evaluator.refuse("it changes what the network gets, which cannot be mapped to a manifest", argument)
     if evaluator.is_monai:

@@ -260,7 +260,12 @@ class _Model:
 
     def _assumed(self) -> list[str]:
         task = self._task
-        notes = ["The licence is the one that was given: TotalSegmentator's tasks have different ones."]
+        called = ", ".join(task.datasets)
+        notes = [
+            f"The source is TotalSegmentator's, as it has the data set {called}, and its pipeline is taken. "
+            "--task nnunet takes nnU-Net's own.",
+            "The licence is the one that was given: TotalSegmentator's tasks have different ones.",
+        ]
         if not task.known and not task.counts:
             notes.append(
                 f"{_PIPELINE} does not have the data set {task.name}: the scan is not cropped, windows overlap by half."

@@ -117,14 +117,14 @@ TASKS: tuple[Task, ...] = (
     Task("vertebrae_pp", ("Dataset803_TotalSegmentator_vertebrae_inner_1559subj",), refused=_OWN_STEPS),
     Task("lung_vessels", ("Dataset117_lung_airways_arteries_veins_282subj",), crop=_LUNG, crop_task=_FAST),
     Task("lung_vessels_LEGACY", ("Dataset258_lung_vessels_248subj",), resampled=False, crop=_LUNG),
-    Task("cerebral_bleed", ("Dataset150_icb_v0",), resampled=False, crop=("brain",)),
+    Task("cerebral_bleed", ("Dataset150_icb_v0",), (1,), resampled=False, crop=("brain",)),
     Task(
         "hip_implant",
         ("Dataset260_hip_implant_71subj",),
         resampled=False,
         crop=("femur_left", "femur_right", "hip_left", "hip_right"),
     ),
-    Task("pleural_pericard_effusion", ("Dataset315_thoraxCT",), resampled=False, crop=_LUNG, all_folds=True),
+    Task("pleural_pericard_effusion", ("Dataset315_thoraxCT",), (3,), resampled=False, crop=_LUNG, all_folds=True),
     Task("head_glands_cavities", ("Dataset775_head_glands_cavities_492subj",), crop=("skull",)),
     Task("headneck_bones_vessels", ("Dataset776_headneck_bones_vessels_492subj",), crop=_NECK),
     Task("head_muscles", ("Dataset777_head_muscles_492subj",), crop=("skull",)),
@@ -135,7 +135,7 @@ TASKS: tuple[Task, ...] = (
         crop=_NECK,
     ),
     Task("oculomotor_muscles", ("Dataset351_oculomotor_muscles_18subj",), crop=("skull",)),
-    Task("lung_nodules", ("Dataset913_lung_nodules",), crop=_LUNG),
+    Task("lung_nodules", ("Dataset913_lung_nodules",), (2,), crop=_LUNG),
     Task(
         "kidney_cysts",
         ("Dataset789_kidney_cyst_501subj",),
@@ -144,7 +144,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task("breasts", ("Dataset527_breasts_1559subj",)),
     Task("ventricle_parts", ("Dataset552_ventricle_parts_38subj",), crop=("brain",)),
-    Task("liver_segments", ("Dataset570_ct_liver_segments",), crop=("liver",)),
+    Task("liver_segments", ("Dataset570_ct_liver_segments",), (8,), crop=("liver",)),
     Task(
         "liver_segments_mr",
         ("Dataset576_mri_liver_segments_120subj",),
@@ -160,17 +160,18 @@ TASKS: tuple[Task, ...] = (
         crop=("liver",),
         crop_task=_FAST_MR,
     ),
-    Task("craniofacial_structures", ("Dataset115_mandible",), crop=("skull",)),
+    Task("craniofacial_structures", ("Dataset115_mandible",), (7,), crop=("skull",)),
     Task("abdominal_muscles", ("Dataset952_abdominal_muscles_167subj",), crop=("body_trunc",), crop_task="body_fast"),
     Task(
         "teeth",
         ("Dataset113_ToothFairy3",),
+        (77,),
         crop=("teeth_lower", "teeth_upper"),
         crop_task="craniofacial_structures",
         margin_mm=10.0,
     ),
     Task("trunk_cavities", ("Dataset343_mediastinum_1786subj",)),
-    Task("brain_aneurysm", ("Dataset615_MAXIMUS",), modality="MR", all_folds=True),
+    Task("brain_aneurysm", ("Dataset615_MAXIMUS",), (1,), modality="MR", all_folds=True),
     Task(
         "heartchambers_highres",
         ("Dataset301_heart_highres_1559subj",),
@@ -204,6 +205,11 @@ def is_known(dataset: str) -> bool:
 def is_dataset(name: str) -> bool:
     """Returns True if a data set of this name is TotalSegmentator's, also of a version with other tasks."""
     return is_known(name) or _NAME.fullmatch(name) is not None
+
+
+def is_distinct(dataset: str) -> bool:
+    """Returns True for a name that nobody else gives a data set: it has the number of subjects."""
+    return re.search(r"_\d+subj", dataset) is not None
 
 
 def label_count(dataset: str) -> int | None:

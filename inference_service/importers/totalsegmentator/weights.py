@@ -11,7 +11,7 @@ from inference_service.formats.archives.zip_archive import opened_zip, require_r
 from inference_service.importers.nnunet.fields import MAX_BYTES, Fields, one_line, parse_json, read_json
 from inference_service.importers.nnunet.results_folder import DATASET_FILE, PLANS_FILE, find_folders
 from inference_service.importers.source_files import unpack_named
-from inference_service.importers.totalsegmentator.tasks import is_dataset, label_count
+from inference_service.importers.totalsegmentator.tasks import is_dataset, is_distinct, label_count
 
 _ZIP = ".zip"
 _MAX_PLANS = 8
@@ -94,7 +94,7 @@ def opened(dataset: str, path: Path, scratch: Path) -> Path:
 def _named(source: Path) -> Iterator[tuple[str | None, Path]]:
     """The folder or zip of each data set, with its name if it is TotalSegmentator's."""
     folders = [folder.path for folder in find_folders(source)]
-    names = {folder: _first([folder.parent.name, *_stated(folder)]) for folder in folders}
+    names = {folder: _first(_stated(folder)) for folder in folders}
     for folder, name in names.items():
         beside = {each for path, each in names.items() if path.parent == folder.parent}
         # Results folders of several data sets may lie in one folder.
@@ -114,9 +114,10 @@ def _first(names: Sequence[str]) -> str | None:
 
 
 def _stated(folder: Path) -> list[str]:
-    """The names of the data set in the files of a results folder, which may be damaged.
+    """The names of the data set by the folder of a results folder and by its files, which may be damaged.
 
-    Plans that were copied for another training keep the name, but not the number of labels.
+    Plans that were copied for another training keep the name, but not the number of labels. Nor has a data set of other
+    people that is called as one of TotalSegmentator's.
     """
     files = {}
     for file in _NAMES:
@@ -125,7 +126,13 @@ def _stated(folder: Path) -> list[str]:
     labels = files[DATASET_FILE].values.get("labels") if DATASET_FILE in files else None
     count = len(labels) - 1 if isinstance(labels, dict) else None
     names = [name for file, fields in files.items() for name in _text(fields, _NAMES[file])]
-    return [name for name in names if None in (count, label_count(name)) or count == label_count(name)]
+    fitting = [
+        name
+        for name in [folder.parent.name, *names]
+        if None in (count, label_count(name)) or count == label_count(name)
+    ]
+    # A wrong number of labels is refused later where the folder's name leaves no doubt.
+    return [folder.parent.name, *fitting] if is_distinct(folder.parent.name) else fitting
 
 
 def _of_zip(path: Path) -> list[str] | None:

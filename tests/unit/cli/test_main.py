@@ -849,3 +849,10 @@ def test_a_model_of_several_channels_is_verified(two_scans: dict[str, Path], tmp
     assert run("models", "verify", "sums").exit_code == 0
     refused = run("models", "verify", "sums", "--precision", "bf16", "--volume", two_scans["T1"])
     assert "the model takes 2 channels" in refused.stderr
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "0", "x"])
+def test_a_time_limit_is_a_number(tmp_path: Path, limit: str) -> None:
+    result = run("models", "import", tmp_path, "--name", "a", "--time-limit", limit)
+    assert result.exit_code == 2
+    assert "--time-limit" in result.output

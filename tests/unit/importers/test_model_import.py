@@ -54,7 +54,9 @@ def run(tmp_path: Path, make_model: Callable[..., Model], monkeypatch: pytest.Mo
     monkeypatch.setattr(model_import, "_PACKAGES", ())
 
     def run_import(*, request: dict[str, object] | None = None, **changes: object) -> Imported:
-        monkeypatch.setattr(model_import, "find_importer", lambda source: (Installed(model, **changes), source))
+        monkeypatch.setattr(
+            model_import, "find_importer", lambda source, task=None: (Installed(model, **changes), source)
+        )
         values = {"source": model.folder, "name": "copy", "version": "1", **(request or {})}
         settings = Settings(models_path=tmp_path / "models", work_path=tmp_path)
         return import_model(ImportRequest(**values), settings, no_progress)  # type: ignore[arg-type]

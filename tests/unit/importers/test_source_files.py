@@ -1,3 +1,4 @@
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -88,6 +89,13 @@ def test_a_zip_is_unpacked_within_limits(tmp_path: Path) -> None:
     with pytest.raises(InputTooLarge, match="unpacks to more"):
         unpack_named(bomb, tmp_path / "out", max_bytes=10**5)
     assert (tmp_path / "out" / "zeros").stat().st_size <= 10**5
+
+
+def test_a_zip_fits_on_the_disk_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=2**26 + 10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(InputTooLarge, match="more than 100000 bytes, which fit here"):
+        unpack_named(archive(tmp_path / "x.zip", {"zeros": bytes(10**6)}), tmp_path / "out")
 
 
 def test_a_file_and_a_folder_of_one_name_are_refused(tmp_path: Path) -> None:

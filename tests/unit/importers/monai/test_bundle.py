@@ -617,6 +617,7 @@ NETWORK = CONFIG["network_def"]
         ({"inferer": {"_target_": "SliceInferer", "roi_size": [32, 32]}}, "a network for planes"),
         ({"network_def": "$monai.networks.nets.vista3d132(in_channels=1)"}, "vista3d132: a network of this class"),
         ({"network_def": "$monai.networks.nets.UNet(3, 1, 3)"}, "monai.networks.nets.UNet"),
+        ({"evaluator": EVALUATOR | {"mode": "train"}}, "mode"),
         ({"evaluator": EVALUATOR | {"prepare_batch": "$lambda batch, device, _: batch"}}, "prepare_batch"),
         ({"evaluator": EVALUATOR | {"iteration_update": "$scripts.update"}}, "iteration_update"),
         ({"evaluator": {"_target_": "EnsembleEvaluator", "networks": []}}, "several networks"),
@@ -687,6 +688,39 @@ def test_what_a_manifest_cannot_say_is_refused_by_name(read: Read, items: dict[s
 def test_missing_weights_are_named(read: Read) -> None:
     with pytest.raises(InputNotFound, match=r"models/other.pt"):
         read(checkpointloader={"_target_": "CheckpointLoader", "load_path": "models/other.pt"})
+
+
+LOADER = {"_target_": "CheckpointLoader", "load_path": "models/model.pt"}
+OTHER_LOADER = {"_target_": "CheckpointLoader", "load_path": "models/pretrain.pt"}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        {"checkpointloader": OTHER_LOADER | {"_disabled_": True}},
+        {"pretraining": OTHER_LOADER, "evaluator": {"_target_": "SupervisedEvaluator", "val_handlers": [LOADER]}},
+        {"again": LOADER},
+    ],
+)
+def test_the_checkpoint_is_the_one_that_the_evaluator_loads(read: Read, items: dict[str, Any]) -> None:
+    where = {each.what: each.where for each in read(**items).taken}
+    assert where["its weights"] == "models/model.pt"
+
+
+@pytest.mark.parametrize(
+    ("items", "named"),
+    [
+        ({"pretraining": OTHER_LOADER}, "models/pretrain.pt"),
+        (
+            {"checkpointloader": None, "initialize": ["$@network.load_state_dict(torch.load('x'))"]},
+            "initialize#0: it loads weights by Python",
+        ),
+    ],
+)
+def test_weights_that_are_in_doubt_are_refused(read: Read, items: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelInvalid) as refused:
+        read(**items)
+    assert named in str(refused.value)
 
 
 def test_unnamed_labels_are_asked_for(read: Read) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference_service.core.errors import BadRequest, InputCorrupt
+from inference_service.importers.registry import NNUNET_TASK, find_importer
 from inference_service.importers.totalsegmentator.weights import find_weights, opened
 
 NAME = "Dataset297_TotalSegmentator_total_3mm_1559subj"
@@ -50,6 +51,25 @@ def test_plans_that_were_copied_for_another_training_do_not_count(tmp_path: Path
         labels = {f"label {value}": value for value in range(1 + count)}
         (results / "dataset.json").write_text(json.dumps({"labels": labels}))
         assert find_datasets(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "own"),
+    [("Dataset113_ToothFairy3", 3, False), ("Dataset113_ToothFairy3", 77, True), (NAME, 3, True)],
+)
+def test_a_name_that_others_may_give_needs_the_number_of_labels(
+    tmp_path: Path, name: str, count: int, own: bool
+) -> None:
+    results = results_folder(tmp_path / name, stated=name)
+    labels = {f"label {value}": value for value in range(1 + count)}
+    (results / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert find_datasets(tmp_path) == ({name: results.parent} if own else {})
+
+
+def test_a_data_set_may_be_taken_for_nnunets(tmp_path: Path) -> None:
+    results_folder(tmp_path / NAME, stated=NAME)
+    assert find_importer(tmp_path / NAME)[0].kind == "TotalSegmentator weights"
+    assert find_importer(tmp_path / NAME, task=NNUNET_TASK)[0].kind == "nnU-Net results folder"
 
 
 def test_results_folders_of_several_data_sets_may_lie_in_one_folder(tmp_path: Path) -> None:
