@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from inference_service.contract.manifest import MANIFEST_FILE, Manifest
+from inference_service.contract.task_message import NAME_PATTERN, VERSION_PATTERN
 from inference_service.contract.validation import first_problem
 from inference_service.core.errors import BadRequest, ModelInvalid
 from inference_service.core.scratch_space import scratch_folder
@@ -82,6 +84,7 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
         ServiceError: See the importers, and `Isolation.run`.
     """
     _require_packages()
+    _require_identity(request)
     target = settings.own_models_path / request.name / request.version
     if target.exists():
         raise BadRequest(f"model {request.name} has a version {request.version} already; choose another --version")
@@ -99,12 +102,12 @@ def import_model(request: ImportRequest, settings: Settings, progress: Progress)
             model = importer.read(source, options)
             _require_reference(request, model)
             fields = _fields(request, model)
-            _validated(_with_placeholders(fields, model))
+            _validated(_with_placeholders(fields, model), request.config)
             folder = staged / request.name / request.version
             folder.mkdir(parents=True)
             networks = _export(model, folder, options.isolation, request, progress)
             complete = with_checksums(fields, networks)
-            manifest = _validated(complete)
+            manifest = _validated(complete, request.config)
             (folder / MANIFEST_FILE).write_text(_json(complete))
             progress("loading the model", _EXPORTED if request.compare else 1.0)
             options.isolation.run("check_model", {"folder": str(folder.resolve())})
@@ -138,6 +141,16 @@ def _require_packages() -> None:
     for name in _PACKAGES:
         if find_spec(name) is None:
             raise missing_package(name)
+
+
+def _require_identity(request: ImportRequest) -> None:
+    """Raises BadRequest for a name or version that no model can have."""
+    if not re.fullmatch(NAME_PATTERN, request.name):
+        raise BadRequest(
+            "--name: expected lower-case letters, digits, - and _, at most 64, beginning with one of the former"
+        )
+    if not re.fullmatch(VERSION_PATTERN, request.version):
+        raise BadRequest("--version: expected one to three numbers with dots, such as 1 or 2.0.1")
 
 
 def _options(request: ImportRequest, scratch: Path, models_path: Path) -> ImportOptions:
@@ -174,11 +187,12 @@ def _with_placeholders(fields: Mapping[str, object], model: ImportedModel) -> di
     return with_checksums(fields, [ExportedNetwork(network.file, _NO_SHA256) for network in model.networks])
 
 
-def _validated(fields: Mapping[str, object]) -> Manifest:
+def _validated(fields: Mapping[str, object], config: Path | None) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise ModelInvalid(f"the manifest that follows from the source is invalid at {first_problem(error)}") from error
+        origin = "the source" if config is None else f"{config.name} and the source"
+        raise ModelInvalid(f"the manifest that follows from {origin} is invalid at {first_problem(error)}") from error
 
 
 def _export(

@@ -109,7 +109,8 @@ def complete(
         The fields, and sentences on what was assumed.
 
     Raises:
-        ModelInvalid: Neither the config nor the network says how large a window is, or how many channels there are.
+        ModelInvalid: Neither the config nor the network says how large a window is, or how many channels there are; or
+            they contradict one another.
     """
     if given is not None:
         config = {field: value for field, value in config.items() if field not in ("labels", "outputs")}
@@ -139,9 +140,26 @@ def complete(
     elif "labels" not in config:
         labels, sentence = _labels(signature, str(config.get("activation", activation)))
         assume("labels", labels, sentence)
+    _require_count({**fields, **config}, signature)
     fields.setdefault("description", "A network from a file.")
     fields.setdefault("intended_use", "Not stated by the source. Not a medical device.")
     return {**fields, **config, "window": window}, assumed
+
+
+def _require_count(fields: Mapping[str, object], signature: Signature) -> None:
+    """Checks that there is a label for each output of the network, unless `outputs` maps the one to the other.
+
+    Raises:
+        ModelInvalid: There are more or fewer.
+    """
+    labels = fields.get("labels")
+    if fields.get("outputs") or not isinstance(labels, list) or signature.outputs is None:
+        return
+    if len(labels) != signature.outputs:
+        raise ModelInvalid(
+            f"the config states {len(labels)} labels, and the network has {signature.outputs} output channels: "
+            "state each label, or map channels to labels by `outputs`"
+        )
 
 
 def _channel_names(signature: Signature) -> list[str]:

@@ -86,6 +86,24 @@ def test_values_of_a_ct_below_air_count_as_in_the_source(run: Callable[..., Impo
     assert run(modality="MR", request={"version": "3"}).manifest.air_floor
 
 
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        ({"name": "../up"}, "--name"),
+        ({"name": "Liver"}, "--name"),
+        ({"name": "a\n"}, "--name"),
+        ({"version": "../1"}, "--version"),
+        ({"version": "v1"}, "--version"),
+    ],
+)
+def test_a_name_that_no_model_can_have_is_refused_first(
+    run: Callable[..., Imported], tmp_path: Path, request_: dict[str, str], named: str
+) -> None:
+    with pytest.raises(BadRequest, match=named):
+        run(request=request_)
+    assert left(tmp_path / "models") == []
+
+
 def test_an_existing_version_is_not_replaced(run: Callable[..., Imported], tmp_path: Path) -> None:
     first = run()
     before = (first.folder / "import.json").stat()

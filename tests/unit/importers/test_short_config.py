@@ -31,6 +31,14 @@ def test_given_labels_come_first() -> None:
     assert (manifest["labels"], manifest["outputs"]) == ([{"name": "a", "value": 3}], [{"channel": 0, "value": 3}])
 
 
+def test_there_is_a_label_for_each_output() -> None:
+    labels = [{"name": "background", "value": 0}, {"name": "brain", "value": 1}]
+    with pytest.raises(ModelInvalid, match="states 2 labels, and the network has 3 output channels"):
+        complete({"labels": labels}, Signature(1, 3, (1, 1, 1)), None)
+    mapped = {"labels": labels, "outputs": [{"channel": 2, "value": 1}]}
+    assert complete(mapped, Signature(1, 3, (1, 1, 1)), None)[0]["outputs"] == mapped["outputs"]
+
+
 @pytest.mark.parametrize(
     ("signature", "named"),
     [
