@@ -3,15 +3,20 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from sqlalchemy import delete
 
 from inference_service.core.settings import Settings, get_settings
 from inference_service.embedded.phantom import chest_phantom
 from inference_service.embedded.servers import Servers, start_servers
 from inference_service.embedded.stack import settings_for
 from inference_service.formats.nifti import write_volume
+from inference_service.jobs.database import connect
+from inference_service.jobs.schema import JobRow
 from inference_service.worker.deployment import prepare
 
 REPOSITORY = Path(__file__).parent.parent
@@ -42,6 +47,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with start_servers(tmp_path_factory.mktemp("servers"), durable=False) as running:
         prepare(settings_for(running.environment))
         yield running
+
+
+@pytest.fixture(scope="module")
+def no_jobs_left(servers: Servers) -> Iterator[None]:
+    """Removes all jobs and messages after the tests of a module: the workers of later tests would run them."""
+    yield
+    settings = settings_for(servers.environment)
+    with Redis.from_url(settings.broker_url) as redis:
+        redis.flushdb()
+    with closing(connect(settings)) as database, database.begin() as connection:
+        connection.execute(delete(JobRow))
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from inference_service.jobs.schema import TokenRow, UploadRow, WebhookRow
 from inference_service.jobs.storage.object_storage import Storage
 from inference_service.jobs.tokens import Limits, TokenRole
 
+pytestmark = pytest.mark.usefixtures("no_jobs_left")
+
 _MB = 2**20
 REQUEST = {"input": {"key": "scan"}, "model": "ct-tissue"}
 FORM = json.dumps({"model": "ct-tissue"})

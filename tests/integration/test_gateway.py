@@ -33,6 +33,8 @@ from inference_service.jobs.tokens import Limits, TokenRole
 from inference_service.jobs.worker_registry import InstalledModel, Role, WorkerIdentity, record_heartbeat
 from inference_service.worker.task import TaskHandler
 
+pytestmark = pytest.mark.usefixtures("no_jobs_left")
+
 REQUEST = {"input": {"key": "scan"}, "model": "ct-tissue"}
 FORM = {"request": json.dumps({"model": "ct-tissue"})}
 

@@ -26,6 +26,8 @@ from inference_service.jobs import attempts, job_store, resubmission, webhooks
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.schema import JobRow, WebhookRow
 
+pytestmark = pytest.mark.usefixtures("no_jobs_left")
+
 REQUEST = parse_request({"input": {"key": "scan"}, "model": "ct-tissue"})
 SECRET = b"the secret of a test"
 Calls = list[tuple[str, dict[str, str], bytes]]
