@@ -176,7 +176,7 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class FollowOptions:
-    """Whether a command waits for what it submits, and whether that is one scan or many.
+    """Options of a command that submits jobs and may follow them.
 
     Attributes:
         wait: Whether to wait until the jobs are finished.
@@ -323,7 +323,7 @@ follow_options = _grouped(
         "target",
         metavar="OUT",
         type=click.Path(path_type=Path, file_okay=False),
-        help="With --each, the folder of the results, and of what a further run needs to go on.",
+        help="With --each, the folder of the results. A further run with the same folder goes on.",
     ),
     click.option(
         "--at-once",

@@ -37,7 +37,7 @@ class ServiceProcess(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is, for messages."""
+        """The name of the process in messages."""
 
     @property
     @abstractmethod
@@ -194,8 +194,8 @@ class GatewayProcess(ServiceProcess):
 
     @property
     def further_environment(self) -> Mapping[str, str]:
-        """The address."""
-        return {"GATEWAY_HOST": HOST, "GATEWAY_PORT": str(self.port)}
+        """The port, and the address of this machine unless the environment has another one."""
+        return {"GATEWAY_HOST": self.environment.get("GATEWAY_HOST", HOST), "GATEWAY_PORT": str(self.port)}
 
     @property
     def address(self) -> str:

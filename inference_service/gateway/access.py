@@ -1,4 +1,4 @@
-"""Who asks, and what they may do: bearer tokens, the session of a browser, limits.
+"""Finds the caller of a request by its bearer token or its browser's session, and checks role and limits.
 
 While the database has no token, the gateway listens to its own machine alone, and everyone there may do everything.
 """
@@ -112,7 +112,7 @@ class Access:
 
     @property
     def needs_token(self) -> bool:
-        """Whether a request must have a token."""
+        """True if a request must have a token."""
         return not self._local
 
     def caller(self, request: Request) -> Caller:
@@ -124,7 +124,8 @@ class Access:
         if self._local:
             _require_local(request)
         bearer = self.bearer(request)
-        secret = bearer or request.cookies.get(COOKIE)
+        # Of an earlier session, when there were tokens, a browser may still have the cookie.
+        secret = bearer if self._local else bearer or request.cookies.get(COOKIE)
         # A browser sends a cookie, and reaches this machine, on behalf of any page.
         if bearer is None and request.method not in _SAFE_METHODS:
             _require_same_origin(request)

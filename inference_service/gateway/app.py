@@ -2,7 +2,7 @@
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from http import HTTPStatus
@@ -13,9 +13,11 @@ import httpx
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inference_service.client import Client
 from inference_service.core.errors import DatabaseUnavailable, ErrorCode, ServiceError
@@ -86,7 +88,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
     app.include_router(service_api.router)
     app.state.observation = observation
     _handle_errors(app)
-    app.middleware("http")(_secured)
+    app.add_middleware(_secured)
     app.add_middleware(observation.middleware)
     _describe(app)
     return app
@@ -136,11 +138,20 @@ async def _report_ends(gateway: Gateway) -> None:
                 await anyio.sleep(_REPORT_PERIOD_S)
 
 
-async def _secured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    for name, value in _SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
+def _secured(app: ASGIApp) -> ASGIApp:
+    """Wraps an application so that its answers have the headers by which browsers protect people."""
+
+    async def secured(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await app(scope, receive, send_secured)
+
+    return secured
 
 
 def _handle_errors(app: FastAPI) -> None:

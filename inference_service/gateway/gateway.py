@@ -1,4 +1,4 @@
-"""What the calls of the gateway share: the client, the jobs' database, the object storage, who may do what."""
+"""The parts that the calls of the gateway share, and the parameters by which a call gets them."""
 
 from dataclasses import dataclass
 from typing import Annotated

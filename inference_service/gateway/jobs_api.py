@@ -19,7 +19,7 @@ from inference_service.gateway import submitting
 from inference_service.gateway.downloads import Download, answer, answer_zip
 from inference_service.gateway.gateway import InGateway, Reader, Submitter
 from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
-from inference_service.gateway.views import JobDetail, JobPage, JobView, TransitionView, WebhookView
+from inference_service.gateway.views import JobDetail, JobPage, JobView
 from inference_service.jobs import webhooks
 from inference_service.jobs.job_store import Job, JobFilter, PagePosition
 from inference_service.jobs.schema import JobState
@@ -142,9 +142,8 @@ def list_jobs(
 @router.get("/{job_id}", response_model=JobDetail, responses=PROBLEMS)
 def show_job(gateway: InGateway, job: VisibleJob) -> JobDetail:
     """Shows a job and the changes of its state."""
-    transitions = [TransitionView.model_validate(each) for each in gateway.client.transitions(job.id)]
-    found = webhooks.state(gateway.database, job.id)
-    webhook = None if found is None else WebhookView.model_validate(found)
+    transitions = list(gateway.client.transitions(job.id))
+    webhook = webhooks.state(gateway.database, job.id)
     return JobDetail(**JobView.model_validate(job).model_dump(), transitions=transitions, webhook=webhook)
 
 
@@ -171,8 +170,7 @@ async def follow_job(
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else 0
     async for event in gateway.events.events(job.id, after=after):
         if event.transition is not None:
-            data = TransitionView.model_validate(event.transition).model_dump(mode="json")
-            yield ServerSentEvent(event="transition", id=str(event.transition_id), data=data)
+            yield ServerSentEvent(event="transition", id=str(event.transition_id), data=event.transition)
         else:
             yield ServerSentEvent(event="progress", data=event.progress)
 

@@ -11,7 +11,7 @@ from inference_service.core.errors import QueueUnavailable, ServiceError
 from inference_service.gateway.access import COOKIE
 from inference_service.gateway.gateway import InGateway, Reader
 from inference_service.gateway.problems import PROBLEMS
-from inference_service.gateway.views import Health, ModelView, Queues, Session, WorkerView
+from inference_service.gateway.views import Health, ModelView, Queues, Session
 from inference_service.jobs import job_store
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.worker_registry import Worker
@@ -33,7 +33,7 @@ def list_models(gateway: InGateway, _caller: Reader) -> list[ModelView]:
     ]
 
 
-@router.get("/v1/workers", response_model=list[WorkerView], responses=PROBLEMS)
+@router.get("/v1/workers", response_model=list[Worker], responses=PROBLEMS)
 def list_workers(gateway: InGateway, caller: Reader) -> list[Worker]:
     """Lists the workers seen within a day; the jobs that they run are for the role admin."""
     found = gateway.client.workers()
@@ -53,7 +53,7 @@ def count_queues(gateway: InGateway, _caller: Reader) -> Queues:
 
 @router.get("/v1/session", response_model=Session, responses=PROBLEMS)
 def show_session(gateway: InGateway, caller: Reader) -> Session:
-    """Says whose token the request has."""
+    """Shows the name and the role of the request's token."""
     return Session(name=caller.name, role=caller.role, needs_token=gateway.access.needs_token)
 
 
@@ -74,9 +74,9 @@ def end_session(_caller: Reader, response: Response) -> None:
 
 @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
 def check_health(gateway: InGateway, response: Response) -> Health:
-    """Says what the gateway reaches. The answer is 503 if it cannot take jobs."""
+    """Checks the servers that the gateway needs. The answer is 503 if it cannot take jobs."""
     found = Health(
-        database=_works(lambda: gateway.database.ping()),
+        database=_works(gateway.database.ping),
         storage=_works(lambda: gateway.storage.require_bucket(gateway.settings.minio_input_bucket)),
         queues=_works(gateway.client.queue_depths),
     )

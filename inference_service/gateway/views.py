@@ -1,4 +1,4 @@
-"""What the gateway answers: the rows of the task contract as JSON."""
+"""The answers of the gateway, and the body of a submission, as they are in JSON."""
 
 from datetime import datetime
 from typing import Any
@@ -9,9 +9,10 @@ from pydantic.config import JsonDict
 
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.files import Checksum
+from inference_service.jobs.job_store import Transition
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.tokens import TokenRole
-from inference_service.jobs.worker_registry import Role
+from inference_service.jobs.webhooks import WebhookState
 
 _JOB_ID = "5f0c6a0e-5d52-4b60-9a57-0a3a2f1c9d10"
 _REQUEST: JsonDict = {"input": {"key": "uploads/8d1c.nii.gz"}, "model": "ct-chest", "priority": "urgent"}
@@ -33,12 +34,10 @@ class Submission(BaseModel):
     )
 
 
-class _View(BaseModel):
-    model_config = ConfigDict(from_attributes=True, frozen=True)
-
-
-class JobView(_View):
+class JobView(BaseModel):
     """A job's row."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
 
     id: UUID
     state: JobState
@@ -68,31 +67,11 @@ class JobView(_View):
     error_message: str | None
 
 
-class TransitionView(_View):
-    """One change of a job's state."""
-
-    at: datetime
-    from_state: str | None
-    to_state: str
-    attempt: int
-    worker: str | None
-    detail: str | None
-
-
-class WebhookView(_View):
-    """What became of a job's webhook."""
-
-    url: str
-    attempts: int = Field(description="Attempts to report the last end of the job.")
-    settled: bool = Field(description="Whether that end is reported, or given up.")
-    error: str | None = Field(description="Why the last attempt failed; null where it did not.")
-
-
 class JobDetail(JobView):
     """A job's row, the changes of its state, oldest first, and its webhook."""
 
-    transitions: list[TransitionView]
-    webhook: WebhookView | None
+    transitions: list[Transition]
+    webhook: WebhookState | None
 
 
 class JobPage(BaseModel):
@@ -109,20 +88,6 @@ class ModelView(BaseModel):
     version: str
     manifest_sha256: str
     workers: list[str] = Field(description="Names of these workers.")
-
-
-class WorkerView(_View):
-    """A worker seen within a day."""
-
-    name: str
-    role: Role
-    concurrency: int
-    providers: list[str]
-    queues: list[str]
-    paused: str | None = Field(description="Why the worker takes no jobs; null while it does.")
-    started_at: datetime
-    silent_s: float = Field(description="Seconds since its last sign of life.")
-    jobs: list[UUID]
 
 
 class Queues(BaseModel):

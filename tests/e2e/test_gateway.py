@@ -1,14 +1,10 @@
 """The gateway as a process of its own: its memory, many callers at once, and its sudden end."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +15,13 @@ from uuid import UUID
 import httpx
 import psutil
 import pytest
+from faults import wait_for
 from sqlalchemy import Row, delete, func, select, update
 
 from inference_service.core.settings import Settings
+from inference_service.embedded.process import free_port
 from inference_service.embedded.servers import Servers
+from inference_service.embedded.service_process import GatewayProcess, start_gateway
 from inference_service.gateway.upload_sweep import sweep_uploads
 from inference_service.jobs import job_store, tokens
 from inference_service.jobs.database import Database, connect
@@ -50,60 +49,31 @@ def token(database: Database) -> Iterator[str]:
         connection.execute(delete(TokenRow))
 
 
-class GatewayProcess:
-    """A gateway that runs as a process of its own, and its client."""
-
-    def __init__(self, servers: Servers, log: Path, **settings: str) -> None:
-        self.log = log
-        self._environment = {**os.environ, **servers.environment, **settings}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Starts it, and waits until it answers."""
-        command = [sys.executable, "-m", "inference_service", "gateway"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env={**self._environment, "GATEWAY_PORT": str(self.port)}, stdout=log, stderr=log
-            )
-        wait_until(self.answers)
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return httpx.get(f"{self.address}/healthz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def peak_mb(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-
-
 @pytest.fixture
 def gateway(servers: Servers, token: str, tmp_path: Path) -> Iterator[GatewayProcess]:
-    started = GatewayProcess(servers, tmp_path / "gateway.log")
-    started.start()
-    yield started
-    started.process.terminate()
-    assert started.process.wait(20) == 128 + signal.SIGTERM, started.log.read_text()
+    with start_gateway(servers.environment, folder=tmp_path, port=free_port()) as started:
+        yield started
+    assert started.process.returncode == 128 + signal.SIGTERM, started.log_path.read_text()
 
 
 def client(gateway: GatewayProcess, token: str) -> httpx.Client:
     return httpx.Client(base_url=gateway.address, headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 30) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def kill(gateway: GatewayProcess) -> None:
+    gateway.process.kill()
+    gateway.process.wait()
+
+
+def restart(gateway: GatewayProcess) -> None:
+    gateway.start()
+    gateway.wait_until_ready()
+
+
+def peak_mb(gateway: GatewayProcess) -> float:
+    status = Path(f"/proc/{gateway.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def upload(api: httpx.Client, size_mb: int, *, pause: threading.Event | None = None, key: str = "") -> httpx.Response:
@@ -137,7 +107,7 @@ def test_an_upload_takes_little_memory(
     with closing(Storage(settings)) as storage:
         assert storage.size("volumes", key) == size_mb * _MB
         storage.remove("volumes", key)
-    assert gateway.peak_mb() < 300
+    assert peak_mb(gateway) < 300
 
 
 def test_killed_in_the_middle_of_an_upload(
@@ -147,15 +117,15 @@ def test_killed_in_the_middle_of_an_upload(
     before = newest_upload(database)
     with client(gateway, token) as api, ThreadPoolExecutor(1) as pool:
         sending = pool.submit(upload, api, 20, pause=paused, key="night")
-        wait_until(lambda: newest_upload(database) != before)
+        wait_for(lambda: newest_upload(database) != before)
         row = newest_upload(database)
-        gateway.kill()
+        kill(gateway)
         paused.set()
         assert isinstance(sending.exception(), httpx.TransportError)
         assert row is not None
         assert row.job_id is not None
         assert job_store.get(database, row.job_id) is None
-        gateway.start()
+        restart(gateway)
         again = upload(api, 1, key="night")
         assert again.status_code == 201
         assert UUID(again.json()["id"]) == row.job_id
@@ -187,10 +157,10 @@ def test_killed_in_the_middle_of_submits(gateway: GatewayProcess, token: str, da
     with client(gateway, token) as api, ThreadPoolExecutor(4) as pool:
         before = job_store.count(database)
         first = pool.map(submit, keys)
-        wait_until(lambda: job_store.count(database) > before + 10)
-        gateway.kill()
+        wait_for(lambda: job_store.count(database) > before + 10)
+        kill(gateway)
         accepted = [job_id for job_id in first if job_id]
-        gateway.start()
+        restart(gateway)
         ids = list(pool.map(submit, keys))
     assert None not in ids
     assert len(set(ids)) == len(keys)
@@ -216,28 +186,28 @@ def test_killed_in_the_middle_of_a_webhook(servers: Servers, token: str, databas
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as receiver:
         threading.Thread(target=receiver.serve_forever).start()
         url = f"http://127.0.0.1:{receiver.server_port}/"
-        started = GatewayProcess(
-            servers,
-            tmp_path / "gateway.log",
-            WEBHOOK_PREFIXES=json.dumps([url]),
-            WEBHOOK_SECRET="the secret of a test",
-            WEBHOOK_PRIVATE_ADDRESSES="true",
-        )
+        environment = {
+            **servers.environment,
+            "WEBHOOK_PREFIXES": json.dumps([url]),
+            "WEBHOOK_SECRET": "the secret of a test",
+            "WEBHOOK_PRIVATE_ADDRESSES": "true",
+        }
         try:
-            started.start()
-            with client(started, token) as api:
+            with (
+                start_gateway(environment, folder=tmp_path, port=free_port()) as started,
+                client(started, token) as api,
+            ):
                 path = api.post("/v1/jobs", json={"request": REQUEST, "webhook": url}).headers["Location"]
                 api.delete(path)
-                wait_until(lambda: len(heard) == 1)
-                started.kill()
-                started.start()
+                wait_for(lambda: len(heard) == 1)
+                kill(started)
+                restart(started)
                 assert api.get(path).json()["webhook"]["settled"] is False
                 with database.begin() as connection:
                     connection.execute(update(WebhookRow).values(due_at=func.now()))
-                wait_until(lambda: api.get(path).json()["webhook"]["settled"])
+                wait_for(lambda: api.get(path).json()["webhook"]["settled"])
         finally:
             released.set()
-            started.kill()
             receiver.shutdown()
     assert len(heard) == 2
     assert len(set(heard)) == 1
@@ -267,15 +237,9 @@ def listen(gateway: GatewayProcess, token: str, job_id: str) -> list[str]:
 
 
 def test_without_tokens_it_listens_to_its_machine_alone(servers: Servers, tmp_path: Path) -> None:
-    started = GatewayProcess(servers, tmp_path / "gateway.log", GATEWAY_HOST="0.0.0.0")
-    started.start()
-    try:
-        (listening,) = (
-            each for each in psutil.Process(started.process.pid).net_connections() if each.status == "LISTEN"
-        )
+    environment = {**servers.environment, "GATEWAY_HOST": "0.0.0.0"}
+    with start_gateway(environment, folder=tmp_path, port=free_port()) as started:
+        (listening,) = (each for each in psutil.Process(started.pid).net_connections() if each.status == "LISTEN")
         assert listening.laddr.ip == "127.0.0.1"
-        assert "there are no tokens" in started.log.read_text()
+        assert "there are no tokens" in started.log_path.read_text()
         assert httpx.get(f"{started.address}/v1/session").json()["role"] == "admin"
-    finally:
-        started.process.send_signal(signal.SIGTERM)
-        started.process.wait(20)

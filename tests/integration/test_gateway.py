@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from zipfile import ZipFile
 
 import httpx
 import pytest
+from faults import wait_for
 from gateway_server import served
 from jobs_in_process import Request
 from sqlalchemy import delete, func, select
@@ -202,8 +202,8 @@ def test_what_a_refused_or_broken_upload_stored_is_removed(
             f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body) + 1000}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
-        wait_until(lambda: len(unclaimed(database, name)) == 2)
-    wait_until(lambda: all(row.remove_after <= row.now for row in unclaimed(database, name)))
+        wait_for(lambda: len(unclaimed(database, name)) == 2)
+    wait_for(lambda: all(row.remove_after <= row.now for row in unclaimed(database, name)))
     rows = unclaimed(database, name)
     sweep_uploads(database, storage)
     for row in rows:
@@ -217,13 +217,6 @@ def unclaimed(database: Database, name: str) -> list[Any]:
     with database.connection() as connection:
         rows = connection.execute(statement).all()
     return [row for row in rows if job_store.get(database, row.job_id) is None]
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -333,6 +326,8 @@ def test_a_browser_carries_the_token_as_a_cookie(client: httpx.Client, address: 
 def test_without_tokens_only_this_machine_may_ask(settings: Settings) -> None:
     with served(settings, local=True) as address:
         assert httpx.get(f"{address}/v1/session").json() == {"name": "local", "role": "admin", "needs_token": False}
+        stale = httpx.get(f"{address}/v1/session", headers={"Cookie": "inference_session=removed"})
+        assert stale.json()["name"] == "local"
         rebound = httpx.get(f"{address}/v1/session", headers={"Host": "rebound.example"})
         assert problem(rebound) == (403, "forbidden")
         forged = httpx.post(f"{address}/v1/jobs", json={"request": REQUEST}, headers={"Origin": "https://a.example"})
