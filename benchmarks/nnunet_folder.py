@@ -16,7 +16,7 @@ _AXES = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Planned:
-    """What plans say of one configuration.
+    """One configuration of a network in plans.
 
     Attributes:
         name: Its name.

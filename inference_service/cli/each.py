@@ -9,7 +9,7 @@ import click
 from inference_service.cli.display import ProgressDisplay, console, print_json, printable
 from inference_service.cli.exit_codes import ExitCode, exit_code
 from inference_service.cohort.cohort_run import CohortRun
-from inference_service.cohort.result_folder import RESERVED_NAMES, open_results
+from inference_service.cohort.result_folder import RESERVED_NAMES, TABLE_FILE, open_results
 from inference_service.cohort.scan_folder import list_scans
 from inference_service.core.errors import BadRequest, ServiceError
 
@@ -79,7 +79,7 @@ def report_end(run: CohortRun, *, unfinished: int = 0, as_json: bool) -> None:
         unfinished: Number of jobs that are not finished.
         as_json: Whether to print JSON.
     """
-    table = run.results.folder.absolute() / RESERVED_NAMES[0]
+    table = run.results.folder.absolute() / TABLE_FILE
     failures = {name: {"code": error.code, "message": error.message} for name, error in run.failures.items()}
     counts = {"finished": run.finished, "skipped": run.skipped, "failed": len(failures), "unfinished": unfinished}
     if as_json:

@@ -12,9 +12,9 @@ from rich.table import Column, Table
 from inference_service.cli.display import console, print_json
 from inference_service.cli.options import json_option
 from inference_service.core.settings import SUBMITTER_PATTERN, get_settings
-from inference_service.jobs import tokens
 from inference_service.jobs.database import Database, connect
-from inference_service.jobs.tokens import Limits, TokenRole
+from inference_service.jobs.gateway import tokens
+from inference_service.jobs.gateway.tokens import Limits, TokenRole
 
 
 @click.command()

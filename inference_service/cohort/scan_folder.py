@@ -1,6 +1,7 @@
-"""The scans of a folder, each a file, a sub-folder, or files that belong together. Names alone decide, no content.
+"""The scans of a folder, each a file, a sub-folder, or files that belong together.
 
-An upstream has no readers of images; a worker, or `segment`, finds out what a file holds.
+Names decide, as an upstream has no readers of images. Of the content, only the UID is read by which slices of one DICOM
+series side by side are refused.
 """
 
 import hashlib

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from inference_service.gateway.problems import HttpCode, Refusal
+from inference_service.jobs.gateway.tokens import Limits, Token, TokenRole
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.tokens import Limits, Token, TokenRole
 
 COOKIE = "inference_session"
 """The cookie by which a browser's session carries a token."""

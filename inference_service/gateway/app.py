@@ -28,13 +28,13 @@ from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.observation import Observation
 from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
-from inference_service.gateway.upload_sweep import sweep_uploads
-from inference_service.gateway.uploading import MAX_UPLOADS
+from inference_service.gateway.submission.upload_sweep import sweep_uploads
+from inference_service.gateway.submission.uploading import MAX_UPLOADS
 from inference_service.gateway.views import Submission
-from inference_service.gateway.webhook_calls import WebhookSettings
-from inference_service.gateway.webhook_delivery import deliver_due
-from inference_service.jobs import tokens
+from inference_service.gateway.webhooks.calls import WebhookSettings
+from inference_service.gateway.webhooks.delivery import deliver_due
 from inference_service.jobs.database import connect
+from inference_service.jobs.gateway import tokens
 from inference_service.jobs.storage.object_storage import Storage
 
 logger = logging.getLogger(__name__)

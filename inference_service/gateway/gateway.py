@@ -12,8 +12,8 @@ from inference_service.core.settings import Settings
 from inference_service.gateway.access import Access, Caller
 from inference_service.gateway.events import EventHub
 from inference_service.jobs.database import Database
+from inference_service.jobs.gateway.tokens import TokenRole
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.tokens import TokenRole
 
 
 @dataclass(frozen=True)

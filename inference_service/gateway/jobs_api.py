@@ -15,12 +15,12 @@ from pydantic import AfterValidator, AwareDatetime
 from inference_service.contract.result_files import result_files
 from inference_service.contract.task_message import NAME_PATTERN, SegmentRequest
 from inference_service.core.errors import BadRequest, InputNotFound
-from inference_service.gateway import submitting
 from inference_service.gateway.downloads import Download, answer, answer_zip
 from inference_service.gateway.gateway import InGateway, Reader, Submitter
 from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
+from inference_service.gateway.submission import submitting
 from inference_service.gateway.views import JobDetail, JobPage, JobView
-from inference_service.jobs import webhooks
+from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.job_store import Job, JobFilter, PagePosition
 from inference_service.jobs.schema import JobState
 

@@ -12,8 +12,8 @@ from inference_service.core.errors import ConfigurationError
 from inference_service.core.log_config import configure_logging
 from inference_service.core.settings import Settings
 from inference_service.gateway.app import make_app
-from inference_service.jobs import tokens
 from inference_service.jobs.database import connect
+from inference_service.jobs.gateway import tokens
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pydantic.config import JsonDict
 
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.files import Checksum
+from inference_service.jobs.gateway.tokens import TokenRole
+from inference_service.jobs.gateway.webhooks import WebhookState
 from inference_service.jobs.job_store import Transition
 from inference_service.jobs.schema import JobState
-from inference_service.jobs.tokens import TokenRole
-from inference_service.jobs.webhooks import WebhookState
 
 _JOB_ID = "5f0c6a0e-5d52-4b60-9a57-0a3a2f1c9d10"
 _REQUEST: JsonDict = {"input": {"key": "uploads/8d1c.nii.gz"}, "model": "ct-chest", "priority": "urgent"}

@@ -1,4 +1,4 @@
-"""What to give in place of a source that no importer recognises: the folder it belongs to, or one in it."""
+"""Finds the folder or file to give in place of a source that no importer recognises: one above it, or one in it."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _PARTS = {
 
 
 def hint(source: Path, importers: Sequence[Importer]) -> str:
-    """Returns a clause that says what to give in place of a source; empty if nothing is found.
+    """Returns a clause with the folder or file to give in place of a source; empty if nothing is found.
 
     Args:
         source: A source that none of the importers recognises.

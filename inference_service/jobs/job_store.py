@@ -17,8 +17,8 @@ from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, JobCancelled
 from inference_service.core.files import Checksum
 from inference_service.core.tracing import TraceContext
-from inference_service.jobs import webhooks
 from inference_service.jobs.database import Database, is_lock_conflict
+from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
 

@@ -22,12 +22,13 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.process import free_port
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.service_process import GatewayProcess, start_gateway
-from inference_service.gateway.upload_sweep import sweep_uploads
-from inference_service.jobs import job_store, tokens
+from inference_service.gateway.submission.upload_sweep import sweep_uploads
+from inference_service.jobs import job_store
 from inference_service.jobs.database import Database, connect
+from inference_service.jobs.gateway import tokens
+from inference_service.jobs.gateway.tokens import Limits, TokenRole
 from inference_service.jobs.schema import TokenRow, UploadRow, WebhookRow
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.tokens import Limits, TokenRole
 
 pytestmark = pytest.mark.usefixtures("no_jobs_left")
 

@@ -33,9 +33,9 @@ from inference_service.core.settings import Settings
 from inference_service.embedded.servers import start_servers
 from inference_service.embedded.service_process import WorkerProcess, start_worker
 from inference_service.embedded.stack import settings_for
-from inference_service.gateway.upload_sweep import sweep_uploads
-from inference_service.jobs import uploads
+from inference_service.gateway.submission.upload_sweep import sweep_uploads
 from inference_service.jobs.database import connect
+from inference_service.jobs.gateway import uploads
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.queues.celery_app import make_app
 from inference_service.jobs.queues.redis_state import fetch_redis_state

@@ -23,13 +23,15 @@ from sqlalchemy import delete, func, select
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import settings_for
-from inference_service.gateway import form, server
-from inference_service.gateway.upload_sweep import sweep_uploads
-from inference_service.jobs import job_store, tokens
+from inference_service.gateway import server
+from inference_service.gateway.submission import form
+from inference_service.gateway.submission.upload_sweep import sweep_uploads
+from inference_service.jobs import job_store
 from inference_service.jobs.database import Database
+from inference_service.jobs.gateway import tokens
+from inference_service.jobs.gateway.tokens import Limits, TokenRole
 from inference_service.jobs.schema import TokenRow, UploadRow
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.tokens import Limits, TokenRole
 from inference_service.jobs.worker_registry import InstalledModel, Role, WorkerIdentity, record_heartbeat
 from inference_service.worker.task import TaskHandler
 

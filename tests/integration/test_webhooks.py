@@ -19,11 +19,12 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, InputCorrupt
 from inference_service.core.settings import Settings
-from inference_service.gateway import webhook_calls
-from inference_service.gateway.webhook_calls import WebhookSettings, check_url
-from inference_service.gateway.webhook_delivery import deliver_due
-from inference_service.jobs import attempts, job_store, resubmission, webhooks
+from inference_service.gateway.webhooks import calls as webhook_calls
+from inference_service.gateway.webhooks.calls import WebhookSettings, check_url
+from inference_service.gateway.webhooks.delivery import deliver_due
+from inference_service.jobs import attempts, job_store, resubmission
 from inference_service.jobs.database import Database, connect
+from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.schema import JobRow, WebhookRow
 
 pytestmark = pytest.mark.usefixtures("no_jobs_left")

@@ -13,12 +13,13 @@ from fastapi import Request
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES, SegmentRequest, parse_request
 from inference_service.core.errors import BadRequest, InternalError
 from inference_service.gateway.access import Caller
-from inference_service.gateway.form import FormPart, read_body, read_form
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.problems import HttpCode, Refusal
-from inference_service.gateway.uploading import CHANNEL_FIELD, FILE_FIELD, Uploader
-from inference_service.gateway.webhook_calls import check_url
-from inference_service.jobs import job_store, uploads
+from inference_service.gateway.submission.form import FormPart, read_body, read_form
+from inference_service.gateway.submission.uploading import CHANNEL_FIELD, FILE_FIELD, Uploader
+from inference_service.gateway.webhooks.calls import check_url
+from inference_service.jobs import job_store
+from inference_service.jobs.gateway import uploads
 from inference_service.jobs.job_store import Job
 
 # The key of a file that is not stored yet, in a request that is only validated.

@@ -3,8 +3,8 @@
 import logging
 
 from inference_service.core.errors import StorageUnavailable
-from inference_service.jobs import uploads
 from inference_service.jobs.database import Database
+from inference_service.jobs.gateway import uploads
 from inference_service.jobs.storage.object_storage import Storage, is_outage
 
 logger = logging.getLogger(__name__)

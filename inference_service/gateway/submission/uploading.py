@@ -9,9 +9,9 @@ from anyio.to_thread import run_sync
 
 from inference_service.core.errors import BadRequest, InputTooLarge, ServiceError
 from inference_service.core.files import MAX_FILES, numbered_name
-from inference_service.gateway.form import FormPart
+from inference_service.gateway.submission.form import FormPart
+from inference_service.jobs.gateway.uploads import Upload
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.uploads import Upload
 
 MAX_UPLOADS = 8
 """Files that one process stores at a time; each takes a thread and about 30 MB."""

@@ -6,10 +6,11 @@ import anyio
 import httpx
 from anyio.to_thread import run_sync
 
-from inference_service.gateway.webhook_calls import CallFailed, WebhookSettings, call
-from inference_service.jobs import job_store, webhooks
+from inference_service.gateway.webhooks.calls import CallFailed, WebhookSettings, call
+from inference_service.jobs import job_store
 from inference_service.jobs.database import Database
-from inference_service.jobs.webhooks import DueWebhook
+from inference_service.jobs.gateway import webhooks
+from inference_service.jobs.gateway.webhooks import DueWebhook
 
 logger = logging.getLogger(__name__)
 

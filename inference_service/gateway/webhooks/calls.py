@@ -17,8 +17,8 @@ import httpx
 
 from inference_service.core.errors import BadRequest
 from inference_service.gateway.views import JobView
+from inference_service.jobs.gateway.webhooks import DueWebhook
 from inference_service.jobs.job_store import Job
-from inference_service.jobs.webhooks import DueWebhook
 
 _PORTS = {"http": 80, "https": 443}
 # Less than the time for which a webhook is taken.

@@ -1,0 +1,1 @@
+"""Rows that the HTTP gateway alone uses: tokens, uploads, webhooks."""
