@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.palette import label_colours
 from inference_service.contract.report import LabelReport, Report
 from inference_service.contract.result_files import (
     MASK_FILE,
@@ -243,8 +244,8 @@ def _describe(scan: Scan, mask: NDArray[np.unsignedinteger], manifest: Manifest,
         labels = measure_labels(mask, scan.volume, manifest, components, threads=resources.threads)
     with resources.monitor.stage("preview"):
         modality = scan.modality or manifest.modality
-        colours = {label.value: label.colour for label in manifest.labels if label.colour is not None}
-        preview = draw_preview(scan.volume, mask, labels, components, modality=modality, own_colours=colours)
+        colours = label_colours(manifest.labels)
+        preview = draw_preview(scan.volume, mask, labels, components, modality=modality, colours=colours)
     return _Description(mask, labels, preview)
 
 

@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from inference_service.contract.labels import CodedConcept, Label
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.palette import Rgb, label_colours
 from inference_service.contract.result_files import SegmentationType
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.report_warnings import ReportWarning, WarningCode
@@ -35,7 +36,6 @@ from inference_service.formats.dicom.source_references import (
     refer_to_source,
     stand_in_images,
 )
-from inference_service.imaging.palette import label_colour
 
 # Its messages quote values that may identify a patient.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
@@ -163,12 +163,15 @@ def _build(
 ) -> Segmentation:
     """Builds the object on stand-ins of the first slices, as many as there are planes."""
     title = f"{manifest.name} {manifest.version}"[:_MAX_LONG_STRING]
+    colours = label_colours(manifest.labels)
     with suppress_warnings():
         return Segmentation(
             source_images=list(stand_in_images(source, uids))[: len(planes)],
             pixel_array=planes,
             segmentation_type=SegmentationTypeValues[segmentation_type.upper()],
-            segment_descriptions=[_describe(label, number, manifest) for number, label in enumerate(labels, 1)],
+            segment_descriptions=[
+                _describe(label, number, colours[label.value], manifest) for number, label in enumerate(labels, 1)
+            ],
             series_instance_uid=derive_uid(job_id, segmentation_type, "series"),
             series_number=_SERIES_NUMBER,
             sop_instance_uid=derive_uid(job_id, segmentation_type, "instance"),
@@ -200,7 +203,7 @@ def _number_segments(mask: NDArray[np.unsignedinteger], labels: Sequence[Label])
     return _SegmentPlanes(numbers, is_present[:, 1:])
 
 
-def _describe(label: Label, number: int, manifest: Manifest) -> SegmentDescription:
+def _describe(label: Label, number: int, colour: Rgb, manifest: Manifest) -> SegmentDescription:
     description = SegmentDescription(
         segment_number=number,
         segment_label=label.name,
@@ -213,7 +216,7 @@ def _describe(label: Label, number: int, manifest: Manifest) -> SegmentDescripti
             version=manifest.version,
             parameters={"sha256": manifest.networks_sha256},
         ),
-        display_color=CIELabColor.from_rgb(*label_colour(number - 1, label.colour)),
+        display_color=CIELabColor.from_rgb(*colour),
     )
     if label.modifier is not None:
         modifier = CodedConceptItem.from_code(_concept(label.modifier))

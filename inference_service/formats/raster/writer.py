@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from inference_service.contract.labels import CodedConcept
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.palette import label_colours
 from inference_service.imaging.geometry import LPS_TO_RAS, Affine, spacing_mm
-from inference_service.imaging.palette import label_colour
 
 _NRRD_TYPES = {"u1": "uint8", "u2": "uint16"}
 _METAIMAGE_TYPES = {"u1": "MET_UCHAR", "u2": "MET_USHORT"}
@@ -83,13 +83,13 @@ def write_metaimage(path: Path, mask: NDArray[np.unsignedinteger], affine: Affin
 def _segments(mask: NDArray[np.unsignedinteger], manifest: Manifest) -> Iterator[str]:
     extent = _joined((bound for size in mask.shape for bound in (0, size - 1)), " ")
     labels = [label for label in manifest.labels if label.value]
+    colours = label_colours(manifest.labels)
     for number, label in enumerate(labels):
         segment = f"Segment{number}"
         category, kind = label.category or _TISSUE, label.type or _TISSUE
         yield f"{segment}_ID:=Segment_{label.value}"
         yield f"{segment}_Name:={label.name}"
-        colour = label_colour(number, label.colour)
-        yield f"{segment}_Color:={_joined((round(part / 255, 6) for part in colour), ' ')}"
+        yield f"{segment}_Color:={_joined((round(part / 255, 6) for part in colours[label.value]), ' ')}"
         yield f"{segment}_LabelValue:={label.value}"
         yield f"{segment}_Layer:=0"
         yield f"{segment}_Extent:={extent}"

@@ -5,8 +5,8 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from inference_service.contract.palette import Rgb
 from inference_service.contract.report import LabelReport
-from inference_service.imaging.palette import Rgb
 
 PAGE = (24, 24, 27)
 TEXT = (240, 240, 240)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from inference_service.contract.palette import Rgb
 from inference_service.contract.report import LabelReport
 from inference_service.imaging.components import LabelComponents
 from inference_service.imaging.geometry import Volume
-from inference_service.imaging.palette import NO_COLOURS, Rgb, label_colour
 from inference_service.segmentation.preview.legend import BLACK, PAGE, TEXT, draw_legend, draw_text
 from inference_service.segmentation.preview.planes import (
     AXIAL,
@@ -56,7 +56,7 @@ def draw_preview(
     components: LabelComponents,
     *,
     modality: str,
-    own_colours: Mapping[int, Rgb] = NO_COLOURS,
+    colours: Mapping[int, Rgb],
 ) -> bytes:
     """Draws three planes through the middle of the segmented labels, a strip of axial slices, and a legend.
 
@@ -65,17 +65,17 @@ def draw_preview(
     Args:
         volume: The scan.
         mask: Shape (i, j, k), on the scan's grid.
-        labels: Figures of the manifest's labels, in its order; label 0 is the background, and not drawn.
+        labels: Figures of the manifest's labels, in its order.
         components: Positions of the same labels.
         modality: A CT is shown in an intensity window in HU, any other scan in the range of its values.
-        own_colours: Colours of labels that have one of their own, by value.
+        colours: Colours of the labels that are drawn, by value.
 
     Returns:
         A PNG, of the same size for every scan.
     """
     extractor = PlaneExtractor.of(volume)
-    shown = [label for label in labels if label.value != 0]
-    is_shown = [label.value != 0 for label in labels]
+    shown = [label for label in labels if label.value in colours]
+    is_shown = [label.value in colours for label in labels]
     counts = [profile[is_shown].sum(axis=0) for profile in components.voxels_per_plane]
     middles = {view: middle_plane(extractor.profile(counts, view)) for view in VIEWS}
     if modality == "CT":
@@ -83,7 +83,6 @@ def draw_preview(
     else:
         planes = [extractor.plane(volume.voxels, view, index) for view, index in middles.items()]
         window = percentile_intensity_window(planes)
-    colours = {label.value: label_colour(number, own_colours.get(label.value)) for number, label in enumerate(shown)}
     renderer = _PanelRenderer(
         extractor,
         volume.voxels,

@@ -30,6 +30,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian
 
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.palette import label_colour
 from inference_service.contract.result_files import SegmentationType
 from inference_service.core.report_warnings import ReportWarning, WarningCode
 from inference_service.formats.dicom.segmentation_writer import (
@@ -40,7 +41,6 @@ from inference_service.formats.dicom.segmentation_writer import (
 from inference_service.formats.dicom.source_references import SourceSeries
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import Scan, read_scan
-from inference_service.imaging.palette import label_colour
 
 SEGMENTATION_TYPES: tuple[SegmentationType, ...] = ("binary", "labelmap")
 UID_SEED = UidSeed(UUID(int=1), "a scan")
@@ -489,8 +489,8 @@ def test_segments_have_codes_and_an_algorithm(tmp_path: Path, read: Read, make_s
     structure = {"scheme": "SCT", "value": "123037004", "meaning": "Anatomical Structure"}
     labels = [
         {"name": "background", "value": 0},
-        {"name": "poumon é", "value": 1, "category": structure, "type": lung},
         {"name": "other", "value": 3},
+        {"name": "poumon é", "value": 1, "category": structure, "type": lung},
     ]
     write_series(tmp_path / "in", regular_stack())
     scan = read(tmp_path / "in")
@@ -504,8 +504,8 @@ def test_segments_have_codes_and_an_algorithm(tmp_path: Path, read: Read, make_s
     (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("test", "1")
     assert algorithm.AlgorithmParameters == f"sha256={'a' * 64}"
-    # The colours of the preview, within DICOM's rounding of colours.
-    for place, segment in enumerate((first, second)):
+    # The colours of the preview, in the order of the manifest, within DICOM's rounding of colours.
+    for place, segment in enumerate((second, first)):
         shown = CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
         np.testing.assert_allclose(shown, label_colour(place), atol=2)
     codes = [

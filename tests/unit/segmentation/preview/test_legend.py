@@ -3,8 +3,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from inference_service.contract.palette import label_colour
 from inference_service.contract.report import LabelReport
-from inference_service.imaging.palette import label_colour
 from inference_service.segmentation.preview.legend import PAGE, draw_legend, fitting, font, volume_text
 
 SIZE = (280, 384)

@@ -1,12 +1,11 @@
-"""One colour for each label: the same in the preview, its legend and the DICOM segmentation."""
+"""One colour for each label: the same in the preview, its legend, the report and the segmentations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from colorsys import hsv_to_rgb
-from types import MappingProxyType
+
+from inference_service.contract.labels import Label
 
 Rgb = tuple[int, int, int]
-NO_COLOURS: Mapping[int, Rgb] = MappingProxyType({})
-"""The colours of labels that have none of their own."""
 
 # Okabe and Ito (2008), without black: distinguishable with any colour vision. Sky blue and orange come first, as they
 # contrast most with grey.
@@ -18,8 +17,14 @@ _HUE_STEP = 0.381966
 _SATURATION_AND_VALUE = ((0.75, 0.95), (0.45, 1.0), (0.9, 0.7))
 
 
+def label_colours(labels: Iterable[Label]) -> dict[int, Rgb]:
+    """Colours of a model's labels by value, in the order of its manifest; the background, 0, has none."""
+    shown = (label for label in labels if label.value)
+    return {label.value: label_colour(index, label.colour) for index, label in enumerate(shown)}
+
+
 def label_colour(index: int, own: Rgb | None = None) -> Rgb:
-    """Colour of a label: its own, or one by its index among a model's labels, from 0.
+    """Colour of a label: its own, or one by its index among a model's labels other than 0.
 
     >>> label_colour(0), label_colour(7)
     ((86, 180, 233), (145, 140, 255))
