@@ -6,7 +6,9 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from inference_service.contract.manifest_types import LabelValue, Strict
 
-Shade = Annotated[int, Field(ge=0, le=255)]
+_Shade = Annotated[int, Field(ge=0, le=255)]
+Rgb = tuple[_Shade, _Shade, _Shade]
+"""Red, green and blue, 0 to 255."""
 
 # No control character, and no backslash, which separates values in DICOM.
 _DICOM_TEXT = r"^[^\x00-\x1f\x7f\\]{1,64}$"
@@ -38,7 +40,7 @@ class Label(Strict):
     modifier: CodedConcept | None = Field(
         None, description="Segmented Property Type Modifier for DICOM, for example SCT, 7771000, Left."
     )
-    colour: tuple[Shade, Shade, Shade] | None = Field(
+    colour: Rgb | None = Field(
         None, description="Red, green and blue, 0 to 255. Default: one of this service's palette."
     )
 

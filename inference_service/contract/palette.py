@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from colorsys import hsv_to_rgb
 
-from inference_service.contract.labels import Label
-
-Rgb = tuple[int, int, int]
+from inference_service.contract.labels import Label, Rgb
 
 # Okabe and Ito (2008), without black: distinguishable with any colour vision. Sky blue and orange come first, as they
 # contrast most with grey.

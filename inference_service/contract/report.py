@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inference_service.contract.labels import Rgb
 from inference_service.contract.slice_selection import SelectValue
 from inference_service.contract.task_message import Tolerance
 from inference_service.core.execution import Precision
@@ -126,6 +127,11 @@ class LabelReport(_Part):
 
     value: int
     name: str
+    colour: Rgb | None = Field(
+        None,
+        description="Red, green and blue, 0 to 255, as in the preview and the DICOM segmentations; null for the "
+        "background, 0, and in reports of earlier versions.",
+    )
     voxels: int
     volume_ml: float
     intensity_mean: float | None = Field(description="In the scan's unit (HU for CT); null if the label has no voxel.")

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from inference_service.contract.input_options import DEFAULT_INPUT_OPTIONS, InputOptions
 from inference_service.contract.manifest import Manifest
-from inference_service.contract.palette import label_colours
 from inference_service.contract.report import LabelReport, Report
 from inference_service.contract.result_files import (
     MASK_FILE,
@@ -244,8 +243,7 @@ def _describe(scan: Scan, mask: NDArray[np.unsignedinteger], manifest: Manifest,
         labels = measure_labels(mask, scan.volume, manifest, components, threads=resources.threads)
     with resources.monitor.stage("preview"):
         modality = scan.modality or manifest.modality
-        colours = label_colours(manifest.labels)
-        preview = draw_preview(scan.volume, mask, labels, components, modality=modality, colours=colours)
+        preview = draw_preview(scan.volume, mask, labels, components, modality=modality)
     return _Description(mask, labels, preview)
 
 

@@ -19,9 +19,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from inference_service.contract.labels import CodedConcept, Label
+from inference_service.contract.labels import CodedConcept, Label, Rgb
 from inference_service.contract.manifest import Manifest
-from inference_service.contract.palette import Rgb, label_colours
+from inference_service.contract.palette import label_colours
 from inference_service.contract.result_files import SegmentationType
 from inference_service.core.memory_budget import RequireMemory, no_memory_limit
 from inference_service.core.report_warnings import ReportWarning, WarningCode

@@ -1,9 +1,10 @@
-"""The figures of each label in `report.json`: voxels, volume, intensities, bounding box, centroid and components."""
+"""The entry of each label in `report.json`: name, colour, size, intensities, bounding box, centroid, components."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.palette import label_colours
 from inference_service.contract.report import CentroidReport, LabelReport
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.components import LabelComponents
@@ -55,10 +56,12 @@ def measure_labels(
 
     threads.for_each_slice(len(slabs), work)
     counts, means, squares = _merge_moments(slabs)
+    colours = label_colours(manifest.labels)
     return [
         LabelReport(
             value=label.value,
             name=label.name,
+            colour=colours.get(label.value),
             voxels=int(count),
             volume_ml=int(count) * volume.voxel_volume_ml,
             intensity_mean=float(mean) if count else None,

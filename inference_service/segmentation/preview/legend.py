@@ -5,7 +5,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from inference_service.contract.palette import Rgb
+from inference_service.contract.labels import Rgb
 from inference_service.contract.report import LabelReport
 
 PAGE = (24, 24, 27)

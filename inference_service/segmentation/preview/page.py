@@ -1,6 +1,6 @@
 """Draws `preview.png`, which shows a scan and its mask at a glance. It contains nothing that identifies a patient."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import floor, log10
@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from inference_service.contract.palette import Rgb
 from inference_service.contract.report import LabelReport
 from inference_service.imaging.components import LabelComponents
 from inference_service.imaging.geometry import Volume
@@ -56,7 +55,6 @@ def draw_preview(
     components: LabelComponents,
     *,
     modality: str,
-    colours: Mapping[int, Rgb],
 ) -> bytes:
     """Draws three planes through the middle of the segmented labels, a strip of axial slices, and a legend.
 
@@ -65,15 +63,15 @@ def draw_preview(
     Args:
         volume: The scan.
         mask: Shape (i, j, k), on the scan's grid.
-        labels: Figures of the manifest's labels, in its order.
+        labels: Figures of the manifest's labels, in its order; one without a colour is not drawn.
         components: Positions of the same labels.
         modality: A CT is shown in an intensity window in HU, any other scan in the range of its values.
-        colours: Colours of the labels that are drawn, by value.
 
     Returns:
         A PNG, of the same size for every scan.
     """
     extractor = PlaneExtractor.of(volume)
+    colours = {label.value: label.colour for label in labels if label.colour is not None}
     shown = [label for label in labels if label.value in colours]
     is_shown = [label.value in colours for label in labels]
     counts = [profile[is_shown].sum(axis=0) for profile in components.voxels_per_plane]

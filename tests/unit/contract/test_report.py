@@ -20,6 +20,7 @@ def test_a_report_matches_its_schema(tmp_path: Path) -> None:
     label = LabelReport(
         value=0,
         name="leber é",
+        colour=(230, 159, 0),
         voxels=8,
         volume_ml=0.008,
         intensity_mean=None,
@@ -62,3 +63,5 @@ def test_a_report_matches_its_schema(tmp_path: Path) -> None:
     assert written["labels"][0]["intensity_mean"] is None
     assert written["warnings"] == [{"code": "single_slice", "message": "the scan is a single slice"}]
     assert Report.model_validate_json((tmp_path / "report.json").read_bytes()) == report
+    del written["labels"][0]["colour"]  # as in reports of earlier versions
+    assert Report.model_validate(written).labels == [label.model_copy(update={"colour": None})]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from dicom_files import Stack, phantom, read_segmentation, regular_stack, write_series
 from fake_networks import NearestValueNetwork, ThresholdNetwork
+from highdicom.color import CIELabColor
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -573,8 +574,13 @@ def test_a_series_is_written_in_all_formats(tmp_path: Path, make_model: MakeMode
     assert report.files == ["mask.nii.gz", "preview.png", *rasters, "segmentation.dcm", "labelmap.dcm"]
     assert report.empty_segments == ["label 2"]
     assert [warning.code for warning in report.warnings].count(WarningCode.UIDS_GENERATED) == 1
+    colours = np.array([label.colour or (0, 0, 0) for label in report.labels])
     for name in report.files[4:]:
         seg = read_segmentation(tmp_path / "out" / name)
+        # A label map describes the background, too.
+        segments = seg.SegmentSequence[-3:]
+        shown = [CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue).to_rgb() for item in segments]
+        np.testing.assert_allclose(shown, colours[1:], atol=2)
         planes = seg.get_pixels_by_source_instance(
             [f"1.2.3.4.{k + 1}" for k in range(len(kept))], combine_segments=True, assert_missing_frames_are_empty=True
         )

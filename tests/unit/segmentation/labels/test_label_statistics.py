@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference_service.contract.manifest import Manifest
+from inference_service.contract.palette import label_colour
 from inference_service.contract.report import LabelReport
 from inference_service.core.threads import SINGLE_THREAD, ThreadPool
 from inference_service.imaging.components import find_components
@@ -48,6 +49,13 @@ def test_figures_agree_with_numpy(
         assert report.volume_ml == pytest.approx(inside.size * 0.003)
         assert report.intensity_mean == pytest.approx(inside.mean(), rel=CLOSE)
         assert report.intensity_std == pytest.approx(inside.std(), rel=CLOSE)
+
+
+def test_labels_have_their_own_colours_or_those_of_the_palette(make_manifest: MakeManifest) -> None:
+    labels = [{"name": "b", "value": 5}, {"name": "air", "value": 0}, {"name": "a", "value": 2, "colour": (1, 2, 3)}]
+    volume = Volume(np.zeros((3, 4, 5), dtype=np.int16), np.eye(4))
+    reports = measured(np.zeros(volume.shape, dtype=np.uint8), volume, make_manifest(labels=labels))
+    assert [report.colour for report in reports] == [label_colour(0), None, (1, 2, 3)]
 
 
 def test_label_without_voxels_has_no_intensity(make_manifest: MakeManifest) -> None:

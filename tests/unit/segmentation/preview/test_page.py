@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inference_service.contract.manifest import Manifest
-from inference_service.contract.palette import label_colour, label_colours
+from inference_service.contract.palette import label_colour
 from inference_service.imaging.components import LabelComponents, find_components
 from inference_service.imaging.geometry import Affine, Volume
 from inference_service.segmentation.labels.label_statistics import measure_labels
@@ -38,7 +38,7 @@ SPACING_MM = (1.0, 1.5, 2.5)
 def pictured(volume: Volume, mask: Mask, manifest: Manifest, modality: str = "CT") -> bytes:
     components = find_components(mask, [label.value for label in manifest.labels])
     labels = measure_labels(mask, volume, manifest, components)
-    return draw_preview(volume, mask, labels, components, modality=modality, colours=label_colours(manifest.labels))
+    return draw_preview(volume, mask, labels, components, modality=modality)
 
 
 def opened(png: bytes) -> Picture:
@@ -211,7 +211,7 @@ def test_drawing_does_not_copy_the_volume(manifest: Manifest) -> None:
     mask = np.zeros(shape, dtype=np.uint8, order="F")
     i, j, k = (np.zeros((3, size), dtype=np.int64) for size in shape)
     tracemalloc.start()
-    draw_preview(volume, mask, [], LabelComponents((i, j, k), None), modality="CT", colours={})
+    draw_preview(volume, mask, [], LabelComponents((i, j, k), None), modality="CT")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * 2**20
