@@ -12,7 +12,7 @@ from inference_service.gateway.access import COOKIE
 from inference_service.gateway.gateway import InGateway, Reader
 from inference_service.gateway.problems import PROBLEMS
 from inference_service.gateway.views import Health, ModelView, Queues, Session
-from inference_service.jobs import job_store
+from inference_service.jobs import job_store, model_summaries
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.worker_registry import Worker
 
@@ -21,14 +21,15 @@ router = APIRouter(tags=["service"])
 
 @router.get("/v1/models", response_model=list[ModelView], responses=PROBLEMS)
 def list_models(gateway: InGateway, _caller: Reader) -> list[ModelView]:
-    """Lists the models that live workers have installed."""
+    """Lists the models that live workers can run, installed or stored, with the fields by which people choose one."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for worker in gateway.client.workers():
         if worker.silent_s <= gateway.settings.cpu_standby_s:
             for model in worker.models:
                 found.setdefault((model.name, model.version, model.manifest_sha256), []).append(worker.name)
+    summaries = model_summaries.read(gateway.database, {sha256 for _, _, sha256 in found})
     return [
-        ModelView(name=name, version=version, manifest_sha256=sha256, workers=names)
+        ModelView(name=name, version=version, manifest_sha256=sha256, workers=names, summary=summaries.get(sha256))
         for (name, version, sha256), names in sorted(found.items())
     ]
 

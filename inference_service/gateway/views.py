@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from inference_service.contract.model_summary import ModelSummary
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.files import Checksum
 from inference_service.jobs.gateway.tokens import TokenRole
@@ -82,12 +83,16 @@ class JobPage(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that live workers have installed."""
+    """A model that live workers can run: they have it installed, or it is stored in MODELS_BUCKET."""
 
     name: str
     version: str
     manifest_sha256: str
     workers: list[str] = Field(description="Names of these workers.")
+    summary: ModelSummary | None = Field(
+        description="The fields of the model's manifest by which people choose it; null until one of these workers "
+        "has recorded them. Workers of earlier versions record none."
+    )
 
 
 class Queues(BaseModel):

@@ -13,6 +13,7 @@ from inference_service.jobs.schema import (
     Base,
     DeploymentRow,
     JobRow,
+    ModelRow,
     TokenRow,
     TransitionRow,
     UploadRow,
@@ -53,6 +54,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "inference_gateway": (
         *_UPSTREAM,
         f"SELECT ON {TokenRow.__tablename__}",
+        f"SELECT ON {ModelRow.__tablename__}",
         *(
             f"SELECT, INSERT, UPDATE, DELETE ON {table}"
             for table in (UploadRow.__tablename__, WebhookRow.__tablename__)

@@ -205,6 +205,15 @@ class WorkerRow(Base):
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), comment="time of the last heartbeat")
 
 
+class ModelRow(Base):
+    """The summary of a model that a recorded worker has."""
+
+    __tablename__ = "models"
+
+    manifest_sha256: Mapped[str] = mapped_column(primary_key=True)
+    summary: Mapped[dict[str, Any]] = mapped_column(comment="fields of the manifest by which people choose the model")
+
+
 class TokenRow(Base):
     """One token of the HTTP gateway."""
 

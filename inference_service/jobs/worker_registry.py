@@ -1,19 +1,23 @@
 """The workers that are alive, as they report themselves in Postgres."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
+from types import MappingProxyType
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from inference_service.contract.model_summary import ModelSummary
+from inference_service.jobs import model_summaries
 from inference_service.jobs.database import Database
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 
 _FORGOTTEN_AFTER = timedelta(days=1)
+_NO_SUMMARIES: Mapping[str, ModelSummary] = MappingProxyType({})
 
 
 class Role(StrEnum):
@@ -80,15 +84,17 @@ def record_heartbeat(
     *,
     queues: Sequence[str],
     models: Sequence[InstalledModel] = (),
+    summaries: Mapping[str, ModelSummary] = _NO_SUMMARIES,
     paused: str | None = None,
 ) -> None:
-    """Records that a worker is alive, and deletes workers without a heartbeat for a day.
+    """Records that a worker is alive. Deletes workers without a heartbeat for a day, and summaries of unknown models.
 
     Args:
         database: The jobs' database.
         identity: The worker.
         queues: The queues that it consumes.
         models: The models that it has.
+        summaries: Their summaries, by the SHA-256 of their manifests. Only those are written that are not recorded.
         paused: Why it takes no jobs; None while it does.
     """
     values = {
@@ -104,6 +110,8 @@ def record_heartbeat(
     with database.begin() as connection:
         connection.execute(statement)
         connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - _FORGOTTEN_AFTER))
+        model_summaries.record_missing(connection, summaries)
+        model_summaries.remove_unused(connection)
 
 
 def deregister(database: Database, name: str) -> None:

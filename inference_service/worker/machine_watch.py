@@ -1,4 +1,4 @@
-"""Watches a worker's machine: lists its models, and repeats the self-test while the worker is paused.
+"""Watches a worker's machine: lists and summarises its models, and repeats the self-test while the worker is paused.
 
 It has a thread of its own, because a share with models may hang and a probe takes long: neither may delay heartbeats,
 sweeps and forks.
@@ -7,11 +7,13 @@ sweeps and forks.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from inference_service.contract.model_summary import ModelSummary
 from inference_service.core.errors import StorageUnavailable
 from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.worker.model_summaries import SummaryReader
 from inference_service.worker.self_test import SelfTest
 
 logger = logging.getLogger(__name__)
@@ -25,12 +27,21 @@ class MachineWatch:
 
     Args:
         self_test: Tests the machine.
+        summary_reader: Reads the summaries of its models.
         period_s: Time between two looks.
         fork_lock: Held while a connection is open, so that no fork copies one.
     """
 
-    def __init__(self, self_test: SelfTest, *, period_s: float, fork_lock: AbstractContextManager[object]) -> None:
+    def __init__(
+        self,
+        self_test: SelfTest,
+        summary_reader: SummaryReader,
+        *,
+        period_s: float,
+        fork_lock: AbstractContextManager[object],
+    ) -> None:
         self._self_test = self_test
+        self._summary_reader = summary_reader
         self._period_s = period_s
         self._fork_lock = fork_lock
         self._test_at = 0.0
@@ -39,6 +50,8 @@ class MachineWatch:
         self._stopped = threading.Event()
         self.models: Sequence[InstalledModel] = ()
         """The models that the worker has; those that cannot be read now are still among them."""
+        self.summaries: Mapping[str, ModelSummary] = {}
+        """Their summaries, by the SHA-256 of their manifests."""
         self.problem: str | None = None
         """Why the worker is paused; None if it is not, or if that is not known yet."""
 
@@ -76,6 +89,7 @@ class MachineWatch:
         else:
             # Jobs for these models wait for this worker; without its report they would fail as model_not_found.
             self.models = list(dict.fromkeys([*models, *self.models]))
+        self.summaries = self._summary_reader.read(self.models)
 
     def _repeat_test(self) -> None:
         """Tests the machine again while the worker is paused, at growing intervals, until the test passes.

@@ -30,6 +30,7 @@ from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.storage.object_storage import Storage
 from inference_service.worker.machine_watch import MachineWatch
 from inference_service.worker.metrics import Metrics
+from inference_service.worker.model_summaries import SummaryReader
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.sweeper import Sweeper
 
@@ -94,7 +95,12 @@ class Supervisor:
         self.gave_up = False
         """True once the supervisor has stopped the worker."""
         self._standby = False
-        self._machine = MachineWatch(self_test, period_s=settings.sweep_period_s, fork_lock=self._sweeping)
+        self._machine = MachineWatch(
+            self_test,
+            SummaryReader(settings, scratch_space.path, self._sweeping),
+            period_s=settings.sweep_period_s,
+            fork_lock=self._sweeping,
+        )
 
     @property
     def wanted_queues(self) -> Sequence[str]:
@@ -220,6 +226,7 @@ class Supervisor:
                 self._identity,
                 queues=self._consumed_queues(),
                 models=self._machine.models,
+                summaries=self._machine.summaries,
                 paused=self._machine.problem,
             )
 

@@ -397,6 +397,8 @@ def test_a_gateway_submits_files_serves_results_and_removes_uploads(
         assert client.get(f"{path}/results/mask").status_code == 200
         assert client.get(f"{path}/input").content == scan.read_bytes()
         assert client.get("/healthz").json() == {"database": True, "storage": True, "queues": True}
+        (listed,) = [model for model in client.get("/v1/models").json() if model["name"] == MODEL]
+        assert listed["summary"]["licence"] == "Apache-2.0"
         wrong = {"request": (None, form["request"].encode()), "file": ("f", b"x"), "other": (None, b"y")}
         assert client.post("/v1/jobs", files=wrong).status_code == 400
     with closing(connect(settings)) as database:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from faults import wait_for
 from jobs_in_process import Request, get, run
 from sqlalchemy import delete, func, select
 
+from inference_service.contract.model_summary import ModelSummary
 from inference_service.core.errors import ModelNotFound
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
@@ -33,6 +34,7 @@ from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.storage.object_storage import Storage
 from inference_service.model_store.stored_models import StoredModels
 from inference_service.worker import deployment
+from inference_service.worker.model_summaries import SummaryReader
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.task import TaskHandler
 
@@ -276,6 +278,30 @@ def test_a_worker_reports_stored_models_and_is_paused_without_any(
     assert tested.problem(with_engine=False) == "no model is installed under MODELS_PATH or MODELS_BUCKET"
     silent = SelfTest(other.model_copy(update={"minio_endpoint": "127.0.0.1:1"}), tmp_path, worker="w")
     assert silent.usable_models() == ([], False)
+
+
+def test_a_worker_reads_the_summary_of_a_stored_model_without_fetching_the_network(
+    machine: OtherMachine, settings: Settings, model: Model
+) -> None:
+    other = settings.model_copy(update=machine.settings)
+    models, _ = SelfTest(other, machine.folder, worker="w").usable_models()
+    read = SummaryReader(other, machine.folder, nullcontext()).read
+    assert read(models) == {model.manifest_sha256: ModelSummary.of(model.manifest)}
+    assert machine.fetches == 0
+    silent = other.model_copy(update={"minio_endpoint": "127.0.0.1:1"})
+    assert SummaryReader(silent, machine.folder, nullcontext()).read(models) == {}
+
+
+def test_a_stored_model_without_its_manifest_is_read_once(
+    machine: OtherMachine, settings: Settings, model: Model, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = settings.model_copy(update=machine.settings)
+    models, _ = SelfTest(other, machine.folder, worker="w").usable_models()
+    storage.remove(BUCKET, f"{machine.settings['models_prefix']}{MODEL}/1/{model.manifest_sha256}")
+    reader = SummaryReader(other, machine.folder, nullcontext())
+    for _ in range(2):
+        assert reader.read(models) == {}
+    assert caplog.text.count("the stored model ct-tissue 1 lacks its manifest.json") == 1
 
 
 def test_check_counts_stored_models(

@@ -93,6 +93,7 @@ HOMES: dict[str, set[str]] = {
         "jobs.grants",
         "jobs.job_events",
         "jobs.job_store",
+        "jobs.model_summaries",
         "jobs.gateway.tokens",
         "jobs.gateway.uploads",
         "jobs.gateway.webhooks",

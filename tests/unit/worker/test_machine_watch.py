@@ -8,6 +8,7 @@ from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
 from inference_service.jobs.worker_registry import InstalledModel
 from inference_service.worker.machine_watch import MachineWatch
+from inference_service.worker.model_summaries import SummaryReader
 from inference_service.worker.self_test import SelfTest
 
 LUNG, BONE = InstalledModel("ct-lung", "1", "0" * 64), InstalledModel("ct-bone", "1", "1" * 64)
@@ -26,6 +27,11 @@ class ListingTest(SelfTest):
         return answer
 
 
+def make_watch(self_test: SelfTest, folder: Path, *, period_s: float) -> MachineWatch:
+    reader = SummaryReader(Settings(_env_file=None, models_path=folder), folder, nullcontext())
+    return MachineWatch(self_test, reader, period_s=period_s, fork_lock=nullcontext())
+
+
 @pytest.mark.parametrize(
     ("failing", "paused"),
     [(StorageUnavailable("no answer"), True), (([], False), True), (([LUNG], False), False)],
@@ -36,7 +42,7 @@ def test_models_that_cannot_be_read_are_still_reported_and_soon_read_again(
 ) -> None:
     self_test = ListingTest(Settings(_env_file=None), tmp_path, worker="w")
     self_test.answers = [([LUNG, BONE], True), failing, ([LUNG], True)]
-    watch = MachineWatch(self_test, period_s=1.0, fork_lock=nullcontext())
+    watch = make_watch(self_test, tmp_path, period_s=1.0)
     watch.refresh_models()
     watch._models_at = 0.0
     watch.refresh_models()
@@ -56,7 +62,7 @@ class PassingTest(SelfTest):
 
 def test_a_worker_that_lost_jobs_is_paused_for_longer_each_time_until_a_job_succeeds(tmp_path: Path) -> None:
     self_test = PassingTest(Settings(_env_file=None), tmp_path, worker="w")
-    watch = MachineWatch(self_test, period_s=2.0, fork_lock=nullcontext())
+    watch = make_watch(self_test, tmp_path, period_s=2.0)
 
     def look(*, after_delay: bool = False) -> None:
         if after_delay:
