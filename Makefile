@@ -82,7 +82,7 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(COMPILE) pyproject.toml --extra cpu --extra tracing --extra gateway --output-file locks/cpu.txt
 	echo 'onnxruntime-gpu<1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda12.txt
 	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda13.txt
-	$(COMPILE) pyproject.toml --extra openvino --extra tracing --output-file locks/openvino.txt
+	$(COMPILE) pyproject.toml --extra openvino --extra tracing --extra gateway --output-file locks/openvino.txt
 	echo '$(TORCH)' | $(COMPILE) --constraints locks/dev-cpu.txt --no-emit-package torch pyproject.toml - \
 	  --extra cpu --extra embedded --extra dev --extra tracing --extra gateway --extra import --output-file locks/import.txt
 	$(COMPILE) --group flower --output-file locks/flower.txt

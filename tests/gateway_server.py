@@ -5,18 +5,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
-
 from inference_service.core.settings import Settings
 from inference_service.gateway.app import make_app
-from inference_service.gateway.server import server_config
+from inference_service.gateway.server import GatewayServer, server_config
 
 
 @contextmanager
 def served(settings: Settings, *, local: bool) -> Iterator[str]:
     """Serves the gateway from a thread, and yields its address."""
     config = server_config(make_app(settings, local=local), settings, host="127.0.0.1")
-    serving = uvicorn.Server(config)
+    serving = GatewayServer(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=serving.run, args=([listening],))
         thread.start()

@@ -54,7 +54,8 @@ class _Listener:
             if news.progress != self.progress:
                 self.sender.send_nowait(JobEvent(progress=news.progress))
                 self.progress = news.progress
-        except anyio.WouldBlock:
+        except (anyio.WouldBlock, anyio.ClosedResourceError):
+            # The second: the listener has left since this look began.
             return
 
 
@@ -69,6 +70,7 @@ class EventHub:
         self._database = database
         self._listeners: set[_Listener] = set()
         self._awaited = anyio.Event()
+        self._closed = False
 
     @property
     def listeners(self) -> int:
@@ -99,7 +101,7 @@ class EventHub:
                 listener.sender.close()
 
     async def events(self, job_id: UUID, *, after: int) -> AsyncIterator[JobEvent]:
-        """Yields what happens to a job, up to its end.
+        """Yields what happens to a job, up to its end or until `close` is called.
 
         Args:
             job_id: The job.
@@ -109,6 +111,8 @@ class EventHub:
         listener = _Listener(job_id, after, sender)
         self._listeners.add(listener)
         self._awaited.set()
+        if self._closed:
+            sender.close()
         try:
             async for event in receiver:
                 yield event
@@ -118,3 +122,9 @@ class EventHub:
             self._listeners.discard(listener)
             sender.close()
             receiver.close()
+
+    def close(self) -> None:
+        """Ends what all listeners hear; each may go on elsewhere after the last transition that it has seen."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.sender.close()

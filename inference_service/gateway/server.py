@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from contextlib import closing
 
 import uvicorn
@@ -21,7 +22,7 @@ LOCAL_HOST = "127.0.0.1"
 _MAX_HEADER_BYTES = 32 * 1024
 _HEADERS_LIMIT_S = 20.0
 _MAX_CONNECTIONS = 1000
-_STOP_LIMIT_S = 10
+STOP_LIMIT_S = 10
 _MIN_SECRET_LENGTH = 16
 
 
@@ -41,6 +42,16 @@ class _BoundedProtocol(H11Protocol):
     def _close_unless_asked(self) -> None:
         if getattr(self, "cycle", None) is None and not self.transport.is_closing():
             self.transport.close()
+
+
+class GatewayServer(uvicorn.Server):
+    """Ends the streams of events when it stops, which would otherwise hold it up to the limit."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops: ends the streams, and lets other requests come to their end."""
+        app: FastAPI = self.config.app  # type: ignore[assignment]
+        app.state.gateway.events.close()
+        await super().shutdown(sockets)
 
 
 def run_gateway(settings: Settings) -> None:
@@ -67,7 +78,7 @@ def run_gateway(settings: Settings) -> None:
     app = make_app(settings, local=local)
     if settings.metrics_port is not None:
         app.state.observation.serve(settings.metrics_host, settings.metrics_port)
-    uvicorn.Server(server_config(app, settings, host=host)).run()
+    GatewayServer(server_config(app, settings, host=host)).run()
 
 
 def server_config(app: FastAPI, settings: Settings, *, host: str) -> uvicorn.Config:
@@ -87,5 +98,5 @@ def server_config(app: FastAPI, settings: Settings, *, host: str) -> uvicorn.Con
         ssl_keyfile=settings.gateway_tls_key,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
-        timeout_graceful_shutdown=_STOP_LIMIT_S,
+        timeout_graceful_shutdown=STOP_LIMIT_S,
     )

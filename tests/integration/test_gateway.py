@@ -395,6 +395,15 @@ def test_events_come_as_they_happen(client: httpx.Client) -> None:
     assert [data["to_state"] for kind, _, data in told if kind == "transition"] == ["cancelled"]
 
 
+def test_a_stop_ends_streams_of_events(settings: Settings) -> None:
+    with httpx.Client(timeout=30) as client:
+        with served(settings, local=True) as address:
+            path = client.post(f"{address}/v1/jobs", json={"request": REQUEST}).headers["Location"]
+            told = events(client, f"{address}{path}")
+            assert next(told)[2]["to_state"] == "queued"
+        assert [kind for kind, _, _ in told if kind == "transition"] == []
+
+
 def events(client: httpx.Client, path: str, last: str | None = None) -> Iterator[tuple[str, str, Any]]:
     """Yields kind, id and content of each event of a stream, up to its end."""
     headers = {"Last-Event-ID": last} if last else {}

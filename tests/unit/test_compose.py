@@ -6,15 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from inference_service.core.settings import Settings
+from inference_service.gateway.server import STOP_LIMIT_S
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = [*REPOSITORY.glob("docker-compose*.yml"), *REPOSITORY.glob("docker/*.yml")]
@@ -23,6 +26,7 @@ MODES = (*WORKERS, *((*mode, other) for mode in WORKERS for other in ("monitorin
 SERVERS = {"redis", "postgres", "minio"}
 ONCE = {"postgres-roles", "minio-users", "migrate"}
 MONITORS = {"prometheus", "grafana", "flower"}
+ALL = ("gpu", "cpu", "gateway", "monitoring")
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
@@ -104,7 +108,7 @@ def test_every_mode_renders(empty: Path, mode: tuple[str, ...]) -> None:
 
 @needs_compose
 def test_only_published_services_leave_the_inner_network(empty: Path) -> None:
-    done = config(empty, ("gpu", "cpu", "monitoring"))
+    done = config(empty, ALL)
     for service in services(done).values():
         assert bool(set(service["networks"]) - {"back"}) == bool(service.get("ports"))
     networks = yaml.safe_load(done.stdout)["networks"]
@@ -115,17 +119,19 @@ def test_only_published_services_leave_the_inner_network(empty: Path) -> None:
 
 @needs_compose
 def test_each_service_reads_the_secrets_of_its_own_identity(empty: Path) -> None:
-    done = config(empty, ("gpu", "cpu", "monitoring"))
+    done = config(empty, ALL)
     assert not re.findall(r"(?:PASSWORD|SECRET_KEY|ACCESS_KEY|BASIC_AUTH): ", done.stdout)
     owners = {
         "migrate": "migrate",
         "flower": "monitoring",
         "inference-worker-cpu": "worker",
         "inference-worker-gpu": "worker",
+        "inference-gateway": "gateway",
     }
+    own = {"flower_basic_auth", "gateway_webhook_secret"}
     for name, owner in owners.items():
         sources = {secret["source"] for secret in services(done)[name]["secrets"]}
-        assert {source.split("_")[1] for source in sources - {"flower_basic_auth"}} == {owner}
+        assert {source.split("_")[1] for source in sources - own} == {owner}
         environment = services(done)[name]["environment"]
         files = {Path(value).name for variable, value in environment.items() if variable.endswith("_FILE")}
         assert files <= {
@@ -135,7 +141,7 @@ def test_each_service_reads_the_secrets_of_its_own_identity(empty: Path) -> None
 
 @needs_compose
 def test_make_secrets_creates_every_secret(empty: Path, tmp_path: Path) -> None:
-    done = config(empty, ("gpu", "cpu", "monitoring"), SECRETS_PATH=str(tmp_path / "secrets"))
+    done = config(empty, ALL, SECRETS_PATH=str(tmp_path / "secrets"))
     named = {Path(secret["file"]).name for secret in yaml.safe_load(done.stdout)["secrets"].values()}
     script = REPOSITORY / "docker" / "make-secrets.sh"
     subprocess.run([script], env=environment({"SECRETS_PATH": str(tmp_path / "secrets")}), check=True)
@@ -145,9 +151,10 @@ def test_make_secrets_creates_every_secret(empty: Path, tmp_path: Path) -> None:
 @needs_compose
 @pytest.mark.parametrize("engine", ["cpu", "openvino"])
 def test_services_that_share_an_image_build_it_the_same_way(empty: Path, engine: str) -> None:
-    rendered = services(config(empty, ("gpu", "cpu"), CPU_ENGINE=engine))
-    assert rendered["migrate"]["image"] == rendered["inference-worker-cpu"]["image"]
-    assert rendered["migrate"]["build"] == rendered["inference-worker-cpu"]["build"]
+    rendered = services(config(empty, ALL, CPU_ENGINE=engine))
+    for name in ("inference-worker-cpu", "inference-gateway"):
+        assert rendered["migrate"]["image"] == rendered[name]["image"]
+        assert rendered["migrate"]["build"] == rendered[name]["build"]
     assert rendered["migrate"]["build"]["args"] == {"ENGINE": engine}
 
 
@@ -227,6 +234,35 @@ def test_every_setting_of_a_job_reaches_the_workers(role: str) -> None:
     of_workers = {name for name in Settings.model_fields if not name.startswith(("gateway_", "webhook_"))}
     settings = {name.upper() for name in of_workers if not name.endswith("_file")}
     assert settings - passed == fixed
+
+
+@pytest.mark.parametrize("engine", ["cpu", "openvino"])
+def test_the_image_contains_the_gateway(engine: str) -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {Requirement(line).name for line in extras["optional-dependencies"]["gateway"]}
+    lock = (REPOSITORY / "locks" / f"{engine}.txt").read_text(encoding="utf-8")
+    assert needed <= set(re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE))
+
+
+def test_every_setting_of_the_gateway_reaches_it() -> None:
+    text = (REPOSITORY / "docker-compose.gateway.yml").read_text(encoding="utf-8")
+    passed = {name.removesuffix("_FILE") for name in re.findall(r"^      ([A-Z0-9_]+):", text, flags=re.MULTILINE)}
+    settings = {name.upper() for name in Settings.model_fields if name.startswith(("gateway_", "webhook_"))}
+    # A proxy adds TLS.
+    assert {name.removesuffix("_FILE") for name in settings} - passed == {"GATEWAY_TLS_CERT", "GATEWAY_TLS_KEY"}
+
+
+@needs_compose
+def test_a_stopping_gateway_may_end_its_requests(empty: Path) -> None:
+    assert services(config(empty, ALL))["inference-gateway"]["stop_grace_period"] == "20s"
+    assert STOP_LIMIT_S < 20
+
+
+@pytest.mark.parametrize("file", ["docker-compose.gateway.yml", "docs/deployment.md"])
+def test_the_tables_are_made_before_the_first_token(file: str) -> None:
+    text = (REPOSITORY / file).read_text(encoding="utf-8").partition("### HTTP gateway")
+    commands = re.findall(r"run --rm migrate ?(.*)", text[2] or text[0])
+    assert commands[:2] == ["", "tokens add pacs --role submit"]
 
 
 def documented_override(folder: Path, number: int) -> Path:
