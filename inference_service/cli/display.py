@@ -152,6 +152,7 @@ def job_table(job: Job) -> Table:
         "started": job.started_at,
         "finished": job.finished_at,
         "error": f"{job.error_code}: {job.error_message}" if job.error_code else None,
+        "remedy": job.remedy,
         "warnings": "\n".join(f"{warning['code']}: {warning['message']}" for warning in job.warnings or ()),
         **{name: object_address(job, name) for name in sorted(job.result or {}) if name != "bucket"},
     }

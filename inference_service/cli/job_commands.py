@@ -253,8 +253,7 @@ def result(job_id: UUID, folder: Path | None, as_json: bool) -> None:
     """
     with Client() as client:
         job = _found(client.status(job_id), job_id)
-        if job.error_code is not None:
-            raise error_from_row(job.error_code, job.error_message or "")
+        _require_success(job)
         paths = [str(path) for path in client.result(job, folder or Path(str(job_id)))]
     if as_json:
         print_json(paths)
@@ -364,8 +363,16 @@ def _follow(client: Client, job_id: UUID, *, as_json: bool) -> None:
         print_json(_as_dict(job))
     elif job.error_code is None:
         console().print(job_table(job))
-    if job.error_code is not None:
-        raise error_from_row(job.error_code, job.error_message or "")
+    _require_success(job)
+
+
+def _require_success(job: Job) -> None:
+    """Raises the error of a failed job, after its remedy is printed."""
+    if job.error_code is None:
+        return
+    if job.remedy is not None:
+        click.echo(f"note: {job.remedy}", err=True)
+    raise error_from_row(job.error_code, job.error_message or "")
 
 
 def _as_dict(job: Job) -> dict[str, object]:

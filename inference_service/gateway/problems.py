@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from inference_service.core.errors import ErrorCode, PermanentError, ServiceError, TransientError
+from inference_service.core.remedies import REMEDIES
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = 5
@@ -32,6 +33,19 @@ class HttpCode(StrEnum):
     TOO_SLOW = "too_slow"
 
 
+HTTP_REMEDIES: Mapping[HttpCode, str] = {
+    HttpCode.UNAUTHENTICATED: "Send a valid token; the operator makes tokens with inference-service tokens add.",
+    HttpCode.FORBIDDEN: "Use a token with a higher role, and the gateway's own address.",
+    HttpCode.NOT_FOUND: "Check the path and the id, and whether the token may see the job.",
+    HttpCode.METHOD_NOT_ALLOWED: "Use one of the methods in the header Allow.",
+    HttpCode.CONFLICT: "Use another id, or send the same request again under this one.",
+    HttpCode.BODY_TOO_LARGE: "Shorten the request, and send a scan as the files of a form.",
+    HttpCode.UNSUPPORTED_MEDIA_TYPE: "Send JSON, or a form with the files of the scan.",
+    HttpCode.RANGE_NOT_SATISFIABLE: "Ask for a range within the size that the header Content-Range states.",
+    HttpCode.TOO_MANY_REQUESTS: "Wait as the message or the header Retry-After says, and send the request again.",
+    HttpCode.TOO_SLOW: "Send the request again over a connection without long pauses.",
+}
+"""What to do about each of them, in a sentence for the caller."""
 _STATUS: Mapping[HttpCode, HTTPStatus] = {
     HttpCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     HttpCode.FORBIDDEN: HTTPStatus.FORBIDDEN,
@@ -64,6 +78,7 @@ class Problem(BaseModel):
                 "status": 400,
                 "detail": "request.model: Field required",
                 "code": "bad_request",
+                "remedy": "Correct the request as the message says, and submit it again.",
             }
         }
     )
@@ -73,6 +88,7 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="A sentence for people.")
     code: str = Field(description="The error code, which is stable.")
+    remedy: str = Field(description="What to do about it, in a sentence for people.")
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -117,10 +133,17 @@ def status_of(error: ServiceError) -> HTTPStatus:
     return HTTPStatus.UNPROCESSABLE_ENTITY if isinstance(error, PermanentError) else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def problem(status: HTTPStatus, code: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def problem(
+    status: HTTPStatus, code: ErrorCode | HttpCode, detail: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """Returns an answer with problem details."""
     content = Problem(
-        type=f"urn:inference-service:error:{code}", title=status.phrase, status=status, detail=detail, code=code
+        type=f"urn:inference-service:error:{code}",
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        remedy=HTTP_REMEDIES[code] if isinstance(code, HttpCode) else REMEDIES[code],
     )
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
 

@@ -66,6 +66,7 @@ class JobView(BaseModel):
     warnings: list[dict[str, str]] | None
     error_code: str | None
     error_message: str | None
+    remedy: str | None = Field(description="What to do about the error, in a sentence for people.")
 
 
 class JobDetail(JobView):

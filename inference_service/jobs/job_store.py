@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB, array
 from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import DatabaseUnavailable, JobCancelled
 from inference_service.core.files import Checksum
+from inference_service.core.remedies import remedy
 from inference_service.core.tracing import TraceContext
 from inference_service.jobs.database import Database, is_lock_conflict
 from inference_service.jobs.gateway import webhooks
@@ -64,6 +65,11 @@ class Job:
     def finished(self) -> bool:
         """True if the state is final."""
         return self.state in FINAL_STATES
+
+    @property
+    def remedy(self) -> str | None:
+        """The remedy for the error, in a sentence for the person who sent the scan; None without an error."""
+        return remedy(self.error_code)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from gateway_server import served
 from jobs_in_process import Request
 from sqlalchemy import delete, func, select
 
+from inference_service.core.errors import ErrorCode
+from inference_service.core.remedies import REMEDIES
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.embedded.stack import settings_for
@@ -73,7 +75,7 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
     """The status and the code of a refusal, which must be problem details."""
     assert answer.headers["Content-Type"] == "application/problem+json"
     content = answer.json()
-    assert content.keys() == {"type", "title", "status", "detail", "code"}
+    assert content.keys() == {"type", "title", "status", "detail", "code", "remedy"}
     assert content["status"] == answer.status_code
     return answer.status_code, content["code"]
 
@@ -86,6 +88,7 @@ def test_a_json_request_becomes_a_job_of_the_tokens_name(
     job = answer.json()
     assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
     assert (job["state"], job["submitted_by"], job["request"]["model"]) == ("queued", "radiology", "ct-tissue")
+    assert job["remedy"] is None
     shown = client_of(name="radiology").get(answer.headers["Location"]).json()
     assert [each["to_state"] for each in shown["transitions"]] == ["queued"]
 
@@ -284,7 +287,8 @@ def test_a_token_sees_the_jobs_of_its_name(client_of: Callable[..., httpx.Client
     assert problem(other.post("/v1/jobs", json={"request": REQUEST, "job_id": job_id})) == (409, "conflict")
     assert problem(reader.delete(path)) == (403, "forbidden")
     assert problem(reader.post("/v1/jobs", json={"request": REQUEST})) == (403, "forbidden")
-    assert own.delete(path).json()["state"] == "cancelled"
+    cancelled = own.delete(path).json()
+    assert (cancelled["state"], cancelled["remedy"]) == ("cancelled", REMEDIES[ErrorCode.CANCELLED])
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic abc"])

@@ -22,6 +22,7 @@ from inference_service.core.errors import (
     ServiceError,
     StorageUnavailable,
 )
+from inference_service.core.remedies import REMEDIES
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
@@ -138,6 +139,16 @@ def test_the_command_says_which_jobs_are_queued_and_which_are_refused(
     result = CliRunner().invoke(main, ["retry", str(retried), str(unknown)])
     assert (result.exit_code, result.stdout) == (3, f"{retried}\n")
     assert result.stderr == f"error: bad_request: there is no job {unknown}\n"
+
+
+@pytest.mark.parametrize("command", ["watch", "result"])
+def test_a_command_on_a_failed_job_prints_the_remedy_before_the_error(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("inference_service.client.get_settings", lambda: settings)
+    result = CliRunner().invoke(main, [command, str(failed(database, error=InputCorrupt("x")))])
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[-2:] == [f"note: {REMEDIES[InputCorrupt.code]}", "error: input_corrupt: x"]
 
 
 def test_the_command_prints_the_jobs_that_it_queued_before_an_outage(

@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console
 
 from inference_service.cli.display import ProgressDisplay, job_table
+from inference_service.core.errors import ErrorCode
+from inference_service.core.remedies import REMEDIES
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.schema import JobState
 
@@ -24,6 +26,16 @@ def test_the_table_of_a_job_shows_its_warnings() -> None:
     first = next(number for number, line in enumerate(lines) if line.startswith("warnings"))
     assert lines[first].endswith("single_slice: the scan is a single slice")
     assert lines[first + 1] == "monochrome1: values were not inverted"
+
+
+def test_the_table_of_a_failed_job_says_what_to_do() -> None:
+    values: dict[str, Any] = {field.name: None for field in fields(Job)}
+    error = {"error_code": "input_corrupt", "error_message": "the file is truncated"}
+    job = Job(**{**values, "state": JobState.FAILED, "attempt": 1, "progress": 0.0, **error})
+    output = StringIO()
+    Console(file=output, width=80).print(job_table(job))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    assert ["remedy", *REMEDIES[ErrorCode.INPUT_CORRUPT].split()] in lines
 
 
 def test_plain_lines_come_for_each_activity_each_tenth_and_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:

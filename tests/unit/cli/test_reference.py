@@ -3,7 +3,8 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from itertools import dropwhile
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,9 +21,11 @@ from inference_service.cli.reference import reference_pages
 from inference_service.contract.slice_selection import SELECTABLE
 from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, ErrorCode
+from inference_service.core.remedies import REMEDIES
 from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
 from inference_service.gateway.app import make_app
+from inference_service.gateway.problems import HTTP_REMEDIES, HttpCode
 
 REPOSITORY = Path(__file__).parents[3]
 DOCS = REPOSITORY / "docs"
@@ -248,9 +251,19 @@ def test_every_command_is_documented() -> None:
         assert f"inference-service {name}" in text or f"`{name}" in text, name
 
 
-def test_every_error_code_is_documented() -> None:
-    contract = (DOCS / "task-contract.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `([a-z_]+)` \|", contract, flags=re.MULTILINE)) >= set(ErrorCode)
+@pytest.mark.parametrize(
+    ("page", "heading", "codes", "remedies"),
+    [
+        ("task-contract.md", "## Error codes\n", ErrorCode, REMEDIES),
+        ("http-api.md", "## Errors\n", HttpCode, HTTP_REMEDIES),
+    ],
+)
+def test_every_error_code_is_documented_with_its_remedy(
+    page: str, heading: str, codes: type[StrEnum], remedies: Mapping[StrEnum, str]
+) -> None:
+    section = (DOCS / page).read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z_]+)` \|.*\| ([^|]+) \|$", section, flags=re.MULTILINE)
+    assert {code: remedy.replace("`", "") for code, remedy in rows} == {code: remedies[code] for code in codes}
 
 
 def test_the_page_lists_the_attributes_that_select_slices() -> None:
