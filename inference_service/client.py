@@ -35,7 +35,7 @@ _TRANSFER_RETRY_S = 5.0
 _POLL_S = 0.5
 _CONTENT_TYPE = "application/octet-stream"
 # Names in a row's result, in the order of the returned files. Jobs of older versions have no preview or no checksums.
-_RESULTS = ("mask", "report", "preview")
+_RESULTS = ("mask", "report", "preview", "scan")
 
 
 class Client:
@@ -307,7 +307,7 @@ class Client:
             folder: The target folder; created where it does not exist.
 
         Returns:
-            The written files: mask, report, preview, then further formats of the mask.
+            The written files: mask, report, preview, the scan if it was requested, then further formats of the mask.
 
         Raises:
             BadRequest: The job has no result.

@@ -91,7 +91,7 @@ def submit(
             "model": model.model,
             "model_version": model.model_version,
             "priority": job.priority,
-            "output": {"prefix": output.prefix, "formats": output.formats or ("nifti",)},
+            "output": {"prefix": output.prefix, "formats": output.formats or ("nifti",), "scan": output.scan},
             "options": {
                 "reuse": job.reuse,
                 "tolerate": arguments.tolerate,
@@ -249,7 +249,7 @@ def _retried(client: Client, job_ids: Sequence[UUID], refused: dict[str, str]) -
 def result(job_id: UUID, folder: Path | None, as_json: bool) -> None:
     """Download the results of a succeeded job.
 
-    They are mask, report and preview, and the mask in the other formats that were requested.
+    They are mask, report and preview, and, if they were requested, the scan and the mask in other formats.
     """
     with Client() as client:
         job = _found(client.status(job_id), job_id)

@@ -13,8 +13,9 @@ from inference_service.cli.inspection_display import inspection_json, print_insp
 from inference_service.cli.options import (
     InputArguments,
     ModelOptions,
+    OutputOptions,
     each_option,
-    format_option,
+    file_options,
     input_arguments,
     input_options,
     json_option,
@@ -22,7 +23,6 @@ from inference_service.cli.options import (
 )
 from inference_service.contract.input_options import InputOptions
 from inference_service.contract.result_files import REPORT_FILE
-from inference_service.contract.task_message import OutputFormat
 from inference_service.core.errors import MixedSeries, NotAVolume
 from inference_service.core.files import Sources
 from inference_service.core.progress import overall_progress
@@ -52,14 +52,14 @@ def _sources_and_target(paths: Sequence[Path], channels: Mapping[str, str]) -> t
 @click.argument("paths", metavar="[IN] OUT", nargs=-1, type=click.Path(path_type=Path))
 @model_options
 @input_arguments
-@format_option
+@file_options
 @each_option
 @json_option
 def segment(
     paths: tuple[Path, ...],
     model: ModelOptions,
     arguments: InputArguments,
-    formats: tuple[OutputFormat, ...],
+    output: OutputOptions,
     each: bool,
     as_json: bool,
 ) -> None:
@@ -68,15 +68,15 @@ def segment(
     IN is a NIfTI, NRRD or MetaImage file, or a DICOM series in a folder, an archive or a file. For a model of
     several channels, a folder or an archive may hold one file for each, with names that end in _0000, _0001 and so on.
 
-    OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format. If OUT ends in .nii or
-    .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png. Missing
-    folders are made, and nothing is overwritten.
+    OUT is a folder, which gets mask.nii.gz, report.json, preview.png and the files of --format and --scan. If OUT ends
+    in .nii or .nii.gz, it is the mask's path, and the other files lie beside it: MASK.report.json, MASK.preview.png.
+    Missing folders are made, and nothing is overwritten.
 
     With --each, IN is a folder of many scans. OUT gets a folder for each, and results.csv with all labels. Scans that
     fail are named, and the others are segmented. The same command goes on where a run was stopped.
     """
     if each:
-        _segment_each(paths, model, arguments, formats, as_json=as_json)
+        _segment_each(paths, model, arguments, output, as_json=as_json)
         return
     from inference_service.segmentation.local_run import segment_locally
     from inference_service.segmentation.pipeline import SegmentOptions
@@ -90,7 +90,7 @@ def segment(
             get_settings(),
             model=model.model,
             version=model.model_version,
-            options=SegmentOptions(arguments.options(), formats),
+            options=SegmentOptions(arguments.options(), output.formats, output.scan),
             progress=lambda stage, share: display.show(target, stage, overall_progress(stage, share)),
         )
     if as_json:
@@ -120,7 +120,7 @@ def _segment_each(
     paths: Sequence[Path],
     model: ModelOptions,
     arguments: InputArguments,
-    formats: tuple[OutputFormat, ...],
+    output: OutputOptions,
     *,
     as_json: bool,
 ) -> None:
@@ -132,13 +132,15 @@ def _segment_each(
         raise click.UsageError("with --each expected IN and OUT, and no --channel")
     folder, out = paths
     settings = get_settings()
-    options = SegmentOptions(arguments.options(), formats)
+    options = SegmentOptions(arguments.options(), output.formats, output.scan)
     chosen = LocalModel(settings, model.model, model.model_version)
     request = {
         "model": chosen.model.manifest.name,
         "model_version": chosen.model.manifest.version,
         "manifest_sha256": chosen.model.manifest_sha256,
-        "formats": sorted({"nifti", *formats}),
+        "formats": sorted({"nifti", *output.formats}),
+        # Left out at its default, as in the journals of earlier versions.
+        **({"scan": True} if output.scan else {}),
         "options": dataclasses.asdict(options.input_options),
     }
     channels = len(chosen.model.manifest.channels)

@@ -148,15 +148,17 @@ class InputArguments:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How and where the mask is stored.
+    """How and where the result is stored.
 
     Attributes:
         formats: Formats of the mask, beside NIfTI.
+        scan: Whether the scan is stored, too.
         prefix: Folder of the results in the output bucket; None takes the job's id.
     """
 
     formats: tuple[OutputFormat, ...]
-    prefix: str | None
+    scan: bool
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -283,17 +285,24 @@ input_arguments = _grouped(
         help=f"Segment {_SELECTED} With --channel: NAME=KEYWORD=VALUE.",
     ),
 )
-format_option = click.option(
+_format_option = click.option(
     "--format",
     "formats",
     type=click.Choice(get_args(OutputFormat)),
     multiple=True,
     help="Write the mask in this format too, beside NIfTI; may be given several times.",
 )
+_scan_option = click.option(
+    "--scan",
+    is_flag=True,
+    help="Write the scan too, as scan.nii.gz on the grid of the mask, for viewers that do not read the input.",
+)
+file_options = _grouped("output", OutputOptions, _format_option, _scan_option, without=("prefix",))
 output_options = _grouped(
     "output",
     OutputOptions,
-    format_option,
+    _format_option,
+    _scan_option,
     click.option("--prefix", help="Folder of the results in the output bucket; default: the job's id."),
 )
 job_options = _grouped(

@@ -201,6 +201,12 @@ class OutputReference(_Part):
         "MetaImage. For DICOM input, dicom-seg adds a Segmentation of "
         "type BINARY, which most viewers and archives support, and dicom-labelmap a Label Map Segmentation.",
     )
+    scan: bool = Field(
+        False,
+        exclude_if=lambda scan: not scan,
+        description="Whether to store the scan, too, as NIfTI on the grid of the mask, for viewers that do not read "
+        "the input. Of several channels it is the first one.",
+    )
 
 
 class RequestOptions(_Part):

@@ -1,6 +1,6 @@
-"""Reads NIfTI-1 and NIfTI-2, in one file or in a pair of two, and writes masks on exactly the scan's grid.
+"""Reads NIfTI-1 and NIfTI-2, in one file or in a pair of two, and writes masks and scans on exactly the scan's grid.
 
-Only geometry is copied from a scan's header to a mask: its texts may identify a patient.
+Only geometry is copied from a scan's header to a written one: its texts may identify a patient.
 """
 
 import shutil
@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import cast
 
 import nibabel
 import numpy as np
@@ -117,12 +118,19 @@ def write_mask(path: Path, mask: NDArray[np.unsignedinteger], grid: NiftiHeader)
         mask: Shape (i, j, k) in the scan's axis order.
         grid: The scan's header.
     """
-    header = type(grid)(endianness="<")
-    header.set_data_dtype(mask.dtype)
-    header.set_data_shape(grid.get_data_shape())
-    for field in _GEOMETRY_FIELDS:
-        header[field] = grid[field]
-    _write(path, mask, header)
+    _write_on_grid(path, mask, grid, mask.dtype)
+
+
+def write_scan(path: Path, voxels: NDArray[np.generic], grid: NiftiHeader) -> None:
+    """Writes a scan as `.nii.gz` with its own geometry: as int16 where that is exact, and as float32 elsewhere.
+
+    Args:
+        path: The file to write.
+        voxels: Shape (i, j, k), finite values.
+        grid: The scan's header.
+    """
+    exact = all(_is_int16(plane) for plane in _planes(voxels))
+    _write_on_grid(path, voxels, grid, np.dtype(np.int16 if exact else np.float32))
 
 
 def write_volume(path: Path, volume: Volume) -> None:
@@ -152,15 +160,40 @@ def compress(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, stream)
 
 
+def _write_on_grid(path: Path, voxels: NDArray[np.generic], grid: NiftiHeader, dtype: np.dtype[np.generic]) -> None:
+    header = type(grid)(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(grid.get_data_shape())
+    for field in _GEOMETRY_FIELDS:
+        header[field] = grid[field]
+    _write(path, voxels, header)
+
+
+def _planes(voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The planes across the third axis, by which no copy of a whole volume is held."""
+    return np.moveaxis(voxels, 2, 0)
+
+
+def _is_int16(plane: NDArray[np.generic]) -> bool:
+    values = cast("NDArray[np.float32]", plane)
+    if np.can_cast(values.dtype, np.int16):
+        return True
+    limits = np.iinfo(np.int16)
+    if values.min() < limits.min or values.max() > limits.max:
+        return False
+    return values.dtype.kind != "f" or np.array_equal(values, np.rint(values))
+
+
 def _write(path: Path, voxels: NDArray[np.generic], header: NiftiHeader) -> None:
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"] = 1
     header["scl_inter"] = 0
-    little_endian = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
+    dtype = header.get_data_dtype()
     # No name and no time in the gzip header, so that equal volumes give equal files.
     with path.open("wb") as file, igzip.IGzipFile("", "wb", fileobj=file, mtime=0) as stream:
         header.write_to(stream)
-        stream.write(little_endian.ravel(order="F").data)
+        for plane in _planes(voxels):
+            stream.write(plane.astype(dtype, copy=False).ravel(order="F").data)
 
 
 def _scale(stored: NDArray[np.generic], scaling: tuple[float, float] | None) -> NDArray[np.generic]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AfterValidator, AwareDatetime
 
-from inference_service.contract.result_files import result_files
+from inference_service.contract.result_files import ALL_RESULT_FILES
 from inference_service.contract.task_message import NAME_PATTERN, SegmentRequest
 from inference_service.core.errors import BadRequest, InputNotFound
 from inference_service.gateway.downloads import Download, answer, answer_zip
@@ -178,14 +178,14 @@ async def follow_job(
 @router.head("/{job_id}/results/{name}", include_in_schema=False)
 @router.get("/{job_id}/results/{name}", response_class=Response, responses=_DOWNLOADS)
 def download_result(gateway: InGateway, job: VisibleJob, request: Request, name: str) -> Response:
-    """Downloads an object of a succeeded job: `mask`, `report`, `preview`, or a further format by its name."""
-    if job.result is None or name not in result_files() or name not in job.result:
+    """Downloads an object of a succeeded job: `mask`, `report`, `preview`, `scan`, or a further format by its name."""
+    if job.result is None or name not in ALL_RESULT_FILES or name not in job.result:
         raise Refusal(HttpCode.NOT_FOUND, f"the job is {job.state} and has no such result")
     bucket, key = job.result["bucket"], job.result[name]
     checksum = (job.checksums or {}).get(name)
     size = gateway.storage.size(bucket, key) if checksum is None else checksum.size_bytes
     sha256 = None if checksum is None else checksum.sha256
-    return answer(gateway.storage, Download(bucket, key, size, sha256, result_files()[name]), request)
+    return answer(gateway.storage, Download(bucket, key, size, sha256, ALL_RESULT_FILES[name]), request)
 
 
 @router.head("/{job_id}/input", include_in_schema=False)

@@ -319,7 +319,7 @@ class ModelIdentity:
 def find_same_work(
     database: Database, request: SegmentRequest, *, input_sha256: str, model: ModelIdentity
 ) -> Job | None:
-    """The last succeeded job with the same input, model, formats and options (`reuse` aside), and with checksums.
+    """The last succeeded job with the same input, model, files and options (`reuse` aside), and with checksums.
 
     Args:
         database: The jobs' database.
@@ -349,6 +349,7 @@ def find_same_work(
             == literal(request.input.select, JSONB),
             _channel_options() == literal(channel_options, JSONB),
             JobRow.request["output"]["formats"] == requested["output"]["formats"],
+            func.coalesce(JobRow.request["output"]["scan"].as_boolean(), literal(False)) == request.output.scan,
         )
         .order_by(JobRow.finished_at.desc())
         .limit(1)

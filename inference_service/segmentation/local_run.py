@@ -51,7 +51,7 @@ def segment_locally(
     """
     paths = ResultPaths.of(target)
     # Before the model is looked for, and the providers are probed.
-    _check(sources, paths)
+    _check(sources, paths, options)
     return LocalModel(settings, model, version).segment(sources, paths, options, progress=progress)
 
 
@@ -85,7 +85,7 @@ class LocalModel:
 
     def segment(self, sources: Sources, paths: ResultPaths, options: SegmentOptions, *, progress: Progress) -> Report:
         """Segments one scan; see `segment_locally`."""
-        _check(sources, paths)
+        _check(sources, paths, options)
         try:
             return self._segment(sources, paths, options, self._execution, progress)
         except GpuError as error:
@@ -118,14 +118,14 @@ class LocalModel:
             if paths.mask_name is not None:
                 report = _with_names(report, paths, folder)
                 report.write(folder / REPORT_FILE)
-            paths.copy_from(folder, options.formats)
+            paths.copy_from(folder, options.files)
         return report
 
 
-def _check(sources: Sources, paths: ResultPaths) -> None:
+def _check(sources: Sources, paths: ResultPaths, options: SegmentOptions) -> None:
     for source in [sources] if isinstance(sources, Path) else sources.values():
         check_exists(source)
-    paths.check_free()
+    paths.check_free(options.files)
 
 
 def _with_names(report: Report, paths: ResultPaths, folder: Path) -> Report:

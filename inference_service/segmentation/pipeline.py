@@ -17,6 +17,7 @@ from inference_service.contract.result_files import (
     PREVIEW_FILE,
     RASTER_FILES,
     REPORT_FILE,
+    SCAN_FILE,
     SEGMENTATION_FILES,
     result_files,
 )
@@ -36,7 +37,7 @@ from inference_service.formats.dicom.segmentation_writer import (
     write_segmentation,
 )
 from inference_service.formats.dicom.source_references import SourceSeries
-from inference_service.formats.nifti import write_mask
+from inference_service.formats.nifti import write_mask, write_scan
 from inference_service.formats.raster.writer import write_metaimage, write_segmentation_nrrd
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.formats.scan_reader import ReadOptions, Scan
@@ -85,12 +86,19 @@ class SegmentOptions:
     Attributes:
         input_options: Options for reading and checking the input.
         formats: Formats of the mask.
+        scan: Whether the scan is written, too.
         job_id: The job, from which the UIDs of DICOM objects are derived; None: a new one.
     """
 
     input_options: InputOptions = DEFAULT_INPUT_OPTIONS
     formats: Sequence[OutputFormat] = ("nifti",)
+    scan: bool = False
     job_id: UUID | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the result's files."""
+        return list(result_files(self.formats, scan=self.scan).values())
 
 
 DEFAULT_SEGMENT_OPTIONS = SegmentOptions()
@@ -201,7 +209,7 @@ def segment_file(
         description = _describe(read.scan, segmentation.mask, model.manifest, resources)
         with monitor.stage("write"):
             written = _write(target, read, description, model.manifest, options, memory)
-            checksums = {name: Checksum.of_file(target / name) for name in _other_files(options.formats)}
+            checksums = {name: Checksum.of_file(target / name) for name in _other_files(options)}
     results = _Results(read, segmentation, description, written, checksums)
     report = _report(model, loaded, options, results, monitor.clock)
     report.write(target / REPORT_FILE)
@@ -255,8 +263,10 @@ def _write(
     options: SegmentOptions,
     memory: MemoryBudget,
 ) -> list[WrittenSegmentation]:
-    """Writes the mask, the preview and the requested DICOM objects, and returns descriptions of the latter."""
+    """Writes all files but the report, and returns descriptions of the DICOM objects."""
     write_mask(target / MASK_FILE, description.mask, read.scan.grid)
+    if options.scan:
+        write_scan(target / SCAN_FILE, read.scan.volume.voxels, read.scan.grid)
     (target / PREVIEW_FILE).write_bytes(description.preview)
     affine = read.scan.volume.affine
     if "nrrd" in options.formats:
@@ -303,9 +313,9 @@ def _check_formats(formats: Sequence[OutputFormat], scan: Scan, manifest: Manife
         )
 
 
-def _other_files(formats: Sequence[OutputFormat]) -> list[str]:
+def _other_files(options: SegmentOptions) -> list[str]:
     """The names of the files that a report describes: all files of a result but the report itself."""
-    return [name for name in result_files(formats).values() if name != REPORT_FILE]
+    return [name for name in options.files if name != REPORT_FILE]
 
 
 def _report(
@@ -322,7 +332,7 @@ def _report(
         windows=results.segmentation.windows,
         labels=results.description.labels,
         timings_s=dict(clock.seconds),
-        files=_other_files(options.formats),
+        files=_other_files(options),
         checksums=results.checksums,
         empty_segments=sorted({name for written in results.written for name in written.empty_segments}),
         warnings=[

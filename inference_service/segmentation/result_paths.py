@@ -3,14 +3,13 @@
 import gzip
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from inference_service.contract.result_files import MASK_FILE, result_files
-from inference_service.contract.task_message import OutputFormat
+from inference_service.contract.result_files import ALL_RESULT_FILES, MASK_FILE, SCAN_FILE
 from inference_service.core.errors import BadRequest, InternalError
 
 _MASK_ENDINGS = (".nii", ".nii.gz")
@@ -53,13 +52,18 @@ class ResultPaths:
         stem = self.mask_name[: self.mask_name.lower().rindex(".nii")]
         return self.folder / f"{stem}.{file}"
 
-    def check_free(self) -> None:
+    def check_free(self, files: Collection[str]) -> None:
         """Checks, before the work, that the result can be written and replaces nothing.
+
+        Args:
+            files: The names of its files, in `result_files`.
 
         Raises:
             BadRequest: A file of a result is there already, or the folder cannot be written to.
         """
-        paths = (self.path(file) for file in result_files().values())
+        # The name of a scan may be that of another file, and of the input itself.
+        of_results = (file for file in ALL_RESULT_FILES.values() if file != SCAN_FILE or file in files)
+        paths = (self.path(file) for file in of_results)
         taken = [path.name for path in paths if os.path.lexists(path)]
         if taken:
             raise BadRequest(f"{self.folder} holds {', '.join(taken)} already; choose another OUT")
@@ -68,8 +72,12 @@ class ResultPaths:
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
             raise BadRequest(f"OUT cannot be created: {existing} is not a folder that can be written to")
 
-    def copy_from(self, source: Path, formats: Sequence[OutputFormat]) -> None:
+    def copy_from(self, source: Path, files: Iterable[str]) -> None:
         """Copies a result here from a folder that has it under the usual names; all of it or nothing.
+
+        Args:
+            source: The folder.
+            files: The names of the result's files, in `result_files`.
 
         Raises:
             InternalError: A file cannot be written.
@@ -80,7 +88,7 @@ class ResultPaths:
                 for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
                     missing.mkdir()
                     undo.callback(missing.rmdir)
-                for file in result_files(formats).values():
+                for file in files:
                     plain = file == MASK_FILE and self.plain_mask
                     with (
                         gzip.open(source / file) if plain else (source / file).open("rb") as stream,

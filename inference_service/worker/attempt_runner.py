@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from inference_service.contract.input_options import InputOptions, check_channels
 from inference_service.contract.report import Report
-from inference_service.contract.result_files import REPORT_FILE
+from inference_service.contract.result_files import REPORT_FILE, result_files
 from inference_service.contract.task_message import ChannelReference, SegmentRequest, parse_request
 from inference_service.core.errors import (
     BadRequest,
@@ -159,7 +159,8 @@ class AttemptRunner:
         context = self._context
         settings = context.settings
         location = attempt_location(self._claim, settings.minio_output_bucket, request.output.prefix)
-        results = ResultStore(context.storage, location, request.output.formats)
+        files = result_files(request.output.formats, scan=request.output.scan)
+        results = ResultStore(context.storage, location, files)
         with (
             Lease(
                 context.database,
@@ -261,6 +262,7 @@ class AttemptRunner:
             options=SegmentOptions(
                 InputOptions.of(work.request),
                 work.request.output.formats,
+                work.request.output.scan,
                 self._claim.job_id,
             ),
             monitor=StageMonitor(self._clock, work.lease.progress),

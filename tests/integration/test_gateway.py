@@ -230,9 +230,10 @@ def finished(
 ) -> tuple[httpx.Client, str]:
     """A client, and the path of its succeeded job."""
     client = client_of()
-    path = client.post("/v1/jobs", json={"request": request_for_scan}).headers["Location"]
+    request = {**request_for_scan, "output": {"scan": True}}
+    path = client.post("/v1/jobs", json={"request": request}).headers["Location"]
     job_id = path.rpartition("/")[2]
-    handler.handle({"job_id": job_id, "request": request_for_scan}, task_id=job_id)
+    handler.handle({"job_id": job_id, "request": request}, task_id=job_id)
     return client, path
 
 
@@ -240,7 +241,8 @@ def test_results_have_types_names_and_checksums(finished: tuple[httpx.Client, st
     client, path = finished
     job = client.get(path).json()
     assert job["state"] == "succeeded"
-    types = {"mask": "application/gzip", "report": "application/json", "preview": "image/png"}
+    gzip = "application/gzip"
+    types = {"mask": gzip, "scan": gzip, "report": "application/json", "preview": "image/png"}
     for name, media_type in types.items():
         answer = client.get(f"{path}/results/{name}")
         assert answer.headers["Content-Type"] == media_type

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine
 from inference_service.contract.task_message import (
     ChannelReference,
     InputReference,
+    OutputReference,
     Priority,
     RequestOptions,
     SegmentRequest,
@@ -260,6 +261,7 @@ def test_the_same_work_is_found_by_input_model_and_options(database: Database, j
     attempts.succeed(database, claimed(database, job_id), success)
     assert found()
     assert found(REQUEST.model_copy(update={"options": RequestOptions(reuse=True), "priority": Priority.URGENT}))
+    assert not found(REQUEST.model_copy(update={"output": OutputReference(scan=True)}))
     assert not found(sha256="2" * 64)
     for column in dataclasses.asdict(model):
         assert not found(by=dataclasses.replace(model, **{column: "2"}))

@@ -12,6 +12,7 @@ from click.testing import Result
 from jobs_in_process import Request, get, run
 from sqlalchemy import func, select, update
 
+from inference_service.contract.result_files import result_files
 from inference_service.core.errors import StorageRefused, StorageUnavailable
 from inference_service.core.files import Checksum
 from inference_service.core.settings import Settings
@@ -76,7 +77,7 @@ def compare(database: Database, storage: Storage) -> tuple[list[Finding], int]:
 @pytest.fixture
 def old_job(handler: TaskHandler, database: Database, request_for_scan: Request) -> Job:
     """A job that succeeded long ago."""
-    job = run(handler, database, request_for_scan)
+    job = run(handler, database, {**request_for_scan, "output": {"scan": True}})
     assert job.state is JobState.SUCCEEDED
     age(database, job.id)
     return job
@@ -110,7 +111,7 @@ def test_finished_jobs_are_pruned_with_their_transitions_and_others_stay(databas
 
 def test_no_row_names_a_result_that_is_pruned(database: Database, storage: Storage, old_job: Job) -> None:
     keys = keys_of(storage, old_job)
-    assert len(keys) == 3
+    assert len(keys) == 4
     assert prune(database, results=True) == 1
     assert job_store.get(database, old_job.id) is None
     # A failover of Postgres that loses this transaction brings the row back, and finds its objects.
@@ -138,7 +139,7 @@ def test_a_result_with_the_keys_of_an_older_version_is_pruned(
     database: Database, storage: Storage, old_job: Job, tmp_path: Path
 ) -> None:
     prefix = f"study/{uuid4()}"
-    store = ResultStore(storage, f"masks/{prefix}", [])
+    store = ResultStore(storage, f"masks/{prefix}", result_files([]))
     for name in ("mask.nii.gz", "report.json", "preview.png"):
         (tmp_path / name).write_bytes(b"x")
     store.store(tmp_path, before_each=lambda: None)

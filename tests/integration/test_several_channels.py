@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from dicom_files import affine_of, phantom, regular_stack, write_series
 from jobs_in_process import Request, run
-from two_channels import CHANNELS, NAME, expected_mask, install_model, labels_of, write_scan
+from two_channels import CHANNELS, NAME, expected_mask, install_model, labels_of, values_of, write_scan
 
 from inference_service.client import Client
 from inference_service.core.settings import Settings
@@ -49,11 +49,13 @@ def mask_of(job: Job, storage: Storage, folder: Path) -> np.ndarray[tuple[int, .
     return labels_of(folder / "mask.nii.gz")
 
 
-def test_a_job_segments_the_scans_of_both_channels(
+def test_a_job_segments_the_scans_of_both_channels_and_stores_the_first(
     sums: TaskHandler, database: Database, storage: Storage, request_for_channels: Request, tmp_path: Path
 ) -> None:
-    job = run(sums, database, request_for_channels)
+    job = run(sums, database, {**request_for_channels, "output": {"scan": True}})
     np.testing.assert_array_equal(mask_of(job, storage, tmp_path), expected_mask())
+    storage.fetch("masks", (job.result or {})["scan"], tmp_path / "scan.nii.gz", max_bytes=10**6)
+    np.testing.assert_array_equal(labels_of(tmp_path / "scan.nii.gz"), values_of("T1"))
 
 
 def test_a_result_is_reused_only_for_the_same_scan_of_each_channel(

@@ -16,6 +16,7 @@ from jobs_in_process import Request, get, run
 from pydicom import Dataset
 
 from inference_service.client import Client
+from inference_service.contract.report import Report
 from inference_service.contract.task_message import parse_request
 from inference_service.core.report_warnings import WarningCode
 from inference_service.core.settings import Settings
@@ -64,6 +65,37 @@ def test_a_message_delivered_again_changes_nothing(
     job = run(handler, database, request_for_scan)
     handler.handle({"job_id": str(job.id), "request": request_for_scan}, task_id=str(job.id))
     assert get(database, job.id) == job
+
+
+def test_a_requested_scan_is_stored_on_the_grid_of_the_mask_and_reused(
+    handler: TaskHandler, database: Database, settings: Settings, request_for_scan: Request, scan: Path, tmp_path: Path
+) -> None:
+    without = run(handler, database, request_for_scan)
+    request = {**request_for_scan, "output": {"scan": True}, "options": {"reuse": True}}
+    job = run(handler, database, request)
+    assert (job.state, job.error_message) == (JobState.SUCCEEDED, None)
+    assert job_store.transitions(database, job.id)[-1].detail != f"reused {without.id}"
+    assert result_files_of(job)["scan"] == "scan.nii.gz"
+    with Client(settings) as client:
+        paths = client.result(job, tmp_path / "out")
+    assert [path.name for path in paths] == ["mask.nii.gz", "report.json", "preview.png", "scan.nii.gz"]
+    report = Report.model_validate_json(paths[1].read_bytes())
+    assert report.checksums["scan.nii.gz"] == (job.checksums or {})["scan"]
+    mask, _, _, stored = (nibabel.load(path) if path.suffix == ".gz" else None for path in paths)
+    assert isinstance(mask, nibabel.Nifti1Image)
+    assert isinstance(stored, nibabel.Nifti1Image)
+    np.testing.assert_array_equal(stored.affine, mask.affine)
+    image = nibabel.Nifti1Image.from_filename(scan)
+    np.testing.assert_array_equal(np.asanyarray(stored.dataobj), np.asanyarray(image.dataobj))
+
+    handler.handle({"job_id": str(job.id), "request": request}, task_id=str(job.id))
+    assert get(database, job.id) == job
+    again = run(handler, database, request)
+    assert job_store.transitions(database, again.id)[-1].detail == f"reused {job.id}"
+    assert again.checksums == job.checksums
+    plain = run(handler, database, {**request_for_scan, "options": {"reuse": True}})
+    assert job_store.transitions(database, plain.id)[-1].detail == f"reused {without.id}"
+    assert "scan" not in result_files_of(plain)
 
 
 def test_a_recorded_job_runs_as_recorded_even_if_its_message_is_malformed(

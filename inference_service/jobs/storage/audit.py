@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from inference_service.contract.result_files import result_files
+from inference_service.contract.result_files import ALL_RESULT_FILES
 from inference_service.core.errors import InputNotFound, StorageRefused
 from inference_service.core.files import Checksum
 from inference_service.core.retry import retrying
@@ -26,7 +26,7 @@ _KEYS_AT_ONCE = 1000
 _CONCURRENT_REQUESTS = 8
 _ATTEMPT_KEY = re.compile(
     r"(?:.+/)?(?P<job_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/[0-9]+-(?P<token>[0-9a-f]{32})/(?:"
-    + "|".join(re.escape(file) for file in result_files().values())
+    + "|".join(re.escape(file) for file in ALL_RESULT_FILES.values())
     + ")"
 )
 

@@ -1,10 +1,9 @@
 """The objects of one attempt's results, under keys that no other attempt of any job has."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from inference_service.contract.result_files import result_files
-from inference_service.contract.task_message import OutputFormat
+from inference_service.contract.result_files import ALL_RESULT_FILES
 from inference_service.core.errors import ResultDamaged
 from inference_service.core.files import Checksum
 from inference_service.jobs.attempts import Claim
@@ -39,14 +38,14 @@ class ResultStore:
     Args:
         storage: The object storage.
         location: Bucket and folder, see `attempt_location`.
-        formats: The formats of the mask; None: all, as for a removal.
+        files: Their file names, by their keys in the job's row; for a removal all that a result may have.
     """
 
-    def __init__(self, storage: Storage, location: str, formats: Sequence[OutputFormat] | None = None) -> None:
+    def __init__(self, storage: Storage, location: str, files: Mapping[str, str] = ALL_RESULT_FILES) -> None:
         self.location = location
         self._storage = storage
         self._bucket, _, self._folder = location.partition("/")
-        self._files = result_files() if formats is None else result_files(formats)
+        self._files = files
 
     @property
     def result(self) -> dict[str, str]:

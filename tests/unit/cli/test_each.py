@@ -248,6 +248,15 @@ def test_other_options_need_another_out(scans: Path, tmp_path: Path) -> None:
     result = run(scans, tmp_path / "out", "--format", "nrrd")
     assert result.exit_code == 3
     assert "another model or other options" in result.stderr
+    assert run(scans, tmp_path / "out", "--scan").exit_code == 3
+
+
+def test_the_journal_of_a_run_without_scans_is_that_of_earlier_versions(scans: Path, tmp_path: Path) -> None:
+    run(scans, tmp_path / "out")
+    first, *_ = (tmp_path / "out" / "scans.jsonl").read_text().splitlines()
+    assert json.loads(first)["request"].keys() == {"model", "model_version", "manifest_sha256", "formats", "options"}
+    run(scans, tmp_path / "with scans", "--scan")
+    assert (tmp_path / "with scans" / "MUELLER" / "scan.nii.gz").exists()
 
 
 def test_a_missing_model_ends_the_run(scans: Path, tmp_path: Path) -> None:

@@ -402,6 +402,25 @@ def test_segment_writes_a_dicom_segmentation_of_a_series_only(tmp_path: Path, sc
     assert not (tmp_path / "other").exists()
 
 
+def test_segment_writes_the_scan_beside_the_mask(tmp_path: Path, scan: Path) -> None:
+    result = run("segment", scan, tmp_path / "lungs.nii", "--model", MODEL, "--scan")
+    assert result.exit_code == 0, result.output
+    written = nibabel.Nifti1Image.from_filename(tmp_path / "lungs.scan.nii.gz")
+    image = nibabel.Nifti1Image.from_filename(scan)
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), np.asanyarray(image.dataobj))
+    report = Report.model_validate_json((tmp_path / "lungs.report.json").read_bytes())
+    assert report.files == ["lungs.nii", "lungs.preview.png", "lungs.scan.nii.gz"]
+
+
+def test_a_scan_of_the_name_of_a_result_is_in_the_way_of_a_requested_scan_alone(tmp_path: Path, scan: Path) -> None:
+    named = tmp_path / "scan.nii.gz"
+    shutil.copy(scan, named)
+    refused = run("segment", named, tmp_path, "--model", MODEL, "--scan")
+    assert (refused.exit_code, "holds scan.nii.gz already" in refused.stderr) == (3, True)
+    assert run("segment", named, tmp_path, "--model", MODEL).exit_code == 0
+    assert named.read_bytes() == scan.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("out", "beside"),
     [
@@ -612,7 +631,9 @@ def test_a_changed_model_fails_verification(monkeypatch: pytest.MonkeyPatch, tmp
     assert result.stderr.startswith(f"error: model_invalid: model {MODEL} 1: expected sha256 ")
 
 
-def test_submit_sends_the_series_and_the_selection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_submit_sends_the_series_the_selection_and_the_wish_for_the_scan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     submitted: list[SegmentRequest] = []
 
@@ -624,7 +645,8 @@ def test_submit_sends_the_series_and_the_selection(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Client, "upload", lambda self, volume: InputReference(bucket="volumes", key="uploads/1/"))
     command = ("submit", tmp_path / "in", "--model", MODEL, "--series", "1.2")
     assert run(*command, "--select", "EchoTime=4.6", "--select", "ContrastBolusAgent=").exit_code == 0
-    assert run(*command).exit_code == 0
+    assert run(*command, "--scan").exit_code == 0
+    assert [request.output.scan for request in submitted] == [False, True]
     place = {"bucket": "volumes", "key": "uploads/1/", "series": "1.2"}
     assert [request.model_dump()["input"] for request in submitted] == [
         {**place, "select": {"EchoTime": "4.6", "ContrastBolusAgent": None}},

@@ -28,6 +28,7 @@ from inference_service.formats.nifti import (
     find_headers,
     read_nifti,
     write_mask,
+    write_scan,
     write_volume,
 )
 from inference_service.formats.read_limits import ReadLimits
@@ -443,6 +444,45 @@ def test_a_mask_has_exactly_the_grid_of_its_scan(
         assert code == wanted_code
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "written"),
+    [
+        ("u1", (0, 255), "i2"),
+        ("i2", (-32768, 32767), "i2"),
+        ("u2", (0, 32767), "i2"),
+        ("u2", (0, 32768), "f4"),
+        ("i4", (-32769, 0), "f4"),
+        ("i8", (-1024, 3071), "i2"),
+        ("f4", (-1024.0, 3071.0), "i2"),
+        ("f4", (-1024.0, 3071.5), "f4"),
+        ("f8", (-0.0, 32767.0), "i2"),
+        ("f8", (0.0, 1e9), "f4"),
+    ],
+)
+def test_a_scan_is_stored_as_int16_where_that_is_exact(
+    tmp_path: Path, dtype: str, values: tuple[float, float], written: str
+) -> None:
+    voxels = np.full(SHAPE, values[0], dtype, order="F")
+    voxels[2, 3, 4] = values[1]
+    write_scan(tmp_path / "scan.nii.gz", voxels, header_of(voxels))
+    stored = loaded(tmp_path / "scan.nii.gz")
+    assert stored.get_data_dtype() == written
+    np.testing.assert_array_equal(np.asanyarray(stored.dataobj), voxels)
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_no_copy_of_a_written_volume_is_held(tmp_path: Path, dtype: str) -> None:
+    voxels = np.zeros((96, 96, 256), dtype)
+    header = header_of(voxels)
+    tracemalloc.start()
+    try:
+        write_scan(tmp_path / "scan.nii.gz", voxels, header)
+        write_mask(tmp_path / "mask.nii.gz", np.broadcast_to(np.uint8(1), voxels.shape), header)
+        assert tracemalloc.get_traced_memory()[1] < voxels.nbytes / 4
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_mask_has_only_the_forms_of_its_scan(tmp_path: Path) -> None:
     for sform, qform in ((None, oblique()), (oblique(), None)):
         header = header_of(ramp("i2"), sform=sform, qform=qform)
@@ -451,7 +491,7 @@ def test_a_mask_has_only_the_forms_of_its_scan(tmp_path: Path) -> None:
         assert (written["sform_code"], written["qform_code"]) == (0 if sform is None else 1, 0 if qform is None else 2)
 
 
-def test_a_mask_contains_no_text_of_its_scan(tmp_path: Path) -> None:
+def test_a_written_file_contains_no_text_of_its_scan(tmp_path: Path) -> None:
     texts = {"descrip": b"Mueller^Hans", "aux_file": b"PID-4711", "db_name": b"Ward 7", "intent_name": b"19610203"}
     header = header_of(ramp("i2"), sform=oblique())
     for field, text in texts.items():
@@ -462,12 +502,15 @@ def test_a_mask_contains_no_text_of_its_scan(tmp_path: Path) -> None:
     scan = tmp_path / "scan"
     scan.write_bytes(file_bytes(header, ramp("i2")))
     assert all(text in scan.read_bytes() for text in texts.values())
-    write_mask(tmp_path / "mask.nii.gz", labels(), read_nifti(scan, ReadLimits(MAX_VOXELS)).header)
-    packed = (tmp_path / "mask.nii.gz").read_bytes()
-    content = gzip.decompress(packed)
-    assert not any(text in content or text in packed for text in texts.values())
-    written = loaded(tmp_path / "mask.nii.gz").header
-    assert [float(written[field]) for field in ("cal_max", "slice_duration", "toffset")] == [0, 0, 0]
+    grid = read_nifti(scan, ReadLimits(MAX_VOXELS)).header
+    write_mask(tmp_path / "mask.nii.gz", labels(), grid)
+    write_scan(tmp_path / "scan.nii.gz", ramp("i2"), grid)
+    for name in ("mask.nii.gz", "scan.nii.gz"):
+        packed = (tmp_path / name).read_bytes()
+        content = gzip.decompress(packed)
+        assert not any(text in content or text in packed for text in texts.values())
+        written = loaded(tmp_path / name).header
+        assert [float(written[field]) for field in ("cal_max", "slice_duration", "toffset")] == [0, 0, 0]
 
 
 def test_equal_masks_are_equal_files(tmp_path: Path) -> None:

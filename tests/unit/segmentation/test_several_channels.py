@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from dicom_files import affine_of, phantom, read_segmentation, regular_stack, write_series
@@ -50,6 +51,7 @@ def segment(
     *,
     options: InputOptions | None = None,
     formats: tuple[OutputFormat, ...] = ("nifti",),
+    scan: bool = False,
     max_voxels: int = 10**6,
     monitor: StageMonitor | None = None,
 ) -> tuple[Report, Path]:
@@ -61,7 +63,7 @@ def segment(
         target,
         ModelRun(find_model(models, NAME, None), execution, SessionCache()),
         limits=ReadLimits(max_voxels),
-        options=SegmentOptions(options or InputOptions(), formats),
+        options=SegmentOptions(options or InputOptions(), formats, scan),
         monitor=monitor or StageMonitor(),
     )
     return report, target
@@ -77,6 +79,18 @@ def test_the_network_sees_both_channels(models: Path, scans: dict[str, Path]) ->
     assert not any(channel.resampled for channel in report.input.channels)
     assert report.input.sha256 == input_sha256(scans, CHANNELS)
     assert report.warnings == []
+
+
+def test_the_stored_scan_is_that_of_the_first_channel(models: Path, scans: dict[str, Path]) -> None:
+    moved = GRID.copy()
+    moved[0, 3] = 1.0
+    write_scan(scans["FLAIR"], "FLAIR", moved)
+    report, target = segment(models, scans, scan=True)
+    assert report.files == ["mask.nii.gz", "preview.png", "scan.nii.gz"]
+    np.testing.assert_array_equal(labels_of(target / "scan.nii.gz"), values_of("T1"))
+    headers = [nibabel.Nifti1Image.from_filename(target / f"{name}.nii.gz").header for name in ("mask", "scan")]
+    for field in ("dim", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+        assert headers[0][field].tobytes() == headers[1][field].tobytes(), field
 
 
 def test_channels_that_change_places_give_another_hash(models: Path, scans: dict[str, Path]) -> None:

@@ -16,9 +16,10 @@ def a_claim(attempt: int = 1) -> Claim:
 
 
 def test_every_file_has_a_key_in_the_row() -> None:
-    result = ResultStore(STORAGE, "masks/a/b", ()).result
+    files = result_files(["mha"], scan=True)
+    result = ResultStore(STORAGE, "masks/a/b", files).result
     assert result.pop("bucket") == "masks"
-    assert sorted(result.values()) == sorted(f"a/b/{name}" for name in result_files(()).values())
+    assert sorted(result.values()) == sorted(f"a/b/{name}" for name in files.values())
 
 
 @pytest.mark.parametrize(("prefix", "start"), [(None, "masks/"), ("study-1", "masks/study-1/"), ("a/b/", "masks/a/b/")])
