@@ -18,12 +18,16 @@ import pytest
 import yaml
 
 from inference_service.core.settings import Settings
+from inference_service.gateway.app import make_app
+from inference_service.gateway.server import STOP_LIMIT_S
 from inference_service.jobs.queues.lists import QUEUES
 from inference_service.jobs.schema import JobRow
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "deploy" / "kubernetes"
 IDENTITIES = REPOSITORY / "deploy" / "identities"
+GATEWAY = MANIFESTS / "gateway"
+SHELLS = (MANIFESTS / "models-shell.yaml", MANIFESTS / "tokens-shell.yaml")
 OVERLAYS = sorted(path.parent for path in MANIFESTS.glob("overlays/*/kustomization.yaml"))
 # The oldest and the newest version that is in use.
 VERSIONS = ("1.29", "1.37")
@@ -143,14 +147,13 @@ def test_the_autoscaler_that_keda_creates_fits_its_schema(overlay: Path) -> None
 
 
 def test_every_file_is_in_use() -> None:
-    used = {str(manifest) for overlay in OVERLAYS for manifest in built(overlay)}
-    shell = MANIFESTS / "models-shell.yaml"
-    paths = [path for path in MANIFESTS.rglob("*.yaml") if path.name != "kustomization.yaml" and path != shell]
+    used = {str(manifest) for folder in (*OVERLAYS, GATEWAY) for manifest in built(folder)}
+    paths = [path for path in MANIFESTS.rglob("*.yaml") if path.name != "kustomization.yaml" and path not in SHELLS]
     assert [path for path in paths if not {str(manifest) for manifest in read(path)} <= used] == []
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, GATEWAY], ids=lambda path: path.name)
 def test_every_mode_renders(overlay: Path) -> None:
     done = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -209,7 +212,13 @@ def test_make_secrets_creates_the_files_of_the_secrets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "pod"), pods().items(), ids=pods())
 def test_a_pod_reads_the_secret_of_its_own_identity(name: str, pod: Manifest) -> None:
-    identity = {"models-shell.yaml": None, "base/migrate.yaml": "migrate", "identities/job.yaml": "identities"}
+    identity = {
+        "models-shell.yaml": None,
+        "tokens-shell.yaml": "migrate",
+        "base/migrate.yaml": "migrate",
+        "gateway/deployment.yaml": "gateway",
+        "identities/job.yaml": "identities",
+    }
     expected = identity.get(name, "worker")
     mounted = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
     assert mounted == ([f"inference-{expected}"] if expected else [])
@@ -218,7 +227,7 @@ def test_a_pod_reads_the_secret_of_its_own_identity(name: str, pod: Manifest) ->
         files = {Path(value) for variable, value in given.items() if variable.endswith("_FILE")}
         assert {path.parent for path in files} <= {Path("/run/secrets")}
         assert {path.name for path in files} <= (secrets()[mounted[0]] if mounted else set())
-        if expected in {"worker", "migrate"}:
+        if expected in {"worker", "migrate", "gateway"}:
             assert given["POSTGRES_USER"] == f"inference_{expected}"
 
 
@@ -237,22 +246,27 @@ def test_the_job_of_the_identities_renders(tmp_path: Path) -> None:
         assert Path(script).name in scripts
 
 
+def with_component(overlay: Path, component: str, folder: Path) -> list[Manifest]:
+    """Renders a mode and the gateway with a component, as a kustomization of the operator's own does."""
+    shutil.copytree(MANIFESTS, folder / "kubernetes")
+    own = {"resources": [f"kubernetes/overlays/{overlay.name}", "kubernetes/gateway"]}
+    own["components"] = [f"kubernetes/components/{component}"]
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_the_tls_component_connects_everything_with_tls(overlay: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "kubernetes"
-    shutil.copytree(MANIFESTS, copy)
-    kustomization = copy / "overlays" / overlay.name / "kustomization.yaml"
-    kustomization.write_text(kustomization.read_text() + "components: [../../components/tls]\n")
-    done = subprocess.run(["kubectl", "kustomize", kustomization.parent], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for manifest in yaml.safe_load_all(done.stdout):
+    for manifest in with_component(overlay, "tls", tmp_path):
         check(manifest)
         if manifest["kind"] in {"Deployment", "Job"}:
             pod = manifest["spec"]["template"]["spec"]
             (box,) = pod["containers"]
             urls = [variable["value"] for variable in box["env"] if variable["name"] == "REDIS_URL"]
-            assert all(url.startswith("rediss://worker@") for url in urls)
+            assert all(url.startswith(f"rediss://{box['name']}@") for url in urls)
             assert "/run/ca" in {mount["mountPath"] for mount in box["volumeMounts"]}
         if manifest["kind"] == "ConfigMap":
             assert (manifest["data"]["POSTGRES_SSLMODE"], manifest["data"]["MINIO_SECURE"]) == ("verify-full", "true")
@@ -261,13 +275,7 @@ def test_the_tls_component_connects_everything_with_tls(overlay: Path, tmp_path:
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_with_stored_models_no_pod_needs_the_claim(overlay: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "kubernetes"
-    shutil.copytree(MANIFESTS, copy)
-    kustomization = copy / "overlays" / overlay.name / "kustomization.yaml"
-    kustomization.write_text(kustomization.read_text() + "components: [../../components/stored-models]\n")
-    done = subprocess.run(["kubectl", "kustomize", kustomization.parent], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for manifest in yaml.safe_load_all(done.stdout):
+    for manifest in with_component(overlay, "stored-models", tmp_path):
         check(manifest)
         assert manifest["kind"] != "PersistentVolumeClaim"
         if manifest["kind"] == "Deployment":
@@ -293,7 +301,7 @@ def test_nothing_leaves_a_pod_but_to_named_servers() -> None:
         for expression in policy["podSelector"].get("matchExpressions", [])
         for label in expression["values"]
     }
-    assert components == {"worker-cpu", "worker-gpu", "identities"}
+    assert components == {"worker-cpu", "worker-gpu", "gateway", "identities"}
 
 
 def test_the_configuration_consists_of_settings() -> None:
@@ -345,6 +353,55 @@ def test_a_worker_fits_its_role(role: str) -> None:
     (budget,) = of_kind(MANIFESTS / "workers" / role, "PodDisruptionBudget").values()
     for selector in (deployment["spec"]["selector"], budget["spec"]["selector"]):
         assert selector["matchLabels"].items() <= labels["labels"].items()
+
+
+def test_requests_reach_the_gateway_through_the_ingress_alone() -> None:
+    (deployment,) = of_kind(GATEWAY, "Deployment").values()
+    (ingress,) = of_kind(GATEWAY, "Ingress").values()
+    (service,) = of_kind(GATEWAY, "Service").values()
+    (policy,) = of_kind(GATEWAY, "NetworkPolicy").values()
+    (budget,) = of_kind(GATEWAY, "PodDisruptionBudget").values()
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {
+        "name": service["metadata"]["name"],
+        "port": {"name": service["spec"]["ports"][0]["name"]},
+    }
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert (
+        labels
+        == service["spec"]["selector"]
+        == budget["spec"]["selector"]["matchLabels"]
+        == policy["spec"]["podSelector"]["matchLabels"]
+        == deployment["spec"]["selector"]["matchLabels"]
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": Settings().gateway_port, "metrics": int(config()["METRICS_PORT"])}
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    assert [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]] == [ports["http"]]
+
+
+def test_the_ingress_streams_scans_and_events() -> None:
+    (ingress,) = of_kind(GATEWAY, "Ingress").values()
+    given = {name.rpartition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()}
+    assert (given["proxy-body-size"], given["proxy-request-buffering"], given["proxy-buffering"]) == ("0", "off", "off")
+
+
+def test_the_gateway_is_probed_and_stops_in_time() -> None:
+    (deployment,) = of_kind(GATEWAY, "Deployment").values()
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["gateway"]
+    paths = {probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
+    # A restart ends uploads, but no outage of Postgres.
+    assert paths == {"startup": "/healthz", "readiness": "/healthz", "liveness": "/v1/openapi.json"}
+    app = make_app(Settings(), local=True)
+    assert paths["startup"] in app.openapi()["paths"]
+    assert paths["liveness"] == app.openapi_url
+    pause_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > pause_s + STOP_LIMIT_S
 
 
 def test_keda_connects_to_the_configured_servers() -> None:
