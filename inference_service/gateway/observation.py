@@ -2,6 +2,7 @@
 
 import logging
 import time
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,10 @@ class Observation:
         labels = ["method", "route"]
         self._requests = Counter(
             "inference_gateway_requests", "Requests answered.", [*labels, "status"], registry=self.registry
+        )
+        # Without labels, so that it is there before the first error, and Prometheus sees that one, too.
+        self._server_errors = Counter(
+            "inference_gateway_server_errors", "Requests answered with a status of 500 or more.", registry=self.registry
         )
         self._duration = Histogram(
             "inference_gateway_request_duration_seconds",
@@ -77,6 +82,8 @@ class Observation:
         route = getattr(scope.get("route"), "path", _UNKNOWN)
         method = scope["method"] if route != _UNKNOWN else _UNKNOWN
         self._requests.labels(method, route, status).inc()
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._server_errors.inc()
         self._duration.labels(method, route).observe(seconds)
         name = scope.get("state", {}).get("caller", "-")
         logger.info("%s %s by %s: %s in %.0f ms", method, route, name, status or "no answer", seconds * 1000)

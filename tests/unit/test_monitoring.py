@@ -1,4 +1,4 @@
-"""Alerts and dashboard query metrics that a worker exposes."""
+"""Alerts and dashboard query metrics that a worker or the gateway exposes."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from inference_service.core.errors import COMMAND_LINE_CODES, ErrorCode
 from inference_service.core.progress import STAGES
 from inference_service.core.settings import Settings
+from inference_service.gateway.observation import Observation
 from inference_service.jobs.database import connect
 from inference_service.worker.metrics import Metrics
 
@@ -32,6 +33,13 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="pr
 @pytest.fixture(scope="module")
 def registry() -> CollectorRegistry:
     return Metrics("cpu-1@host", connect(Settings())).registry
+
+
+@pytest.fixture(scope="module")
+def exposed(registry: CollectorRegistry) -> dict[str, set[str]]:
+    """The series names of each metric."""
+    families = [*registry.collect(), *Observation().registry.collect()]
+    return {family.name: {family.name + suffix for suffix in SUFFIXES[family.type]} for family in families}
 
 
 def rules() -> list[dict[str, str]]:
@@ -59,22 +67,23 @@ def names_in(expression: str) -> Iterator[str]:
     yield from found
 
 
-def exposed(registry: CollectorRegistry) -> dict[str, set[str]]:
-    """The series names of each metric."""
-    return {family.name: {family.name + suffix for suffix in SUFFIXES[family.type]} for family in registry.collect()}
-
-
-def test_every_queried_metric_is_exposed(registry: CollectorRegistry) -> None:
-    known = BUILT_IN.union(*exposed(registry).values())
+def test_every_queried_metric_is_exposed(exposed: dict[str, set[str]]) -> None:
+    known = BUILT_IN.union(*exposed.values())
     for expression in [*dashboard_expressions(), *(rule["expr"] for rule in rules())]:
         names = set(names_in(expression))
         assert names, expression
         assert names <= known, expression
 
 
-def test_every_exposed_metric_is_on_the_dashboard(registry: CollectorRegistry) -> None:
+def test_every_exposed_metric_is_on_the_dashboard(exposed: dict[str, set[str]]) -> None:
     names = {name for expression in dashboard_expressions() for name in names_in(expression)}
-    assert [metric for metric, series in exposed(registry).items() if not series & names] == []
+    assert [metric for metric, series in exposed.items() if not series & names] == []
+
+
+def test_every_exposed_metric_is_documented(exposed: dict[str, set[str]]) -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(inference_\w+)[`{]", page))
+    assert [metric for metric, series in exposed.items() if not {metric, *series} & documented] == []
 
 
 def test_every_counter_series_starts_at_zero(registry: CollectorRegistry) -> None:
@@ -100,6 +109,22 @@ def test_every_alert_has_a_summary_and_a_description() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
 
 
+def test_panels_do_not_overlap() -> None:
+    places = [panel["gridPos"] for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]]
+    taken = [
+        (place["x"] + column, place["y"] + row)
+        for place in places
+        for column in range(place["w"])
+        for row in range(place["h"])
+    ]
+    assert len(taken) == len(set(taken))
+
+
+def test_every_alert_is_documented() -> None:
+    page = (REPOSITORY / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert [rule["alert"] for rule in rules() if f"| `{rule['alert']}` |" not in page] == []
+
+
 def test_the_dashboard_finds_its_data_source() -> None:
     source = yaml.safe_load((MONITORING / "grafana" / "datasources" / "prometheus.yml").read_text(encoding="utf-8"))
     (uid,) = (entry["uid"] for entry in source["datasources"])
@@ -107,13 +132,13 @@ def test_the_dashboard_finds_its_data_source() -> None:
     assert set(re.findall(r'"type": "prometheus",\s*"uid": "([^"]*)"', text)) == {uid}
 
 
-def test_the_workers_of_compose_are_scraped() -> None:
-    (job,) = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
-    (by_name,) = job["dns_sd_configs"]
-    for role in ("cpu", "gpu"):
-        text = (REPOSITORY / f"docker-compose.{role}.yml").read_text(encoding="utf-8")
-        ((name, service),) = yaml.safe_load(text)["services"].items()
-        assert name in by_name["names"]
+def test_workers_and_gateway_of_compose_are_scraped() -> None:
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    for part in ("cpu", "gpu", "gateway"):
+        text = (REPOSITORY / f"docker-compose.{part}.yml").read_text(encoding="utf-8")
+        name, service = next(iter(yaml.safe_load(text)["services"].items()))
+        ((job, by_name),) = ((job, each) for job in jobs for each in job["dns_sd_configs"] if name in each["names"])
+        assert name.startswith(job["job_name"])
         assert service["environment"]["METRICS_PORT"] == str(by_name["port"])
 
 
