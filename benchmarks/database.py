@@ -140,7 +140,7 @@ def _request() -> SegmentRequest:
 
 
 def _latest(tables: Tables, state: JobState) -> None:
-    job_store.latest(tables.database, job_store.JobFilter(state=state))
+    job_store.latest(tables.database, job_store.JobFilter([state]))
 
 
 def _prune(tables: Tables, older_than: timedelta) -> None:

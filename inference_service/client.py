@@ -219,7 +219,8 @@ class Client:
             where: Only such jobs; instead of `state`.
             after: The place of the last job of the page before.
         """
-        return job_store.latest(self._database, where or JobFilter(state=state), after=after, limit=limit)
+        where = where or JobFilter(None if state is None else [state])
+        return job_store.latest(self._database, where, after=after, limit=limit)
 
     def workers(self) -> Sequence[Worker]:
         """The workers seen within a day, and the jobs that they run."""

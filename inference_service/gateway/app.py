@@ -22,12 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from inference_service.client import Client
 from inference_service.core.errors import DatabaseUnavailable, ErrorCode, ServiceError
 from inference_service.core.settings import Settings
-from inference_service.gateway import jobs_api, service_api
+from inference_service.gateway import jobs_api, results_api, service_api
 from inference_service.gateway.access import Access
 from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.observation import Observation
 from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
+from inference_service.gateway.results_api import MAX_TABLES
 from inference_service.gateway.submission.upload_sweep import sweep_uploads
 from inference_service.gateway.submission.uploading import MAX_UPLOADS
 from inference_service.gateway.views import Submission
@@ -85,6 +86,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(jobs_api.router)
+    app.include_router(results_api.router)
     app.include_router(service_api.router)
     app.state.observation = observation
     _handle_errors(app)
@@ -107,6 +109,7 @@ def _open_gateway(settings: Settings, stack: ExitStack, *, local: bool) -> Gatew
         access=Access(partial(tokens.find, database), local=local),
         events=EventHub(database),
         uploads=anyio.CapacityLimiter(MAX_UPLOADS),
+        tables=anyio.CapacityLimiter(MAX_TABLES),
     )
 
 

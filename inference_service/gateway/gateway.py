@@ -28,6 +28,7 @@ class Gateway:
     access: Access
     events: EventHub
     uploads: anyio.CapacityLimiter
+    tables: anyio.CapacityLimiter
 
 
 def _gateway(request: Request) -> Gateway:

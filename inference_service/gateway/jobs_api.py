@@ -4,39 +4,30 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import AfterValidator, AwareDatetime
 
 from inference_service.contract.result_files import ALL_RESULT_FILES
-from inference_service.contract.task_message import NAME_PATTERN, SegmentRequest
+from inference_service.contract.task_message import SegmentRequest
 from inference_service.core.errors import BadRequest, InputNotFound
 from inference_service.gateway.downloads import Download, answer, answer_zip
 from inference_service.gateway.gateway import InGateway, Reader, Submitter
+from inference_service.gateway.job_query import VisibleJobs
 from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
 from inference_service.gateway.submission import submitting
 from inference_service.gateway.views import JobDetail, JobPage, JobView
 from inference_service.jobs.gateway import webhooks
-from inference_service.jobs.job_store import Job, JobFilter, PagePosition
-from inference_service.jobs.schema import JobState
+from inference_service.jobs.job_store import Job, PagePosition
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _MAX_PAGE = 200
 
 
-def _in_utc(time: datetime) -> datetime:
-    try:
-        return time.astimezone(UTC)  # Postgres takes fewer time zones
-    except OverflowError:
-        raise ValueError("expected a time between the years 1 and 9999") from None
-
-
-Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 _FORM_SCHEMA = {
     "type": "object",
     "required": ["request"],
@@ -123,16 +114,11 @@ async def submit_job(
 @router.get("", response_model=JobPage, responses=PROBLEMS)
 def list_jobs(
     gateway: InGateway,
-    caller: Reader,
-    state: JobState | None = None,
-    model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
-    created_from: Time | None = None,
-    created_before: Time | None = None,
+    where: VisibleJobs,
     limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 50,
     after: Annotated[str | None, Query(description="`next` of the page before.", max_length=200)] = None,
 ) -> JobPage:
     """Lists the jobs that the caller may see, the newest first."""
-    where = JobFilter(state, model, caller.visible_name, created_from, created_before)
     position = None if after is None else _position(after)
     found = gateway.client.list(where=where, after=position, limit=limit)
     following = _cursor(found[-1]) if len(found) == limit else None

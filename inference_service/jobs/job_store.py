@@ -4,7 +4,7 @@ An attempt's writes are in `attempts`, the recovery of orphaned jobs is in `reco
 that the clocks of the machines do not matter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -89,14 +89,14 @@ class JobFilter:
     """Which jobs to list; None is any.
 
     Attributes:
-        state: Their state.
+        states: Their states.
         model: The name of the model that their requests name.
         submitted_by: The name of the upstream.
         created_from: They were created at this time or later.
         created_before: They were created earlier.
     """
 
-    state: JobState | None = None
+    states: Collection[JobState] | None = None
     model: str | None = None
     submitted_by: str | None = None
     created_from: datetime | None = None
@@ -105,7 +105,7 @@ class JobFilter:
     def conditions(self) -> list[ColumnElement[bool]]:
         """The conditions on rows of jobs."""
         compared: tuple[tuple[object, Callable[[Any], ColumnElement[bool]]], ...] = (
-            (self.state, JobRow.state.__eq__),
+            (self.states, JobRow.state.in_),
             (self.model, JobRow.request["model"].astext.__eq__),
             (self.submitted_by, JobRow.submitted_by.__eq__),
             (self.created_from, JobRow.created_at.__ge__),

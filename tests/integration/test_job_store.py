@@ -201,8 +201,8 @@ def test_the_newest_jobs_come_first(database: Database, job_id: UUID) -> None:
     job_store.create(database, newer, REQUEST)
     job_store.cancel(database, newer)
     assert [job.id for job in job_store.latest(database, limit=2)] == [newer, job_id]
-    assert job_store.latest(database, job_store.JobFilter(state=JobState.CANCELLED), limit=1)[0].id == newer
-    assert newer not in {job.id for job in job_store.latest(database, job_store.JobFilter(state=JobState.QUEUED))}
+    assert job_store.latest(database, job_store.JobFilter([JobState.CANCELLED]), limit=1)[0].id == newer
+    assert newer not in {job.id for job in job_store.latest(database, job_store.JobFilter([JobState.QUEUED]))}
 
 
 def test_a_refused_message_has_a_row_without_a_request(database: Database) -> None:

@@ -384,7 +384,7 @@ def test_a_damaged_earlier_result_is_computed_again(
     run(handler, database, request_for_scan)
     if damage == "refused":
         monkeypatch.setattr(Storage, "fetch_verified", refuse)
-    for job in job_store.latest(database, job_store.JobFilter(state=JobState.SUCCEEDED), limit=1000):
+    for job in job_store.latest(database, job_store.JobFilter([JobState.SUCCEEDED]), limit=1000):
         assert job.result is not None
         if damage == "removed":
             storage.remove("masks", job.result["mask"])

@@ -60,6 +60,7 @@ HOMES: dict[str, set[str]] = {
         "gateway.events",
         "gateway.submission.form",
         "gateway.gateway",
+        "gateway.results_api",
         "gateway.submission.submitting",
         "gateway.submission.uploading",
         "gateway.webhooks.calls",

@@ -1,0 +1,36 @@
+"""The jobs that a call asks for, by the parameters of its query."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Depends, Query
+from pydantic import AfterValidator, AwareDatetime
+
+from inference_service.contract.task_message import NAME_PATTERN
+from inference_service.gateway.gateway import Reader
+from inference_service.jobs.job_store import JobFilter
+from inference_service.jobs.schema import JobState
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)  # Postgres takes fewer time zones
+    except OverflowError:
+        raise ValueError("expected a time between the years 1 and 9999") from None
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
+def _visible_filter(
+    caller: Reader,
+    state: Annotated[list[JobState] | None, Query(description="May be repeated: jobs in one of these states.")] = None,
+    model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
+    created_from: Time | None = None,
+    created_before: Time | None = None,
+) -> JobFilter:
+    return JobFilter(state, model, caller.visible_name, created_from, created_before)
+
+
+VisibleJobs = Annotated[JobFilter, Depends(_visible_filter)]
+"""The jobs of the query that the caller may see, as a parameter of a call."""
