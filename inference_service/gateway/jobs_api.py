@@ -22,6 +22,7 @@ from inference_service.gateway.submission import submitting
 from inference_service.gateway.views import JobDetail, JobPage, JobView
 from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.job_store import Job, PagePosition
+from inference_service.jobs.request_scope import confine
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -183,7 +184,8 @@ def download_input(
     channel: Annotated[str | None, Query(max_length=64, description="Name of a channel, for a job of several.")] = None,
 ) -> Response:
     """Downloads the scan of a job: its object, or a zip of the objects under its prefix."""
-    reference = SegmentRequest.model_validate(job.request).input if job.request else None
+    # A worker refuses a job whose input lies elsewhere, and so its input is not sent either.
+    reference = confine(SegmentRequest.model_validate(job.request), gateway.settings).input if job.request else None
     if reference is None or (bool(reference.channels) and channel is None):
         raise Refusal(HttpCode.NOT_FOUND, "the job has no request, or a scan for each channel: name one by `channel`")
     if channel is not None and channel not in reference.channels:

@@ -35,6 +35,7 @@ from inference_service.engine.session_cache import expected_precision
 from inference_service.formats.read_limits import ReadLimits
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.lease import Lease, LeaseLost
+from inference_service.jobs.request_scope import confine
 from inference_service.jobs.storage import stored_attempts
 from inference_service.jobs.storage.result_store import ResultStore, attempt_location
 from inference_service.segmentation.crop_models import CropModels
@@ -43,7 +44,6 @@ from inference_service.segmentation.pipeline import ModelRun, SegmentOptions, se
 from inference_service.segmentation.resources import StageMonitor
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.outcome_recorder import OutcomeRecorder
-from inference_service.worker.request_scope import confine
 
 logger = logging.getLogger(__name__)
 

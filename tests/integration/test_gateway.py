@@ -20,6 +20,7 @@ from gateway_server import served
 from jobs_in_process import Request
 from sqlalchemy import delete, func, select
 
+from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import ErrorCode
 from inference_service.core.remedies import REMEDIES
 from inference_service.core.settings import Settings
@@ -291,6 +292,30 @@ def test_a_token_sees_the_jobs_of_its_name(client_of: Callable[..., httpx.Client
     assert problem(reader.post("/v1/jobs", json={"request": REQUEST})) == (403, "forbidden")
     cancelled = own.delete(path).json()
     assert (cancelled["state"], cancelled["remedy"]) == ("cancelled", REMEDIES[ErrorCode.CANCELLED])
+
+
+@pytest.mark.parametrize("place", [{"key": "uploads/"}, {"bucket": "masks", "key": "scan"}])
+def test_a_job_leads_to_no_other_places_than_those_of_inputs(
+    client_of: Callable[..., httpx.Client], database: Database, storage: Storage, place: dict[str, str]
+) -> None:
+    client_of().post("/v1/jobs", data=FORM, files=[("file", ("f", b"another upstream's scan"))])
+    storage.create("masks", "scan", b"another upstream's mask")
+    client = client_of(name="curious")
+    request = {**REQUEST, "input": place}
+    assert problem(client.post("/v1/jobs", json={"request": request})) == (400, "bad_request")
+    by_channels = {**REQUEST, "input": {"channels": {"CT": place}}}
+    assert problem(client.post("/v1/jobs", json={"request": by_channels})) == (400, "bad_request")
+    # Other upstreams write rows without the gateway.
+    job_id = uuid4()
+    job_store.create(database, job_id, parse_request(request), submitted_by="curious")
+    assert problem(client.get(f"/v1/jobs/{job_id}/input")) == (400, "bad_request")
+
+
+def test_a_form_is_refused_before_its_files_if_no_job_may_use_uploads(settings: Settings) -> None:
+    elsewhere = settings.model_copy(update={"input_prefixes": ["archive/"]})
+    with served(elsewhere, local=True) as address, httpx.Client(base_url=address) as client:
+        refused = client.post("/v1/jobs", data=FORM, files=[("file", ("f", b"x"))])
+        assert problem(refused) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic abc"])

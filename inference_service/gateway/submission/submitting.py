@@ -10,7 +10,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from inference_service.contract.task_message import MAX_MESSAGE_BYTES, SegmentRequest, parse_request
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES, UPLOAD_PREFIX, SegmentRequest, parse_request
 from inference_service.core.errors import BadRequest, InternalError
 from inference_service.gateway.access import Caller
 from inference_service.gateway.gateway import Gateway
@@ -21,9 +21,10 @@ from inference_service.gateway.webhooks.calls import check_url
 from inference_service.jobs import job_store
 from inference_service.jobs.gateway import uploads
 from inference_service.jobs.job_store import Job
+from inference_service.jobs.request_scope import confine
 
 # The key of a file that is not stored yet, in a request that is only validated.
-_PLACEHOLDER = "uploads"
+_PLACEHOLDER = f"{UPLOAD_PREFIX}scan"
 _PLACE = ("bucket", "key")
 # Boundaries and headers of the parts, beside the files.
 _OVERHEAD_BYTES = 64 * 2**20
@@ -84,6 +85,7 @@ async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Sub
     if not {"request"} <= submission.keys() <= {"request", "job_id", "webhook"}:
         raise BadRequest("the body: expected the field request, and no others than job_id and webhook beside it")
     parsed = parse_request(submission["request"])
+    confine(parsed, gateway.settings)
     sender = _Sender.of(gateway, caller, request)
     webhook = _webhook(gateway, submission.get("webhook"))
     job_id, may_exist = sender.job_id(submission.get("job_id"))
@@ -149,6 +151,7 @@ class _Form:
             raise BadRequest("the parts request, job_id and webhook must precede the files")
         if part.name == "request":
             self._request = _request_without_places(text)
+            confine(_with_placeholders(self._request), self._gateway.settings)
         elif part.name == "job_id":
             self._stated_id = text
         elif part.name == "webhook":
@@ -221,7 +224,6 @@ def _request_without_places(text: str) -> dict[str, Any]:
         raise BadRequest("request.input: expected an object, and no channels or an object of them")
     if any(place in input_ for place in _PLACE):
         raise BadRequest("request.input: a form contains its files, and names no bucket and no key")
-    _with_placeholders(request)
     return request
 
 

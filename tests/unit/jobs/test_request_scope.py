@@ -3,7 +3,7 @@ import pytest
 from inference_service.contract.task_message import SegmentRequest, parse_request
 from inference_service.core.errors import BadRequest
 from inference_service.core.settings import Settings
-from inference_service.worker.request_scope import confine
+from inference_service.jobs.request_scope import confine
 
 
 def request(*, bucket: str | None = None, key: str = "scan", prefix: str | None = None) -> SegmentRequest:

@@ -1,4 +1,7 @@
-"""Keeps a request within the buckets and prefixes that this deployment allows, before any object is touched."""
+"""Keeps a request within the buckets and prefixes that this deployment allows, before any object is touched.
+
+A worker does so before it runs a job, and the HTTP gateway before it accepts a job or sends its input.
+"""
 
 from inference_service.contract.task_message import UPLOAD_PREFIX, ChannelReference, SegmentRequest
 from inference_service.core.errors import BadRequest
@@ -6,7 +9,7 @@ from inference_service.core.settings import Settings
 
 
 def confine(request: SegmentRequest, settings: Settings) -> SegmentRequest:
-    """Checks the places that a request names, which the worker's credentials alone may not restrict.
+    """Checks the places that a request names, which the credentials alone may not restrict.
 
     Args:
         request: The job's request.
