@@ -53,9 +53,15 @@ def count_queues(gateway: InGateway, _caller: Reader) -> Queues:
 
 
 @router.get("/v1/session", response_model=Session, responses=PROBLEMS)
-def show_session(gateway: InGateway, caller: Reader) -> Session:
-    """Shows the name and the role of the request's token."""
-    return Session(name=caller.name, role=caller.role, needs_token=gateway.access.needs_token)
+def show_session(gateway: InGateway, caller: Reader, request: Request) -> Session:
+    """Shows the name and the role of the request's token, and facts of the gateway."""
+    return Session(
+        name=caller.name,
+        role=caller.role,
+        needs_token=gateway.access.needs_token,
+        max_input_bytes=gateway.settings.max_input_bytes,
+        version=request.app.version,
+    )
 
 
 @router.post("/v1/session", response_model=Session, responses=PROBLEMS)
@@ -64,7 +70,7 @@ def begin_session(gateway: InGateway, caller: Reader, request: Request, response
     if (secret := gateway.access.bearer(request)) is not None:
         secure = request.url.scheme == "https"
         response.set_cookie(COOKIE, secret, httponly=True, samesite="strict", secure=secure)
-    return show_session(gateway, caller)
+    return show_session(gateway, caller, request)
 
 
 @router.delete("/v1/session", status_code=HTTPStatus.NO_CONTENT, responses=PROBLEMS)

@@ -115,8 +115,10 @@ class Health(BaseModel):
 
 
 class Session(BaseModel):
-    """Who asks."""
+    """Who asks, and what to know before a scan is sent."""
 
     name: str = Field(description="The upstream that the token belongs to.")
     role: TokenRole
     needs_token: bool = Field(description="False while there are no tokens, and only this machine can ask.")
+    max_input_bytes: int = Field(description="Largest size of a scan, of all its files together.")
+    version: str = Field(description="Version of the gateway.")

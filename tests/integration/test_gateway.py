@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -358,7 +359,13 @@ def test_a_browser_carries_the_token_as_a_cookie(client: httpx.Client, address: 
 
 def test_without_tokens_only_this_machine_may_ask(settings: Settings) -> None:
     with served(settings, local=True) as address:
-        assert httpx.get(f"{address}/v1/session").json() == {"name": "local", "role": "admin", "needs_token": False}
+        assert httpx.get(f"{address}/v1/session").json() == {
+            "name": "local",
+            "role": "admin",
+            "needs_token": False,
+            "max_input_bytes": settings.max_input_bytes,
+            "version": version("inference-service"),
+        }
         stale = httpx.get(f"{address}/v1/session", headers={"Cookie": "inference_session=removed"})
         assert stale.json()["name"] == "local"
         rebound = httpx.get(f"{address}/v1/session", headers={"Host": "rebound.example"})
@@ -397,6 +404,8 @@ def test_jobs_are_listed_by_pages(client: httpx.Client) -> None:
             break
         query["after"] = page["next"]
     assert found == [ids[4], ids[3], ids[2], ids[0]]
+    both = client.get("/v1/jobs", params={"state": ["queued", "cancelled"], "model": "ct-tissue"}).json()["jobs"]
+    assert [job["id"] for job in both] == ids[::-1]
     middle = client.get(f"/v1/jobs/{ids[2]}").json()["created_at"]
     earlier = client.get("/v1/jobs", params={"created_before": middle}).json()["jobs"]
     assert [job["id"] for job in earlier] == [ids[1], ids[0]]
