@@ -66,6 +66,8 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
     # Its warnings quote URLs, and so the keys of objects.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    # Its lines quote the URLs of webhooks, which may contain secrets of the receiver.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # Its warnings quote the tracestate of a message.
     logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
 

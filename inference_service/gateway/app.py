@@ -1,7 +1,5 @@
 """The ASGI application of the gateway."""
 
-import logging
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
@@ -9,8 +7,6 @@ from http import HTTPStatus
 from importlib.metadata import version
 
 import anyio
-import httpx
-from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
@@ -20,29 +16,23 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inference_service.client import Client
-from inference_service.core.errors import DatabaseUnavailable, ErrorCode, ServiceError
+from inference_service.core.errors import ErrorCode, ServiceError
 from inference_service.core.settings import Settings
 from inference_service.gateway import jobs_api, results_api, service_api
 from inference_service.gateway.access import Access
+from inference_service.gateway.background import run_in_background
 from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.observation import Observation
 from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
 from inference_service.gateway.results_api import MAX_TABLES
-from inference_service.gateway.submission.upload_sweep import sweep_uploads
 from inference_service.gateway.submission.uploading import MAX_UPLOADS
 from inference_service.gateway.views import Submission
-from inference_service.gateway.webhooks.calls import WebhookSettings
-from inference_service.gateway.webhooks.delivery import deliver_due
 from inference_service.jobs.database import connect
 from inference_service.jobs.gateway import tokens
 from inference_service.jobs.storage.object_storage import Storage
 
-logger = logging.getLogger(__name__)
-
 _STORAGE_RETRY_S = 5.0
-_SWEEP_PERIOD_S = 60.0
-_REPORT_PERIOD_S = 2.0
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
@@ -69,9 +59,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
             app.state.gateway = gateway = _open_gateway(settings, stack, local=local)
             observation.follow_listeners(gateway.events)
             async with anyio.create_task_group() as group:
-                group.start_soon(gateway.events.watch)
-                group.start_soon(_sweep, gateway)
-                group.start_soon(_report_ends, gateway)
+                group.start_soon(run_in_background, gateway)
                 yield
                 group.cancel_scope.cancel()
 
@@ -111,34 +99,6 @@ def _open_gateway(settings: Settings, stack: ExitStack, *, local: bool) -> Gatew
         uploads=anyio.CapacityLimiter(MAX_UPLOADS),
         tables=anyio.CapacityLimiter(MAX_TABLES),
     )
-
-
-async def _sweep(gateway: Gateway) -> None:
-    while True:
-        try:
-            await run_sync(sweep_uploads, gateway.database, gateway.storage)
-        except ServiceError as error:
-            logger.warning("uploads that no job uses stay for now: %s", error)
-        await anyio.sleep(_SWEEP_PERIOD_S)
-
-
-async def _report_ends(gateway: Gateway) -> None:
-    settings = gateway.settings
-    if settings.webhook_secret is None:
-        return
-    calls = WebhookSettings(settings.webhook_secret.get_secret_value().encode(), settings.webhook_private_addresses)
-    trusted = ssl.create_default_context()
-    if settings.tls_ca_path is not None:
-        trusted.load_verify_locations(settings.tls_ca_path)
-    async with httpx.AsyncClient(verify=trusted, trust_env=False) as client:
-        while True:
-            attempts = 0
-            try:
-                attempts = await deliver_due(gateway.database, client, calls)
-            except DatabaseUnavailable as error:
-                logger.warning("no webhooks are called: %s", error)
-            if not attempts:
-                await anyio.sleep(_REPORT_PERIOD_S)
 
 
 def _secured(app: ASGIApp) -> ASGIApp:

@@ -13,7 +13,7 @@ from inference_service.core.errors import ConfigurationError
 from inference_service.core.log_config import configure_logging
 from inference_service.core.settings import Settings
 from inference_service.gateway.app import make_app
-from inference_service.jobs.database import connect
+from inference_service.jobs.database import connect, limit_response_time
 from inference_service.jobs.gateway import tokens
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def run_gateway(settings: Settings) -> None:
         DatabaseUnavailable: Postgres does not answer.
     """
     configure_logging(settings.log_level, settings.log_format)
+    limit_response_time()
     with closing(connect(settings)) as database:
         local = not tokens.list_tokens(database)
     host = LOCAL_HOST if local else settings.gateway_host

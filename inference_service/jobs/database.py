@@ -18,6 +18,7 @@ from psycopg2.errors import (
 from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
 from inference_service.core.errors import ConfigurationError, DatabaseUnavailable
@@ -94,7 +95,7 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
 def _connect(settings: Settings, limits_s: Mapping[str, float], *, pooled: bool) -> Database:
     # A process that is frozen in a transaction does not keep its row locks.
     limits_s = {"idle_in_transaction_session_timeout": _IDLE_LIMIT_S, **limits_s}
-    pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
+    pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8, "pool_timeout": _IDLE_LIMIT_S}
     verified = settings.postgres_sslmode == "verify-full"
     limits_ms = {name: round(limit_s * 1000) for name, limit_s in limits_s.items()}
     options = " ".join(f"-c {name}={limit_ms}" for name, limit_ms in limits_ms.items())
@@ -158,7 +159,7 @@ def limit_response_time() -> None:
     """Makes every connection of this process fail when Postgres does not respond in time, even if it is frozen.
 
     The limit is a wait callback of psycopg2. COPY and large objects do not work with one, and a migration may run for
-    longer, so only worker processes set it.
+    longer, so only workers and gateways set it.
     """
     set_wait_callback(_wait)
 
@@ -185,17 +186,23 @@ def _mapped_errors() -> Iterator[None]:
         if reason.startswith("unsupported startup parameter"):
             raise DatabaseUnavailable(_USE_POOLER) from error
         raise DatabaseUnavailable(f"Postgres cannot be used: {reason}") from error
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("all connections of this process to Postgres are in use") from error
     except InternalError as error:
         # For example a server that became read-only, as it was demoted in a failover.
         raise DatabaseUnavailable("Postgres takes no writes now") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseUnavailable("the connection to Postgres was lost") from error
-        # The detail quotes the values of a row, which are those of a request, and errors are logged.
-        for each in (error, error.orig):
-            if each is not None:
-                each.args = (str(each.args[0]).partition("\nDETAIL:")[0], *each.args[1:])
+        _remove_values(error)
         raise
+
+
+def _remove_values(error: DBAPIError) -> None:
+    """Removes the detail, which quotes the values of a row: they are those of a request, and errors are logged."""
+    for each in (error, error.orig):
+        if each is not None:
+            each.args = (str(each.args[0]).partition("\nDETAIL:")[0], *each.args[1:])
 
 
 def _refusal(cause: BaseException | None) -> str:

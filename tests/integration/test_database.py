@@ -4,7 +4,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from uuid import UUID, uuid4
 
 import psycopg2.extensions
@@ -223,6 +223,15 @@ def test_the_error_says_why_postgres_cannot_be_used(
     with pytest.raises(DatabaseUnavailable) as caught:
         migrate(Settings.model_validate({**settings.model_dump(), **changed}))
     assert caught.value.message == f"Postgres cannot be used: {reason}"
+
+
+def test_too_many_connections_at_once_are_an_outage(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_IDLE_LIMIT_S", 1)
+    with closing(connect(settings)) as database, ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(database.connection())
+        with pytest.raises(DatabaseUnavailable, match="in use"):
+            database.ping()
 
 
 @pytest.fixture

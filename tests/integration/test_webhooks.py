@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from inference_service.contract.task_message import parse_request
-from inference_service.core.errors import BadRequest, InputCorrupt
+from inference_service.core.errors import BadRequest, DatabaseUnavailable, InputCorrupt
 from inference_service.core.settings import Settings
 from inference_service.gateway.webhooks import calls as webhook_calls
 from inference_service.gateway.webhooks.calls import WebhookSettings, check_url
@@ -25,6 +25,7 @@ from inference_service.gateway.webhooks.delivery import deliver_due
 from inference_service.jobs import attempts, job_store, resubmission
 from inference_service.jobs.database import Database, connect
 from inference_service.jobs.gateway import webhooks
+from inference_service.jobs.gateway.webhooks import DueWebhook
 from inference_service.jobs.schema import JobRow, WebhookRow
 
 pytestmark = pytest.mark.usefixtures("no_jobs_left")
@@ -153,6 +154,41 @@ def test_two_gateways_do_not_report_an_end_at_the_same_time(database: Database, 
     assert sorted(json.loads(body)["data"]["id"] for _, _, body in calls) == sorted(map(str, ids))
 
 
+@pytest.mark.parametrize("error", [DatabaseUnavailable("Postgres cannot be used"), RuntimeError("a fault")])
+def test_a_webhook_whose_outcome_is_not_recorded_stops_no_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    settle = webhooks.settle
+
+    def fail_once(database: Database, taken: DueWebhook) -> None:
+        if taken.job_id == failing:
+            raise error
+        settle(database, taken)
+
+    with receiver() as (url, calls):
+        failing, other = submit(database, url), submit(database, url)
+        for job_id in (failing, other):
+            job_store.cancel(database, job_id)
+        with monkeypatch.context() as patch:
+            patch.setattr(webhooks, "settle", fail_once)
+            assert deliver(database) == 2
+        found = webhooks.state(database, other)
+        assert found is not None
+        assert found.settled
+        make_due(database)
+        assert deliver(database) == 1
+        assert len(calls) == 3
+
+
+def test_a_url_that_the_library_refuses_is_given_up(database: Database) -> None:
+    job_id = submit(database, "http://localhost:1/\x7f")
+    job_store.cancel(database, job_id)
+    assert deliver(database) == 1
+    found = webhooks.state(database, job_id)
+    assert found is not None
+    assert (found.settled, found.error) == (True, "the URL is not valid")
+
+
 def test_an_end_is_given_up_after_a_day_or_when_the_receiver_is_gone(database: Database) -> None:
     with receiver([410]) as (url, _):
         gone = submit(database, url)
@@ -172,7 +208,9 @@ def test_an_end_is_given_up_after_a_day_or_when_the_receiver_is_gone(database: D
     assert (found.settled, found.error) == (True, "the receiver does not answer (ConnectError)")
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1", "0.0.0.0", "[64:ff9b::7f00:1]"]
+)
 def test_private_addresses_are_refused(database: Database, host: str) -> None:
     job_id = submit(database, f"http://{host}:9/hooks")
     job_store.cancel(database, job_id)

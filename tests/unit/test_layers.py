@@ -57,6 +57,7 @@ HOMES: dict[str, set[str]] = {
     },
     "anyio": {
         "gateway.app",
+        "gateway.background",
         "gateway.events",
         "gateway.submission.form",
         "gateway.gateway",
@@ -66,7 +67,7 @@ HOMES: dict[str, set[str]] = {
         "gateway.webhooks.calls",
         "gateway.webhooks.delivery",
     },
-    "httpx": {"gateway.app", "gateway.webhooks.calls", "gateway.webhooks.delivery"},
+    "httpx": {"gateway.background", "gateway.webhooks.calls", "gateway.webhooks.delivery"},
     "multipart": {"gateway.submission.form"},
     "prometheus_client": {"gateway.observation", "worker.metrics"},
     "uvicorn": {"gateway.server"},

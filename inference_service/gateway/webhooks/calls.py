@@ -24,6 +24,9 @@ _PORTS = {"http": 80, "https": 443}
 # Less than the time for which a webhook is taken.
 _LIMIT_S = 30.0
 _GONE = 410
+# Networks whose addresses end in an IPv4 address: mapped, translated by NAT64, and the former compatible ones.
+_EMBEDDING = [ipaddress.IPv6Network(each) for each in ("::ffff:0:0/96", "64:ff9b::/96", "::/96")]
+_LOCAL_TRANSLATION = ipaddress.IPv6Network("64:ff9b:1::/48")
 _MAX_URL_LENGTH = 2000
 
 
@@ -93,7 +96,7 @@ async def call(client: httpx.AsyncClient, webhook: DueWebhook, job: Job, setting
     Raises:
         CallFailed: The receiver does not answer in time, its status is not 2xx, or its address is not permitted.
     """
-    url = httpx.URL(webhook.url)
+    url = _url(webhook)
     content = {
         "type": f"job.{job.state}",
         "timestamp": webhook.end.isoformat(),
@@ -125,6 +128,13 @@ async def call(client: httpx.AsyncClient, webhook: DueWebhook, job: Job, setting
         raise CallFailed(f"the receiver answered with status {status}", final=status == _GONE)
 
 
+def _url(webhook: DueWebhook) -> httpx.URL:
+    try:
+        return httpx.URL(webhook.url)
+    except httpx.InvalidURL as error:
+        raise CallFailed("the URL is not valid", final=True) from error
+
+
 async def _address(url: httpx.URL, *, private_addresses: bool) -> str:
     """Resolves the name of a URL to the address to call."""
     try:
@@ -141,10 +151,22 @@ def _is_public(address: str) -> bool:
 
     >>> [_is_public(each) for each in ("93.184.215.14", "10.0.0.1", "::ffff:127.0.0.1", "169.254.169.254")]
     [True, False, False, False]
+    >>> [_is_public(each) for each in ("64:ff9b::5db8:d70e", "64:ff9b::a00:1", "2002:a00:1::", "::10.0.0.1")]
+    [True, False, False, False]
     """
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(parsed, "ipv4_mapped", None) or parsed
-    return mapped.is_global and not mapped.is_multicast
+    if isinstance(parsed, ipaddress.IPv6Address):
+        embedded = _embedded(parsed)
+        if embedded is not None:
+            return _is_public(str(embedded))
+    return parsed.is_global and not parsed.is_multicast and parsed not in _LOCAL_TRANSLATION
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address to which a mapped, translated or tunnelled address may lead."""
+    if any(address in network for network in _EMBEDDING):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour
 
 
 def _signature(webhook: DueWebhook, body: bytes, secret: bytes) -> dict[str, str]:

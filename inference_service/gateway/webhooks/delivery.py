@@ -6,15 +6,18 @@ import anyio
 import httpx
 from anyio.to_thread import run_sync
 
+from inference_service.core.errors import DatabaseUnavailable
 from inference_service.gateway.webhooks.calls import CallFailed, WebhookSettings, call
 from inference_service.jobs import job_store
 from inference_service.jobs.database import Database
 from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.gateway.webhooks import DueWebhook
+from inference_service.jobs.job_store import Job
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 8
+# A receiver that hangs holds up the others, so there is room for many calls.
+_AT_ONCE = 32
 
 
 async def deliver_due(database: Database, client: httpx.AsyncClient, settings: WebhookSettings) -> int:
@@ -39,9 +42,21 @@ async def deliver_due(database: Database, client: httpx.AsyncClient, settings: W
 
 
 async def _deliver(database: Database, client: httpx.AsyncClient, settings: WebhookSettings, due: DueWebhook) -> None:
-    job = await run_sync(job_store.get, database, due.job_id)
-    if job is None or job.finished_at != due.end:
-        return  # pruned, or retried since: its next end is reported
+    """Makes one attempt. It ends no others: a webhook without an outcome is due again when it is no longer taken."""
+    try:
+        job = await run_sync(job_store.get, database, due.job_id)
+        if job is None or job.finished_at != due.end:
+            return  # pruned, or retried since: its next end is reported
+        await _attempt(database, client, settings, due, job)
+    except DatabaseUnavailable as error:
+        logger.warning("webhook of job %s, attempt %d: the outcome is not recorded: %s", due.job_id, due.attempt, error)
+    except Exception:
+        logger.exception("webhook of job %s, attempt %d", due.job_id, due.attempt)
+
+
+async def _attempt(
+    database: Database, client: httpx.AsyncClient, settings: WebhookSettings, due: DueWebhook, job: Job
+) -> None:
     try:
         await call(client, due, job, settings)
     except CallFailed as error:

@@ -12,7 +12,7 @@ from inference_service.core.log_config import configure_logging, logging_job
 
 OUTER = UUID(int=1)
 INNER = UUID(int=2)
-LOGGERS = ("urllib3", "opentelemetry.trace", "alembic.runtime.plugins", "inference_service", None)
+LOGGERS = ("urllib3", "httpx", "opentelemetry.trace", "alembic.runtime.plugins", "inference_service", None)
 logger = logging.getLogger("tests.logs")
 
 
@@ -110,13 +110,14 @@ def test_lines_of_libraries_contain_the_job_id(capsys: pytest.CaptureFixture[str
 
 
 def test_libraries_log_nothing_that_quotes_messages_or_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    """Celery quotes arguments in debug lines, and urllib3 URLs in warnings."""
+    """Celery quotes arguments in debug lines, urllib3 URLs in warnings, and httpx those of webhooks."""
     configure_logging("DEBUG", "text")
     logging.getLogger("inference_service.worker.task").debug("kept")
     logging.getLogger("celery.concurrency").debug("TaskPool: Apply (kwargs:'MUELLER^HANS')")
     logging.getLogger("celery.concurrency").info("kept")
     logging.getLogger("urllib3.connectionpool").warning("Failed to parse headers (url=/volumes/MUELLER^HANS)")
     logging.getLogger("urllib3.connectionpool").error("kept")
+    logging.getLogger("httpx").info("HTTP Request: POST https://ris.example/hooks?token=secret")
     logging.getLogger("alembic.runtime.plugins").info("setup plugin")
     logging.getLogger("opentelemetry.trace.span").warning("Member doesn't match MUELLER^HANS")
     assert [line.rsplit(" ", 1)[-1] for line in lines(capsys)] == ["kept"] * 3
