@@ -86,7 +86,7 @@ ObjectKey = Annotated[
 ]
 BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"), AfterValidator(_s3_bucket)]
 Selection = Annotated[dict[str, SelectValue], BeforeValidator(check_selection)]
-ChannelName = Annotated[str, Field(min_length=1, max_length=64)]
+ChannelName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """The name of an input channel in a model's manifest."""
 _KEY = (
     "Key of a NIfTI, NRRD, MetaImage or DICOM file, or of a zip or tar of files; or a prefix, ending in /, of such "

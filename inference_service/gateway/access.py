@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request
 
@@ -161,12 +161,24 @@ def _unauthenticated(message: str) -> Refusal:
 
 def _require_local(request: Request) -> None:
     """Refuses a name that another site has pointed at this machine (DNS rebinding)."""
-    host = urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    if host not in _LOCAL_HOSTS:
+    host = _split(f"//{request.headers.get('Host', '')}")
+    if host is None or host.hostname not in _LOCAL_HOSTS:
         raise Refusal(HttpCode.FORBIDDEN, "without tokens, the gateway answers to localhost and 127.0.0.1 alone")
 
 
 def _require_same_origin(request: Request) -> None:
+    """Refuses what a browser sends for a page of another site, whichever of the two headers it has."""
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+    if origin is None:
+        same = request.headers.get("Sec-Fetch-Site", "none") in {"none", "same-origin"}
+    else:
+        same = (parts := _split(origin)) is not None and parts.netloc == request.headers.get("Host")
+    if not same:
         raise Refusal(HttpCode.FORBIDDEN, "this request comes from a page of another site")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None

@@ -1,5 +1,6 @@
 """The ASGI application of the gateway."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
@@ -32,6 +33,8 @@ from inference_service.jobs.database import connect
 from inference_service.jobs.gateway import tokens
 from inference_service.jobs.storage.object_storage import Storage
 
+logger = logging.getLogger(__name__)
+
 _STORAGE_RETRY_S = 5.0
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
@@ -39,6 +42,7 @@ _CODES_OF_STATUS = {
 }
 _SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -70,6 +74,8 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # A redirect would lead to the address that the request states, maybe without TLS.
+        redirect_slashes=False,
         openapi_url="/v1/openapi.json",
         generate_unique_id_function=lambda route: route.name,
     )
@@ -78,6 +84,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
     app.include_router(service_api.router)
     app.state.observation = observation
     _handle_errors(app)
+    app.add_middleware(_answering_errors)
     app.add_middleware(_secured)
     app.add_middleware(observation.middleware)
     _describe(app)
@@ -117,6 +124,30 @@ def _secured(app: ASGIApp) -> ASGIApp:
     return secured
 
 
+def _answering_errors(app: ASGIApp) -> ASGIApp:
+    """Wraps an application so that an unexpected error has an answer, too, which is observed like all others."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noting_send)
+        except Exception:
+            if begun or scope["type"] != "http":
+                raise  # the server logs it, and closes the connection
+            logger.exception("an unexpected error")
+            sentence = "an unexpected error, whose traceback is in the gateway's log"
+            answer = problem(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorCode.INTERNAL_ERROR, sentence)
+            await answer(scope, receive, send)
+
+    return answering
+
+
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
     def _refusal(_request: Request, error: Refusal) -> Response:
@@ -142,14 +173,6 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     def _gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=HTTPStatus.BAD_REQUEST)
-
-    @app.exception_handler(Exception)
-    def _unexpected(_request: Request, _error: Exception) -> Response:
-        return problem(
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-            ErrorCode.INTERNAL_ERROR,
-            "an unexpected error, whose traceback is in the gateway's log",
-        )
 
 
 def _methods_of_path(app: FastAPI, request: Request) -> str:

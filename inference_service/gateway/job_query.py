@@ -12,14 +12,19 @@ from inference_service.jobs.job_store import JobFilter
 from inference_service.jobs.schema import JobState
 
 
-def _in_utc(time: datetime) -> datetime:
+def in_utc(time: datetime) -> datetime:
+    """Returns a time in UTC, as Postgres takes fewer time zones than a caller may send.
+
+    Raises:
+        ValueError: It has no year there.
+    """
     try:
-        return time.astimezone(UTC)  # Postgres takes fewer time zones
+        return time.astimezone(UTC)
     except OverflowError:
         raise ValueError("expected a time between the years 1 and 9999") from None
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Time = Annotated[AwareDatetime, AfterValidator(in_utc)]
 
 
 def _visible_filter(

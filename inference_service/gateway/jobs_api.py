@@ -12,11 +12,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from inference_service.contract.result_files import ALL_RESULT_FILES
-from inference_service.contract.task_message import SegmentRequest
+from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, InputNotFound
 from inference_service.gateway.downloads import Download, answer, answer_zip
 from inference_service.gateway.gateway import InGateway, Reader, Submitter
-from inference_service.gateway.job_query import VisibleJobs
+from inference_service.gateway.job_query import VisibleJobs, in_utc
 from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
 from inference_service.gateway.submission import submitting
 from inference_service.gateway.views import JobDetail, JobPage, JobView
@@ -95,7 +95,9 @@ async def submit_job(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="A text of the caller's choice: the same one, from the same name, is one job.", max_length=255
+            description="A text of the caller's choice: the same one, from the same name, is one job.",
+            min_length=1,
+            max_length=255,
         ),
     ] = None,
 ) -> Job:
@@ -185,7 +187,7 @@ def download_input(
 ) -> Response:
     """Downloads the scan of a job: its object, or a zip of the objects under its prefix."""
     # A worker refuses a job whose input lies elsewhere, and so its input is not sent either.
-    reference = confine(SegmentRequest.model_validate(job.request), gateway.settings).input if job.request else None
+    reference = confine(parse_request(job.request), gateway.settings).input if job.request else None
     if reference is None or (bool(reference.channels) and channel is None):
         raise Refusal(HttpCode.NOT_FOUND, "the job has no request, or a scan for each channel: name one by `channel`")
     if channel is not None and channel not in reference.channels:
@@ -208,6 +210,6 @@ def _cursor(job: Job) -> str:
 def _position(cursor: str) -> PagePosition:
     try:
         created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return PagePosition(datetime.fromisoformat(created_at), UUID(job_id))
+        return PagePosition(in_utc(datetime.fromisoformat(created_at)), UUID(job_id))
     except (binascii.Error, ValueError, TypeError, AttributeError):
         raise BadRequest("after: expected `next` of the page before") from None

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 _BUCKETS_S = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120, 600)
 _UNKNOWN = "unknown"
+# Of other methods, which a caller makes up, there may be any number.
+_METHODS = frozenset(HTTPMethod)
 
 
 class Observation:
@@ -80,7 +82,7 @@ class Observation:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", _UNKNOWN)
-        method = scope["method"] if route != _UNKNOWN else _UNKNOWN
+        method = scope["method"] if scope["method"] in _METHODS else _UNKNOWN
         self._requests.labels(method, route, status).inc()
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._server_errors.inc()

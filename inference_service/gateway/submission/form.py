@@ -49,22 +49,18 @@ class FormPart:
         if piece:
             yield bytes(piece)
 
-    async def text(self, *, max_bytes: int) -> str:
+    async def content(self, *, max_bytes: int) -> bytes:
         """Returns the content of a field.
 
         Raises:
             Refusal: It is longer than `max_bytes`.
-            BadRequest: It is not UTF-8.
         """
         content = bytearray()
         async for piece in self.pieces():
             content += piece
             if len(content) > max_bytes:
                 raise Refusal(HttpCode.BODY_TOO_LARGE, f"a field of the form may have at most {max_bytes} bytes")
-        try:
-            return content.decode()
-        except UnicodeDecodeError:
-            raise BadRequest("a field of the form is not UTF-8") from None
+        return bytes(content)
 
 
 async def read_form(request: Request, *, max_bytes: int) -> AsyncIterator[FormPart]:

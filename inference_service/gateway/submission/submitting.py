@@ -1,21 +1,20 @@
 """Submits jobs for callers: from JSON, or from a form whose files are stored while they arrive."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID, uuid4, uuid5
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from inference_service.contract.task_message import MAX_MESSAGE_BYTES, UPLOAD_PREFIX, SegmentRequest, parse_request
+from inference_service.contract.task_message import MAX_MESSAGE_BYTES, SegmentRequest, parse_request
 from inference_service.core.errors import BadRequest, InternalError
 from inference_service.gateway.access import Caller
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.problems import HttpCode, Refusal
 from inference_service.gateway.submission.form import FormPart, read_body, read_form
+from inference_service.gateway.submission.request_json import FormRequest, json_object
 from inference_service.gateway.submission.uploading import CHANNEL_FIELD, FILE_FIELD, Uploader
 from inference_service.gateway.webhooks.calls import check_url
 from inference_service.jobs import job_store
@@ -23,9 +22,6 @@ from inference_service.jobs.gateway import uploads
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.request_scope import confine
 
-# The key of a file that is not stored yet, in a request that is only validated.
-_PLACEHOLDER = f"{UPLOAD_PREFIX}scan"
-_PLACE = ("bucket", "key")
 # Boundaries and headers of the parts, beside the files.
 _OVERHEAD_BYTES = 64 * 2**20
 
@@ -81,7 +77,7 @@ async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Sub
         Refusal: It is too long, its id belongs to another job, or too many jobs wait.
     """
     body = b"".join([chunk async for chunk in read_body(request, max_bytes=MAX_MESSAGE_BYTES)])
-    submission = _json_object(body.decode(errors="replace"), "the body")
+    submission = json_object(body, "the body")
     if not {"request"} <= submission.keys() <= {"request", "job_id", "webhook"}:
         raise BadRequest("the body: expected the field request, and no others than job_id and webhook beside it")
     parsed = parse_request(submission["request"])
@@ -128,7 +124,7 @@ class _Form:
     def __init__(self, gateway: Gateway, sender: _Sender) -> None:
         self._gateway = gateway
         self._sender = sender
-        self._request: dict[str, Any] | None = None
+        self._request: FormRequest | None = None
         self._stated_id: str | None = None
         self._webhook: str | None = None
         self._job_id: UUID | None = None
@@ -146,16 +142,16 @@ class _Form:
                 async for _ in part.pieces():
                     pass
             return
-        text = await part.text(max_bytes=MAX_MESSAGE_BYTES)
+        content = await part.content(max_bytes=MAX_MESSAGE_BYTES)
         if self._job_id is not None:
             raise BadRequest("the parts request, job_id and webhook must precede the files")
         if part.name == "request":
-            self._request = _request_without_places(text)
-            confine(_with_placeholders(self._request), self._gateway.settings)
+            self._request = FormRequest(content)
+            confine(self._request.unplaced, self._gateway.settings)
         elif part.name == "job_id":
-            self._stated_id = text
+            self._stated_id = content.decode(errors="replace")
         elif part.name == "webhook":
-            self._webhook = _webhook(self._gateway, text)
+            self._webhook = _webhook(self._gateway, content.decode(errors="replace"))
         else:
             raise BadRequest(
                 "the form has an unknown part; expected request, job_id, webhook, file, or channel. and a name"
@@ -188,12 +184,12 @@ class _Form:
         if self._request is None or self._job_id is None:
             raise BadRequest("the form has no file: expected parts named `file`, or `channel.` and a channel's name")
         if self._existing is not None:
-            _require_same(self._sender.caller, self._existing, _with_placeholders(self._request), besides="input")
+            _require_same(self._sender.caller, self._existing, self._request.unplaced, besides="input")
             return Submitted(self._existing, is_new=False)
         uploader = self._uploader
         if uploader is None:
             raise InternalError("a form without files came to its end")
-        parsed = parse_request({**self._request, "input": _placed(self._request["input"], uploader.places)})
+        parsed = self._request.placed(uploader.places)
         uploads.record_size(self._gateway.database, uploader.upload, uploader.size_bytes)
         submitted = _submit(self._gateway, self._sender, self._job_id, parsed, self._webhook, besides="input")
         if not submitted.is_new:
@@ -204,45 +200,6 @@ class _Form:
         """Leaves what was stored to the sweep of uploads."""
         if self._uploader is not None:
             uploads.abandon(self._gateway.database, self._uploader.upload, self._uploader.size_bytes)
-
-
-def _json_object(text: str, subject: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRequest(f"{subject} is not JSON") from None
-    if not isinstance(found, dict):
-        raise BadRequest(f"{subject} is no JSON object")
-    return found
-
-
-def _request_without_places(text: str) -> dict[str, Any]:
-    """Reads the request of a form, whose scans have no places yet, and validates all else of it."""
-    request = _json_object(text, "the part request")
-    input_ = request.setdefault("input", {})
-    if not isinstance(input_, dict) or not isinstance(input_.get("channels", {}), dict):
-        raise BadRequest("request.input: expected an object, and no channels or an object of them")
-    if any(place in input_ for place in _PLACE):
-        raise BadRequest("request.input: a form contains its files, and names no bucket and no key")
-    return request
-
-
-def _with_placeholders(request: Mapping[str, Any]) -> SegmentRequest:
-    """Validates the request of a form before its files are stored."""
-    channels: Mapping[str, Any] = request["input"].get("channels", {})
-    places: dict[str | None, str] = dict.fromkeys(channels, _PLACEHOLDER) or {None: _PLACEHOLDER}
-    return parse_request({**request, "input": _placed(request["input"], places)})
-
-
-def _placed(input_: Mapping[str, Any], places: Mapping[str | None, str]) -> dict[str, Any]:
-    """Adds the places of files to the input of a request: of each channel's, or of the only scan's under None."""
-    if None in places:
-        return {**input_, "key": places[None]}
-    options: Mapping[str, Any] = input_.get("channels", {})
-    if not options.keys() <= places.keys():
-        raise BadRequest("request.input.channels: the form has no file for one of the channels")
-    channels = {name: {**(options.get(str(name)) or {}), "key": place} for name, place in places.items()}
-    return {**input_, "channels": channels}
 
 
 def _require_same(caller: Caller, job: Job, request: SegmentRequest, *, besides: str = "") -> None:
