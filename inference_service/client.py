@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
+from sqlalchemy import Connection
+
 from inference_service.contract.task_message import UPLOAD_PREFIX, InputReference, SegmentRequest
 from inference_service.core.errors import BadRequest, ErrorCode, InputNotFound, QueueUnavailable
 from inference_service.core.files import list_input
@@ -130,7 +132,7 @@ class Client:
         submitted_by: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
         tenant: str | None = None,
-        webhook: str | None = None,
+        also: Callable[[Connection], None] | None = None,
     ) -> UUID:
         """Records a job and sends its message to a queue.
 
@@ -142,7 +144,7 @@ class Client:
             trace_headers: The headers `traceparent` and `tracestate` of the W3C trace context; malformed ones are
                 ignored. None: the current span of OpenTelemetry, if that is installed.
             tenant: The tenant in whose name the job is submitted; None: the setting TENANT.
-            webhook: URL to which an HTTP gateway reports the job's end. The role of Postgres must be that of a gateway.
+            also: Called in the transaction that creates the job, for rows of an HTTP gateway; its errors undo the job.
 
         Returns:
             The job's id.
@@ -162,9 +164,7 @@ class Client:
             raise BadRequest(f"the tenant {tenant!r:.50} is not in TENANTS")
         trace = current_context() if trace_headers is None else TraceContext.from_headers(trace_headers)
         redis = self._own_redis()
-        if job_store.create(
-            self._database, job_id, request, submitted_by=name, tenant=tenant, trace=trace, webhook=webhook
-        ):
+        if job_store.create(self._database, job_id, request, submitted_by=name, tenant=tenant, trace=trace, also=also):
             self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0, tenant=tenant), redis)
         return job_id
 

@@ -24,10 +24,11 @@ from inference_service.gateway.access import Access
 from inference_service.gateway.background import run_in_background
 from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
+from inference_service.gateway.health import HealthCheck
 from inference_service.gateway.observation import Observation
 from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
 from inference_service.gateway.results_api import MAX_TABLES
-from inference_service.gateway.submission.uploading import MAX_UPLOADS
+from inference_service.gateway.submission.uploading import UploadSlots
 from inference_service.gateway.views import Submission
 from inference_service.jobs.database import connect
 from inference_service.jobs.gateway import tokens
@@ -36,6 +37,8 @@ from inference_service.jobs.storage.object_storage import Storage
 logger = logging.getLogger(__name__)
 
 _STORAGE_RETRY_S = 5.0
+# Fewer than all threads: a storage that hangs must not stop the other calls.
+_DOWNLOAD_THREADS = 16
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
@@ -103,7 +106,9 @@ def _open_gateway(settings: Settings, stack: ExitStack, *, local: bool) -> Gatew
         storage=storage,
         access=Access(partial(tokens.find, database), local=local),
         events=EventHub(database),
-        uploads=anyio.CapacityLimiter(MAX_UPLOADS),
+        health=HealthCheck(client, database, storage, settings.minio_input_bucket),
+        uploads=UploadSlots(),
+        downloads=anyio.CapacityLimiter(_DOWNLOAD_THREADS),
         tables=anyio.CapacityLimiter(MAX_TABLES),
     )
 

@@ -1,16 +1,21 @@
 """Objects of jobs as HTTP answers: whole, in ranges, or not at all where the caller has them already."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
+from anyio import CancelScope, CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from inference_service.core.files import numbered_name
 from inference_service.gateway.problems import HttpCode, Refusal
 from inference_service.jobs.storage.object_storage import Storage
 
@@ -59,7 +64,45 @@ class Download:
         return headers if self.sha256 is None else {**headers, "ETag": f'"{self.sha256}"'}
 
 
-def answer(storage: Storage, download: Download, request: Request) -> Response:
+class ObjectResponse(StreamingResponse):
+    """The content of objects, which is read by few threads, and no further once the caller is gone.
+
+    Args:
+        pieces: The content. Its first piece is read at once, so that a missing object is an answer of its own.
+        threads: Limits the threads that wait for the storage.
+        status: The status of the answer.
+        headers: Its headers.
+        media_type: Its media type.
+    """
+
+    def __init__(
+        self,
+        pieces: Generator[bytes],
+        threads: CapacityLimiter,
+        status: HTTPStatus,
+        headers: Mapping[str, str],
+        *,
+        media_type: str,
+    ) -> None:
+        self._pieces = pieces
+        self._threads = threads
+        super().__init__(self._sent(next(pieces, b"")), status, headers, media_type=media_type)
+
+    async def _sent(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        while (piece := await run_sync(next, self._pieces, None, limiter=self._threads)) is not None:
+            yield piece
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the answer, and closes the connection to the storage."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await run_sync(self._pieces.close)
+
+
+def answer(storage: Storage, download: Download, request: Request, threads: CapacityLimiter) -> Response:
     """Returns the answer to a request for an object.
 
     Raises:
@@ -69,7 +112,7 @@ def answer(storage: Storage, download: Download, request: Request) -> Response:
     """
     headers = download.headers
     tag = headers.get("ETag")
-    if tag is not None and tag in _tags(request.headers.get("If-None-Match", "")):
+    if tag is not None and {tag, "*"} & _tags(request.headers.get("If-None-Match", "")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     status = HTTPStatus.OK
     first, length = 0, download.size_bytes
@@ -82,14 +125,18 @@ def answer(storage: Storage, download: Download, request: Request) -> Response:
     if request.method == "HEAD" or length == 0:
         return Response(status_code=status, headers=headers, media_type=download.media_type)
     pieces = storage.stream(download.bucket, download.key, offset=first, length=length)
-    return StreamingResponse(_begun(pieces), status, headers, media_type=download.media_type)
+    return ObjectResponse(pieces, threads, status, headers, media_type=download.media_type)
 
 
-def answer_zip(storage: Storage, bucket: str, keys: list[str], file_name: str) -> Response:
-    """Returns several objects as one zip, which is made while it is sent; their names are those of their keys."""
-    headers = {"Content-Disposition": f'attachment; filename="{file_name}"', "Cache-Control": "private, no-cache"}
-    pieces = _begun(_zipped(storage, bucket, keys))
-    return StreamingResponse(pieces, headers=headers, media_type=_MEDIA_TYPES[".zip"])
+def answer_zip(
+    storage: Storage, bucket: str, keys: Sequence[str], request: Request, threads: CapacityLimiter
+) -> Response:
+    """Returns several objects as one zip, which is made while it is sent; no key becomes a path in it."""
+    headers = {"Content-Disposition": 'attachment; filename="scan.zip"', "Cache-Control": "private, no-cache"}
+    media_type = _MEDIA_TYPES[".zip"]
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    return ObjectResponse(_zipped(storage, bucket, keys), threads, HTTPStatus.OK, headers, media_type=media_type)
 
 
 def _tags(header: str) -> set[str]:
@@ -121,17 +168,6 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
     return first, length
 
 
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Reads the first piece at once, so that a missing object is an answer of its own and no broken one."""
-    first = next(pieces, b"")
-
-    def rest() -> Iterator[bytes]:
-        yield first
-        yield from pieces
-
-    return rest()
-
-
 class _Drain:
     """A file for writing whose content is taken out again at once."""
 
@@ -151,13 +187,16 @@ class _Drain:
         return taken
 
 
-def _zipped(storage: Storage, bucket: str, keys: list[str]) -> Iterator[bytes]:
+def _zipped(storage: Storage, bucket: str, keys: Sequence[str]) -> Generator[bytes]:
     drain = _Drain()
     target: BinaryIO = drain  # type: ignore[assignment]
     with ZipFile(target, "w", ZIP_STORED) as archive:
-        for key in keys:
-            with archive.open(PurePosixPath(key).name, "w", force_zip64=True) as member:
-                for piece in storage.stream(bucket, key):
+        for number, key in enumerate(keys):
+            with (
+                closing(storage.stream(bucket, key)) as pieces,
+                archive.open(numbered_name(number, key), "w", force_zip64=True) as member,
+            ):
+                for piece in pieces:
                     member.write(piece)
                     yield drain.take()
     yield drain.take()

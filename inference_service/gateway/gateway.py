@@ -11,6 +11,8 @@ from inference_service.client import Client
 from inference_service.core.settings import Settings
 from inference_service.gateway.access import Access, Caller
 from inference_service.gateway.events import EventHub
+from inference_service.gateway.health import HealthCheck
+from inference_service.gateway.submission.uploading import UploadSlots
 from inference_service.jobs.database import Database
 from inference_service.jobs.gateway.tokens import TokenRole
 from inference_service.jobs.storage.object_storage import Storage
@@ -27,30 +29,35 @@ class Gateway:
     storage: Storage
     access: Access
     events: EventHub
-    uploads: anyio.CapacityLimiter
+    health: HealthCheck
+    uploads: UploadSlots
+    downloads: anyio.CapacityLimiter
     tables: anyio.CapacityLimiter
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
-def _reader(request: Request) -> Caller:
-    caller = _gateway(request).access.caller(request)
+InGateway = Annotated[Gateway, Depends(_gateway)]
+"""The gateway, as a parameter of a call."""
+
+
+def _reader(request: Request, gateway: InGateway) -> Caller:
+    caller = gateway.access.caller(request)
     request.state.caller = caller.name
     return caller
 
 
-def _submitter(request: Request) -> Caller:
-    caller = _reader(request)
+Reader = Annotated[Caller, Depends(_reader)]
+"""The caller of a call that anyone with a token may make."""
+
+
+def _submitter(caller: Reader) -> Caller:
     caller.require(TokenRole.SUBMIT)
     return caller
 
 
-InGateway = Annotated[Gateway, Depends(_gateway)]
-"""The gateway, as a parameter of a call."""
-Reader = Annotated[Caller, Depends(_reader)]
-"""The caller of a call that anyone with a token may make."""
 Submitter = Annotated[Caller, Depends(_submitter)]
 """The caller of a call that needs the role submit."""

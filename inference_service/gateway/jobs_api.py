@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -15,7 +16,7 @@ from inference_service.contract.result_files import ALL_RESULT_FILES
 from inference_service.contract.task_message import parse_request
 from inference_service.core.errors import BadRequest, InputNotFound
 from inference_service.gateway.downloads import Download, answer, answer_zip
-from inference_service.gateway.gateway import InGateway, Reader, Submitter
+from inference_service.gateway.gateway import Gateway, InGateway, Reader, Submitter
 from inference_service.gateway.job_query import VisibleJobs, in_utc
 from inference_service.gateway.problems import PROBLEMS, HttpCode, Refusal
 from inference_service.gateway.submission import submitting
@@ -166,20 +167,25 @@ async def follow_job(
 
 @router.head("/{job_id}/results/{name}", include_in_schema=False)
 @router.get("/{job_id}/results/{name}", response_class=Response, responses=_DOWNLOADS)
-def download_result(gateway: InGateway, job: VisibleJob, request: Request, name: str) -> Response:
+async def download_result(gateway: InGateway, job: VisibleJob, request: Request, name: str) -> Response:
     """Downloads an object of a succeeded job: `mask`, `report`, `preview`, `scan`, or a further format by its name."""
     if job.result is None or name not in ALL_RESULT_FILES or name not in job.result:
         raise Refusal(HttpCode.NOT_FOUND, f"the job is {job.state} and has no such result")
     bucket, key = job.result["bucket"], job.result[name]
     checksum = (job.checksums or {}).get(name)
-    size = gateway.storage.size(bucket, key) if checksum is None else checksum.size_bytes
-    sha256 = None if checksum is None else checksum.sha256
-    return answer(gateway.storage, Download(bucket, key, size, sha256, ALL_RESULT_FILES[name]), request)
+
+    def found() -> Response:
+        size = gateway.storage.size(bucket, key) if checksum is None else checksum.size_bytes
+        sha256 = None if checksum is None else checksum.sha256
+        download = Download(bucket, key, size, sha256, ALL_RESULT_FILES[name])
+        return answer(gateway.storage, download, request, gateway.downloads)
+
+    return await run_sync(found, limiter=gateway.downloads)
 
 
 @router.head("/{job_id}/input", include_in_schema=False)
 @router.get("/{job_id}/input", response_class=Response, responses=_DOWNLOADS)
-def download_input(
+async def download_input(
     gateway: InGateway,
     job: VisibleJob,
     request: Request,
@@ -194,13 +200,17 @@ def download_input(
         raise Refusal(HttpCode.NOT_FOUND, "the job has no such channel")
     scan = reference.scans[0] if channel is None else reference.channels[channel]
     bucket = scan.bucket or gateway.settings.minio_input_bucket
-    if not scan.key.endswith("/"):
-        size = gateway.storage.size(bucket, scan.key)
-        return answer(gateway.storage, Download(bucket, scan.key, size, None, "scan"), request)
-    keys = [each.key for each in gateway.storage.list_objects(bucket, scan.key)]
+    return await run_sync(_input, gateway, bucket, scan.key, request, limiter=gateway.downloads)
+
+
+def _input(gateway: Gateway, bucket: str, key: str, request: Request) -> Response:
+    if not key.endswith("/"):
+        size = gateway.storage.size(bucket, key)
+        return answer(gateway.storage, Download(bucket, key, size, None, "scan"), request, gateway.downloads)
+    keys = [each.key for each in gateway.storage.list_objects(bucket, key)]
     if not keys:
         raise InputNotFound("there is no object under the prefix of the request")
-    return answer_zip(gateway.storage, bucket, keys, "scan.zip")
+    return answer_zip(gateway.storage, bucket, keys, request, gateway.downloads)
 
 
 def _cursor(job: Job) -> str:

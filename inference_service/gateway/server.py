@@ -5,9 +5,10 @@ import logging
 import socket
 from contextlib import closing
 
+import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from inference_service.core.errors import ConfigurationError
 from inference_service.core.log_config import configure_logging
@@ -21,26 +22,57 @@ logger = logging.getLogger(__name__)
 LOCAL_HOST = "127.0.0.1"
 _MAX_HEADER_BYTES = 32 * 1024
 _HEADERS_LIMIT_S = 20.0
+# Some clients read the refusal of a body only when they have sent all of it.
+_REFUSED_BODY_LIMIT_S = 300.0
+_READ_LIMIT_S = 60.0
 _MAX_CONNECTIONS = 1000
 STOP_LIMIT_S = 10
 _MIN_SECRET_LENGTH = 16
 
 
 class _BoundedProtocol(H11Protocol):
-    """Closes a connection whose first request has not come to the end of its headers in time."""
+    """Closes connections that are held for their own sake.
+
+    Each request must come to the end of its headers in time, a body that nobody reads any more to its end, and a
+    client must go on to read its answer.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for the headers."""
+        """Begins to wait for the first request."""
         super().connection_made(transport)
-        self._headers_due = self.loop.call_later(_HEADERS_LIMIT_S, self._close_unless_asked)
+        self._writable_due: asyncio.TimerHandle | None = None
+        self._wait_for_request(_HEADERS_LIMIT_S)
+
+    def on_response_complete(self) -> None:
+        """Begins to wait for the next request."""
+        refused_body = self.conn.their_state is h11.SEND_BODY
+        self._request_due.cancel()
+        self._wait_for_request(_REFUSED_BODY_LIMIT_S if refused_body else _HEADERS_LIMIT_S)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Begins to wait for the client to read."""
+        super().pause_writing()
+        self._writable_due = self.loop.call_later(_READ_LIMIT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stops waiting: the client reads."""
+        super().resume_writing()
+        if self._writable_due is not None:
+            self._writable_due.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops waiting."""
-        self._headers_due.cancel()
+        self._request_due.cancel()
+        if self._writable_due is not None:
+            self._writable_due.cancel()
         super().connection_lost(exc)
 
-    def _close_unless_asked(self) -> None:
-        if getattr(self, "cycle", None) is None and not self.transport.is_closing():
+    def _wait_for_request(self, limit_s: float) -> None:
+        self._request_due = self.loop.call_later(limit_s, self._close_unless_asked, self.cycle)
+
+    def _close_unless_asked(self, answered: RequestResponseCycle | None) -> None:
+        if self.cycle is answered and not self.transport.is_closing():
             self.transport.close()
 
 

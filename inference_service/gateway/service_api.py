@@ -1,13 +1,11 @@
 """The calls on the service itself: its models, workers and queues, and the session of a browser."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from inference_service.core.errors import QueueUnavailable, ServiceError
+from inference_service.core.errors import QueueUnavailable
 from inference_service.gateway.access import COOKIE
 from inference_service.gateway.gateway import InGateway, Reader
 from inference_service.gateway.problems import PROBLEMS
@@ -80,21 +78,9 @@ def end_session(_caller: Reader, response: Response) -> None:
 
 
 @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
-def check_health(gateway: InGateway, response: Response) -> Health:
+async def check_health(gateway: InGateway, response: Response) -> Health:
     """Checks the servers that the gateway needs. The answer is 503 if it cannot take jobs."""
-    found = Health(
-        database=_works(gateway.database.ping),
-        storage=_works(lambda: gateway.storage.require_bucket(gateway.settings.minio_input_bucket)),
-        queues=_works(gateway.client.queue_depths),
-    )
+    found = await gateway.health.state()
     if not (found.database and found.storage):
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return found
-
-
-def _works(call: Callable[[], Any]) -> bool:
-    try:
-        call()
-    except ServiceError:
-        return False
-    return True

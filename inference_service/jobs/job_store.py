@@ -19,7 +19,6 @@ from inference_service.core.files import Checksum
 from inference_service.core.remedies import remedy
 from inference_service.core.tracing import TraceContext
 from inference_service.jobs.database import Database, is_lock_conflict
-from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.schema import FINAL_STATES, JobRow, JobState, TransitionRow
 from inference_service.jobs.state_machine import StateChange, change_state, create_queued
 
@@ -153,7 +152,7 @@ def create(
     submitted_by: str | None = None,
     tenant: str | None = None,
     trace: TraceContext | None = None,
-    webhook: str | None = None,
+    also: Callable[[Connection], None] | None = None,
 ) -> bool:
     """Records a queued job, unless its id exists already.
 
@@ -164,7 +163,7 @@ def create(
         submitted_by: Name of the upstream.
         tenant: The tenant in whose name the job is submitted.
         trace: The trace context in which the job was submitted.
-        webhook: URL to which a gateway reports the job's end.
+        also: Called in the transaction that creates the job. An error of it undoes the job.
 
     Returns:
         Whether the row is new.
@@ -172,8 +171,8 @@ def create(
     recorded = None if request is None else request.model_dump(mode="json")
     with database.begin() as connection:
         created = create_queued(connection, job_id, recorded, submitted_by=submitted_by, tenant=tenant, trace=trace)
-        if created and webhook is not None:
-            webhooks.record(connection, job_id, webhook)
+        if created and also is not None:
+            also(connection)
     return created
 
 
@@ -273,13 +272,6 @@ def succeeded_after(database: Database, last: UUID, *, limit: int) -> list[Job]:
     )
     with database.connection() as connection:
         return [_job(row._asdict()) for row in connection.execute(statement)]
-
-
-def count_queued(database: Database, submitted_by: str) -> int:
-    """The number of queued jobs of one upstream."""
-    statement = select(func.count()).where(JobRow.state == JobState.QUEUED, JobRow.submitted_by == submitted_by)
-    with database.connection() as connection:
-        return connection.execute(statement).scalar_one()
 
 
 def count_unfinished(database: Database) -> dict[JobState, int]:

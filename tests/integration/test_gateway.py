@@ -387,7 +387,7 @@ def test_limits_of_a_token(client_of: Callable[..., httpx.Client]) -> None:
 
     small = client_of(bytes_per_day=1000)
     assert small.post("/v1/jobs", data=FORM, files=[("file", ("f", bytes(900)))]).status_code == 201
-    assert problem(small.post("/v1/jobs", data=FORM, files=[("file", ("f", bytes(200)))])) == (413, "input_too_large")
+    assert problem(small.post("/v1/jobs", data=FORM, files=[("file", ("f", bytes(200)))])) == (429, "too_many_requests")
     assert problem(small.post("/v1/jobs", data=FORM, files=[("file", ("f", bytes(200)))])) == (429, "too_many_requests")
 
 

@@ -2,18 +2,37 @@
 
 import json
 import logging
+import socket
+import threading
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import BytesIO
 from typing import Any
 from uuid import uuid4
+from zipfile import ZipFile
 
 import httpx
+import psutil
 import pytest
+from faults import wait_for
 from gateway_server import served
+from sqlalchemy import delete
 
+from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
+from inference_service.gateway import health, server
+from inference_service.gateway.health import HealthCheck
 from inference_service.gateway.observation import Observation
+from inference_service.gateway.views import Health
 from inference_service.jobs import job_store
+from inference_service.jobs.database import Database
+from inference_service.jobs.gateway import tokens
+from inference_service.jobs.gateway.tokens import Limits, TokenRole
+from inference_service.jobs.schema import TokenRow
+from inference_service.jobs.storage.object_storage import Storage
 
 pytestmark = pytest.mark.usefixtures("no_jobs_left")
 
@@ -108,7 +127,66 @@ def test_an_unexpected_error_is_answered_and_observed(
     assert code(answer) == (500, "internal_error")
     assert "a fault" not in answer.text
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert "GET /v1/jobs by local: 500" in " ".join(record.getMessage() for record in caplog.records)
+    # The line is written after the answer.
+    wait_for(lambda: any("GET /v1/jobs by local: 500" in record.getMessage() for record in caplog.records))
+
+
+def test_a_prefix_is_downloaded_under_numbered_names(client: httpx.Client, storage: Storage) -> None:
+    for key in ("a/1.dcm", "b/1.dcm"):
+        storage.create("volumes", f"series/{key}", key.encode())
+    request = {**REQUEST, "input": {"key": "series/"}}
+    path = client.post("/v1/jobs", json={"request": request}).headers["Location"]
+    with ZipFile(BytesIO(client.get(f"{path}/input").content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"000000": b"a/1.dcm", "000001": b"b/1.dcm"}
+
+
+def test_the_head_of_a_zip_reads_no_objects(
+    client: httpx.Client, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.create("volumes", "series/1", b"x")
+    request = {**REQUEST, "input": {"key": "series/"}}
+    path = client.post("/v1/jobs", json={"request": request}).headers["Location"]
+    monkeypatch.setattr(Storage, "stream", None)
+    head = client.head(f"{path}/input")
+    assert (head.status_code, head.headers["Content-Type"]) == (200, "application/zip")
+
+
+def test_health_is_checked_once_for_many_callers(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_KEPT_S", 60.0)
+    checks = 0
+
+    def check(_self: HealthCheck) -> Health:
+        nonlocal checks
+        checks += 1
+        return Health(database=True, storage=True, queues=True)
+
+    monkeypatch.setattr(HealthCheck, "_check", check)
+    assert at_once(20, lambda _: client.get("/healthz")) == {200: 20}
+    assert checks == 1
+
+
+def test_downloads_from_a_storage_that_hangs_leave_threads_to_other_calls(
+    client: httpx.Client, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def hang(*_args: Any, **_options: Any) -> int:
+        asked.release()
+        released.wait(30)
+        raise StorageUnavailable("the object storage does not answer")
+
+    monkeypatch.setattr(Storage, "size", hang)
+    path = client.post("/v1/jobs", json={"request": REQUEST}).headers["Location"]
+    with ThreadPoolExecutor(50) as pool:
+        downloads = [pool.submit(client.get, f"{path}/input") for _ in range(50)]
+        try:
+            for _ in range(10):
+                assert asked.acquire(timeout=20)
+            assert client.get("/v1/jobs", timeout=10).status_code == 200
+        finally:
+            released.set()
+        assert {each.result().status_code for each in downloads} == {503}
 
 
 def test_methods_that_callers_make_up_add_no_metrics() -> None:
@@ -122,3 +200,102 @@ def test_methods_that_callers_make_up_add_no_metrics() -> None:
         if "method" in sample.labels
     }
     assert found == {"GET", "unknown"}
+
+
+@pytest.fixture
+def limited(settings: Settings, database: Database) -> Iterator[Callable[..., httpx.Client]]:
+    """Makes a client whose token has limits."""
+    with served(settings, local=False) as address, ExitStack() as stack:
+
+        def make(**limits: int) -> httpx.Client:
+            _, secret = tokens.add(database, f"name-{uuid4()}", TokenRole.SUBMIT, Limits(**limits))
+            headers = {"Authorization": f"Bearer {secret}"}
+            return stack.enter_context(httpx.Client(base_url=address, headers=headers, timeout=60))
+
+        yield make
+    with database.begin() as connection:
+        connection.execute(delete(TokenRow))
+
+
+def at_once(count: int, call: Callable[[int], httpx.Response]) -> Counter[int]:
+    """The statuses of calls that are made at the same time."""
+    with ThreadPoolExecutor(count) as pool:
+        return Counter(answer.status_code for answer in pool.map(call, range(count)))
+
+
+def test_calls_at_once_exceed_no_limit_of_queued_jobs(limited: Callable[..., httpx.Client]) -> None:
+    client = limited(queued_jobs=3)
+    assert at_once(12, lambda _: client.post("/v1/jobs", json={"request": REQUEST})) == {201: 3, 429: 9}
+
+
+def test_calls_at_once_exceed_no_limit_of_bytes(limited: Callable[..., httpx.Client]) -> None:
+    client = limited(bytes_per_day=250_000)
+    form = {"request": json.dumps({"model": "ct-tissue"})}
+
+    def upload(_number: int) -> httpx.Response:
+        return client.post("/v1/jobs", data=form, files=[("file", ("f", bytes(100_000)))])
+
+    assert at_once(6, upload) == {201: 2, 429: 4}
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_the_same_key_at_once_is_one_job(limited: Callable[..., httpx.Client], form: bool) -> None:
+    client = limited()
+    headers = {"Idempotency-Key": "night-7"}
+
+    def send(_number: int) -> httpx.Response:
+        if not form:
+            return client.post("/v1/jobs", json={"request": REQUEST}, headers=headers)
+        data = {"request": json.dumps({"model": "ct-tissue"})}
+        return client.post("/v1/jobs", data=data, files=[("file", ("f", b"scan"))], headers=headers)
+
+    assert at_once(12, send) == {201: 1, 200: 11}
+    assert len(client.get("/v1/jobs").json()["jobs"]) == 1
+
+
+def connect_to(client: httpx.Client, head: str) -> socket.socket:
+    """A connection that has sent the head of a request, and from which little can be received unread."""
+    connection = socket.socket()
+    connection.settimeout(20)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((client.base_url.host, client.base_url.port))
+    connection.sendall(head.encode())
+    return connection
+
+
+def test_the_second_request_of_a_connection_must_come_in_time(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_HEADERS_LIMIT_S", 0.3)
+    with connect_to(client, "GET /v1/session HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/session") as connection:
+        received = b""
+        while piece := connection.recv(4096):
+            received += piece
+    assert received.count(b"HTTP/1.1 200") == 1
+
+
+def test_a_refused_body_must_end_in_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_REFUSED_BODY_LIMIT_S", 0.3)
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n\r\nx"
+    with connect_to(client, head) as connection:
+        received = b""
+        while piece := connection.recv(4096):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 415")
+
+
+def test_a_client_that_does_not_read_is_left(
+    client: httpx.Client, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_READ_LIMIT_S", 0.3)
+    storage.store_stream("volumes", "large", BytesIO(bytes(32 * 2**20)), content_type="application/octet-stream")
+    request = {**REQUEST, "input": {"key": "large"}}
+    path = client.post("/v1/jobs", json={"request": request}).headers["Location"]
+    with connect_to(client, f"GET {path}/input HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+        port = connection.getsockname()[1]
+
+        def is_served() -> bool:
+            return any(each.raddr and each.raddr.port == port for each in psutil.Process().net_connections())
+
+        wait_for(is_served)
+        wait_for(lambda: not is_served())

@@ -58,7 +58,10 @@ HOMES: dict[str, set[str]] = {
     "anyio": {
         "gateway.app",
         "gateway.background",
+        "gateway.downloads",
         "gateway.events",
+        "gateway.health",
+        "gateway.jobs_api",
         "gateway.submission.form",
         "gateway.gateway",
         "gateway.results_api",
@@ -70,6 +73,7 @@ HOMES: dict[str, set[str]] = {
     "httpx": {"gateway.background", "gateway.webhooks.calls", "gateway.webhooks.delivery"},
     "multipart": {"gateway.submission.form"},
     "prometheus_client": {"gateway.observation", "worker.metrics"},
+    "h11": {"gateway.server"},
     "uvicorn": {"gateway.server"},
     "redis": {
         "embedded.servers",
@@ -96,6 +100,9 @@ HOMES: dict[str, set[str]] = {
         "jobs.job_events",
         "jobs.job_store",
         "jobs.model_summaries",
+        "client",
+        "gateway.submission.submitting",
+        "jobs.gateway.limits",
         "jobs.gateway.tokens",
         "jobs.gateway.uploads",
         "jobs.gateway.webhooks",

@@ -1,5 +1,6 @@
 """Reads a form of `multipart/form-data` part by part as it arrives: nothing of a file is kept."""
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TypeAlias
@@ -16,8 +17,9 @@ from inference_service.gateway.problems import HttpCode, Refusal
 _MAX_FIELDS = 16
 _MAX_HEADERS = 8
 _MAX_HEADER_BYTES = 4096
-# A client that sends nothing for so long is gone, or holds a connection for its own sake.
+# A client that sends less in so long a wait is gone, or holds a connection for its own sake.
 _SILENCE_LIMIT_S = 60.0
+_PROGRESS_BYTES = 64 * 1024
 _PIECE_BYTES = 2**20
 # The head of a part, some of its content, or its end.
 _Event: TypeAlias = "MultipartSegment | bytes | None"
@@ -111,15 +113,25 @@ async def read_body(request: Request, *, max_bytes: int) -> AsyncIterator[bytes]
         raise too_large
     size = 0
     stream = request.stream()
+    waited_s = 0.0
+    since_wait = 0
     while True:
+        began = time.monotonic()
         try:
-            with anyio.fail_after(_SILENCE_LIMIT_S):
+            with anyio.fail_after(_SILENCE_LIMIT_S - waited_s):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise Refusal(HttpCode.TOO_SLOW, f"the body has not gone on for {_SILENCE_LIMIT_S:g} s") from None
+            raise Refusal(
+                HttpCode.TOO_SLOW, f"the body has not gone on by {_PROGRESS_BYTES} bytes in {_SILENCE_LIMIT_S:g} s"
+            ) from None
         if chunk is None:
             return
+        waited_s += time.monotonic() - began
         size += len(chunk)
+        since_wait += len(chunk)
+        if since_wait >= _PROGRESS_BYTES:
+            waited_s = 0.0
+            since_wait = 0
         if size > max_bytes:
             raise too_large
         if chunk:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID, uuid4, uuid5
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
+from sqlalchemy import Connection
 
 from inference_service.contract.task_message import MAX_MESSAGE_BYTES, SegmentRequest, parse_request
 from inference_service.core.errors import BadRequest, InternalError
@@ -17,8 +19,9 @@ from inference_service.gateway.submission.form import FormPart, read_body, read_
 from inference_service.gateway.submission.request_json import FormRequest, json_object
 from inference_service.gateway.submission.uploading import CHANNEL_FIELD, FILE_FIELD, Uploader
 from inference_service.gateway.webhooks.calls import check_url
-from inference_service.jobs import job_store
-from inference_service.jobs.gateway import uploads
+from inference_service.jobs.gateway import uploads, webhooks
+from inference_service.jobs.gateway.limits import count_one_at_a_time, queued_jobs
+from inference_service.jobs.gateway.uploads import Upload
 from inference_service.jobs.job_store import Job
 from inference_service.jobs.request_scope import confine
 
@@ -91,7 +94,6 @@ async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Sub
         if found is not None:
             _require_same(caller, found, parsed)
             return Submitted(found, is_new=False)
-        _require_room(gateway, caller)
         return _submit(gateway, sender, job_id, parsed, webhook)
 
     return await run_sync(submit)
@@ -169,15 +171,25 @@ class _Form:
     def _new_uploader(self, job_id: UUID) -> Uploader:
         gateway = self._gateway
         caller = self._sender.caller
-        _require_room(gateway, caller)
-        max_bytes = gateway.settings.max_input_bytes
-        if (of_day := caller.limits.bytes_per_day) is not None:
-            max_bytes = min(max_bytes, of_day - uploads.bytes_of_day(gateway.database, caller.name))
-            if max_bytes <= 0:
-                raise Refusal(HttpCode.TOO_MANY_REQUESTS, f"this token may upload {of_day} bytes a day")
+        with gateway.database.connection() as connection:
+            _require_room(connection, caller, more=1)
         bucket = gateway.settings.minio_input_bucket
         upload = uploads.begin(gateway.database, caller.name, bucket=bucket, job_id=job_id)
-        return Uploader(gateway.storage, upload, max_bytes=max_bytes, limiter=gateway.uploads)
+        return Uploader(
+            gateway.storage,
+            upload,
+            max_bytes=gateway.settings.max_input_bytes,
+            slots=gateway.uploads.of(caller.name),
+            record=None if caller.limits.bytes_per_day is None else partial(self._record_size, upload),
+        )
+
+    def _record_size(self, upload: Upload, size_bytes: int) -> None:
+        of_day = self._sender.caller.limits.bytes_per_day
+        name = self._sender.caller.name
+        if of_day is not None and not uploads.record_within(
+            self._gateway.database, upload, size_bytes, name=name, of_day=of_day
+        ):
+            raise Refusal(HttpCode.TOO_MANY_REQUESTS, f"this token may upload {of_day} bytes a day")
 
     def submit(self) -> Submitted:
         """Submits the job."""
@@ -216,14 +228,14 @@ def _require_same(caller: Caller, job: Job, request: SegmentRequest, *, besides:
         raise Refusal(HttpCode.CONFLICT, "there is another job with this id: submit with a new one")
 
 
-def _require_room(gateway: Gateway, caller: Caller) -> None:
-    """Checks that the caller may have one more job waiting.
+def _require_room(connection: Connection, caller: Caller, *, more: int) -> None:
+    """Checks that the caller may have some more jobs waiting.
 
     Raises:
         Refusal: It may not.
     """
     limit = caller.limits.queued_jobs
-    if limit is not None and job_store.count_queued(gateway.database, caller.name) >= limit:
+    if limit is not None and queued_jobs(connection, caller.name) + more > limit:
         raise Refusal(
             HttpCode.TOO_MANY_REQUESTS, f"{limit} jobs of this token wait, which is its limit", {"Retry-After": "30"}
         )
@@ -250,16 +262,28 @@ def _submit(
     *,
     besides: str = "",
 ) -> Submitted:
+    is_new = False
+
+    def accept(connection: Connection) -> None:
+        """Checks and records what belongs to a new job."""
+        nonlocal is_new
+        if sender.caller.limits.queued_jobs is not None:
+            count_one_at_a_time(connection)
+            _require_room(connection, sender.caller, more=0)
+        if webhook is not None:
+            webhooks.record(connection, job_id, webhook)
+        is_new = True
+
     gateway.client.submit(
         request,
         job_id=job_id,
         submitted_by=sender.caller.name,
         trace_headers=sender.trace_headers,
-        webhook=webhook,
+        also=accept,
     )
     job = gateway.client.status(job_id)
     if job is None:
         raise InternalError("the job's row was removed as soon as it was written")
     # Of two requests with one id at a time, the later one finds the job of the other.
     _require_same(sender.caller, job, request, besides=besides)
-    return Submitted(job, is_new=job.request == request.model_dump(mode="json"))
+    return Submitted(job, is_new=is_new)

@@ -1,6 +1,7 @@
 """Stores the files of a form in the input bucket while they arrive."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -8,13 +9,14 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from anyio.to_thread import run_sync
 
 from inference_service.core.errors import BadRequest, InputTooLarge, ServiceError
-from inference_service.core.files import MAX_FILES, numbered_name
+from inference_service.core.files import MAX_CHANNELS, MAX_FILES, numbered_name
 from inference_service.gateway.submission.form import FormPart
 from inference_service.jobs.gateway.uploads import Upload
 from inference_service.jobs.storage.object_storage import Storage
 
 MAX_UPLOADS = 8
 """Files that one process stores at a time; each takes a thread and about 30 MB."""
+_MAX_UPLOADS_OF_NAME = 6
 FILE_FIELD = "file"
 """Name of the parts of a form with the files of the only scan."""
 CHANNEL_FIELD = "channel."
@@ -57,6 +59,27 @@ class _Pieces:
         return found
 
 
+@dataclass(frozen=True)
+class SlotsOfName:
+    """The places for files that are stored at a time: of one name, and of all."""
+
+    of_name: anyio.CapacityLimiter
+    of_all: anyio.CapacityLimiter
+
+
+class UploadSlots:
+    """The places for files that one process stores at a time, of which no name takes all: a file may come slowly."""
+
+    def __init__(self) -> None:
+        self._all = anyio.CapacityLimiter(MAX_UPLOADS)
+        self._of_name: dict[str, anyio.CapacityLimiter] = {}
+
+    def of(self, name: str) -> SlotsOfName:
+        """The places for the files of a name."""
+        limiter = self._of_name.setdefault(name, anyio.CapacityLimiter(_MAX_UPLOADS_OF_NAME))
+        return SlotsOfName(limiter, self._all)
+
+
 class Uploader:
     """Stores the files of one form.
 
@@ -64,18 +87,28 @@ class Uploader:
         storage: The object storage. It is asked once for each file: a stream is read once.
         upload: The recorded upload.
         max_bytes: Limit of all files together.
-        limiter: Limits the number of files that all forms store at a time.
+        slots: The places for files that are stored at a time.
+        record: Called with all that has arrived, before it is stored; raises if it is too much for the sender.
 
     Attributes:
         size_bytes: What has arrived until now.
     """
 
-    def __init__(self, storage: Storage, upload: Upload, *, max_bytes: int, limiter: anyio.CapacityLimiter) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        upload: Upload,
+        *,
+        max_bytes: int,
+        slots: SlotsOfName,
+        record: Callable[[int], None] | None,
+    ) -> None:
         self.upload = upload
         self.size_bytes = 0
         self._storage = storage
         self._max_bytes = max_bytes
-        self._limiter = limiter
+        self._slots = slots
+        self._record = record
         self._keys: dict[str | None, list[str]] = {}
 
     @property
@@ -89,6 +122,7 @@ class Uploader:
         Raises:
             BadRequest: The form has files of the only scan and of channels.
             InputTooLarge: The files of the form are too many or too large.
+            Refusal: The sender has uploaded too much.
             StorageUnavailable: The storage does not answer or refuses.
         """
         channel = None if part.name == FILE_FIELD else part.name.removeprefix(CHANNEL_FIELD)
@@ -97,6 +131,8 @@ class Uploader:
         count = sum(map(len, self._keys.values()))
         if count == MAX_FILES:
             raise InputTooLarge(f"the form holds more than {MAX_FILES} files")
+        if len(self._keys) == MAX_CHANNELS and channel not in self._keys:
+            raise BadRequest(f"the form has files of more than {MAX_CHANNELS} channels")
         keys = self._keys.setdefault(channel, [])
         folder = "" if channel is None else f"{list(self._keys).index(channel)}/"
         keys.append(f"{self.upload.prefix}{folder}{numbered_name(count, part.file_name)}")
@@ -108,8 +144,8 @@ class Uploader:
             self._storage.store_stream, self.upload.bucket, key, _Pieces(receiver), content_type=_CONTENT_TYPE
         )
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(partial(run_sync, store, limiter=self._limiter))
+            async with self._slots.of_name, anyio.create_task_group() as group:
+                group.start_soon(partial(run_sync, store, limiter=self._slots.of_all))
                 async with sender:
                     async for piece in self._counted(part):
                         await sender.send(piece)
@@ -123,7 +159,9 @@ class Uploader:
         async for piece in part.pieces():
             self.size_bytes += len(piece)
             if self.size_bytes > self._max_bytes:
-                raise InputTooLarge(f"the files of the form have more than the {self._max_bytes} bytes that are left")
+                raise InputTooLarge(f"the files of the form have more than {self._max_bytes} bytes")
+            if self._record is not None:
+                await run_sync(self._record, self.size_bytes)
             yield piece
 
 

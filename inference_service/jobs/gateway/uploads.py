@@ -11,6 +11,7 @@ from sqlalchemy import Text, cast, delete, exists, func, insert, or_, select, te
 
 from inference_service.contract.task_message import UPLOAD_PREFIX
 from inference_service.jobs.database import Database
+from inference_service.jobs.gateway.limits import bytes_of_day, count_one_at_a_time
 from inference_service.jobs.schema import JobRow, UploadRow
 
 _KEPT_FOR = timedelta(days=1)
@@ -52,20 +53,27 @@ def record_size(database: Database, upload: Upload, size_bytes: int) -> None:
         connection.execute(update(UploadRow).where(UploadRow.id == upload.id).values(size_bytes=size_bytes))
 
 
+def record_within(database: Database, upload: Upload, size_bytes: int, *, name: str, of_day: int) -> bool:
+    """Records what has arrived of an upload, unless its name would have more than `of_day` bytes a day by it.
+
+    Returns:
+        Whether it is recorded.
+    """
+    with database.begin() as connection:
+        count_one_at_a_time(connection)
+        is_upload = UploadRow.id == upload.id
+        earlier = connection.execute(select(UploadRow.size_bytes).where(is_upload)).scalar_one()
+        if bytes_of_day(connection, name) - earlier + size_bytes > of_day:
+            return False
+        connection.execute(update(UploadRow).where(is_upload).values(size_bytes=size_bytes))
+    return True
+
+
 def abandon(database: Database, upload: Upload, size_bytes: int) -> None:
     """Records that no job will use an upload, so that its objects are removed soon; it counts for the day as others."""
     values = {"size_bytes": size_bytes, "remove_after": func.now()}
     with database.begin() as connection:
         connection.execute(update(UploadRow).where(UploadRow.id == upload.id).values(values))
-
-
-def bytes_of_day(database: Database, name: str) -> int:
-    """Returns the bytes that an upstream has uploaded within 24 hours."""
-    total = select(func.coalesce(func.sum(UploadRow.size_bytes), 0)).where(
-        UploadRow.name == name, UploadRow.created_at > func.now() - _KEPT_FOR
-    )
-    with database.connection() as connection:
-        return int(connection.execute(total).scalar_one())
 
 
 def take_unused(database: Database) -> Upload | None:

@@ -3,7 +3,7 @@
 Errors of local files pass unchanged, as OSError.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -168,7 +168,7 @@ class Storage:
             response.close()
             response.release_conn()
 
-    def stream(self, bucket: str, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def stream(self, bucket: str, key: str, *, offset: int = 0, length: int | None = None) -> Generator[bytes]:
         """Reads an object, or a range of its bytes, in pieces of at most 1 MiB.
 
         Args:
