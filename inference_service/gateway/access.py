@@ -124,8 +124,7 @@ class Access:
         if self._local:
             _require_local(request)
         bearer = self.bearer(request)
-        # Of an earlier session, when there were tokens, a browser may still have the cookie.
-        secret = bearer if self._local else bearer or request.cookies.get(COOKIE)
+        secret = self._secret(request)
         # A browser sends a cookie, and reaches this machine, on behalf of any page.
         if bearer is None and request.method not in _SAFE_METHODS:
             _require_same_origin(request)
@@ -138,6 +137,16 @@ class Access:
             raise _unauthenticated("the token is unknown or was removed")
         self._rate.take(token)
         return Caller(token.name, token.role, token.limits)
+
+    def is_valid(self, request: Request) -> bool:
+        """Returns True if the token of an earlier request may still be used."""
+        secret = self._secret(request)
+        return self._local if secret is None else self._find_token(secret) is not None
+
+    def _secret(self, request: Request) -> str | None:
+        bearer = self.bearer(request)
+        # Of an earlier session, when there were tokens, a browser may still have the cookie.
+        return bearer if self._local else bearer or request.cookies.get(COOKIE)
 
     @staticmethod
     def bearer(request: Request) -> str | None:

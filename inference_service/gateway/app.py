@@ -20,7 +20,7 @@ from inference_service.client import Client
 from inference_service.core.errors import ErrorCode, ServiceError
 from inference_service.core.settings import Settings
 from inference_service.gateway import jobs_api, results_api, service_api
-from inference_service.gateway.access import Access
+from inference_service.gateway.access import COOKIE, Access
 from inference_service.gateway.background import run_in_background
 from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
@@ -42,6 +42,10 @@ _DOWNLOAD_THREADS = 16
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
+}
+_SECURITY_SCHEMES = {
+    "token": {"type": "http", "scheme": "bearer", "description": "A token of `inference-service tokens add`."},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A browser's session."},
 }
 _SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -187,7 +191,7 @@ def _methods_of_path(app: FastAPI, request: Request) -> str:
 
 
 def _describe(app: FastAPI) -> None:
-    """Adds to the description of the API the schemas that bodies and errors refer to."""
+    """Adds to the description of the API how callers prove who they are, and the schemas of bodies and errors."""
     original = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -198,6 +202,8 @@ def _describe(app: FastAPI) -> None:
                 found = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas |= found.pop("$defs", {})
                 schemas[model.__name__] = found
+            schema["components"]["securitySchemes"] = _SECURITY_SCHEMES
+            schema["security"] = [{name: []} for name in _SECURITY_SCHEMES]
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -1,14 +1,14 @@
 """News of jobs for many listeners, by one look at Postgres a second for all of them together."""
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
 from uuid import UUID
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.jobs.database import Database
@@ -19,6 +19,7 @@ from inference_service.jobs.schema import FINAL_STATES
 logger = logging.getLogger(__name__)
 
 _PERIOD_S = 1.0
+_PERMISSION_PERIOD_S = 60.0
 # A listener that is slower than this loses progress, but no transition.
 _QUEUED_EVENTS = 32
 
@@ -57,6 +58,13 @@ class _Listener:
         except (anyio.WouldBlock, anyio.ClosedResourceError):
             # The second: the listener has left since this look began.
             return
+
+
+async def _received(receiver: MemoryObjectReceiveStream[JobEvent], *, until: float) -> JobEvent | None:
+    """The next event; None if there is none until a time."""
+    with anyio.move_on_after(max(0.0, until - anyio.current_time())):
+        return await receiver.receive()
+    return None
 
 
 class EventHub:
@@ -100,12 +108,15 @@ class EventHub:
             else:
                 listener.sender.close()
 
-    async def events(self, job_id: UUID, *, after: int) -> AsyncIterator[JobEvent]:
+    async def events(
+        self, job_id: UUID, *, after: int, permitted: Callable[[], Awaitable[bool]] | None = None
+    ) -> AsyncIterator[JobEvent]:
         """Yields what happens to a job, up to its end or until `close` is called.
 
         Args:
             job_id: The job.
             after: The id of the last transition that the listener has seen; 0 begins with the first one.
+            permitted: Asked once a minute whether the listener may still hear of the job.
         """
         sender, receiver = anyio.create_memory_object_stream[JobEvent](_QUEUED_EVENTS)
         listener = _Listener(job_id, after, sender)
@@ -114,10 +125,19 @@ class EventHub:
         if self._closed:
             sender.close()
         try:
-            async for event in receiver:
-                yield event
-                if event.is_last:
-                    return
+            asked_at = anyio.current_time()
+            while True:
+                event = await _received(receiver, until=asked_at + _PERMISSION_PERIOD_S)
+                if event is not None:
+                    yield event
+                    if event.is_last:
+                        return
+                if anyio.current_time() >= asked_at + _PERMISSION_PERIOD_S:
+                    if permitted is not None and not await permitted():
+                        return
+                    asked_at = anyio.current_time()
+        except anyio.EndOfStream:
+            return
         finally:
             self._listeners.discard(listener)
             sender.close()

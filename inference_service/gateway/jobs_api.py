@@ -5,6 +5,7 @@ import binascii
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -150,6 +151,7 @@ def cancel_job(gateway: InGateway, _caller: Submitter, job: VisibleJob) -> Job:
 async def follow_job(
     gateway: InGateway,
     job: VisibleJob,
+    request: Request,
     last_event_id: Annotated[str | None, Header(description="The id of the last event that was received.")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Tells each change of a job's state and its progress as they happen, up to the job's end.
@@ -158,7 +160,8 @@ async def follow_job(
     none: the next one replaces it.
     """
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else 0
-    async for event in gateway.events.events(job.id, after=after):
+    permitted = partial(run_sync, gateway.access.is_valid, request)
+    async for event in gateway.events.events(job.id, after=after, permitted=permitted):
         if event.transition is not None:
             yield ServerSentEvent(event="transition", id=str(event.transition_id), data=event.transition)
         else:

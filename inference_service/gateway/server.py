@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import socket
 from contextlib import closing
 
@@ -26,6 +27,8 @@ _HEADERS_LIMIT_S = 20.0
 _REFUSED_BODY_LIMIT_S = 300.0
 _READ_LIMIT_S = 60.0
 _MAX_CONNECTIONS = 1000
+# A download takes two: its own connection, and one to the storage.
+_FILES = 2 * _MAX_CONNECTIONS + 1000
 STOP_LIMIT_S = 10
 _MIN_SECRET_LENGTH = 16
 
@@ -95,6 +98,7 @@ def run_gateway(settings: Settings) -> None:
     """
     configure_logging(settings.log_level, settings.log_format)
     limit_response_time()
+    _allow_files(_FILES)
     with closing(connect(settings)) as database:
         local = not tokens.list_tokens(database)
     host = LOCAL_HOST if local else settings.gateway_host
@@ -112,6 +116,15 @@ def run_gateway(settings: Settings) -> None:
     if settings.metrics_port is not None:
         app.state.observation.serve(settings.metrics_host, settings.metrics_port)
     GatewayServer(server_config(app, settings, host=host)).run()
+
+
+def _allow_files(count: int) -> None:
+    """Raises the number of files that this process may open, if it may do so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def server_config(app: FastAPI, settings: Settings, *, host: str) -> uvicorn.Config:

@@ -21,9 +21,10 @@ from faults import wait_for
 from gateway_server import served
 from sqlalchemy import delete
 
+from inference_service.client import Client
 from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
-from inference_service.gateway import health, server
+from inference_service.gateway import events, health, server
 from inference_service.gateway.health import HealthCheck
 from inference_service.gateway.observation import Observation
 from inference_service.gateway.views import Health
@@ -251,6 +252,35 @@ def test_the_same_key_at_once_is_one_job(limited: Callable[..., httpx.Client], f
 
     assert at_once(12, send) == {201: 1, 200: 11}
     assert len(client.get("/v1/jobs").json()["jobs"]) == 1
+
+
+def test_a_removed_token_hears_no_more(
+    limited: Callable[..., httpx.Client], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_PERMISSION_PERIOD_S", 0.2)
+    client = limited()
+    path = client.post("/v1/jobs", json={"request": REQUEST}).headers["Location"]
+    with client.stream("GET", f"{path}/events") as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: transition"
+        with database.begin() as connection:
+            connection.execute(delete(TokenRow))
+        assert not [line for line in lines if "cancelled" in line]
+
+
+def test_lists_of_tenants_are_for_the_role_admin(
+    limited: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = limited()
+    monkeypatch.setattr(Client, "queue_depths", lambda _: {"priority": 0, "overflow": 1, "overflow.radiology": 2})
+    assert client.get("/v1/queues").json()["messages"] == {"priority": 0, "overflow": 3}
+
+
+def test_the_description_says_how_callers_prove_who_they_are(client: httpx.Client) -> None:
+    described = client.get("/v1/openapi.json").json()
+    assert described["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert described["security"] == [{"token": []}, {"session": []}]
+    assert described["paths"]["/healthz"]["get"]["security"] == []
 
 
 def connect_to(client: httpx.Client, head: str) -> socket.socket:
