@@ -5,6 +5,8 @@ VENV    ?= .venv$(if $(filter-out cpu,$(ENGINE)),-$(ENGINE))
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
 export INPUT
+# Programs of the environment come after those of the machine.
+export PATH := $(PATH):$(CURDIR)/$(BIN)
 READY   := $(VENV)/.ready
 # A separate environment for the peers' packages, which take gigabytes.
 BENCH   := .venv-bench
@@ -13,6 +15,9 @@ FUZZ    := .venv-fuzz
 IMPORT  := .venv-import
 # The build for CPUs, where pip finds it: its wheels differ by machine, so the lock leaves it out.
 TORCH   := torch==2.13.0
+# npm fetches the libraries of the page; it comes from a package where the machine has none.
+NODE    := $(if $(shell command -v npm),,-r locks/node.txt)
+PAGE    := inference_service/gateway/page
 WORK    ?= training/ct_chest/work
 # glibc keeps freed memory for the next training step instead of returning it to the system: a step takes a fifth less time.
 KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -20,19 +25,23 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint prose docs format lock soak model fuzz bench train traintest importtest references clean
+.PHONY: help demo view test test-all check lint prose docs format lock soak model fuzz bench train traintest importtest references clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
 
 $(READY): locks/dev-$(ENGINE).txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/dev-$(ENGINE).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/dev-$(ENGINE).txt $(NODE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(READY) ## run the main job on embedded servers (INPUT=ct.nii.gz for a file of yours)
 	@$(BIN)/inference-service demo $${INPUT:+--input "$$INPUT"}
+
+view: $(READY) ## show the results of the demo in the page, on servers with its data
+	@test -d demo-output/stack || { echo 'run make demo first'; exit 1; }
+	@$(BIN)/inference-service stack --data demo-output/stack
 
 # The end-to-end tests mostly wait for a process to start or a lease to expire, so the longest file of them sets the time.
 PYTEST  := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -49,11 +58,12 @@ test-all: test traintest importtest ## run the long tests too: whole demos, long
 
 check: lint prose docs test ## check everything: lint, prose, docs, tests
 
-lint: $(READY) ## check format, style, import layers and types
+lint: $(READY) $(PAGE)/node_modules/.ready ## check format, style, import layers and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+	cd $(PAGE) && node_modules/.bin/biome check . && node_modules/.bin/tsc
 
 PROSE   := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md benchmarks/README.md $(wildcard .github/*.md .github/*/*.yml) \
            $(wildcard docs/*.md docs/*/*.md models/*/*/README.md training/*/README.md tests/*/README.md)
@@ -71,9 +81,14 @@ prose: $(READY) ## check spelling, vocabulary and sentences of the docs
 docs: $(READY) ## build the docs site into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-format: $(READY) ## format the code
+format: $(READY) $(PAGE)/node_modules/.ready ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	cd $(PAGE) && node_modules/.bin/biome check --write .
+
+$(PAGE)/node_modules/.ready: $(PAGE)/package-lock.json $(READY)
+	npm --prefix $(PAGE) ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
@@ -87,6 +102,7 @@ lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	  --extra cpu --extra embedded --extra dev --extra tracing --extra gateway --extra import --output-file locks/import.txt
 	$(COMPILE) --group flower --output-file locks/flower.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --group inventory --output-file locks/build.txt
+	$(COMPILE) --group node --output-file locks/node.txt
 
 soak: $(READY) ## kill parts of the service at random for 15 minutes and count the jobs that are lost or have a wrong outcome (ARGS="--minutes 2 --jobs 100")
 	@$(BIN)/python tests/soak.py $(ARGS)
@@ -102,7 +118,7 @@ bench: $(BENCH)/.ready ## measure the engine against MONAI, PyTorch, ONNX Runtim
 
 $(BENCH)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	WITHOUT_PAGE=1 $(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 # Measure the result with `python -m training.ct_chest.evaluate --model` before it replaces the model in models/.
@@ -130,14 +146,14 @@ $(IMPORT)/.ready: locks/import.txt locks/totalsegmentator.txt pyproject.toml
 	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/import.txt
 	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/totalsegmentator.txt
 	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	WITHOUT_PAGE=1 $(IMPORT)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # With the locked versions of all packages that the tests have too.
 $(FUZZ)/.ready: locks/dev-cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(FUZZ)
 	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(FUZZ)/constraints.txt
-	$(FUZZ)/bin/pip install --quiet --disable-pip-version-check --constraint $(FUZZ)/constraints.txt --editable '.[fuzz]'
+	WITHOUT_PAGE=1 $(FUZZ)/bin/pip install --quiet --disable-pip-version-check --constraint $(FUZZ)/constraints.txt --editable '.[fuzz]'
 	@touch $@
 
 # All packages except PyTorch have their locked versions, so that the same seed gives the same scans. PyTorch's wheels differ
@@ -145,8 +161,8 @@ $(FUZZ)/.ready: locks/dev-cpu.txt pyproject.toml
 $(TRAIN)/.ready: locks/dev-cpu.txt pyproject.toml Makefile
 	$(PYTHON) -m venv $(TRAIN)
 	sed -nE 's/^([a-z0-9._-]+==[^\]*).*/\1/p' locks/dev-cpu.txt > $(TRAIN)/constraints.txt
-	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train,dev]'
+	WITHOUT_PAGE=1 $(TRAIN)/bin/pip install --quiet --disable-pip-version-check --constraint $(TRAIN)/constraints.txt --editable '.[train,dev]'
 	@touch $@
 
 clean: ## remove the virtual environments, caches and files left by runs
-	rm -rf .venv .venv-* demo-output site .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf .venv .venv-* $(PAGE)/node_modules $(PAGE)/web/vendor demo-output site .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

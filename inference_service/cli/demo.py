@@ -1,8 +1,10 @@
 """The demo: runs jobs through embedded servers and real workers, and shows their results."""
 
+import shlex
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -16,12 +18,14 @@ from inference_service.core.errors import InputNotFound, InternalError, TimeLimi
 from inference_service.core.scratch_space import scratch_folder
 from inference_service.core.settings import get_settings
 from inference_service.embedded.phantom import chest_phantom
+from inference_service.embedded.servers import remove_data
 from inference_service.embedded.stack import Stack, start_stack
 from inference_service.engine.model_registry import find_model
 from inference_service.formats.nifti import compress, write_volume
 from inference_service.jobs.job_store import Job
 
 _INPUT_FILE = "input.nii.gz"
+_DATA_FOLDER = "stack"
 _POLL_S = 0.2
 _TIME_LIMIT_S = 3600
 
@@ -31,20 +35,21 @@ def run_demo(source: Path | None, output: Path, *, model: str, screen: Console) 
 
     Args:
         source: The scan; None takes a synthetic chest CT.
-        output: Folder for the copies.
+        output: Folder for the copies, and for the data of the servers, on which `stack` shows the results in the page.
         model: Name of the model.
         screen: Console for the output.
 
     Raises:
-        EmbeddedServerError: A server or a worker does not start.
+        EmbeddedServerError: A server or a worker does not start, or servers run on the data of an earlier demo.
         ServiceError: A job did not succeed.
     """
     if source is not None and not source.is_file():
         raise InputNotFound(f"there is no file {source}")
     find_model(get_settings().models_path, model)
-    with scratch_folder(None) as folder:
+    data = output / _DATA_FOLDER
+    with scratch_folder(None) as folder, _new_data(data):
         screen.print("Starting Redis, PostgreSQL, S3 and two workers …")
-        with start_stack(folder, durable=False) as stack:
+        with start_stack(data, durable=False) as stack:
             _print_providers(stack, screen)
             scan = folder / _INPUT_FILE
             if source is None:
@@ -53,7 +58,21 @@ def run_demo(source: Path | None, output: Path, *, model: str, screen: Console) 
             else:
                 compress(source, scan)
             _run_jobs(stack, scan, output, model=model, screen=screen)
-    screen.print("All servers and workers have stopped.")
+    screen.print("All servers and workers have stopped. To see the results in a browser: make view, or")
+    screen.print(f"  inference-service stack --data {shlex.quote(str(data))}", soft_wrap=True)
+
+
+@contextmanager
+def _new_data(data: Path) -> Iterator[None]:
+    """Removes the servers' data of an earlier demo, and those of this one if the block fails."""
+    remove_data(data)
+    try:
+        yield
+    except BaseException:
+        remove_data(data)
+        with suppress(OSError):  # it has other files
+            data.parent.rmdir()
+        raise
 
 
 def _run_jobs(stack: Stack, scan: Path, output: Path, *, model: str, screen: Console) -> None:

@@ -26,6 +26,7 @@ from inference_service.embedded.postgres import DATABASE, USER, postgres_home, p
 from inference_service.embedded.process import ANSWER_LIMIT_S, HOST, Server, server_environment
 
 REGION = "us-east-1"
+_CREDENTIALS_FILE = "credentials.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]
     except OSError as error:
         raise EmbeddedServerError(f"the folder {data_path} cannot be created: {error.strerror}") from error
     with ExitStack() as stack:
-        lock, credentials = stack.enter_context(_locked_credentials(data_path / "credentials.json"))
+        lock, credentials = stack.enter_context(_locked_credentials(data_path / _CREDENTIALS_FILE))
         redis_server = _redis_server(data_path, credentials, durable=durable, lock=lock)
         s3_server = _s3_server(data_path, credentials, lock=lock)
         for server in (redis_server, s3_server):
@@ -108,6 +109,17 @@ def start_servers(data_path: Path, *, durable: bool = True) -> Iterator[Servers]
         for server in (redis_server, s3_server, postgres):
             server.wait_until_ready()
         yield Servers(redis=redis_server, postgres=postgres, s3=s3_server, credentials=credentials)
+
+
+def remove_data(data_path: Path) -> None:
+    """Removes the folder of servers that have stopped; any other folder stays.
+
+    Raises:
+        EmbeddedServerError: The servers run.
+    """
+    if (path := data_path / _CREDENTIALS_FILE).is_file():
+        with _locked_credentials(path):
+            shutil.rmtree(data_path)
 
 
 @contextmanager

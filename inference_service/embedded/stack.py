@@ -8,9 +8,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import UUID
 
 from rich.console import Console
 
+from inference_service.client import Client
 from inference_service.core.settings import Settings
 from inference_service.embedded.process import HOST, free_port
 from inference_service.embedded.servers import start_servers
@@ -21,6 +23,8 @@ from inference_service.embedded.service_process import (
     start_gateway,
     start_worker,
 )
+from inference_service.jobs.job_store import JobFilter
+from inference_service.jobs.schema import JobState
 from inference_service.worker.deployment import prepare
 
 # Period of checking the workers, and so of restarting one that ends at once.
@@ -81,6 +85,9 @@ def run_stack(data_path: Path, *, screen: Console) -> None:
         processes: list[ServiceProcess] = [*stack.workers]
         if gateway := _open_gateway(stack, data_path, opened):
             processes.append(gateway)
+            screen.print(f"Page: {gateway.address}/")
+            if (newest := _newest_result(stack.settings)) is not None:
+                screen.print(f"The newest result: {gateway.address}/#/jobs/{newest}")
             screen.print(f"HTTP API: {gateway.address}/v1/openapi.json describes it")
         environment_path = data_path.absolute() / _ENVIRONMENT_FILE
         environment_path.touch(mode=0o600)
@@ -98,6 +105,12 @@ def run_stack(data_path: Path, *, screen: Console) -> None:
                         screen.print(f"the {process.name} ended and is restarted")
                         process.start()
         screen.print("stopping")
+
+
+def _newest_result(settings: Settings) -> UUID | None:
+    with Client(settings) as client:
+        found = client.list(where=JobFilter([JobState.SUCCEEDED]), limit=1)
+    return found[0].id if found else None
 
 
 def _open_gateway(stack: Stack, data_path: Path, opened: ExitStack) -> GatewayProcess | None:

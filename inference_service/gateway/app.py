@@ -26,6 +26,7 @@ from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.health import HealthCheck
 from inference_service.gateway.observation import Observation
+from inference_service.gateway.page.routes import page_routes
 from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
 from inference_service.gateway.results_api import MAX_TABLES
 from inference_service.gateway.submission.uploading import UploadSlots
@@ -89,6 +90,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
     app.include_router(jobs_api.router)
     app.include_router(results_api.router)
     app.include_router(service_api.router)
+    app.router.routes.extend(page_routes())
     app.state.observation = observation
     _handle_errors(app)
     app.add_middleware(_answering_errors)

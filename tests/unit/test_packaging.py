@@ -15,6 +15,7 @@ from inference_service.formats.nifti import write_volume
 
 REPOSITORY = Path(__file__).parents[2]
 MODELS = "inference_service/bundled_models"
+PAGE = "inference_service/gateway/page"
 
 
 def build(project: Path, target: Path) -> ZipFile:
@@ -75,12 +76,46 @@ def test_an_installed_wheel_segments_with_its_own_models(site: Path, tmp_path: P
     assert (tmp_path / "mask.nii.gz").is_file()
 
 
-def test_a_wheel_can_be_built_without_models(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(REPOSITORY / name, project / name)
-    shutil.copytree(REPOSITORY / "inference_service", project / "inference_service")
+def test_the_wheel_contains_the_page_with_its_libraries(site: Path) -> None:
+    held = {path.relative_to(site / PAGE) for path in (site / PAGE).rglob("*") if path.is_file()}
+    libraries = {Path("web/vendor") / name for name in ("niivue.js", "preact.js", "LICENCES.txt")}
+    assert {Path("web/index.html"), Path("routes.py")} | libraries <= held
+    assert not {path for path in held if "node_modules" in path.parts or path.suffix == ".json"}
+    licences = (site / PAGE / "web/vendor/LICENCES.txt").read_text(encoding="utf-8")
+    assert "@niivue/niivue" in licences
+    assert "Apache License" in licences
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project as the images are built from it: without models, and without the page's libraries."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copyfile(REPOSITORY / name, folder / name)
+    ignored = shutil.ignore_patterns("vendor", "node_modules", "__pycache__")
+    shutil.copytree(REPOSITORY / "inference_service", folder / "inference_service", ignore=ignored)
+    return folder
+
+
+def test_a_wheel_can_be_built_without_models_and_page(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WITHOUT_PAGE", "1")
     with build(project, tmp_path / "dist") as wheel:
-        assert not [name for name in wheel.namelist() if name.startswith(MODELS)]
+        assert not [name for name in wheel.namelist() if name.startswith((MODELS, f"{PAGE}/web/vendor"))]
         assert "inference_service/__main__.py" in wheel.namelist()
+
+
+def test_a_wheel_without_its_page_is_not_built_by_accident(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "bin/npm"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no route to the registry >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        build(project, tmp_path / "dist")
+    assert b"no route to the registry" in failure.value.stderr
+    assert b"WITHOUT_PAGE=1" in failure.value.stderr

@@ -1,0 +1,107 @@
+// Calls of the HTTP API. All addresses are relative, so that a proxy may serve the page below a path.
+
+/** A refusal of the API, or a call without an answer. */
+export class Problem extends Error {
+  /**
+   * @param {number} status Status of the answer; 0 where there was none.
+   * @param {{code?: string, detail?: string, remedy?: string | null}} details
+   */
+  constructor(status, details) {
+    super(details.detail ?? "The service has answered with an error.");
+    this.status = status;
+    this.code = details.code ?? "";
+    this.remedy = details.remedy ?? null;
+  }
+}
+
+const NO_ANSWER = { detail: "The service does not answer." };
+
+/**
+ * @param {number} status
+ * @param {string} body
+ */
+function problemOf(status, body) {
+  try {
+    return new Problem(status, JSON.parse(body));
+  } catch {
+    return new Problem(status, {});
+  }
+}
+
+/**
+ * Makes a call and returns its answer.
+ * @param {string} path Relative to the page.
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
+ */
+export async function call(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Problem(0, NO_ANSWER);
+  }
+  if (!response.ok) {
+    if (response.status === 401 && path !== "v1/session") dispatchEvent(new Event("unauthenticated"));
+    throw problemOf(response.status, await response.text());
+  }
+  return response;
+}
+
+/**
+ * Makes a call and returns its JSON.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<any>}
+ */
+export async function callJson(path, options) {
+  return (await call(path, options)).json();
+}
+
+/** @param {string} id */
+export function jobPath(id) {
+  return `v1/jobs/${encodeURIComponent(id)}`;
+}
+
+/**
+ * Submits files as a job.
+ * @param {object} request The request without the places of its files.
+ * @param {Map<string, File[]>} files The files of each part of the form.
+ * @param {string} key The same key is the same job, however often it is sent.
+ * @param {(share: number) => void} onProgress
+ * @param {AbortSignal} signal
+ * @returns {Promise<{id: string}>}
+ */
+export function submit(request, files, key, onProgress, signal) {
+  const form = new FormData();
+  form.append("request", JSON.stringify(request));
+  for (const [part, chosen] of files) {
+    for (const file of chosen) {
+      form.append(part, file, file.name);
+    }
+  }
+  return new Promise((resolve, reject) => {
+    // fetch does not tell how much of a body was sent.
+    const sending = new XMLHttpRequest();
+    sending.open("POST", "v1/jobs");
+    sending.setRequestHeader("Idempotency-Key", key);
+    sending.upload.onprogress = (event) => onProgress(event.total ? event.loaded / event.total : 0);
+    sending.onload = () => {
+      if (sending.status === 200 || sending.status === 201) {
+        resolve(JSON.parse(sending.responseText));
+      } else {
+        reject(problemOf(sending.status, sending.responseText));
+      }
+    };
+    sending.onerror = () => reject(new Problem(0, NO_ANSWER));
+    sending.onabort = () => reject(new Problem(0, { code: "aborted", detail: "The upload was stopped." }));
+    signal.addEventListener("abort", () => sending.abort());
+    sending.send(form);
+  });
+}
+
+/** A key that no other submission has. */
+export function newKey() {
+  // crypto.randomUUID is missing where the page comes without TLS from another machine.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,187 @@
+// One job: its progress while it runs, then its result or the reason why there is none.
+
+import { call, callJson, jobPath } from "./api.js";
+import { duration, FINAL_STATES, localTime, modelOf, size, words } from "./format.js";
+import { html, useEffect, useState } from "./html.js";
+import { State } from "./jobs.js";
+import { ProblemNote } from "./notes.js";
+import { ResultView } from "./result.js";
+
+const RETRY_MS = 5000;
+const STAGES = "fetch read model_load preprocess map windows network postprocess report preview write store".split(" ");
+
+/**
+ * The row of a job, which follows its events up to the job's end.
+ * @param {string} id
+ */
+function useJob(id) {
+  const [job, setJob] = useState(null);
+  const [problem, setProblem] = useState(null);
+  useEffect(() => {
+    let events = /** @type {EventSource | null} */ (null);
+    let timer = 0;
+    let stopped = false;
+    async function load() {
+      try {
+        const row = await callJson(jobPath(id));
+        if (stopped) return;
+        setJob(row);
+        setProblem(null);
+        if (FINAL_STATES.includes(row.state)) events?.close();
+        else if (!events) follow();
+      } catch (error) {
+        if (stopped) return;
+        setProblem(error);
+        if (error.status !== 404) timer = setTimeout(load, RETRY_MS);
+      }
+    }
+    function follow() {
+      events = new EventSource(`${jobPath(id)}/events`);
+      events.addEventListener("transition", load);
+      events.addEventListener("progress", (event) => setJob((row) => ({ ...row, ...JSON.parse(event.data) })));
+      events.onerror = () => {
+        // The browser connects again by itself unless it was refused.
+        if (events?.readyState !== EventSource.CLOSED || stopped) return;
+        events = null;
+        timer = setTimeout(load, RETRY_MS);
+      };
+    }
+    load();
+    return () => {
+      stopped = true;
+      clearTimeout(timer);
+      events?.close();
+    };
+  }, [id]);
+  return { job, problem };
+}
+
+function Running({ job }) {
+  const stage = job.stage ? words(job.stage) : "starting";
+  return html`
+    <p role="status">
+      ${job.state === "running" ? stage : `in ${job.queue ?? "the queue"}`}
+      <progress max="1" value=${job.state === "running" ? job.progress : 0} aria-label="Progress"></progress>
+    </p>
+  `;
+}
+
+function Downloads({ job }) {
+  const results = Object.keys(job.result).filter((name) => name !== "bucket");
+  return html`
+    <section class="panel">
+      <h2>Downloads</h2>
+      <ul class="downloads">
+        ${results.map(
+          (name) => html`<li>
+            <a href=${`${jobPath(job.id)}/results/${name}`} download>${name}</a>
+            ${job.checksums?.[name] && html` <small>${size(job.checksums[name].size_bytes)}</small>`}
+          </li>`,
+        )}
+        ${
+          job.request && Object.keys(job.request.input.channels ?? {}).length === 0
+            ? html`<li><a href=${`${jobPath(job.id)}/input`} download>the scan as it was sent</a></li>`
+            : ""
+        }
+      </ul>
+    </section>
+  `;
+}
+
+function Timings({ timings }) {
+  const place = (stage) => (STAGES.includes(stage) ? STAGES.indexOf(stage) : STAGES.length);
+  const entries = Object.entries(timings).sort(([one], [other]) => place(one) - place(other));
+  const longest = Math.max(...entries.map(([, seconds]) => seconds));
+  return html`
+    <section class="panel">
+      <h2>Time of each stage</h2>
+      <table class="chart">
+        <tbody>
+          ${entries.map(
+            ([stage, seconds]) => html`<tr>
+              <th scope="row">${words(stage)}</th>
+              <td class="number">${duration(seconds)}</td>
+              <td class="space"><div class="bar-of" style=${{ width: `${(100 * seconds) / longest}%` }}></div></td>
+            </tr>`,
+          )}
+        </tbody>
+      </table>
+    </section>
+  `;
+}
+
+function Warnings({ warnings }) {
+  return html`
+    <section class="panel">
+      <h2>Warnings</h2>
+      ${warnings.map((warning) => html`<div class="note warning"><code>${warning.code}</code><p>${warning.message}</p></div>`)}
+    </section>
+  `;
+}
+
+function Transitions({ job }) {
+  return html`
+    <details class="panel">
+      <summary>History</summary>
+      <table>
+        <tbody>
+          ${job.transitions.map(
+            (each) => html`<tr>
+              <td>${localTime(each.at)}</td>
+              <td>${each.from_state ? `${each.from_state} → ` : ""}${each.to_state}</td>
+              <td>${each.detail ?? ""}</td>
+            </tr>`,
+          )}
+        </tbody>
+      </table>
+    </details>
+  `;
+}
+
+function Head({ job, session, onProblem }) {
+  const cancellable = session.role !== "read" && !FINAL_STATES.includes(job.state) && !job.cancel_requested;
+  async function cancel() {
+    try {
+      await call(jobPath(job.id), { method: "DELETE" });
+    } catch (error) {
+      onProblem(error);
+    }
+  }
+  const facts = {
+    Model: modelOf(job),
+    Priority: job.request?.priority,
+    Worker: job.lease_owner,
+    Providers: job.providers?.map((name) => name.replace("ExecutionProvider", "")).join(", "),
+    Created: localTime(job.created_at),
+    "Submitted by": job.submitted_by,
+  };
+  return html`
+    <div class="head">
+      <h1><${State} job=${job} /> <code>${job.id}</code></h1>
+      ${cancellable && html`<button onClick=${cancel}>Cancel</button>`}
+    </div>
+    <dl class="facts inline">
+      ${Object.entries(facts).map(([name, value]) => value && html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+    </dl>
+  `;
+}
+
+export function JobView({ id, session }) {
+  const { job, problem } = useJob(id);
+  const [refusal, setRefusal] = useState(null);
+  if (!job) return problem ? html`<${ProblemNote} problem=${problem} />` : html`<p>Loading …</p>`;
+  const error = job.error_code && { code: job.error_code, message: job.error_message ?? "", remedy: job.remedy };
+  return html`
+    <${Head} job=${job} session=${session} onProblem=${setRefusal} />
+    ${(refusal ?? problem) && html`<${ProblemNote} problem=${refusal ?? problem} />`}
+    ${!FINAL_STATES.includes(job.state) && html`<${Running} job=${job} />`}
+    ${error && html`<${ProblemNote} problem=${error} />`}
+    ${job.state === "succeeded" && job.result && html`<${ResultView} job=${job} />`}
+    <div class="panels">
+      ${job.warnings?.length > 0 && html`<${Warnings} warnings=${job.warnings} />`}
+      ${job.result && html`<${Downloads} job=${job} />`}
+      ${job.timings_s && Object.keys(job.timings_s).length > 0 && html`<${Timings} timings=${job.timings_s} />`}
+      <${Transitions} job=${job} />
+    </div>
+  `;
+}

@@ -1,0 +1,203 @@
+// Submits a job: files, the model, and options of the request.
+
+import { callJson, newKey, submit } from "./api.js";
+import { chosenFiles, droppedFiles, isNifti } from "./files.js";
+import { size } from "./format.js";
+import { html, useEffect, useRef, useState } from "./html.js";
+import { ProblemNote } from "./notes.js";
+
+const FORMATS = {
+  "dicom-seg": "DICOM Segmentation (DICOM input)",
+  "dicom-labelmap": "DICOM Label Map (DICOM input)",
+  nrrd: "3D Slicer segmentation",
+  mha: "MetaImage",
+};
+const TOLERATED = {
+  uneven_spacing: "Missing or unevenly spaced slices",
+  gantry_tilt: "Tilted gantry",
+  unusual_extent: "Unusual size of the scan",
+  analyze_orientation: "Analyze file without orientation",
+};
+const ONE_SCAN = "file";
+
+function DropZone({ part, label, files, onFiles }) {
+  const [over, setOver] = useState(false);
+  async function drop(event) {
+    event.preventDefault();
+    setOver(false);
+    onFiles(await droppedFiles(event.dataTransfer));
+  }
+  const choose = (event) => onFiles(chosenFiles(event.currentTarget));
+  const total = files.reduce((sum, file) => sum + file.size, 0);
+  const what = files.length === 1 ? files[0].name : `${files.length} files`;
+  return html`
+    <fieldset
+      class=${`drop ${over ? "over" : ""}`}
+      onDragOver=${(event) => {
+        event.preventDefault();
+        setOver(true);
+      }}
+      onDragLeave=${() => setOver(false)}
+      onDrop=${drop}
+    >
+      <legend>${label}</legend>
+      <p>
+        ${files.length > 0 ? html`<strong>${what}</strong> (${size(total)})` : "Drop a file or a folder here: NIfTI, DICOM, NRRD, MetaImage, zip or tar."}
+      </p>
+      <label class="button">Choose files<input type="file" multiple data-part=${part} onChange=${choose} /></label>
+      <label class="button">Choose a folder<input type="file" webkitdirectory onChange=${choose} /></label>
+    </fieldset>
+  `;
+}
+
+function Checks({ legend, name, options }) {
+  return html`
+    <fieldset>
+      <legend>${legend}</legend>
+      ${Object.entries(options).map(
+        ([value, text]) =>
+          html`<label class="check"><input type="checkbox" name=${name} value=${value} /> ${text}</label>`,
+      )}
+    </fieldset>
+  `;
+}
+
+/**
+ * The request of a form, without the places of its files.
+ * @param {FormData} form
+ * @param {Map<string, File[]>} files
+ */
+function requestOf(form, files) {
+  const channels = [...files.keys()].filter((part) => part !== ONE_SCAN);
+  const [name, version] = String(form.get("model")).split("/");
+  const viewable = channels.length === 0 && isNifti(files.get(ONE_SCAN) ?? []);
+  return {
+    model: name,
+    model_version: version,
+    priority: form.get("priority"),
+    output: {
+      formats: ["nifti", ...form.getAll("formats")],
+      // The viewer reads NIfTI alone.
+      ...(viewable ? {} : { scan: true }),
+    },
+    options: {
+      tolerate: form.getAll("tolerate"),
+      modality_check: form.has("modality_check"),
+      reuse: form.has("reuse"),
+    },
+  };
+}
+
+/** The parts of the form that a model needs, with the names of its scans. */
+function partsOf(model) {
+  const channels = model?.summary?.channels ?? [];
+  return channels.length > 1 ? channels.map(({ name }) => [`channel.${name}`, name]) : [[ONE_SCAN, "Scan"]];
+}
+
+function Upload({ share, onStop }) {
+  return html`
+    <p role="status">
+      ${share < 1 ? `Uploading: ${Math.floor(100 * share)} %` : "The service stores the scan …"}
+      <progress max="1" value=${share} aria-label="Upload"></progress>
+      <button type="button" onClick=${onStop}>Stop</button>
+    </p>
+  `;
+}
+
+function Options() {
+  return html`
+    <fieldset>
+      <legend>Priority</legend>
+      <label class="check"><input type="radio" name="priority" value="routine" checked /> routine</label>
+      <label class="check"><input type="radio" name="priority" value="urgent" /> urgent</label>
+    </fieldset>
+    <details>
+      <summary>More options</summary>
+      <${Checks} legend="Further formats of the mask" name="formats" options=${FORMATS} />
+      <${Checks} legend="Accept with a warning" name="tolerate" options=${TOLERATED} />
+      <fieldset>
+        <legend>Checks</legend>
+        <label class="check"><input type="checkbox" name="modality_check" checked /> Refuse scans of another modality</label>
+        <label class="check"><input type="checkbox" name="reuse" /> Take an earlier result of the same scan</label>
+      </fieldset>
+    </details>
+  `;
+}
+
+/** Sends a form; `sending` is the share that was sent, or null. */
+function useSubmission() {
+  const [sending, setSending] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const abort = useRef(/** @type {AbortController | null} */ (null));
+  // A submission that got no answer is sent again as the same job.
+  const last = useRef({ text: "", key: "" });
+  useEffect(() => () => abort.current?.abort(), []);
+  async function send(request, files) {
+    const text = JSON.stringify([
+      request,
+      [...files].map(([part, chosen]) => [part, chosen.map((file) => [file.name, file.size])]),
+    ]);
+    if (last.current.text !== text) last.current = { text, key: newKey() };
+    abort.current = new AbortController();
+    setProblem(null);
+    setSending(0);
+    try {
+      const job = await submit(request, files, last.current.key, setSending, abort.current.signal);
+      location.hash = `#/jobs/${job.id}`;
+    } catch (error) {
+      if (error.status !== 0) last.current = { text: "", key: "" };
+      setProblem(error);
+      setSending(null);
+    }
+  }
+  return { sending, problem, send, stop: () => abort.current?.abort() };
+}
+
+export function NewJobView() {
+  const [models, setModels] = useState(null);
+  const [chosen, setChosen] = useState("");
+  const [files, setFiles] = useState(/** @type {Map<string, File[]>} */ (new Map()));
+  const [failure, setFailure] = useState(null);
+  const { sending, problem, send, stop } = useSubmission();
+  useEffect(() => {
+    callJson("v1/models").then(setModels, setFailure);
+  }, []);
+  const keyOf = (model) => `${model.name}/${model.version}`;
+  const model = models?.find((each) => keyOf(each) === chosen) ?? models?.[0];
+  const parts = partsOf(model);
+  const complete = parts.every(([part]) => files.get(part)?.length);
+  function start(event) {
+    event.preventDefault();
+    const given = new Map(parts.map(([part]) => [part, files.get(part) ?? []]));
+    send(requestOf(new FormData(event.currentTarget), given), given);
+  }
+  if (models?.length === 0) return html`<p class="empty">No worker has a model.</p>`;
+  return html`
+    <form class="narrow" onSubmit=${start}>
+      <h1>New job</h1>
+      <label>
+        Model
+        <select name="model" onChange=${(event) => setChosen(event.currentTarget.value)}>
+          ${models?.map((each) => html`<option value=${keyOf(each)}>${each.name} ${each.version}</option>`)}
+        </select>
+      </label>
+      ${model?.summary && html`<p class="hint">${model.summary.description} ${model.summary.intended_use}</p>`}
+      ${parts.map(
+        ([part, label]) => html`<${DropZone}
+          key=${part}
+          part=${part}
+          label=${label}
+          files=${files.get(part) ?? []}
+          onFiles=${(given) => setFiles((all) => new Map(all).set(part, given))}
+        />`,
+      )}
+      <${Options} />
+      ${(problem ?? failure) && html`<${ProblemNote} problem=${problem ?? failure} />`}
+      ${
+        sending === null
+          ? html`<button class="primary" disabled=${!complete || !model}>Submit</button>`
+          : html`<${Upload} share=${sending} onStop=${stop} />`
+      }
+    </form>
+  `;
+}

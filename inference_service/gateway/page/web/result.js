@@ -1,0 +1,215 @@
+// The result of a job: the scan with its mask, and the table of its labels.
+
+import { call, callJson, jobPath } from "./api.js";
+import { figure } from "./format.js";
+import { html, useEffect, useRef, useState } from "./html.js";
+import { Swatch } from "./models.js";
+import { ProblemNote } from "./notes.js";
+import { canDraw, Scene } from "./scene.js";
+import { firstWindow, unitOf, windowsFor } from "./windows.js";
+
+const PLANES = {
+  planes: "Planes and render",
+  axial: "Axial",
+  coronal: "Coronal",
+  sagittal: "Sagittal",
+  render: "Render",
+};
+const BACKGROUND = 0;
+// Of a label without a colour, in the report of an earlier version.
+const GREY = [160, 160, 160];
+
+/** The path of the scan as NIfTI; null where there is none. */
+function scanPath(job, report) {
+  if (job.result.scan) return `${jobPath(job.id)}/results/scan`;
+  const isOneFile = job.request.input.key && !job.request.input.key.endsWith("/");
+  return isOneFile && report.input.kind === "nifti" ? `${jobPath(job.id)}/input` : null;
+}
+
+/** The modality of the job's model, which a scan without one was taken for. */
+async function modelModality(job) {
+  const models = await callJson("v1/models");
+  return models.find((model) => model.manifest_sha256 === job.manifest_sha256)?.summary?.modality ?? null;
+}
+
+/** @param {string | null} path */
+async function content(path) {
+  return path && (await call(path)).arrayBuffer();
+}
+
+/** Loads the report, and then what it describes into a scene on the canvas. */
+function useScene(job, canvas, drawable) {
+  const [report, setReport] = useState(null);
+  const [scene, setScene] = useState(null);
+  const [place, setPlace] = useState(null);
+  const [problem, setProblem] = useState(null);
+  useEffect(() => {
+    let opened = null;
+    let stopped = false;
+    async function open() {
+      const found = await callJson(`${jobPath(job.id)}/results/report`);
+      const modality = found.input.modality ?? (await modelModality(job));
+      const labels = found.labels
+        .filter((label) => label.value !== BACKGROUND)
+        .map((label) => ({ ...label, colour: label.colour ?? GREY }));
+      if (stopped) return;
+      setReport({ ...found, labels, modality });
+      if (!drawable) return;
+      const mask = content(`${jobPath(job.id)}/results/mask`);
+      // A scan that retention has removed leaves the mask.
+      const scan = content(scanPath(job, found)).catch(() => null);
+      const files = { mask: await mask, scan: await scan };
+      if (stopped) return;
+      opened = await Scene.open(canvas.current, { ...files, labels, onPlace: setPlace });
+      if (stopped) opened.close();
+      else setScene(opened);
+    }
+    open().catch((error) => !stopped && setProblem(error));
+    return () => {
+      stopped = true;
+      opened?.close();
+    };
+  }, [job.id]);
+  return { report, scene, place, problem };
+}
+
+function Place({ place, unit }) {
+  if (!place) return html`<p class="place">Loading the images …</p>`;
+  const millimetres = place.millimetres.map((each) => each.toFixed(0)).join(", ");
+  return html`
+    <p class="place">
+      ${place.label ?? "no label"}${place.intensity !== null && `, ${figure(place.intensity)}${unit}`}
+      <small> at ${millimetres} mm (right, front, up)</small>
+    </p>
+  `;
+}
+
+function Controls({ scene, report }) {
+  const [planes, setPlanes] = useState("planes");
+  const [opacity, setOpacity] = useState(0.4);
+  const [window, setWindow] = useState(() => firstWindow(report));
+  const windows = scene.hasScan ? windowsFor(report, scene.ranges) : {};
+  useEffect(() => scene.showPlanes(planes), [planes]);
+  useEffect(() => scene.showOpacity(opacity), [opacity]);
+  useEffect(() => {
+    if (scene.hasScan) scene.showRange(windows[window].range);
+  }, [window]);
+  return html`
+    <div class="controls">
+      <label>
+        View
+        <select value=${planes} onChange=${(event) => setPlanes(event.currentTarget.value)}>
+          ${Object.entries(PLANES).map(([key, text]) => html`<option value=${key}>${text}</option>`)}
+        </select>
+      </label>
+      ${
+        scene.hasScan &&
+        html`<label>
+        Window
+        <select value=${window} onChange=${(event) => setWindow(event.currentTarget.value)}>
+          ${Object.entries(windows).map(([key, { text }]) => html`<option value=${key}>${text}</option>`)}
+        </select>
+      </label>`
+      }
+      <label>
+        Opacity
+        <input type="range" min="0" max="1" step="0.05" value=${opacity} onInput=${(event) => setOpacity(Number(event.currentTarget.value))} />
+      </label>
+    </div>
+  `;
+}
+
+function LabelRow({ label, shown, onShow, onGoTo, drawn }) {
+  const volume = label.voxels > 0 ? figure(label.volume_ml) : "–";
+  return html`
+    <tr class=${label.voxels > 0 ? "" : "missing"}>
+      ${drawn && html`<td><input type="checkbox" aria-label=${`Show ${label.name}`} checked=${shown} onChange=${onShow} /></td>`}
+      <th scope="row">
+        <${Swatch} colour=${label.colour} />
+        ${drawn && label.voxels > 0 ? html`<button class="plain" onClick=${onGoTo}>${label.name}</button>` : label.name}
+      </th>
+      <td class="number">${volume}</td>
+      <td class="number">${figure(label.intensity_mean)}</td>
+      <td class="number">${figure(label.intensity_std)}</td>
+    </tr>
+  `;
+}
+
+function LabelTable({ labels, unit, scene }) {
+  const [hidden, setHidden] = useState(new Set());
+  const toggle = (value) => {
+    const changed = new Set(hidden);
+    if (!changed.delete(value)) changed.add(value);
+    setHidden(changed);
+  };
+  useEffect(() => {
+    scene?.showLabels(new Set(labels.map((label) => label.value).filter((value) => !hidden.has(value))));
+  }, [hidden, scene]);
+  return html`
+    <section class="panel labels-panel">
+      <div class="head">
+        <h2>Labels</h2>
+        ${
+          scene &&
+          html`<span>
+          <button class="plain" onClick=${() => setHidden(new Set())}>all</button>
+          <button class="plain" onClick=${() => setHidden(new Set(labels.map((label) => label.value)))}>none</button>
+        </span>`
+        }
+      </div>
+      <div class="scroll">
+        <table>
+          <thead>
+            <tr>
+              ${scene && html`<th scope="col"><span class="unseen">Shown</span></th>`}
+              <th scope="col">Label</th>
+              <th scope="col" class="number">ml</th>
+              <th scope="col" class="number">mean${unit}</th>
+              <th scope="col" class="number">SD</th>
+            </tr>
+          </thead>
+          <tbody>
+            ${labels.map(
+              (label) => html`<${LabelRow}
+                key=${label.value}
+                label=${label}
+                drawn=${scene !== null}
+                shown=${!hidden.has(label.value)}
+                onShow=${() => toggle(label.value)}
+                onGoTo=${() => scene.goTo(label)}
+              />`,
+            )}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  `;
+}
+
+export function ResultView({ job }) {
+  const canvas = useRef(null);
+  const [drawable] = useState(canDraw);
+  const { report, scene, place, problem } = useScene(job, canvas, drawable);
+  const unit = report ? unitOf(report) : "";
+  return html`
+    ${problem && html`<${ProblemNote} problem=${problem} />`}
+    <div class="result">
+      <section class="viewer" aria-label="Scan and mask">
+        ${
+          drawable
+            ? html`
+              <div class="canvas"><canvas ref=${canvas} aria-label="Planes and render of the scan with its mask"></canvas></div>
+              ${!problem && html`<${Place} place=${place} unit=${unit} />`}
+              ${scene && html`<${Controls} scene=${scene} report=${report} />`}
+              ${scene && !scene.hasScan && html`<p class="hint">The scan is not shown: it was not stored as NIfTI.</p>`}
+            `
+            : html`
+              <p class="hint">This browser has no WebGL 2, which the viewer needs. Here is the preview.</p>
+              <img class="preview" src=${`${jobPath(job.id)}/results/preview`} alt="Planes of the scan with its mask" />
+            `
+        }
+      </section>
+      ${report && html`<${LabelTable} labels=${report.labels} unit=${unit} scene=${scene} />`}
+    </div>
+  `;
+}

@@ -1,0 +1,192 @@
+// The scan and its mask in NiiVue, which draws on a canvas. The one place that knows NiiVue.
+
+const NIFTI_SIZES = [348, 540];
+// Planes that clip the render: depth, azimuth, elevation. The mask is not clipped, and so is seen without the scan.
+const BEHIND_THE_SCAN = [-1, 0, 0];
+const NOWHERE = [2, 0, 0];
+
+/** Whether the browser can draw in three dimensions. */
+export function canDraw() {
+  return document.createElement("canvas").getContext("webgl2") !== null;
+}
+
+/**
+ * The file name by which NiiVue reads a NIfTI file; null for a file of another format.
+ * @param {ArrayBuffer} content
+ */
+function niftiName(content) {
+  if (content.byteLength < 348) return null;
+  const head = new DataView(content);
+  if (head.getUint16(0) === 0x1f8b) return "image.nii.gz";
+  const isNifti = NIFTI_SIZES.some((size) => head.getInt32(0, true) === size || head.getInt32(0, false) === size);
+  return isNifti ? "image.nii" : null;
+}
+
+/**
+ * @typedef {object} Label
+ * @property {number} value
+ * @property {string} name
+ * @property {[number, number, number]} colour
+ * @property {[number, number][] | null} bounding_box
+ * @property {{ras: [number, number, number]} | null} centroid_mm
+ */
+
+export class Scene {
+  /**
+   * @param {any} viewer NiiVue with the scan, if there is one, below the mask.
+   * @param {Label[]} labels
+   */
+  constructor(viewer, labels) {
+    this.viewer = viewer;
+    this.labels = labels;
+  }
+
+  /**
+   * Opens a scan and its mask on a canvas.
+   * @param {HTMLCanvasElement} canvas
+   * @param {{scan: ArrayBuffer | null, mask: ArrayBuffer, labels: Label[], onPlace: (place: object) => void}} content
+   */
+  static async open(canvas, { scan, mask, labels, onPlace }) {
+    const viewer = new globalThis.niivue.Niivue({
+      backColor: [0.063, 0.078, 0.094, 1],
+      clipPlaneColor: [0, 0, 0, 0],
+      crosshairColor: [1, 1, 1, 0.6],
+      crosshairWidth: 0.3,
+      crosshairWidthUnit: "percent",
+      dragAndDropEnabled: false,
+      fontColor: [0.9, 0.9, 0.9, 1],
+      fontMinPx: 14,
+      isClipAllVolumes: false,
+      isRadiologicalConvention: true,
+      loadingText: "",
+      logLevel: "error",
+      multiplanarForceRender: true,
+      scrollRequiresFocus: true,
+      showAllOrientationMarkers: true,
+    });
+    await viewer.attachToCanvas(canvas);
+    const name = scan && niftiName(scan);
+    if (name) await viewer.loadFromArrayBuffer(scan, name);
+    await viewer.loadFromArrayBuffer(mask, niftiName(mask) ?? "image.nii.gz");
+    const scene = new Scene(viewer, labels);
+    viewer.onLocationChange = (location) => onPlace(scene.#place(location));
+    viewer.setClipPlane(scene.hasScan ? BEHIND_THE_SCAN : NOWHERE);
+    scene.showLabels(new Set(labels.map((label) => label.value)));
+    scene.showPlanes("planes");
+    viewer.createOnLocationChange();
+    return scene;
+  }
+
+  get hasScan() {
+    return this.viewer.volumes.length > 1;
+  }
+
+  get #mask() {
+    return this.viewer.volumes.at(-1);
+  }
+
+  /** The intensities that NiiVue shows of its own accord, and those of the whole scan. */
+  get ranges() {
+    const scan = this.viewer.volumes[0];
+    return { automatic: [scan.robust_min, scan.robust_max], all: [scan.global_min, scan.global_max] };
+  }
+
+  #place({ mm, values }) {
+    const value = this.#mask && Math.round(values.at(-1).value);
+    return {
+      millimetres: [...mm].slice(0, 3),
+      intensity: this.hasScan ? values[0].value : null,
+      label: this.labels.find((label) => label.value === value)?.name ?? null,
+    };
+  }
+
+  /**
+   * Shows some labels and hides the others.
+   * @param {Set<number>} shown Values of labels.
+   */
+  showLabels(shown) {
+    const colours = [{ value: 0, colour: [0, 0, 0] }, ...this.labels];
+    this.#mask.setColormapLabel({
+      R: colours.map(({ colour }) => colour[0]),
+      G: colours.map(({ colour }) => colour[1]),
+      B: colours.map(({ colour }) => colour[2]),
+      A: colours.map(({ value }) => (shown.has(value) ? 255 : 0)),
+      I: colours.map(({ value }) => value),
+      labels: colours.map(() => ""),
+    });
+    this.viewer.updateGLVolume();
+  }
+
+  /** @param {number} opacity Of the mask, 0…1. */
+  showOpacity(opacity) {
+    this.viewer.setOpacity(this.viewer.volumes.length - 1, opacity);
+  }
+
+  /** @param {[number, number]} range Intensities that are shown black and white. */
+  showRange([low, high]) {
+    if (!this.hasScan) return;
+    Object.assign(this.viewer.volumes[0], { cal_min: low, cal_max: high });
+    this.viewer.updateGLVolume();
+  }
+
+  /** @param {"planes" | "axial" | "coronal" | "sagittal" | "render"} planes */
+  showPlanes(planes) {
+    const { viewer } = this;
+    const types = {
+      axial: viewer.sliceTypeAxial,
+      coronal: viewer.sliceTypeCoronal,
+      sagittal: viewer.sliceTypeSagittal,
+      render: viewer.sliceTypeRender,
+      planes: viewer.sliceTypeMultiplanar,
+    };
+    viewer.setSliceType(types[planes]);
+  }
+
+  /**
+   * Moves the crosshair to the voxel of a label that is nearest to its centroid.
+   * @param {Label} label
+   */
+  goTo(label) {
+    const place = this.#nearestVoxel(label);
+    if (!place) return;
+    this.viewer.scene.crosshairPos = this.viewer.mm2frac(place, 0, true);
+    this.viewer.drawScene();
+    this.viewer.createOnLocationChange();
+  }
+
+  /**
+   * The centre, in mm, of the voxel of a label that is nearest to the label's centroid.
+   * @param {Label} label
+   */
+  #nearestVoxel({ value, bounding_box: box, centroid_mm: centroid }) {
+    if (!box || !centroid) return null;
+    const { img, hdr } = this.#mask;
+    const [, columns, rows] = hdr.dims;
+    const axes = hdr.affine.slice(0, 3);
+    const placeOf = (i, j, k) => axes.map((axis) => axis[0] * i + axis[1] * j + axis[2] * k + axis[3]);
+    const steps = axes.map((axis) => axis[0]);
+    let nearest = null;
+    let least = Number.POSITIVE_INFINITY;
+    for (let k = box[2][0]; k < box[2][1]; k++) {
+      for (let j = box[1][0]; j < box[1][1]; j++) {
+        const start = (k * rows + j) * columns;
+        const [x, y, z] = placeOf(0, j, k).map((each, axis) => each - centroid.ras[axis]);
+        for (let i = box[0][0]; i < box[0][1]; i++) {
+          if (img[start + i] !== value) continue;
+          const distance = (x + steps[0] * i) ** 2 + (y + steps[1] * i) ** 2 + (z + steps[2] * i) ** 2;
+          if (distance < least) {
+            least = distance;
+            nearest = [i, j, k];
+          }
+        }
+      }
+    }
+    return nearest && placeOf(...nearest);
+  }
+
+  close() {
+    this.viewer.cleanup();
+    // The memory of the graphics card is freed at once; browsers bound the number of contexts.
+    this.viewer.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+}

@@ -1,0 +1,285 @@
+"""The page in Chromium, with the whole service behind it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from dicom_files import phantom, regular_stack, write_series
+from faults import PERIODS, wait_for
+from playwright.sync_api import Browser, Page, Playwright, ViewportSize, expect, sync_playwright
+from sqlalchemy import delete, update
+
+from inference_service import Client, SegmentRequest
+from inference_service.core.settings import Settings
+from inference_service.embedded.process import free_port
+from inference_service.embedded.servers import Servers
+from inference_service.embedded.service_process import start_gateway, start_worker
+from inference_service.embedded.stack import Stack
+from inference_service.jobs.database import connect
+from inference_service.jobs.gateway import tokens
+from inference_service.jobs.gateway.tokens import Limits, TokenRole
+from inference_service.jobs.schema import JobRow, JobState, TokenRow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+    pytest.mark.timeout(180),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+NARROW: ViewportSize = {"width": 420, "height": 800}
+WIDE: ViewportSize = {"width": 1000, "height": 700}
+LIMIT_MS = 60_000
+expect.set_options(timeout=LIMIT_MS)
+# Chromium demands it of root.
+SANDBOX = ["--no-sandbox"] if os.geteuid() == 0 else []
+# WebGL in software.
+WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+# At most 64 characters without a slash, so that it may name a label and a file.
+HOSTILE = "<img src=x onerror=document.title='hostile'>"
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    launched = playwright.chromium.launch(executable_path=CHROMIUM, args=[*SANDBOX, *WEBGL])
+    yield launched
+    launched.close()
+
+
+@pytest.fixture(scope="module")
+def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with start_gateway(stack.environment, folder=tmp_path_factory.mktemp("gateway"), port=free_port()) as gateway:
+        yield gateway.address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """An empty page below the gateway's address; a script's error or a violated policy fails the test."""
+    with browser.new_context(base_url=address, viewport=WIDE) as context:
+        opened = context.new_page()
+        opened.set_default_timeout(LIMIT_MS)
+        wrong: list[str] = []
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("console", lambda message: wrong.append(message.text) if "Security Policy" in message.text else None)
+        yield opened
+        assert not wrong
+
+
+@pytest.fixture(scope="module")
+def job(stack: Stack, scan: Path) -> UUID:
+    """A job that has succeeded."""
+    with Client(stack.settings) as client:
+        job_id = client.submit(SegmentRequest(input=client.upload(scan), model="ct-tissue"))
+        client.wait(job_id, timeout_s=60)
+    return job_id
+
+
+def drop(page: Page, *paths: Path) -> None:
+    """Drops files or folders on the page, as the browser gets them from the desktop."""
+    box = page.locator(".drop").bounding_box()
+    assert box is not None
+    devtools = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20}
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        devtools.send("Input.dispatchDragEvent", {**event, "data": data})
+
+
+def submit(page: Page, *paths: Path, model: str = "ct-tissue/1") -> None:
+    """Submits a dropped scan in the page, which then shows the job."""
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).select_option(model)
+    drop(page, *paths)
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url("**/#/jobs/*")
+
+
+def expect_state(page: Page, state: str) -> None:
+    expect(page.locator("h1 .state")).to_have_text(state)
+
+
+def test_a_dropped_scan_is_segmented_and_its_labels_are_switched(page: Page, scan: Path) -> None:
+    submit(page, scan)
+    expect_state(page, "succeeded")
+    expect(page.locator(".place")).to_contain_text("HU")
+    before = page.locator("canvas").screenshot()
+    page.get_by_label("Show soft_tissue").uncheck()
+    wait_for(lambda: page.locator("canvas").screenshot() != before)
+    page.get_by_label("Show soft_tissue").check()
+    wait_for(lambda: page.locator("canvas").screenshot() == before)
+    page.get_by_label("Opacity").fill("0")
+    wait_for(lambda: page.locator("canvas").screenshot() != before)
+
+
+def test_a_click_on_a_label_leads_to_it(page: Page, job: UUID) -> None:
+    page.goto(f"/#/jobs/{job}")
+    for label in ("lung", "bone", "air"):
+        page.get_by_role("button", name=label, exact=True).click()
+        expect(page.locator(".place")).to_contain_text(f"{label},")
+
+
+def test_a_dropped_folder_of_dicom_files_is_seen_with_its_mask(page: Page, tmp_path: Path) -> None:
+    folder = tmp_path / "Mueller^Anna"
+    folder.mkdir()
+    write_series(folder, regular_stack(phantom((40, 36, 30))))
+    (folder / ".DS_Store").write_bytes(b"no scan")
+    submit(page, folder)
+    expect_state(page, "succeeded")
+    expect(page.get_by_label("Window")).to_be_visible()
+    expect(page.locator(".downloads a").get_by_text("scan", exact=True)).to_be_visible()
+
+
+def test_a_refused_scan_shows_code_sentence_and_remedy(page: Page, tmp_path: Path) -> None:
+    damaged = tmp_path / "scan.nii.gz"
+    damaged.write_bytes(b"no gzip at all" * 40)
+    submit(page, damaged)
+    expect_state(page, "failed")
+    note = page.get_by_role("alert")
+    job = page.request.get(f"/v1/jobs/{page.url.rpartition('/')[2]}").json()
+    for text in (job["error_code"], job["error_message"], job["remedy"]):
+        assert text
+        expect(note).to_contain_text(text)
+
+
+def test_without_webgl_the_preview_is_shown(address: str, job: UUID, playwright: Playwright) -> None:
+    launched = playwright.chromium.launch(executable_path=CHROMIUM, args=[*SANDBOX, "--disable-3d-apis"])
+    page = launched.new_page(base_url=address)
+    page.goto(f"/#/jobs/{job}")
+    picture = page.get_by_role("img", name="Planes of the scan with its mask")
+    expect(picture).to_be_visible()
+    wait_for(lambda: picture.evaluate("image => image.naturalWidth") > 100)
+    expect(page.get_by_role("rowheader", name="soft_tissue")).to_be_visible()
+    launched.close()
+
+
+@pytest.fixture
+def idle(servers: Servers, no_jobs_left: None, tmp_path: Path) -> Iterator[str]:
+    """The address of a gateway of servers without a worker."""
+    with start_gateway(servers.environment, folder=tmp_path, port=free_port()) as gateway:
+        yield gateway.address
+
+
+def test_a_job_is_cancelled_in_the_table(page: Page, idle: str, settings: Settings) -> None:
+    with Client(settings) as client:
+        job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue", priority="urgent"))
+        page.goto(f"{idle}/#/jobs")
+        row = page.get_by_role("row").filter(has_text=str(job_id)[:8])
+        expect(row).to_contain_text("queued")
+        expect(row).to_contain_text("urgent")
+        page.on("dialog", lambda dialog: dialog.accept())
+        row.get_by_role("button", name="Cancel").click()
+        expect(row).to_contain_text("cancelled")
+        assert client.wait(job_id, timeout_s=10).state is JobState.CANCELLED
+        page.get_by_label("State").select_option("queued")
+        expect(row).not_to_be_visible()
+
+
+def test_a_token_is_asked_for_and_forgotten(page: Page, servers: Servers, settings: Settings, tmp_path: Path) -> None:
+    with closing(connect(settings)) as database:
+        secret = tokens.add(database, "radiology", TokenRole.READ, Limits())[1]
+        try:
+            with start_gateway(servers.environment, folder=tmp_path, port=free_port()) as gateway:
+                page.goto(gateway.address)
+                page.get_by_label("Token").fill("wrong")
+                page.get_by_role("button", name="Log in").click()
+                expect(page.get_by_role("alert")).to_contain_text("unauthenticated")
+                page.get_by_label("Token").fill(secret)
+                page.keyboard.press("Enter")
+                expect(page.locator(".who")).to_contain_text("radiology (read)")
+                expect(page.get_by_role("link", name="New job")).not_to_be_visible()
+                assert secret not in str(page.evaluate("[document.cookie, {...localStorage}, {...sessionStorage}]"))
+                page.reload()
+                page.get_by_role("button", name="Log out").click()
+                expect(page.get_by_label("Token")).to_be_visible()
+        finally:
+            with database.begin() as connection:
+                connection.execute(delete(TokenRow))
+
+
+@pytest.fixture
+def hostile_models(tmp_path: Path) -> Path:
+    """A folder with a model whose texts are HTML with scripts."""
+    source = REPOSITORY / "models/ct-tissue/1"
+    folder = tmp_path / "models/hostile/1"
+    shutil.copytree(source, folder)
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest |= {"name": "hostile", "description": HOSTILE, "licence": HOSTILE, "intended_use": HOSTILE}
+    for label in manifest["labels"][1:]:
+        label["name"] = f"{HOSTILE}{label['value']}"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder.parents[1]
+
+
+def test_texts_of_strangers_stay_texts(
+    page: Page, idle: str, servers: Servers, settings: Settings, hostile_models: Path, scan: Path, tmp_path: Path
+) -> None:
+    environment = {**servers.environment, **PERIODS, "MODELS_PATH": str(hostile_models)}
+    hostile_scan = tmp_path / f"{HOSTILE}.nii.gz"
+    shutil.copy(scan, hostile_scan)
+    with start_worker("cpu", environment, folder=tmp_path) as worker:
+        worker.wait_until_ready()
+        wait_for(
+            lambda: [model["summary"] for model in page.request.get(f"{idle}/v1/models").json()] not in ([], [None])
+        )
+        page.goto(f"{idle}/#/models")
+        expect(page.locator(".card").filter(has_text=HOSTILE)).to_be_visible()
+        page.goto(f"{idle}/#/new")
+        page.get_by_label("Model", exact=True).select_option("hostile/1")
+        drop(page, hostile_scan)
+        expect(page.locator(".drop")).to_contain_text(hostile_scan.name)
+        page.get_by_role("button", name="Submit").click()
+        expect_state(page, "succeeded")
+        expect(page.get_by_role("button", name=f"{HOSTILE}4")).to_be_visible()
+        assert page.title() != "hostile"
+        job_id = page.url.rpartition("/")[2]
+        with closing(connect(settings)) as database, database.begin() as connection:
+            values = {"error_code": "internal_error", "error_message": HOSTILE, "state": "failed", "stage": HOSTILE}
+            statement = update(JobRow).where(JobRow.id == UUID(job_id))
+            connection.execute(statement.values(lease_owner=HOSTILE, submitted_by=HOSTILE, **values))
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text(HOSTILE)
+        page.goto(f"{idle}/#/jobs")
+        expect(page.get_by_role("row").filter(has_text=job_id[:8])).to_contain_text(HOSTILE)
+        assert page.title() != "hostile"
+
+
+@pytest.mark.parametrize("view", ["jobs", "new", "models", "job"])
+def test_a_narrow_window_shows_everything(page: Page, job: UUID, view: str) -> None:
+    page.set_viewport_size(NARROW)
+    page.goto(f"/#/jobs/{job}" if view == "job" else f"/#/{view}")
+    expect(
+        page.locator({"jobs": "table", "new": "form", "models": ".card", "job": ".controls"}[view]).first
+    ).to_be_visible()
+    assert page.evaluate("document.scrollingElement.scrollWidth") == NARROW["width"]
+
+
+def test_a_job_is_submitted_and_read_with_the_keyboard(page: Page, scan: Path) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).focus()
+    page.keyboard.type("ct-tissue")
+    page.get_by_label("Choose files").set_input_files(scan)
+    page.get_by_label("Choose files").focus()
+    names = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.textContent || document.activeElement.name"))
+        if names[-1] == "Submit":
+            break
+    assert names[-1] == "Submit", names
+    page.keyboard.press("Enter")
+    expect_state(page, "succeeded")
+    shown = page.get_by_label("Show bone")
+    shown.focus()
+    page.keyboard.press("Space")
+    expect(shown).not_to_be_checked()
