@@ -65,7 +65,12 @@ class PageLibraries(BuildHookInterface[Any]):
         if npm is None:
             raise RuntimeError(f"the page needs npm: install it or {_NODE}, or set {_WITHOUT_PAGE}=1")
         command = [npm, "ci", "--ignore-scripts", "--omit=dev", "--omit=optional", "--no-audit", "--no-fund"]
-        environment = {**os.environ, "PATH": f"{Path(npm).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        environment = {
+            # Node 24.6 and later trust the certificate authorities of the system, as of a hospital's proxy.
+            "NODE_USE_SYSTEM_CA": "1",
+            **os.environ,
+            "PATH": f"{Path(npm).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        }
         finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if finished.returncode:
             raise RuntimeError(f"npm failed; set {_WITHOUT_PAGE}=1 to install without the page\n{finished.stderr}")
