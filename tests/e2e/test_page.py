@@ -99,7 +99,7 @@ def drop(page: Page, *paths: Path) -> None:
 def submit(page: Page, *paths: Path, model: str = "ct-tissue/1") -> None:
     """Submits a dropped scan in the page, which then shows the job."""
     page.goto("/#/new")
-    page.get_by_label("Model", exact=True).select_option(model)
+    page.get_by_role("combobox", name="Model").select_option(model)
     drop(page, *paths)
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url("**/#/jobs/*")
@@ -235,7 +235,7 @@ def test_texts_of_strangers_stay_texts(
         page.goto(f"{idle}/#/models")
         expect(page.locator(".card").filter(has_text=HOSTILE)).to_be_visible()
         page.goto(f"{idle}/#/new")
-        page.get_by_label("Model", exact=True).select_option("hostile/1")
+        page.get_by_role("combobox", name="Model").select_option("hostile/1")
         drop(page, hostile_scan)
         expect(page.locator(".drop")).to_contain_text(hostile_scan.name)
         page.get_by_role("button", name="Submit").click()
@@ -266,7 +266,8 @@ def test_a_narrow_window_shows_everything(page: Page, job: UUID, view: str) -> N
 
 def test_a_job_is_submitted_and_read_with_the_keyboard(page: Page, scan: Path) -> None:
     page.goto("/#/new")
-    page.get_by_label("Model", exact=True).focus()
+    expect(page.get_by_role("option", name="ct-tissue 1")).to_be_attached()
+    page.get_by_role("combobox", name="Model").focus()
     page.keyboard.type("ct-tissue")
     page.get_by_label("Choose files").set_input_files(scan)
     page.get_by_label("Choose files").focus()
