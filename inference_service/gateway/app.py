@@ -38,8 +38,9 @@ from inference_service.jobs.storage.object_storage import Storage
 logger = logging.getLogger(__name__)
 
 _STORAGE_RETRY_S = 5.0
-# Fewer than all threads: a storage that hangs must not stop the other calls.
+# Fewer than all 40 threads: neither a storage nor a Redis that hangs must stop the other calls.
 _DOWNLOAD_THREADS = 16
+_SUBMIT_THREADS = 12
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
@@ -115,6 +116,7 @@ def _open_gateway(settings: Settings, stack: ExitStack, *, local: bool) -> Gatew
         health=HealthCheck(client, database, storage, settings.minio_input_bucket),
         uploads=UploadSlots(),
         downloads=anyio.CapacityLimiter(_DOWNLOAD_THREADS),
+        submits=anyio.CapacityLimiter(_SUBMIT_THREADS),
         tables=anyio.CapacityLimiter(MAX_TABLES),
     )
 

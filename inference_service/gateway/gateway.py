@@ -32,6 +32,7 @@ class Gateway:
     health: HealthCheck
     uploads: UploadSlots
     downloads: anyio.CapacityLimiter
+    submits: anyio.CapacityLimiter
     tables: anyio.CapacityLimiter
 
 

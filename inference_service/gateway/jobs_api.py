@@ -44,7 +44,8 @@ _FORM_SCHEMA = {
         "webhook": {"type": "string", "description": "As in JSON; it precedes the files."},
         "file": {
             "type": "array",
-            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+            # Generators of clients know the older `format` alone.
+            "items": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
             "description": "The scan: one file or archive, or the files of a series. For a model of several channels, "
             "parts named `channel.` and the channel's name, such as `channel.PET`, take its place.",
         },

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 from typing import Any
 from uuid import uuid4
@@ -166,8 +167,9 @@ def test_health_is_checked_once_for_many_callers(client: httpx.Client, monkeypat
     assert checks == 1
 
 
-def test_downloads_from_a_storage_that_hangs_leave_threads_to_other_calls(
-    client: httpx.Client, storage: Storage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hanging", ["storage", "queues"])
+def test_a_server_that_hangs_leaves_threads_to_other_calls(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, hanging: str
 ) -> None:
     released = threading.Event()
     asked = threading.Semaphore(0)
@@ -175,19 +177,24 @@ def test_downloads_from_a_storage_that_hangs_leave_threads_to_other_calls(
     def hang(*_args: Any, **_options: Any) -> int:
         asked.release()
         released.wait(30)
-        raise StorageUnavailable("the object storage does not answer")
+        raise StorageUnavailable("the server does not answer")
 
-    monkeypatch.setattr(Storage, "size", hang)
     path = client.post("/v1/jobs", json={"request": REQUEST}).headers["Location"]
+    if hanging == "storage":
+        monkeypatch.setattr(Storage, "size", hang)
+        call = partial(client.get, f"{path}/input")
+    else:
+        monkeypatch.setattr(Client, "submit", hang)
+        call = partial(client.post, "/v1/jobs", json={"request": REQUEST})
     with ThreadPoolExecutor(50) as pool:
-        downloads = [pool.submit(client.get, f"{path}/input") for _ in range(50)]
+        waiting = [pool.submit(call) for _ in range(50)]
         try:
             for _ in range(10):
                 assert asked.acquire(timeout=20)
             assert client.get("/v1/jobs", timeout=10).status_code == 200
         finally:
             released.set()
-        assert {each.result().status_code for each in downloads} == {503}
+        assert {each.result().status_code for each in waiting} == {503}
 
 
 def test_methods_that_callers_make_up_add_no_metrics() -> None:

@@ -96,7 +96,7 @@ async def submit_json(gateway: Gateway, caller: Caller, request: Request) -> Sub
             return Submitted(found, is_new=False)
         return _submit(gateway, sender, job_id, parsed, webhook)
 
-    return await run_sync(submit)
+    return await run_sync(submit, limiter=gateway.submits)
 
 
 async def submit_form(gateway: Gateway, caller: Caller, request: Request) -> Submitted:
@@ -113,7 +113,7 @@ async def submit_form(gateway: Gateway, caller: Caller, request: Request) -> Sub
         max_bytes = gateway.settings.max_input_bytes + _OVERHEAD_BYTES
         async for part in read_form(request, max_bytes=max_bytes):
             await form.take(part)
-        return await run_sync(form.submit)
+        return await run_sync(form.submit, limiter=gateway.submits)
     except BaseException:
         with CancelScope(shield=True):
             await run_sync(form.abandon)
