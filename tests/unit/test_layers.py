@@ -101,7 +101,7 @@ HOMES: dict[str, set[str]] = {
         "jobs.job_store",
         "jobs.model_summaries",
         "client",
-        "gateway.submission.submitting",
+        "gateway.submission.acceptance",
         "jobs.gateway.limits",
         "jobs.gateway.tokens",
         "jobs.gateway.uploads",

@@ -8,7 +8,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 from anyio.to_thread import run_sync
 
-from inference_service.core.errors import BadRequest, InputTooLarge, ServiceError
+from inference_service.core.errors import BadRequest, InputTooLarge, ServiceError, StorageUnavailable
 from inference_service.core.files import MAX_CHANNELS, MAX_FILES, numbered_name
 from inference_service.gateway.submission.form import FormPart
 from inference_service.jobs.gateway.uploads import Upload
@@ -176,4 +176,4 @@ def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
         for error in errors:
             if isinstance(error, kind) and not isinstance(error, BrokenUpload | anyio.BrokenResourceError):
                 return error
-    return errors[0]
+    return StorageUnavailable("the upload was broken off; send it again")
