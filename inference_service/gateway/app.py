@@ -95,6 +95,7 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
     app.state.observation = observation
     _handle_errors(app)
     app.add_middleware(_answering_errors)
+    app.add_middleware(_unambiguous)
     app.add_middleware(_secured)
     app.add_middleware(observation.middleware)
     _describe(app)
@@ -135,6 +136,24 @@ def _secured(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send_secured)
 
     return secured
+
+
+def _unambiguous(app: ASGIApp) -> ASGIApp:
+    """Wraps an application so that it refuses bodies with two lengths, of which a proxy may believe the other one.
+
+    Source: RFC 9112, section 6.1.
+    """
+
+    async def unambiguous(scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope.get("headers", ())}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            sentence = "expected one of the headers Content-Length and Transfer-Encoding"
+            refused = problem(HTTPStatus.BAD_REQUEST, ErrorCode.BAD_REQUEST, sentence, {"Connection": "close"})
+            await refused(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return unambiguous
 
 
 def _answering_errors(app: ASGIApp) -> ASGIApp:

@@ -311,6 +311,19 @@ def test_the_second_request_of_a_connection_must_come_in_time(
     assert received.count(b"HTTP/1.1 200") == 1
 
 
+def test_no_second_request_hides_in_a_body_with_two_lengths(client: httpx.Client) -> None:
+    head = (
+        "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    with connect_to(client, head) as connection:
+        received = b""
+        while piece := connection.recv(4096):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 400")
+    assert received.count(b"HTTP/1.1") == 1
+
+
 def test_a_refused_body_must_end_in_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_REFUSED_BODY_LIMIT_S", 0.3)
     head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n\r\nx"
