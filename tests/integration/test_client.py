@@ -186,10 +186,10 @@ def test_a_client_imports_only_the_base_installation(servers: Servers) -> None:
         if len(homes[module]) == 1
     }
     assert {"celery", "minio", "sqlalchemy"} <= taken
-    # The first two are imported by every process of this environment, through .pth files; Celery, kombu, urllib3, and
-    # redis with OpenTelemetry import the others where they are installed.
+    # The first two are imported by every process of this environment, through .pth files; Celery, kombu, urllib3,
+    # SQLAlchemy, and redis with OpenTelemetry import the others where they are installed.
     everywhere = {"editables", "setuptools"}
-    optional = {"backports-zstd", "cryptography", "psutil", "pyyaml"}
+    optional = {"backports-zstd", "cryptography", "greenlet", "psutil", "pyyaml"}
     assert taken - installed_with("inference-service") <= everywhere | optional
 
 
