@@ -9,9 +9,10 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import two_channels
 from dicom_files import phantom, regular_stack, write_series
 from faults import PERIODS, wait_for
-from playwright.sync_api import Browser, Page, Playwright, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Route, ViewportSize, expect, sync_playwright
 from sqlalchemy import delete, update
 
 from inference_service import Client, SegmentRequest
@@ -87,6 +88,8 @@ def job(stack: Stack, scan: Path) -> UUID:
 
 def drop(page: Page, *paths: Path) -> None:
     """Drops files or folders on the page, as the browser gets them from the desktop."""
+    # The place moves when the models are there.
+    expect(page.locator("form .hint")).to_be_visible()
     box = page.locator(".drop").bounding_box()
     assert box is not None
     devtools = page.context.new_cdp_session(page)
@@ -254,6 +257,39 @@ def test_texts_of_strangers_stay_texts(
         assert page.title() != "hostile"
 
 
+def test_a_model_of_two_channels_takes_a_scan_for_each(page: Page, idle: str, servers: Servers, tmp_path: Path) -> None:
+    two_channels.install_model(tmp_path / "models")
+    environment = {**servers.environment, **PERIODS, "MODELS_PATH": str(tmp_path / "models")}
+    with start_worker("cpu", environment, folder=tmp_path) as worker:
+        worker.wait_until_ready()
+        wait_for(lambda: bool(page.request.get(f"{idle}/v1/models").json()))
+        page.goto(f"{idle}/#/new")
+        page.get_by_role("combobox", name="Model").select_option("sums/1")
+        for channel in two_channels.CHANNELS:
+            expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+            scan = two_channels.write_scan(tmp_path / f"{channel}.nii.gz", channel)
+            page.get_by_role("group", name=channel).get_by_label("Choose files").set_input_files(scan)
+        page.get_by_role("button", name="Submit").click()
+        expect_state(page, "succeeded")
+        expect(page.get_by_label("Window")).to_be_visible()
+
+
+def test_a_lost_gateway_is_told_and_found_again(
+    page: Page, servers: Servers, settings: Settings, tmp_path: Path, no_jobs_left: None
+) -> None:
+    with Client(settings) as client, start_gateway(servers.environment, folder=tmp_path, port=free_port()) as gateway:
+        job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"))
+        page.goto(f"{gateway.address}/#/jobs/{job_id}")
+        expect_state(page, "queued")
+        gateway.stop()
+        expect(page.get_by_role("alert")).to_contain_text("does not answer")
+        gateway.start()
+        gateway.wait_until_ready()
+        expect(page.get_by_role("alert")).not_to_be_visible()
+        client.cancel(job_id)
+        expect_state(page, "cancelled")
+
+
 @pytest.mark.parametrize("view", ["jobs", "new", "models", "job"])
 def test_a_narrow_window_shows_everything(page: Page, job: UUID, view: str) -> None:
     page.set_viewport_size(NARROW)
@@ -284,3 +320,63 @@ def test_a_job_is_submitted_and_read_with_the_keyboard(page: Page, scan: Path) -
     shown.focus()
     page.keyboard.press("Space")
     expect(shown).not_to_be_checked()
+
+
+def test_files_beside_their_place_and_empty_folders_lose_nothing(page: Page, scan: Path, tmp_path: Path) -> None:
+    page.goto("/#/new")
+    drop(page, scan)
+    expect(page.locator(".drop")).to_contain_text(scan.name)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    drop(page, empty)
+    expect(page.get_by_role("alert")).to_contain_text("no files")
+    expect(page.locator(".drop")).to_contain_text(scan.name)
+    kept = page.evaluate(
+        "!document.querySelector('nav').dispatchEvent(new DragEvent('drop', {bubbles: true, cancelable: true}))"
+    )
+    assert kept
+
+
+def test_a_scan_above_the_limit_is_refused_before_it_is_sent(page: Page, scan: Path) -> None:
+    session = page.request.get("/v1/session").json() | {"max_input_bytes": 1000}
+    page.route("**/v1/session", lambda route: route.fulfill(json=session))
+    page.goto("/#/new")
+    page.get_by_label("Choose files").set_input_files(scan)
+    expect(page.get_by_role("alert")).to_contain_text("at most 1.00 kB")
+    expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+
+
+def test_a_job_that_is_cancelled_in_its_view_shows_it_at_once(page: Page, idle: str, settings: Settings) -> None:
+    with Client(settings) as client:
+        job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"))
+        page.goto(f"{idle}/#/jobs/{job_id}")
+        # The service has taken the request, and the job runs on for a while.
+        expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+        page.route(f"**/v1/jobs/{job_id}", lambda route: route.fulfill(status=202, json={}))
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("button", name="Cancel")).not_to_be_visible()
+        client.cancel(job_id)
+
+
+def test_a_page_that_is_hidden_and_seen_again_asks_no_more_often(page: Page) -> None:
+    asked: list[Route] = []
+    page.route("**/v1/queues", lambda route: asked.append(route))
+    with page.expect_request("**/v1/queues"):
+        page.goto("/#/jobs")
+    for _ in range(5):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    with page.expect_response("**/v1/queues"):
+        asked[0].fulfill(json={"running_jobs": 7, "queued_jobs": 0, "messages": {}})
+    expect(page.locator(".strip")).to_contain_text("7")
+    assert len(asked) == 1
+    with page.expect_request("**/v1/queues"):
+        pass
+
+
+def test_an_address_that_names_no_job_and_a_move_to_another_view_keep_the_page_usable(page: Page) -> None:
+    page.goto("/#/jobs/%")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_role("link", name="Models").click()
+    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    assert page.evaluate("document.activeElement.id") == "content"

@@ -1,20 +1,20 @@
 // Calls of the HTTP API. All addresses are relative, so that a proxy may serve the page below a path.
 
+const NO_ANSWER = "The service does not answer.";
+
 /** A refusal of the API, or a call without an answer. */
 export class Problem extends Error {
   /**
    * @param {number} status Status of the answer; 0 where there was none.
-   * @param {{code?: string, detail?: string, remedy?: string | null}} details
+   * @param {{code?: string, detail?: string, remedy?: string | null}} [details]
    */
-  constructor(status, details) {
-    super(details.detail ?? "The service has answered with an error.");
+  constructor(status, details = {}) {
+    super(details.detail ?? (status === 0 ? NO_ANSWER : "The service has answered with an error."));
     this.status = status;
     this.code = details.code ?? "";
     this.remedy = details.remedy ?? null;
   }
 }
-
-const NO_ANSWER = { detail: "The service does not answer." };
 
 /**
  * @param {number} status
@@ -39,7 +39,7 @@ export async function call(path, options) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Problem(0, NO_ANSWER);
+    throw new Problem(0);
   }
   if (!response.ok) {
     if (response.status === 401 && path !== "v1/session") dispatchEvent(new Event("unauthenticated"));
@@ -61,6 +61,17 @@ export async function callJson(path, options) {
 /** @param {string} id */
 export function jobPath(id) {
   return `v1/jobs/${encodeURIComponent(id)}`;
+}
+
+/**
+ * Cancels a job, if the user agrees.
+ * @param {string} id
+ * @returns {Promise<boolean>} Whether the service was asked.
+ */
+export async function cancel(id) {
+  if (!confirm(`Cancel job ${id.slice(0, 8)}?`)) return false;
+  await call(jobPath(id), { method: "DELETE" });
+  return true;
 }
 
 /**
@@ -93,7 +104,7 @@ export function submit(request, files, key, onProgress, signal) {
         reject(problemOf(sending.status, sending.responseText));
       }
     };
-    sending.onerror = () => reject(new Problem(0, NO_ANSWER));
+    sending.onerror = () => reject(new Problem(0));
     sending.onabort = () => reject(new Problem(0, { code: "aborted", detail: "The upload was stopped." }));
     signal.addEventListener("abort", () => sending.abort());
     sending.send(form);

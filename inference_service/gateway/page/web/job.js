@@ -1,6 +1,6 @@
 // One job: its progress while it runs, then its result or the reason why there is none.
 
-import { call, callJson, jobPath } from "./api.js";
+import { callJson, cancel, jobPath, Problem } from "./api.js";
 import { duration, FINAL_STATES, localTime, modelOf, size, words } from "./format.js";
 import { html, useEffect, useState } from "./html.js";
 import { State } from "./jobs.js";
@@ -39,7 +39,15 @@ function useJob(id) {
       events = new EventSource(`${jobPath(id)}/events`);
       events.addEventListener("transition", load);
       events.addEventListener("progress", (event) => setJob((row) => ({ ...row, ...JSON.parse(event.data) })));
+      let losses = 0;
+      events.onopen = () => {
+        losses = 0;
+        setProblem(null);
+      };
       events.onerror = () => {
+        // The stream of a job that has just ended is lost once.
+        losses += 1;
+        if (losses > 1 && !stopped) setProblem(new Problem(0));
         // The browser connects again by itself unless it was refused.
         if (events?.readyState !== EventSource.CLOSED || stopped) return;
         events = null;
@@ -53,7 +61,7 @@ function useJob(id) {
       events?.close();
     };
   }, [id]);
-  return { job, problem };
+  return { job, problem, change: (news) => setJob((row) => ({ ...row, ...news })) };
 }
 
 function Running({ job }) {
@@ -138,11 +146,12 @@ function Transitions({ job }) {
   `;
 }
 
-function Head({ job, session, onProblem }) {
+function Head({ job, session, onCancelled, onProblem }) {
   const cancellable = session.role !== "read" && !FINAL_STATES.includes(job.state) && !job.cancel_requested;
-  async function cancel() {
+  async function ask() {
     try {
-      await call(jobPath(job.id), { method: "DELETE" });
+      if (await cancel(job.id)) onCancelled();
+      onProblem(null);
     } catch (error) {
       onProblem(error);
     }
@@ -158,7 +167,7 @@ function Head({ job, session, onProblem }) {
   return html`
     <div class="head">
       <h1><${State} job=${job} /> <code>${job.id}</code></h1>
-      ${cancellable && html`<button onClick=${cancel}>Cancel</button>`}
+      ${cancellable && html`<button onClick=${ask}>Cancel</button>`}
     </div>
     <dl class="facts inline">
       ${Object.entries(facts).map(([name, value]) => value && html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
@@ -167,12 +176,12 @@ function Head({ job, session, onProblem }) {
 }
 
 export function JobView({ id, session }) {
-  const { job, problem } = useJob(id);
+  const { job, problem, change } = useJob(id);
   const [refusal, setRefusal] = useState(null);
   if (!job) return problem ? html`<${ProblemNote} problem=${problem} />` : html`<p>Loading …</p>`;
   const error = job.error_code && { code: job.error_code, message: job.error_message ?? "", remedy: job.remedy };
   return html`
-    <${Head} job=${job} session=${session} onProblem=${setRefusal} />
+    <${Head} job=${job} session=${session} onCancelled=${() => change({ cancel_requested: true })} onProblem=${setRefusal} />
     ${(refusal ?? problem) && html`<${ProblemNote} problem=${refusal ?? problem} />`}
     ${!FINAL_STATES.includes(job.state) && html`<${Running} job=${job} />`}
     ${error && html`<${ProblemNote} problem=${error} />`}

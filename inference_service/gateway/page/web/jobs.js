@@ -1,6 +1,6 @@
 // The jobs as a live table, with the queues and workers above it.
 
-import { call, callJson, jobPath } from "./api.js";
+import { callJson, cancel } from "./api.js";
 import { age, duration, FINAL_STATES, localTime, modelOf, STATES, words } from "./format.js";
 import { html, useState } from "./html.js";
 import { ProblemNote } from "./notes.js";
@@ -109,10 +109,9 @@ export function JobsView({ session }) {
   };
   const { value, problem, refresh } = usePolled(load, [filter, after], PERIOD_MS);
   const models = usePolled(() => callJson("v1/models"), [], 30000).value ?? [];
-  async function cancel(job) {
-    if (!confirm(`Cancel job ${job.id.slice(0, 8)}?`)) return;
+  async function ask(job) {
     try {
-      await call(jobPath(job.id), { method: "DELETE" });
+      await cancel(job.id);
       setRefusal(null);
     } catch (error) {
       setRefusal(error);
@@ -131,7 +130,7 @@ export function JobsView({ session }) {
     <${Filters} filter=${filter} models=${names} onChange=${show} />
     ${(refusal ?? problem) && html`<${ProblemNote} problem=${refusal ?? problem} />`}
     ${value && jobs.length === 0 && html`<p class="empty">No jobs. ${session.role !== "read" && html`<a href="#/new">Submit one.</a>`}</p>`}
-    ${jobs.length > 0 && html`<${Table} jobs=${jobs} mayCancel=${session.role !== "read"} onCancel=${cancel} />`}
+    ${jobs.length > 0 && html`<${Table} jobs=${jobs} mayCancel=${session.role !== "read"} onCancel=${ask} />`}
     <div class="pages">
       ${cursors.length > 0 && html`<button onClick=${() => setCursors(cursors.slice(0, -1))}>Newer</button>`}
       ${value?.next && html`<button onClick=${() => setCursors([...cursors, value.next])}>Older</button>`}

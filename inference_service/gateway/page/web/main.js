@@ -14,7 +14,7 @@ const TITLES = { jobs: "Jobs", new: "New job", job: "Job", models: "Models" };
 /** The view and the job that the address names, as in #/jobs/ID. */
 function currentRoute() {
   const [view, id] = location.hash.replace(/^#\/?/, "").split("/");
-  if (view === "jobs" && id) return { view: "job", id: decodeURIComponent(id) };
+  if (view === "jobs" && id) return { view: "job", id };
   return { view: view in TITLES ? view : "jobs", id: "" };
 }
 
@@ -74,7 +74,8 @@ function skipToContent(event) {
 function View({ route, session }) {
   switch (route.view) {
     case "new":
-      return html`<${NewJobView} />`;
+      if (session.role === "read") return html`<p class="empty">A token of the role read cannot submit jobs.</p>`;
+      return html`<${NewJobView} session=${session} />`;
     case "job":
       return html`<${JobView} key=${route.id} id=${route.id} session=${session} />`;
     case "models":
@@ -90,6 +91,12 @@ function Page() {
   useEffect(() => {
     document.title = `${TITLES[route.view]} – Segmentation`;
   }, [route.view]);
+  useEffect(() => {
+    // The element that had the focus may be gone with its view.
+    const skip = () => document.getElementById("content")?.focus({ preventScroll: true });
+    addEventListener("hashchange", skip);
+    return () => removeEventListener("hashchange", skip);
+  }, []);
   async function logOut() {
     await call("v1/session", { method: "DELETE" });
     await reload();
@@ -111,5 +118,8 @@ function Page() {
     </footer>
   `;
 }
+
+// A file that is dropped beside its place must not replace the page.
+for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
 
 render(html`<${Page} />`, document.body);

@@ -27,7 +27,7 @@ function Card({ model }) {
   const facts = {
     Modality: summary.modality,
     Scans: summary.channels?.length > 1 && summary.channels.map((channel) => channel.name).join(", "),
-    Voxels: summary.spacing_mm && `${summary.spacing_mm.join(" × ")} mm`,
+    Voxels: summary.spacing_mm && `${summary.spacing_mm.map((size) => size ?? "the scan's").join(" × ")} mm`,
     Licence: summary.licence,
     Workers: model.workers.join(", "),
   };

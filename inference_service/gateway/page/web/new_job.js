@@ -22,12 +22,17 @@ const ONE_SCAN = "file";
 
 function DropZone({ part, label, files, onFiles }) {
   const [over, setOver] = useState(false);
-  async function drop(event) {
+  const [problem, setProblem] = useState(null);
+  function take(given) {
+    setProblem(given.length > 0 ? null : { message: "There are no files in it." });
+    if (given.length > 0) onFiles(given);
+  }
+  function drop(event) {
     event.preventDefault();
     setOver(false);
-    onFiles(await droppedFiles(event.dataTransfer));
+    droppedFiles(event.dataTransfer).then(take, () => setProblem({ message: "The browser cannot read these files." }));
   }
-  const choose = (event) => onFiles(chosenFiles(event.currentTarget));
+  const choose = (event) => take(chosenFiles(event.currentTarget));
   const total = files.reduce((sum, file) => sum + file.size, 0);
   const what = files.length === 1 ? files[0].name : `${files.length} files`;
   return html`
@@ -46,6 +51,7 @@ function DropZone({ part, label, files, onFiles }) {
       </p>
       <label class="button">Choose files<input type="file" multiple data-part=${part} onChange=${choose} /></label>
       <label class="button">Choose a folder<input type="file" webkitdirectory onChange=${choose} /></label>
+      ${problem && html`<${ProblemNote} problem=${problem} />`}
     </fieldset>
   `;
 }
@@ -86,6 +92,13 @@ function requestOf(form, files) {
       reuse: form.has("reuse"),
     },
   };
+}
+
+/** The problem of files that the service would refuse for their size, or null. */
+function sizeProblem(files, maxBytes) {
+  const total = [...files.values()].flat().reduce((sum, file) => sum + file.size, 0);
+  if (total <= maxBytes) return null;
+  return { message: `The files have ${size(total)}; the service takes at most ${size(maxBytes)}.` };
 }
 
 /** The parts of the form that a model needs, with the names of its scans. */
@@ -153,7 +166,7 @@ function useSubmission() {
   return { sending, problem, send, stop: () => abort.current?.abort() };
 }
 
-export function NewJobView() {
+export function NewJobView({ session }) {
   const [models, setModels] = useState(null);
   const [chosen, setChosen] = useState("");
   const [files, setFiles] = useState(/** @type {Map<string, File[]>} */ (new Map()));
@@ -166,9 +179,10 @@ export function NewJobView() {
   const model = models?.find((each) => keyOf(each) === chosen) ?? models?.[0];
   const parts = partsOf(model);
   const complete = parts.every(([part]) => files.get(part)?.length);
+  const given = new Map(parts.map(([part]) => [part, files.get(part) ?? []]));
+  const tooLarge = sizeProblem(given, session.max_input_bytes);
   function start(event) {
     event.preventDefault();
-    const given = new Map(parts.map(([part]) => [part, files.get(part) ?? []]));
     send(requestOf(new FormData(event.currentTarget), given), given);
   }
   if (models?.length === 0) return html`<p class="empty">No worker has a model.</p>`;
@@ -192,10 +206,10 @@ export function NewJobView() {
         />`,
       )}
       <${Options} />
-      ${(problem ?? failure) && html`<${ProblemNote} problem=${problem ?? failure} />`}
+      ${(tooLarge ?? problem ?? failure) && html`<${ProblemNote} problem=${tooLarge ?? problem ?? failure} />`}
       ${
         sending === null
-          ? html`<button class="primary" disabled=${!complete || !model}>Submit</button>`
+          ? html`<button class="primary" disabled=${!complete || !model || tooLarge}>Submit</button>`
           : html`<${Upload} share=${sending} onStop=${stop} />`
       }
     </form>

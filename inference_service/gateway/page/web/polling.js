@@ -15,16 +15,19 @@ export function usePolled(load, inputs, periodMs) {
   useEffect(() => {
     let stopped = false;
     let timer = 0;
+    let loading = false;
     async function look() {
       clearTimeout(timer);
-      if (!document.hidden) {
-        try {
-          const value = await load();
-          if (!stopped) setState({ value, problem: null });
-        } catch (problem) {
-          if (!stopped) setState((last) => ({ ...last, problem }));
-        }
+      // The call on its way sets the timer when it ends; a hidden page waits to be seen.
+      if (loading || document.hidden) return;
+      loading = true;
+      try {
+        const value = await load();
+        if (!stopped) setState({ value, problem: null });
+      } catch (problem) {
+        if (!stopped) setState((last) => ({ ...last, problem }));
       }
+      loading = false;
       if (!stopped) timer = setTimeout(look, periodMs);
     }
     look();

@@ -7,7 +7,9 @@ const NOWHERE = [2, 0, 0];
 
 /** Whether the browser can draw in three dimensions. */
 export function canDraw() {
-  return document.createElement("canvas").getContext("webgl2") !== null;
+  const context = document.createElement("canvas").getContext("webgl2");
+  context?.getExtension("WEBGL_lose_context")?.loseContext();
+  return context !== null;
 }
 
 /**
@@ -15,7 +17,7 @@ export function canDraw() {
  * @param {ArrayBuffer} content
  */
 function niftiName(content) {
-  if (content.byteLength < 348) return null;
+  if (content.byteLength < 4) return null;
   const head = new DataView(content);
   if (head.getUint16(0) === 0x1f8b) return "image.nii.gz";
   const isNifti = NIFTI_SIZES.some((size) => head.getInt32(0, true) === size || head.getInt32(0, false) === size);
@@ -64,17 +66,30 @@ export class Scene {
       scrollRequiresFocus: true,
       showAllOrientationMarkers: true,
     });
-    await viewer.attachToCanvas(canvas);
-    const name = scan && niftiName(scan);
-    if (name) await viewer.loadFromArrayBuffer(scan, name);
-    await viewer.loadFromArrayBuffer(mask, niftiName(mask) ?? "image.nii.gz");
     const scene = new Scene(viewer, labels);
+    try {
+      await viewer.attachToCanvas(canvas);
+      await scene.#load(scan, mask);
+    } catch (error) {
+      scene.close();
+      throw error;
+    }
     viewer.onLocationChange = (location) => onPlace(scene.#place(location));
     viewer.setClipPlane(scene.hasScan ? BEHIND_THE_SCAN : NOWHERE);
     scene.showLabels(new Set(labels.map((label) => label.value)));
     scene.showPlanes("planes");
     viewer.createOnLocationChange();
     return scene;
+  }
+
+  /**
+   * @param {ArrayBuffer | null} scan
+   * @param {ArrayBuffer} mask
+   */
+  async #load(scan, mask) {
+    const name = scan && niftiName(scan);
+    if (name) await this.viewer.loadFromArrayBuffer(scan, name);
+    await this.viewer.loadFromArrayBuffer(mask, niftiName(mask) ?? "image.nii.gz");
   }
 
   get hasScan() {
