@@ -166,6 +166,15 @@ def test_without_webgl_the_preview_is_shown(address: str, job: UUID, playwright:
     launched.close()
 
 
+def test_a_mask_that_is_missing_leaves_the_table_of_labels(page: Page, job: UUID) -> None:
+    gone = {"code": "input_not_found", "detail": "there is no object", "remedy": "Ask the operator."}
+    page.route("**/results/mask", lambda route: route.fulfill(status=404, json=gone))
+    page.goto(f"/#/jobs/{job}")
+    expect(page.get_by_role("alert")).to_contain_text("there is no object")
+    expect(page.get_by_role("rowheader", name="soft_tissue")).to_be_visible()
+    expect(page.locator("canvas")).not_to_be_visible()
+
+
 @pytest.fixture
 def idle(servers: Servers, no_jobs_left: None, tmp_path: Path) -> Iterator[str]:
     """The address of a gateway of servers without a worker."""
@@ -346,17 +355,19 @@ def test_a_scan_above_the_limit_is_refused_before_it_is_sent(page: Page, scan: P
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
 
 
-def test_a_job_that_is_cancelled_in_its_view_shows_it_at_once(page: Page, idle: str, settings: Settings) -> None:
+def test_a_job_is_cancelled_in_its_view_if_the_user_agrees(page: Page, idle: str, settings: Settings) -> None:
+    answers = iter(["dismiss", "accept"])
+    page.on("dialog", lambda dialog: getattr(dialog, next(answers))())
     with Client(settings) as client:
         job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"))
         page.goto(f"{idle}/#/jobs/{job_id}")
-        # The service has taken the request, and the job runs on for a while.
-        expect(page.get_by_role("button", name="Cancel")).to_be_visible()
-        page.route(f"**/v1/jobs/{job_id}", lambda route: route.fulfill(status=202, json={}))
-        page.on("dialog", lambda dialog: dialog.accept())
-        page.get_by_role("button", name="Cancel").click()
-        expect(page.get_by_role("button", name="Cancel")).not_to_be_visible()
-        client.cancel(job_id)
+        cancel = page.get_by_role("button", name="Cancel")
+        cancel.click()
+        expect(cancel).to_be_visible()
+        assert [job.state for job in client.list(limit=1)] == [JobState.QUEUED]
+        cancel.click()
+        expect(cancel).not_to_be_visible()
+        expect_state(page, "cancelled")
 
 
 def test_a_page_that_is_hidden_and_seen_again_asks_no_more_often(page: Page) -> None:
@@ -380,3 +391,4 @@ def test_an_address_that_names_no_job_and_a_move_to_another_view_keep_the_page_u
     page.get_by_role("link", name="Models").click()
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
     assert page.evaluate("document.activeElement.id") == "content"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "none"

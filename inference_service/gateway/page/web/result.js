@@ -186,29 +186,28 @@ function LabelTable({ labels, unit, scene }) {
   `;
 }
 
+function Preview({ job }) {
+  return html`
+    <p class="hint">This browser has no WebGL 2, which the viewer needs. Here is the preview.</p>
+    <img class="preview" src=${`${jobPath(job.id)}/results/preview`} alt="Planes of the scan with its mask" />
+  `;
+}
+
 export function ResultView({ job }) {
   const canvas = useRef(null);
   const [drawable] = useState(canDraw);
   const { report, scene, place, problem } = useScene(job, canvas, drawable);
   const unit = report ? unitOf(report) : "";
+  const viewer = html`
+    <div class="canvas"><canvas ref=${canvas} aria-label="Planes and render of the scan with its mask"></canvas></div>
+    <${Place} place=${place} unit=${unit} />
+    ${scene && html`<${Controls} scene=${scene} report=${report} />`}
+    ${scene && !scene.hasScan && html`<p class="hint">The scan is not shown: it was not stored as NIfTI.</p>`}
+  `;
   return html`
     ${problem && html`<${ProblemNote} problem=${problem} />`}
     <div class="result">
-      <section class="viewer" aria-label="Scan and mask">
-        ${
-          drawable
-            ? html`
-              <div class="canvas"><canvas ref=${canvas} aria-label="Planes and render of the scan with its mask"></canvas></div>
-              ${!problem && html`<${Place} place=${place} unit=${unit} />`}
-              ${scene && html`<${Controls} scene=${scene} report=${report} />`}
-              ${scene && !scene.hasScan && html`<p class="hint">The scan is not shown: it was not stored as NIfTI.</p>`}
-            `
-            : html`
-              <p class="hint">This browser has no WebGL 2, which the viewer needs. Here is the preview.</p>
-              <img class="preview" src=${`${jobPath(job.id)}/results/preview`} alt="Planes of the scan with its mask" />
-            `
-        }
-      </section>
+      ${!problem && html`<section class="viewer" aria-label="Scan and mask">${drawable ? viewer : html`<${Preview} job=${job} />`}</section>`}
       ${report && html`<${LabelTable} labels=${report.labels} unit=${unit} scene=${scene} />`}
     </div>
   `;
