@@ -25,7 +25,7 @@ from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.storage import stored_attempts
-from inference_service.jobs.worker_registry import list_workers
+from inference_service.jobs.workers.worker_registry import list_workers
 from inference_service.worker.metrics import Metrics
 
 REDIS = RedisState("run", {PRIORITY_QUEUE: 2000, OVERFLOW_QUEUE: 18000})

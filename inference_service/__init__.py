@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from inference_service.core.settings import Settings
     from inference_service.jobs.job_store import Job, Transition
     from inference_service.jobs.schema import JobState
-    from inference_service.jobs.worker_registry import Worker
+    from inference_service.jobs.workers.worker_registry import Worker
 
 __all__ = [
     "ChannelReference",
@@ -62,7 +62,7 @@ _MODULES = {
     "Settings": "core.settings",
     "Transition": "jobs.job_store",
     "WarningCode": "core.report_warnings",
-    "Worker": "jobs.worker_registry",
+    "Worker": "jobs.workers.worker_registry",
 }
 
 

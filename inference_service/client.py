@@ -29,7 +29,7 @@ from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.resubmission import failed_jobs, queue_again
 from inference_service.jobs.schema import JobState
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.worker_registry import Worker, list_workers
+from inference_service.jobs.workers.worker_registry import Worker, list_workers
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Client:
         submitted_by: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
         tenant: str | None = None,
-        also: Callable[[Connection], None] | None = None,
+        in_transaction: Callable[[Connection], None] | None = None,
     ) -> UUID:
         """Records a job and sends its message to a queue.
 
@@ -144,7 +144,8 @@ class Client:
             trace_headers: The headers `traceparent` and `tracestate` of the W3C trace context; malformed ones are
                 ignored. None: the current span of OpenTelemetry, if that is installed.
             tenant: The tenant in whose name the job is submitted; None: the setting TENANT.
-            also: Called in the transaction that creates the job, for rows of an HTTP gateway; its errors undo the job.
+            in_transaction: Called in the transaction that creates the job, for rows of an HTTP gateway; its errors
+                undo the job.
 
         Returns:
             The job's id.
@@ -164,7 +165,15 @@ class Client:
             raise BadRequest(f"the tenant {tenant!r:.50} is not in TENANTS")
         trace = current_context() if trace_headers is None else TraceContext.from_headers(trace_headers)
         redis = self._own_redis()
-        if job_store.create(self._database, job_id, request, submitted_by=name, tenant=tenant, trace=trace, also=also):
+        if job_store.create(
+            self._database,
+            job_id,
+            request,
+            submitted_by=name,
+            tenant=tenant,
+            trace=trace,
+            in_transaction=in_transaction,
+        ):
             self._send(UnsentJob(job_id, request.model_dump(mode="json"), attempt=0, tenant=tenant), redis)
         return job_id
 

@@ -146,7 +146,7 @@ def worker(role: str) -> NoReturn:
 
     Role gpu takes jobs from the priority queue first, role cpu from the overflow queue.
     """
-    from inference_service.jobs.worker_registry import Role
+    from inference_service.jobs.workers.worker_registry import Role
     from inference_service.worker.main import run_worker
 
     raise SystemExit(run_worker(Role(role), get_settings()))

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from inference_service.core.errors import ErrorCode
 
-REMEDIES: Mapping[ErrorCode, str] = MappingProxyType(
+REMEDIES: Mapping[str, str] = MappingProxyType(
     {
         ErrorCode.BAD_REQUEST: "Correct the request as the message says, and submit it again.",
         ErrorCode.INPUT_NOT_FOUND: "Check the bucket and the key, or upload the scan again.",
@@ -49,4 +49,4 @@ REMEDIES: Mapping[ErrorCode, str] = MappingProxyType(
 
 def remedy(code: str | None) -> str | None:
     """Returns the remedy for an error; None where there is no error, or one of a later version."""
-    return next((text for known, text in REMEDIES.items() if known == code), None)
+    return None if code is None else REMEDIES.get(code)

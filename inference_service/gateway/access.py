@@ -43,13 +43,18 @@ class Caller:
     limits: Limits
 
     @property
+    def is_admin(self) -> bool:
+        """True if the caller may see what belongs to others."""
+        return self.role is TokenRole.ADMIN
+
+    @property
     def visible_name(self) -> str | None:
         """The name whose jobs the caller sees; None: all jobs."""
-        return None if self.role is TokenRole.ADMIN else self.name
+        return None if self.is_admin else self.name
 
     def may_see(self, job: Job) -> bool:
         """Returns True if the caller may see the job and its results."""
-        return self.visible_name in (None, job.submitted_by)
+        return self.is_admin or job.submitted_by == self.name
 
     def require(self, role: TokenRole) -> None:
         """Checks that the caller's role is this one or a higher one.

@@ -12,7 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from inference_service.core.errors import DatabaseUnavailable
 from inference_service.jobs.database import Database
-from inference_service.jobs.job_events import JobNews, JobProgress, read_news
+from inference_service.jobs.gateway.job_events import JobNews, JobProgress, read_news
 from inference_service.jobs.job_store import Transition
 from inference_service.jobs.schema import FINAL_STATES
 

@@ -45,7 +45,7 @@ HTTP_REMEDIES: Mapping[HttpCode, str] = {
     HttpCode.TOO_MANY_REQUESTS: "Wait as the message or the header Retry-After says, and send the request again.",
     HttpCode.TOO_SLOW: "Send the request again over a connection without long pauses.",
 }
-"""What to do about each of them, in a sentence for the caller."""
+"""The remedy for each of them, in a sentence for the caller."""
 _STATUS: Mapping[HttpCode, HTTPStatus] = {
     HttpCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     HttpCode.FORBIDDEN: HTTPStatus.FORBIDDEN,

@@ -66,15 +66,15 @@ async def download_results(gateway: InGateway, where: VisibleJobs) -> StreamingR
 
 async def _table(gateway: Gateway, where: JobFilter) -> AsyncIterator[str]:
     """Yields the table in pieces; an outage meanwhile ends it with an error, so that no caller takes it for whole."""
-    begin = _as_text([COLUMNS])
+    head = _as_text([COLUMNS])
     after: PagePosition | None = None
     while True:
         page = partial(gateway.client.list, where=where, after=after, limit=_JOBS_AT_ONCE)
         jobs = await run_sync(page, limiter=gateway.tables)
-        yield begin + await run_sync(_rows_of_jobs, gateway.storage, jobs, limiter=gateway.tables)
+        yield head + await run_sync(_rows_of_jobs, gateway.storage, jobs, limiter=gateway.tables)
         if len(jobs) < _JOBS_AT_ONCE:
             return
-        begin = ""
+        head = ""
         after = PagePosition(jobs[-1].created_at, jobs[-1].id)
 
 

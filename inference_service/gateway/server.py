@@ -36,8 +36,8 @@ _MIN_SECRET_LENGTH = 16
 class _BoundedProtocol(H11Protocol):
     """Closes connections that are held for their own sake.
 
-    Each request must come to the end of its headers in time, a body that nobody reads any more to its end, and a
-    client must go on to read its answer.
+    Three waits are limited: for the end of a request's headers, for the rest of a body that was refused, and for the
+    client to read more of its answer.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -10,10 +10,11 @@ from inference_service.gateway.access import COOKIE
 from inference_service.gateway.gateway import InGateway, Reader
 from inference_service.gateway.problems import PROBLEMS
 from inference_service.gateway.views import Health, ModelView, Queues, Session
-from inference_service.jobs import job_store, model_summaries
+from inference_service.jobs import job_store
 from inference_service.jobs.queues.lists import QUEUES, depth_of
 from inference_service.jobs.schema import JobState
-from inference_service.jobs.worker_registry import Worker
+from inference_service.jobs.workers import model_summaries
+from inference_service.jobs.workers.worker_registry import Worker
 
 router = APIRouter(tags=["service"])
 
@@ -37,7 +38,7 @@ def list_models(gateway: InGateway, _caller: Reader) -> list[ModelView]:
 def list_workers(gateway: InGateway, caller: Reader) -> list[Worker]:
     """Lists the workers seen within a day; the jobs that they run are for the role admin."""
     found = gateway.client.workers()
-    return list(found) if caller.visible_name is None else [replace(worker, jobs=[]) for worker in found]
+    return list(found) if caller.is_admin else [replace(worker, jobs=[]) for worker in found]
 
 
 @router.get("/v1/queues", response_model=Queues, responses=PROBLEMS)
@@ -45,8 +46,7 @@ def count_queues(gateway: InGateway, caller: Reader) -> Queues:
     """Counts what waits; the lists of tenants apart are for the role admin."""
     try:
         depths = gateway.client.queue_depths()
-        is_admin = caller.visible_name is None
-        messages = dict(depths) if is_admin else {queue: depth_of(depths, queue) for queue in QUEUES}
+        messages = dict(depths) if caller.is_admin else {queue: depth_of(depths, queue) for queue in QUEUES}
     except QueueUnavailable:
         messages = None
     jobs = job_store.count_unfinished(gateway.database)

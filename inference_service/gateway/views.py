@@ -115,7 +115,7 @@ class Health(BaseModel):
 
 
 class Session(BaseModel):
-    """Who asks, and what to know before a scan is sent."""
+    """The caller of a request, and the limits and the version of the service."""
 
     name: str = Field(description="The upstream that the token belongs to.")
     role: TokenRole

@@ -22,7 +22,7 @@ from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, queue_of
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
 from inference_service.jobs.state_machine import StateChange, change_state, fence
 from inference_service.jobs.storage import stored_attempts
-from inference_service.jobs.worker_registry import has_consumer
+from inference_service.jobs.workers.worker_registry import has_consumer
 
 EXPIRED = and_(JobRow.state == JobState.RUNNING, JobRow.lease_expires_at < func.now())
 """The condition of a running job whose lease has expired."""

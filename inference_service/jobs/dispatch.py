@@ -12,7 +12,7 @@ from inference_service.jobs.job_store import UnsentJob, mark_dispatched
 from inference_service.jobs.queues.celery_app import App, send
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE, depth_of, list_of
 from inference_service.jobs.queues.redis_state import RedisState
-from inference_service.jobs.worker_registry import Role, has_live_worker
+from inference_service.jobs.workers.worker_registry import Role, has_live_worker
 
 
 def dispatch(

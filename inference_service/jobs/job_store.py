@@ -152,7 +152,7 @@ def create(
     submitted_by: str | None = None,
     tenant: str | None = None,
     trace: TraceContext | None = None,
-    also: Callable[[Connection], None] | None = None,
+    in_transaction: Callable[[Connection], None] | None = None,
 ) -> bool:
     """Records a queued job, unless its id exists already.
 
@@ -163,7 +163,7 @@ def create(
         submitted_by: Name of the upstream.
         tenant: The tenant in whose name the job is submitted.
         trace: The trace context in which the job was submitted.
-        also: Called in the transaction that creates the job. An error of it undoes the job.
+        in_transaction: Called in the transaction that creates the job. An error of it undoes the job.
 
     Returns:
         Whether the row is new.
@@ -171,8 +171,8 @@ def create(
     recorded = None if request is None else request.model_dump(mode="json")
     with database.begin() as connection:
         created = create_queued(connection, job_id, recorded, submitted_by=submitted_by, tenant=tenant, trace=trace)
-        if created and also is not None:
-            also(connection)
+        if created and in_transaction is not None:
+            in_transaction(connection)
     return created
 
 

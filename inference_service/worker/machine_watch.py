@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 
 from inference_service.contract.model_summary import ModelSummary
 from inference_service.core.errors import StorageUnavailable
-from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.jobs.workers.worker_registry import InstalledModel
 from inference_service.worker.model_summaries import SummaryReader
 from inference_service.worker.self_test import SelfTest
 

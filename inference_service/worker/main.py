@@ -29,7 +29,7 @@ from inference_service.engine.providers import log_providers
 from inference_service.jobs.database import limit_response_time
 from inference_service.jobs.queues.celery_app import App, make_app, redis_key
 from inference_service.jobs.queues.lists import QUEUES
-from inference_service.jobs.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
+from inference_service.jobs.workers.worker_registry import ROLE_QUEUES, Role, WorkerIdentity
 from inference_service.worker.deployment import take_redis
 from inference_service.worker.health import heartbeat_receiver
 from inference_service.worker.job_context import JobContext

@@ -11,7 +11,7 @@ from inference_service.core.errors import ModelError, ModelInvalid, ModelNotFoun
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import Model, read_model
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.jobs.workers.worker_registry import InstalledModel
 from inference_service.model_store.stored_models import StoredModels
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from inference_service.core.errors import (
 from inference_service.core.progress import StageClock
 from inference_service.jobs import attempts
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
-from inference_service.jobs.worker_registry import has_live_consumer, has_model
+from inference_service.jobs.workers.worker_registry import has_live_consumer, has_model
 from inference_service.worker.job_context import JobContext
 from inference_service.worker.self_test import LONGEST_TEST_S
 

@@ -30,7 +30,7 @@ from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model, take_inventory
 from inference_service.engine.providers import PROBE_LIMIT_S, run_probe
 from inference_service.jobs.storage.object_storage import Storage, StoredObject
-from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.jobs.workers.worker_registry import InstalledModel
 from inference_service.model_store.stored_models import StoredModels
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from inference_service.core.errors import (
 )
 from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
-from inference_service.jobs import recovery, worker_registry
+from inference_service.jobs import recovery
 from inference_service.jobs.database import connect
 from inference_service.jobs.lease import kill_process
 from inference_service.jobs.queues.celery_app import make_app
@@ -28,6 +28,7 @@ from inference_service.jobs.queues.lists import QUEUES, depth_of
 from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_state
 from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.storage.object_storage import Storage
+from inference_service.jobs.workers import worker_registry
 from inference_service.worker.machine_watch import MachineWatch
 from inference_service.worker.metrics import Metrics
 from inference_service.worker.model_summaries import SummaryReader

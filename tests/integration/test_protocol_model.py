@@ -22,7 +22,7 @@ from sqlalchemy import delete, func, select, update
 from inference_service.contract.task_message import InputReference, SegmentRequest
 from inference_service.core.errors import InputCorrupt, JobCancelled, TimeLimit
 from inference_service.core.files import Checksum
-from inference_service.jobs import attempts, job_store, recovery, resubmission, retention, worker_registry
+from inference_service.jobs import attempts, job_store, recovery, resubmission, retention
 from inference_service.jobs.database import Database
 from inference_service.jobs.job_store import UnsentJob
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
@@ -30,7 +30,8 @@ from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, StoredAttemptRow
 from inference_service.jobs.storage import stored_attempts
 from inference_service.jobs.storage.stored_attempts import StoredAttempt
-from inference_service.jobs.worker_registry import Role, WorkerIdentity
+from inference_service.jobs.workers import worker_registry
+from inference_service.jobs.workers.worker_registry import Role, WorkerIdentity
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 # Random steps after each way.

@@ -13,7 +13,7 @@ from inference_service.jobs import attempts, job_store, recovery
 from inference_service.jobs.database import Database
 from inference_service.jobs.queues.redis_state import RedisState
 from inference_service.jobs.schema import JobRow, JobState
-from inference_service.jobs.worker_registry import Role, WorkerIdentity, record_heartbeat
+from inference_service.jobs.workers.worker_registry import Role, WorkerIdentity, record_heartbeat
 
 REQUEST = SegmentRequest(input=InputReference(key="ct/1.nii.gz"), model="ct-tissue")
 GRACE_S = 30.0

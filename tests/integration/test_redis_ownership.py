@@ -29,7 +29,7 @@ from inference_service.jobs.queues.redis_state import RedisState, fetch_redis_st
 from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.redis_ownership import RedisOwnership
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
-from inference_service.jobs.worker_registry import Role, WorkerIdentity, record_heartbeat
+from inference_service.jobs.workers.worker_registry import Role, WorkerIdentity, record_heartbeat
 from inference_service.worker.deployment import take_redis
 from inference_service.worker.self_test import SelfTest
 from inference_service.worker.supervisor import Supervisor

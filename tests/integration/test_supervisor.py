@@ -14,7 +14,7 @@ from inference_service.core.scratch_space import ScratchSpace
 from inference_service.core.settings import Settings
 from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
-from inference_service.jobs.worker_registry import InstalledModel, Role, Worker, WorkerIdentity, list_workers
+from inference_service.jobs.workers.worker_registry import InstalledModel, Role, Worker, WorkerIdentity, list_workers
 from inference_service.worker import machine_watch, supervisor
 from inference_service.worker import self_test as self_test_module
 from inference_service.worker.self_test import SelfTest

@@ -26,7 +26,7 @@ from inference_service.jobs.queues.redis_state import fetch_redis_state
 from inference_service.jobs.queues.waiting_jobs import find_waiting_jobs
 from inference_service.jobs.schema import JobRow
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.worker_registry import Role, WorkerIdentity, deregister, record_heartbeat
+from inference_service.jobs.workers.worker_registry import Role, WorkerIdentity, deregister, record_heartbeat
 from inference_service.worker.messages.redis_transport import Turns
 from inference_service.worker.sweeper import Sweeper
 

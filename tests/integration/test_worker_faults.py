@@ -19,11 +19,12 @@ from inference_service.core.errors import ModelInvalid, OutOfMemory, StorageRefu
 from inference_service.core.settings import Settings
 from inference_service.embedded.servers import Servers
 from inference_service.engine.providers import PROBE_LIMIT_S, ProbeResult
-from inference_service.jobs import attempts, job_store, worker_registry
+from inference_service.jobs import attempts, job_store
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import JobRow, JobState
 from inference_service.jobs.storage.object_storage import Storage
-from inference_service.jobs.worker_registry import InstalledModel, Role, WorkerIdentity
+from inference_service.jobs.workers import worker_registry
+from inference_service.jobs.workers.worker_registry import InstalledModel, Role, WorkerIdentity
 from inference_service.worker import self_test
 from inference_service.worker.task import TaskHandler, WorkerPaused
 

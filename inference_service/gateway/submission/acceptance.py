@@ -135,7 +135,7 @@ def accept_job(
         job_id=job_id,
         submitted_by=sender.caller.name,
         trace_headers=sender.trace_headers,
-        also=accept,
+        in_transaction=accept,
     )
     job = gateway.client.status(job_id)
     if job is None:

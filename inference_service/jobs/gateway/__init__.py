@@ -1,1 +1,1 @@
-"""Rows that the HTTP gateway alone uses: tokens, uploads, webhooks."""
+"""Rows that the HTTP gateway alone uses: tokens and their limits, uploads, webhooks, news of jobs."""

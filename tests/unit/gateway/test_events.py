@@ -9,7 +9,7 @@ from anyio.from_thread import run as run_in_loop
 from inference_service.gateway import events
 from inference_service.gateway.events import EventHub, JobEvent
 from inference_service.jobs.database import Database
-from inference_service.jobs.job_events import JobNews, JobProgress
+from inference_service.jobs.gateway.job_events import JobNews, JobProgress
 from inference_service.jobs.schema import JobState
 
 DONE = JobNews(JobProgress(JobState.SUCCEEDED, None, 1.0), {})

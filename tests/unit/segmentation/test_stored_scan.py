@@ -12,6 +12,7 @@ from dicom_files import PATIENT, Stack, phantom, regular_stack, write_series
 from numpy.typing import NDArray
 
 from inference_service.contract.input_options import InputOptions
+from inference_service.contract.report import Report
 from inference_service.contract.result_files import MASK_FILE, SCAN_FILE
 from inference_service.core.execution import ExecutionOptions
 from inference_service.core.files import Checksum
@@ -76,6 +77,17 @@ def analyze(folder: Path) -> Path:
     return folder / "in"
 
 
+def segment(source: Path, target: Path, model: Model, *, scan: bool) -> Report:
+    return segment_file(
+        source,
+        target,
+        ModelRun(model, ExecutionOptions(("CPUExecutionProvider",), threads=1), SessionCache()),
+        limits=LIMITS,
+        options=SegmentOptions(OPTIONS, scan=scan),
+        monitor=StageMonitor(),
+    )
+
+
 INPUTS: dict[str, Callable[[Path, NDArray[np.float64]], Path]] = {
     "oblique NIfTI with fill values": oblique,
     "sheared NIfTI": sheared,
@@ -100,14 +112,7 @@ def test_the_scan_lies_on_the_grid_of_the_mask_with_the_values_that_were_read(
     target = tmp_path / "out"
     target.mkdir()
     model = make_model(orientation="LPS", spacing_mm=(1.0, 1.0, 2.0))
-    report = segment_file(
-        source,
-        target,
-        ModelRun(model, ExecutionOptions(("CPUExecutionProvider",), threads=1), SessionCache()),
-        limits=LIMITS,
-        options=SegmentOptions(OPTIONS, scan=True),
-        monitor=StageMonitor(),
-    )
+    report = segment(source, target, model, scan=True)
     assert report.files == [MASK_FILE, "preview.png", SCAN_FILE]
     assert report.checksums[SCAN_FILE] == Checksum.of_file(target / SCAN_FILE)
     mask = nibabel.load(target / MASK_FILE)
@@ -135,14 +140,7 @@ def test_the_scan_changes_no_other_file(
     for scan in (False, True):
         target = tmp_path / str(scan)
         target.mkdir()
-        segment_file(
-            source,
-            target,
-            ModelRun(model, ExecutionOptions(("CPUExecutionProvider",), threads=1), SessionCache()),
-            limits=LIMITS,
-            options=SegmentOptions(OPTIONS, scan=scan),
-            monitor=StageMonitor(),
-        )
+        segment(source, target, model, scan=scan)
         assert (target / SCAN_FILE).exists() is scan
         hashes.append([hashlib.sha256((target / name).read_bytes()).digest() for name in (MASK_FILE, "preview.png")])
     assert hashes[0] == hashes[1]

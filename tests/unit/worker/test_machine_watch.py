@@ -6,7 +6,7 @@ import pytest
 
 from inference_service.core.errors import StorageUnavailable
 from inference_service.core.settings import Settings
-from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.jobs.workers.worker_registry import InstalledModel
 from inference_service.worker.machine_watch import MachineWatch
 from inference_service.worker.model_summaries import SummaryReader
 from inference_service.worker.self_test import SelfTest

@@ -7,7 +7,7 @@ from manifests import VALID_MANIFEST
 
 from inference_service.core.settings import Settings
 from inference_service.engine.model_registry import read_model
-from inference_service.jobs.worker_registry import InstalledModel
+from inference_service.jobs.workers.worker_registry import InstalledModel
 from inference_service.worker.model_summaries import SummaryReader
 
 

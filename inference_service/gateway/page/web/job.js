@@ -8,7 +8,7 @@ import { ProblemNote } from "./notes.js";
 import { ResultView } from "./result.js";
 
 const RETRY_MS = 5000;
-const STAGES = "fetch read model_load preprocess map windows network postprocess report preview write store".split(" ");
+const STAGES = "fetch read model_load preprocess network windows map postprocess report preview write store".split(" ");
 
 /**
  * The row of a job, which follows its events up to the job's end.

@@ -79,7 +79,9 @@ def deliver(database: Database, *, private_addresses: bool = True) -> int:
 
 def submit(database: Database, url: str) -> UUID:
     job_id = uuid4()
-    assert job_store.create(database, job_id, REQUEST, also=lambda connection: webhooks.record(connection, job_id, url))
+    assert job_store.create(
+        database, job_id, REQUEST, in_transaction=lambda connection: webhooks.record(connection, job_id, url)
+    )
     return job_id
 
 

@@ -14,7 +14,7 @@ from inference_service.contract.model_summary import ModelSummary
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import Database
 from inference_service.jobs.schema import ModelRow, WorkerRow
-from inference_service.jobs.worker_registry import (
+from inference_service.jobs.workers.worker_registry import (
     InstalledModel,
     Role,
     WorkerIdentity,

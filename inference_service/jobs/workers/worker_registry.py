@@ -11,10 +11,10 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from inference_service.contract.model_summary import ModelSummary
-from inference_service.jobs import model_summaries
 from inference_service.jobs.database import Database
 from inference_service.jobs.queues.lists import OVERFLOW_QUEUE, PRIORITY_QUEUE
 from inference_service.jobs.schema import JobRow, JobState, WorkerRow
+from inference_service.jobs.workers import model_summaries
 
 _FORGOTTEN_AFTER = timedelta(days=1)
 _NO_SUMMARIES: Mapping[str, ModelSummary] = MappingProxyType({})
