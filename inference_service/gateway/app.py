@@ -6,6 +6,7 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
+from itertools import chain
 
 import anyio
 from fastapi import FastAPI, Request, Response
@@ -26,7 +27,7 @@ from inference_service.gateway.events import EventHub
 from inference_service.gateway.gateway import Gateway
 from inference_service.gateway.health import HealthCheck
 from inference_service.gateway.observation import Observation
-from inference_service.gateway.page.routes import page_routes
+from inference_service.gateway.page import routes as page_routes
 from inference_service.gateway.problems import HttpCode, Problem, Refusal, problem, problem_of_error
 from inference_service.gateway.results_api import MAX_TABLES
 from inference_service.gateway.submission.uploading import UploadSlots
@@ -41,6 +42,7 @@ _STORAGE_RETRY_S = 5.0
 # Fewer than all 40 threads: neither a storage nor a Redis that hangs must stop the other calls.
 _DOWNLOAD_THREADS = 16
 _SUBMIT_THREADS = 12
+_ROUTERS = (jobs_api.router, results_api.router, service_api.router, page_routes.router)
 _CODES_OF_STATUS = {
     HTTPStatus.NOT_FOUND: HttpCode.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: HttpCode.METHOD_NOT_ALLOWED,
@@ -88,10 +90,8 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
         openapi_url="/v1/openapi.json",
         generate_unique_id_function=lambda route: route.name,
     )
-    app.include_router(jobs_api.router)
-    app.include_router(results_api.router)
-    app.include_router(service_api.router)
-    app.router.routes.extend(page_routes())
+    for router in _ROUTERS:
+        app.include_router(router)
     app.state.observation = observation
     _handle_errors(app)
     app.add_middleware(_answering_errors)
@@ -199,7 +199,7 @@ def _handle_errors(app: FastAPI) -> None:
     def _http_error(request: Request, error: HTTPException) -> Response:
         status = HTTPStatus(error.status_code)
         code = _CODES_OF_STATUS.get(status, ErrorCode.BAD_REQUEST)
-        headers = {"Allow": _methods_of_path(app, request)} if code is HttpCode.METHOD_NOT_ALLOWED else None
+        headers = {"Allow": _methods_of_path(request)} if code is HttpCode.METHOD_NOT_ALLOWED else None
         return problem(status, code, status.description or status.phrase, headers)
 
     @app.exception_handler(ClientDisconnect)
@@ -207,10 +207,12 @@ def _handle_errors(app: FastAPI) -> None:
         return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
-def _methods_of_path(app: FastAPI, request: Request) -> str:
+def _methods_of_path(request: Request) -> str:
     """The methods of all calls with the path of a request."""
-    routes = [each for each in app.routes if isinstance(each, Route) and each.matches(request.scope)[0] != Match.NONE]
-    return ", ".join(sorted({method for each in routes for method in each.methods or ()}))
+    # FastAPI keeps the routes of its routers out of the application's.
+    routes = chain(request.app.routes, *(router.routes for router in _ROUTERS))
+    calls = [each for each in routes if isinstance(each, Route) and each.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for each in calls for method in each.methods or ()}))
 
 
 def _describe(app: FastAPI) -> None:

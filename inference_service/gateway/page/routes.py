@@ -3,34 +3,29 @@
 from http import HTTPStatus
 from pathlib import Path
 
-from fastapi import Response
-from starlette.routing import BaseRoute, Mount, Route
+from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from inference_service.gateway.problems import HttpCode, problem
 
 _WEB = Path(__file__).parent / "web"
 _LIBRARIES = _WEB / "vendor"
+_FILES = StaticFiles(directory=_WEB)
+_METHODS = ["GET", "HEAD"]
 # Everything comes from here; the viewer makes pictures (blob:) and has a font in its code (data:).
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# A browser asks for each file again each time, by its ETag.
 _HEADERS = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
 
-
-class _PageFiles(StaticFiles):
-    """The files, with the headers of the page."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """Returns a file, which a browser asks for again each time, by its ETag."""
-        response = await super().get_response(path, scope)
-        response.headers.update(_HEADERS)
-        return response
+router = APIRouter(include_in_schema=False)
 
 
-def _index(_request: object) -> Response:
+@router.api_route("/", methods=_METHODS)
+def page() -> Response:
+    """Serves the page's document."""
     if not _LIBRARIES.is_dir():
         return problem(
             HTTPStatus.NOT_FOUND, HttpCode.NOT_FOUND, "the service was installed without its page (WITHOUT_PAGE)"
@@ -38,9 +33,9 @@ def _index(_request: object) -> Response:
     return Response((_WEB / "index.html").read_bytes(), headers=_HEADERS, media_type="text/html")
 
 
-def page_routes() -> list[BaseRoute]:
-    """Returns the routes of the page."""
-    return [
-        Route("/", _index, methods=["GET"], name="page"),
-        Mount("/page", _PageFiles(directory=_WEB), name="page-files"),
-    ]
+@router.api_route("/page/{path:path}", methods=_METHODS)
+async def page_file(path: str, request: Request) -> Response:
+    """Serves a file that the document names."""
+    response = await _FILES.get_response(path, request.scope)
+    response.headers.update(_HEADERS)
+    return response

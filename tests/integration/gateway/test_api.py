@@ -123,9 +123,24 @@ def test_headers_that_are_too_long_are_refused(address: str) -> None:
 
 def test_paths_that_do_not_exist(client: httpx.Client) -> None:
     assert problem(client.get("/v1/nothing")) == (404, "not_found")
-    assert problem(client.put("/v1/jobs")) == (405, "method_not_allowed")
     assert problem(client.get("/v1/jobs/7")) == (400, "bad_request")
     assert problem(client.get("/v1/jobs/..%2f..%2fetc%2fpasswd")) in ((400, "bad_request"), (404, "not_found"))
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/7", "DELETE, GET"),
+        ("/v1/openapi.json", "GET, HEAD"),
+        ("/", "GET, HEAD"),
+        ("/page/main.js", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_refused(client: httpx.Client, path: str, methods: str) -> None:
+    answer = client.put(path)
+    assert problem(answer) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] == methods
 
 
 def test_the_state_of_the_service(client: httpx.Client, address: str, database: Database) -> None:

@@ -1,11 +1,13 @@
 """The files of the page, as the gateway serves them."""
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from faults import wait_for
 from gateway_server import served
 
 from inference_service.core.settings import Settings
@@ -56,6 +58,24 @@ def test_no_other_file_is_served(client: httpx.Client, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 404
     assert answer.json()["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "status"),
+    [
+        ("/", "/", 200),
+        ("/page/main.js", "/page/{path:path}", 200),
+        ("/page/vendor/missing.js", "/page/{path:path}", 404),
+        ("/missing.js", "unknown", 404),
+    ],
+)
+def test_a_file_is_logged_by_the_pattern_of_its_path(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, path: str, pattern: str, status: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert client.get(path).status_code == client.head(path).status_code == status
+    expected = {f"{method} {pattern} by -: {status}" for method in ("GET", "HEAD")}
+    wait_for(lambda: expected <= {record.getMessage().partition(" in ")[0] for record in caplog.records})
 
 
 def test_an_installation_without_the_page_says_so(
