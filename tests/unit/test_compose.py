@@ -258,6 +258,20 @@ def test_a_stopping_gateway_may_end_its_requests(empty: Path) -> None:
     assert STOP_LIMIT_S < 20
 
 
+@needs_compose
+def test_a_gateway_that_only_its_own_container_reaches_is_unhealthy(empty: Path) -> None:
+    check = services(config(empty, ALL))["inference-gateway"]["healthcheck"]["test"]
+    assert "{socket.gethostname()}:8080/healthz" in check[-1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md", "docs/operations.md"])
+def test_commands_name_the_files_of_their_services(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8").replace("\\\n", "")
+    for command in re.findall(r"docker compose .*", text):
+        for service, part in re.findall(r"\b(inference-(?:worker-)?(cpu|gpu|gateway))\b", command):
+            assert f"-f docker-compose.{part}.yml" in command, (service, command)
+
+
 @pytest.mark.parametrize("file", ["docker-compose.gateway.yml", "docs/deployment.md"])
 def test_the_tables_are_made_before_the_first_token(file: str) -> None:
     text = (REPOSITORY / file).read_text(encoding="utf-8").partition("### HTTP gateway")
@@ -332,6 +346,8 @@ def test_the_example_shows_the_defaults_of_compose() -> None:
     assert len(both) > 30
 
 
-def test_no_build_context_contains_secrets_or_scans() -> None:
+def test_no_build_context_contains_secrets_scans_or_libraries_of_the_page() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split()
     assert {"*.env", "secrets", "deploy", ".git", "stack-data", "demo-output", "jobs.dump", "objects"} <= set(ignored)
+    # A library that someone has changed while developing must not get into an image.
+    assert "inference_service/gateway/page/web/vendor" in ignored
