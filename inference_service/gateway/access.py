@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from threading import Lock
 from urllib.parse import SplitResult, urlsplit
 
@@ -96,7 +97,7 @@ class RateLimit:
             if len(self._buckets) > _MAX_BUCKETS:
                 self._buckets.popitem(last=False)
         if not allowed:
-            wait_s = str(max(1, round((1 - left) / rate)))
+            wait_s = str(ceil((1 - left) / rate))
             raise Refusal(
                 HttpCode.TOO_MANY_REQUESTS, f"this token may make {rate:g} requests a second", {"Retry-After": wait_s}
             )

@@ -88,6 +88,8 @@ def make_app(settings: Settings, *, local: bool) -> FastAPI:
         # A redirect would lead to the address that the request states, maybe without TLS.
         redirect_slashes=False,
         openapi_url="/v1/openapi.json",
+        # Relative to that address: a proxy may serve the gateway below a path.
+        servers=[{"url": ".."}],
         generate_unique_id_function=lambda route: route.name,
     )
     for router in _ROUTERS:

@@ -70,14 +70,15 @@ def begin_session(gateway: InGateway, caller: Reader, request: Request, response
     """Lets a browser carry the request's token as a cookie, which no script can read, up to the browser's end."""
     if (secret := gateway.access.bearer(request)) is not None:
         secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, secret, httponly=True, samesite="strict", secure=secure)
+        # Without a path, the browser sends it to the calls of this gateway alone, also below a path of a proxy.
+        response.set_cookie(COOKIE, secret, path=None, httponly=True, samesite="strict", secure=secure)
     return show_session(gateway, caller, request)
 
 
 @router.delete("/v1/session", status_code=HTTPStatus.NO_CONTENT, responses=PROBLEMS)
 def end_session(_caller: Reader, response: Response) -> None:
     """Makes a browser forget the token."""
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.set_cookie(COOKIE, max_age=0, path=None, httponly=True, samesite="strict")
 
 
 @router.get("/healthz", response_model=Health, responses={503: {"model": Health}}, openapi_extra={"security": []})

@@ -12,7 +12,7 @@ import pytest
 import two_channels
 from dicom_files import phantom, regular_stack, write_series
 from faults import PERIODS, wait_for
-from playwright.sync_api import Browser, Page, Playwright, Route, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Playwright, Route, ViewportSize, expect, sync_playwright
 from sqlalchemy import delete, update
 
 from inference_service import Client, SegmentRequest
@@ -197,26 +197,65 @@ def test_a_job_is_cancelled_in_the_table(page: Page, idle: str, settings: Settin
         expect(row).not_to_be_visible()
 
 
-def test_a_token_is_asked_for_and_forgotten(page: Page, servers: Servers, settings: Settings, tmp_path: Path) -> None:
+@pytest.fixture
+def guarded(servers: Servers, settings: Settings, no_jobs_left: None, tmp_path: Path) -> Iterator[str]:
+    """The address of a gateway that asks for tokens."""
     with closing(connect(settings)) as database:
-        secret = tokens.add(database, "radiology", TokenRole.READ, Limits())[1]
-        try:
-            with start_gateway(servers.environment, folder=tmp_path, port=free_port()) as gateway:
-                page.goto(gateway.address)
-                page.get_by_label("Token").fill("wrong")
-                page.get_by_role("button", name="Log in").click()
-                expect(page.get_by_role("alert")).to_contain_text("unauthenticated")
-                page.get_by_label("Token").fill(secret)
-                page.keyboard.press("Enter")
-                expect(page.locator(".who")).to_contain_text("radiology (read)")
-                expect(page.get_by_role("link", name="New job")).not_to_be_visible()
-                assert secret not in str(page.evaluate("[document.cookie, {...localStorage}, {...sessionStorage}]"))
-                page.reload()
-                page.get_by_role("button", name="Log out").click()
-                expect(page.get_by_label("Token")).to_be_visible()
-        finally:
-            with database.begin() as connection:
-                connection.execute(delete(TokenRow))
+        token(settings, "operator", TokenRole.ADMIN)
+        with start_gateway(servers.environment, folder=tmp_path, port=free_port()) as gateway:
+            yield gateway.address
+        with database.begin() as connection:
+            connection.execute(delete(TokenRow))
+
+
+def token(settings: Settings, name: str, role: TokenRole, **limits: float) -> str:
+    """Makes a token."""
+    with closing(connect(settings)) as database:
+        return tokens.add(database, name, role, Limits(**limits))[1]  # type: ignore[arg-type]
+
+
+def log_in(page: Page, secret: str) -> None:
+    page.get_by_label("Token").fill(secret)
+    page.get_by_role("button", name="Log in").click()
+
+
+def test_a_token_is_asked_for_and_forgotten(page: Page, guarded: str, settings: Settings) -> None:
+    secret = token(settings, "radiology", TokenRole.READ)
+    page.goto(guarded)
+    log_in(page, "wrong")
+    expect(page.get_by_role("alert")).to_contain_text("unauthenticated")
+    page.get_by_label("Token").fill(secret)
+    page.keyboard.press("Enter")
+    expect(page.locator(".who")).to_contain_text("radiology (read)")
+    expect(page.get_by_role("link", name="New job")).not_to_be_visible()
+    assert secret not in str(page.evaluate("[document.cookie, {...localStorage}, {...sessionStorage}]"))
+    page.reload()
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_token_of_few_requests_slows_the_page_down(page: Page, guarded: str, settings: Settings) -> None:
+    refused: list[str] = []
+    page.on("response", lambda answer: refused.append(answer.url) if answer.status == 429 else None)
+    page.goto(guarded)
+    log_in(page, token(settings, "slow", TokenRole.SUBMIT, requests_per_s=0.5))
+    wait_for(lambda: page.evaluate("0") == 0 and len(refused) > 2)
+    expect(page.get_by_role("alert")).not_to_be_visible()
+    with Client(settings) as client:
+        job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"), submitted_by="slow")
+    expect(page.get_by_role("row").filter(has_text=str(job_id)[:8])).to_contain_text("queued")
+
+
+def test_all_tabs_follow_the_session(page: Page, guarded: str, settings: Settings) -> None:
+    page.goto(guarded)
+    log_in(page, token(settings, "radiology", TokenRole.SUBMIT))
+    expect(page.locator(".who")).to_contain_text("radiology")
+    other = page.context.new_page()
+    other.goto(f"{guarded}/#/models")
+    other.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+    log_in(other, token(settings, "research", TokenRole.SUBMIT))
+    expect(page.locator(".who")).to_contain_text("research")
 
 
 @pytest.fixture
@@ -392,3 +431,51 @@ def test_an_address_that_names_no_job_and_a_move_to_another_view_keep_the_page_u
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
     assert page.evaluate("document.activeElement.id") == "content"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "none"
+
+
+def test_an_upload_that_a_proxy_ends_is_sent_again_as_the_same_job(page: Page, scan: Path) -> None:
+    keys: list[str] = []
+    lost = [502, 503]
+
+    def lose(route: Route) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        # The job is submitted all the same.
+        answer = route.fetch()
+        route.fulfill(status=lost.pop(), body="<html>") if lost else route.fulfill(response=answer)
+
+    page.route("**/v1/jobs", lose)
+    page.goto("/#/new")
+    page.get_by_role("combobox", name="Model").select_option("ct-tissue/1")
+    page.get_by_label("Choose files").set_input_files(scan)
+    for sentence in ("status 503", "does not answer"):
+        page.get_by_role("button", name="Submit").click()
+        expect(page.get_by_role("alert")).to_contain_text(sentence)
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url("**/#/jobs/*")
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def test_an_upload_is_not_left_by_accident(page: Page, scan: Path) -> None:
+    answers = iter(["dismiss", "accept"])
+    asked: list[str] = []
+
+    def reply(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        getattr(dialog, next(answers))()
+
+    page.on("dialog", reply)
+    page.route("**/v1/jobs", lambda route: None)
+    page.goto("/#/new")
+    page.get_by_role("combobox", name="Model").select_option("ct-tissue/1")
+    page.get_by_label("Choose files").set_input_files(scan)
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("link", name="Models").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    assert page.url.endswith("#/new")
+    with page.expect_event("requestfailed"):
+        page.get_by_role("link", name="Models").click()
+    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    page.get_by_role("link", name="Jobs").click()
+    expect(page.locator("table")).to_be_visible()
+    assert asked == ["Stop the upload?"] * 2

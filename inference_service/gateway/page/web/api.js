@@ -1,6 +1,19 @@
 // Calls of the HTTP API. All addresses are relative, so that a proxy may serve the page below a path.
 
 const NO_ANSWER = "The service does not answer.";
+// Answers of a proxy whose gateway does not answer.
+const GATEWAY_LOST = [502, 504];
+const TOO_MANY_REQUESTS = 429;
+const LONGEST_WAIT_S = 15;
+
+/**
+ * The sentence of an answer that has none.
+ * @param {number} status
+ */
+function sentenceOf(status) {
+  if (status === 0 || GATEWAY_LOST.includes(status)) return NO_ANSWER;
+  return `The answer is an error with the status ${status} and without a reason.`;
+}
 
 /** A refusal of the API, or a call without an answer. */
 export class Problem extends Error {
@@ -9,10 +22,15 @@ export class Problem extends Error {
    * @param {{code?: string, detail?: string, remedy?: string | null}} [details]
    */
   constructor(status, details = {}) {
-    super(details.detail ?? (status === 0 ? NO_ANSWER : "The service has answered with an error."));
+    super(details.detail ?? sentenceOf(status));
     this.status = status;
     this.code = details.code ?? "";
     this.remedy = details.remedy ?? null;
+  }
+
+  /** Whether the same call may succeed later. */
+  get passes() {
+    return this.status === 0 || this.status === TOO_MANY_REQUESTS || this.status >= 500;
   }
 }
 
@@ -29,6 +47,20 @@ function problemOf(status, body) {
 }
 
 /**
+ * Makes a call, again when its token's limit permits it, and returns the answer.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
+async function answerTo(path, options) {
+  for (;;) {
+    const response = await fetch(path, options);
+    const wait = response.status === TOO_MANY_REQUESTS ? Number(response.headers.get("Retry-After")) : 0;
+    if (!wait || wait > LONGEST_WAIT_S) return response;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
+  }
+}
+
+/**
  * Makes a call and returns its answer.
  * @param {string} path Relative to the page.
  * @param {RequestInit} [options]
@@ -37,7 +69,7 @@ function problemOf(status, body) {
 export async function call(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await answerTo(path, options);
   } catch {
     throw new Problem(0);
   }

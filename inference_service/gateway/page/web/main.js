@@ -4,6 +4,7 @@ import { call, callJson, Problem } from "./api.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { JobView } from "./job.js";
 import { JobsView } from "./jobs.js";
+import { mayLeave } from "./leaving.js";
 import { LoginView } from "./login.js";
 import { ModelsView } from "./models.js";
 import { NewJobView } from "./new_job.js";
@@ -21,12 +22,24 @@ function currentRoute() {
 function useRoute() {
   const [route, setRoute] = useState(currentRoute);
   useEffect(() => {
-    const follow = () => setRoute(currentRoute());
+    let shown = location.hash;
+    const follow = () => {
+      if (location.hash === shown) return;
+      if (mayLeave()) {
+        shown = location.hash;
+        setRoute(currentRoute());
+      } else {
+        location.hash = shown;
+      }
+    };
     addEventListener("hashchange", follow);
     return () => removeEventListener("hashchange", follow);
   }, []);
   return route;
 }
+
+// The tabs of a browser share its session.
+const otherTabs = new BroadcastChannel("session");
 
 function useSession() {
   const [state, setState] = useState({ session: null, problem: null, loading: true });
@@ -37,13 +50,18 @@ function useSession() {
       setState({ session: null, problem, loading: false });
     }
   }
+  async function change() {
+    otherTabs.postMessage("changed");
+    await load();
+  }
   useEffect(() => {
     load();
+    otherTabs.onmessage = load;
     // A token may be removed while the page is open.
     addEventListener("unauthenticated", load);
     return () => removeEventListener("unauthenticated", load);
   }, []);
-  return { ...state, reload: load };
+  return { ...state, reload: load, change };
 }
 
 function Navigation({ route, session, onLogout }) {
@@ -87,7 +105,7 @@ function View({ route, session }) {
 
 function Page() {
   const route = useRoute();
-  const { session, problem, loading, reload } = useSession();
+  const { session, problem, loading, reload, change } = useSession();
   useEffect(() => {
     document.title = `${TITLES[route.view]} – Segmentation`;
   }, [route.view]);
@@ -98,11 +116,12 @@ function Page() {
     return () => removeEventListener("hashchange", skip);
   }, []);
   async function logOut() {
-    await call("v1/session", { method: "DELETE" });
-    await reload();
+    if (!mayLeave()) return;
+    await call("v1/session", { method: "DELETE" }).catch(() => {});
+    await change();
   }
   if (loading) return html`<main class="narrow"><p>Loading …</p></main>`;
-  if (problem instanceof Problem && problem.status === 401) return html`<${LoginView} onLogin=${reload} />`;
+  if (problem instanceof Problem && problem.status === 401) return html`<${LoginView} onLogin=${change} />`;
   if (problem) {
     return html`<main class="narrow">
       <${ProblemNote} problem=${problem} /><button onClick=${reload}>Try again</button>
@@ -110,7 +129,7 @@ function Page() {
   }
   return html`
     <${Navigation} route=${route} session=${session} onLogout=${logOut} />
-    <main id="content" tabindex="-1"><${View} route=${route} session=${session} /></main>
+    <main id="content" tabindex="-1" key=${`${session.name} ${session.role}`}><${View} route=${route} session=${session} /></main>
     <footer>
       <span>Version ${session.version}. Not for clinical use.</span>
       <a href="v1/openapi.json">API</a>

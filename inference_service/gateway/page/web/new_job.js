@@ -4,6 +4,7 @@ import { callJson, newKey, submit } from "./api.js";
 import { chosenFiles, droppedFiles, isNifti } from "./files.js";
 import { size } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
+import { askBeforeLeaving } from "./leaving.js";
 import { ProblemNote } from "./notes.js";
 
 const FORMATS = {
@@ -142,23 +143,26 @@ function useSubmission() {
   const [sending, setSending] = useState(null);
   const [problem, setProblem] = useState(null);
   const abort = useRef(/** @type {AbortController | null} */ (null));
-  // A submission that got no answer is sent again as the same job.
+  // What is sent again is the same job, as the first one may have arrived.
   const last = useRef({ text: "", key: "" });
   useEffect(() => () => abort.current?.abort(), []);
   async function send(request, files) {
     const text = JSON.stringify([
       request,
-      [...files].map(([part, chosen]) => [part, chosen.map((file) => [file.name, file.size])]),
+      [...files].map(([part, chosen]) => [part, chosen.map((file) => [file.name, file.size, file.lastModified])]),
     ]);
     if (last.current.text !== text) last.current = { text, key: newKey() };
     abort.current = new AbortController();
     setProblem(null);
     setSending(0);
+    const release = askBeforeLeaving("Stop the upload?");
     try {
       const job = await submit(request, files, last.current.key, setSending, abort.current.signal);
+      release();
       location.hash = `#/jobs/${job.id}`;
     } catch (error) {
-      if (error.status !== 0) last.current = { text: "", key: "" };
+      release();
+      if (error.code === "conflict") last.current = { text: "", key: "" };
       setProblem(error);
       setSending(null);
     }
