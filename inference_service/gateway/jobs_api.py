@@ -25,6 +25,7 @@ from inference_service.gateway.views import JobDetail, JobPage, JobView
 from inference_service.jobs.gateway import webhooks
 from inference_service.jobs.job_store import Job, PagePosition
 from inference_service.jobs.request_scope import confine
+from inference_service.jobs.workers import model_summaries
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -134,9 +135,17 @@ def list_jobs(
 @router.get("/{job_id}", response_model=JobDetail, responses=PROBLEMS)
 def show_job(gateway: InGateway, job: VisibleJob) -> JobDetail:
     """Shows a job and the changes of its state."""
-    transitions = list(gateway.client.transitions(job.id))
-    webhook = webhooks.state(gateway.database, job.id)
-    return JobDetail(**JobView.model_validate(job).model_dump(), transitions=transitions, webhook=webhook)
+    return JobDetail(
+        **JobView.model_validate(job).model_dump(),
+        transitions=list(gateway.client.transitions(job.id)),
+        webhook=webhooks.state(gateway.database, job.id),
+        model_modality=_modality(gateway, job),
+    )
+
+
+def _modality(gateway: Gateway, job: Job) -> str | None:
+    summaries = model_summaries.read(gateway.database, [job.manifest_sha256] if job.manifest_sha256 else [])
+    return next((summary.modality for summary in summaries.values()), None)
 
 
 @router.delete("/{job_id}", status_code=202, response_model=JobView, responses=PROBLEMS)

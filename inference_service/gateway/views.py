@@ -74,6 +74,7 @@ class JobDetail(JobView):
 
     transitions: list[Transition]
     webhook: WebhookState | None
+    model_modality: str | None = Field(description="Modality of the model; null where no worker has recorded it.")
 
 
 class JobPage(BaseModel):

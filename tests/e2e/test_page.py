@@ -309,9 +309,9 @@ def test_a_model_of_two_channels_takes_a_scan_for_each(page: Page, idle: str, se
     two_channels.install_model(tmp_path / "models")
     environment = {**servers.environment, **PERIODS, "MODELS_PATH": str(tmp_path / "models")}
     with start_worker("cpu", environment, folder=tmp_path) as worker:
-        worker.wait_until_ready()
-        wait_for(lambda: bool(page.request.get(f"{idle}/v1/models").json()))
         page.goto(f"{idle}/#/new")
+        expect(page.get_by_text("No worker has a model.")).to_be_visible()
+        worker.wait_until_ready()
         page.get_by_role("combobox", name="Model").select_option("sums/1")
         for channel in two_channels.CHANNELS:
             expect(page.get_by_role("button", name="Submit")).to_be_disabled()
@@ -479,3 +479,44 @@ def test_an_upload_is_not_left_by_accident(page: Page, scan: Path) -> None:
     page.get_by_role("link", name="Jobs").click()
     expect(page.locator("table")).to_be_visible()
     assert asked == ["Stop the upload?"] * 2
+
+
+def test_a_result_is_shown_when_the_storage_answers_again(page: Page, job: UUID) -> None:
+    outage = {"code": "storage_unavailable", "detail": "the object storage does not answer", "remedy": "Try again."}
+    failing = ["report", "mask", "scan"]
+
+    def fail_once(route: Route, name: str) -> None:
+        if name in failing:
+            failing.remove(name)
+            route.fulfill(status=503, json=outage)
+        else:
+            route.continue_()
+
+    page.route("**/results/report", lambda route: fail_once(route, "report"))
+    page.route("**/results/mask", lambda route: fail_once(route, "mask"))
+    page.route("**/input", lambda route: fail_once(route, "scan"))
+    page.goto(f"/#/jobs/{job}")
+    expect(page.get_by_role("alert")).to_contain_text("the object storage does not answer")
+    expect(page.locator(".place")).to_contain_text("HU")
+    expect(page.get_by_role("alert")).not_to_be_visible()
+    assert not failing
+
+
+def test_a_scan_that_is_gone_leaves_the_mask_and_its_reason(page: Page, job: UUID) -> None:
+    gone = {"code": "input_not_found", "detail": "there is no such object", "remedy": "Check the key."}
+    page.route("**/input", lambda route: route.fulfill(status=404, json=gone))
+    page.goto(f"/#/jobs/{job}")
+    expect(page.get_by_text("The scan is not shown: there is no such object")).to_be_visible()
+    expect(page.get_by_label("Opacity")).to_be_visible()
+
+
+def test_a_job_that_is_retried_is_followed_again(page: Page, idle: str, settings: Settings) -> None:
+    with Client(settings) as client:
+        job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"))
+        client.cancel(job_id)
+        page.goto(f"{idle}/#/jobs/{job_id}")
+        expect_state(page, "cancelled")
+        client.retry(job_id)
+        expect_state(page, "queued")
+        client.cancel(job_id)
+        expect_state(page, "cancelled")

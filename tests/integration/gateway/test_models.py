@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_server import served
+from gateway_server import REQUEST, served
 from manifests import VALID_MANIFEST
 from sqlalchemy import delete, insert, select, update
 
@@ -13,7 +13,7 @@ from inference_service.contract.manifest import Manifest
 from inference_service.contract.model_summary import ModelSummary
 from inference_service.core.settings import Settings
 from inference_service.jobs.database import Database
-from inference_service.jobs.schema import ModelRow, WorkerRow
+from inference_service.jobs.schema import JobRow, ModelRow, WorkerRow
 from inference_service.jobs.workers.worker_registry import (
     InstalledModel,
     Role,
@@ -31,6 +31,7 @@ SUMMARY = ModelSummary.of(Manifest.model_validate(VALID_MANIFEST))
 def client(settings: Settings, database: Database) -> Iterator[httpx.Client]:
     with database.begin() as connection:
         connection.execute(delete(WorkerRow))
+        connection.execute(delete(ModelRow))
     with served(settings, local=True) as address, httpx.Client(base_url=address, timeout=30) as made:
         yield made
 
@@ -104,3 +105,12 @@ def test_summaries_of_models_that_no_worker_has_are_removed(client: httpx.Client
         )
     report_alive(database, "b", BONE)
     assert recorded(database) == {LUNG.manifest_sha256, BONE.manifest_sha256}
+
+
+def test_a_job_has_the_modality_of_its_model(client: httpx.Client, database: Database) -> None:
+    report_alive(database, "a", LUNG)
+    job_id = client.post("/v1/jobs", json={"request": REQUEST}).json()["id"]
+    assert client.get(f"/v1/jobs/{job_id}").json()["model_modality"] is None
+    with database.begin() as connection:
+        connection.execute(update(JobRow).values(manifest_sha256=LUNG.manifest_sha256))
+    assert client.get(f"/v1/jobs/{job_id}").json()["model_modality"] == SUMMARY.modality

@@ -75,7 +75,7 @@ export async function call(path, options) {
   }
   if (!response.ok) {
     if (response.status === 401 && path !== "v1/session") dispatchEvent(new Event("unauthenticated"));
-    throw problemOf(response.status, await response.text());
+    throw problemOf(response.status, await response.text().catch(() => ""));
   }
   return response;
 }
@@ -87,7 +87,25 @@ export async function call(path, options) {
  * @returns {Promise<any>}
  */
 export async function callJson(path, options) {
-  return (await call(path, options)).json();
+  const response = await call(path, options);
+  return response.json().catch(lost);
+}
+
+/**
+ * Downloads an object.
+ * @param {string} path
+ */
+export async function callBytes(path) {
+  const response = await call(path);
+  return response.arrayBuffer().catch(lost);
+}
+
+/**
+ * Refuses an answer that breaks off.
+ * @returns {never}
+ */
+function lost() {
+  throw new Problem(0);
 }
 
 /** @param {string} id */

@@ -49,11 +49,13 @@ export async function droppedFiles(transfer) {
 }
 
 /**
- * The files of an input element.
+ * The files of an input element, which then is empty: the same ones may be chosen again.
  * @param {HTMLInputElement} input
  */
 export function chosenFiles(input) {
-  return [...(input.files ?? [])].filter((file) => !isHidden(file.name));
+  const files = [...(input.files ?? [])];
+  input.value = "";
+  return files.filter((file) => !(file.webkitRelativePath || file.name).split("/").some(isHidden));
 }
 
 /**

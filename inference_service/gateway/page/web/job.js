@@ -8,6 +8,7 @@ import { ProblemNote } from "./notes.js";
 import { ResultView } from "./result.js";
 
 const RETRY_MS = 5000;
+const ENDED_PERIOD_MS = 15000;
 const STAGES = "fetch read model_load preprocess network windows map postprocess report preview write store".split(" ");
 
 /**
@@ -27,13 +28,23 @@ function useJob(id) {
         if (stopped) return;
         setJob(row);
         setProblem(null);
-        if (FINAL_STATES.includes(row.state)) events?.close();
+        if (FINAL_STATES.includes(row.state)) unfollow();
         else if (!events) follow();
+        // An operator may retry it.
+        if (["failed", "cancelled"].includes(row.state)) again(ENDED_PERIOD_MS);
       } catch (error) {
         if (stopped) return;
         setProblem(error);
-        if (error.status !== 404) timer = setTimeout(load, RETRY_MS);
+        if (error.status !== 404) again(RETRY_MS);
       }
+    }
+    function again(delay) {
+      clearTimeout(timer);
+      timer = setTimeout(load, delay);
+    }
+    function unfollow() {
+      events?.close();
+      events = null;
     }
     function follow() {
       events = new EventSource(`${jobPath(id)}/events`);
@@ -51,14 +62,14 @@ function useJob(id) {
         // The browser connects again by itself unless it was refused.
         if (events?.readyState !== EventSource.CLOSED || stopped) return;
         events = null;
-        timer = setTimeout(load, RETRY_MS);
+        again(RETRY_MS);
       };
     }
     load();
     return () => {
       stopped = true;
       clearTimeout(timer);
-      events?.close();
+      unfollow();
     };
   }, [id]);
   return { job, problem, change: (news) => setJob((row) => ({ ...row, ...news })) };

@@ -6,6 +6,7 @@ import { size } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { askBeforeLeaving } from "./leaving.js";
 import { ProblemNote } from "./notes.js";
+import { usePolled } from "./polling.js";
 
 const FORMATS = {
   "dicom-seg": "DICOM Segmentation (DICOM input)",
@@ -20,6 +21,7 @@ const TOLERATED = {
   analyze_orientation: "Analyze file without orientation",
 };
 const ONE_SCAN = "file";
+const MODELS_PERIOD_MS = 5000;
 
 function DropZone({ part, label, files, onFiles }) {
   const [over, setOver] = useState(false);
@@ -171,14 +173,10 @@ function useSubmission() {
 }
 
 export function NewJobView({ session }) {
-  const [models, setModels] = useState(null);
   const [chosen, setChosen] = useState("");
   const [files, setFiles] = useState(/** @type {Map<string, File[]>} */ (new Map()));
-  const [failure, setFailure] = useState(null);
   const { sending, problem, send, stop } = useSubmission();
-  useEffect(() => {
-    callJson("v1/models").then(setModels, setFailure);
-  }, []);
+  const { value: models, problem: failure } = usePolled(() => callJson("v1/models"), [], MODELS_PERIOD_MS);
   const keyOf = (model) => `${model.name}/${model.version}`;
   const model = models?.find((each) => keyOf(each) === chosen) ?? models?.[0];
   const parts = partsOf(model);
@@ -189,16 +187,16 @@ export function NewJobView({ session }) {
     event.preventDefault();
     send(requestOf(new FormData(event.currentTarget), given), given);
   }
-  if (models?.length === 0) return html`<p class="empty">No worker has a model.</p>`;
   return html`
     <form class="narrow" onSubmit=${start}>
       <h1>New job</h1>
       <label>
         Model
-        <select name="model" onChange=${(event) => setChosen(event.currentTarget.value)}>
+        <select name="model" value=${model && keyOf(model)} onChange=${(event) => setChosen(event.currentTarget.value)}>
           ${models?.map((each) => html`<option value=${keyOf(each)}>${each.name} ${each.version}</option>`)}
         </select>
       </label>
+      ${models?.length === 0 && html`<p class="hint">No worker has a model.</p>`}
       ${model?.summary && html`<p class="hint">${model.summary.description} ${model.summary.intended_use}</p>`}
       ${parts.map(
         ([part, label]) => html`<${DropZone}

@@ -1,6 +1,6 @@
 // The result of a job: the scan with its mask, and the table of its labels.
 
-import { call, callJson, jobPath } from "./api.js";
+import { callBytes, callJson, jobPath } from "./api.js";
 import { figure } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { Swatch } from "./models.js";
@@ -16,6 +16,7 @@ const PLANES = {
   render: "Render",
 };
 const BACKGROUND = 0;
+const RETRY_MS = 5000;
 // Of a label without a colour, in the report of an earlier version.
 const GREY = [160, 160, 160];
 
@@ -26,51 +27,59 @@ function scanPath(job, report) {
   return isOneFile && report.input.kind === "nifti" ? `${jobPath(job.id)}/input` : null;
 }
 
-/** The modality of the job's model, which a scan without one was taken for. */
-async function modelModality(job) {
-  const models = await callJson("v1/models");
-  return models.find((model) => model.manifest_sha256 === job.manifest_sha256)?.summary?.modality ?? null;
-}
-
-/** @param {string | null} path */
-async function content(path) {
-  return path && (await call(path)).arrayBuffer();
-}
-
 /** Loads the report, and then what it describes into a scene on the canvas. */
 function useScene(job, canvas, drawable) {
   const [report, setReport] = useState(null);
   const [scene, setScene] = useState(null);
   const [place, setPlace] = useState(null);
   const [problem, setProblem] = useState(null);
+  const [missing, setMissing] = useState("it was not stored as NIfTI.");
   useEffect(() => {
     let opened = null;
     let stopped = false;
-    async function open() {
+    let timer = 0;
+    // The mask is shown without a scan that is gone.
+    function withoutScan(error) {
+      if (error.passes) throw error;
+      setMissing(error.message);
+      return null;
+    }
+    async function load() {
       const found = await callJson(`${jobPath(job.id)}/results/report`);
-      const modality = found.input.modality ?? (await modelModality(job));
+      // A scan that states no modality was taken for one of the model's.
+      const modality = found.input.modality ?? job.model_modality;
       const labels = found.labels
         .filter((label) => label.value !== BACKGROUND)
         .map((label) => ({ ...label, colour: label.colour ?? GREY }));
       if (stopped) return;
       setReport({ ...found, labels, modality });
+      setProblem(null);
       if (!drawable) return;
-      const mask = content(`${jobPath(job.id)}/results/mask`);
-      // A scan that retention has removed leaves the mask.
-      const scan = content(scanPath(job, found)).catch(() => null);
-      const files = { mask: await mask, scan: await scan };
+      const path = scanPath(job, found);
+      const [mask, scan] = await Promise.all([
+        callBytes(`${jobPath(job.id)}/results/mask`),
+        path && callBytes(path).catch(withoutScan),
+      ]);
       if (stopped) return;
-      opened = await Scene.open(canvas.current, { ...files, labels, onPlace: setPlace });
+      opened = await Scene.open(canvas.current, { mask, scan, labels, onPlace: setPlace });
       if (stopped) opened.close();
       else setScene(opened);
     }
-    open().catch((error) => !stopped && setProblem(error));
+    function open() {
+      load().catch((error) => {
+        if (stopped) return;
+        setProblem(error);
+        if (error.passes) timer = setTimeout(open, RETRY_MS);
+      });
+    }
+    open();
     return () => {
       stopped = true;
+      clearTimeout(timer);
       opened?.close();
     };
   }, [job.id]);
-  return { report, scene, place, problem };
+  return { report, scene, place, problem, missing };
 }
 
 function Place({ place, unit }) {
@@ -196,13 +205,13 @@ function Preview({ job }) {
 export function ResultView({ job }) {
   const canvas = useRef(null);
   const [drawable] = useState(canDraw);
-  const { report, scene, place, problem } = useScene(job, canvas, drawable);
+  const { report, scene, place, problem, missing } = useScene(job, canvas, drawable);
   const unit = report ? unitOf(report) : "";
   const viewer = html`
     <div class="canvas"><canvas ref=${canvas} aria-label="Planes and render of the scan with its mask"></canvas></div>
     <${Place} place=${place} unit=${unit} />
     ${scene && html`<${Controls} scene=${scene} report=${report} />`}
-    ${scene && !scene.hasScan && html`<p class="hint">The scan is not shown: it was not stored as NIfTI.</p>`}
+    ${scene && !scene.hasScan && html`<p class="hint">The scan is not shown: ${missing}</p>`}
   `;
   return html`
     ${problem && html`<${ProblemNote} problem=${problem} />`}
