@@ -32,7 +32,7 @@ SLOW    := --no-emit-package rfc3987-syntax --no-emit-package lark
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
 
-$(READY): locks/dev-$(ENGINE).txt pyproject.toml
+$(READY): locks/dev-$(ENGINE).txt pyproject.toml $(PAGE)/package-lock.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/dev-$(ENGINE).txt $(NODE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -82,8 +82,9 @@ def test_the_wheel_contains_the_page_with_its_libraries(site: Path) -> None:
     assert {Path("web/index.html"), Path("routes.py")} | libraries <= held
     assert not {path for path in held if "node_modules" in path.parts or path.suffix == ".json"}
     licences = (site / PAGE / "web/vendor/LICENCES.txt").read_text(encoding="utf-8")
-    assert "@niivue/niivue" in licences
-    assert "Apache License" in licences
+    # The files of NiiVue and htm contain other packages.
+    for package, text in (("@niivue/niivue", "Niivue"), ("htm", "Apache License"), ("preact", "Jason Miller")):
+        assert text in licences.partition(f"{package}\n\n")[2]
 
 
 @pytest.fixture
@@ -91,30 +92,68 @@ def project(tmp_path: Path) -> Path:
     """A copy of the project as the images are built from it: without models, and without the page's libraries."""
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+    for name in (".gitignore", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copyfile(REPOSITORY / name, folder / name)
     ignored = shutil.ignore_patterns("vendor", "node_modules", "__pycache__")
     shutil.copytree(REPOSITORY / "inference_service", folder / "inference_service", ignore=ignored)
     return folder
 
 
+def fake_npm(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Puts a program of the name npm before all others."""
+    program = folder / "bin/npm"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\nset -e\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+INSTALLED = """
+mkdir -p node_modules/@niivue/niivue/dist node_modules/htm/preact
+touch node_modules/@niivue/niivue/dist/niivue.umd.js node_modules/htm/preact/standalone.module.js
+touch node_modules/htm/preact/index.d.ts
+echo 'the licence of htm' > node_modules/htm/LICENSE
+"""
+
+
 def test_a_wheel_can_be_built_without_models_and_page(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WITHOUT_PAGE", "1")
+    left = project / PAGE / "web/vendor/niivue.js"
+    left.parent.mkdir()
+    left.write_text("of an earlier build")
     with build(project, tmp_path / "dist") as wheel:
         assert not [name for name in wheel.namelist() if name.startswith((MODELS, f"{PAGE}/web/vendor"))]
         assert "inference_service/__main__.py" in wheel.namelist()
 
 
+def test_the_libraries_are_fetched_again_when_their_lock_has_changed(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    fake_npm(tmp_path, monkeypatch, f"echo $1 >> {calls}\n{INSTALLED}")
+    for _ in range(2):
+        with build(project, tmp_path / "dist") as wheel:
+            assert b"the licence of htm" in wheel.read(f"{PAGE}/web/vendor/LICENCES.txt")
+    assert calls.read_text() == "ci\n"
+    with (project / PAGE / "package-lock.json").open("a") as lock:
+        lock.write("\n")
+    build(project, tmp_path / "dist").close()
+    assert calls.read_text() == "ci\nci\n"
+
+
+def test_a_library_without_a_licence_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_npm(tmp_path, monkeypatch, f"{INSTALLED}\nmkdir node_modules/fflate")
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        build(project, tmp_path / "dist")
+    assert b"node_modules/fflate has no licence text" in failure.value.stderr
+
+
 def test_a_wheel_without_its_page_is_not_built_by_accident(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "bin/npm"
-    broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\necho no route to the registry >&2; exit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+    fake_npm(tmp_path, monkeypatch, "echo no route to the registry >&2; exit 1")
     with pytest.raises(subprocess.CalledProcessError) as failure:
         build(project, tmp_path / "dist")
     assert b"no route to the registry" in failure.value.stderr
