@@ -520,3 +520,12 @@ def test_a_job_that_is_retried_is_followed_again(page: Page, idle: str, settings
         expect_state(page, "queued")
         client.cancel(job_id)
         expect_state(page, "cancelled")
+
+
+def test_who_comes_back_from_a_job_finds_the_table_as_it_was(page: Page, job: UUID) -> None:
+    page.goto("/#/jobs")
+    page.get_by_label("State").select_option("succeeded")
+    page.get_by_role("link", name=str(job)[:8]).click()
+    expect_state(page, "succeeded")
+    page.go_back()
+    expect(page.get_by_label("State")).to_have_value("succeeded")

@@ -96,9 +96,18 @@ function Table({ jobs, mayCancel, onCancel }) {
   `;
 }
 
+// Who comes back from a job finds the table as it was.
+const remembered = new Map();
+
+function useRemembered(name, first) {
+  const [value, setValue] = useState(remembered.get(name) ?? first);
+  remembered.set(name, value);
+  return [value, setValue];
+}
+
 export function JobsView({ session }) {
-  const [filter, setFilter] = useState({ state: "", model: "", span: "" });
-  const [cursors, setCursors] = useState([]);
+  const [filter, setFilter] = useRemembered("filter", { state: "", model: "", span: "" });
+  const [cursors, setCursors] = useRemembered("cursors", []);
   const [refusal, setRefusal] = useState(null);
   const after = cursors.at(-1);
   const load = () => {
