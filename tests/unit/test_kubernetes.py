@@ -383,10 +383,17 @@ def test_requests_reach_the_gateway_through_the_ingress_alone() -> None:
     assert [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]] == [ports["http"]]
 
 
-def test_the_ingress_streams_scans_and_events() -> None:
+def test_the_ingress_has_the_settings_of_the_documented_nginx() -> None:
     (ingress,) = of_kind(GATEWAY, "Ingress").values()
     given = {name.rpartition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()}
-    assert (given["proxy-body-size"], given["proxy-request-buffering"], given["proxy-buffering"]) == ("0", "off", "off")
+    text = (REPOSITORY / "docs/http-api.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```\nlocation / \{\n(.*?)\}\n```", text, flags=re.DOTALL)
+    settings = dict(re.findall(r"^ +(\w+) (\S+);$", block, flags=re.MULTILINE))
+    del settings["proxy_pass"]
+    settings["proxy_body_size"] = settings.pop("client_max_body_size")
+    # An upload that waits for its turn is not read, which nginx bears for a minute by default.
+    assert settings["proxy_send_timeout"] == settings["proxy_read_timeout"] == "1h"
+    assert given == {name.replace("_", "-"): value.replace("1h", "3600") for name, value in settings.items()}
 
 
 def test_the_gateway_is_probed_and_stops_in_time() -> None:
