@@ -121,7 +121,10 @@ class Refusal(Exception):
     @classmethod
     def no_job(cls) -> Self:
         """The refusal for a job that does not exist, or that the caller may not see."""
-        return cls(HttpCode.NOT_FOUND, "there is no such job, or it belongs to another upstream")
+        return cls(
+            HttpCode.NOT_FOUND,
+            "there is no such job, it was removed after its retention, or it belongs to another upstream",
+        )
 
 
 def status_of(error: ServiceError) -> HTTPStatus:
