@@ -141,10 +141,11 @@ def write_volume(path: Path, volume: Volume) -> None:
 
 
 def grid_header(volume: Volume) -> NiftiHeader:
-    """A header with a volume's shape, and its affine as the sform; the qform is set too unless the affine has shear."""
+    """A header with a volume's shape and spacing, and its affine as the sform, and as the qform unless it has shear."""
     header = nibabel.Nifti1Header(endianness="<")
     header.set_data_shape(volume.shape)
     header.set_xyzt_units("mm")
+    header.set_zooms(volume.spacing_mm)
     try:
         header.set_qform(volume.affine, code="scanner", strip_shears=False)
     except HeaderDataError:

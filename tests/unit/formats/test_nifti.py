@@ -540,13 +540,14 @@ def test_a_written_volume_is_read_back(tmp_path: Path, dtype: str) -> None:
     assert header.get_xyzt_units()[0] == "mm"
 
 
-def test_a_written_volume_with_shear_has_no_qform(tmp_path: Path) -> None:
+def test_a_written_volume_with_shear_has_no_qform_but_its_spacing(tmp_path: Path) -> None:
     write_volume(tmp_path / "volume.nii.gz", Volume(ramp("i2"), SHEARED))
     found = read_nifti(tmp_path / "volume.nii.gz", ReadLimits(MAX_VOXELS))
     volume = found.volume
     header = found.header
     np.testing.assert_array_equal(volume.affine, SHEARED)
     assert int(header["qform_code"]) == 0
+    np.testing.assert_allclose(header.get_zooms(), np.linalg.norm(SHEARED[:3, :3], axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("gzipped", [False, True])

@@ -33,7 +33,7 @@ function useScene(job, canvas, drawable) {
   const [scene, setScene] = useState(null);
   const [place, setPlace] = useState(null);
   const [problem, setProblem] = useState(null);
-  const [missing, setMissing] = useState("it was not stored as NIfTI.");
+  const [missing, setMissing] = useState("it is not stored in a form that the viewer reads.");
   useEffect(() => {
     let opened = null;
     let stopped = false;
@@ -61,7 +61,7 @@ function useScene(job, canvas, drawable) {
         path && callBytes(path).catch(withoutScan),
       ]);
       if (stopped) return;
-      opened = await Scene.open(canvas.current, { mask, scan, labels, onPlace: setPlace });
+      opened = await Scene.open(canvas.current, { mask, scan, affine: found.input.affine, labels, onPlace: setPlace });
       if (stopped) opened.close();
       else setScene(opened);
     }
@@ -84,7 +84,7 @@ function useScene(job, canvas, drawable) {
 
 function Place({ place, unit }) {
   if (!place) return html`<p class="place">Loading the images …</p>`;
-  const millimetres = place.millimetres.map((each) => each.toFixed(0)).join(", ");
+  const millimetres = place.millimetres.map(Math.round).join(", ");
   return html`
     <p class="place">
       ${place.label ?? "no label"}${place.intensity !== null && `, ${figure(place.intensity)}${unit}`}

@@ -4,6 +4,7 @@ const NIFTI_SIZES = [348, 540];
 // Planes that clip the render: depth, azimuth, elevation. The mask is not clipped, and so is seen without the scan.
 const BEHIND_THE_SCAN = [-1, 0, 0];
 const NOWHERE = [2, 0, 0];
+const MAX_COSINE = 0.001;
 
 /** Whether the browser can draw in three dimensions. */
 export function canDraw() {
@@ -22,6 +23,24 @@ function niftiName(content) {
   if (head.getUint16(0) === 0x1f8b) return "image.nii.gz";
   const isNifti = NIFTI_SIZES.some((size) => head.getInt32(0, true) === size || head.getInt32(0, false) === size);
   return isNifti ? "image.nii" : null;
+}
+
+/**
+ * The steps in mm along the three axes of voxels.
+ * @param {number[][]} affine
+ */
+function directions(affine) {
+  return [0, 1, 2].map((axis) => affine.slice(0, 3).map((row) => row[axis]));
+}
+
+/**
+ * Whether axes of voxels are not at right angles, by more than rounding.
+ * @param {number[][]} affine
+ */
+function isSheared(affine) {
+  const [i, j, k] = directions(affine).map((direction) => direction.map((each) => each / Math.hypot(...direction)));
+  const cosine = (one, other) => Math.abs(one.reduce((sum, each, axis) => sum + each * other[axis], 0));
+  return Math.max(cosine(i, j), cosine(j, k), cosine(k, i)) > MAX_COSINE;
 }
 
 /**
@@ -46,9 +65,14 @@ export class Scene {
   /**
    * Opens a scan and its mask on a canvas.
    * @param {HTMLCanvasElement} canvas
-   * @param {{scan: ArrayBuffer | null, mask: ArrayBuffer, labels: Label[], onPlace: (place: object) => void}} content
+   * @param {object} content
+   * @param {ArrayBuffer | null} content.scan
+   * @param {ArrayBuffer} content.mask
+   * @param {number[][]} content.affine Of both, from voxel indices to RAS+ in mm.
+   * @param {Label[]} content.labels
+   * @param {(place: object) => void} content.onPlace
    */
-  static async open(canvas, { scan, mask, labels, onPlace }) {
+  static async open(canvas, { scan, mask, affine, labels, onPlace }) {
     const viewer = new globalThis.niivue.Niivue({
       backColor: [0.063, 0.078, 0.094, 1],
       clipPlaneColor: [0, 0, 0, 0],
@@ -60,9 +84,11 @@ export class Scene {
       fontMinPx: 14,
       isClipAllVolumes: false,
       isRadiologicalConvention: true,
+      isSliceMM: isSheared(affine),
       loadingText: "",
       logLevel: "error",
       multiplanarForceRender: true,
+      multiplanarPadPixels: 10,
       scrollRequiresFocus: true,
       showAllOrientationMarkers: true,
     });
@@ -70,11 +96,12 @@ export class Scene {
     try {
       await viewer.attachToCanvas(canvas);
       await scene.#load(scan, mask);
+      scene.#place(affine);
     } catch (error) {
       scene.close();
       throw error;
     }
-    viewer.onLocationChange = (location) => onPlace(scene.#place(location));
+    viewer.onLocationChange = (location) => onPlace(scene.#describe(location));
     viewer.setClipPlane(scene.hasScan ? BEHIND_THE_SCAN : NOWHERE);
     scene.showLabels(new Set(labels.map((label) => label.value)));
     scene.showPlanes("planes");
@@ -88,8 +115,21 @@ export class Scene {
    */
   async #load(scan, mask) {
     const name = scan && niftiName(scan);
-    if (name) await this.viewer.loadFromArrayBuffer(scan, name);
+    // NiiVue does not know all types of values, and a packed file may be an archive.
+    if (name) await this.viewer.loadFromArrayBuffer(scan, name).catch(() => {});
     await this.viewer.loadFromArrayBuffer(mask, niftiName(mask) ?? "image.nii.gz");
+  }
+
+  /**
+   * Places the images as the worker has read them: headers may contradict themselves, or have another unit.
+   * @param {number[][]} affine
+   */
+  #place(affine) {
+    for (const volume of this.viewer.volumes) {
+      volume.hdr.pixDims.splice(1, 3, ...directions(affine).map((direction) => Math.hypot(...direction)));
+      volume.setAffine(affine);
+    }
+    this.viewer.updateGLVolume();
   }
 
   get hasScan() {
@@ -106,7 +146,7 @@ export class Scene {
     return { automatic: [scan.robust_min, scan.robust_max], all: [scan.global_min, scan.global_max] };
   }
 
-  #place({ mm, values }) {
+  #describe({ mm, values }) {
     const value = this.#mask && Math.round(values.at(-1).value);
     return {
       millimetres: [...mm].slice(0, 3),
