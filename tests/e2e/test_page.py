@@ -441,6 +441,37 @@ def test_a_narrow_window_shows_everything(page: Page, job: UUID, view: str) -> N
     assert page.evaluate("document.scrollingElement.scrollWidth") == NARROW["width"]
 
 
+def test_the_end_of_a_job_is_announced(page: Page, idle: str, settings: Settings) -> None:
+    with Client(settings) as client:
+        job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"))
+        page.goto(f"{idle}/#/jobs/{job_id}")
+        status = page.get_by_role("status")
+        expect(status).to_contain_text("queued: in ")
+        announced = status.element_handle()
+        client.cancel(job_id)
+        expect(status).to_have_text("cancelled")
+        # Screen readers announce changes of an element, but not a new element.
+        assert announced.evaluate("element => element.isConnected")
+
+
+@pytest.mark.parametrize("width", [NARROW["width"], 1440])
+def test_long_names_and_texts_stay_in_their_places(page: Page, job: UUID, width: int) -> None:
+    word = "segmental" * 20
+    row = page.request.get(f"/v1/jobs/{job}").json()
+    report = page.request.get(f"/v1/jobs/{job}/results/report").json()
+    for label in report["labels"]:
+        label["name"] = f"{word[:60]}{label['value']}"
+    row["warnings"] = [{"code": "qform_ignored", "message": f"the file {word} is odd"}] * 20
+    row |= {"error_code": "internal_error", "error_message": f"the file {word} is damaged"}
+    page.route(f"**/v1/jobs/{job}", lambda route: route.fulfill(json=row))
+    page.route("**/results/report", lambda route: route.fulfill(json=report))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"/#/jobs/{job}")
+    expect(page.locator(".controls")).to_be_visible()
+    assert page.evaluate("document.scrollingElement.scrollWidth") == width
+    assert page.locator(".scroll").evaluate("element => element.scrollWidth <= element.clientWidth")
+
+
 def test_a_job_is_submitted_and_read_with_the_keyboard(page: Page, scan: Path) -> None:
     page.goto("/#/new")
     expect(page.get_by_role("option", name="ct-tissue 1")).to_be_attached()

@@ -75,11 +75,16 @@ function useJob(id) {
   return { job, problem, change: (news) => setJob((row) => ({ ...row, ...news })) };
 }
 
+/** What the job does now. */
+function doing(job) {
+  if (job.state === "running") return job.stage ? words(job.stage) : "starting";
+  return `in ${job.queue ?? "the queue"}`;
+}
+
 function Running({ job }) {
-  const stage = job.stage ? words(job.stage) : "starting";
   return html`
-    <p role="status">
-      ${job.state === "running" ? stage : `in ${job.queue ?? "the queue"}`}
+    <p>
+      ${doing(job)}
       <progress max="1" value=${job.state === "running" ? job.progress : 0} aria-label="Progress"></progress>
     </p>
   `;
@@ -131,16 +136,16 @@ function Timings({ timings }) {
 
 function Warnings({ warnings }) {
   return html`
-    <section class="panel">
+    <section class="panel warnings">
       <h2>Warnings</h2>
-      ${warnings.map((warning) => html`<div class="note warning"><code>${warning.code}</code><p>${warning.message}</p></div>`)}
+      ${warnings.map((warning) => html`<div class="note"><code>${warning.code}</code><p>${warning.message}</p></div>`)}
     </section>
   `;
 }
 
 function Transitions({ job }) {
   return html`
-    <details class="panel">
+    <details class="panel history">
       <summary>History</summary>
       <table>
         <tbody>
@@ -194,6 +199,7 @@ export function JobView({ id, session }) {
   return html`
     <${Head} job=${job} session=${session} onCancelled=${() => change({ cancel_requested: true })} onProblem=${setRefusal} />
     ${(refusal ?? problem) && html`<${ProblemNote} problem=${refusal ?? problem} />`}
+    <p class="unseen" role="status">${job.state}${!FINAL_STATES.includes(job.state) && `: ${doing(job)}`}</p>
     ${!FINAL_STATES.includes(job.state) && html`<${Running} job=${job} />`}
     ${error && html`<${ProblemNote} problem=${error} />`}
     ${job.state === "succeeded" && job.result && html`<${ResultView} job=${job} />`}

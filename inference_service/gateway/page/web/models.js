@@ -14,12 +14,18 @@ export function Swatch({ colour }) {
 function Labels({ labels, count }) {
   return html`
     <details>
-      <summary>${count} labels</summary>
+      <summary>${count} ${count === 1 ? "label" : "labels"}</summary>
       <ul class="labels">
-        ${labels.map((label) => html`<li><${Swatch} colour=${label.colour} /> ${label.name}</li>`)}
+        ${labels.map((label) => html`<li class="name"><${Swatch} colour=${label.colour} /><span>${label.name}</span></li>`)}
       </ul>
     </details>
   `;
+}
+
+/** @param {(number | null)[]} spacing Null where the scan's own is kept. */
+function voxels(spacing) {
+  if (spacing.every((size) => size === null)) return "as in the scan";
+  return `${spacing.map((size) => size ?? "the scan's").join(" × ")} mm`;
 }
 
 function Card({ model }) {
@@ -27,7 +33,7 @@ function Card({ model }) {
   const facts = {
     Modality: summary.modality,
     Scans: summary.channels?.length > 1 && summary.channels.map((channel) => channel.name).join(", "),
-    Voxels: summary.spacing_mm && `${summary.spacing_mm.map((size) => size ?? "the scan's").join(" × ")} mm`,
+    Voxels: summary.spacing_mm && voxels(summary.spacing_mm),
     Licence: summary.licence,
     Workers: model.workers.join(", "),
   };

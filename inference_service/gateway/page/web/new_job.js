@@ -112,8 +112,9 @@ function partsOf(model) {
 
 function Upload({ share, onStop }) {
   return html`
-    <p role="status">
-      ${share < 1 ? `Uploading: ${Math.floor(100 * share)} %` : "The service stores the scan …"}
+    <p>
+      <span role="status">${share < 1 ? "Uploading" : "The service stores the scan …"}</span>
+      ${share < 1 && ` ${Math.floor(100 * share)} %`}
       <progress max="1" value=${share} aria-label="Upload"></progress>
       <button type="button" onClick=${onStop}>Stop</button>
     </p>

@@ -129,13 +129,13 @@ function Controls({ scene, report }) {
 }
 
 function LabelRow({ label, shown, onShow, onGoTo, drawn }) {
+  const name = html`<${Swatch} colour=${label.colour} /><span>${label.name}</span>`;
   const volume = label.voxels > 0 ? figure(label.volume_ml) : "–";
   return html`
     <tr class=${label.voxels > 0 ? "" : "missing"}>
       ${drawn && html`<td><input type="checkbox" aria-label=${`Show ${label.name}`} checked=${shown} onChange=${onShow} /></td>`}
       <th scope="row">
-        <${Swatch} colour=${label.colour} />
-        ${drawn && label.voxels > 0 ? html`<button class="plain" onClick=${onGoTo}>${label.name}</button>` : label.name}
+        ${drawn && label.voxels > 0 ? html`<button class="plain name" onClick=${onGoTo}>${name}</button>` : html`<span class="name">${name}</span>`}
       </th>
       <td class="number">${volume}</td>
       <td class="number">${figure(label.intensity_mean)}</td>
