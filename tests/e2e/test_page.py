@@ -642,6 +642,7 @@ def test_a_job_that_is_retried_is_followed_again(page: Page, idle: str, settings
         expect_state(page, "cancelled")
         client.retry(job_id)
         expect_state(page, "queued")
+        expect(page.get_by_text("no worker")).to_be_visible()
         client.cancel(job_id)
         expect_state(page, "cancelled")
 

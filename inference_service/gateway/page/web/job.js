@@ -6,6 +6,7 @@ import { html, useEffect, useState } from "./html.js";
 import { State } from "./jobs.js";
 import { ProblemNote } from "./notes.js";
 import { ResultView } from "./result.js";
+import { ServiceStrip } from "./service_strip.js";
 
 const RETRY_MS = 5000;
 const ENDED_PERIOD_MS = 15000;
@@ -78,7 +79,7 @@ function useJob(id) {
 /** What the job does now. */
 function doing(job) {
   if (job.state === "running") return job.stage ? words(job.stage) : "starting";
-  return `in ${job.queue ?? "the queue"}`;
+  return job.queue ? `waits in the queue ${job.queue}` : "waits";
 }
 
 function Running({ job }) {
@@ -201,6 +202,7 @@ export function JobView({ id, session }) {
     ${(refusal ?? problem) && html`<${ProblemNote} problem=${refusal ?? problem} />`}
     <p class="unseen" role="status">${job.state}${!FINAL_STATES.includes(job.state) && `: ${doing(job)}`}</p>
     ${!FINAL_STATES.includes(job.state) && html`<${Running} job=${job} />`}
+    ${job.state === "queued" && html`<${ServiceStrip} />`}
     ${error && html`<${ProblemNote} problem=${error} />`}
     ${job.state === "succeeded" && job.result && html`<${ResultView} job=${job} />`}
     <div class="panels">

@@ -88,6 +88,8 @@ export class Scene {
       loadingText: "",
       logLevel: "error",
       multiplanarForceRender: true,
+      // Of its own accord, NiiVue makes three planes as large as they can be, and then leaves less room for four pictures.
+      multiplanarLayout: globalThis.niivue.MULTIPLANAR_TYPE.GRID,
       multiplanarPadPixels: 10,
       scrollRequiresFocus: true,
       showAllOrientationMarkers: true,
