@@ -446,7 +446,7 @@ def test_the_end_of_a_job_is_announced(page: Page, idle: str, settings: Settings
         job_id = client.submit(SegmentRequest(input={"key": "none"}, model="ct-tissue"))
         page.goto(f"{idle}/#/jobs/{job_id}")
         status = page.get_by_role("status")
-        expect(status).to_contain_text("queued: in ")
+        expect(status).to_contain_text("queued: waits in the queue")
         announced = status.element_handle()
         client.cancel(job_id)
         expect(status).to_have_text("cancelled")
