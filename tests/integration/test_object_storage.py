@@ -103,7 +103,7 @@ def test_a_prefix_of_too_many_bytes_or_objects_is_refused_before_it_is_fetched(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a client: rclone's server answers 500 now and then.
-    storage = Storage(settings, retry_for_s=10)
+    storage = Storage(settings, retry_for_s=60)
     prefix = f"large/{uuid4()}/"
     (tmp_path / "source").write_bytes(bytes(60))
     for name in "ab":
@@ -206,7 +206,7 @@ def test_a_missing_bucket_is_not_a_missing_input(
 
 def test_a_folder_is_stored_under_numbers_and_comes_back(settings: Settings, tmp_path: Path) -> None:
     # As in a client: rclone's server may answer 500 when several requests create a folder at once.
-    storage = Storage(settings, retry_for_s=10)
+    storage = Storage(settings, retry_for_s=60)
     files = []
     for number in range(30):
         files.append(tmp_path / f"Mueller^Hans {number}.dcm")
