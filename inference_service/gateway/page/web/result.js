@@ -5,7 +5,7 @@ import { figure } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { Swatch } from "./models.js";
 import { ProblemNote } from "./notes.js";
-import { canDraw, Scene } from "./scene.js";
+import { canDraw, FIRST_OPACITY, Scene } from "./scene.js";
 import { firstWindow, unitOf, windowsFor } from "./windows.js";
 
 const PLANES = {
@@ -52,7 +52,8 @@ function useScene(job, canvas, drawable) {
         .filter((label) => label.value !== BACKGROUND)
         .map((label) => ({ ...label, colour: label.colour ?? GREY }));
       if (stopped) return;
-      setReport({ ...found, labels, modality });
+      const shown = { ...found, labels, modality };
+      setReport(shown);
       setProblem(null);
       if (!drawable) return;
       const path = scanPath(job, found);
@@ -61,7 +62,9 @@ function useScene(job, canvas, drawable) {
         path && callBytes(path).catch(withoutScan),
       ]);
       if (stopped) return;
-      opened = await Scene.open(canvas.current, { mask, scan, affine: found.input.affine, labels, onPlace: setPlace });
+      const firstRange = (ranges) => windowsFor(shown, ranges)[firstWindow(shown)].range;
+      const { affine } = found.input;
+      opened = await Scene.open(canvas.current, { mask, scan, affine, labels, firstRange, onPlace: setPlace });
       if (stopped) opened.close();
       else setScene(opened);
     }
@@ -95,7 +98,7 @@ function Place({ place, unit }) {
 
 function Controls({ scene, report }) {
   const [planes, setPlanes] = useState("planes");
-  const [opacity, setOpacity] = useState(0.4);
+  const [opacity, setOpacity] = useState(FIRST_OPACITY);
   const [window, setWindow] = useState(() => firstWindow(report));
   const windows = scene.hasScan ? windowsFor(report, scene.ranges) : {};
   useEffect(() => scene.showPlanes(planes), [planes]);

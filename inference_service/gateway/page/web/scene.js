@@ -5,6 +5,8 @@ const NIFTI_SIZES = [348, 540];
 const BEHIND_THE_SCAN = [-1, 0, 0];
 const NOWHERE = [2, 0, 0];
 const MAX_COSINE = 0.001;
+/** The mask's opacity to begin with, 0…1. */
+export const FIRST_OPACITY = 0.4;
 
 /** Whether the browser can draw in three dimensions. */
 export function canDraw() {
@@ -44,6 +46,25 @@ function isSheared(affine) {
 }
 
 /**
+ * Reads an image, and places it as the worker has read it: headers may contradict themselves, or have another unit.
+ * @param {ArrayBuffer} content
+ * @param {string} name
+ * @param {number[][]} affine
+ */
+async function read(content, name, affine) {
+  const image = await globalThis.niivue.NVImage.loadFromUrl({ url: content, name });
+  image.hdr.pixDims.splice(1, 3, ...directions(affine).map((direction) => Math.hypot(...direction)));
+  image.setAffine(affine);
+  return image;
+}
+
+/**
+ * @typedef {object} Ranges
+ * @property {number[]} automatic What NiiVue shows of its own accord.
+ * @property {number[]} all
+ */
+
+/**
  * @typedef {object} Label
  * @property {number} value
  * @property {string} name
@@ -54,12 +75,17 @@ function isSheared(affine) {
 
 export class Scene {
   /**
-   * @param {any} viewer NiiVue with the scan, if there is one, below the mask.
+   * @param {any} viewer NiiVue.
+   * @param {any} scan An image, or null.
+   * @param {any} mask An image on the same grid.
    * @param {Label[]} labels
    */
-  constructor(viewer, labels) {
+  constructor(viewer, scan, mask, labels) {
     this.viewer = viewer;
+    this.scan = scan;
+    this.mask = mask;
     this.labels = labels;
+    this.alphas = /** @type {number[]} */ ([]);
   }
 
   /**
@@ -70,9 +96,10 @@ export class Scene {
    * @param {ArrayBuffer} content.mask
    * @param {number[][]} content.affine Of both, from voxel indices to RAS+ in mm.
    * @param {Label[]} content.labels
+   * @param {(ranges: Ranges) => number[]} content.firstRange Chooses the intensities to begin with.
    * @param {(place: object) => void} content.onPlace
    */
-  static async open(canvas, { scan, mask, affine, labels, onPlace }) {
+  static async open(canvas, { scan, mask, affine, labels, firstRange, onPlace }) {
     const viewer = new globalThis.niivue.Niivue({
       backColor: [0.063, 0.078, 0.094, 1],
       clipPlaneColor: [0, 0, 0, 0],
@@ -94,62 +121,51 @@ export class Scene {
       scrollRequiresFocus: true,
       showAllOrientationMarkers: true,
     });
-    const scene = new Scene(viewer, labels);
+    const name = scan && niftiName(scan);
+    // NiiVue does not know all types of values, and a packed file may be an archive.
+    const scanImage = name ? await read(scan, name, affine).catch(() => null) : null;
+    const maskImage = await read(mask, niftiName(mask) ?? "image.nii.gz", affine);
+    const scene = new Scene(viewer, scanImage, maskImage, labels);
     try {
       await viewer.attachToCanvas(canvas);
-      await scene.#load(scan, mask);
-      scene.#place(affine);
+      scene.#addImages(firstRange);
     } catch (error) {
       scene.close();
       throw error;
     }
     viewer.onLocationChange = (location) => onPlace(scene.#describe(location));
     viewer.setClipPlane(scene.hasScan ? BEHIND_THE_SCAN : NOWHERE);
-    scene.showLabels(new Set(labels.map((label) => label.value)));
     scene.showPlanes("planes");
     viewer.createOnLocationChange();
     return scene;
   }
 
   /**
-   * @param {ArrayBuffer | null} scan
-   * @param {ArrayBuffer} mask
+   * Adds the images as they are to be seen first: each change of an added image costs seconds without a graphics card.
+   * @param {(ranges: Ranges) => number[]} firstRange
    */
-  async #load(scan, mask) {
-    const name = scan && niftiName(scan);
-    // NiiVue does not know all types of values, and a packed file may be an archive.
-    if (name) await this.viewer.loadFromArrayBuffer(scan, name).catch(() => {});
-    await this.viewer.loadFromArrayBuffer(mask, niftiName(mask) ?? "image.nii.gz");
-  }
-
-  /**
-   * Places the images as the worker has read them: headers may contradict themselves, or have another unit.
-   * @param {number[][]} affine
-   */
-  #place(affine) {
-    for (const volume of this.viewer.volumes) {
-      volume.hdr.pixDims.splice(1, 3, ...directions(affine).map((direction) => Math.hypot(...direction)));
-      volume.setAffine(affine);
+  #addImages(firstRange) {
+    this.mask.opacity = FIRST_OPACITY;
+    this.#colour(new Set(this.labels.map((label) => label.value)));
+    if (this.scan) {
+      this.#narrow(firstRange(this.ranges));
+      this.viewer.addVolume(this.scan);
     }
-    this.viewer.updateGLVolume();
+    this.viewer.addVolume(this.mask);
   }
 
   get hasScan() {
-    return this.viewer.volumes.length > 1;
+    return this.scan !== null;
   }
 
-  get #mask() {
-    return this.viewer.volumes.at(-1);
-  }
-
-  /** The intensities that NiiVue shows of its own accord, and those of the whole scan. */
+  /** @returns {Ranges} */
   get ranges() {
-    const scan = this.viewer.volumes[0];
-    return { automatic: [scan.robust_min, scan.robust_max], all: [scan.global_min, scan.global_max] };
+    const { robust_min, robust_max, global_min, global_max } = this.scan;
+    return { automatic: [robust_min, robust_max], all: [global_min, global_max] };
   }
 
   #describe({ mm, values }) {
-    const value = this.#mask && Math.round(values.at(-1).value);
+    const value = Math.round(values.at(-1).value);
     return {
       millimetres: [...mm].slice(0, 3),
       intensity: this.hasScan ? values[0].value : null,
@@ -162,28 +178,50 @@ export class Scene {
    * @param {Set<number>} shown Values of labels.
    */
   showLabels(shown) {
-    const colours = [{ value: 0, colour: [0, 0, 0] }, ...this.labels];
-    this.#mask.setColormapLabel({
-      R: colours.map(({ colour }) => colour[0]),
-      G: colours.map(({ colour }) => colour[1]),
-      B: colours.map(({ colour }) => colour[2]),
-      A: colours.map(({ value }) => (shown.has(value) ? 255 : 0)),
-      I: colours.map(({ value }) => value),
-      labels: colours.map(() => ""),
-    });
-    this.viewer.updateGLVolume();
+    if (this.#colour(shown)) this.viewer.updateGLVolume();
   }
 
   /** @param {number} opacity Of the mask, 0…1. */
   showOpacity(opacity) {
-    this.viewer.setOpacity(this.viewer.volumes.length - 1, opacity);
+    if (this.mask.opacity === opacity) return;
+    this.mask.opacity = opacity;
+    this.viewer.updateGLVolume();
   }
 
-  /** @param {[number, number]} range Intensities that are shown black and white. */
-  showRange([low, high]) {
-    if (!this.hasScan) return;
-    Object.assign(this.viewer.volumes[0], { cal_min: low, cal_max: high });
-    this.viewer.updateGLVolume();
+  /** @param {number[]} range Intensities that are shown black and white. */
+  showRange(range) {
+    if (this.#narrow(range)) this.viewer.updateGLVolume();
+  }
+
+  /**
+   * Gives labels their colours and hides the others, and tells whether that is a change.
+   * @param {Set<number>} shown
+   */
+  #colour(shown) {
+    const colours = [{ value: 0, colour: [0, 0, 0] }, ...this.labels];
+    const alphas = colours.map(({ value }) => (shown.has(value) ? 255 : 0));
+    if (String(alphas) === String(this.alphas)) return false;
+    this.alphas = alphas;
+    this.mask.setColormapLabel({
+      R: colours.map(({ colour }) => colour[0]),
+      G: colours.map(({ colour }) => colour[1]),
+      B: colours.map(({ colour }) => colour[2]),
+      A: alphas,
+      I: colours.map(({ value }) => value),
+      labels: colours.map(() => ""),
+    });
+    return true;
+  }
+
+  /**
+   * Narrows the scan's intensities to a range, and tells whether that is a change.
+   * @param {number[]} range
+   */
+  #narrow([low, high]) {
+    const { scan } = this;
+    if (scan.cal_min === low && scan.cal_max === high) return false;
+    Object.assign(scan, { cal_min: low, cal_max: high });
+    return true;
   }
 
   /** @param {"planes" | "axial" | "coronal" | "sagittal" | "render"} planes */
@@ -217,7 +255,7 @@ export class Scene {
    */
   #nearestVoxel({ value, bounding_box: box, centroid_mm: centroid }) {
     if (!box || !centroid) return null;
-    const { img, hdr } = this.#mask;
+    const { img, hdr } = this.mask;
     const [, columns, rows] = hdr.dims;
     const axes = hdr.affine.slice(0, 3);
     const placeOf = (i, j, k) => axes.map((axis) => axis[0] * i + axis[1] * j + axis[2] * k + axis[3]);
