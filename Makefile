@@ -24,7 +24,7 @@ KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 # An optional check of jsonschema, which compiles a grammar for seconds in each process that imports jsonschema or MONAI.
-SLOW    := --no-emit-package rfc3987-syntax --no-emit-package lark
+OMITTED := --no-emit-package rfc3987-syntax --no-emit-package lark
 
 .DEFAULT_GOAL := help
 .PHONY: help demo view test test-all check lint prose docs format lock soak model fuzz bench train traintest importtest references clean
@@ -94,13 +94,13 @@ $(PAGE)/node_modules/.ready: $(PAGE)/package-lock.json $(READY)
 
 lock: $(READY) ## bring the hashed locks up to date with pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(COMPILE) pyproject.toml --extra cpu --extra embedded --extra dev --extra tracing --extra gateway $(SLOW) --output-file locks/dev-cpu.txt
-	$(COMPILE) pyproject.toml --extra openvino --extra embedded --extra dev --extra tracing --extra gateway $(SLOW) --output-file locks/dev-openvino.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra embedded --extra dev --extra tracing --extra gateway $(OMITTED) --output-file locks/dev-cpu.txt
+	$(COMPILE) pyproject.toml --extra openvino --extra embedded --extra dev --extra tracing --extra gateway $(OMITTED) --output-file locks/dev-openvino.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra tracing --extra gateway --output-file locks/cpu.txt
 	echo 'onnxruntime-gpu<1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda12.txt
 	echo 'onnxruntime-gpu>=1.27' | $(COMPILE) pyproject.toml - --extra gpu --extra tracing --output-file locks/gpu-cuda13.txt
 	$(COMPILE) pyproject.toml --extra openvino --extra tracing --extra gateway --output-file locks/openvino.txt
-	echo '$(TORCH)' | $(COMPILE) --constraints locks/dev-cpu.txt $(SLOW) --no-emit-package torch pyproject.toml - \
+	echo '$(TORCH)' | $(COMPILE) --constraints locks/dev-cpu.txt $(OMITTED) --no-emit-package torch pyproject.toml - \
 	  --extra cpu --extra embedded --extra dev --extra tracing --extra gateway --extra import --output-file locks/import.txt
 	$(COMPILE) --group flower --output-file locks/flower.txt
 	grep -o '"hatchling[^"]*"' pyproject.toml | head -1 | tr -d '"' | $(COMPILE) - --group inventory --output-file locks/build.txt

@@ -161,13 +161,14 @@ function useSubmission() {
     const release = askBeforeLeaving("Stop the upload?");
     try {
       const job = await submit(request, files, last.current.key, setSending, abort.current.signal);
-      release();
       location.hash = `#/jobs/${job.id}`;
     } catch (error) {
-      release();
       if (error.code === "conflict") last.current = { text: "", key: "" };
       setProblem(error);
       setSending(null);
+    } finally {
+      // Before the change of the address is followed, which is an event.
+      release();
     }
   }
   return { sending, problem, send, stop: () => abort.current?.abort() };
